@@ -1,0 +1,28 @@
+"""Every error that unnoise raises on purpose. A message names the thing, what was found, what was expected, and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UnnoiseError(Exception):
+    """Base of all errors that unnoise raises on purpose."""
+
+
+class BundleError(UnnoiseError):
+    """A file is missing, damaged, unsafe, or of a format that this version does not read."""
+
+
+class BackendError(UnnoiseError):
+    """This machine cannot run what was asked for: a library, a driver or a device is missing or refused."""
+
+
+class RequestError(UnnoiseError, ValueError):
+    """The caller asked for something that does not exist or makes no sense."""
+
+
+def unknown(kind: str, name: object, known: Iterable[object], error: type[UnnoiseError] = RequestError) -> UnnoiseError:
+    """The error for a name that is not among `known`, with the nearest known name as a suggestion."""
+    names = [str(k) for k in known]
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return error(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")

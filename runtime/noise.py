@@ -1,0 +1,84 @@
+"""Noise as a pure function of (seed, stream, step, element): the same float32 bits on every machine.
+
+Random words: Philox4x64-10 (Salmon et al. 2011) with key (seed, stream) and counter (b + 1, step, 0, 0) for block
+b = 0, 1, …; each block gives four 64-bit words. Elements 2j and 2j+1, in C order, take words u = w[2j] and v = w[2j+1]:
+
+    radius = √(-2 ln p),  p = (⌊u / 2¹²⌋ + ½) / 2⁵²,  angle = 2π (⌊v / 2¹²⌋ + ½) / 2⁵² - π
+    element 2j = radius · cos(angle),  element 2j+1 = radius · sin(angle)            (Box & Muller 1958)
+
+in float64, rounded to float32. ln, cos and sin are written here in +, -, ·, / and √, which IEEE 754 rounds the same way
+everywhere; the mathematical libraries of different machines do not.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from math import factorial, pi, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arguments import integer
+
+MAX_SEED = 2**64 - 1
+
+
+class Stream(IntEnum):
+    """What a draw is for. Different streams of one seed are independent."""
+
+    INITIAL = 0  # x_T
+    STEP = 1  # the noise that a row of the program adds
+    ENCODE = 2  # q(x_t | x_0) of a picture that is handed in
+
+
+def noise(seed: int, stream: Stream, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normal noise of `shape` for one sample, float32.
+
+    seed: 0 … 2⁶⁴-1. step: 0 … 2⁶⁴-1, the sample's own row. Raises RequestError outside these.
+    Element i does not depend on how many elements are drawn.
+    """
+    key = np.array([integer("seed", seed, 0, MAX_SEED), stream], np.uint64)
+    counter = np.array([0, integer("step", step, 0, MAX_SEED), 0, 0], np.uint64)
+    count = prod(shape)
+    pairs = (count + 1) // 2
+    words = np.random.Philox(key=key, counter=counter).random_raw(2 * pairs)
+    unit = (np.right_shift(words, np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    radius = np.sqrt(-2.0 * _log(unit[0::2]))
+    cos, sin = _cos_sin_turn(unit[1::2])
+    normal = np.empty((pairs, 2), np.float32)
+    normal[:, 0], normal[:, 1] = radius * cos, radius * sin
+    return normal.reshape(-1)[:count].reshape(shape)
+
+
+def _polynomial(x: NDArray[np.float64], coefficients: tuple[float, ...]) -> NDArray[np.float64]:
+    """Horner's rule, highest power first, in place."""
+    y = np.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        y *= x
+        y += c
+    return y
+
+
+_LN2 = 0.6931471805599453
+_ATANH = tuple(1.0 / (2 * k + 1) for k in range(9, -1, -1))
+_COS = tuple((-1.0) ** k / factorial(2 * k) for k in range(7, -1, -1))
+_SIN = tuple((-1.0) ** k / factorial(2 * k + 1) for k in range(7, -1, -1))
+
+
+def _log(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """ln p = e·ln 2 + 2 atanh((m-1)/(m+1)) for p = m·2^e, m in [½, 1), doubled once where m < ¾ to keep |ln m| small."""
+    mantissa, exponent = np.frexp(p)
+    low = mantissa < 0.75
+    mantissa, exponent = np.where(low, 2.0 * mantissa, mantissa), exponent - low
+    s = (mantissa - 1.0) / (mantissa + 1.0)
+    return exponent * _LN2 + 2.0 * s * _polynomial(s * s, _ATANH)
+
+
+def _cos_sin_turn(unit: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """cos and sin of 2π·unit - π: Taylor's polynomials of a quarter of the angle, doubled twice."""
+    quarter = (unit - 0.5) * (0.5 * pi)
+    square = quarter * quarter
+    cos, sin = _polynomial(square, _COS), quarter * _polynomial(square, _SIN)
+    for _ in range(2):
+        cos, sin = 1.0 - 2.0 * sin * sin, 2.0 * cos * sin
+    return cos, sin

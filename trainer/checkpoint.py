@@ -1,0 +1,118 @@
+"""Checkpoints: a folder of safetensors files and one JSON file, whole or not there. Never pickle.
+
+    runs/NAME/checkpoints/step-00000250/
+        weights.safetensors  ema.safetensors  optimizer.safetensors
+        state.json           step, seconds trained, environment, sha256 of the three
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from runtime.files import from_json, replacing_folder, to_json
+
+from .errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+Tensors = dict[str, Tensor]
+PARTS = ("weights", "ema", "optimizer")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that training needs to go on after `step` optimizer steps as if it had never stopped."""
+
+    step: int
+    seconds: float
+    weights: Tensors
+    ema: Tensors
+    optimizer: Tensors
+    environment: Mapping[str, Any]
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What decides the last bit of a training step besides the config."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> Tensors:
+    """The optimizer's state as name → tensor, parameter i called names[i]."""
+    state = optimizer.state_dict()["state"]
+    return {f"{names[i]}:{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
+    """The inverse of `optimizer_tensors`; hyperparameters stay as they are."""
+    index, state = {name: i for i, name in enumerate(names)}, {}
+    for name, value in tensors.items():
+        parameter, key = name.rsplit(":", 1)
+        state.setdefault(index[parameter], {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write the checkpoint under `folder`, then remove all but the newest `keep`."""
+    path = folder / f"step-{checkpoint.step:08d}"
+    with replacing_folder(path) as temporary:
+        hashes = {}
+        for part in PARTS:
+            data = save({k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, part).items()})
+            hashes[part] = hashlib.sha256(data).hexdigest()
+            (temporary / f"{part}.safetensors").write_bytes(data)
+        state = {"step": checkpoint.step, "seconds": checkpoint.seconds, "environment": checkpoint.environment, "sha256": hashes}
+        (temporary / "state.json").write_text(to_json(state), encoding="utf-8")
+    for old in found(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints under `folder`, oldest first. Temporary folders that a kill left behind are not among them."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint at `path`. Raises CheckpointError where a file is missing, cut short or changed."""
+
+    def damaged(why: str) -> CheckpointError:
+        return CheckpointError(f"checkpoint {path} is damaged: {why}. Delete this folder to go on from the checkpoint before it.")
+
+    try:
+        state = from_json((path / "state.json").read_bytes())
+        parts = {}
+        for part in PARTS:
+            data = (path / f"{part}.safetensors").read_bytes()
+            if hashlib.sha256(data).hexdigest() != state["sha256"][part]:
+                raise damaged(f"{part}.safetensors is not the file that was written ({len(data)} bytes found)")
+            parts[part] = load(data)
+        return Checkpoint(step=int(state["step"]), seconds=float(state["seconds"]), environment=state["environment"], **parts)
+    except FileNotFoundError as error:
+        raise damaged(f"{Path(error.filename).name} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise damaged(f"{type(error).__name__}: {error}") from error
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint under `folder`, or None where there is none. Raises CheckpointError where it is damaged."""
+    paths = found(folder)
+    return read(paths[-1]) if paths else None

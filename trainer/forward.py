@@ -1,0 +1,45 @@
+"""The forward process: how a picture turns into noise, one step at a time or in one jump."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.program import precondition
+from runtime.schedule import Schedule
+
+
+class ForwardProcess:
+    """q of Ho et al. 2020 on the runtime's own arrays, as tensors on `device`. t [B] int64 are knots of the schedule."""
+
+    def __init__(self, schedule: Schedule, prediction: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        def column(values: object) -> Tensor:
+            return torch.as_tensor(np.asarray(values), dtype=dtype, device=device)
+
+        self.time = torch.as_tensor(np.array(schedule.time), dtype=torch.float32, device=device)
+        self.alpha, self.sigma = column(schedule.alpha.copy()), column(schedule.sigma.copy())
+        self.step_scale = column(schedule.alpha / np.r_[1.0, schedule.alpha[:-1]])
+        self.step_noise = column(np.sqrt(schedule.beta))
+        c, answer = precondition(prediction, schedule.alpha, schedule.sigma, schedule.parameters.get("sigma_data", 0.5))
+        self.c_in, self.of_clean, self.of_noise = column(c[:, 0]), column(answer[:, 0]), column(answer[:, 1])
+
+    @staticmethod
+    def _at(values: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        return values[t].reshape(-1, *[1] * (x.ndim - 1))
+
+    def jump(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """q(x_t | x_0): x_t = alpha_t · x_0 + sigma_t · eps (Ho et al. 2020, eq. 4)."""
+        return self._at(self.alpha, t, x0) * x0 + self._at(self.sigma, t, x0) * eps
+
+    def step(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """q(x_t | x_{t-1}): √(1 - β_t) · x_{t-1} + √β_t · eps (Ho et al. 2020, eq. 2); x is x_0 for t = 0."""
+        return self._at(self.step_scale, t, x) * x + self._at(self.step_noise, t, x) * eps
+
+    def target(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """What a perfect network answers at x_t: a mixture of x_0 and eps that the prediction fixes (`runtime.program.precondition`)."""
+        return self._at(self.of_clean, t, x0) * x0 + self._at(self.of_noise, t, x0) * eps
+
+    def network_input(self, x: Tensor, t: Tensor) -> Tensor:
+        """c_in · x_t, what the network is shown."""
+        return self._at(self.c_in, t, x) * x
