@@ -64,13 +64,14 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, pixels: int, head: int = 32) -> None:
         super().__init__()
-        self.shape = (3, channels // math.gcd(channels, head), math.gcd(channels, head), pixels)
+        width = math.gcd(channels, head)
+        self.shape, self.scale = (3 * channels // width, width, pixels), width**-0.5
         self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).reshape(-1, *self.shape).unbind(1)
-        weight = torch.softmax(q.transpose(2, 3) @ k * self.shape[2] ** -0.5, dim=-1)
+        q, k, v = self.qkv(self.norm(x)).reshape(-1, *self.shape).chunk(3, dim=1)  # each [B, heads, head, pixels]
+        weight = torch.softmax(q.transpose(2, 3) @ k * self.scale, dim=-1)
         return x + self.out((v @ weight.transpose(2, 3)).reshape(-1, *x.shape[1:]))
 
 

@@ -1,0 +1,331 @@
+"""The proof: PyTorch against what was exported, step by step across the whole schedule, then over whole trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from runtime.backends import Buffers
+from runtime.bundle import Bundle
+from runtime.noise import Stream, noise
+from runtime.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, Program, R, run
+from runtime.progress import Progress
+from runtime.sampler import Sampler
+
+from .errors import ExportError
+from .model import Model
+
+BATCHES = (1, 3, 16)
+TIMES = 13
+PICTURES = 4
+"""Samples a trajectory."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The largest differences that pass, of values whose data has the range -1 … 1.
+
+    answer: of the network's F. next_state: times max(1, sigma). trajectory: of the final pictures.
+    """
+
+    answer: float = 1e-4
+    next_state: float = 1e-4
+    trajectory: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The largest difference of one kind, and where it was found."""
+
+    error: float
+    bound: float
+    where: str
+
+    def __or__(self, other: Worst) -> Worst:
+        """Whichever is nearer to its bound, or further beyond it. A NaN is beyond every bound."""
+        return other if not other.error / other.bound <= self.error / self.bound else self
+
+
+NONE = Worst(0.0, 1.0, "nowhere")
+
+
+def difference(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Largest |a - b|; NaN where either is not finite."""
+    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
+
+
+def torch_network(model: Model) -> Callable[..., NDArray[np.float32]]:
+    """The module as a network of `runtime.run`."""
+
+    def network(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return model.module(*(torch.from_numpy(np.ascontiguousarray(i)) for i in inputs)).numpy()
+
+    return network
+
+
+@dataclass(frozen=True)
+class _Example:
+    """Inputs of one row for the largest batch, and PyTorch's answer: F and next_state in float32."""
+
+    time: float
+    sigma: float
+    state: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    label: NDArray[np.int64]
+    program: Program
+    answer: NDArray[np.float32]
+    next_state: NDArray[np.float32]
+
+
+class Examples:
+    """Rows across the whole schedule on the model's own pictures, noised; both graphs are held against the same ones."""
+
+    def __init__(self, model: Model, bundle: Bundle) -> None:
+        self.model, self.bundle, self.network = model, bundle, torch_network(model)
+        self.count = max(BATCHES)
+        self.clean = self._pictures()
+        T = len(bundle.schedule)
+        self.knots = np.unique(np.round(np.linspace(0, T - 1, TIMES)).astype(int))
+
+    def labels(self) -> NDArray[np.int64]:
+        """Every label in turn, the null label first."""
+        classes = self.bundle.num_classes
+        null = bool(self.bundle.labels and self.bundle.labels.null_trained)
+        order = np.r_[[classes] if null else [], np.arange(classes)] if classes else np.zeros(1)
+        return np.resize(order, self.count).astype(np.int64)
+
+    def draw(self, stream: Stream, step: int) -> NDArray[np.float32]:
+        return np.stack([noise(seed, stream, step, self.bundle.sample_shape) for seed in range(self.count)])
+
+    def _pictures(self) -> NDArray[np.float32]:
+        program = self.bundle.program("ddim", min(10, len(self.bundle.schedule)))
+        label = {"label": self.labels()} if self.bundle.labels else {}
+        return run(program, self.network, np.float32(program.start) * self.draw(Stream.INITIAL, 0), **label)
+
+    def answer(self, x: NDArray[np.float32], time: float, guidance: float) -> NDArray[np.float32]:
+        """PyTorch's F, guided where guidance is not 1."""
+        times, label = np.full(len(x), time, np.float32), self.labels()
+        F = self.network(x, times, label) if self.bundle.labels else self.network(x, times)
+        if guidance == 1:
+            return F
+        return F + np.float32(guidance - 1) * (F - self.network(x, times, np.full_like(label, self.bundle.num_classes)))
+
+    def at(self, knot: int, guidance: float) -> _Example:
+        """One ancestral row from this knot to the one halfway down, or to the clean end."""
+        schedule, eps = self.bundle.schedule, self.draw(Stream.ENCODE, knot)
+        times = [schedule.time[knot]] + ([schedule.time[knot // 2]] if knot else [])
+        program = self.bundle.program("ddim", grid=times, guidance=guidance, eta=1.0)
+        call, M = program.call[0], program.update[0]
+        state = np.zeros((self.count, R, *self.bundle.sample_shape), np.float32)
+        state[:, 0] = schedule.alpha[knot] * self.clean + schedule.sigma[knot] * eps
+        z = self.draw(Stream.STEP, knot)
+        F = self.answer(np.float32(call[C_IN]) * state[:, 0], call[TIME], guidance)
+        denoised = np.clip(call[C_SKIP] * state[:, 0] + call[C_OUT] * F.astype(np.float64), -call[CLIP], call[CLIP])
+        known = np.concatenate([state.astype(np.float64), denoised[:, None], z[:, None]], axis=1)
+        next_state = np.einsum("rs,bs...->br...", M, known)
+        return _Example(schedule.time[knot], schedule.sigma[knot], state, z, self.labels(), program, F, next_state.astype(np.float32))
+
+
+def _step(buffers: Buffers, example: _Example, guided: bool, only_answer: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(next_state, denoised) of the exported graph on the first samples of an example. only_answer: read as D = F."""
+    batch = len(buffers.label)
+    buffers.state[:], buffers.noise[:], buffers.label[:] = example.state[:batch], example.noise[:batch], example.label[:batch]
+    buffers.call[:], buffers.update[:] = example.program.call[0], example.program.update[0]
+    if only_answer:
+        buffers.call[:, [C_SKIP, C_OUT, CLIP]] = 0, 1, np.inf
+    buffers.step(guided)
+    return buffers.state.copy(), buffers.denoised.copy()
+
+
+def check_steps(examples: Examples, backend: Any, guided: bool, bounds: Bounds, bar: Progress) -> dict[str, Any]:
+    """One graph against PyTorch at every example, every batch size. Also whether a sample's bytes depend on its batch."""
+    guidance = max(2.0, examples.bundle.defaults.guidance) if guided else 1.0
+    graph = "step_guided.onnx" if guided else "step.onnx"
+    bound = {batch: backend.bind(batch) for batch in BATCHES}
+    worst_answer, worst_state, invariant, by_time = NONE, NONE, True, []
+    for knot in examples.knots:
+        example = examples.at(int(knot), guidance)
+        errors = []
+        for batch in BATCHES:
+            where = f"{graph}, time {example.time:g}, batch {batch}"
+            state, _ = _step(bound[batch], example, guided, only_answer=False)
+            _, answer = _step(bound[batch], example, guided, only_answer=True)
+            state_error, answer_error = difference(state, example.next_state[:batch]), difference(answer, example.answer[:batch])
+            worst_answer |= Worst(answer_error, bounds.answer, where)
+            worst_state |= Worst(state_error, bounds.next_state * max(1.0, example.sigma), where)
+            errors.append((answer_error, state_error))
+            if batch == BATCHES[0]:
+                alone = state, answer
+            invariant &= all(np.array_equal(a[:1], b) for a, b in zip((state, answer), alone, strict=True))
+            bar.advance()
+        answer_error, state_error = np.max(errors, axis=0)
+        by_time.append({"time": example.time, "sigma": example.sigma, "answer": float(answer_error), "next_state": float(state_error)})
+    return {
+        "answer": vars(worst_answer),
+        "next_state": vars(worst_state),
+        "batch_invariant": bool(invariant),
+        "guidance": guidance,
+        "by_time": by_time,
+    }
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One way through the reverse process, the same for PyTorch, the step graph and the loop graph."""
+
+    solver: str
+    steps: int
+    guidance: float
+
+    def __str__(self) -> str:
+        return f"{self.solver}, {self.steps} steps, guidance {self.guidance:g}"
+
+
+def trajectories(bundle: Bundle) -> list[Trajectory]:
+    steps = min(50, len(bundle.schedule))
+    ways = [Trajectory("ddim", steps, 1.0), Trajectory("ddpm", steps, 1.0)]
+    if bundle.labels and bundle.labels.null_trained:
+        ways.append(Trajectory("ddim", steps, max(2.0, bundle.defaults.guidance)))
+    return ways
+
+
+def check_trajectory(model: Model, bundle: Bundle, sampler: Sampler, way: Trajectory, bound: float) -> tuple[dict[str, Any], NDArray[Any], NDArray[Any]]:
+    """One trajectory: the record, PyTorch's final samples and the step graph's, each [PICTURES, *S]."""
+    program = bundle.program(way.solver, way.steps, guidance=way.guidance)
+    classes = bundle.num_classes
+    label = np.arange(PICTURES) % classes if classes else None
+    start = np.float32(program.start) * np.stack([noise(s, Stream.INITIAL, 0, bundle.sample_shape) for s in range(PICTURES)])
+
+    def z(k: int) -> NDArray[np.float32]:
+        return np.stack([noise(s, Stream.STEP, k, bundle.sample_shape) for s in range(PICTURES)])
+
+    expected = run(program, torch_network(model), start, z, label=label, null_label=classes)
+    labels = label if label is None else label.tolist()
+    found = sampler.sample(PICTURES, 0, label=labels, guidance=way.guidance if classes else None, solver=way.solver, steps=way.steps)
+    looped = run_loop_graph(bundle, sampler.backend.precision, program, start, z, label)
+    record = {
+        "trajectory": str(way),
+        "error": difference(found, expected),
+        "loop_graph": difference(looped, found),
+        "bound": bound,
+        "psnr_db": psnr(found, expected, bundle.sample_range),
+    }
+    return record, expected, found
+
+
+def run_loop_graph(
+    bundle: Bundle, precision: str, program: Program, x: NDArray[Any], z: Callable[[int], NDArray[Any]], label: NDArray[np.int64] | None
+) -> NDArray[Any]:
+    """The final samples of sampler.onnx, or sampler_guided.onnx where the program is guided: one run() for the whole loop."""
+    import onnxruntime
+
+    B, K = len(x), len(program)
+    noises = np.zeros((K, *x.shape), np.float32)
+    for k in np.flatnonzero(program.noisy):
+        noises[k] = z(int(k))
+    guided = bool((program.call[:, GUIDANCE] != 1).any())
+    # By path, as a user of the file alone would: ONNX Runtime takes weights from memory for a main graph only, not for a Loop's body.
+    path = bundle.path / precision / ("sampler_guided.onnx" if guided else "sampler.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = {
+        "x": x,
+        "noise": noises,
+        "call": np.repeat(program.call.astype(np.float32)[:, None], B, axis=1),
+        "update": np.repeat(program.update.astype(np.float32)[:, None], B, axis=1),
+    }
+    if label is not None:
+        feeds["label"] = label
+    return session.run(["sample"], feeds)[0]
+
+
+def psnr(a: NDArray[Any], b: NDArray[Any], data_range: tuple[float, float]) -> float:
+    """Peak signal-to-noise ratio over all samples, dB; 200 where they are equal."""
+    mean_square = float(np.mean((a.astype(np.float64) - b) ** 2)) / (data_range[1] - data_range[0]) ** 2
+    return min(200.0, -10 * np.log10(mean_square)) if mean_square else 200.0
+
+
+def identity_holds(bundle: Bundle, backend: Any) -> bool:
+    """Whether an identity row returns every register bit for bit, in every graph."""
+    guided = (False, True) if f"{backend.precision}/step_guided.onnx" in bundle.files else (False,)
+    for g in guided:
+        buffers = backend.bind(3)
+        state = np.random.Generator(np.random.Philox(key=0)).standard_normal(buffers.state.shape).astype(np.float32)
+        buffers.state[:] = state
+        buffers.call[:] = (bundle.schedule.time[-1], 1, 0, 0, 1, 1)
+        buffers.update[:] = np.eye(R, R + 2)
+        buffers.step(g)
+        if not np.array_equal(buffers.state, state):
+            return False
+    return True
+
+
+def check(model: Model, bundle: Bundle, bounds: Bounds | None = None) -> tuple[dict[str, Any], Mapping[str, NDArray[Any]]]:
+    """Hold every precision of the bundle against the model it came from.
+
+    Returns the report and the pictures that it shows: "pytorch" and one entry a precision, each [PICTURES, *S].
+    Raises ExportError with the worst case where a bound is missed.
+    """
+    bounds = bounds or Bounds()
+    ways, pictures, report = trajectories(bundle), {}, {"bounds": vars(bounds), "precisions": {}}
+    examples = Examples(model, bundle)
+    graphs = [g for g in (False, True) if f"fp32/step{'_guided' if g else ''}.onnx" in bundle.files]
+    units = len(bundle.precisions) * (len(graphs) * len(examples.knots) * len(BATCHES) + len(ways) * 10)
+    with Progress("checking", units) as bar:
+        for precision in bundle.precisions:
+            sampler = Sampler(bundle, precision=precision)
+            steps = {("step_guided" if g else "step"): check_steps(examples, sampler.backend, g, bounds, bar) for g in graphs}
+            records = []
+            for way in ways:
+                record, expected, found = check_trajectory(model, bundle, sampler, way, bounds.trajectory)
+                records.append(record)
+                pictures.setdefault("pytorch", expected)
+                pictures.setdefault(precision, found)
+                bar.advance(10)
+            report["precisions"][precision] = {
+                "backend": sampler.backend.name,
+                "steps": steps,
+                "trajectories": records,
+                "identity": identity_holds(bundle, sampler.backend),
+            }
+    refuse_misses(report)
+    return report, pictures
+
+
+def refuse_misses(report: Mapping[str, Any]) -> None:
+    """Raise ExportError with every bound that the report shows as missed."""
+    misses = []
+    for precision, entry in report["precisions"].items():
+        for kind in ("answer", "next_state"):
+            for found in (step[kind] for step in entry["steps"].values()):
+                if not found["error"] <= found["bound"]:
+                    misses.append(f"{precision} {kind}: {found['error']:.3g} > {found['bound']:.3g} at {found['where']}")
+        for t in entry["trajectories"]:
+            for kind in ("error", "loop_graph"):
+                if not t[kind] <= t["bound"]:
+                    misses.append(f"{precision} {kind} of the trajectory {t['trajectory']}: {t[kind]:.3g} > {t['bound']:.3g}")
+        if not all(step["batch_invariant"] for step in entry["steps"].values()):
+            misses.append(f"{precision}: a sample's bytes depend on the batch it stands in")
+        if not entry["identity"]:
+            misses.append(f"{precision}: an identity row changes the state")
+    if misses:
+        raise ExportError("the export does not agree with PyTorch, and nothing was written:\n  " + "\n  ".join(misses))
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report in a few numbers: the worst case of each kind, per precision."""
+
+    def worst(entry: Mapping[str, Any]) -> dict[str, float]:
+        steps = entry["steps"].values()
+        return {
+            "answer": max(s["answer"]["error"] for s in steps),
+            "next_state": max(s["next_state"]["error"] for s in steps),
+            "trajectory": max(t["error"] for t in entry["trajectories"]),
+        }
+
+    return {precision: worst(entry) for precision, entry in report["precisions"].items()}

@@ -1,0 +1,7 @@
+"""The exporter's own error; a caller's mistakes are `runtime.errors.RequestError`."""
+
+from runtime.errors import UnnoiseError
+
+
+class ExportError(UnnoiseError):
+    """There is nothing to export, or what was exported does not agree with where it came from."""

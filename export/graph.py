@@ -1,0 +1,270 @@
+"""PyTorch → ONNX: the step graphs and the whole loop in one graph, with one shared file of weights."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from runtime.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
+
+from .errors import ExportError
+from .model import Model
+
+OPSET = 20
+"""From 21 on, GroupNorm becomes an op that ONNX Runtime's CPU kernels lack."""
+WEIGHTS = "weights.bin"
+INLINE = 1024
+"""Constants smaller than this many bytes stay in the graph."""
+ALIGNMENT = 4096
+"""Of each tensor in the weights file: a page, so that a runtime may map it."""
+
+
+class Step(nn.Module):
+    """One row of any program: network, denoised estimate, update. `guided` adds the null label's half (see DESIGN: the step graph)."""
+
+    def __init__(self, model: Model, guided: bool) -> None:
+        super().__init__()
+        self.network, self.shape, self.guided = model.module, model.sample_shape, guided
+        self.null_label, self.size = model.num_classes, math.prod(model.sample_shape)
+
+    def _column(self, call: Tensor, i: int) -> Tensor:
+        return call[:, i : i + 1].reshape(-1, *[1] * len(self.shape))
+
+    def answer(self, x: Tensor, call: Tensor, label: tuple[Tensor, ...]) -> Tensor:
+        time = call[:, TIME]
+        if not self.guided:
+            return self.network(x, time, *label)
+        labels = torch.cat([label[0], label[0] * 0 + self.null_label])
+        both = self.network(torch.cat([x, x]), torch.cat([time, time]), labels).reshape(2, -1, *self.shape)
+        return both[0] + (self._column(call, GUIDANCE) - 1) * (both[0] - both[1])
+
+    def forward(self, state: Tensor, noise: Tensor, call: Tensor, update: Tensor, *label: Tensor) -> tuple[Tensor, Tensor]:
+        x = state[:, 0]
+        F = self.answer(self._column(call, C_IN) * x, call, label)
+        D = self._column(call, C_SKIP) * x + self._column(call, C_OUT) * F
+        bound = self._column(call, CLIP)
+        D = torch.maximum(torch.minimum(D, bound), -bound)
+        known = torch.cat([state.reshape(-1, R, self.size), D.reshape(-1, 1, self.size), noise.reshape(-1, 1, self.size)], dim=1)
+        return (update @ known).reshape(-1, R, *self.shape), D
+
+
+def trace(model: Model, guided: bool) -> ModelProto:
+    """The step graph as ONNX with a dynamic batch, every weight inside, nothing of the build machine in it."""
+    B = 2
+    shape = model.sample_shape
+    inputs = {
+        "state": torch.randn(B, R, *shape),
+        "noise": torch.randn(B, *shape),
+        "call": torch.rand(B, 6),
+        "update": torch.randn(B, R, R + 2),
+    }
+    if model.labels:
+        inputs["label"] = torch.zeros(B, dtype=torch.int64)
+    with _quiet():
+        program = torch.onnx.export(
+            Step(model, guided).eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=["next_state", "denoised"],
+            dynamic_shapes=(*[{0: torch.export.Dim("batch")}] * 4, tuple([{0: torch.export.Dim("batch")}] * (len(inputs) - 4))),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    return clean(program.model_proto)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its own progress and its own deprecations; neither helps who exports."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def clean(proto: ModelProto) -> ModelProto:
+    """The same computation without stack traces, paths, and shapes computed at run time that are known but for the batch."""
+    proto.doc_string, proto.producer_name, proto.producer_version = "", "unnoise", ""
+    del proto.metadata_props[:]
+    graph = proto.graph
+    graph.name, graph.doc_string = "step", ""
+    del graph.metadata_props[:]
+    for item in [*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info]:
+        item.doc_string = ""
+        del item.metadata_props[:]
+    _freeze_shapes(proto)
+    _drop_unused(graph)
+    del graph.value_info[:]
+    for i, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{i}"
+    return proto
+
+
+def _freeze_shapes(proto: ModelProto) -> None:
+    """Shape → Reshape becomes a Reshape to constants, the batch as -1."""
+    graph = proto.graph
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    dims = {v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim] for v in [*inferred.value_info, *inferred.input]}
+    source = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Shape" and all(a.name == "start" and a.i == 0 for a in n.attribute)}
+    constants: dict[str, TensorProto] = {}
+    for node in graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in source:
+            continue
+        known = dims.get(source[node.input[1]])
+        if known and known.count(None) <= 1:
+            shape = [-1 if d is None else d for d in known]
+            name = "shape_" + "_".join(str(d).replace("-1", "batch") for d in shape)
+            constants[name] = numpy_helper.from_array(np.array(shape, np.int64), name)
+            node.input[1] = name
+    graph.initializer.extend(constants.values())
+
+
+def _drop_unused(graph: GraphProto) -> None:
+    needed = {o.name for o in graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    used = [i for i in graph.initializer if i.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(used)
+
+
+def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
+    """The whole reverse loop in one graph around a step graph: an ONNX Loop whose body holds the weights.
+
+    Inputs: x [B, *S] float32 (x_T), noise [K, B, *S], call [K, B, 6], update [K, B, R, R+2], and label [B] where the step has one.
+    Output: sample [B, *S]. K, the number of rows, is dynamic like B.
+    """
+    rows = ("noise", "call", "update")
+    body = GraphProto()
+    body.CopyFrom(step.graph)
+    for node in body.node:
+        for i, name in enumerate(node.input):
+            if name in rows:
+                node.input[i] = f"{name}_row"
+    gathers = [helper.make_node("Gather", [name, "k"], [f"{name}_row"], axis=0, name=f"row_{name}") for name in rows]
+    nodes = [*gathers, *body.node, helper.make_node("Identity", ["more"], ["go_on"], name="go_on")]
+    del body.node[:]
+    body.node.extend(nodes)
+    state = next(i for i in step.graph.input if i.name == "state")
+    next_state = next(o for o in step.graph.output if o.name == "next_state")
+    del body.input[:], body.output[:]
+    body.input.extend(
+        [helper.make_tensor_value_info("k", TensorProto.INT64, []), helper.make_tensor_value_info("more", TensorProto.BOOL, []), state]
+    )
+    body.output.extend([helper.make_tensor_value_info("go_on", TensorProto.BOOL, []), next_state])
+    body.name = "row"
+
+    S, rank = list(sample_shape), len(sample_shape)
+    pads = [0] * (rank + 2) + [0, R - 1] + [0] * rank
+    constants = {
+        "one": np.array([1], np.int64),
+        "zero": np.array(0, np.int64),
+        "pads": np.array(pads, np.int64),
+        "nothing": np.array(0, np.float32),
+        "always": np.array(True),
+        "scalar": np.array([], np.int64),
+    }
+    outer = [
+        helper.make_node("Shape", ["call"], ["K_vector"], start=0, end=1),
+        helper.make_node("Reshape", ["K_vector", "scalar"], ["K"]),
+        helper.make_node("Unsqueeze", ["x", "one"], ["x_register"]),
+        helper.make_node("Pad", ["x_register", "pads", "nothing"], ["start"]),
+        helper.make_node("Loop", ["K", "always", "start"], ["end"], body=body),
+        helper.make_node("Gather", ["end", "zero"], ["sample"], axis=1),
+    ]
+    value = helper.make_tensor_value_info
+    inputs = [
+        value("x", TensorProto.FLOAT, ["batch", *S]),
+        value("noise", TensorProto.FLOAT, ["rows", "batch", *S]),
+        value("call", TensorProto.FLOAT, ["rows", "batch", 6]),
+        value("update", TensorProto.FLOAT, ["rows", "batch", R, R + 2]),
+        *[i for i in step.graph.input if i.name == "label"],
+    ]
+    outputs = [value("sample", TensorProto.FLOAT, ["batch", *S])]
+    graph = helper.make_graph(outer, "sampler", inputs, outputs, [numpy_helper.from_array(v, k) for k, v in constants.items()])
+    for i, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{i}"
+    return helper.make_model(graph, producer_name="unnoise", opset_imports=step.opset_import, ir_version=step.ir_version)
+
+
+def write(models: Mapping[str, ModelProto], folder: Path) -> None:
+    """Write each model under its name; large constants go into one weights file, each once however many graphs hold it.
+
+    Raises ExportError for a model that ONNX's own checker refuses.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    offsets: dict[bytes, int] = {}
+    end = 0
+    with (folder / WEIGHTS).open("wb") as weights:
+        for model in models.values():
+            for tensor in _constants(model.graph):
+                raw = numpy_helper.to_array(tensor).tobytes()
+                if len(raw) < INLINE:
+                    continue
+                key = hashlib.sha256(raw).digest()
+                if key not in offsets:
+                    offsets[key] = -(-end // ALIGNMENT) * ALIGNMENT
+                    weights.write(b"\0" * (offsets[key] - end) + raw)
+                    end = offsets[key] + len(raw)
+                _make_external(tensor, offsets[key], len(raw))
+    for name, model in models.items():
+        path = folder / name
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        try:
+            onnx.checker.check_model(str(path))
+        except onnx.checker.ValidationError as error:
+            raise ExportError(f"{name} is not valid ONNX: {error}") from error
+
+
+def _constants(graph: GraphProto) -> Iterator[TensorProto]:
+    """The initializers of a graph and of the graphs inside its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _constants(attribute.g)
+
+
+def _make_external(tensor: TensorProto, offset: int, length: int) -> None:
+    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
+        tensor.ClearField(name)
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", WEIGHTS), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def convert(model: Model, folder: Path) -> None:
+    """Write step.onnx and sampler.onnx, and for labelled models their guided forms, into `folder` with their shared weights."""
+    guided = (False, True) if model.labels and model.labels.null_trained else (False,)
+    models: dict[str, ModelProto] = {}
+    for g in guided:
+        step, suffix = trace(model, g), "_guided" if g else ""
+        models[f"step{suffix}.onnx"] = step
+        models[f"sampler{suffix}.onnx"] = loop(step, model.sample_shape)
+    write(models, folder)

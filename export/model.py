@@ -1,0 +1,102 @@
+"""What can be exported: a PyTorch module, with everything a bundle must say of it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from runtime.bundle import Defaults, Labels
+from runtime.files import from_json
+from runtime.schedule import Schedule
+from trainer import checkpoint as checkpoints
+from trainer.config import Config
+from trainer.fit import make_network
+
+from .errors import ExportError
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S], in evaluation mode on the CPU; the rest as in a bundle."""
+
+    name: str
+    module: nn.Module
+    sample_shape: tuple[int, ...]
+    prediction: str
+    schedule: Schedule
+    clip: float | None
+    labels: Labels | None
+    defaults: Defaults
+    provenance: Mapping[str, Any]
+    sample_range: tuple[float, float] = (-1.0, 1.0)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.labels.names) if self.labels else 0
+
+
+def newest_run(runs: Path) -> Path:
+    """The run under `runs` with the newest checkpoint. Raises ExportError where there is none."""
+    paths = [run for run in runs.glob("*") if checkpoints.found(run / "checkpoints")]
+    if not paths:
+        raise ExportError(f"no finished or stopped run in {runs}/. Make one: python -m trainer.fit (or, in a minute: python -m trainer.fit --data digits).")
+    return max(paths, key=lambda run: checkpoints.found(run / "checkpoints")[-1].stat().st_mtime)
+
+
+def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
+    """The newest checkpoint of a run of our trainer; weights: "ema", the moving average, or "weights", the last step's own.
+
+    Raises ExportError where `run` is no run, CheckpointError where its checkpoint is damaged.
+    """
+    try:
+        record = from_json((run / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise ExportError(f"{run} is no run: it has no config.json. python -m trainer.fit makes runs under runs/.") from None
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{run / 'config.json'} cannot be read ({error}).") from error
+    data, shape, classes = (record.pop(key) for key in ("data_record", "sample_shape", "classes"))
+    config = Config.from_json(record)
+    checkpoint = checkpoints.newest(run / "checkpoints")
+    if checkpoint is None:
+        raise ExportError(f"{run} has no checkpoint yet. Run python -m trainer.fit with its options until it writes one.")
+    network = make_network(config, tuple(shape), len(classes))
+    network.load_state_dict(getattr(checkpoint, weights))
+    null_trained = config.label_dropout > 0
+    return Model(
+        name=config.name,
+        module=network.eval().requires_grad_(False),
+        sample_shape=tuple(shape),
+        prediction=config.prediction,
+        schedule=config.make_schedule(),
+        clip=1.0,
+        labels=Labels(tuple(classes), null_trained),
+        defaults=Defaults(steps=min(50, config.T), guidance=guidance if null_trained else 1.0),
+        provenance={
+            "config": record,
+            "data": data,
+            "weights": weights,
+            "step": checkpoint.step,
+            "pictures_seen": checkpoint.step * config.batch,
+            "training_seconds": round(checkpoint.seconds, 1),
+            "environment": dict(checkpoint.environment),
+            "commit": _commit(),
+        },
+    )
+
+
+def _commit() -> str | None:
+    """The git commit of this checkout, with "+" where it has changes; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

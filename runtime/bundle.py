@@ -1,0 +1,280 @@
+"""The bundle: a folder that `export` writes and `runtime` reads. Nothing in it can run code.
+
+Every file is read once, checked against the size and sha256 in bundle.json, and handed on as bytes, so that no path inside
+a file is ever followed. Hashes find corruption; they do not stop an author who means harm, who can write matching ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError, RequestError, UnnoiseError, unknown
+from .files import from_json
+from .program import PREDICTIONS, Program
+from .schedule import Schedule
+from .solvers import make_program
+
+FORMAT = 1
+"""The format that this version writes and the newest that it reads."""
+MANIFEST = "bundle.json"
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a bundle is sampled when the caller does not say."""
+
+    solver: str = "ddim"
+    steps: int = 50
+    grid: str = "trailing"
+    guidance: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes by name, in the network's order, and whether the null label, number len(names), was trained."""
+
+    names: tuple[str, ...]
+    null_trained: bool
+
+
+@dataclass(frozen=True)
+class File:
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle on disk, its bundle.json checked. `sample_shape` is *S, without the batch; `clip` bounds |D|, None for no bound."""
+
+    path: Path
+    name: str
+    sample_shape: tuple[int, ...]
+    sample_range: tuple[float, float]
+    prediction: str
+    schedule: Schedule
+    clip: float | None
+    labels: Labels | None
+    defaults: Defaults
+    files: Mapping[str, File]
+    provenance: Mapping[str, Any]
+    report: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bundle:
+        """Read and check the folder's bundle.json; the other files are checked when they are read.
+
+        Raises BundleError: no folder, no bundle.json, not JSON, a newer format, or values that are missing or make no sense (all of them named).
+        """
+        path = Path(path)
+        manifest = path / MANIFEST
+        if not path.is_dir():
+            raise BundleError(f"{path} is not a folder. A bundle is a folder with a {MANIFEST}, made by python -m export.build.")
+        try:
+            value = from_json(manifest.read_bytes())
+        except FileNotFoundError:
+            raise BundleError(f"{path} has no {MANIFEST}, so it is no bundle. python -m export.build makes one.") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{manifest} cannot be read as JSON ({error}). Fetch or export the bundle again.") from error
+        return cls(path=path, **_Reader(manifest, value).fields())
+
+    def to_json(self) -> dict[str, Any]:
+        """The value of bundle.json."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "sample": {"shape": list(self.sample_shape), "range": list(self.sample_range), "layout": _layout(self.sample_shape)},
+            "prediction": self.prediction,
+            "clip": self.clip,
+            "labels": None if self.labels is None else {"names": list(self.labels.names), "null_trained": self.labels.null_trained},
+            "defaults": {**vars(self.defaults), "options": dict(self.defaults.options)},
+            "report": dict(self.report),
+            "provenance": dict(self.provenance),
+            "files": {name: vars(file) for name, file in sorted(self.files.items())},
+            "schedule": self.schedule.to_json(),
+        }
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 for none. Also the number of the null label."""
+        return len(self.labels.names) if self.labels else 0
+
+    @cached_property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that have a step graph, fp32 first."""
+        found = {name.split("/")[0] for name in self.files if name.endswith("/step.onnx")}
+        return tuple(sorted(found, key=lambda p: (p != "fp32", p)))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file that bundle.json lists, whole and unchanged. Raises BundleError otherwise."""
+        if name not in self.files:
+            raise BundleError(f"{self.path / MANIFEST} lists no file {name!r}. It lists: {', '.join(sorted(self.files)) or 'none'}.")
+        path, expected = self.path / name, self.files[name]
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use it.")
+        again = "Fetch or export the bundle again."
+        try:
+            size = path.stat().st_size
+            if size != expected.size:
+                raise BundleError(f"{path} has {size} bytes, {expected.size} expected. {again}")
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror or error}. {again}") from error
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != expected.sha256:
+            raise BundleError(f"{path} has sha256 {digest}, {expected.sha256} expected: it was changed or damaged. {again}")
+        return data
+
+    def label_number(self, label: int | str | None) -> int:
+        """The number of a label given by name or number; None is the null label. Raises RequestError where there is no such label."""
+        if self.labels is None:
+            if label is not None:
+                raise RequestError(f"{self.name} has no labels, found label={label!r}: leave it out.")
+            return 0
+        names, count = self.labels.names, self.num_classes
+        if label is None:
+            if not self.labels.null_trained:
+                raise RequestError(f"{self.name} was trained with labels only: give one of {', '.join(names)}.")
+            return count
+        if isinstance(label, str):
+            if label in names:
+                return names.index(label)
+            if not label.lstrip("-").isdecimal():
+                raise unknown("label", label, names)
+            label = int(label)
+        if isinstance(label, bool) or not hasattr(label, "__index__"):
+            raise RequestError(f"a label is a name or a number, found {label!r} ({type(label).__name__}).")
+        if not 0 <= label < count:
+            raise RequestError(f"label {label} is out of range: {self.name} has labels 0 to {count - 1} ({names[0]} … {names[-1]}).")
+        return int(label)
+
+    def program(
+        self,
+        solver: str | None = None,
+        steps: int | None = None,
+        grid: str | Sequence[float] | None = None,
+        guidance: float = 1.0,
+        **options: Any,
+    ) -> Program:
+        """The program for this bundle's network; what is None takes the bundle's default. Raises RequestError, see `make_program`."""
+        if solver is None:
+            solver, options = self.defaults.solver, {**self.defaults.options, **options}
+        if steps is None and (grid is None or isinstance(grid, str)):
+            steps = min(self.defaults.steps, len(self.schedule))
+        grid = self.defaults.grid if grid is None else grid
+        return make_program(self.schedule, self.prediction, solver, steps, grid, clip=self.clip, guidance=guidance, **options)
+
+
+def _layout(shape: Sequence[int]) -> str:
+    return {1: "CL", 2: "CL", 3: "CHW"}.get(len(shape), "")
+
+
+class _Reader:
+    """Checks a bundle.json value field by field, and reports every fault at once."""
+
+    def __init__(self, manifest: Path, value: Any) -> None:
+        self.manifest, self.faults = manifest, []
+        self.value: Mapping[str, Any] = value if isinstance(value, dict) else {}
+        found = self.value.get("format")
+        if isinstance(found, int) and found > FORMAT:
+            raise BundleError(f"{manifest} has format {found}; this version of unnoise reads up to {FORMAT}. Upgrade unnoise: pip install -U unnoise.")
+        if found != FORMAT or isinstance(found, bool):
+            raise BundleError(f"{manifest} is not a bundle's: format is {found!r}, {FORMAT} expected.")
+
+    def fields(self) -> dict[str, Any]:
+        found = {
+            "name": self.take("name", str, bool),
+            "sample_shape": self.shape(),
+            "sample_range": self.range(),
+            "prediction": self.take("prediction", str, lambda v: v in PREDICTIONS, f"one of {', '.join(PREDICTIONS)}"),
+            "schedule": self.schedule(),
+            "clip": self.take("clip", (int, float, type(None)), lambda v: v is None or (_real(v) and v > 0), "a number above 0, or null"),
+            "labels": self.labels(),
+            "defaults": self.defaults(),
+            "files": self.files(),
+            "provenance": self.take("provenance", dict),
+            "report": self.take("report", dict),
+        }
+        if self.faults:
+            raise BundleError(f"{self.manifest} is damaged: {'; '.join(self.faults)}. Fetch or export the bundle again.")
+        return found
+
+    def take(self, name: str, kind: Any, check: Callable[[Any], bool] = lambda _: True, expected: str = "", within: Any = None) -> Any:
+        where = self.value if within is None else within
+        if not isinstance(where, dict) or name not in where:
+            self.faults.append(f"{name!r} is missing")
+            return None
+        value = where[name]
+        wrong_bool = isinstance(value, bool) and kind is not bool
+        if not isinstance(value, kind) or wrong_bool or not check(value):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            expected = expected or " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            self.faults.append(f"{name!r} is {_short(value)}, {expected} expected")
+            return None
+        return value
+
+    def shape(self) -> tuple[int, ...]:
+        def fits(v: Any) -> bool:
+            return 0 < len(v) <= 4 and all(type(i) is int and 0 < i <= 65536 for i in v) and math.prod(v) <= 2**28
+
+        return tuple(self.take("shape", list, fits, "1 to 4 positive integers", self.value.get("sample")) or ())
+
+    def range(self) -> tuple[float, ...]:
+        ok = lambda v: len(v) == 2 and all(_real(i) for i in v) and v[0] < v[1]  # noqa: E731
+        return tuple(self.take("range", list, ok, "two rising numbers", self.value.get("sample")) or ())
+
+    def schedule(self) -> Schedule | None:
+        value = self.take("schedule", dict)
+        try:
+            return value and Schedule.from_json(value)
+        except (UnnoiseError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
+            self.faults.append(f"'schedule' is not one ({_short(str(error), 200)})")
+            return None
+
+    def labels(self) -> Labels | None:
+        value = self.take("labels", (dict, type(None)))
+        if value is None:
+            return None
+        names = self.take(
+            "names", list, lambda v: 0 < len(v) == len(set(map(str, v))) and all(isinstance(n, str) for n in v), "different names", value
+        )
+        return Labels(tuple(names or ()), self.take("null_trained", bool, within=value))
+
+    def defaults(self) -> Defaults:
+        value = self.take("defaults", dict)
+        T = 1_000_000
+        return Defaults(
+            self.take("solver", str, within=value),
+            self.take("steps", int, lambda v: 1 <= v <= T, "a positive integer", value),
+            self.take("grid", str, within=value),
+            self.take("guidance", (int, float), _real, "a number", value),
+            self.take("options", dict, within=value),
+        )
+
+    def files(self) -> dict[str, File]:
+        found = {}
+        for name, entry in (self.take("files", dict) or {}).items():
+            if not _PATH.fullmatch(name):
+                self.faults.append(f"file {name!r} is not a plain path inside the bundle")
+                continue
+            sha256 = self.take("sha256", str, lambda v: re.fullmatch("[0-9a-f]{64}", v) is not None, "64 hexadecimal digits", entry)
+            found[name] = File(sha256, self.take("size", int, lambda v: 0 <= v < 2**40, "a size in bytes", entry))
+        return found
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(value: Any, length: int = 60) -> str:
+    text = value if isinstance(value, str) and length > 60 else repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
