@@ -49,10 +49,9 @@ def build(model: Model, out: Path) -> Bundle:
         _write_manifest(folder, model, bundle.report)
     found = Bundle.load(out)
     for precision, worst in found.report.items():
-        print(
-            f"{precision}: agrees with PyTorch: answer {worst['answer']:.1e}, next state {worst['next_state']:.1e}, "
-            f"trajectory {worst['trajectory']:.1e} (bounds {report['bounds']['answer']:g}, {report['bounds']['next_state']:g}·max(1, σ), {report['bounds']['trajectory']:g})"
-        )
+        print(f"{precision} agrees with PyTorch; largest differences:")
+        for kind, unit in (("answer", ""), ("next_state", "·max(1, σ)"), ("trajectory", "")):
+            print(f"  {kind:10}  {worst[kind]:.1e}  (bound {report['bounds'][kind]:g}{unit})")
     size = sum(file.size for file in found.files.values())
     print(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see {out / 'report.png'}")
     return found
@@ -93,16 +92,25 @@ def _write_manifest(folder: Path, model: Model, report: dict[str, Any]) -> Bundl
 
 def versions() -> dict[str, str]:
     """The versions that made and checked the export."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in ("numpy", "onnx", "onnxruntime", "torch")}}
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("numpy", "onnx", "onnxruntime", "torch")},
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.build", description=__doc__)
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="a run's folder [the newest under runs/]")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder [bundles/ and the run's name]")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that holds the runs [runs]")
-    parser.add_argument("--weights", choices=("ema", "weights"), default="ema", help="the moving average, or the last step's own [ema]")
-    parser.add_argument("--guidance", type=float, default=2.0, help="the bundle's default guidance scale, 1 for none [2]")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that holds the runs [runs]"
+    )
+    parser.add_argument(
+        "--weights", choices=("ema", "weights"), default="ema", help="the moving average, or the last step's own [ema]"
+    )
+    parser.add_argument(
+        "--guidance", type=float, default=2.0, help="the bundle's default guidance scale, 1 for none [2]"
+    )
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:

@@ -129,13 +129,28 @@ class Examples:
         denoised = np.clip(call[C_SKIP] * state[:, 0] + call[C_OUT] * F.astype(np.float64), -call[CLIP], call[CLIP])
         known = np.concatenate([state.astype(np.float64), denoised[:, None], z[:, None]], axis=1)
         next_state = np.einsum("rs,bs...->br...", M, known)
-        return _Example(schedule.time[knot], schedule.sigma[knot], state, z, self.labels(), program, F, next_state.astype(np.float32))
+        return _Example(
+            schedule.time[knot],
+            schedule.sigma[knot],
+            state,
+            z,
+            self.labels(),
+            program,
+            F,
+            next_state.astype(np.float32),
+        )
 
 
-def _step(buffers: Buffers, example: _Example, guided: bool, only_answer: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _step(
+    buffers: Buffers, example: _Example, guided: bool, only_answer: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(next_state, denoised) of the exported graph on the first samples of an example. only_answer: read as D = F."""
     batch = len(buffers.label)
-    buffers.state[:], buffers.noise[:], buffers.label[:] = example.state[:batch], example.noise[:batch], example.label[:batch]
+    buffers.state[:], buffers.noise[:], buffers.label[:] = (
+        example.state[:batch],
+        example.noise[:batch],
+        example.label[:batch],
+    )
     buffers.call[:], buffers.update[:] = example.program.call[0], example.program.update[0]
     if only_answer:
         buffers.call[:, [C_SKIP, C_OUT, CLIP]] = 0, 1, np.inf
@@ -156,7 +171,10 @@ def check_steps(examples: Examples, backend: Any, guided: bool, bounds: Bounds, 
             where = f"{graph}, time {example.time:g}, batch {batch}"
             state, _ = _step(bound[batch], example, guided, only_answer=False)
             _, answer = _step(bound[batch], example, guided, only_answer=True)
-            state_error, answer_error = difference(state, example.next_state[:batch]), difference(answer, example.answer[:batch])
+            state_error, answer_error = (
+                difference(state, example.next_state[:batch]),
+                difference(answer, example.answer[:batch]),
+            )
             worst_answer |= Worst(answer_error, bounds.answer, where)
             worst_state |= Worst(state_error, bounds.next_state * max(1.0, example.sigma), where)
             errors.append((answer_error, state_error))
@@ -165,7 +183,14 @@ def check_steps(examples: Examples, backend: Any, guided: bool, bounds: Bounds, 
             invariant &= all(np.array_equal(a[:1], b) for a, b in zip((state, answer), alone, strict=True))
             bar.advance()
         answer_error, state_error = np.max(errors, axis=0)
-        by_time.append({"time": example.time, "sigma": example.sigma, "answer": float(answer_error), "next_state": float(state_error)})
+        by_time.append(
+            {
+                "time": example.time,
+                "sigma": example.sigma,
+                "answer": float(answer_error),
+                "next_state": float(state_error),
+            }
+        )
     return {
         "answer": vars(worst_answer),
         "next_state": vars(worst_state),
@@ -195,19 +220,26 @@ def trajectories(bundle: Bundle) -> list[Trajectory]:
     return ways
 
 
-def check_trajectory(model: Model, bundle: Bundle, sampler: Sampler, way: Trajectory, bound: float) -> tuple[dict[str, Any], NDArray[Any], NDArray[Any]]:
+def check_trajectory(
+    model: Model, sampler: Sampler, way: Trajectory, bound: float
+) -> tuple[dict[str, Any], NDArray[Any], NDArray[Any]]:
     """One trajectory: the record, PyTorch's final samples and the step graph's, each [PICTURES, *S]."""
+    bundle = sampler.bundle
     program = bundle.program(way.solver, way.steps, guidance=way.guidance)
     classes = bundle.num_classes
     label = np.arange(PICTURES) % classes if classes else None
-    start = np.float32(program.start) * np.stack([noise(s, Stream.INITIAL, 0, bundle.sample_shape) for s in range(PICTURES)])
+    start = np.float32(program.start) * np.stack(
+        [noise(s, Stream.INITIAL, 0, bundle.sample_shape) for s in range(PICTURES)]
+    )
 
     def z(k: int) -> NDArray[np.float32]:
         return np.stack([noise(s, Stream.STEP, k, bundle.sample_shape) for s in range(PICTURES)])
 
     expected = run(program, torch_network(model), start, z, label=label, null_label=classes)
     labels = label if label is None else label.tolist()
-    found = sampler.sample(PICTURES, 0, label=labels, guidance=way.guidance if classes else None, solver=way.solver, steps=way.steps)
+    found = sampler.sample(
+        PICTURES, 0, label=labels, guidance=way.guidance if classes else None, solver=way.solver, steps=way.steps
+    )
     looped = run_loop_graph(bundle, sampler.backend.precision, program, start, z, label)
     record = {
         "trajectory": str(way),
@@ -220,7 +252,12 @@ def check_trajectory(model: Model, bundle: Bundle, sampler: Sampler, way: Trajec
 
 
 def run_loop_graph(
-    bundle: Bundle, precision: str, program: Program, x: NDArray[Any], z: Callable[[int], NDArray[Any]], label: NDArray[np.int64] | None
+    bundle: Bundle,
+    precision: str,
+    program: Program,
+    x: NDArray[Any],
+    z: Callable[[int], NDArray[Any]],
+    label: NDArray[np.int64] | None,
 ) -> NDArray[Any]:
     """The final samples of sampler.onnx, or sampler_guided.onnx where the program is guided: one run() for the whole loop."""
     import onnxruntime
@@ -265,7 +302,9 @@ def identity_holds(bundle: Bundle, backend: Any) -> bool:
     return True
 
 
-def check(model: Model, bundle: Bundle, bounds: Bounds | None = None) -> tuple[dict[str, Any], Mapping[str, NDArray[Any]]]:
+def check(
+    model: Model, bundle: Bundle, bounds: Bounds | None = None
+) -> tuple[dict[str, Any], Mapping[str, NDArray[Any]]]:
     """Hold every precision of the bundle against the model it came from.
 
     Returns the report and the pictures that it shows: "pytorch" and one entry a precision, each [PICTURES, *S].
@@ -279,10 +318,12 @@ def check(model: Model, bundle: Bundle, bounds: Bounds | None = None) -> tuple[d
     with Progress("checking", units) as bar:
         for precision in bundle.precisions:
             sampler = Sampler(bundle, precision=precision)
-            steps = {("step_guided" if g else "step"): check_steps(examples, sampler.backend, g, bounds, bar) for g in graphs}
+            steps = {
+                ("step_guided" if g else "step"): check_steps(examples, sampler.backend, g, bounds, bar) for g in graphs
+            }
             records = []
             for way in ways:
-                record, expected, found = check_trajectory(model, bundle, sampler, way, bounds.trajectory)
+                record, expected, found = check_trajectory(model, sampler, way, bounds.trajectory)
                 records.append(record)
                 pictures.setdefault("pytorch", expected)
                 pictures.setdefault(precision, found)
@@ -304,11 +345,15 @@ def refuse_misses(report: Mapping[str, Any]) -> None:
         for kind in ("answer", "next_state"):
             for found in (step[kind] for step in entry["steps"].values()):
                 if not found["error"] <= found["bound"]:
-                    misses.append(f"{precision} {kind}: {found['error']:.3g} > {found['bound']:.3g} at {found['where']}")
+                    misses.append(
+                        f"{precision} {kind}: {found['error']:.3g} > {found['bound']:.3g} at {found['where']}"
+                    )
         for t in entry["trajectories"]:
             for kind in ("error", "loop_graph"):
                 if not t[kind] <= t["bound"]:
-                    misses.append(f"{precision} {kind} of the trajectory {t['trajectory']}: {t[kind]:.3g} > {t['bound']:.3g}")
+                    misses.append(
+                        f"{precision} {kind} of the trajectory {t['trajectory']}: {t[kind]:.3g} > {t['bound']:.3g}"
+                    )
         if not all(step["batch_invariant"] for step in entry["steps"].values()):
             misses.append(f"{precision}: a sample's bytes depend on the batch it stands in")
         if not entry["identity"]:

@@ -50,13 +50,17 @@ class Step(nn.Module):
         both = self.network(torch.cat([x, x]), torch.cat([time, time]), labels).reshape(2, -1, *self.shape)
         return both[0] + (self._column(call, GUIDANCE) - 1) * (both[0] - both[1])
 
-    def forward(self, state: Tensor, noise: Tensor, call: Tensor, update: Tensor, *label: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, state: Tensor, noise: Tensor, call: Tensor, update: Tensor, *label: Tensor
+    ) -> tuple[Tensor, Tensor]:
         x = state[:, 0]
         F = self.answer(self._column(call, C_IN) * x, call, label)
         D = self._column(call, C_SKIP) * x + self._column(call, C_OUT) * F
         bound = self._column(call, CLIP)
         D = torch.maximum(torch.minimum(D, bound), -bound)
-        known = torch.cat([state.reshape(-1, R, self.size), D.reshape(-1, 1, self.size), noise.reshape(-1, 1, self.size)], dim=1)
+        known = torch.cat(
+            [state.reshape(-1, R, self.size), D.reshape(-1, 1, self.size), noise.reshape(-1, 1, self.size)], dim=1
+        )
         return (update @ known).reshape(-1, R, *self.shape), D
 
 
@@ -80,7 +84,10 @@ def trace(model: Model, guided: bool) -> ModelProto:
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=["next_state", "denoised"],
-            dynamic_shapes=(*[{0: torch.export.Dim("batch")}] * 4, tuple([{0: torch.export.Dim("batch")}] * (len(inputs) - 4))),
+            dynamic_shapes=(
+                *[{0: torch.export.Dim("batch")}] * 4,
+                tuple([{0: torch.export.Dim("batch")}] * (len(inputs) - 4)),
+            ),
             external_data=False,
             verbose=False,
         )
@@ -124,8 +131,15 @@ def _freeze_shapes(proto: ModelProto) -> None:
     """Shape → Reshape becomes a Reshape to constants, the batch as -1."""
     graph = proto.graph
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    dims = {v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim] for v in [*inferred.value_info, *inferred.input]}
-    source = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Shape" and all(a.name == "start" and a.i == 0 for a in n.attribute)}
+    dims = {
+        v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim]
+        for v in [*inferred.value_info, *inferred.input]
+    }
+    source = {
+        n.output[0]: n.input[0]
+        for n in graph.node
+        if n.op_type == "Shape" and all(a.name == "start" and a.i == 0 for a in n.attribute)
+    }
     constants: dict[str, TensorProto] = {}
     for node in graph.node:
         if node.op_type != "Reshape" or node.input[1] not in source:
@@ -174,7 +188,11 @@ def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
     next_state = next(o for o in step.graph.output if o.name == "next_state")
     del body.input[:], body.output[:]
     body.input.extend(
-        [helper.make_tensor_value_info("k", TensorProto.INT64, []), helper.make_tensor_value_info("more", TensorProto.BOOL, []), state]
+        [
+            helper.make_tensor_value_info("k", TensorProto.INT64, []),
+            helper.make_tensor_value_info("more", TensorProto.BOOL, []),
+            state,
+        ]
     )
     body.output.extend([helper.make_tensor_value_info("go_on", TensorProto.BOOL, []), next_state])
     body.name = "row"
@@ -206,10 +224,14 @@ def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
         *[i for i in step.graph.input if i.name == "label"],
     ]
     outputs = [value("sample", TensorProto.FLOAT, ["batch", *S])]
-    graph = helper.make_graph(outer, "sampler", inputs, outputs, [numpy_helper.from_array(v, k) for k, v in constants.items()])
+    graph = helper.make_graph(
+        outer, "sampler", inputs, outputs, [numpy_helper.from_array(v, k) for k, v in constants.items()]
+    )
     for i, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{i}"
-    return helper.make_model(graph, producer_name="unnoise", opset_imports=step.opset_import, ir_version=step.ir_version)
+    return helper.make_model(
+        graph, producer_name="unnoise", opset_imports=step.opset_import, ir_version=step.ir_version
+    )
 
 
 def write(models: Mapping[str, ModelProto], folder: Path) -> None:

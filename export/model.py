@@ -44,7 +44,9 @@ def newest_run(runs: Path) -> Path:
     """The run under `runs` with the newest checkpoint. Raises ExportError where there is none."""
     paths = [run for run in runs.glob("*") if checkpoints.found(run / "checkpoints")]
     if not paths:
-        raise ExportError(f"no finished or stopped run in {runs}/. Make one: python -m trainer.fit (or, in a minute: python -m trainer.fit --data digits).")
+        raise ExportError(
+            f"no run in {runs}/ has a checkpoint. Make one: python -m trainer.fit, or in a minute: python -m trainer.fit --data digits."
+        )
     return max(paths, key=lambda run: checkpoints.found(run / "checkpoints")[-1].stat().st_mtime)
 
 
@@ -56,14 +58,18 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
     try:
         record = from_json((run / "config.json").read_bytes())
     except FileNotFoundError:
-        raise ExportError(f"{run} is no run: it has no config.json. python -m trainer.fit makes runs under runs/.") from None
+        raise ExportError(
+            f"{run} is no run: it has no config.json. python -m trainer.fit makes runs under runs/."
+        ) from None
     except (OSError, ValueError) as error:
         raise ExportError(f"{run / 'config.json'} cannot be read ({error}).") from error
     data, shape, classes = (record.pop(key) for key in ("data_record", "sample_shape", "classes"))
     config = Config.from_json(record)
     checkpoint = checkpoints.newest(run / "checkpoints")
     if checkpoint is None:
-        raise ExportError(f"{run} has no checkpoint yet. Run python -m trainer.fit with its options until it writes one.")
+        raise ExportError(
+            f"{run} has no checkpoint yet. Run python -m trainer.fit with its options until it writes one."
+        )
     network = make_network(config, tuple(shape), len(classes))
     network.load_state_dict(getattr(checkpoint, weights))
     null_trained = config.label_dropout > 0

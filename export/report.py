@@ -28,11 +28,25 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
             time = [row["time"] for row in step["by_time"]]
             for kind, style in (("answer", "o-"), ("next_state", "s--")):
                 label = f"{precision} {name}: {'F' if kind == 'answer' else kind}"
-                left.plot(time, [max(row[kind], 1e-9) for row in step["by_time"]], style, markersize=4, linewidth=1, label=label)
+                left.plot(
+                    time,
+                    [max(row[kind], 1e-9) for row in step["by_time"]],
+                    style,
+                    markersize=4,
+                    linewidth=1,
+                    label=label,
+                )
     bound = report["bounds"]["answer"]
     left.axhline(bound, color="black", linewidth=1)
-    left.annotate(f"bound {bound:g}", (0.99, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    left.set(yscale="log", xlabel="time (what the network is told)", ylabel="largest difference from PyTorch", title=f"{bundle.name}: one step")
+    left.annotate(
+        f"bound {bound:g}", (0.99, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+    )
+    left.set(
+        yscale="log",
+        xlabel="time (what the network is told)",
+        ylabel="largest difference from PyTorch",
+        title=f"{bundle.name}: one step",
+    )
     left.grid(alpha=0.3)
     left.legend(fontsize=7, loc="lower right")
     right.set_axis_off()
@@ -43,7 +57,9 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
             rows += [pictures[precision], delta * (0.8 / max(float(np.abs(delta).max()), 1e-12))]
             names += [f"ONNX {precision}", f"difference,\nlargest {np.abs(delta).max():.1e}"]
         sheet = np.concatenate([np.concatenate(list(to_uint8(row, *bundle.sample_range)), axis=1) for row in rows])
-        right.imshow(sheet.squeeze(), cmap="gray" if sheet.shape[2] == 1 else None, interpolation="nearest", vmin=0, vmax=255)
+        right.imshow(
+            sheet.squeeze(), cmap="gray" if sheet.shape[2] == 1 else None, interpolation="nearest", vmin=0, vmax=255
+        )
         height = bundle.sample_shape[1]
         for i, name in enumerate(names):
             right.text(-0.02 * sheet.shape[1], (i + 0.5) * height, name, ha="right", va="center", fontsize=9)
@@ -78,7 +94,8 @@ def card(bundle: Bundle) -> str:
         "",
         "## Trained on",
         "",
-        f"{data.get('name', 'not stated')}: {data.get('note', 'not stated')} ({data.get('pictures', '?')} pictures, fingerprint `{str(data.get('fingerprint'))[:16]}`).",
+        f"{data.get('name', 'not stated')}: {data.get('note', 'not stated')} "
+        f"({data.get('pictures', '?')} pictures, fingerprint `{str(data.get('fingerprint'))[:16]}`).",
         "",
         f"Licence of the data: {data.get('licence', 'not stated')}",
         "",
@@ -91,7 +108,10 @@ def card(bundle: Bundle) -> str:
         "",
         "| precision | network's answer F | next state | whole trajectory |",
         "|---|---|---|---|",
-        *(f"| {k} | {v['answer']:.1e} | {v['next_state']:.1e} | {v['trajectory']:.1e} |" for k, v in bundle.report.items()),
+        *(
+            f"| {k} | {v['answer']:.1e} | {v['next_state']:.1e} | {v['trajectory']:.1e} |"
+            for k, v in bundle.report.items()
+        ),
         "",
     ]
     if bundle.labels:

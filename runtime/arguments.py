@@ -44,7 +44,11 @@ def bind(what: str, function: Callable[..., T], *positional: Any, **options: Any
     known = [p.name for p in inspect.signature(function).parameters.values()][len(positional) :]
     for name in options:
         if name not in known:
-            raise unknown(f"option of {what}:", name, known) if known else RequestError(f"{what} takes no options, found {name!r}.")
+            raise (
+                unknown(f"option of {what}:", name, known)
+                if known
+                else RequestError(f"{what} takes no options, found {name!r}.")
+            )
     try:
         return function(*positional, **options)
     except (TypeError, ValueError, OverflowError) as error:

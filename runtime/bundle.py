@@ -78,13 +78,19 @@ class Bundle:
         path = Path(path)
         manifest = path / MANIFEST
         if not path.is_dir():
-            raise BundleError(f"{path} is not a folder. A bundle is a folder with a {MANIFEST}, made by python -m export.build.")
+            raise BundleError(
+                f"{path} is not a folder. A bundle is a folder with a {MANIFEST}, made by python -m export.build."
+            )
         try:
             value = from_json(manifest.read_bytes())
         except FileNotFoundError:
-            raise BundleError(f"{path} has no {MANIFEST}, so it is no bundle. python -m export.build makes one.") from None
+            raise BundleError(
+                f"{path} has no {MANIFEST}, so it is no bundle. python -m export.build makes one."
+            ) from None
         except (OSError, ValueError) as error:
-            raise BundleError(f"{manifest} cannot be read as JSON ({error}). Fetch or export the bundle again.") from error
+            raise BundleError(
+                f"{manifest} cannot be read as JSON ({error}). Fetch or export the bundle again."
+            ) from error
         return cls(path=path, **_Reader(manifest, value).fields())
 
     def to_json(self) -> dict[str, Any]:
@@ -92,10 +98,16 @@ class Bundle:
         return {
             "format": FORMAT,
             "name": self.name,
-            "sample": {"shape": list(self.sample_shape), "range": list(self.sample_range), "layout": _layout(self.sample_shape)},
+            "sample": {
+                "shape": list(self.sample_shape),
+                "range": list(self.sample_range),
+                "layout": _layout(self.sample_shape),
+            },
             "prediction": self.prediction,
             "clip": self.clip,
-            "labels": None if self.labels is None else {"names": list(self.labels.names), "null_trained": self.labels.null_trained},
+            "labels": None
+            if self.labels is None
+            else {"names": list(self.labels.names), "null_trained": self.labels.null_trained},
             "defaults": {**vars(self.defaults), "options": dict(self.defaults.options)},
             "report": dict(self.report),
             "provenance": dict(self.provenance),
@@ -117,7 +129,9 @@ class Bundle:
     def read(self, name: str) -> bytes:
         """The bytes of a file that bundle.json lists, whole and unchanged. Raises BundleError otherwise."""
         if name not in self.files:
-            raise BundleError(f"{self.path / MANIFEST} lists no file {name!r}. It lists: {', '.join(sorted(self.files)) or 'none'}.")
+            raise BundleError(
+                f"{self.path / MANIFEST} lists no file {name!r}. It lists: {', '.join(sorted(self.files)) or 'none'}."
+            )
         path, expected = self.path / name, self.files[name]
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use it.")
@@ -131,7 +145,9 @@ class Bundle:
             raise BundleError(f"{path} cannot be read: {error.strerror or error}. {again}") from error
         digest = hashlib.sha256(data).hexdigest()
         if digest != expected.sha256:
-            raise BundleError(f"{path} has sha256 {digest}, {expected.sha256} expected: it was changed or damaged. {again}")
+            raise BundleError(
+                f"{path} has sha256 {digest}, {expected.sha256} expected: it was changed or damaged. {again}"
+            )
         return data
 
     def label_number(self, label: int | str | None) -> int:
@@ -154,7 +170,9 @@ class Bundle:
         if isinstance(label, bool) or not hasattr(label, "__index__"):
             raise RequestError(f"a label is a name or a number, found {label!r} ({type(label).__name__}).")
         if not 0 <= label < count:
-            raise RequestError(f"label {label} is out of range: {self.name} has labels 0 to {count - 1} ({names[0]} … {names[-1]}).")
+            raise RequestError(
+                f"label {label} is out of range: {self.name} has labels 0 to {count - 1} ({names[0]} … {names[-1]})."
+            )
         return int(label)
 
     def program(
@@ -171,7 +189,9 @@ class Bundle:
         if steps is None and (grid is None or isinstance(grid, str)):
             steps = min(self.defaults.steps, len(self.schedule))
         grid = self.defaults.grid if grid is None else grid
-        return make_program(self.schedule, self.prediction, solver, steps, grid, clip=self.clip, guidance=guidance, **options)
+        return make_program(
+            self.schedule, self.prediction, solver, steps, grid, clip=self.clip, guidance=guidance, **options
+        )
 
 
 def _layout(shape: Sequence[int]) -> str:
@@ -186,7 +206,9 @@ class _Reader:
         self.value: Mapping[str, Any] = value if isinstance(value, dict) else {}
         found = self.value.get("format")
         if isinstance(found, int) and found > FORMAT:
-            raise BundleError(f"{manifest} has format {found}; this version of unnoise reads up to {FORMAT}. Upgrade unnoise: pip install -U unnoise.")
+            raise BundleError(
+                f"{manifest} has format {found}, newer than {FORMAT}, which this version reads. Upgrade: pip install -U unnoise."
+            )
         if found != FORMAT or isinstance(found, bool):
             raise BundleError(f"{manifest} is not a bundle's: format is {found!r}, {FORMAT} expected.")
 
@@ -197,7 +219,12 @@ class _Reader:
             "sample_range": self.range(),
             "prediction": self.take("prediction", str, lambda v: v in PREDICTIONS, f"one of {', '.join(PREDICTIONS)}"),
             "schedule": self.schedule(),
-            "clip": self.take("clip", (int, float, type(None)), lambda v: v is None or (_real(v) and v > 0), "a number above 0, or null"),
+            "clip": self.take(
+                "clip",
+                (int, float, type(None)),
+                lambda v: v is None or (_real(v) and v > 0),
+                "a number above 0, or null",
+            ),
             "labels": self.labels(),
             "defaults": self.defaults(),
             "files": self.files(),
@@ -205,10 +232,19 @@ class _Reader:
             "report": self.take("report", dict),
         }
         if self.faults:
-            raise BundleError(f"{self.manifest} is damaged: {'; '.join(self.faults)}. Fetch or export the bundle again.")
+            raise BundleError(
+                f"{self.manifest} is damaged: {'; '.join(self.faults)}. Fetch or export the bundle again."
+            )
         return found
 
-    def take(self, name: str, kind: Any, check: Callable[[Any], bool] = lambda _: True, expected: str = "", within: Any = None) -> Any:
+    def take(
+        self,
+        name: str,
+        kind: Any,
+        check: Callable[[Any], bool] = lambda _: True,
+        expected: str = "",
+        within: Any = None,
+    ) -> Any:
         where = self.value if within is None else within
         if not isinstance(where, dict) or name not in where:
             self.faults.append(f"{name!r} is missing")
@@ -245,7 +281,11 @@ class _Reader:
         if value is None:
             return None
         names = self.take(
-            "names", list, lambda v: 0 < len(v) == len(set(map(str, v))) and all(isinstance(n, str) for n in v), "different names", value
+            "names",
+            list,
+            lambda v: 0 < len(v) == len(set(map(str, v))) and all(isinstance(n, str) for n in v),
+            "different names",
+            value,
         )
         return Labels(tuple(names or ()), self.take("null_trained", bool, within=value))
 
@@ -266,7 +306,9 @@ class _Reader:
             if not _PATH.fullmatch(name):
                 self.faults.append(f"file {name!r} is not a plain path inside the bundle")
                 continue
-            sha256 = self.take("sha256", str, lambda v: re.fullmatch("[0-9a-f]{64}", v) is not None, "64 hexadecimal digits", entry)
+            sha256 = self.take(
+                "sha256", str, lambda v: re.fullmatch("[0-9a-f]{64}", v) is not None, "64 hexadecimal digits", entry
+            )
             found[name] = File(sha256, self.take("size", int, lambda v: 0 <= v < 2**40, "a size in bytes", entry))
         return found
 

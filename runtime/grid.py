@@ -79,7 +79,9 @@ def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | N
         try:
             name, time = "explicit", np.array(spacing, np.float64)
         except (TypeError, ValueError):
-            raise RequestError(f"grid must be a name ({', '.join(GRIDS)}) or a list of times, found {spacing!r}.") from None
+            raise RequestError(
+                f"grid must be a name ({', '.join(GRIDS)}) or a list of times, found {spacing!r}."
+            ) from None
         if time.ndim != 1 or time.size == 0 or not (np.diff(time) < 0).all():
             raise RequestError(f"an explicit grid must be a list of strictly falling times, found {spacing!r}.")
         if steps is not None and steps != time.size:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import RequestError
+from .errors import RequestError, unknown
 from .grid import Grid
 from .schedule import Float64, Schedule
 
@@ -77,14 +77,18 @@ class Program:
             getattr(self, name).setflags(write=False)
         finite = np.delete(self.call, CLIP, axis=1)
         if not (np.isfinite(finite).all() and np.isfinite(self.update).all()):
-            raise RequestError(f"solver {self.solver!r}: a coefficient is not finite; the grid has a level that this solver or prediction cannot use.")
+            raise RequestError(
+                f"solver {self.solver!r}: a coefficient is not finite; it cannot use one of the grid's levels."
+            )
         c_skip, c_out = self.call[:, [C_SKIP]], self.call[:, [C_OUT]]
         level = self.moments[:-1, 0]
         self._require("the denoised estimate", c_skip * level, c_out * self.answer, np.broadcast_to(CLEAN, level.shape))
 
         M, before, after = self.update[:, :, :R], self.moments[:-1], self.moments[1:]
         terms = M[..., None] * before[:, None]  # [K, R to, R from, 2]
-        self._require("the signal", terms[..., 0].sum(2), self.update[:, :, D], after[..., 0], np.abs(terms[..., 0]).sum(2))
+        self._require(
+            "the signal", terms[..., 0].sum(2), self.update[:, :, D], after[..., 0], np.abs(terms[..., 0]).sum(2)
+        )
         # An eps register shares x's noise, so noise adds up with its sign; z alone is independent.
         variance, fresh = terms[..., 1].sum(2) ** 2, self.update[:, :, Z] ** 2
         fresh[:, 0] -= self.excess
@@ -95,7 +99,9 @@ class Program:
         wrong = np.abs(a + b - declared) > 1e-12 * size
         if wrong.any():
             row = int(np.argwhere(wrong)[0, 0])
-            raise RequestError(f"solver {self.solver!r}, row {row}: {what} comes to {(a + b)[row]}, but {declared[row]} is declared.")
+            raise RequestError(
+                f"solver {self.solver!r}, row {row}: {what} comes to {(a + b)[row]}, but {declared[row]} is declared."
+            )
 
     def __len__(self) -> int:
         return len(self.call)
@@ -123,7 +129,10 @@ def precondition(prediction: str, alpha: Float64, sigma: Float64, sigma_data: fl
     zero, one = np.zeros_like(alpha), np.ones_like(alpha)
     if prediction == "epsilon":
         if (alpha == 0).any():
-            raise RequestError("an epsilon network says nothing at zero terminal SNR (alpha = 0): use a grid that starts lower, or a v, x0 or flow network.")
+            raise RequestError(
+                "an epsilon network says nothing at zero terminal SNR (alpha = 0): "
+                "use a grid that starts lower, or a v, x0 or flow network."
+            )
         c, answer = (one, 1 / alpha, -sigma / alpha), (zero, one)
     elif prediction == "v":
         square = alpha**2 + sigma**2
@@ -138,8 +147,6 @@ def precondition(prediction: str, alpha: Float64, sigma: Float64, sigma_data: fl
         c = (1 / norm, alpha * sigma_data**2 / norm**2, sigma * sigma_data / norm)
         answer = (sigma / (sigma_data * norm), -alpha * sigma_data / norm)
     else:
-        from .errors import unknown
-
         raise unknown("prediction", prediction, PREDICTIONS)
     return np.stack(c, -1), np.stack(answer, -1)
 

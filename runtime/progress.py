@@ -39,7 +39,12 @@ class Progress:
         filled = round(fraction * self.WIDTH)
         bar = "█" * filled + "░" * (self.WIDTH - filled)
         line = f"{self.title} {bar} {self.done}/{self.total}  {clock(spent)} spent, {clock(left)} left  {self._note}"
-        print(f"\r\x1b[2K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[2K{line}" if self._terminal else line,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
         self._drawn = True
 
     def __enter__(self) -> Progress:

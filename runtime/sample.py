@@ -45,7 +45,13 @@ def sample(given: argparse.Namespace) -> str:
         raise RequestError(f"n must be at least 1, found {given.n}.")
     label = _labels(given.label, given.n)
     grid = given.grid if given.grid is None or given.grid[:1].isalpha() else _numbers(given.grid)
-    options = {"solver": given.solver, "steps": given.steps, "grid": grid, "guidance": given.guidance, **dict(given.option)}
+    options = {
+        "solver": given.solver,
+        "steps": given.steps,
+        "grid": grid,
+        "guidance": given.guidance,
+        **dict(given.option),
+    }
     loaded = time.perf_counter()
     with Progress("sampling", given.n) as bar:
 
@@ -77,7 +83,9 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise RequestError(f"--grid is a name ({', '.join(GRIDS)}) or times with commas between, found {text!r}.") from None
+        raise RequestError(
+            f"--grid is a name ({', '.join(GRIDS)}) or times with commas between, found {text!r}."
+        ) from None
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -96,16 +104,37 @@ def _parser() -> argparse.ArgumentParser:
     add("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder, made by python -m export.build")
     add("--n", type=int, default=16, help="how many [16]")
     add("--seed", type=int, default=0, help="seed of the first; the next ones follow [0]")
-    add("--label", action="append", help="a label's name or number; several in turn if given again; none: the null label")
+    add(
+        "--label",
+        action="append",
+        help="a label's name or number; several in turn if given again; none: the null label",
+    )
     add("--labels", action="store_true", help="list the labels and stop")
     add("--steps", type=int, help="grid intervals [the bundle's]")
     add("--solver", metavar="NAME", help=f"{', '.join(SOLVERS)} [the bundle's]")
-    add("--option", type=_option, action="append", default=[], metavar="NAME=VALUE", help="an option of the solver, such as eta=0.5")
+    add(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the solver, such as eta=0.5",
+    )
     add("--grid", help=f"{', '.join(GRIDS)}, or times with commas between [the bundle's]")
     add("--guidance", type=float, help="classifier-free guidance scale, 1 is none [the bundle's]")
-    add("--out", type=Path, default=Path("grid.png"), help="a picture, or an .npy file of the samples themselves [grid.png]")
+    add(
+        "--out",
+        type=Path,
+        default=Path("grid.png"),
+        help="a picture, or an .npy file of the samples themselves [grid.png]",
+    )
     add("--columns", type=int, help="pictures to a row of the sheet")
-    add("--width", type=int, default=512, help="enlarge the sheet, by a whole factor, to at least this many pixels [512]")
+    add(
+        "--width",
+        type=int,
+        default=512,
+        help="enlarge the sheet, by a whole factor, to at least this many pixels [512]",
+    )
     add("--backend", default="auto", help="inference library [auto]")
     add("--precision", default="auto", help="one that the bundle holds [auto: fp32]")
     add("--threads", type=int, help="of the inference library [one a core]")

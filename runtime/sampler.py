@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import integer, number
-from .backends import Buffers, BufferPool, Float32, open_backend
+from .backends import BufferPool, Buffers, Float32, open_backend
 from .bundle import Bundle
 from .errors import RequestError, UnnoiseError
 from .noise import MAX_SEED, Stream, noise
@@ -62,7 +62,9 @@ class _Table(NamedTuple):
 
 def _table(program: Program) -> _Table:
     call = program.call.astype(np.float32)
-    return _Table(call, program.update.astype(np.float32), call[:, GUIDANCE] != 1, program.noisy, np.float32(program.start))
+    return _Table(
+        call, program.update.astype(np.float32), call[:, GUIDANCE] != 1, program.noisy, np.float32(program.start)
+    )
 
 
 class _Job(NamedTuple):
@@ -78,7 +80,14 @@ class Sampler:
     else is in the batch and wherever in it the request stands.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", precision: str = "auto", threads: int | None = None, max_batch: int = 16) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        max_batch: int = 16,
+    ) -> None:
         self.bundle = bundle
         self.max_batch = integer("max_batch", max_batch, 1)
         self.backend = open_backend(bundle, backend, precision, threads)
@@ -87,7 +96,14 @@ class Sampler:
         self._lock = Lock()
 
     @classmethod
-    def load(cls, path: str | Path, backend: str = "auto", precision: str = "auto", threads: int | None = None, max_batch: int = 16) -> Sampler:
+    def load(
+        cls,
+        path: str | Path,
+        backend: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        max_batch: int = 16,
+    ) -> Sampler:
         """Open the bundle in the folder `path`.
 
         threads: of the inference library, None for one a core. max_batch: larger requests run in chunks of this many.
@@ -100,8 +116,8 @@ class Sampler:
         n: int = 1,
         seed: int | Sequence[int] = 0,
         *,
-        label: int | str | None | Sequence[int | str | None] = None,
-        guidance: float | None | Sequence[float | None] = None,
+        label: int | str | Sequence[int | str | None] | None = None,
+        guidance: float | Sequence[float | None] | None = None,
         solver: str | None = None,
         steps: int | None = None,
         grid: str | Sequence[float] | None = None,
@@ -115,9 +131,15 @@ class Sampler:
         Raises RequestError for what makes no sense, Cancelled where on_step returns False.
         """
         n = integer("n", n, 1)
-        seeds = _each("seed", seed, n) if _many(seed) else [integer("seed", seed, 0, MAX_SEED - n + 1) + i for i in range(n)]
+        seeds = (
+            _each("seed", seed, n)
+            if _many(seed)
+            else [integer("seed", seed, 0, MAX_SEED - n + 1) + i for i in range(n)]
+        )
         labels, scales = _each("label", label, n), _each("guidance", guidance, n)
-        requests = [Request(s, lab, g, solver, steps, grid, options) for s, lab, g in zip(seeds, labels, scales, strict=True)]
+        requests = [
+            Request(s, lab, g, solver, steps, grid, options) for s, lab, g in zip(seeds, labels, scales, strict=True)
+        ]
         return self.sample_requests(requests, on_step)
 
     def pictures(self, n: int = 1, seed: int | Sequence[int] = 0, **arguments: Any) -> UInt8:
@@ -139,7 +161,9 @@ class Sampler:
         asked = request.guidance is not None
         guidance = number("guidance", request.guidance, -1e3, 1e3) if asked else bundle.defaults.guidance
         if guidance != 1 and asked and not (bundle.labels and bundle.labels.null_trained):
-            raise RequestError(f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a trained null label.")
+            raise RequestError(
+                f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a trained null label."
+            )
         if request.label is None:
             guidance = 1.0  # F_c is F_u: guidance changes no bit, and need not be paid for
         return _Job(seed, label, self._program(request, guidance))

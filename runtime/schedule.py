@@ -156,7 +156,9 @@ class Schedule:
         for name in ("alpha", "sigma", "time"):
             stored, formula = getattr(found, name), getattr(named, name)
             if stored.shape != formula.shape or not np.allclose(stored, formula, rtol=1e-9, atol=1e-12):
-                raise RequestError(f"schedule {found.name!r}: the stored {name} is not what its name and parameters give.")
+                raise RequestError(
+                    f"schedule {found.name!r}: the stored {name} is not what its name and parameters give."
+                )
         return found
 
 
@@ -211,7 +213,9 @@ def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> S
     Nichol & Dhariwal 2021's code). Refused where β ≥ 1, which is T ≤ 20 with the defaults."""
     beta = np.linspace(beta_start, beta_end, _knots(T)) * (1000.0 / T)
     if (beta >= 1).any():
-        raise RequestError(f"schedule 'linear': T={T} rescales beta to {beta.max():.3g}, which must stay below 1; use a larger T or 'linear_raw'.")
+        raise RequestError(
+            f"schedule 'linear': T={T} rescales beta to {beta.max():.3g}, which must stay below 1; use a larger T or 'linear_raw'."
+        )
     return _from_beta("linear", beta, {"T": T, "beta_start": beta_start, "beta_end": beta_end})
 
 
@@ -277,7 +281,9 @@ def _flow_curve(T: int, time_scale: float) -> Curve:
     )
 
 
-def edm(T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, sigma_data: float = 0.5) -> Schedule:
+def edm(
+    T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, sigma_data: float = 0.5
+) -> Schedule:
     """alpha = 1, sigma^(1/rho) linear from sigma_min to sigma_max; the network is told ln(sigma)/4 (Karras et al. 2022, eq. 5 and table 1)."""
     ramp = np.linspace(0.0, 1.0, _knots(T))
     sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho

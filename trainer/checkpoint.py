@@ -1,8 +1,8 @@
 """Checkpoints: a folder of safetensors files and one JSON file, whole or not there. Never pickle.
 
-    runs/NAME/checkpoints/step-00000250/
-        weights.safetensors  ema.safetensors  optimizer.safetensors
-        state.json           step, seconds trained, environment, sha256 of the three
+runs/NAME/checkpoints/step-00000250/
+    weights.safetensors  ema.safetensors  optimizer.safetensors
+    state.json           step, seconds trained, environment, sha256 of the three
 """
 
 from __future__ import annotations
@@ -79,7 +79,12 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             data = save({k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, part).items()})
             hashes[part] = hashlib.sha256(data).hexdigest()
             (temporary / f"{part}.safetensors").write_bytes(data)
-        state = {"step": checkpoint.step, "seconds": checkpoint.seconds, "environment": checkpoint.environment, "sha256": hashes}
+        state = {
+            "step": checkpoint.step,
+            "seconds": checkpoint.seconds,
+            "environment": checkpoint.environment,
+            "sha256": hashes,
+        }
         (temporary / "state.json").write_text(to_json(state), encoding="utf-8")
     for old in found(folder)[:-keep]:
         shutil.rmtree(old)
@@ -95,7 +100,9 @@ def read(path: Path) -> Checkpoint:
     """The checkpoint at `path`. Raises CheckpointError where a file is missing, cut short or changed."""
 
     def damaged(why: str) -> CheckpointError:
-        return CheckpointError(f"checkpoint {path} is damaged: {why}. Delete this folder to go on from the checkpoint before it.")
+        return CheckpointError(
+            f"checkpoint {path} is damaged: {why}. Delete this folder to go on from the checkpoint before it."
+        )
 
     try:
         state = from_json((path / "state.json").read_bytes())
@@ -105,7 +112,9 @@ def read(path: Path) -> Checkpoint:
             if hashlib.sha256(data).hexdigest() != state["sha256"][part]:
                 raise damaged(f"{part}.safetensors is not the file that was written ({len(data)} bytes found)")
             parts[part] = load(data)
-        return Checkpoint(step=int(state["step"]), seconds=float(state["seconds"]), environment=state["environment"], **parts)
+        return Checkpoint(
+            step=int(state["step"]), seconds=float(state["seconds"]), environment=state["environment"], **parts
+        )
     except FileNotFoundError as error:
         raise damaged(f"{Path(error.filename).name} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

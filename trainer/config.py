@@ -11,7 +11,6 @@ from typing import Any
 
 from runtime.arguments import integer, number
 from runtime.errors import RequestError, unknown
-from runtime.program import PREDICTIONS
 from runtime.schedule import SCHEDULES, Schedule, make_schedule
 
 
@@ -25,8 +24,14 @@ class Config:
 
     data: str = option("emoji", "emoji, digits, or folder:PATH (a class per subfolder)")
     name: str = option("", "the run's name, its folder under runs/ (default: the data's name)")
-    split: str = option("train", "emoji: train leaves out every tenth emoji for later measurements; all takes every one", ("train", "all"))
-    size: int = option(0, "folder: resize the shorter side to this many pixels and crop the centre; 0 asks that all pictures be alike")
+    split: str = option(
+        "train",
+        "emoji: train leaves out every tenth emoji for later measurements; all takes every one",
+        ("train", "all"),
+    )
+    size: int = option(
+        0, "folder: resize the shorter side to this many pixels and crop the centre; 0 asks that all pictures be alike"
+    )
     mode: str = option("", "folder: convert pictures to this mode; empty asks that all be alike", ("", "RGB", "L"))
     bad_pictures: str = option("refuse", "folder: what to do with a picture that cannot be read", ("refuse", "skip"))
 
@@ -35,7 +40,9 @@ class Config:
     attention: tuple[int, ...] = option((8,), "picture heights at which the network has attention")
 
     prediction: str = option("v", "what the network learns to answer", ("epsilon", "v", "x0"))
-    schedule: str = option("cosine", "the variance schedule", tuple(s for s in SCHEDULES if s not in ("from_betas", "flow", "edm")))
+    schedule: str = option(
+        "cosine", "the variance schedule", tuple(s for s in SCHEDULES if s not in ("from_betas", "flow", "edm"))
+    )
     T: int = option(1000, "knots of the schedule")
     zero_terminal_snr: bool = option(False, "rescale the schedule so that its last knot is pure noise")
 
@@ -83,7 +90,9 @@ class Config:
         if "/" in self.name or "\\" in self.name or self.name.startswith("."):
             raise RequestError(f"a run's name is a plain folder name, found {self.name!r}.")
         if self.make_schedule().alpha[-1] == 0 and self.prediction == "epsilon":
-            raise RequestError("an epsilon network says nothing at zero terminal SNR: use --prediction v or x0, or leave the schedule as it is.")
+            raise RequestError(
+                "an epsilon network says nothing at zero terminal SNR: use --prediction v or x0, or leave the schedule as it is."
+            )
 
     def make_schedule(self) -> Schedule:
         """The schedule of the runtime that this config names."""
@@ -146,6 +155,8 @@ def _integers(text: str) -> tuple[int, ...]:
 
 def from_arguments(arguments: argparse.Namespace) -> Config:
     """The resolved config: what was given, then the data's preset, then the defaults. Raises RequestError for values that make no sense."""
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config) if getattr(arguments, f.name) is not None}
+    given = {
+        f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config) if getattr(arguments, f.name) is not None
+    }
     kind = given.get("data", "emoji").split(":", 1)[0]
     return Config(**{**PRESETS.get(kind, {}), **given})

@@ -116,7 +116,9 @@ def folder(path: Path, config: Config) -> Pictures:
     pictures, and for a picture that cannot be read unless config.bad_pictures is "skip".
     """
     if not path.is_dir():
-        raise DataError(f"{path} is not a folder. --data folder:PATH needs a folder with a subfolder of pictures per class.")
+        raise DataError(
+            f"{path} is not a folder. --data folder:PATH needs a folder with a subfolder of pictures per class."
+        )
     classes = sorted(p.name for p in path.iterdir() if p.is_dir() and any(_pictures_in(p)))
     found = [(file, i) for i, name in enumerate(classes) for file in _pictures_in(path / name)]
     if not found:
@@ -127,9 +129,15 @@ def folder(path: Path, config: Config) -> Pictures:
     for file, label in track(found, f"reading {path.name}"):
         try:
             picture = _read(file, config)
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a file that is no picture or is cut short
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+        ) as error:  # what Pillow raises for a file that is no picture or is cut short
             if config.bad_pictures == "refuse":
-                raise DataError(f"{file} cannot be read as a picture ({error}). Remove it, or leave such pictures out with --bad-pictures skip.") from error
+                raise DataError(
+                    f"{file} cannot be read as a picture ({error}). Remove it, or leave such pictures out with --bad-pictures skip."
+                ) from error
             log.warning("skipped %s: %s", file, error)
             skipped += 1
             continue

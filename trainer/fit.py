@@ -46,7 +46,10 @@ def make_network(config: Config, sample_shape: tuple[int, int, int], num_classes
 def batch_indices(seed: int, step: int, batch: int, count: int) -> np.ndarray:
     """Which pictures step `step` sees, [batch]: every epoch is a new permutation, drawn from (seed, epoch)."""
     positions = np.arange(step * batch, (step + 1) * batch)
-    epochs = {e: np.random.Generator(np.random.Philox(key=[seed, e])).permutation(count) for e in np.unique(positions // count)}
+    epochs = {
+        e: np.random.Generator(np.random.Philox(key=[seed, e])).permutation(count)
+        for e in np.unique(positions // count)
+    }
     return np.array([epochs[p // count][p % count] for p in positions])
 
 
@@ -57,7 +60,8 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def ema_decay(config: Config, step: int) -> float:
-    """Decay of one step's update: a half-life of ema_half_life pictures, at most a twentieth of the pictures seen so far (Karras et al. 2024's ramp-up)."""
+    """Decay of one step's update: a half-life of ema_half_life pictures, at most a twentieth of those seen so far
+    (the ramp-up of Karras et al. 2024)."""
     half_life = min(config.ema_half_life, (step + 1) * config.batch / 20)
     return 0.5 ** (config.batch / max(half_life, 1e-9))
 
@@ -67,16 +71,24 @@ class Trainer:
 
     def __init__(self, config: Config, pictures: data.Pictures) -> None:
         self.config = config
-        self.device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu"))
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported())
+        self.device = torch.device(
+            "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu")
+        )
+        bf16 = config.precision == "bf16" or (
+            config.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.images = torch.from_numpy(np.ascontiguousarray(pictures.images.transpose(0, 3, 1, 2)))
         self.labels = torch.from_numpy(pictures.labels)
         self.num_classes = len(pictures.classes)
-        self.network = make_network(config, pictures.sample_shape, self.num_classes).to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network = make_network(config, pictures.sample_shape, self.num_classes).to(
+            self.device, memory_format=torch.channels_last
+        )  # pyright: ignore[reportCallIssue]
         self.weights = dict(self.network.named_parameters())
         self.ema = {name: w.detach().clone() for name, w in self.weights.items()}
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
+        )
         self.forward_process = ForwardProcess(config.make_schedule(), config.prediction, self.device)
         self.step, self.seconds = 0, 0.0
 
@@ -90,7 +102,9 @@ class Trainer:
         index = torch.from_numpy(batch_indices(c.seed, step, c.batch, len(self.images)))
         generator = torch.Generator().manual_seed(c.seed * 1_000_003 + step)
         x0 = self.images[index].float() / 127.5 - 1
-        label = torch.where(torch.rand(c.batch, generator=generator) < c.label_dropout, self.num_classes, self.labels[index])
+        label = torch.where(
+            torch.rand(c.batch, generator=generator) < c.label_dropout, self.num_classes, self.labels[index]
+        )
         stretch = (torch.randperm(c.batch, generator=generator) + torch.rand(c.batch, generator=generator)) / c.batch
         t = (stretch * c.T).long().clamp(max=c.T - 1)
         eps = torch.randn(x0.shape, generator=generator)
@@ -111,8 +125,9 @@ class Trainer:
         found = {"loss": loss.item(), "grad_norm": grad_norm.item(), "learning_rate": rate}
         if not (math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])):
             raise TrainingError(
-                f"step {self.step}: the loss is {found['loss']} and its gradient {found['grad_norm']}, not finite. Nothing was written since the last checkpoint. "
-                f"Lower --learning-rate (now {c.learning_rate:g}) or --gradient-clip (now {c.gradient_clip:g}) under another --name, or look at the data."
+                f"step {self.step}: the loss is {found['loss']} and its gradient {found['grad_norm']}, not finite. "
+                f"The last checkpoint is from before. Lower --learning-rate (now {c.learning_rate:g}) "
+                f"or --gradient-clip (now {c.gradient_clip:g}) under another --name, or look at the data."
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -143,10 +158,14 @@ class Trainer:
     def sample(self, count: int, steps: int = 20, seed: int = 0) -> np.ndarray:
         """Pictures [count, H, W, C] uint8 of the averaged weights, a label after another, by the runtime's own DDIM program."""
         shape = tuple(self.images.shape[1:])
-        program = make_program(self.config.make_schedule(), self.config.prediction, "ddim", min(steps, self.config.T), clip=1.0)
+        program = make_program(
+            self.config.make_schedule(), self.config.prediction, "ddim", min(steps, self.config.T), clip=1.0
+        )
 
         def network(x: np.ndarray, t: np.ndarray, label: np.ndarray) -> np.ndarray:
-            answer = torch.func.functional_call(self.network, self.ema, tuple(torch.from_numpy(a).to(self.device) for a in (x, t, label)))
+            answer = torch.func.functional_call(
+                self.network, self.ema, tuple(torch.from_numpy(a).to(self.device) for a in (x, t, label))
+            )
             return answer.float().cpu().numpy()
 
         x = np.stack([noise(seed + i, Stream.INITIAL, 0, shape) for i in range(count)])
@@ -210,7 +229,12 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 def open_run(folder: Path, config: Config, pictures: data.Pictures) -> None:
     """Write the run's config.json, or check that the one there is the same. Raises CheckpointError where it is not."""
-    record = {**config.to_json(), "data_record": pictures.describe(), "sample_shape": list(pictures.sample_shape), "classes": list(pictures.classes)}
+    record = {
+        **config.to_json(),
+        "data_record": pictures.describe(),
+        "sample_shape": list(pictures.sample_shape),
+        "classes": list(pictures.classes),
+    }
     path = folder / "config.json"
     if not path.exists():
         write_text(path, to_json(record))
@@ -218,8 +242,12 @@ def open_run(folder: Path, config: Config, pictures: data.Pictures) -> None:
     try:
         old = from_json(path.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{path} is not readable ({error}). Delete {folder} to start over, or choose another --name.") from error
-    changed = [f"{k} was {old.get(k)!r}, now {record.get(k)!r}" for k in dict(old, **record) if old.get(k) != record.get(k)]
+        raise CheckpointError(
+            f"{path} is not readable ({error}). Delete {folder} to start over, or choose another --name."
+        ) from error
+    changed = [
+        f"{k} was {old.get(k)!r}, now {record.get(k)!r}" for k in dict(old, **record) if old.get(k) != record.get(k)
+    ]
     if changed:
         raise CheckpointError(
             f"{folder} holds a run with another config: {'; '.join(changed)}. "
@@ -236,8 +264,13 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
     here = checkpoints.environment(trainer.device)
     if checkpoint := checkpoints.newest(folder / "checkpoints"):
         trainer.resume(checkpoint)
-        if differing := [f"{k} {checkpoint.environment.get(k)} → {v}" for k, v in here.items() if checkpoint.environment.get(k) != v]:
-            log.warning("the checkpoint was written elsewhere (%s): the run goes on, but its weights may differ in the last bits", ", ".join(differing))
+        if differing := [
+            f"{k} {checkpoint.environment.get(k)} → {v}" for k, v in here.items() if checkpoint.environment.get(k) != v
+        ]:
+            log.warning(
+                "the checkpoint was written elsewhere (%s): the weights may differ in the last bits",
+                ", ".join(differing),
+            )
         print(f"going on after step {trainer.step} of {config.steps}")
     describe(config, trainer, pictures)
 
@@ -261,7 +294,15 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
                     spent = time.perf_counter() - begun
                     trainer.seconds += spent
                     speed = (step - since) * config.batch / spent
-                    log_book.row({"step": step, "pictures": step * config.batch, **found, "pictures_per_s": speed, "seconds": trainer.seconds})
+                    log_book.row(
+                        {
+                            "step": step,
+                            "pictures": step * config.batch,
+                            **found,
+                            "pictures_per_s": speed,
+                            "seconds": trainer.seconds,
+                        }
+                    )
                     since, begun = step, time.perf_counter()
                 if config.sample_every and (step % config.sample_every == 0 or step == config.steps):
                     sheet = tile(trainer.sample(2 * trainer.num_classes if trainer.num_classes <= 32 else 64))
@@ -274,7 +315,9 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
     finally:
         log_book.close()
     done = trainer.step >= config.steps
-    print(f"{'done' if done else 'stopped'} after step {trainer.step} of {config.steps}, {clock(trainer.seconds)} of training: {folder}")
+    print(
+        f"{'done' if done else 'stopped'} after step {trainer.step} of {config.steps}, {clock(trainer.seconds)} of training: {folder}"
+    )
     print(f"next: python -m export.build {folder}" if done else "the same command again goes on from here")
     return done
 
@@ -297,14 +340,21 @@ def dry_run(config: Config) -> None:
     begun = time.perf_counter()
     losses = [trainer.train_step()["loss"] for _ in range(2)]
     each = (time.perf_counter() - begun) / 2
-    print(f"dry run: loss {losses[-1]:.4f}, {config.batch / each:.0f} pictures/s, {clock(each * config.steps)} for all {config.steps} steps; nothing was written")
+    print(
+        f"dry run: loss {losses[-1]:.4f}, {config.batch / each:.0f} pictures/s, "
+        f"{clock(each * config.steps)} for all {config.steps} steps; nothing was written"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.fit", description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that holds the runs [runs]")
-    parser.add_argument("--dry-run", action="store_true", help="take three steps, say what the run would be and take, and write nothing")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that holds the runs [runs]"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="take three steps, say what the run would be and take, and write nothing"
+    )
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:

@@ -13,7 +13,13 @@ from runtime.schedule import Schedule
 class ForwardProcess:
     """q of Ho et al. 2020 on the runtime's own arrays, as tensors on `device`. t [B] int64 are knots of the schedule."""
 
-    def __init__(self, schedule: Schedule, prediction: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        prediction: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         def column(values: object) -> Tensor:
             return torch.as_tensor(np.asarray(values), dtype=dtype, device=device)
 

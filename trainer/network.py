@@ -107,7 +107,9 @@ class UNet(nn.Module):
         C, H, W = sample_shape
         factor = 2 ** (len(channels) - 1)
         if H % factor or W % factor:
-            raise RequestError(f"pictures of {H}x{W} cannot be halved {len(channels) - 1} times; use sides that {factor} divides, or fewer channels entries.")
+            raise RequestError(
+                f"pictures of {H}x{W} cannot be halved {len(channels) - 1} times: use sides that {factor} divides, or fewer channels."
+            )
         embedding = 4 * channels[0]
         self.time = TimeEmbedding(channels[0], embedding)
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
@@ -128,7 +130,9 @@ class UNet(nn.Module):
                 self.downsample.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
                 skips.append(width)
         last = len(channels) - 1
-        self.middle = nn.ModuleList([level(width, width, last, attend=last > 0), level(width, width, last, attend=False)])
+        self.middle = nn.ModuleList(
+            [level(width, width, last, attend=last > 0), level(width, width, last, attend=False)]
+        )
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         for depth, outputs in reversed(list(enumerate(channels))):
             for _ in range(blocks + 1):

@@ -96,11 +96,19 @@ class OnnxRuntimeBuffers:
     def _bind(self, guided: bool, current: int) -> tuple[Any, Any]:
         session = self._backend.session(guided)
         binding = session.io_binding()
-        inputs = {"state": self._states[current], "noise": self.noise, "call": self.call, "update": self.update, "label": self.label}
+        inputs = {
+            "state": self._states[current],
+            "noise": self.noise,
+            "call": self.call,
+            "update": self.update,
+            "label": self.label,
+        }
         outputs = {"next_state": self._states[1 - current], "denoised": self.denoised}
         for name in (i.name for i in session.get_inputs()):
             if name not in inputs:
-                raise BundleError(f"{self._backend.bundle.path}: the step graph asks for an input {name!r} that no step graph has.")
+                raise BundleError(
+                    f"{self._backend.bundle.path}: the step graph asks for an input {name!r} that no step graph has."
+                )
             array = inputs[name]
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         for name, array in outputs.items():

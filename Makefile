@@ -1,0 +1,45 @@
+# make demo: train, export, sample, in five minutes.   make test: every test.   make lint: what CI checks before.
+VENV ?= .venv
+PYTHON ?= python3
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PY = $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+$(VENV)/.export: pyproject.toml constraints.txt
+	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing what training, export and sampling need (about a minute)"
+	@$(PIP) --editable '.[export]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.export
+	@echo "installing what the tests need"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+# $(call timed,TITLE,COMMAND): run it, and note how long it took.
+define timed
+	@printf '\n== %s\n' '$(1)'; began=$$(date +%s); $(2) && printf '%4d s  %s\n' $$(( $$(date +%s) - began )) '$(1)' >> out/times.txt
+endef
+
+demo:
+	@mkdir -p out && rm -f out/times.txt
+	$(call timed,install,$(MAKE) --no-print-directory $(VENV)/.export)
+	$(call timed,train on handwritten digits,$(PY) -m trainer.fit --data digits)
+	$(call timed,export and prove,$(PY) -m export.build runs/digits --out out/digits)
+	$(call timed,sample the digits,$(PY) -m runtime.sample out/digits --n 80 $(foreach d,0 1 2 3 4 5 6 7 8 9,--label $(d)) --columns 10 --width 640 --out out/digits.png)
+	$(call timed,sample the shipped emoji,$(PY) -m runtime.sample bundles/emoji32 --n 54 $(foreach l,0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17,--label $(l)) --columns 18 --out out/emoji.png)
+	@printf '\nhow long each part took:\n' && cat out/times.txt
+	@printf '\nlook at:\n  out/digits.png          ten columns, the digits 0 to 9 in order\n  out/emoji.png           a column a label\n  out/digits/report.png   what the export was held against\n'
+
+test: $(VENV)/.dev
+	$(PY) -m pytest
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(PY)
+	$(VENV)/bin/lint-imports
+
+clean:
+	rm -rf out build *.egg-info
