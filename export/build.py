@@ -9,6 +9,7 @@ import logging
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _grid(bundle: Bundle) -> Any:
     return Sampler(bundle).pictures(count, label=labels)
 
 
-def _write_manifest(folder: Path, model: Model, report: dict[str, Any]) -> Bundle:
+def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any]) -> Bundle:
     """Write bundle.json over the files that are there, and read it back as a user would."""
     files = {}
     for path in sorted(folder.rglob("*")):

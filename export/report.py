@@ -22,7 +22,14 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
     from matplotlib import pyplot as plt
 
     show = bundle.sample_shape[0] in (1, 3) and len(bundle.sample_shape) == 3
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), width_ratios=(1.1, 1), layout="constrained")
+    figure, axes = plt.subplot_mosaic(
+        [["step", "strip"], ["step", "lines"]],
+        figsize=(13, 5.2),
+        width_ratios=(1.1, 1),
+        height_ratios=(4, 1),
+        layout="constrained",
+    )
+    left, right = axes["step"], axes["strip"]
     for precision, entry in report["precisions"].items():
         for name, step in entry["steps"].items():
             time = [row["time"] for row in step["by_time"]]
@@ -65,7 +72,9 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
             right.text(-0.02 * sheet.shape[1], (i + 0.5) * height, name, ha="right", va="center", fontsize=9)
     first = next(iter(report["precisions"].values()))["trajectories"]
     lines = "\n".join(f"{t['trajectory']}: largest difference {t['error']:.1e}, {t['psnr_db']:.0f} dB" for t in first)
-    right.set_title(f"whole trajectories (bound {report['bounds']['trajectory']:g})\n{lines}", fontsize=8)
+    axes["lines"].set_axis_off()
+    axes["lines"].text(0, 1, lines, va="top", fontsize=9)
+    right.set_title(f"whole trajectories (bound {report['bounds']['trajectory']:g})")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 

@@ -41,19 +41,28 @@ def tile(pictures: UInt8, columns: int | None = None, gap: int = 2) -> UInt8:
     return sheet
 
 
-def save(path: str | Path, picture: UInt8, least: int = 0) -> None:
-    """Write one picture [H, W, C]; the format is the file name's ending. Enlarged by a whole factor, pixels kept square, until it is `least` wide.
+def picture_format(path: Path) -> str:
+    """Pillow's name for the format that the file name's ending asks for. Raises RequestError for an ending that it cannot write."""
+    from PIL import Image
 
-    Raises RequestError for an ending that Pillow cannot write.
+    Image.init()
+    found = Image.EXTENSION.get(path.suffix.lower())
+    if found not in Image.SAVE:
+        raise RequestError(f"cannot write pictures as {path.suffix or path.name!r}: use a name that ends in .png.")
+    return found
+
+
+def save(path: str | Path, picture: UInt8, least: int = 0) -> None:
+    """Write one picture [H, W, C]; the format is the file name's ending.
+
+    Enlarged by a whole factor, pixels kept square, until it is `least` wide. Raises RequestError, see `picture_format`.
     """
     from PIL import Image
 
     path = Path(path)
-    Image.init()
-    if path.suffix.lower() not in Image.EXTENSION or Image.EXTENSION[path.suffix.lower()] not in Image.SAVE:
-        raise RequestError(f"cannot write pictures as {path.suffix or path.name!r}: use a name that ends in .png.")
+    kind = picture_format(path)
     factor = max(1, math.ceil(least / picture.shape[1]))
     enlarged = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     image = Image.fromarray(enlarged[..., 0] if picture.shape[2] == 1 else enlarged)
     with replacing(path) as temporary:
-        image.save(temporary, Image.EXTENSION[path.suffix.lower()])
+        image.save(temporary, kind)

@@ -114,7 +114,7 @@ class Program:
     @property
     def noisy(self) -> NDArray[np.bool_]:
         """[K]: whether the row adds fresh noise."""
-        return self.update[:, :, Z].any(axis=1)
+        return (self.update[:, :, Z] != 0).any(axis=1)
 
 
 def precondition(prediction: str, alpha: Float64, sigma: Float64, sigma_data: float = 0.5) -> tuple[Float64, Float64]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import integer
 from .errors import RequestError, UnnoiseError
 from .files import replacing
 from .grid import GRIDS
-from .pictures import save, tile, to_uint8
+from .pictures import picture_format, save, tile, to_uint8
 from .progress import Progress
 from .sampler import Preview, Sampler
 from .solvers import SOLVERS
@@ -41,8 +42,11 @@ def sample(given: argparse.Namespace) -> str:
     if given.labels:
         names = bundle.labels.names if bundle.labels else ()
         return "\n".join(f"{i:3d}  {name}" for i, name in enumerate(names)) or f"{bundle.name} has no labels"
-    if given.n < 1:
-        raise RequestError(f"n must be at least 1, found {given.n}.")
+    integer("n", given.n, 1)
+    if given.columns is not None:
+        integer("columns", given.columns, 1)
+    if given.out.suffix != ".npy":
+        picture_format(given.out)
     label = _labels(given.label, given.n)
     grid = given.grid if given.grid is None or given.grid[:1].isalpha() else _numbers(given.grid)
     options = {

@@ -158,9 +158,10 @@ class Sampler:
     def _job(self, request: Request) -> _Job:
         seed, bundle = integer("seed", request.seed, 0, MAX_SEED), self.bundle
         label = bundle.label_number(request.label)
-        asked = request.guidance is not None
-        guidance = number("guidance", request.guidance, -1e3, 1e3) if asked else bundle.defaults.guidance
-        if guidance != 1 and asked and not (bundle.labels and bundle.labels.null_trained):
+        can_guide = bundle.labels is not None and bundle.labels.null_trained
+        default = bundle.defaults.guidance if can_guide else 1.0
+        guidance = default if request.guidance is None else number("guidance", request.guidance, -1e3, 1e3)
+        if guidance != 1 and not can_guide:
             raise RequestError(
                 f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a trained null label."
             )
@@ -170,8 +171,10 @@ class Sampler:
 
     def _program(self, request: Request, guidance: float) -> _Table:
         grid = request.grid if request.grid is None or isinstance(request.grid, str) else tuple(request.grid)
+        # With types: 2.0 and True are equal to 2 and 1, but are refused as numbers of steps.
+        options = tuple((name, type(value), value) for name, value in sorted(request.options.items()))
+        key = (request.solver, type(request.steps), request.steps, grid, guidance, options)
         try:
-            key = (request.solver, request.steps, grid, guidance, tuple(sorted(request.options.items())))
             hash(key)
         except TypeError:
             key = None

@@ -109,7 +109,8 @@ class Config:
         for key in value:
             if key not in known:
                 raise unknown("config key", key, sorted(known))
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return cls(**given)
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

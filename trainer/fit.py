@@ -134,7 +134,8 @@ class Trainer:
         self.optimizer.step()
         with torch.no_grad():
             keep = ema_decay(c, self.step)
-            torch._foreach_lerp_(list(self.ema.values()), [w.detach() for w in self.weights.values()], 1 - keep)
+            for name, average in self.ema.items():
+                average.lerp_(self.weights[name], 1 - keep)
         self.step += 1
         return found
 
@@ -181,7 +182,8 @@ class Log:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        path, rows = folder / "log.csv", []
+        path = folder / "log.csv"
+        rows: list[Any] = []
         if path.exists():
             with path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row["step"] and int(row["step"]) <= step]
@@ -190,7 +192,7 @@ class Log:
             writer.writeheader()
             writer.writerows(rows)
         self._file = path.open("a", newline="")
-        self._writer = csv.DictWriter(self._file, LOG_COLUMNS)
+        self._writer: Any = csv.DictWriter(self._file, LOG_COLUMNS)
         self._events: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def row(self, values: dict[str, float]) -> None:

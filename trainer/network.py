@@ -21,6 +21,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
         half = features // 2
+        self.frequency: Tensor
         self.register_buffer("frequency", torch.exp(-math.log(1e4) * torch.arange(half) / half), persistent=False)
         self.layers = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width))
 

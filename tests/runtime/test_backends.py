@@ -1,0 +1,63 @@
+"""The ONNX Runtime backend: exact identity rows, buffers bound once, clear errors."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import BackendError, Bundle, RequestError, Sampler
+from runtime.backends import open_backend
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_an_identity_row_returns_the_state_bit_for_bit(sampler: Sampler, guided: bool) -> None:
+    buffers = sampler.backend.bind(3)
+    state = np.random.Generator(np.random.Philox(key=1)).standard_normal(buffers.state.shape).astype(np.float32)
+    buffers.state[:] = state
+    buffers.call[:] = (999, 1, 0, 0, 1, 2)
+    buffers.update[:] = np.eye(4, 6)
+    buffers.step(guided)
+    assert buffers.state.tobytes() == state.tobytes()
+
+
+def test_buffers_are_bound_once_and_the_two_states_take_turns(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffers = sampler.backend.bind(2)
+    buffers.step(False)
+    second = buffers.state
+    buffers.step(False)
+    first = buffers.state
+    assert not np.shares_memory(first, second)
+    monkeypatch.setattr(type(buffers), "_bind", lambda *_: pytest.fail("bound again"))
+    for expected in (second, first, second):
+        buffers.step(False)
+        assert buffers.state is expected
+
+
+def test_the_memory_of_a_batch_is_reused(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler.sample(4, label=1, steps=2)
+    monkeypatch.setattr(type(sampler.backend), "bind", lambda *_: pytest.fail("made again"))
+    sampler.sample(4, label=1, steps=2)
+
+
+def test_an_unknown_backend_or_precision_is_refused_with_what_there_is(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    with pytest.raises(RequestError, match=r"unknown backend 'onnxruntim'. Did you mean 'onnxruntime'"):
+        open_backend(bundle, "onnxruntim")
+    with pytest.raises(RequestError, match=r"unknown precision .*'fp16'. .*Known: auto, fp32"):
+        open_backend(bundle, precision="fp16")
+    with pytest.raises(RequestError, match="threads must be from 1"):
+        open_backend(bundle, threads=0)
+
+
+def test_a_missing_library_says_how_to_install_it(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match=r"pip install 'unnoise\[cpu\]'"):
+        Sampler.load(tiny_bundle)
+
+
+def test_the_thread_count_is_taken(tiny_bundle: Path, sampler: Sampler) -> None:
+    one = Sampler.load(tiny_bundle, threads=1)
+    np.testing.assert_allclose(one.sample(2, label=1, steps=3), sampler.sample(2, label=1, steps=3), atol=1e-5)

@@ -1,0 +1,145 @@
+"""A config is resolved from what was given, the data's preset and the defaults, in this order, and checked when made."""
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime import RequestError
+from runtime.files import from_json, to_json
+from trainer.config import PRESETS, Config, add_arguments, from_arguments
+
+FIELDS = dataclasses.fields(Config)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser()
+    add_arguments(made)
+    return made
+
+
+def resolve(*command_line: str) -> Config:
+    return from_arguments(parser().parse_args(command_line))
+
+
+def test_no_option_at_all_gives_the_defaults() -> None:
+    assert resolve() == Config()
+
+
+@pytest.mark.parametrize("kind", PRESETS)
+def test_a_preset_changes_what_it_lists_and_nothing_else(kind: str) -> None:
+    data = "folder:cats" if kind == "folder" else kind
+    assert resolve("--data", data) == dataclasses.replace(Config(data=data), **PRESETS[kind])
+
+
+def test_the_command_line_goes_before_the_preset() -> None:
+    given = resolve("--data", "digits", "--steps", "7")
+    assert given == dataclasses.replace(resolve("--data", "digits"), steps=7)
+    assert given.steps != PRESETS["digits"]["steps"]
+
+
+@pytest.mark.parametrize(
+    ("data", "name"), [("emoji", "emoji"), ("digits", "digits"), ("folder:pets/cats", "cats"), ("folder:cats/", "cats")]
+)
+def test_a_run_is_named_after_its_data(data: str, name: str) -> None:
+    assert Config(data=data).name == name
+
+
+def test_a_given_name_is_kept() -> None:
+    assert Config(data="digits", name="second-try").name == "second-try"
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda f: f.name)
+def test_every_field_has_an_option_with_one_line_of_help(field, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    doc = field.metadata["doc"]
+    assert doc
+    assert "\n" not in doc
+    line = next(h for h in parser().format_help().split("\n  --") if h.startswith(field.name.replace("_", "-") + " ") or
+                h.startswith(field.name.replace("_", "-") + ","))
+    assert doc in line
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        ("--channels=8,16", "channels", (8, 16)),
+        ("--attention=", "attention", ()),
+        ("--learning-rate=3e-4", "learning_rate", 3e-4),
+        ("--zero-terminal-snr", "zero_terminal_snr", True),
+        ("--no-zero-terminal-snr", "zero_terminal_snr", False),
+        ("--bad-pictures=skip", "bad_pictures", "skip"),
+    ],
+)
+def test_an_option_sets_its_field(option: str, field: str, value: object) -> None:
+    assert getattr(resolve(option), field) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data", "emojis", "unknown data 'emojis'. Did you mean 'emoji'?"),
+        ("data", "folder:", "--data folder:PATH"),
+        ("split", "trian", "unknown value for --split 'trian'. Did you mean 'train'?"),
+        ("mode", "RGBA", "unknown value for --mode 'RGBA'. Did you mean 'RGB'?"),
+        ("bad_pictures", "skipp", "unknown value for --bad-pictures 'skipp'. Did you mean 'skip'?"),
+        ("prediction", "epsilom", "unknown value for --prediction 'epsilom'. Did you mean 'epsilon'?"),
+        ("schedule", "cosin", "unknown value for --schedule 'cosin'. Did you mean 'cosine'?"),
+        ("device", "gpu", "unknown value for --device 'gpu'."),
+        ("precision", "fp16", "unknown value for --precision 'fp16'."),
+        ("steps", 0, "steps must be at least 1, found 0"),
+        ("batch", 2.5, "batch must be an integer, found 2.5 (float)"),
+        ("keep", True, "keep must be an integer, found True (bool)"),
+        ("checkpoint_every", 0, "checkpoint-every must be at least 1, found 0"),
+        ("sample_every", -1, "sample-every must be at least 0, found -1"),
+        ("seed", 2**63, "seed must be from 0 to 9223372036854775807, found 9223372036854775808"),
+        ("learning_rate", float("nan"), "learning-rate must be a number from 1e-12 to 1000, found nan"),
+        ("learning_rate", 0, "learning-rate must be a number from 1e-12 to 1000, found 0.0"),
+        ("gradient_clip", float("inf"), "gradient-clip must be a number from 1e-12 to 1e+12, found inf"),
+        ("label_dropout", 1.5, "label-dropout must be a number from 0 to 1, found 1.5"),
+        ("weight_decay", "0.1", "weight-decay must be a number, found '0.1' (str)"),
+        ("channels", (), "channels must be multiples of 8, found ()"),
+        ("channels", (32, 60), "channels must be multiples of 8, found (32, 60)"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_option_named(field: str, value: object, message: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        Config(**{field: value})
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["..", "../up", "a/b", "/tmp", "a\\b", ".hidden"])
+def test_a_name_that_leaves_the_runs_folder_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="a run's name is a plain folder name"):
+        Config(name=name)
+
+
+def test_an_epsilon_network_at_zero_terminal_snr_is_refused_with_the_way_out() -> None:
+    with pytest.raises(RequestError, match="zero terminal SNR: use --prediction v or x0"):
+        Config(prediction="epsilon", zero_terminal_snr=True)
+
+
+def test_zero_terminal_snr_takes_the_last_knot_to_pure_noise() -> None:
+    assert Config().make_schedule().alpha[-1] > 0
+    assert Config(zero_terminal_snr=True).make_schedule().alpha[-1] == 0
+
+
+@pytest.mark.parametrize("data", ["emoji", "digits", "folder:cats"])
+def test_a_config_comes_back_from_json_as_it_was(data: str) -> None:
+    config = resolve("--data", data, "--learning-rate", "0.1", "--attention", "", "--zero-terminal-snr")
+    assert Config.from_json(from_json(to_json(config.to_json()))) == config
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(RequestError, match="unknown config key 'chanels'. Did you mean 'channels'"):
+        Config.from_json({"chanels": [8]})
+
+
+def test_help_needs_no_data_and_names_every_option(root: Path) -> None:
+    command = [sys.executable, "-m", "trainer.fit", "--help"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    assert [f.name for f in FIELDS if f"--{f.name.replace('_', '-')}" not in done.stdout] == []
