@@ -48,7 +48,7 @@ class Worst:
 
     def __or__(self, other: Worst) -> Worst:
         """Whichever is nearer to its bound, or further beyond it. A NaN is beyond every bound."""
-        return other if not other.error / other.bound <= self.error / self.bound else self
+        return max(self, other, key=lambda w: np.inf if np.isnan(w.error) else w.error / w.bound)
 
 
 NONE = Worst(0.0, 1.0, "nowhere")

@@ -76,6 +76,7 @@ def trace(model: Model, guided: bool) -> ModelProto:
     }
     if model.labels:
         inputs["label"] = torch.zeros(B, dtype=torch.int64)
+    batched = {0: torch.export.Dim("batch")}
     with _quiet():
         program = torch.onnx.export(
             Step(model, guided).eval(),
@@ -84,10 +85,7 @@ def trace(model: Model, guided: bool) -> ModelProto:
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=["next_state", "denoised"],
-            dynamic_shapes=(
-                *[{0: torch.export.Dim("batch")}] * 4,
-                tuple([{0: torch.export.Dim("batch")}] * (len(inputs) - 4)),
-            ),
+            dynamic_shapes=(*[batched] * 4, (batched,)) if model.labels else (batched,) * 4,
             external_data=False,
             verbose=False,
         )

@@ -58,8 +58,11 @@ def test_every_field_has_an_option_with_one_line_of_help(field, monkeypatch: pyt
     doc = field.metadata["doc"]
     assert doc
     assert "\n" not in doc
-    line = next(h for h in parser().format_help().split("\n  --") if h.startswith(field.name.replace("_", "-") + " ") or
-                h.startswith(field.name.replace("_", "-") + ","))
+    line = next(
+        h
+        for h in parser().format_help().split("\n  --")
+        if h.startswith(field.name.replace("_", "-") + " ") or h.startswith(field.name.replace("_", "-") + ",")
+    )
     assert doc in line
 
 

@@ -89,6 +89,9 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 
 def test_attention_stands_at_the_heights_that_were_asked_for() -> None:
-    parts = {tuple(int(n) for n in a.shape[2:]) for m in awake(shape=(1, 16, 16), channels=(8, 8, 8), attention=(8,)).modules()
-             if (a := getattr(m, "qkv", None) is not None and torch.empty(0, 0, m.shape[2])) is not False}
+    parts = {
+        tuple(int(n) for n in a.shape[2:])
+        for m in awake(shape=(1, 16, 16), channels=(8, 8, 8), attention=(8,)).modules()
+        if (a := getattr(m, "qkv", None) is not None and torch.empty(0, 0, m.shape[2])) is not False
+    }
     assert parts == {(64,), (16,)}  # 8×8 as asked, and 4×4 in the middle

@@ -1,0 +1,180 @@
+"""export.build: proves what it writes, and writes nothing that it cannot prove."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export import build as building
+from export import check
+from export.build import build, main
+from export.errors import ExportError
+from export.model import from_run, newest_run
+from runtime import Bundle, Sampler, run
+from runtime.files import from_json
+from runtime.noise import Stream, noise
+
+
+def test_the_runtimes_pictures_are_pytorchs(tiny_run: Path, sampler: Sampler) -> None:
+    """The whole way, held against torch by the reference loop: other seeds and settings than the build's own check."""
+    model = from_run(tiny_run, 2.0)
+    label, seeds = np.array([9, 0, 4], np.int64), (70, 71, 72)
+    program = sampler.bundle.program("ddpm", 25, guidance=1.7)
+
+    def draw(stream: Stream, k: int) -> np.ndarray:
+        return np.stack([noise(s, stream, k, (1, 8, 8)) for s in seeds])
+
+    expected = run(
+        program,
+        check.torch_network(model),
+        draw(Stream.INITIAL, 0),
+        lambda k: draw(Stream.STEP, k),
+        label=label,
+        null_label=10,
+    )
+    found = sampler.sample(3, 70, label=label, solver="ddpm", steps=25, guidance=1.7)
+    assert check.difference(found, expected) <= check.Bounds().trajectory
+
+
+def test_the_average_is_exported_unless_the_last_weights_are_asked_for(tiny_run: Path) -> None:
+    averaged, last = from_run(tiny_run, 2.0).module, from_run(tiny_run, 2.0, "weights").module
+    pairs = list(zip(averaged.parameters(), last.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_report_covers_the_schedule_every_graph_and_every_batch(tiny_bundle: Path) -> None:
+    report = from_json((tiny_bundle / "report.json").read_bytes())
+    entry = report["precisions"]["fp32"]
+    assert set(entry["steps"]) == {"step", "step_guided"}
+    for step in entry["steps"].values():
+        times = [row["time"] for row in step["by_time"]]
+        assert times[0] == 0
+        assert times[-1] == 999
+        assert len(times) == check.TIMES
+        assert step["batch_invariant"]
+        assert 0 < step["answer"]["error"] <= 1e-4
+    assert entry["identity"]
+    assert {t["trajectory"].split(",")[0] for t in entry["trajectories"]} == {"ddim", "ddpm"}
+    assert Bundle.load(tiny_bundle).report["fp32"]["trajectory"] <= 2e-3
+
+
+def test_the_pictures_and_the_card_can_be_read(tiny_bundle: Path) -> None:
+    with Image.open(tiny_bundle / "report.png") as report, Image.open(tiny_bundle / "samples.png") as samples:
+        assert report.size[0] > 800
+        assert samples.size[0] >= 512
+    card = (tiny_bundle / "README.md").read_text()
+    for part in ("Sampler.load", "samples.png", "CC-BY 4.0", "## Checked", "1,797"):
+        assert part in card
+
+
+class Wrong:
+    """Stands in for a conversion that changes the network: the module that is checked is not the one that was converted."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.module(*inputs) + 1e-3
+
+
+def test_a_missed_bound_fails_the_build_names_the_worst_case_and_writes_nothing(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = building.graph.convert
+
+    def swap(model, folder: Path) -> None:
+        convert(model, folder)
+        object.__setattr__(model, "module", Wrong(model.module))
+
+    monkeypatch.setattr(building.graph, "convert", swap)
+    with pytest.raises(ExportError, match=r"answer: 0\.001.* > 0\.0001 at step\.onnx, time .*, batch"):
+        build(from_run(tiny_run, 2.0), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_nan_is_never_within_bounds() -> None:
+    worst = check.NONE | check.Worst(float("nan"), 1e-4, "here") | check.Worst(1e-9, 1e-4, "there")
+    assert worst.where == "here"
+    step = {"answer": vars(worst), "next_state": vars(check.NONE), "batch_invariant": True}
+    with pytest.raises(ExportError, match=r"nan > 0\.0001 at here"):
+        check.refuse_misses({"precisions": {"fp32": {"steps": {"step": step}, "trajectories": [], "identity": True}}})
+
+
+def test_a_failing_build_leaves_the_bundle_that_was_there(
+    tiny_run: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p: p.read_bytes() for p in bundle_copy.rglob("*") if p.is_file()}
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(building, "draw", full_disk)
+    monkeypatch.setattr(building, "check", lambda *_: ({"bounds": {}, "precisions": {}}, {}))
+    with pytest.raises(OSError, match="No space left"):
+        build(from_run(tiny_run, 2.0), bundle_copy)
+    assert {p: p.read_bytes() for p in bundle_copy.rglob("*") if p.is_file()} == before
+    assert [p.name for p in bundle_copy.parent.iterdir()] == ["copy"]
+
+
+def test_a_kill_in_the_middle_leaves_no_bundle(tiny_run: Path, tmp_path: Path, root: Path) -> None:
+    """SIGKILL once the conversion has written files: what is there cannot be taken for a bundle."""
+    command = [sys.executable, "-m", "export.build", str(tiny_run), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob(".out.*/fp32/weights.bin")):
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the build ended before it could be killed"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_newest_run_is_the_default(tiny_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    for age, name in ((200, "old"), (100, "new"), (300, "older")):
+        copy = Path(shutil.copytree(tiny_run, tmp_path / name))
+        for checkpoint in (copy / "checkpoints").iterdir():
+            os.utime(checkpoint, (1e9 - age, 1e9 - age))
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    assert newest_run(tmp_path).name == "new"
+
+
+def test_with_no_run_the_error_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["--runs", str(tmp_path)]) == 2
+    assert "python -m trainer.fit" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "keep.txt").write_text("precious")
+    assert main([str(tiny_run), "--out", str(tmp_path)]) == 2
+    assert "is no bundle, so it is not replaced" in capsys.readouterr().err
+    assert (tmp_path / "keep.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("cut", "is damaged"), ("empty", "has no checkpoint yet"), ("no config", "is no run")]
+)
+def test_a_run_that_cannot_be_exported_is_named(
+    tiny_run: Path, tmp_path: Path, damage: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    newest = max((copy / "checkpoints").iterdir())
+    if damage == "cut":
+        file = newest / "ema.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "empty":
+        shutil.rmtree(copy / "checkpoints")
+    else:
+        (copy / "config.json").unlink()
+    assert main([str(copy), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

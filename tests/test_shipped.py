@@ -1,0 +1,39 @@
+"""The bundle that the project ships: whole, small, honest about what it has seen, and quick to the same bytes."""
+
+import numpy as np
+
+from runtime import Bundle, Sampler
+from trainer.config import Config
+from trainer.data import emoji
+
+
+def test_every_file_is_whole_and_the_fp32_files_are_under_16_mb(shipped: Bundle) -> None:
+    assert all(shipped.read(name) for name in shipped.files)
+    assert sum(file.size for name, file in shipped.files.items() if name.startswith("fp32/")) < 16e6
+
+
+def test_it_has_never_seen_the_held_out_emoji(shipped: Bundle) -> None:
+    config, data = Config.from_json(shipped.provenance["config"]), shipped.provenance["data"]
+    assert config.split == "train"
+    assert data["fingerprint"] == emoji("train").fingerprint
+    assert data["pictures"] == 2 * np.count_nonzero(np.arange(1906) % 10 != 0)
+
+
+def test_it_was_trained_for_90_minutes_or_more(shipped: Bundle) -> None:
+    assert shipped.provenance["training_seconds"] >= 90 * 60
+
+
+def test_it_agreed_with_pytorch_when_it_was_made(shipped: Bundle) -> None:
+    worst = shipped.report["fp32"]
+    assert worst["answer"] <= 1e-4
+    assert worst["next_state"] <= 1e-4
+    assert worst["trajectory"] <= 2e-3
+
+
+def test_its_samples_keep_the_same_bytes_in_a_batch(shipped: Bundle) -> None:
+    sampler = Sampler(shipped)
+    batch = sampler.sample(8, seed=0, label=[0, 3, 9, 17, None, 3, 3, 1], steps=2)
+    assert batch.shape == (8, 3, 32, 32)
+    assert batch.dtype == np.float32
+    assert np.abs(batch).max() <= 1
+    assert sampler.sample(1, seed=3, label=17, steps=2).tobytes() == batch[3].tobytes()
