@@ -1,0 +1,89 @@
+"""Every command and every program in the README and CONTRIBUTING runs, word for word."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MADE_BY_CI = {"make demo", "make test", "make lint"}
+"""These make environments of their own; .ci/run runs them."""
+SOURCED = {". .venv/bin/activate"}
+
+
+def _blocks(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def _commands() -> list[str]:
+    return [line for block in _blocks("sh") for line in block.splitlines() if line and line not in SOURCED]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder that has what a clone has, so that the commands leave nothing in this one."""
+    path = tmp_path_factory.mktemp("clone")
+    for name in ("runtime", "trainer", "export", "bundles"):
+        (path / name).symlink_to(ROOT / name)
+    yield path
+
+
+def _run(command: str, folder: Path) -> str:
+    words = [sys.executable if word == "python" else word for word in command.split()]
+    run = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_ci_runs_what_this_file_does_not() -> None:
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert MADE_BY_CI <= set(ci)
+    assert {c for c in _commands() if not c.startswith("python ")} == MADE_BY_CI
+
+
+def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder: Path) -> None:
+    """The two long commands: training is stopped as the README says one may, and export takes the run that it leaves."""
+    assert {"python -m trainer.fit", "python -m export.build"} <= set(_commands())
+    training = subprocess.Popen([sys.executable, "-m", "trainer.fit"], cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert training.stdout is not None
+    for line in training.stdout:
+        if "epochs" in line:  # the last line before the loop
+            break
+    time.sleep(2)
+    training.send_signal(signal.SIGINT)
+    rest = training.communicate(timeout=120)[0]
+    assert training.returncode == 130
+    assert "the same command again goes on from here" in rest
+    assert list(folder.glob("runs/emoji/checkpoints/step-*"))
+
+    (folder / "bundles").unlink()  # not into the shipped bundles of this checkout
+    (folder / "bundles").mkdir()
+    os.symlink(ROOT / "bundles" / "emoji32", folder / "bundles" / "emoji32")
+    assert "agrees with PyTorch" in _run("python -m export.build", folder)
+    assert (folder / "bundles" / "emoji" / "report.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        c
+        for c in _commands()
+        if c.startswith("python ") and c not in ("python -m trainer.fit", "python -m export.build")
+    ],
+)
+def test_a_command_of_the_readme_runs(command: str, folder: Path) -> None:
+    _run(command, folder)
+    if "--out" in command:
+        assert (folder / command.split("--out ")[1]).is_file()
+
+
+@pytest.mark.parametrize("program", _blocks("python"))
+def test_a_program_of_the_readme_runs(program: str, folder: Path) -> None:
+    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, timeout=300)
