@@ -70,9 +70,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write the checkpoint under `folder`, then remove all but the newest `keep`."""
-    path = folder / f"step-{checkpoint.step:08d}"
+    path = folder / _name(checkpoint.step)
     with replacing_folder(path) as temporary:
         hashes = {}
         for part in PARTS:
@@ -106,6 +110,8 @@ def read(path: Path) -> Checkpoint:
 
     try:
         state = from_json((path / "state.json").read_bytes())
+        if path.name != _name(state["step"]):
+            raise damaged(f"state.json is that of step {state['step']}")
         parts = {}
         for part in PARTS:
             data = (path / f"{part}.safetensors").read_bytes()

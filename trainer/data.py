@@ -115,6 +115,8 @@ def folder(path: Path, config: Config) -> Pictures:
     All must have one size and mode, unless config.size or config.mode say to convert. Raises DataError otherwise, for a folder without
     pictures, and for a picture that cannot be read unless config.bad_pictures is "skip".
     """
+    from PIL import Image
+
     if not path.is_dir():
         raise DataError(
             f"{path} is not a folder. --data folder:PATH needs a folder with a subfolder of pictures per class."
@@ -125,7 +127,7 @@ def folder(path: Path, config: Config) -> Pictures:
         classes, found = [path.name], [(file, 0) for file in _pictures_in(path)]
     if not found:
         raise DataError(f"no pictures in {path} (looked for {', '.join(sorted(ENDINGS))} there and in its subfolders).")
-    images, labels, skipped = [], [], 0
+    images, labels, first, skipped = [], [], path, 0
     for file, label in track(found, f"reading {path.name}"):
         try:
             picture = _read(file, config)
@@ -133,6 +135,7 @@ def folder(path: Path, config: Config) -> Pictures:
             OSError,
             ValueError,
             SyntaxError,
+            Image.DecompressionBombError,
         ) as error:  # what Pillow raises for a file that is no picture or is cut short
             if config.bad_pictures == "refuse":
                 raise DataError(
@@ -143,9 +146,10 @@ def folder(path: Path, config: Config) -> Pictures:
             continue
         if images and picture.shape != images[0].shape:
             raise DataError(
-                f"{file} is {_describe(picture)}, but {found[0][0]} is {_describe(images[0])}. "
+                f"{file} is {_describe(picture)}, but {first} is {_describe(images[0])}. "
                 "Say how to make them alike: --size N resizes and crops, --mode RGB or --mode L converts."
             )
+        first = first if images else file
         images.append(picture)
         labels.append(label)
     if not images:

@@ -100,7 +100,7 @@ class Trainer:
         """
         c = self.config
         index = torch.from_numpy(batch_indices(c.seed, step, c.batch, len(self.images)))
-        generator = torch.Generator().manual_seed(c.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed((c.seed * 1_000_003 + step) % 2**64)
         x0 = self.images[index].float() / 127.5 - 1
         label = torch.where(
             torch.rand(c.batch, generator=generator) < c.label_dropout, self.num_classes, self.labels[index]
@@ -140,6 +140,13 @@ class Trainer:
         return found
 
     def to_checkpoint(self) -> Checkpoint:
+        """What `resume` needs. Raises TrainingError where a weight is not finite: such a run can only go on from before."""
+        for name, w in self.weights.items():
+            if not torch.isfinite(w).all():
+                raise TrainingError(
+                    f"step {self.step}: {name} is not finite, so no checkpoint is written. "
+                    f"Lower --learning-rate (now {self.config.learning_rate:g}) under another --name, or look at the data."
+                )
         optimizer = checkpoints.optimizer_tensors(self.optimizer, list(self.weights))
         weights = {name: w.detach() for name, w in self.weights.items()}
         return Checkpoint(self.step, self.seconds, weights, self.ema, optimizer, checkpoints.environment(self.device))

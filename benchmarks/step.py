@@ -1,0 +1,242 @@
+"""What the step graph and the loop graph cost over the bare network, and how soon the first picture comes.
+
+    python benchmarks/step.py [BUNDLE] [--write]
+
+Both sides run in one process, in turn; a ratio is taken within each round, and the median over the rounds is reported, with the
+quartiles beside it. --write puts the tables between the markers of README.md. Needs the export extra (onnx).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx.utils import Extractor
+
+from runtime import Sampler
+from runtime.bundle import Bundle
+from runtime.noise import Stream, noise
+from runtime.program import D
+from runtime.progress import Progress
+
+ROUNDS = 15
+STEPS = 10
+
+
+def ratio(a: Callable[[], object], b: Callable[[], object], calls: int, bar: Progress) -> dict[str, float]:
+    """Time of a over time of b, `calls` calls of each in every round, which side first changing from round to round."""
+    ratios, times = [], {"a": [], "b": []}
+    for f in (a, b):
+        f()
+    for r in range(ROUNDS):
+        spent = {}
+        for name, f in (("a", a), ("b", b)) if r % 2 else (("b", b), ("a", a)):
+            begun = time.perf_counter()
+            for _ in range(calls):
+                f()
+            spent[name] = (time.perf_counter() - begun) / calls
+            times[name].append(spent[name])
+        ratios.append(spent["a"] / spent["b"])
+        bar.advance()
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {
+        "ratio": median,
+        "quartile_low": low,
+        "quartile_high": high,
+        "a_ms": 1e3 * statistics.median(times["a"]),
+        "b_ms": 1e3 * statistics.median(times["b"]),
+    }
+
+
+def bare_network(bundle: Bundle) -> onnx.ModelProto:
+    """The network alone, cut out of step.onnx between its first and last convolution's ends: x, time, label → F."""
+    model = onnx.load(str(bundle.path / "fp32" / "step.onnx"))
+    graph = model.graph
+    maker = {output: node for node in graph.node for output in node.output}
+    first = next(n for n in graph.node if n.op_type == "Conv" and n.input[1] == "network.first.weight")
+    last = next(n for n in graph.node if n.op_type == "Conv" and n.input[1] == "network.last.weight")
+    angle = next(n for n in graph.node if "network.time.frequency" in n.input)
+    column = maker[next(i for i in angle.input if i != "network.time.frequency")]  # time as [B, 1]
+    inputs = [first.input[0], column.input[0], "label"]
+    value = onnx.helper.make_tensor_value_info
+    del graph.value_info[:]
+    graph.value_info.extend(
+        [
+            value(inputs[0], onnx.TensorProto.FLOAT, ["batch", *bundle.sample_shape]),
+            value(inputs[1], onnx.TensorProto.FLOAT, ["batch"]),
+            value(last.output[0], onnx.TensorProto.FLOAT, ["batch", *bundle.sample_shape]),
+        ]
+    )
+    return Extractor(model).extract_model(inputs, [last.output[0]])
+
+
+def runner(
+    session: ort.InferenceSession, feeds: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
+) -> Callable[[], dict[str, np.ndarray]]:
+    """Runs a session with inputs and outputs bound once, like the runtime's own buffers."""
+    binding = session.io_binding()
+    outputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for name, array in feeds.items():
+        binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    for name, array in outputs.items():
+        binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def run() -> dict[str, np.ndarray]:
+        session._sess.run_with_iobinding(binding._iobinding, None)
+        return outputs
+
+    run.keep = feeds  # type: ignore[attr-defined]  # the bound memory lives as long as the runner
+    return run
+
+
+def measure(bundle: Bundle) -> dict[str, Any]:
+    """The ratios at batch 1 and 16, and how far the two sides' outputs are apart."""
+    sampler, shape = Sampler(bundle), bundle.sample_shape
+    network = ort.InferenceSession(bare_network(bundle).SerializeToString(), providers=["CPUExecutionProvider"])
+    loop = ort.InferenceSession(str(bundle.path / "fp32" / "sampler.onnx"), providers=["CPUExecutionProvider"])
+    program = bundle.program("ddim", STEPS)
+    call, update = program.call.astype(np.float32), program.update.astype(np.float32)
+    found: dict[str, Any] = {}
+    with Progress("measuring", 2 * 2 * ROUNDS) as bar:
+        for batch in (1, 16):
+            label = np.arange(batch, dtype=np.int64) % bundle.num_classes
+            x = np.stack([noise(s, Stream.INITIAL, 0, shape) for s in range(batch)])
+            buffers = sampler.backend.bind(batch)
+            buffers.state[:], buffers.label[:] = 0, label
+            buffers.state[:, 0], buffers.call[:], buffers.update[:] = x, call[0], update[0]
+            names = [i.name for i in network.get_inputs()]
+            bare = runner(
+                network,
+                dict(zip(names, (x, buffers.call[:, 0].copy(), label), strict=True)),
+                {network.get_outputs()[0].name: x.shape},
+            )
+            buffers.step(False)
+            c = call[0]
+            expected = np.clip(c[2] * x + c[3] * next(iter(bare().values())), -c[4], c[4])
+            difference = float(np.abs(buffers.denoised - expected).max())
+            calls = max(1, 64 // batch)
+            found[f"fused step / bare network, batch {batch}"] = {
+                **ratio(lambda b=buffers: b.step(False), bare, calls, bar),
+                "difference": difference,
+            }
+
+            def step_loop(batch: int = batch, label: np.ndarray = label) -> np.ndarray:
+                return sampler.sample(batch, 0, label=label, guidance=1.0, solver="ddim", steps=STEPS)
+
+            feeds = {
+                "x": x,
+                "noise": np.zeros((STEPS, *x.shape), np.float32),
+                "call": np.repeat(call[:, None], batch, axis=1),
+                "update": np.repeat(update[:, None], batch, axis=1),
+                "label": label,
+            }
+            whole = runner(loop, feeds, {"sample": x.shape})
+            difference = float(np.abs(whole()["sample"] - step_loop()).max())
+            calls = max(1, 8 // batch)
+            found[f"sampler.onnx / step loop, batch {batch}"] = {
+                **ratio(whole, step_loop, calls, bar),
+                "difference": difference,
+            }
+    assert D == 4  # the step graph's layout, which `expected` above relies on
+    return found
+
+
+def fresh(code: str, runs: int = 9) -> list[dict[str, float]]:
+    """What `code` prints as JSON in fresh processes, one after another; the first is not counted."""
+    found = []
+    for _ in range(runs + 1):
+        begun = time.perf_counter()
+        out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        found.append({**json.loads(out), "process_s": time.perf_counter() - begun})
+    return found[1:]
+
+
+def cold(bundle: Path) -> dict[str, float]:
+    """Import time beyond numpy, and the first picture in a fresh process. Medians."""
+    imports = fresh(
+        "import numpy, time, json; t = time.perf_counter(); import runtime; print(json.dumps({'s': time.perf_counter() - t}))"
+    )
+    first = fresh(
+        "import time, json, resource; t = time.perf_counter()\n"
+        "from runtime import Sampler\n"
+        f"sampler = Sampler.load({str(bundle)!r}); loaded = time.perf_counter() - t\n"
+        "sampler.pictures(1, label=0, guidance=1.0, steps=10)\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "print(json.dumps({'load_s': loaded, 'first_s': time.perf_counter() - t, 'peak_mib': peak}))"
+    )
+    return {
+        "import_beyond_numpy_s": statistics.median(r["s"] for r in imports),
+        **{name: statistics.median(r[name] for r in first) for name in ("load_s", "first_s", "process_s", "peak_mib")},
+    }
+
+
+def machine() -> str:
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    flags = Path("/proc/cpuinfo").read_text()
+    widest = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX"
+    import os
+
+    return f"{cpu}, {os.cpu_count()} cores, {widest}; Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {ort.__version__}"
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        "| fp32, medians of ratios within a round | ratio | quartiles | ms a call | outputs apart |",
+        "|---|---|---|---|---|",
+    ]
+    for name, r in found.items():
+        lines.append(
+            f"| {name} | {r['ratio']:.3f} | {r['quartile_low']:.3f} … {r['quartile_high']:.3f} | {r['a_ms']:.1f} / {r['b_ms']:.1f} | {r['difference']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+def fill(path: Path, marker: str, text: str) -> None:
+    """Replace what stands between <!-- marker --> and <!-- /marker -->."""
+    old = path.read_text()
+    new = re.sub(
+        rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", lambda m: m[1] + text + "\n" + m[2], old, flags=re.DOTALL
+    )
+    path.write_text(new)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
+    parser.add_argument("--write", action="store_true", help="refresh README.md")
+    given = parser.parse_args()
+    found, start = measure(Bundle.load(given.bundle)), cold(given.bundle.resolve())
+    print(machine(), table(found), json.dumps({"ratios": found, "cold": start}), sep="\n")
+    if given.write:
+        readme = Path("README.md")
+        source = f"Measured by `benchmarks/step.py` on {machine()}; {STEPS} DDIM steps a loop, {ROUNDS} rounds."
+        fill(readme, "figures", f"{table(found)}\n\n{source}")
+        sentence = (
+            f"Cold start of the shipped bundle, 10 steps, one picture, medians of fresh processes: loaded in {start['load_s']:.2f} s, first picture after "
+            f"{start['first_s']:.2f} s ({start['process_s']:.2f} s with the start of Python), peak memory {start['peak_mib']:.0f} MiB; "
+            f"`import runtime` takes {start['import_beyond_numpy_s']:.3f} s beyond numpy."
+        )
+        fill(readme, "cold", sentence)
+
+
+if __name__ == "__main__":
+    main()
