@@ -118,10 +118,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "digits": {
         "channels": (32, 64),
         "attention": (4,),
-        "steps": 1500,
+        "steps": 800,
         "learning_rate": 2e-3,
         "warmup": 50,
-        "checkpoint_every": 500,
+        "checkpoint_every": 200,
     },
     "folder": {},
 }

@@ -284,7 +284,7 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
     describe(config, trainer, pictures)
 
     log_book = Log(folder, trainer.step)
-    since, begun = trainer.step, time.perf_counter()
+    since, before = trainer.step, trainer.seconds
     written = trainer.step if checkpoint else -1
 
     def save_checkpoint() -> None:
@@ -296,13 +296,13 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
     try:
         with asked_to_stop() as stop, Progress("training", config.steps, trainer.step) as bar:
             while trainer.step < config.steps and not stop():
+                begun = time.perf_counter()
                 found = trainer.train_step()
+                trainer.seconds += time.perf_counter() - begun
                 step = trainer.step
                 bar.advance(note=f"loss {found['loss']:.4f}")
                 if step % config.log_every == 0 or step == config.steps:
-                    spent = time.perf_counter() - begun
-                    trainer.seconds += spent
-                    speed = (step - since) * config.batch / spent
+                    speed = (step - since) * config.batch / (trainer.seconds - before)
                     log_book.row(
                         {
                             "step": step,
@@ -312,12 +312,11 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
                             "seconds": trainer.seconds,
                         }
                     )
-                    since, begun = step, time.perf_counter()
+                    since, before = step, trainer.seconds
                 if config.sample_every and (step % config.sample_every == 0 or step == config.steps):
                     sheet = tile(trainer.sample(2 * trainer.num_classes if trainer.num_classes <= 32 else 64))
                     save(folder / "samples" / f"step-{step:08d}.png", sheet, least=512)
                     log_book.picture(sheet, step)
-                    begun = time.perf_counter()
                 if step % config.checkpoint_every == 0:
                     save_checkpoint()
             save_checkpoint()
