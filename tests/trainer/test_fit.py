@@ -475,3 +475,19 @@ def test_a_network_learns_a_few_pictures_by_heart() -> None:
     trainer = Trainer(replace(TINY, channels=(16, 16), batch=16, steps=100, learning_rate=1e-2), few)
     losses = [trainer.train_step()["loss"] for _ in range(100)]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 2  # 2.3 to 2.5 times lower with seeds 0, 1 and 2
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoints_before_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write = checkpoints.write
+
+    def full(folder: Path, checkpoint, keep: int) -> Path:
+        if checkpoint.step == 10:
+            raise OSError(28, "No space left on device")
+        return write(folder, checkpoint, keep)
+
+    monkeypatch.setattr(checkpoints, "write", full)
+    assert main(command_line(TINY, tmp_path)) == 2
+    assert "No space left on device. What was written before is whole" in capsys.readouterr().err
+    assert checkpoints.newest(tmp_path / "digits" / "checkpoints").step == 5
