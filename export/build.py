@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import MANIFEST, Bundle, File
-from runtime.errors import UnnoiseError
+from runtime.errors import status
 from runtime.files import replacing_folder, to_json
 from runtime.pictures import save, tile
 from runtime.sampler import Sampler
@@ -116,15 +116,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
+
+    def action() -> int:
         run = given.run or newest_run(given.runs)
         print(f"exporting {run}, {given.weights}")
         model = from_run(run, given.guidance, given.weights)
         build(model, given.out or Path("bundles") / model.name)
         return 0
-    except UnnoiseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return status(action)
 
 
 if __name__ == "__main__":
