@@ -28,9 +28,9 @@ demo:
 	$(call timed,train on handwritten digits,$(PY) -m trainer.fit --data digits)
 	$(call timed,export and prove,$(PY) -m export.build runs/digits --out out/digits)
 	$(call timed,sample the digits,$(PY) -m runtime.sample out/digits --n 80 $(foreach d,0 1 2 3 4 5 6 7 8 9,--label $(d)) --columns 10 --width 640 --out out/digits.png)
-	$(call timed,sample the shipped emoji,$(PY) -m runtime.sample bundles/emoji32 --n 54 $(foreach l,0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17,--label $(l)) --columns 18 --out out/emoji.png)
+	$(call timed,sample the shipped emoji,$(PY) -m runtime.sample bundles/emoji32 --n 54 $(foreach l,0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17,--label $(l)) --columns 9 --width 640 --out out/emoji.png)
 	@printf '\nhow long each part took:\n' && cat out/times.txt
-	@printf '\nlook at:\n  out/digits.png          ten columns, the digits 0 to 9 in order\n  out/emoji.png           a column a label\n  out/digits/report.png   what the export was held against\n'
+	@printf '\nlook at:\n  out/digits.png          ten columns, the digits 0 to 9 in order\n  out/emoji.png           a column a category, the rows in turn in the two styles\n  out/digits/report.png   what the export was held against\n'
 
 test: $(VENV)/.dev
 	$(PY) -m pytest

@@ -204,9 +204,8 @@ def table(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, r in found.items():
-        lines.append(
-            f"| {name} | {r['ratio']:.3f} | {r['quartile_low']:.3f} … {r['quartile_high']:.3f} | {r['a_ms']:.1f} / {r['b_ms']:.1f} | {r['difference']:.0e} |"
-        )
+        spread, times = f"{r['quartile_low']:.3f} … {r['quartile_high']:.3f}", f"{r['a_ms']:.1f} / {r['b_ms']:.1f}"
+        lines.append(f"| {name} | {r['ratio']:.3f} | {spread} | {times} | {r['difference']:.0e} |")
     return "\n".join(lines)
 
 
@@ -231,8 +230,9 @@ def main() -> None:
         source = f"Measured by `benchmarks/step.py` on {machine()}; {STEPS} DDIM steps a loop, {ROUNDS} rounds."
         fill(readme, "figures", f"{table(found)}\n\n{source}")
         sentence = (
-            f"Cold start of the shipped bundle, 10 steps, one picture, medians of fresh processes: loaded in {start['load_s']:.2f} s, first picture after "
-            f"{start['first_s']:.2f} s ({start['process_s']:.2f} s with the start of Python), peak memory {start['peak_mib']:.0f} MiB; "
+            "Cold start of the shipped bundle, 10 steps, one picture, medians of fresh processes: "
+            f"loaded in {start['load_s']:.2f} s, first picture after {start['first_s']:.2f} s "
+            f"({start['process_s']:.2f} s with the start of Python), peak memory {start['peak_mib']:.0f} MiB; "
             f"`import runtime` takes {start['import_beyond_numpy_s']:.3f} s beyond numpy."
         )
         fill(readme, "cold", sentence)

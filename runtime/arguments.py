@@ -51,7 +51,7 @@ def bind(what: str, function: Callable[..., T], *positional: Any, **options: Any
             )
     try:
         return function(*positional, **options)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         if isinstance(error, RequestError):
             raise
         raise RequestError(f"{what}: cannot use {options}: {error}") from error

@@ -57,7 +57,10 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
         for name in ("alpha", "sigma", "time"):
-            array = np.array(getattr(self, name), np.float64)
+            array = np.array(getattr(self, name))
+            if array.dtype.kind not in "fiu":
+                raise self._refused(f"{name} must be real numbers")
+            array = array.astype(np.float64)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         alpha, sigma, time = self.alpha, self.sigma, self.time
@@ -193,8 +196,13 @@ def _interpolated(time: Float64, log_snr: Float64) -> Curve:
 
 def _from_beta(name: str, beta: Float64, parameters: Mapping[str, Any]) -> Schedule:
     """ᾱ_t = Π (1 - β_s), by sums of log1p so that the first sigmas keep their digits."""
-    beta = np.asarray(beta, np.float64)
-    if beta.ndim != 1 or beta.size == 0 or not ((beta > 0) & (beta <= 1)).all() or (beta[:-1] == 1).any():
+    if (
+        np.iscomplexobj(beta)
+        or beta.ndim != 1
+        or beta.size == 0
+        or not ((beta > 0) & (beta <= 1)).all()
+        or (beta[:-1] == 1).any()
+    ):
         raise RequestError(f"schedule {name!r}: every beta must lie in (0, 1), and only the last may be 1.")
     with np.errstate(divide="ignore"):
         log_alpha_bar = np.cumsum(np.log1p(-beta))
@@ -305,4 +313,5 @@ def make_schedule(name: str, **parameters: Any) -> Schedule:
     """The schedule called `name` with these parameters. Raises RequestError for an unknown name, parameter or value."""
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
-    return bind(f"schedule {name!r}", SCHEDULES[name], **parameters)
+    with np.errstate(all="ignore"):  # numbers that come to nothing are refused by Schedule itself
+        return bind(f"schedule {name!r}", SCHEDULES[name], **parameters)

@@ -55,7 +55,7 @@ def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder:
     for line in training.stdout:
         if "epochs" in line:  # the last line before the loop
             break
-    time.sleep(2)
+    time.sleep(4)
     training.send_signal(signal.SIGINT)
     rest = training.communicate(timeout=120)[0]
     assert training.returncode == 130

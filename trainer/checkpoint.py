@@ -90,7 +90,8 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             "sha256": hashes,
         }
         (temporary / "state.json").write_text(to_json(state), encoding="utf-8")
-    for old in found(folder)[:-keep]:
+    left_by_a_kill = folder.glob(".step-*")
+    for old in (*found(folder)[:-keep], *left_by_a_kill):
         shutil.rmtree(old)
     return path
 

@@ -7,6 +7,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from runtime.arguments import integer, number
@@ -77,7 +78,7 @@ class Config:
         number("gradient-clip", self.gradient_clip, 1e-12, 1e12)
         number("weight-decay", self.weight_decay, 0, 1e3)
         number("label-dropout", self.label_dropout, 0, 1)
-        if not self.channels or min(self.channels) < 8 or any(c % 8 for c in self.channels):
+        if not self.channels or not all(type(c) is int and c >= 8 and c % 8 == 0 for c in self.channels):
             raise RequestError(f"channels must be multiples of 8, found {self.channels}.")
         kind = self.data.split(":", 1)[0]
         if kind not in PRESETS:
@@ -85,8 +86,8 @@ class Config:
         if kind == "folder" and not self.data.removeprefix("folder:").strip(":"):
             raise RequestError("data 'folder' needs a path: --data folder:PATH, a folder with a subfolder per class.")
         if not self.name:
-            path = self.data.removeprefix("folder:").rstrip("/")
-            object.__setattr__(self, "name", path.rsplit("/", 1)[-1] or "run")
+            name = Path(self.data.removeprefix("folder:")).resolve().name if kind == "folder" else kind
+            object.__setattr__(self, "name", name or "run")
         if "/" in self.name or "\\" in self.name or self.name.startswith("."):
             raise RequestError(f"a run's name is a plain folder name, found {self.name!r}.")
         if self.make_schedule().alpha[-1] == 0 and self.prediction == "epsilon":
@@ -118,10 +119,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "digits": {
         "channels": (32, 64),
         "attention": (4,),
-        "steps": 1500,
+        "steps": 800,
         "learning_rate": 2e-3,
         "warmup": 50,
-        "checkpoint_every": 500,
+        "checkpoint_every": 200,
     },
     "folder": {},
 }

@@ -126,7 +126,7 @@ class Trainer:
         if not (math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])):
             raise TrainingError(
                 f"step {self.step}: the loss is {found['loss']} and its gradient {found['grad_norm']}, not finite. "
-                f"The last checkpoint is from before. Lower --learning-rate (now {c.learning_rate:g}) "
+                f"No checkpoint holds it. Lower --learning-rate (now {c.learning_rate:g}) "
                 f"or --gradient-clip (now {c.gradient_clip:g}) under another --name, or look at the data."
             )
         for group in self.optimizer.param_groups:
@@ -266,7 +266,11 @@ def open_run(folder: Path, config: Config, pictures: data.Pictures) -> None:
 
 def fit(config: Config, runs: Path = Path("runs")) -> bool:
     """Train, or go on training, into runs/NAME. Returns whether the run is finished (False: it was asked to stop, and a checkpoint is written)."""
-    folder = runs / config.name
+    with asked_to_stop() as stop:
+        return _fit(config, runs / config.name, stop)
+
+
+def _fit(config: Config, folder: Path, stop: Callable[[], bool]) -> bool:
     pictures = data.load(config)
     trainer = Trainer(config, pictures)
     open_run(folder, config, pictures)
@@ -284,7 +288,7 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
     describe(config, trainer, pictures)
 
     log_book = Log(folder, trainer.step)
-    since, begun = trainer.step, time.perf_counter()
+    since, before = trainer.step, trainer.seconds
     written = trainer.step if checkpoint else -1
 
     def save_checkpoint() -> None:
@@ -294,15 +298,15 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
             written = trainer.step
 
     try:
-        with asked_to_stop() as stop, Progress("training", config.steps, trainer.step) as bar:
+        with Progress("training", config.steps, trainer.step) as bar:
             while trainer.step < config.steps and not stop():
+                begun = time.perf_counter()
                 found = trainer.train_step()
+                trainer.seconds += time.perf_counter() - begun
                 step = trainer.step
                 bar.advance(note=f"loss {found['loss']:.4f}")
                 if step % config.log_every == 0 or step == config.steps:
-                    spent = time.perf_counter() - begun
-                    trainer.seconds += spent
-                    speed = (step - since) * config.batch / spent
+                    speed = (step - since) * config.batch / (trainer.seconds - before)
                     log_book.row(
                         {
                             "step": step,
@@ -312,12 +316,11 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
                             "seconds": trainer.seconds,
                         }
                     )
-                    since, begun = step, time.perf_counter()
+                    since, before = step, trainer.seconds
                 if config.sample_every and (step % config.sample_every == 0 or step == config.steps):
                     sheet = tile(trainer.sample(2 * trainer.num_classes if trainer.num_classes <= 32 else 64))
                     save(folder / "samples" / f"step-{step:08d}.png", sheet, least=512)
                     log_book.picture(sheet, step)
-                    begun = time.perf_counter()
                 if step % config.checkpoint_every == 0:
                     save_checkpoint()
             save_checkpoint()
@@ -336,7 +339,8 @@ def describe(config: Config, trainer: Trainer, pictures: data.Pictures) -> None:
     print(to_json(config.to_json()), end="")
     print(
         f"{len(pictures.images)} pictures of {pictures.sample_shape}, {len(pictures.classes)} classes; "
-        f"network of {parameters / 1e6:.2f} M parameters on {trainer.device}; {config.steps * config.batch / len(pictures.images):.0f} epochs"
+        f"network of {parameters / 1e6:.2f} M parameters on {trainer.device}; {config.steps * config.batch / len(pictures.images):.0f} epochs",
+        flush=True,
     )
 
 
@@ -374,6 +378,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if fit(config, given.runs) else 130
     except UnnoiseError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"error: {error}. What was written before is whole; the same command goes on from there.", file=sys.stderr
+        )
         return 2
 
 

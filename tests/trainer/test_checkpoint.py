@@ -145,3 +145,9 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_half_written(
         write(tmp_path, make(3), keep=2)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
     assert read(tmp_path / "step-00000002").step == 2
+
+
+def test_what_a_kill_left_behind_goes_with_the_next_write(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000005.0123456789ab").mkdir()
+    write(tmp_path, make(10), keep=3)
+    assert names(tmp_path) == ["step-00000010"]

@@ -256,7 +256,7 @@ def test_the_order_in_which_the_file_system_lists_files_does_not_matter(
 ) -> None:
     draw(tmp_path / "cats" / "2.png", BLUE)
     in_order, listed = load_folder(tmp_path), Path.iterdir
-    monkeypatch.setattr(Path, "iterdir", lambda path: reversed(sorted(listed(path))))
+    monkeypatch.setattr(Path, "iterdir", lambda path: sorted(listed(path), reverse=True))
     backwards = load_folder(tmp_path)
     assert Counter(backwards.labels.tolist()) == {0: 2, 1: 1}
     assert backwards.fingerprint == in_order.fingerprint != pictures.fingerprint

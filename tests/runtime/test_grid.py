@@ -1,0 +1,78 @@
+"""Grids: their definitions, at the step counts where common code goes wrong."""
+
+import numpy as np
+import pytest
+
+from runtime import RequestError, make_schedule
+from runtime.grid import GRIDS, make_grid
+
+COSINE = make_schedule("cosine")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 61, 103, 121, 999, 1000])
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize(
+    "schedule", [COSINE, make_schedule("flow"), make_schedule("edm"), COSINE.zero_terminal_snr()], ids=lambda s: s.name
+)
+def test_a_grid_has_its_number_of_falling_intervals_inside_the_schedule(name: str, steps: int, schedule) -> None:
+    """61, 103 and 121 are step counts at which a trailing grid made with a float range has one interval too many."""
+    grid = make_grid(schedule, name, steps)
+    assert len(grid) == steps
+    assert grid.time.shape == grid.alpha.shape == grid.sigma.shape == (steps + 1,)
+    assert (np.diff(grid.log_snr) > 0).all()
+    assert (np.diff(grid.time[:-1]) < 0).all()
+    assert schedule.time[0] <= grid.time[-2]
+    assert grid.time[0] <= schedule.time[-1]
+    assert np.isnan(grid.time[-1])
+    assert (grid.alpha[-1], grid.sigma[-1]) == (1, 0)
+
+
+def test_the_index_grids_are_their_definitions() -> None:
+    times = {name: make_grid(COSINE, name, 4).time[:-1].tolist() for name in ("leading", "trailing", "linspace")}
+    assert times == {"leading": [750, 500, 250, 0], "trailing": [999, 749, 499, 249], "linspace": [999, 666, 333, 0]}
+    assert make_grid(COSINE, "trailing", 7).time[:-1].tolist() == [999, 856, 713, 570, 428, 285, 142]
+
+
+@pytest.mark.parametrize("name", ["trailing", "linspace", "log_snr"])
+def test_one_step_starts_at_the_last_knot(name: str) -> None:
+    assert make_grid(COSINE, name, 1).time[0] == 999
+
+
+def test_the_log_snr_grid_is_even_in_log_snr() -> None:
+    lam = make_grid(COSINE, "log_snr", 20).log_snr[:-1]
+    np.testing.assert_allclose(np.diff(lam), (COSINE.log_snr[0] - COSINE.log_snr[-1]) / 19, rtol=1e-6)
+    zero = make_grid(COSINE.zero_terminal_snr(), "log_snr", 20).log_snr[:-1]
+    assert zero[0] == -np.inf
+    assert np.ptp(np.diff(zero[1:])) < 1e-6
+
+
+def test_an_explicit_grid_takes_any_falling_times() -> None:
+    grid = make_grid(COSINE, [999, 500.5, 0])
+    assert grid.time[:-1].tolist() == [999, 500.5, 0]
+    np.testing.assert_array_equal(grid.alpha[:-1], COSINE.level([999, 500.5, 0])[0])
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "message"),
+    [
+        ("trailing", 0, "steps must be from 1 to 1000, found 0"),
+        ("trailing", -1, "steps must be from 1"),
+        ("trailing", 1001, "steps must be from 1 to 1000, found 1001"),
+        ("trailing", None, "steps must be an integer"),
+        ("trailing", 5.0, "steps must be an integer"),
+        ("trailing", True, "steps must be an integer"),
+        ("leadin", 5, "Did you mean 'leading'"),
+        ([], None, "strictly falling"),
+        ([1, 2], None, "strictly falling"),
+        ([5, 5], None, "strictly falling"),
+        ([[5]], None, "strictly falling"),
+        ([1000], None, "outside the schedule"),
+        ([5, float("nan")], None, "strictly falling"),
+        (["a"], None, "a name .* or a list of times"),
+        (None, 5, "strictly falling"),
+        ([9, 3], 5, "takes 2 steps, found steps=5"),
+    ],
+)
+def test_what_is_no_grid_is_refused(spacing, steps, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        make_grid(COSINE, spacing, steps)
