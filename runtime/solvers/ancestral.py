@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..arguments import number
-from ..errors import RequestError, unknown
+from ..errors import unknown
 from ..grid import Grid
 from ..program import D, Update, Z, levels
+from .steps import fresh, intervals
 
 
 def ddim(grid: Grid, eta: float = 0.0) -> Update:
@@ -20,18 +21,10 @@ def ddim(grid: Grid, eta: float = 0.0) -> Update:
     eta = number("eta", eta, 0.0, 1.0)
     update = Update.blank(levels(grid), grid.time[:-1])
     alpha, sigma, next_alpha, next_sigma = grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:]
-    s = next_sigma * eta * np.sqrt(_fresh(grid)) if eta else np.zeros_like(sigma)
+    s = next_sigma * eta * np.sqrt(fresh(intervals(grid))) if eta else np.zeros_like(sigma)
     keep = np.sqrt((next_sigma - s) * (next_sigma + s)) / sigma
     update.M[:, 0, 0], update.M[:, 0, D], update.M[:, 0, Z] = keep, next_alpha - keep * alpha, s
     return update
-
-
-def _fresh(grid: Grid) -> np.ndarray:
-    """[n]: 1 - SNR/SNR', the share of the next level's variance that the posterior draws afresh."""
-    climb = np.diff(grid.log_snr)
-    if (climb < 0).any():
-        raise RequestError("a grid that climbs can be walked without fresh noise only: use eta = 0, or a solver without noise.")
-    return -np.expm1(-climb)
 
 
 def ddpm(grid: Grid, variance: str = "fixed_small") -> Update:
@@ -44,9 +37,9 @@ def ddpm(grid: Grid, variance: str = "fixed_small") -> Update:
         raise unknown("variance", variance, ("fixed_small", "fixed_large"))
     update = ddim(grid, eta=1.0)
     if variance == "fixed_large":
-        fresh, inner = _fresh(grid), grid.sigma[1:] > 0
-        update.M[:, 0, Z] = inner * grid.sigma[:-1] * np.sqrt(fresh)
-        update.excess[:] = inner * (grid.sigma[:-1] - grid.sigma[1:]) * (grid.sigma[:-1] + grid.sigma[1:]) * fresh
+        share, inner = fresh(intervals(grid)), grid.sigma[1:] > 0
+        update.M[:, 0, Z] = inner * grid.sigma[:-1] * np.sqrt(share)
+        update.excess[:] = inner * (grid.sigma[:-1] - grid.sigma[1:]) * (grid.sigma[:-1] + grid.sigma[1:]) * share
     return update
 
 

@@ -14,12 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..errors import RequestError
 from ..grid import Grid
 from ..program import CLEAN, D, R, Update, Z, levels
 from ..schedule import Float64, log_snr_of
 
 EPS = (0.0, 1.0)
+Bool = NDArray[np.bool_]
+Int = NDArray[np.int_]
 
 
 def exact(here: Float64, there: Float64, sde: bool = False) -> tuple[Float64, Float64, Float64]:
@@ -29,7 +33,15 @@ def exact(here: Float64, there: Float64, sde: bool = False) -> tuple[Float64, Fl
     keep = sigma / here[:, 1]
     if not sde:
         return keep, alpha * -np.expm1(-h), np.zeros_like(h)
-    return keep * np.exp(-h), alpha * -np.expm1(-2 * h), sigma * np.sqrt(-np.expm1(-2 * h))
+    share = fresh(h)
+    return keep * np.exp(-h), alpha * share, sigma * np.sqrt(share)
+
+
+def fresh(h: Float64) -> Float64:
+    """1 - e^-2h = 1 - SNR/SNR': the share of the next level's variance that is drawn afresh. Raises RequestError where h < 0."""
+    if (h < 0).any():
+        raise RequestError("a grid that climbs can be walked without fresh noise only: use a deterministic solver.")
+    return -np.expm1(-2 * h)
 
 
 def half(level: Float64) -> Float64:
@@ -42,7 +54,7 @@ def intervals(grid: Grid) -> Float64:
     return np.diff(0.5 * grid.log_snr)
 
 
-def orders(grid: Grid, most: int) -> Float64:
+def orders(grid: Grid, most: int) -> Int:
     """[n]: points that each interval may use: its own, and one more an interval up to `most`; only levels of finite lambda count."""
     finite = np.isfinite(grid.log_snr)
     usable = np.cumsum(finite[:-1])
@@ -56,7 +68,7 @@ def past(value: Float64, count: int) -> Float64:
     return np.stack([padded[count - j : count - j + n] for j in range(1, count + 1)], -1) if count else np.empty((n, 0))
 
 
-def fit(nodes: Float64, moments: Float64, order: Float64) -> Float64:
+def fit(nodes: Float64, moments: Float64, order: Int) -> Float64:
     """w [n, q] with Σ_j w_j · nodes_j^i = moments_i for i = 1 … order-1: a polynomial through the nodes (and 0), integrated.
 
     nodes, moments: [n, q], in units of the interval. Row by row the first order-1 nodes are used, and the other weights are 0.
@@ -92,7 +104,7 @@ def _moments(h: Float64, count: int, scale: Float64, a: Float64, first: Float64,
     return result
 
 
-def remember(update: Update, count: int, value: tuple[float, float], push: Float64) -> None:
+def remember(update: Update, count: int, value: tuple[float, float], push: Bool) -> None:
     """Registers 1 … count as a queue of what register 1 is given: filled by rows where `push`, kept by the others."""
     held = np.r_[0, np.cumsum(push)]
     for j in range(1, count + 1):
@@ -116,7 +128,7 @@ def multistep(grid: Grid, w: Float64, sde: bool = False) -> Update:
     return update
 
 
-def epsilon_multistep(grid: Grid, c: Float64, push: Float64 | None = None) -> Update:
+def epsilon_multistep(grid: Grid, c: Float64, push: Bool | None = None) -> Update:
     """x' = exact step + Σ c_j (eps_j - eps), eps_j the noise estimate (x - alpha·D)/sigma j rows before; c [n, q].
 
     push [n]: which rows' estimates are remembered; all if not given. Registers: the last q estimates.
@@ -181,7 +193,7 @@ def singlestep(
     return Update(time[kept], M[kept], np.concatenate([before[kept], final]), excess[kept], np.zeros(int(kept.sum())))
 
 
-def _points(grid: Grid, start: Grid, fractions: Sequence[float], full: Float64) -> tuple[Float64, Float64]:
+def _points(grid: Grid, start: Grid, fractions: Sequence[float], full: Bool) -> tuple[Float64, Float64]:
     """time [n, S] and level [S, n, 2] at which each interval calls the network; the start's own where it calls once."""
     n, first, last = len(grid), start.log_snr[:-1], grid.log_snr[1:]
     time, level = np.empty((n, 1 + len(fractions))), np.empty((1 + len(fractions), n, 2))
