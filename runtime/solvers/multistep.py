@@ -120,7 +120,8 @@ def plms(grid: Grid) -> Update:
     first = int(not np.isfinite(grid.log_snr[0]))
     twice = first + 1 if len(grid) > first + 1 else None  # the row that repeats the first step, at its end
     if twice is not None:
-        grid = Grid(grid.name, *(np.insert(v, twice, v[twice]) for v in (grid.time, grid.alpha, grid.sigma)), grid.schedule)
+        time, alpha, sigma = (np.insert(v, twice, v[twice]) for v in (grid.time, grid.alpha, grid.sigma))
+        grid = Grid(grid.name, time, alpha, sigma, grid.schedule)
     n = len(grid)
     push = np.ones(n, bool)
     weights = np.array([[0, 0, 0], [-1 / 2, 0, 0], [-16 / 12, 5 / 12, 0], [-59 / 24, 37 / 24, -9 / 24]])
