@@ -101,6 +101,8 @@ def _finite_part(schedule: Schedule, n: int, even: Callable[[float, float, int],
     return np.r_[schedule.time[-1], schedule.time_at(even(lam[-2], lam[0], n - 1)) if n > 1 else []]
 
 
+CLOSEST = 1e-7
+"""Least log-SNR between neighbours: solvers divide by it."""
 GRIDS: Mapping[str, Callable[..., Float64]] = {
     "leading": _leading,
     "trailing": _trailing,
@@ -130,6 +132,8 @@ def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | N
         if steps is not None and steps != time.size:
             raise RequestError(f"an explicit grid of {time.size} times takes {time.size} steps, found steps={steps!r}.")
     alpha, sigma = schedule.level(time)
+    if (np.diff(log_snr_of(alpha, sigma)) < CLOSEST).any():
+        raise RequestError(f"grid {name!r} has neighbours of the same level: their log-SNR must differ by {CLOSEST:g}. Leave some out.")
     return Grid(name, np.r_[time, np.nan], np.r_[alpha, 1.0], np.r_[sigma, 0.0], schedule)
 
 

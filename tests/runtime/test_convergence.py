@@ -1,5 +1,8 @@
 """Order of convergence on Gaussian data, between two finite levels and on two grids: what the programs' own proof cannot see."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -157,3 +160,21 @@ def test_a_grid_that_climbs_takes_no_fresh_noise() -> None:
     for solver in ("ddpm", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_2s_sde"):
         with pytest.raises(RequestError, match="climbs"):
             SOLVERS[solver](up)
+
+
+def test_the_worked_example_of_the_docs(root: Path) -> None:
+    """docs/adding-a-solver.md: its code is a solver of order 2, and with its sign flipped the proof still passes and this does not."""
+    code = (root / "docs" / "adding-a-solver.md").read_text().split("```python\n")[1].split("```")[0]
+    found: dict[str, Any] = {}
+    for name, text in (("right", code), ("flipped", code.replace("[(1 +", "[-(1 +"))):
+        exec(text, names := {})
+        errors = []
+        for n in (96, 384):
+            update = names["dpmpp_2s_exact"](finite_grid(SCHEDULES["linear"], n, "karras"))
+            assemble(name, update, SCHEDULES["linear"], "v")
+            levels = update.moments[:, 0]
+            x = 1.7 * np.hypot(levels[0, 0] * S, levels[0, 1])
+            errors.append(abs(walk(update, seeded(update, 0, x))[0] - exact(x, levels[0], levels[-1])))
+        found[name] = slope(errors)
+    assert found["right"] > 1.8
+    assert found["flipped"] < 1.2

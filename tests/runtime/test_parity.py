@@ -262,11 +262,12 @@ def test_plms_steps_elsewhere_in_linspace_and_trailing() -> None:
         assert np.abs(np.array(mine[0].inputs) - np.array(found[0].inputs)).max() > 1e-3
 
 
+@pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("steps", [1, 4, 8])
-def test_lcm(steps: int) -> None:
-    own = scheduler("LCMScheduler")
+def test_lcm(steps: int, clip: float | None) -> None:
+    own = scheduler("LCMScheduler", clip_sample=clip is not None)
     found = theirs(own, steps)
-    agree(ours("lcm", own.timesteps), found)
+    agree(ours("lcm", own.timesteps, clip=clip), found)
 
 
 def test_ddpm_fixed_large() -> None:
