@@ -53,7 +53,9 @@ class Grid:
 
     def _of_schedule(self) -> Schedule:
         if self.schedule is None:
-            raise RequestError(f"grid {self.name!r} has no schedule to find levels between its own on: make it with one.")
+            raise RequestError(
+                f"grid {self.name!r} has no schedule to find levels between its own on: make it with one."
+            )
         return self.schedule
 
 
@@ -133,12 +135,14 @@ def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | N
             raise RequestError(f"an explicit grid of {time.size} times takes {time.size} steps, found steps={steps!r}.")
     alpha, sigma = schedule.level(time)
     if (np.diff(log_snr_of(alpha, sigma)) < CLOSEST).any():
-        raise RequestError(f"grid {name!r} has neighbours of the same level: their log-SNR must differ by {CLOSEST:g}. Leave some out.")
+        raise RequestError(
+            f"grid {name!r} has neighbours of the same level: their log-SNR must differ by {CLOSEST:g}. Leave some out."
+        )
     return Grid(name, np.r_[time, np.nan], np.r_[alpha, 1.0], np.r_[sigma, 0.0], schedule)
 
 
 def _named(spacing: str) -> tuple[str, list[float]]:
-    """"karras(5)" → "karras", [5.0]. Raises RequestError for an unknown name, and for a number where the grid takes none."""
+    """ "karras(5)" → "karras", [5.0]. Raises RequestError for an unknown name, and for a number where the grid takes none."""
     found = re.fullmatch(r"(\w+)\((.*)\)", spacing)
     name, inner = found.groups() if found else (spacing, None)
     if name not in GRIDS:

@@ -96,7 +96,9 @@ class Program:
         target[:, 0] += np.stack([self.bias, self.excess], -1)
         size[:, 0] += np.abs(np.stack([self.bias, self.excess], -1))
         self._require("the signal", terms[..., 0].sum(2), self.update[:, :, D], target[..., 0], size[..., 0])
-        self._require("the variance", terms[..., 1].sum(2) ** 2, self.update[:, :, Z] ** 2, target[..., 1], size[..., 1])
+        self._require(
+            "the variance", terms[..., 1].sum(2) ** 2, self.update[:, :, Z] ** 2, target[..., 1], size[..., 1]
+        )
 
     def _require(self, what: str, a: Float64, b: Float64, declared: Float64, scale: Float64 | None = None) -> None:
         size = (np.abs(a) if scale is None else scale) + np.abs(b) + np.abs(declared)

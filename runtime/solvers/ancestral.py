@@ -67,12 +67,19 @@ def lcm(grid: Grid, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> 
     τ = timestep_scaling · t, t counted in knots from the least noisy one, where f = x. For networks distilled to answer in one step.
     A D that knows x_0 is not kept by f: the row declares how far signal and variance leave the level.
     """
-    scaling, sigma_data = number("timestep_scaling", timestep_scaling, 1e-6, 1e6), number("sigma_data", sigma_data, 1e-6, 1e6)
+    scaling, sigma_data = (
+        number("timestep_scaling", timestep_scaling, 1e-6, 1e6),
+        number("sigma_data", sigma_data, 1e-6, 1e6),
+    )
     update = Update.blank(levels(grid), grid.time[:-1])
     tau = scaling * grid.knot[:-1]
     norm = np.hypot(tau, sigma_data)
     c_skip, c_out = (sigma_data / norm) ** 2, tau / norm
-    update.M[:, 0, 0], update.M[:, 0, D], update.M[:, 0, Z] = grid.alpha[1:] * c_skip, grid.alpha[1:] * c_out, grid.sigma[1:]
+    update.M[:, 0, 0], update.M[:, 0, D], update.M[:, 0, Z] = (
+        grid.alpha[1:] * c_skip,
+        grid.alpha[1:] * c_out,
+        grid.sigma[1:],
+    )
     update.bias[:] = grid.alpha[1:] * (c_skip * grid.alpha[:-1] + c_out - 1)
     update.excess[:] = (grid.alpha[1:] * c_skip * grid.sigma[:-1]) ** 2
     return update

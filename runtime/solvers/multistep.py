@@ -48,7 +48,7 @@ def dpmpp_3m(grid: Grid) -> Update:
 
 
 def dpmpp_2m_sde(grid: Grid) -> Update:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, appendix D, eq. for SDE-DPM-Solver++(2M)), with independent noise a step."""
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, solvers for diffusion SDEs), with independent noise a step."""
     h, ago = _ago(grid, 1)
     two = orders(grid, 2) == 2
     w = np.zeros_like(ago)
@@ -57,9 +57,9 @@ def dpmpp_2m_sde(grid: Grid) -> Update:
 
 
 def unipc(grid: Grid, order: int = 2, variant: str = "bh2", corrector: bool = True) -> Update:
-    """UniPC (Zhao et al. 2023, Algorithms 5-8, data prediction): a predictor of `order` 2 or 3, and a corrector of one more at no extra call.
+    """UniPC (Zhao et al. 2023, UniP and UniC in data prediction): a predictor of `order` 2 or 3, and a corrector of one more at no extra call.
 
-    Each call serves the corrector of the step before and the predictor of the next. variant: B(h) of their section 4.4, "bh1" is h, "bh2" is
+    Each call serves the corrector of the step before and the predictor of the next. variant: their two choices of B(h), "bh1" is h, "bh2" is
     1 - e^-h; it matters where one difference alone is weighed. The corrector needs no x of the step before: it adds the change of weights.
     """
     order = integer("order", order, 2, 3)
@@ -113,7 +113,7 @@ def lms(grid: Grid, order: int = 4) -> Update:
 
 
 def plms(grid: Grid) -> Update:
-    """PLMS (Liu et al. 2022, eq. 9, 11 and 12): Adams-Bashforth weights of equal steps in DDIM's transfer; the first step twice, as Heun's. Order 2.
+    """PLMS (Liu et al. 2022, eq. 9 and 12): Adams-Bashforth weights of equal steps in DDIM's transfer; the first step twice, as Heun's. Order 2.
 
     n + 1 calls. From pure noise the first step is DDIM's, and the second is the one taken twice.
     """
@@ -133,5 +133,9 @@ def plms(grid: Grid) -> Update:
     order = np.where(grid.sigma[1:] > 0, np.minimum(order, 4), 1)
     w = weights[order - 1]
     if twice is not None:
-        w[twice] = (-1 / 2, 0, 0)  # on eps_0 - eps: half way back to eps_0 from eps_1 is the mean, from a step that took eps_0
+        w[twice] = (
+            -1 / 2,
+            0,
+            0,
+        )  # on eps_0 - eps: half way back to eps_0 from eps_1 is the mean, from a step that took eps_0
     return epsilon_multistep(grid, (grid.alpha[1:] * step)[:, None] * w, push)

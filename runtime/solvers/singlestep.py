@@ -43,7 +43,9 @@ def edm(grid: Grid, churn: float = 0.0, s_min: float = 0.0, s_max: float = math.
     if chosen.any():
         time[chosen], level = grid.between(lifted[chosen])
         alpha[chosen], sigma[chosen] = level.T
-    return singlestep(grid, (1.0,), _trapezoid, start=Grid(grid.name, time, alpha, sigma, grid.schedule), kick_scale=s_noise)
+    return singlestep(
+        grid, (1.0,), _trapezoid, start=Grid(grid.name, time, alpha, sigma, grid.schedule), kick_scale=s_noise
+    )
 
 
 def kdpm2(grid: Grid) -> Update:
@@ -72,7 +74,7 @@ def dpmpp_3s(grid: Grid) -> Update:
 
 
 def dpmpp_2s_sde(grid: Grid, r: float = 0.5) -> Update:
-    """SDE-DPM-Solver++ with one call inside the step (Lu et al. 2022b, Algorithm 1 on the SDE of their eq. 12).
+    """SDE-DPM-Solver++ with one call inside the step (Lu et al. 2022b, Algorithm 1 on the reverse SDE).
 
     The noise of both calls is one path: independent draws for the two halves, not for the inner point and the whole step.
     """

@@ -4,7 +4,7 @@ With lambda = log(alpha/sigma) and h = lambda' - lambda, the reverse ODE over on
 
     x' = sigma'/sigma · x + alpha'·(1 - e^-h)·D
 
-and the reverse SDE (their eq. 12) has e^-h·sigma'/sigma before x, 1 - e^-2h before D, and noise of variance sigma'²·(1 - e^-2h). A solver of
+and the reverse SDE (their solvers for diffusion SDEs) has e^-h·sigma'/sigma before x, 1 - e^-2h before D, and noise of variance sigma'²·(1 - e^-2h). A solver of
 higher order adds alpha' · Σ w_j (D_j - D), D_j the estimates at other levels: it is its weights w. Those of `epsilon_multistep` do the same with eps.
 Where h is infinite, from pure noise or onto the clean end, no weights exist, and the step is of first order.
 """
@@ -92,7 +92,9 @@ def falling(h: Float64, count: int) -> Float64:
     return _moments(h, count, np.ones_like(h), -h, -np.expm1(-h), lambda i, last: i * last / h - np.exp(-h))
 
 
-def _moments(h: Float64, count: int, scale: Float64, a: Float64, first: Float64, by_parts: Callable[[int, Float64], Float64]) -> Float64:
+def _moments(
+    h: Float64, count: int, scale: Float64, a: Float64, first: Float64, by_parts: Callable[[int, Float64], Float64]
+) -> Float64:
     """By parts where h is large, by the series of e^(au) where that would cancel."""
     k = np.arange(18)
     small = np.abs(h) < 1
@@ -150,7 +152,13 @@ Weights = Callable[[Float64], Sequence[Sequence[Float64]]]
 
 
 def singlestep(
-    grid: Grid, fractions: Sequence[float], weights: Weights, *, sde: bool = False, start: Grid | None = None, kick_scale: float = 1.0
+    grid: Grid,
+    fractions: Sequence[float],
+    weights: Weights,
+    *,
+    sde: bool = False,
+    start: Grid | None = None,
+    kick_scale: float = 1.0,
 ) -> Update:
     """Steps with calls inside the interval, at lambda + r·h for r in `fractions`; no memory from one interval to the next.
 

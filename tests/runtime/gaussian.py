@@ -35,7 +35,9 @@ def finite_grid(schedule: Schedule, n: int, spacing: str, low: float = -5.0, hig
 
 def walk(update: Update, state: np.ndarray, first: int = 0, last: int | None = None) -> np.ndarray:
     """The registers after rows first … last-1, noise left out."""
-    for M, (level, *_) in zip(update.M[first:last], update.moments[first:-1][: None if last is None else last - first], strict=True):
+    for M, (level, *_) in zip(
+        update.M[first:last], update.moments[first:-1][: None if last is None else last - first], strict=True
+    ):
         state = M[:, :R] @ state + M[:, D] * ideal(state[0], level)
     return state
 
@@ -49,7 +51,11 @@ def seeded(update: Update, row: int, x: float) -> np.ndarray:
         if update.moments[row, j].any():
             past = exact(x, levels[0], levels[row - j])
             estimate = ideal(past, levels[row - j])
-            state[j] = estimate if tuple(update.moments[row, j]) == CLEAN else (past - levels[row - j][0] * estimate) / levels[row - j][1]
+            state[j] = (
+                estimate
+                if tuple(update.moments[row, j]) == CLEAN
+                else (past - levels[row - j][0] * estimate) / levels[row - j][1]
+            )
     return state
 
 

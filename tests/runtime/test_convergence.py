@@ -91,10 +91,14 @@ def test_mean_and_variance_converge_to_the_datas(solver, options, order, grid) -
     assert errors[1] < 0.02
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "dpmpp_2s_sde", "dpmpp_2m_sde", "edm", "lcm", "heun", "unipc", "deis", "lms", "plms", "dpmpp_3s"])
+@pytest.mark.parametrize(
+    "solver", ["ddpm", "dpmpp_2s_sde", "dpmpp_2m_sde", "edm", "lcm", "heun", "unipc", "deis", "lms", "plms", "dpmpp_3s"]
+)
 def test_for_one_picture_every_level_is_kept_and_what_leaves_it_is_declared(solver: str) -> None:
     """Data that is one point: D is x_0, so mean and variance follow from M alone, and must be the declared ones at every row."""
-    update = SOLVERS[solver](finite_grid(SCHEDULES["linear"], 40, "karras"), **({"churn": 10.0} if solver == "edm" else {}))
+    update = SOLVERS[solver](
+        finite_grid(SCHEDULES["linear"], 40, "karras"), **({"churn": 10.0} if solver == "edm" else {})
+    )
     mean, n = update.moments[0, :, 0] * MU, update.moments[0, :, 1:]  # n: noise, one column for each independent draw
     for k, M in enumerate(update.M):
         mean = M[:, :4] @ mean + M[:, D] * MU
@@ -116,7 +120,10 @@ def third_order_as_commonly_coded(grid) -> Update:
     three = points == 3
     a, b = r1[three], r2[three]
     # D = D_0 + u·D' + ½u²·D'': D' from both nodes exactly, D''/2 from the second difference, its integral halved.
-    first, second = np.stack([-b / (a * (a - b)), a / (b * (a - b))], -1), np.stack([1 / (a * (a - b)), -1 / (b * (a - b))], -1)
+    first, second = (
+        np.stack([-b / (a * (a - b)), a / (b * (a - b))], -1),
+        np.stack([1 / (a * (a - b)), -1 / (b * (a - b))], -1),
+    )
     w[three] = m[three, :1] * first + 0.5 * m[three, 1:] * second
     return multistep(grid, w)
 
@@ -128,7 +135,9 @@ def flipped_2m(grid) -> Update:
     return update
 
 
-@pytest.mark.parametrize(("wrong", "order", "low", "high"), [(third_order_as_commonly_coded, 3, 1.8, 2.2), (flipped_2m, 2, 0.8, 1.2)])
+@pytest.mark.parametrize(
+    ("wrong", "order", "low", "high"), [(third_order_as_commonly_coded, 3, 1.8, 2.2), (flipped_2m, 2, 0.8, 1.2)]
+)
 def test_wrong_history_passes_the_proof_and_is_found_here(wrong, order: int, low: float, high: float) -> None:
     errors = []
     for n in (96, 384):

@@ -74,7 +74,9 @@ def test_one_two_three_and_all_steps_on_every_grid(solver: str, name: str) -> No
                 assert program.moments[-1, 0].tolist() == [1, 0]
                 assert np.isfinite(program.update).all()
                 if solver != "lcm":
-                    assert program.update[-1, 0, : D + 1].tolist() == [0, 0, 0, 0, 1], "the step onto sigma = 0 is x = D"
+                    assert program.update[-1, 0, : D + 1].tolist() == [0, 0, 0, 0, 1], (
+                        "the step onto sigma = 0 is x = D"
+                    )
                 if steps <= 3:
                     ends_where_it_says(program)
                     calls = CALLS.get(solver, 1)
@@ -134,22 +136,37 @@ def requests(draw: st.DrawFn) -> tuple[tuple[str, dict[str, Any]], bool, dict[st
     schedule = make_schedule(described[0], **described[1])
     zero = schedule.variance_preserving and len(schedule) > 1 and draw(st.booleans())
     options = {name: draw(OPTION[name]) for name in taken(solver) if draw(st.booleans())}
-    steps: int | None = draw(st.one_of(st.integers(1, min(len(schedule), 60)), st.just(len(schedule)), st.just(len(schedule) + 1)))
-    grid: Any = draw(st.one_of(st.sampled_from(sorted(GRIDS)), st.floats(0.5, 12).map(lambda rho: f"karras({rho})"), st.none()))
+    steps: int | None = draw(
+        st.one_of(st.integers(1, min(len(schedule), 60)), st.just(len(schedule)), st.just(len(schedule) + 1))
+    )
+    grid: Any = draw(
+        st.one_of(st.sampled_from(sorted(GRIDS)), st.floats(0.5, 12).map(lambda rho: f"karras({rho})"), st.none())
+    )
     if grid is None:
         place = draw(st.lists(st.floats(0, 1), min_size=1, max_size=12, unique=True))
-        grid, steps = sorted(schedule.time[0] + np.array(place) * (schedule.time[-1] - schedule.time[0]), reverse=True), None
+        grid, steps = (
+            sorted(schedule.time[0] + np.array(place) * (schedule.time[-1] - schedule.time[0]), reverse=True),
+            None,
+        )
     clip = draw(st.sampled_from([None, 1.0, 2.5]))
     prediction = draw(st.sampled_from(PREDICTIONS))
-    return described, zero, {"prediction": prediction, "solver": solver, "steps": steps, "grid": grid, "clip": clip, **options}
+    return (
+        described,
+        zero,
+        {"prediction": prediction, "solver": solver, "steps": steps, "grid": grid, "clip": clip, **options},
+    )
 
 
 RAN: list[bool] = []
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(requests())
-def test_any_request_is_refused_with_a_reason_or_runs_to_its_end(drawn: tuple[tuple[str, dict[str, Any]], bool, dict[str, Any]]) -> None:
+def test_any_request_is_refused_with_a_reason_or_runs_to_its_end(
+    drawn: tuple[tuple[str, dict[str, Any]], bool, dict[str, Any]],
+) -> None:
     (name, parameters), zero, request = drawn
     schedule = make_schedule(name, **parameters)
     program, refusal = None, ""

@@ -79,7 +79,9 @@ def by_row(k: int) -> np.ndarray:
     return DRAWS[1 + k]
 
 
-def theirs(own: Any, steps: int | None, noise: Any = by_row, start: np.ndarray = DRAWS[0], **step_options: Any) -> tuple[Recorder, np.ndarray]:
+def theirs(
+    own: Any, steps: int | None, noise: Any = by_row, start: np.ndarray = DRAWS[0], **step_options: Any
+) -> tuple[Recorder, np.ndarray]:
     """diffusers' own loop. steps None: its tables were set by the caller. Schedulers in x/alpha get x/alpha."""
     import sys
 
@@ -103,13 +105,17 @@ def theirs(own: Any, steps: int | None, noise: Any = by_row, start: np.ndarray =
     return called, x.numpy()
 
 
-def ours(solver: str, times: Any, *, schedule: Schedule = LINEAR, prediction: str = "epsilon", **options: Any) -> tuple[Recorder, np.ndarray]:
+def ours(
+    solver: str, times: Any, *, schedule: Schedule = LINEAR, prediction: str = "epsilon", **options: Any
+) -> tuple[Recorder, np.ndarray]:
     called = Recorder()
     program = make_program(schedule, prediction, solver, None, list(times), **options)
     return called, run(program, called, DRAWS[0], lambda k: DRAWS[1 + k])
 
 
-def agree(a: tuple[Recorder, np.ndarray], b: tuple[Recorder, np.ndarray], calls: int | None = None, atol: float = ATOL) -> None:
+def agree(
+    a: tuple[Recorder, np.ndarray], b: tuple[Recorder, np.ndarray], calls: int | None = None, atol: float = ATOL
+) -> None:
     """The same calls at the same times; all, and the result, unless only so many are said to agree."""
     assert len(a[0].times) == len(b[0].times)
     np.testing.assert_allclose(a[0].times[:calls], b[0].times[:calls], rtol=1e-12, atol=1e-9)
@@ -138,7 +144,9 @@ def whole(times: Any) -> list[float]:
 
 
 @pytest.mark.parametrize(("spacing", "steps"), SPACINGS)
-@pytest.mark.parametrize(("name", "config", "solver", "options"), ONE_STEP, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("name", "config", "solver", "options"), ONE_STEP, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_solvers_in_sigma_over_alpha(name, config, solver, options, spacing, steps) -> None:
     own = scheduler(name, timestep_spacing=spacing, **config)
     found = theirs(own, steps)
@@ -147,7 +155,10 @@ def test_solvers_in_sigma_over_alpha(name, config, solver, options, spacing, ste
     agree(ours(solver, times, **options), found)
 
 
-@pytest.mark.parametrize(("name", "solver"), [(name, solver) for name, _, solver, _ in ONE_STEP if "2" not in name and "Ancestral" not in name])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [(name, solver) for name, _, solver, _ in ONE_STEP if "2" not in name and "Ancestral" not in name],
+)
 def test_karras_spacing_in_sigma_over_alpha(name: str, solver: str) -> None:
     """Their Karras levels lie between knots, with log(sigma/alpha) linear in time as ours, and are our grid "karras"."""
     own = scheduler(name, use_karras_sigmas=True)
@@ -316,7 +327,9 @@ def test_dpmpp_3s_but_for_its_second_inner_point(grid: str) -> None:
 
 def test_dpmpp_3m_as_in_diffusers_has_order_2() -> None:
     """Its second difference stands at half of its weight. With it so ours is theirs, and test_convergence finds order 2 for that."""
-    own = scheduler("DPMSolverMultistepScheduler", solver_order=3, timestep_spacing="trailing", final_sigmas_type="zero")
+    own = scheduler(
+        "DPMSolverMultistepScheduler", solver_order=3, timestep_spacing="trailing", final_sigmas_type="zero"
+    )
     found = theirs(own, 20)
     program = assemble("common", third_order_as_commonly_coded(make_grid(LINEAR, "trailing", 20)), LINEAR, "epsilon")
     called = Recorder()
@@ -355,7 +368,9 @@ def test_dpmpp_2s_sde_with_independent_draws_has_order_1_in_variance() -> None:
                 inner, z1 = M[0, 0, 0] + M[0, 0, D] * g0, M[0, 0, Z]
                 after, d0 = M[1, 0, 0] + M[1, 0, D] * g1, M[1, 0, 1] * g0
                 kept = z1 * (after if kind == "one path" else M[1, 0, D] * g1)
-                new = M[1, 0, Z] if kind == "one path" else exact(level[k : k + 1], level[k + 2 : k + 3], sde=True)[2][0]
+                new = (
+                    M[1, 0, Z] if kind == "one path" else exact(level[k : k + 1], level[k + 2 : k + 3], sde=True)[2][0]
+                )
                 variance = (after * inner + d0) ** 2 * variance + kept**2 + new**2
             found.append(abs(variance - (level[-1, 0] * 0.6) ** 2 - level[-1, 1] ** 2))
     assert slope(errors["one path"]) > 1.8
@@ -444,7 +459,9 @@ def test_euler_on_flow() -> None:
     agree(ours("euler", times, schedule=flow, prediction="flow"), (called, x.numpy()))
 
 
-@pytest.mark.parametrize(("name", "solver"), [("EDMEulerScheduler", "euler"), ("EDMDPMSolverMultistepScheduler", "dpmpp_2m")])
+@pytest.mark.parametrize(
+    ("name", "solver"), [("EDMEulerScheduler", "euler"), ("EDMDPMSolverMultistepScheduler", "dpmpp_2m")]
+)
 def test_edm_schedule_and_preconditioning(name: str, solver: str) -> None:
     edm = make_schedule("edm")
     own = scheduler(name)
@@ -466,7 +483,11 @@ def test_which_named_grids_are_theirs() -> None:
                 own.set_timesteps(10)
             tables[name] = own.timesteps.tolist()
         assert tables["EulerDiscreteScheduler"] == grid
-        assert (tables["DPMSolverMultistepScheduler"] == grid) == (tables["UniPCMultistepScheduler"] == grid) == (spacing == "trailing")
+        assert (
+            (tables["DPMSolverMultistepScheduler"] == grid)
+            == (tables["UniPCMultistepScheduler"] == grid)
+            == (spacing == "trailing")
+        )
 
 
 def test_trailing_in_diffusers_has_one_step_too_many_for_some_counts() -> None:
