@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import MANIFEST, Bundle, File
-from runtime.errors import UnnoiseError
+from runtime.errors import status
 from runtime.files import replacing_folder, to_json
 from runtime.pictures import save, tile
 from runtime.sampler import Sampler
@@ -45,7 +45,7 @@ def build(model: Model, out: Path) -> Bundle:
         draw(folder / "report.png", bundle, report, pictures)
         bundle = dataclasses.replace(bundle, report=summary(report))
         if len(model.sample_shape) == 3 and model.sample_shape[0] in (1, 3):
-            save(folder / "samples.png", tile(_grid(bundle)), least=512)
+            save(folder / "samples.png", _sheet(bundle), least=512)
         (folder / "README.md").write_text(card(dataclasses.replace(bundle, name=out.name)), encoding="utf-8")
         _write_manifest(folder, model, bundle.report)
     found = Bundle.load(out)
@@ -58,11 +58,13 @@ def build(model: Model, out: Path) -> Bundle:
     return found
 
 
-def _grid(bundle: Bundle) -> Any:
-    """Four samples of a label, labels in turn, 32 at most."""
-    count = min(32, 4 * bundle.num_classes) if bundle.labels else 16
-    labels = [i % bundle.num_classes for i in range(count)] if bundle.labels else None
-    return Sampler(bundle).pictures(count, label=labels)
+def _sheet(bundle: Bundle) -> Any:
+    """Samples for the model card on one sheet: every label in turn, the same labels under each other."""
+    classes = bundle.num_classes
+    count = classes * max(1, 36 // classes) if classes else 16
+    fitting = max((c for c in range(4, 13) if classes and classes % c == 0), default=None)
+    labels = [i % classes for i in range(count)] if classes else None
+    return tile(Sampler(bundle).pictures(count, label=labels), fitting)
 
 
 def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any]) -> Bundle:
@@ -114,15 +116,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
+
+    def action() -> int:
         run = given.run or newest_run(given.runs)
         print(f"exporting {run}, {given.weights}")
         model = from_run(run, given.guidance, given.weights)
         build(model, given.out or Path("bundles") / model.name)
         return 0
-    except UnnoiseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return status(action)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from .model import Model
 
 BATCHES = (1, 3, 16)
 TIMES = 13
-PICTURES = 4
+PICTURES = 3
 """Samples a trajectory."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from runtime.arguments import number
 from runtime.bundle import Defaults, Labels
 from runtime.files import from_json
 from runtime.schedule import Schedule
@@ -55,15 +56,16 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
 
     Raises ExportError where `run` is no run, CheckpointError where its checkpoint is damaged.
     """
+    guidance = number("guidance", guidance, -1e3, 1e3)
     try:
         record = from_json((run / "config.json").read_bytes())
-    except FileNotFoundError:
+        data, shape, classes = (record.pop(key) for key in ("data_record", "sample_shape", "classes"))
+    except (FileNotFoundError, NotADirectoryError):
         raise ExportError(
             f"{run} is no run: it has no config.json. python -m trainer.fit makes runs under runs/."
         ) from None
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{run / 'config.json'} cannot be read ({error}).") from error
-    data, shape, classes = (record.pop(key) for key in ("data_record", "sample_shape", "classes"))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ExportError(f"{run / 'config.json'} is not a run's config ({type(error).__name__}: {error}).") from error
     config = Config.from_json(record)
     checkpoint = checkpoints.newest(run / "checkpoints")
     if checkpoint is None:

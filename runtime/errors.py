@@ -1,7 +1,8 @@
 """Every error that unnoise raises on purpose. A message names the thing, what was found, what was expected, and the remedy."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UnnoiseError(Exception):
@@ -26,3 +27,17 @@ def unknown(kind: str, name: object, known: Iterable[object], error: type[Unnois
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return error(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def status(action: Callable[[], int]) -> int:
+    """A command's exit status: that of `action`, or 2 after one line on standard error for an error that a person can mend, or 130 for Ctrl-C."""
+    try:
+        return action()
+    except UnnoiseError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error}. Nothing half-written was left; what was written before is whole.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 2

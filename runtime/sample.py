@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .arguments import integer
-from .errors import RequestError, UnnoiseError
+from .errors import RequestError, status
 from .files import replacing
 from .grid import GRIDS
 from .pictures import picture_format, save, tile, to_uint8
@@ -23,15 +23,12 @@ from .solvers import SOLVERS
 
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    try:
+
+    def action() -> int:
         print(sample(given))
         return 0
-    except UnnoiseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {given.out} cannot be written: {error.strerror or error}", file=sys.stderr)
-        return 2
+
+    return status(action)
 
 
 def sample(given: argparse.Namespace) -> str:

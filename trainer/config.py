@@ -119,7 +119,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "digits": {
         "channels": (32, 64),
         "attention": (4,),
-        "steps": 800,
+        "steps": 600,
         "learning_rate": 2e-3,
         "warmup": 50,
         "checkpoint_every": 200,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import UnnoiseError
+from runtime.errors import status
 from runtime.files import from_json, replacing, to_json, write_text
 from runtime.noise import Stream, noise
 from runtime.pictures import save, tile, to_uint8
@@ -249,8 +249,8 @@ def open_run(folder: Path, config: Config, pictures: data.Pictures) -> None:
         write_text(path, to_json(record))
         return
     try:
-        old = from_json(path.read_bytes())
-    except ValueError as error:
+        old = dict(from_json(path.read_bytes()))
+    except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is not readable ({error}). Delete {folder} to start over, or choose another --name."
         ) from error
@@ -370,20 +370,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
+
+    def action() -> int:
         config = from_arguments(given)
         if given.dry_run:
             dry_run(config)
             return 0
         return 0 if fit(config, given.runs) else 130
-    except UnnoiseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(
-            f"error: {error}. What was written before is whole; the same command goes on from there.", file=sys.stderr
-        )
-        return 2
+
+    return status(action)
 
 
 if __name__ == "__main__":

@@ -489,5 +489,5 @@ def test_a_full_disk_is_one_line_and_the_checkpoints_before_stay(
 
     monkeypatch.setattr(checkpoints, "write", full)
     assert main(command_line(TINY, tmp_path)) == 2
-    assert "No space left on device. What was written before is whole" in capsys.readouterr().err
+    assert "No space left on device. Nothing half-written was left" in capsys.readouterr().err
     assert checkpoints.newest(tmp_path / "digits" / "checkpoints").step == 5
