@@ -6,7 +6,7 @@ With lambda = log(alpha/sigma) and h = lambda' - lambda, the reverse ODE over on
 
 and the reverse SDE (their solvers for diffusion SDEs) has e^-h·sigma'/sigma before x, 1 - e^-2h before D, and noise of variance
 sigma'²·(1 - e^-2h). A solver of higher order adds alpha' · Σ w_j (D_j - D), D_j the estimates at other levels: it is its weights w. Those of
-`epsilon_multistep` do the same with eps. Where h is infinite, from pure noise or onto the clean end, no weights exist, and the step is of first order.
+`epsilon_multistep` do the same with eps. Where h is infinite, from pure noise or onto the clean end, there are no weights and the order is 1.
 """
 
 from __future__ import annotations
