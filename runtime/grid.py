@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .arguments import integer
+from .arguments import integer, number
 from .errors import RequestError, unknown
 from .schedule import Float64, Schedule, log_snr_of
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """n intervals between n + 1 levels: time, alpha, sigma, each [n+1]. The clean end (1, 0) has no time: NaN."""
+    """n intervals between n + 1 levels: time, alpha, sigma, each [n+1]. The clean end (1, 0) has no time: NaN.
+
+    schedule: where solvers find the levels between, which those that call more than once a step ask for.
+    """
 
     name: str
     time: Float64
     alpha: Float64
     sigma: Float64
+    schedule: Schedule | None = None
 
     def __len__(self) -> int:
         return len(self.alpha) - 1
@@ -28,6 +33,30 @@ class Grid:
     def log_snr(self) -> Float64:
         """[n+1]: log(alpha² / sigma²), +inf at the clean end."""
         return log_snr_of(self.alpha, self.sigma)
+
+    @property
+    def knot(self) -> Float64:
+        """[n+1]: time counted in the schedule's knots from the least noisy one; NaN at the clean end."""
+        schedule = self._of_schedule()
+        return np.interp(self.time, schedule.time, np.arange(len(schedule)))
+
+    @property
+    def noisiest(self) -> float:
+        """The lowest log-SNR that the schedule has."""
+        return float(self._of_schedule().log_snr[-1])
+
+    def between(self, log_snr: Float64) -> tuple[Float64, Float64]:
+        """time [m] and level [m, 2] of the schedule at log_snr [m]. Raises RequestError outside the schedule."""
+        schedule = self._of_schedule()
+        time = schedule.time_at(log_snr)
+        return time, np.stack(schedule.level(time), -1)
+
+    def _of_schedule(self) -> Schedule:
+        if self.schedule is None:
+            raise RequestError(
+                f"grid {self.name!r} has no schedule to find levels between its own on: make it with one."
+            )
+        return self.schedule
 
 
 def _leading(schedule: Schedule, n: int) -> Float64:
@@ -50,31 +79,49 @@ def _log_snr(schedule: Schedule, n: int) -> Float64:
 
     Where the last knot is pure noise (log-SNR = -inf) it is the first level, and the even levels start at the knot before it.
     """
+    return _finite_part(schedule, n, lambda low, high, m: np.linspace(low, high, m))
+
+
+def _karras(schedule: Schedule, n: int, rho: float = 7.0) -> Float64:
+    """n levels evenly in (sigma/alpha)^(1/rho) from the last knot to the first (Karras et al. 2022, eq. 5); pure noise as in `log_snr`.
+
+    rho is 7 in "karras"; "karras(5)" gives it.
+    """
+    rho = number("rho of grid 'karras'", rho, 0.1, 100.0)
+
+    def even(low: float, high: float, m: int) -> Float64:
+        return -2 * rho * np.log(np.linspace(np.exp(-0.5 * low / rho), np.exp(-0.5 * high / rho), m))
+
+    return _finite_part(schedule, n, even)
+
+
+def _finite_part(schedule: Schedule, n: int, even: Callable[[float, float, int], Float64]) -> Float64:
+    """The times of n levels, even(lowest, highest log-SNR, count), with the schedule's own pure noise before them where it has some."""
     lam = schedule.log_snr
     if np.isfinite(lam[-1]):
-        wanted, first = np.linspace(lam[-1], lam[0], n), []
-    else:
-        wanted, first = np.linspace(lam[-2], lam[0], n - 1) if n > 1 else np.empty(0), [schedule.time[-1]]
-    return np.r_[first, schedule.time_at(wanted)]
+        return schedule.time_at(even(lam[-1], lam[0], n))
+    return np.r_[schedule.time[-1], schedule.time_at(even(lam[-2], lam[0], n - 1)) if n > 1 else []]
 
 
-GRIDS: Mapping[str, Callable[[Schedule, int], Float64]] = {
+CLOSEST = 1e-7
+"""Least log-SNR between neighbours: solvers divide by it."""
+GRIDS: Mapping[str, Callable[..., Float64]] = {
     "leading": _leading,
     "trailing": _trailing,
     "linspace": _linspace,
     "log_snr": _log_snr,
+    "karras": _karras,
 }
 
 
 def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | None = None) -> Grid:
-    """The grid of `steps` intervals that ends clean, named (`GRIDS`) or as explicit falling times in the network's unit.
+    """The grid of `steps` intervals that ends clean, named (`GRIDS`; "karras(5)" gives rho) or as explicit falling times in the network's unit.
 
     Raises RequestError for an unknown name, for steps outside 1 … T, and for times that do not fall or leave the schedule.
     """
     if isinstance(spacing, str):
-        if spacing not in GRIDS:
-            raise unknown("grid", spacing, GRIDS)
-        name, time = spacing, GRIDS[spacing](schedule, integer("steps", steps, 1, len(schedule)))
+        family, parameters = _named(spacing)
+        name, time = spacing, GRIDS[family](schedule, integer("steps", steps, 1, len(schedule)), *parameters)
     else:
         try:
             name, time = "explicit", np.array(spacing, np.float64)
@@ -87,4 +134,24 @@ def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | N
         if steps is not None and steps != time.size:
             raise RequestError(f"an explicit grid of {time.size} times takes {time.size} steps, found steps={steps!r}.")
     alpha, sigma = schedule.level(time)
-    return Grid(name, np.r_[time, np.nan], np.r_[alpha, 1.0], np.r_[sigma, 0.0])
+    if (np.diff(log_snr_of(alpha, sigma)) < CLOSEST).any():
+        raise RequestError(
+            f"grid {name!r} has neighbours of the same level: their log-SNR must differ by {CLOSEST:g}. Leave some out."
+        )
+    return Grid(name, np.r_[time, np.nan], np.r_[alpha, 1.0], np.r_[sigma, 0.0], schedule)
+
+
+def _named(spacing: str) -> tuple[str, list[float]]:
+    """ "karras(5)" → "karras", [5.0]. Raises RequestError for an unknown name, and for a number where the grid takes none."""
+    found = re.fullmatch(r"(\w+)\((.*)\)", spacing)
+    name, inner = found.groups() if found else (spacing, None)
+    if name not in GRIDS:
+        raise unknown("grid", spacing, GRIDS)
+    if inner is None:
+        return name, []
+    if name != "karras":
+        raise RequestError(f"grid {name!r} takes no number, found {spacing!r}.")
+    try:
+        return name, [float(inner)]
+    except ValueError:
+        raise RequestError(f"grid 'karras' takes rho as a number, such as 'karras(5)', found {spacing!r}.") from None

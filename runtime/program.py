@@ -35,13 +35,14 @@ class Update:
 
     time [K]: where the network is asked. M [K, R, R+2]: the update. moments [K+1, R, 2]: what the registers hold before
     each row and at the end, as (signal, noise) in units of (x_0, eps): x at a level is (alpha, sigma), D is (1, 0), eps
-    is (0, 1), unused is (0, 0). excess [K]: variance of x beyond its level that the row adds on purpose.
+    is (0, 1), unused is (0, 0). bias, excess [K]: signal and variance of x beyond its level that the row adds on purpose.
     """
 
     time: Float64
     M: Float64
     moments: Float64
     excess: Float64
+    bias: Float64
 
     @classmethod
     def blank(cls, levels: Float64, time: Float64) -> Update:
@@ -49,7 +50,7 @@ class Update:
         K = len(levels) - 1
         moments = np.zeros((K + 1, R, 2))
         moments[:, 0] = levels
-        return cls(np.array(time, np.float64), np.zeros((K, R, R + 2)), moments, np.zeros(K))
+        return cls(np.array(time, np.float64), np.zeros((K, R, R + 2)), moments, np.zeros(K), np.zeros(K))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Program:
     """A frozen table that runs a reverse process: K rows, one network call each. Made by `make_program`.
 
     call [K, 6]: time, c_in, c_skip, c_out, clip bound (inf: none), guidance. update [K, R, R+2]: M.
-    start: x_T = start · eps. moments, excess: see `Update`; moments[k, 0] is the level (alpha, sigma) at which row k is evaluated.
+    start: x_T = start · eps. moments, excess, bias: see `Update`; moments[k, 0] is the level (alpha, sigma) at which row k is evaluated.
     answer [K, 2]: what a perfect network returns at each row, in units of (x_0, eps).
 
     Raises RequestError when made if, for a perfect network, the numbers do not keep the moments that they declare.
@@ -69,11 +70,12 @@ class Program:
     update: Float64
     moments: Float64
     excess: Float64
+    bias: Float64
     answer: Float64
     start: float
 
     def __post_init__(self) -> None:
-        for name in ("call", "update", "moments", "excess", "answer"):
+        for name in ("call", "update", "moments", "excess", "bias", "answer"):
             getattr(self, name).setflags(write=False)
         finite = np.delete(self.call, CLIP, axis=1)
         if not (np.isfinite(finite).all() and np.isfinite(self.update).all()):
@@ -86,13 +88,17 @@ class Program:
 
         M, before, after = self.update[:, :, :R], self.moments[:-1], self.moments[1:]
         terms = M[..., None] * before[:, None]  # [K, R to, R from, 2]
-        self._require(
-            "the signal", terms[..., 0].sum(2), self.update[:, :, D], after[..., 0], np.abs(terms[..., 0]).sum(2)
-        )
+        size = np.abs(terms).sum(2)
         # An eps register shares x's noise, so noise adds up with its sign; z alone is independent.
-        variance, fresh = terms[..., 1].sum(2) ** 2, self.update[:, :, Z] ** 2
-        fresh[:, 0] -= self.excess
-        self._require("the variance", variance, fresh, after[..., 1] ** 2, np.abs(terms[..., 1]).sum(2) ** 2)
+        size[..., 1] = size[..., 1] ** 2
+        target = after.copy()
+        target[..., 1] **= 2
+        target[:, 0] += np.stack([self.bias, self.excess], -1)
+        size[:, 0] += np.abs(np.stack([self.bias, self.excess], -1))
+        self._require("the signal", terms[..., 0].sum(2), self.update[:, :, D], target[..., 0], size[..., 0])
+        self._require(
+            "the variance", terms[..., 1].sum(2) ** 2, self.update[:, :, Z] ** 2, target[..., 1], size[..., 1]
+        )
 
     def _require(self, what: str, a: Float64, b: Float64, declared: Float64, scale: Float64 | None = None) -> None:
         size = (np.abs(a) if scale is None else scale) + np.abs(b) + np.abs(declared)
@@ -172,7 +178,7 @@ def assemble(
     if not np.allclose(at_time, np.stack([alpha, sigma], -1), rtol=1e-9, atol=1e-12):
         raise RequestError(f"solver {solver!r}: a row asks the network at a time that is not the time of its level.")
     start = 1.0 if schedule.variance_preserving else float(sigma[0])
-    return Program(solver, call, update.M, update.moments, update.excess, answer, start)
+    return Program(solver, call, update.M, update.moments, update.excess, update.bias, answer, start)
 
 
 Network = Callable[..., Any]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime import RequestError, make_schedule
-from runtime.grid import GRIDS, make_grid
+from runtime.grid import GRIDS, Grid, make_grid
 
 COSINE = make_schedule("cosine")
 
@@ -76,3 +76,41 @@ def test_an_explicit_grid_takes_any_falling_times() -> None:
 def test_what_is_no_grid_is_refused(spacing, steps, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         make_grid(COSINE, spacing, steps)
+
+
+@pytest.mark.parametrize(("name", "rho"), [("karras", 7), ("karras(3.5)", 3.5), ("karras(1)", 1)])
+def test_karras_is_even_in_a_power_of_sigma_over_alpha(name: str, rho: float) -> None:
+    grid = make_grid(make_schedule("edm"), name, 18)
+    steps = np.diff(grid.sigma[:-1] ** (1 / rho))
+    np.testing.assert_allclose(steps, (0.002 ** (1 / rho) - 80 ** (1 / rho)) / 17, rtol=1e-8)
+    zero = make_grid(COSINE.zero_terminal_snr(), name, 5)
+    assert zero.alpha[0] == 0
+    assert np.ptp(np.diff((zero.sigma[1:-1] / zero.alpha[1:-1]) ** (1 / rho))) < 1e-6 * (zero.sigma[1] / zero.alpha[1])
+
+
+@pytest.mark.parametrize(
+    ("spacing", "message"),
+    [
+        ("karras(x)", "rho as a number"),
+        ("karras()", "rho as a number"),
+        ("karras(0)", "rho of grid 'karras' must be a number from 0.1 to 100"),
+        ("karras(nan)", "rho of grid 'karras' must be"),
+        ("trailing(3)", "takes no number"),
+        ("karas(7)", "Did you mean 'karras'"),
+        ([5.0, 5 - 1e-12], "neighbours of the same level"),
+    ],
+)
+def test_a_grid_with_a_number_is_karras_alone_and_neighbours_differ(spacing, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        make_grid(COSINE, spacing, 2)
+
+
+def test_levels_between_a_grids_own_come_from_its_schedule() -> None:
+    grid = make_grid(COSINE, "trailing", 4)
+    time, level = grid.between(np.array([0.0, 1.0]))
+    np.testing.assert_allclose(COSINE.level(time), level.T)
+    np.testing.assert_allclose(2 * np.log(level[:, 0] / level[:, 1]), [0, 1], atol=1e-12)
+    with pytest.raises(RequestError, match="outside the schedule"):
+        grid.between(np.array([99.0]))
+    with pytest.raises(RequestError, match="has no schedule"):
+        Grid("bare", grid.time, grid.alpha, grid.sigma).between(np.zeros(1))

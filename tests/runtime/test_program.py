@@ -101,6 +101,7 @@ RIGHT = make_program(SCHEDULES["cosine"], "epsilon", "ddim", 10, eta=0.7)
         ("moments", (10, 0, 1)),
         ("answer", (2, 1)),
         ("excess", (2,)),
+        ("bias", (2,)),
     ],
 )
 def test_a_number_off_by_a_billionth_is_found(field: str, place: tuple[int, ...]) -> None:
@@ -119,7 +120,7 @@ def test_a_number_that_is_not_finite_is_refused() -> None:
 
 
 def test_a_program_cannot_be_written_to() -> None:
-    for name in ("call", "update", "moments", "excess", "answer"):
+    for name in ("call", "update", "moments", "excess", "bias", "answer"):
         with pytest.raises(ValueError, match="read-only"):
             getattr(RIGHT, name)[:] = 0
     with pytest.raises(dataclasses.FrozenInstanceError):
