@@ -195,7 +195,7 @@ class Bundle:
 
 
 def _layout(shape: Sequence[int]) -> str:
-    return {1: "CL", 2: "CL", 3: "CHW"}.get(len(shape), "")
+    return {1: "L", 2: "CL", 3: "CHW"}.get(len(shape), "")
 
 
 class _Reader:

@@ -1,0 +1,101 @@
+"""Between arrays and pictures: nothing is lost, nothing is moved, and a file is what its name says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import RequestError
+from runtime.pictures import from_uint8, save, tile, to_uint8
+
+RANGES = [(-1.0, 1.0), (0.0, 1.0), (-3.0, 0.5)]
+
+
+@pytest.mark.parametrize(("low", "high"), RANGES)
+def test_every_value_of_a_pixel_survives_the_round_trip(low: float, high: float) -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    samples = from_uint8(every, low, high)
+    assert samples.dtype == np.float32
+    assert (samples.min(), samples.max()) == (low, high)
+    np.testing.assert_array_equal(to_uint8(samples, low, high), every)
+
+
+def test_a_pixel_is_the_nearest_of_the_256_values() -> None:
+    samples = np.array([100.0, 100.4, 100.6, 101.0]).reshape(1, 1, 1, 4)
+    assert to_uint8(samples, 0.0, 255.0).tolist() == [[[[100], [100], [101], [101]]]]
+
+
+def test_values_outside_the_range_are_cut_and_do_not_wrap_around() -> None:
+    samples = np.array([-np.inf, -1.01, 1.01, np.inf], np.float32).reshape(1, 1, 1, 4)
+    assert to_uint8(samples).reshape(-1).tolist() == [0, 0, 255, 255]
+
+
+def test_channels_go_last_in_pictures_and_second_in_samples() -> None:
+    samples = np.full((2, 3, 4, 5), -1.0)
+    samples[1, 2, 3, 0] = 1.0
+    pictures = to_uint8(samples)
+    assert pictures.shape == (2, 4, 5, 3)
+    assert np.argwhere(pictures).tolist() == [[1, 3, 0, 2]]
+    np.testing.assert_array_equal(from_uint8(pictures), samples)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 2, 4, 4), (1, 4, 4, 3)])
+def test_samples_that_are_no_pictures_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(RequestError, match=r"pictures need samples \[n, 1 or 3, H, W\], found shape"):
+        to_uint8(np.zeros(shape))
+
+
+def test_a_sheet_holds_its_pictures_row_by_row_on_white() -> None:
+    pictures = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 2, 3, 1), np.uint8)
+    w = 255
+    assert tile(pictures, columns=3, gap=1)[..., 0].tolist() == [
+        [w, w, w, w, w, w, w, w, w, w, w, w, w],
+        [w, 0, 0, 0, w, 1, 1, 1, w, 2, 2, 2, w],
+        [w, 0, 0, 0, w, 1, 1, 1, w, 2, 2, 2, w],
+        [w, w, w, w, w, w, w, w, w, w, w, w, w],
+        [w, 3, 3, 3, w, 4, 4, 4, w, w, w, w, w],
+        [w, 3, 3, 3, w, 4, 4, 4, w, w, w, w, w],
+        [w, w, w, w, w, w, w, w, w, w, w, w, w],
+    ]
+
+
+@pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (4, 2, 2), (5, 2, 3), (10, 3, 4)])
+def test_a_sheet_is_as_square_as_it_gets(n: int, rows: int, columns: int) -> None:
+    assert tile(np.zeros((n, 1, 1, 3), np.uint8), gap=0).shape == (rows, columns, 3)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_a_png_reads_back_to_the_byte(channels: int, mode: str, tmp_path: Path) -> None:
+    picture = np.random.Generator(np.random.Philox(key=1)).integers(0, 256, (4, 6, channels), np.uint8)
+    save(tmp_path / "a.PNG", picture)
+    with Image.open(tmp_path / "a.PNG") as image:
+        assert (image.format, image.mode) == ("PNG", mode)
+        np.testing.assert_array_equal(np.asarray(image).reshape(picture.shape), picture)
+
+
+@pytest.mark.parametrize(("least", "factor"), [(0, 1), (3, 1), (4, 2), (6, 2), (7, 3)])
+def test_a_picture_is_enlarged_by_the_least_whole_factor_and_its_pixels_stay_square(
+    least: int, factor: int, tmp_path: Path
+) -> None:
+    picture = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    save(tmp_path / "a.png", picture, least)
+    with Image.open(tmp_path / "a.png") as image:
+        found = np.asarray(image)
+    assert found.shape == (2 * factor, 3 * factor, 3)
+    for y, x in np.ndindex(found.shape[:2]):
+        np.testing.assert_array_equal(found[y, x], picture[y // factor, x // factor])
+
+
+@pytest.mark.parametrize(("ending", "kind"), [(".jpg", "JPEG"), (".webp", "WEBP"), (".bmp", "BMP")])
+def test_the_ending_chooses_the_format(ending: str, kind: str, tmp_path: Path) -> None:
+    save(tmp_path / f"a{ending}", np.zeros((2, 2, 3), np.uint8))
+    with Image.open(tmp_path / f"a{ending}") as image:
+        assert image.format == kind
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a", "a.psd", ".png"])  # .psd can be read and not written
+def test_an_ending_that_cannot_be_written_is_refused_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"cannot write pictures as .*: use a name that ends in \.png"):
+        save(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
