@@ -49,19 +49,21 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = _sibling(path)
+    aside = temporary.with_name(temporary.name + ".old")
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
-        aside = temporary.with_name(temporary.name + ".old")
         if path.exists():
             path.rename(aside)
         temporary.rename(path)
         _flush(path.parent)
         shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 

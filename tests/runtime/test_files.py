@@ -80,6 +80,26 @@ def test_a_failure_leaves_the_old_folder_and_no_temporary(failure: BaseException
     assert names(tmp_path) == ["bundle"]
 
 
+def test_the_old_folder_is_put_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "a.bin").write_bytes(b"old")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if (self / "new.bin").exists():
+            raise PermissionError("held by another program")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError), replacing_folder(path) as temporary:
+        (temporary / "new.bin").write_bytes(b"new")
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == {"a.bin": b"old"}
+    assert names(tmp_path) == ["bundle"]
+
+
 # path / "." is the file itself.
 @pytest.mark.parametrize(("writer", "file"), [("replacing", "."), ("replacing_folder", "a.bin")])
 def test_a_process_that_dies_while_writing_leaves_the_old(writer: str, file: str, tmp_path: Path, root: Path) -> None:
