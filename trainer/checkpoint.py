@@ -8,7 +8,6 @@ runs/NAME/checkpoints/step-00000250/
 from __future__ import annotations
 
 import hashlib
-import logging
 import platform
 import shutil
 from collections.abc import Mapping
@@ -24,8 +23,6 @@ from torch import Tensor
 from runtime.files import from_json, replacing_folder, to_json
 
 from .errors import CheckpointError
-
-log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 PARTS = ("weights", "ema", "optimizer")

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import BackendError, unknown
-from ..program import R
 
 Float32 = NDArray[np.float32]
 
@@ -66,10 +65,6 @@ class BufferPool:
         finally:
             with self._lock:
                 free.append(buffers)
-
-
-def state_shape(batch: int, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (batch, R, *sample_shape)
 
 
 def _onnxruntime(bundle: Bundle, precision: str, threads: int | None) -> Backend:

@@ -11,7 +11,8 @@ import numpy as np
 from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError
-from . import Float32, missing, state_shape
+from ..program import R
+from . import Float32, missing
 
 
 class OnnxRuntime:
@@ -46,10 +47,9 @@ class OnnxRuntime:
         options.add_external_initializers_from_files_in_memory(["weights.bin"], [self._weights], [len(self._weights)])
         model = self.bundle.read(path)
         try:
-            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BundleError(f"{self.bundle.path / path}: onnxruntime cannot load it: {error}") from error
-        return session
 
     def session(self, guided: bool) -> Any:
         """The step session, or the guided one."""
@@ -67,13 +67,13 @@ class OnnxRuntimeBuffers:
 
     def __init__(self, backend: OnnxRuntime, batch: int) -> None:
         shape = backend.bundle.sample_shape
-        states = state_shape(batch, shape)
+        states = (batch, R, *shape)
         self._backend = backend
         self._states = (np.zeros(states, np.float32), np.zeros(states, np.float32))
         self._current = 0
         self.noise: Float32 = np.zeros((batch, *shape), np.float32)
         self.call: Float32 = np.zeros((batch, 6), np.float32)
-        self.update: Float32 = np.zeros((batch, 4, 6), np.float32)
+        self.update: Float32 = np.zeros((batch, R, R + 2), np.float32)
         self.label = np.zeros(batch, np.int64)
         self.denoised: Float32 = np.zeros((batch, *shape), np.float32)
         self._bindings: dict[tuple[bool, int], tuple[Any, Any]] = {}
