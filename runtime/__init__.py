@@ -2,10 +2,12 @@
 
 from .bundle import Bundle
 from .errors import BackendError, BundleError, RequestError, UnnoiseError
+from .loop import Cancelled, Preview
 from .noise import Stream, noise
 from .pictures import to_uint8
 from .program import Program, run
-from .sampler import Cancelled, Preview, Request, Sampler
+from .request import Request
+from .sampler import Inversion, Sampler
 from .schedule import Schedule, make_schedule
 from .solvers import make_program
 
@@ -14,6 +16,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Cancelled",
+    "Inversion",
     "Preview",
     "Program",
     "Request",

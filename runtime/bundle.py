@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import BundleError, RequestError, UnnoiseError, unknown
 from .files import from_json
+from .grid import Grid, make_grid
 from .program import PREDICTIONS, Program
 from .schedule import Schedule
 from .solvers import make_program
@@ -175,22 +176,40 @@ class Bundle:
             )
         return int(label)
 
+    def grid(self, steps: int | None = None, grid: str | Sequence[float] | None = None) -> Grid:
+        """The grid of the bundle's schedule; what is None takes the bundle's default. Raises RequestError, see `make_grid`."""
+        if steps is None and (grid is None or isinstance(grid, str)):
+            steps = min(self.defaults.steps, len(self.schedule))
+        return make_grid(self.schedule, self.defaults.grid if grid is None else grid, steps)
+
     def program(
         self,
         solver: str | None = None,
         steps: int | None = None,
         grid: str | Sequence[float] | None = None,
         guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        strength: float = 1.0,
+        up: bool = False,
         **options: Any,
     ) -> Program:
-        """The program for this bundle's network; what is None takes the bundle's default. Raises RequestError, see `make_program`."""
+        """The program for this bundle's network; what is None takes the bundle's default.
+
+        strength: the share of the grid, from its clean end, that is walked. up: walk it upward, unclipped (inversion).
+        Raises RequestError, see `make_program`.
+        """
         if solver is None:
             solver, options = self.defaults.solver, {**self.defaults.options, **options}
-        if steps is None and (grid is None or isinstance(grid, str)):
-            steps = min(self.defaults.steps, len(self.schedule))
-        grid = self.defaults.grid if grid is None else grid
+        way = self.grid(steps, grid).tail(strength)
         return make_program(
-            self.schedule, self.prediction, solver, steps, grid, clip=self.clip, guidance=guidance, **options
+            self.schedule,
+            self.prediction,
+            solver,
+            grid=way.climbing() if up else way,
+            clip=None if up else self.clip,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+            **options,
         )
 
 

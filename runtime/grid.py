@@ -45,6 +45,24 @@ class Grid:
         """The lowest log-SNR that the schedule has."""
         return float(self._of_schedule().log_snr[-1])
 
+    def tail(self, strength: float) -> Grid:
+        """The grid's last intervals, a share `strength` of them (0 … 1, at least one): where a reverse process starts that is given a picture."""
+        count = max(1, round(number("strength", strength, 0.0, 1.0) * len(self)))
+        last = slice(len(self) - count, None)
+        return Grid(self.name, self.time[last], self.alpha[last], self.sigma[last], self.schedule)
+
+    def climbing(self) -> Grid:
+        """The grid's levels upward, from the schedule's least noisy knot: at the clean end itself eps is lost."""
+        schedule = self._of_schedule()
+        inner = self.log_snr[:-1][::-1] < schedule.log_snr[0] - CLOSEST
+        levels = zip((schedule.time, schedule.alpha, schedule.sigma), (self.time, self.alpha, self.sigma), strict=True)
+        time, alpha, sigma = (np.r_[knots[0], mine[:-1][::-1][inner]] for knots, mine in levels)
+        if len(time) < 2:
+            raise RequestError(
+                f"grid {self.name!r} has no level above the least noisy one to climb to: use more of it."
+            )
+        return Grid(self.name, time, alpha, sigma, schedule)
+
     def between(self, log_snr: Float64) -> tuple[Float64, Float64]:
         """time [m] and level [m, 2] of the schedule at log_snr [m]. Raises RequestError outside the schedule."""
         schedule = self._of_schedule()

@@ -9,16 +9,17 @@ The loop holds R registers of the sample's shape. Register 0 is x; the others ho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import number
 from .errors import RequestError, unknown
 from .grid import Grid
-from .schedule import Float64, Schedule
+from .schedule import Float64, Schedule, log_snr_of
 
 R = 4
 """Registers of the loop, in every graph and engine."""
@@ -168,17 +169,33 @@ def assemble(
     *,
     clip: float | None = None,
     guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
 ) -> Program:
     """The program of a solver's update for one kind of network, with its proof. Raises RequestError where the proof fails."""
     alpha, sigma = update.moments[:-1, 0].T
     c, answer = precondition(prediction, alpha, sigma, schedule.parameters.get("sigma_data", 0.5))
     bound = np.full(len(alpha), np.inf if clip is None else clip)
-    call = np.column_stack([update.time, c, bound, np.full(len(alpha), guidance)])
+    scale = np.full(len(alpha), guidance)
+    if guidance_interval is not None:
+        low, high = _interval(guidance_interval)
+        rho = np.exp(-0.5 * log_snr_of(alpha, sigma))
+        scale[(rho <= low) | (rho > high)] = 1.0
+    call = np.column_stack([update.time, c, bound, scale])
     at_time = np.stack(schedule.level(update.time), -1)
     if not np.allclose(at_time, np.stack([alpha, sigma], -1), rtol=1e-9, atol=1e-12):
         raise RequestError(f"solver {solver!r}: a row asks the network at a time that is not the time of its level.")
     start = 1.0 if schedule.variance_preserving else float(sigma[0])
     return Program(solver, call, update.M, update.moments, update.excess, update.bias, answer, start)
+
+
+def _interval(value: Any) -> tuple[float, float]:
+    """(low, high) of a guidance interval. Raises RequestError where it is not two numbers that rise from 0 or above; high may be infinite."""
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise RequestError(f"guidance_interval must be two noise levels (low, high) of sigma/alpha, found {value!r}.")
+    low, high = (number("guidance_interval", v, 0.0, np.inf) for v in value)
+    if not low < high:
+        raise RequestError(f"guidance_interval must rise from low to high, found ({low:g}, {high:g}).")
+    return low, high
 
 
 Network = Callable[..., Any]

@@ -1,83 +1,49 @@
-"""Sampling: pictures from seeds, in any batch, from any thread, with the same bytes every time."""
+"""Sampling and editing: what a person asks for, as jobs for the loop. The same bytes every time, in any batch, from any thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import integer, number
-from .backends import BufferPool, Buffers, Float32, open_backend
+from .arguments import bind, integer, number
+from .backends import Float32, open_backend
 from .bundle import Bundle
-from .errors import RequestError, UnnoiseError
+from .errors import RequestError
+from .loop import Loop, Preview, StepCallback, begin
 from .noise import MAX_SEED, Stream, noise
-from .pictures import UInt8, to_uint8
-from .program import GUIDANCE, Program
+from .pictures import UInt8, read, to_uint8
+from .request import Planner, Request
+
+INVERTING: dict[str, Any] = {"solver": "dpmpp_2m", "grid": "log_snr", "guidance": 1.0}
+"""How pictures are inverted where the caller does not say."""
+PAINTING: dict[str, Any] = {"solver": "repaint"}
+"""How they are painted where the caller does not say."""
+OWN = {"label", "guidance", "start", "picture", "known", "mask"}
+"""What `Sampler`'s methods take once for all samples or once each."""
+SHARED = {"solver", "steps", "grid", "guidance_interval", "strength", "up"}
 
 
-class Cancelled(UnnoiseError):
-    """The step callback asked to stop."""
+class Inversion(NamedTuple):
+    """Where pictures come from: noise [n, *S], an x_T for `sample(start=...)`; back [n, *S], what that gives; error [n], its RMS distance."""
 
-
-@dataclass(frozen=True)
-class Request:
-    """One sample. What is None takes the bundle's default; label None is the null label, which needs no guidance."""
-
-    seed: int
-    label: int | str | None = None
-    guidance: float | None = None
-    solver: str | None = None
-    steps: int | None = None
-    grid: str | Sequence[float] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-class Preview(NamedTuple):
-    """What a step callback gets: which samples of the call are under way, how far, and what each would look like if it stopped here."""
-
-    samples: NDArray[np.int64]  # [b], positions in the call's result
-    step: int  # rows done, 1 … steps
-    steps: int  # rows of the longest program
-    denoised: Float32  # [b, *S], the denoised estimates D; a copy
-
-
-StepCallback = Callable[[Preview], object]
-"""Called after every step. Returning False cancels the call, which then raises `Cancelled`."""
-
-
-class _Table(NamedTuple):
-    """A program in the step graph's own type."""
-
-    call: Float32  # [K, 6]
-    update: Float32  # [K, R, R+2]
-    guided: NDArray[np.bool_]  # [K]
-    noisy: NDArray[np.bool_]  # [K]
-    start: np.float32
-
-
-def _table(program: Program) -> _Table:
-    call = program.call.astype(np.float32)
-    return _Table(
-        call, program.update.astype(np.float32), call[:, GUIDANCE] != 1, program.noisy, np.float32(program.start)
-    )
-
-
-class _Job(NamedTuple):
-    seed: int
-    label: int
-    table: _Table
+    noise: Float32
+    back: Float32
+    error: NDArray[np.float64]
 
 
 class Sampler:
-    """A bundle ready to sample. May be used from many threads at once.
+    """A bundle ready to sample and to edit. May be used from many threads at once.
 
     The same bundle, precision, backend, machine, versions and thread count give the same bytes for the same request, whatever
     else is in the batch and wherever in it the request stands.
+
+    Everything is made of requests, see `sample_requests`; the other methods make them. Those that take pictures take what
+    `runtime.pictures.read` does: paths, Pillow images, uint8 arrays, float samples; one, or a sequence. Picture i has seed + i.
     """
 
     def __init__(
@@ -91,9 +57,8 @@ class Sampler:
         self.bundle = bundle
         self.max_batch = integer("max_batch", max_batch, 1)
         self.backend = open_backend(bundle, backend, precision, threads)
-        self._pool = BufferPool(self.backend)
-        self._tables: dict[Any, _Table] = {}
-        self._lock = Lock()
+        self._loop = Loop(self.backend, bundle.sample_shape, self.max_batch)
+        self._planner = Planner(bundle)
 
     @classmethod
     def load(
@@ -118,117 +83,203 @@ class Sampler:
         *,
         label: int | str | Sequence[int | str | None] | None = None,
         guidance: float | Sequence[float | None] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         solver: str | None = None,
         steps: int | None = None,
         grid: str | Sequence[float] | None = None,
+        start: Float32 | None = None,
+        strength: float = 1.0,
         on_step: StepCallback | None = None,
         **options: Any,
     ) -> Float32:
         """n samples, float32 [n, *S] in the data's range.
 
         seed: sample i has seed + i, or a sequence of n. label: a name or number for all, a sequence of n, None for the null label.
-        guidance: classifier-free guidance scale, one or n, 1 is none. solver, steps, grid, options: see `runtime.solvers`.
+        guidance: classifier-free guidance scale, one or n, 1 is none. guidance_interval, start [n, *S], strength: see `Request`.
+        solver, steps, grid, options: see `runtime.solvers`.
         Raises RequestError for what makes no sense, Cancelled where on_step returns False.
         """
+        settings = {"label": label, "guidance": guidance, "guidance_interval": guidance_interval, "solver": solver}
+        settings |= {"steps": steps, "grid": grid, "start": start, "strength": strength}
+        return self._run(n, seed, on_step, **settings, **options)
+
+    def pictures(self, n: int = 1, seed: int | Sequence[int] = 0, **arguments: Any) -> UInt8:
+        """n pictures, uint8 [n, H, W, C]; the arguments are those of `sample`."""
+        return self.to_uint8(self.sample(n, seed, **arguments))
+
+    def to_uint8(self, samples: Float32) -> UInt8:
+        """Samples [..., C, H, W] in the data's range as pictures, uint8 [..., H, W, C]."""
+        flat = to_uint8(samples.reshape(-1, *samples.shape[-3:]), *self.bundle.sample_range)
+        return flat.reshape(*samples.shape[:-3], *flat.shape[1:])
+
+    def sample_requests(self, requests: Iterable[Request], on_step: StepCallback | None = None) -> Float32:
+        """One sample a request, float32 [n, *S]; requests of different solvers, steps, guidance and starts run in one batch."""
+        return self._loop.run([self._planner.job(request) for request in requests], on_step)
+
+    def stylize(
+        self, pictures: Any, strength: float = 0.5, seed: int = 0, *, convert: bool = False, **how: Any
+    ) -> Float32:
+        """Pictures noised with q(x_t|x_0) to where the grid's last `strength` begins, and brought back (SDEdit: Meng et al. 2022).
+
+        strength: 0 … 1, from one step to a picture forgotten. convert: see `runtime.pictures.read`. how: label and the rest of what `sample` takes.
+        """
+        x = self._read(pictures, convert)
+        return self._run(len(x), seed, picture=x, strength=strength, **how)
+
+    def invert(self, pictures: Any, *, convert: bool = False, **how: Any) -> Inversion:
+        """The noise that pictures come from: the deterministic process walked upward (DDIM inversion: Song et al. 2021, section 4.3).
+
+        how: as in `sample`; guidance is 1 if not given. `solver` is any deterministic one: those of higher order find their way back more nearly.
+        To come back: `sample(n, start=noise)` with the same `how`. With strength, noise is an x at the level where that part of the grid begins.
+        """
+        x, how = self._read(pictures, convert), INVERTING | how
+        noise = self._climb(x, how)
+        back = self._run(len(x), start=noise, **how)
+        apart = (back.astype(np.float64) - x).reshape(len(x), -1)
+        return Inversion(noise, back, np.sqrt((apart**2).mean(1)))
+
+    def translate(
+        self, pictures: Any, source: Any, target: Any, *, guidance: float = 1.0, convert: bool = False, **how: Any
+    ) -> Float32:
+        """Pictures inverted under the label `source` and brought back under `target` (dual diffusion implicit bridges: Su et al. 2023).
+
+        guidance: of the way back. how: as in `invert`; with strength below 1 more of the picture stays.
+        """
+        x, how = self._read(pictures, convert), INVERTING | how
+        noise = self._climb(x, {**how, "label": source})
+        return self._run(len(x), start=noise, **{**how, "label": target, "guidance": guidance})
+
+    def inpaint(self, pictures: Any, mask: Any, seed: int = 0, *, convert: bool = False, **how: Any) -> Float32:
+        """Pictures painted anew where `mask` is 0; where it is 1 they are returned to the bit.
+
+        mask: a path or Pillow image (white is 1), or an array of bool or 0 … 1 that goes with [n, *S]; between 0 and 1 it mixes.
+        how: as in `sample`; solver "repaint" (the default), with its options jump and resample, goes back and forth so that the parts agree.
+        """
+        x = self._read(pictures, convert)
+        return self._run(len(x), seed, known=x, mask=self._mask(mask, len(x), convert), **PAINTING | how)
+
+    def interpolate(self, first: Any, second: Any, n: int = 8, *, convert: bool = False, **how: Any) -> Float32:
+        """n samples on the way from `first` to `second`, both ends among them: each a seed or a picture, which is inverted.
+
+        The noise is interpolated on the sphere (Shoemake 1985; Song et al. 2021, eq. 67). how: as in `invert`.
+        """
+        how = INVERTING | how
+        begins, ends = (self._noise_of(end, convert, how) for end in (first, second))
+        starts = [slerp(begins, ends, t) for t in np.linspace(0.0, 1.0, integer("n", n, 2))]
+        return self._run(n, start=np.stack(starts), **how)
+
+    def variations(
+        self, picture: Any, n: int = 8, amount: float = 0.3, seed: int = 0, *, convert: bool = False, **how: Any
+    ) -> Float32:
+        """n pictures like this one: its noise, turned by `amount` toward the noise of seeds seed + i. how: as in `invert`.
+
+        amount: 0 … 1, from the picture itself (but for the error of inverting) to the samples of those seeds.
+        """
+        n, amount, how = integer("n", n, 1), number("amount", amount, 0.0, 1.0), INVERTING | how
+        seed = integer("seed", seed, 0, MAX_SEED - n + 1)
+        own = self._noise_of(self._read(picture, convert), convert, how)
+        starts = [slerp(own, self._noise_of(seed + i, convert, how), amount) for i in range(n)]
+        return self._run(n, seed, start=np.stack(starts), **how)
+
+    def animate(
+        self,
+        n: int = 1,
+        seed: int = 0,
+        *,
+        pictures: Any = None,
+        convert: bool = False,
+        on_step: StepCallback | None = None,
+        **how: Any,
+    ) -> Float32:
+        """Frames [K+1, n, *S]: n samples on the way from noise, K network calls; or, given pictures, these on the way to noise.
+
+        The latter is the forward process q(x_t|x_{t-1}), level by level up the grid, with fresh noise at each; it needs no network.
+        how: as in `sample`; for pictures steps and grid.
+        """
+        if pictures is not None:
+            return bind("animate with pictures", self._forward, self._read(pictures, convert), seed, **how)
+        jobs = [self._planner.job(request) for request in self._requests(n, seed, **how)]
+        frames = np.empty((len(jobs[0].table.call) + 1, n, *self.bundle.sample_shape), np.float32)
+        frames[0] = [begin(job, self.bundle.sample_shape) for job in jobs]
+
+        def keep(preview: Preview) -> object:
+            frames[preview.step, preview.samples] = preview.x
+            return on_step and on_step(preview)
+
+        self._loop.run(jobs, keep)
+        return frames
+
+    def _forward(self, x: Float32, seed: int, steps: int | None = None, grid: Any = None) -> Float32:
+        way = self.bundle.grid(steps, grid)
+        levels = np.stack([way.alpha, way.sigma], -1)[::-1]
+        frames = [x]
+        for k, ((alpha, sigma), (next_alpha, next_sigma)) in enumerate(itertools.pairwise(levels)):
+            keep = next_alpha / alpha
+            add = np.sqrt((next_sigma - keep * sigma) * (next_sigma + keep * sigma))
+            z = [noise(seed + i, Stream.ENCODE, k, x.shape[1:]) for i in range(len(x))]
+            frames.append((keep * frames[-1] + add * np.stack(z)).astype(np.float32))
+        return np.stack(frames)
+
+    def _read(self, pictures: Any, convert: bool) -> Float32:
+        return read(pictures, self.bundle.sample_shape, *self.bundle.sample_range, convert=convert)
+
+    def _mask(self, mask: Any, n: int, convert: bool) -> Float32:
+        shape = self.bundle.sample_shape
+        if not isinstance(mask, np.ndarray):
+            mask = read(mask, (1, *shape[1:]), 0.0, 1.0, convert)
+        found: Float32 = np.asarray(mask, np.float32)
+        if mask.dtype == np.uint8 and found.max(initial=0) > 1:
+            found = found / np.float32(255)
+        try:
+            found = np.broadcast_to(found, (n, *shape))
+        except ValueError:
+            raise RequestError(
+                f"mask has shape {mask.shape}, which does not go with {(n, *shape)}: give [H, W] or [n, 1, H, W]."
+            ) from None
+        if not ((found >= 0) & (found <= 1)).all():
+            raise RequestError(f"mask must lie in 0 … 1 (1: known), found {found.min():g} … {found.max():g}.")
+        return found
+
+    def _climb(self, x: Float32, how: dict[str, Any]) -> Float32:
+        """Samples [n, *S] walked up from the least noisy knot, which they are taken to stand at, noise apart."""
+        return self._run(len(x), start=x * self.bundle.schedule.alpha[0].astype(np.float32), up=True, **how)
+
+    def _noise_of(self, end: Any, convert: bool, how: dict[str, Any]) -> Float32:
+        """x_T [*S] of a seed, or of one picture."""
+        if isinstance(end, (int, np.integer)):
+            settings = {name: value for name, value in how.items() if name != "on_step"}
+            return begin(self._planner.job(self._requests(1, int(end), **settings)[0]), self.bundle.sample_shape)
+        x = self._read(end, convert)
+        if len(x) != 1:
+            raise RequestError(f"one picture is needed here, found {len(x)}.")
+        return self._climb(x, how)[0]
+
+    def _run(self, n: int, seed: int | Sequence[int] = 0, on_step: StepCallback | None = None, **how: Any) -> Float32:
+        return self.sample_requests(self._requests(n, seed, **how), on_step)
+
+    def _requests(self, n: int, seed: int | Sequence[int], **how: Any) -> list[Request]:
+        """n requests: what is a field of `Request`, one for all or one each, and the rest as the solver's options."""
         n = integer("n", n, 1)
         seeds = (
             _each("seed", seed, n)
             if _many(seed)
             else [integer("seed", seed, 0, MAX_SEED - n + 1) + i for i in range(n)]
         )
-        labels, scales = _each("label", label, n), _each("guidance", guidance, n)
-        requests = [
-            Request(s, lab, g, solver, steps, grid, options) for s, lab, g in zip(seeds, labels, scales, strict=True)
-        ]
-        return self.sample_requests(requests, on_step)
+        own = {"seed": seeds, **{name: _each(name, how.pop(name), n) for name in OWN & how.keys()}}
+        shared = {name: how.pop(name) for name in SHARED & how.keys()}
+        return [Request(**{name: values[i] for name, values in own.items()}, **shared, options=how) for i in range(n)]
 
-    def pictures(self, n: int = 1, seed: int | Sequence[int] = 0, **arguments: Any) -> UInt8:
-        """n pictures, uint8 [n, H, W, C]; the arguments are those of `sample`."""
-        return to_uint8(self.sample(n, seed, **arguments), *self.bundle.sample_range)
 
-    def sample_requests(self, requests: Iterable[Request], on_step: StepCallback | None = None) -> Float32:
-        """One sample a request, float32 [n, *S]; requests of different solvers, steps and guidance run in one batch."""
-        jobs = [self._job(request) for request in requests]
-        result = np.empty((len(jobs), *self.bundle.sample_shape), np.float32)
-        for first in range(0, len(jobs), self.max_batch):
-            chunk = slice(first, first + self.max_batch)
-            result[chunk] = self._run(jobs[chunk], first, on_step)
-        return result
-
-    def _job(self, request: Request) -> _Job:
-        seed, bundle = integer("seed", request.seed, 0, MAX_SEED), self.bundle
-        label = bundle.label_number(request.label)
-        can_guide = bundle.labels is not None and bundle.labels.null_trained
-        default = bundle.defaults.guidance if can_guide else 1.0
-        guidance = default if request.guidance is None else number("guidance", request.guidance, -1e3, 1e3)
-        if guidance != 1 and not can_guide:
-            raise RequestError(
-                f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a trained null label."
-            )
-        if request.label is None:
-            guidance = 1.0  # F_c is F_u: guidance changes no bit, and need not be paid for
-        return _Job(seed, label, self._program(request, guidance))
-
-    def _program(self, request: Request, guidance: float) -> _Table:
-        grid = request.grid if request.grid is None or isinstance(request.grid, str) else tuple(request.grid)
-        # With types: 2.0 and True are equal to 2 and 1, but are refused as numbers of steps.
-        options = tuple((name, type(value), value) for name, value in sorted(request.options.items()))
-        key = (request.solver, type(request.steps), request.steps, grid, guidance, options)
-        try:
-            hash(key)
-        except TypeError:
-            key = None
-        with self._lock:
-            if key is not None and key in self._tables:
-                return self._tables[key]
-        table = _table(self.bundle.program(request.solver, request.steps, grid, guidance, **request.options))
-        with self._lock:
-            if key is not None:
-                if len(self._tables) >= 256:
-                    self._tables.clear()
-                self._tables[key] = table
-        return table
-
-    def _run(self, jobs: list[_Job], first: int, on_step: StepCallback | None) -> Float32:
-        """The reverse loop over one chunk, its first sample the call's number `first`."""
-        shape, longest = self.bundle.sample_shape, max(len(job.table.call) for job in jobs)
-        lengths = np.array([len(job.table.call) for job in jobs])
-        with self._pool.lend(len(jobs)) as buffers:
-            buffers.state[:] = 0
-            buffers.noise[:] = 0
-            for i, job in enumerate(jobs):
-                buffers.state[i, 0] = job.table.start * noise(job.seed, Stream.INITIAL, 0, shape)
-                buffers.label[i] = job.label
-            quiet = np.ones(len(jobs), bool)  # whose noise buffer is zero
-            for k in range(longest):
-                active = np.flatnonzero(lengths > k)
-                guided = np.zeros(len(jobs), bool)
-                for i in active:
-                    table = jobs[i].table
-                    buffers.call[i], buffers.update[i], guided[i] = table.call[k], table.update[k], table.guided[k]
-                    if table.noisy[k]:
-                        buffers.noise[i], quiet[i] = noise(jobs[i].seed, Stream.STEP, k, shape), False
-                    elif not quiet[i]:
-                        buffers.noise[i], quiet[i] = 0, True
-                for scaled in (False, True):
-                    rows = active[guided[active] == scaled]
-                    if len(rows) == len(jobs):
-                        buffers.step(scaled)
-                    elif len(rows):
-                        self._step_some(buffers, rows, scaled)
-                if on_step and on_step(Preview(first + active, k + 1, longest, buffers.denoised[active])) is False:
-                    raise Cancelled(f"cancelled after step {k + 1} of {longest}.")
-            return buffers.state[:, 0].copy()
-
-    def _step_some(self, buffers: Buffers, rows: NDArray[np.int64], guided: bool) -> None:
-        """One step of some of the batch's samples: the others are finished, or run the other graph."""
-        with self._pool.lend(len(rows)) as part:
-            part.state[:] = buffers.state[rows]
-            for name in ("noise", "call", "update", "label"):
-                getattr(part, name)[:] = getattr(buffers, name)[rows]
-            part.step(guided)
-            buffers.state[rows] = part.state
-            buffers.denoised[rows] = part.denoised
+def slerp(a: Float32, b: Float32, t: float) -> Float32:
+    """The point t, 0 … 1, of the way from a to b on the sphere (Shoemake 1985): (sin((1-t)θ)·a + sin(tθ)·b)/sin θ, θ the angle between."""
+    if t in (0.0, 1.0):
+        return b if t else a
+    x, y = (v.astype(np.float64).ravel() for v in (a, b))
+    cos = np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1.0, 1.0)
+    angle = np.arccos(cos)
+    if np.sin(angle) < 1e-6:  # one direction, or opposite ones, between which no way is the shortest
+        return ((1 - t) * a + t * b).astype(np.float32)
+    return ((np.sin((1 - t) * angle) * a.astype(np.float64) + np.sin(t * angle) * b) / np.sin(angle)).astype(np.float32)
 
 
 def _many(value: object) -> bool:

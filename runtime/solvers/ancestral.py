@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
-from ..arguments import number
+from ..arguments import integer, number
 from ..errors import unknown
 from ..grid import Grid
 from ..program import D, Update, Z, levels
@@ -57,6 +59,27 @@ def euler_ancestral(grid: Grid, eta: float = 1.0) -> Update:
     The same numbers as `ddim` with this eta (Song et al. 2021, eq. 16), so as `ddpm` with eta = 1.
     """
     return ddim(grid, eta)
+
+
+def repaint(grid: Grid, jump: int = 5, resample: int = 4, eta: float = 1.0) -> Update:
+    """RePaint's walk (Lugmayr et al. 2022, Algorithm 1): DDIM, or DDPM with eta = 1, over blocks of `jump` intervals, each `resample` times.
+
+    Between the walks of a block x climbs back by the forward process, x' = (alpha'/alpha)·x + √(sigma'² - (alpha'·sigma/alpha)²)·z, fused
+    into the row before. For inpainting: each climb lets what is painted agree with what is known. n · resample calls; blocks
+    count from the clean end.
+    """
+    jump, resample, n = integer("jump", jump, 1), integer("resample", resample, 1, 1000), len(grid)
+    bounds = [0, *range(n % jump or jump, n + 1, jump)] if jump < n else [0, n]
+    rows = np.concatenate([np.tile(np.arange(a, b), resample) for a, b in itertools.pairwise(bounds)])
+    level, once = levels(grid), ddim(grid, eta)
+    update = Update.blank(level[np.r_[rows, n]], grid.time[rows])
+    update.M[:] = once.M[rows]
+    climbs = np.flatnonzero(np.diff(rows) <= 0)
+    (alpha, sigma), (up_alpha, up_sigma) = level[rows[climbs] + 1].T, level[rows[climbs + 1]].T
+    ratio, row = up_alpha / alpha, update.M[climbs, 0] * (up_alpha / alpha)[:, None]
+    row[:, Z] = np.sqrt(row[:, Z] ** 2 + (up_sigma - ratio * sigma) * (up_sigma + ratio * sigma))
+    update.M[climbs, 0] = row
+    return update
 
 
 def lcm(grid: Grid, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> Update:

@@ -1,0 +1,147 @@
+"""The reverse loop over a batch: every sample on its own row of its own program, on whatever backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import Backend, BufferPool, Buffers, Float32
+from .errors import UnnoiseError
+from .noise import Stream, noise
+from .program import GUIDANCE, D, Program
+
+
+class Cancelled(UnnoiseError):
+    """The step callback asked to stop."""
+
+
+class Preview(NamedTuple):
+    """What a step callback gets: which samples of the call are under way, how far, and what each would look like if it stopped here."""
+
+    samples: NDArray[np.int64]  # [b], positions in the call's result
+    step: int  # rows done, 1 … steps
+    steps: int  # rows of the longest program
+    denoised: Float32  # [b, *S], the denoised estimates D; a copy
+    x: Float32  # [b, *S], the samples themselves, as noisy as they are by now; a copy
+
+
+StepCallback = Callable[[Preview], object]
+"""Called after every step. Returning False cancels the call, which then raises `Cancelled`."""
+
+
+class Table(NamedTuple):
+    """A program in the step graph's own type."""
+
+    call: Float32  # [K, 6]
+    update: Float32  # [K, R, R+2]
+    guided: NDArray[np.bool_]  # [K]
+    noisy: NDArray[np.bool_]  # [K]
+    start: np.float32  # x_T = start · eps
+    level: Float32  # [2]: (alpha, sigma) of the first row
+
+    @classmethod
+    def of(cls, program: Program) -> Table:
+        call, level = program.call.astype(np.float32), program.level[0].astype(np.float32)
+        start, update = np.float32(program.start), program.update.astype(np.float32)
+        return cls(call, update, call[:, GUIDANCE] != 1, program.noisy, start, level)
+
+
+class Known(NamedTuple):
+    """The part of a picture that is known: `mask` is 1 there, 0 where it is to be painted, and may lie between. Both [*S]."""
+
+    picture: Float32
+    mask: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One sample: where it starts (None: from the seed's noise), and the program that it runs."""
+
+    seed: int
+    label: int
+    table: Table
+    x: Float32 | None = None
+    known: Known | None = None
+
+
+def begin(job: Job, shape: tuple[int, ...]) -> Float32:
+    """x [*S] before the job's first row."""
+    return job.table.start * noise(job.seed, Stream.INITIAL, 0, shape) if job.x is None else job.x
+
+
+class Loop:
+    """Runs jobs on a backend, at most `max_batch` at a time. May be used from many threads at once."""
+
+    def __init__(self, backend: Backend, sample_shape: tuple[int, ...], max_batch: int) -> None:
+        self.backend, self.shape, self.max_batch = backend, sample_shape, max_batch
+        self._pool = BufferPool(backend)
+
+    def run(self, jobs: list[Job], on_step: StepCallback | None = None) -> Float32:
+        """x at the end of each job's program, [n, *S]."""
+        result = np.empty((len(jobs), *self.shape), np.float32)
+        for first in range(0, len(jobs), self.max_batch):
+            chunk = slice(first, first + self.max_batch)
+            result[chunk] = self._run(jobs[chunk], first, on_step)
+        return result
+
+    def _run(self, jobs: list[Job], first: int, on_step: StepCallback | None) -> Float32:
+        """One chunk, its first sample the call's number `first`."""
+        lengths = np.array([len(job.table.call) for job in jobs])
+        longest = int(lengths.max())
+        with self._pool.lend(len(jobs)) as buffers:
+            self._begin(jobs, buffers)
+            quiet = np.ones(len(jobs), bool)  # whose noise buffer is zero
+            for k in range(longest):
+                active = np.flatnonzero(lengths > k)
+                guided = np.zeros(len(jobs), bool)
+                for i in active:
+                    table = jobs[i].table
+                    buffers.call[i], buffers.update[i], guided[i] = table.call[k], table.update[k], table.guided[k]
+                    if table.noisy[k]:
+                        buffers.noise[i], quiet[i] = noise(jobs[i].seed, Stream.STEP, k, self.shape), False
+                    elif not quiet[i]:
+                        buffers.noise[i], quiet[i] = 0, True
+                for scaled in (False, True):
+                    rows = active[guided[active] == scaled]
+                    if len(rows) == len(jobs):
+                        buffers.step(scaled)
+                    elif len(rows):
+                        self._step_some(buffers, rows, scaled)
+                for i in active:
+                    if (known := jobs[i].known) is not None:
+                        _blend(buffers, i, known, last=k + 1 == lengths[i])
+                if on_step:
+                    seen = buffers.denoised[active], buffers.state[active, 0]
+                    if on_step(Preview(first + active, k + 1, longest, *seen)) is False:
+                        raise Cancelled(f"cancelled after step {k + 1} of {longest}.")
+            return buffers.state[:, 0].copy()
+
+    def _begin(self, jobs: list[Job], buffers: Buffers) -> None:
+        buffers.state[:] = 0
+        buffers.noise[:] = 0
+        for i, job in enumerate(jobs):
+            buffers.state[i, 0], buffers.label[i] = begin(job, self.shape), job.label
+
+    def _step_some(self, buffers: Buffers, rows: NDArray[np.int64], guided: bool) -> None:
+        """One step of some of the batch's samples: the others are finished, or run the other graph."""
+        with self._pool.lend(len(rows)) as part:
+            part.state[:] = buffers.state[rows]
+            for name in ("noise", "call", "update", "label"):
+                getattr(part, name)[:] = getattr(buffers, name)[rows]
+            part.step(guided)
+            buffers.state[rows] = part.state
+            buffers.denoised[rows] = part.denoised
+
+
+def _blend(buffers: Buffers, i: np.integer[Any], known: Known, last: bool) -> None:
+    """Sample i's row as if D had been the known picture where it is known: each register takes up the change of D by its own weight."""
+    change = known.mask * (known.picture - buffers.denoised[i])
+    weights = buffers.update[i, :, D]
+    buffers.state[i] += weights.reshape(-1, *[1] * change.ndim) * change
+    buffers.denoised[i] += change
+    if last:  # to the bit what was handed in
+        np.copyto(buffers.state[i, 0], known.picture, where=known.mask == 1)
