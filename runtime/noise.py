@@ -52,8 +52,9 @@ def noise(seed: int, stream: Stream, step: int, shape: tuple[int, ...]) -> NDArr
 
 def _polynomial(x: NDArray[np.float64], coefficients: tuple[float, ...]) -> NDArray[np.float64]:
     """Horner's rule, highest power first, in place."""
-    y = np.full_like(x, coefficients[0])
-    for c in coefficients[1:]:
+    y = x * coefficients[0]
+    y += coefficients[1]
+    for c in coefficients[2:]:
         y *= x
         y += c
     return y
@@ -69,7 +70,8 @@ def _log(p: NDArray[np.float64]) -> NDArray[np.float64]:
     """ln p = e·ln 2 + 2 atanh((m-1)/(m+1)) for p = m·2^e, m in [½, 1), doubled once where m < ¾ to keep |ln m| small."""
     mantissa, exponent = np.frexp(p)
     low = mantissa < 0.75
-    mantissa, exponent = np.where(low, 2.0 * mantissa, mantissa), exponent - low
+    mantissa *= 1.0 + low
+    exponent -= low
     s = (mantissa - 1.0) / (mantissa + 1.0)
     return exponent * _LN2 + 2.0 * s * _polynomial(s * s, _ATANH)
 
@@ -80,5 +82,6 @@ def _cos_sin_turn(unit: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
     square = quarter * quarter
     cos, sin = _polynomial(square, _COS), quarter * _polynomial(square, _SIN)
     for _ in range(2):
-        cos, sin = 1.0 - 2.0 * sin * sin, 2.0 * cos * sin
+        twice = 2.0 * sin
+        cos, sin = 1.0 - twice * sin, twice * cos
     return cos, sin
