@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime import RequestError, Stream, noise
-from runtime.noise import MAX_SEED, _cos_sin_turn, _log
+from runtime.noise import CHUNK, MAX_SEED, _cos_sin_turn, _log
 
 M = 2**64 - 1
 
@@ -24,14 +24,20 @@ def philox(key: tuple[int, int], counter: list[int]) -> list[int]:
 
 def reference(seed: int, stream: int, step: int, count: int) -> list[float]:
     """The definition in docs/noise.md with the mathematical library's functions."""
+    return [element for block in range(-(-count // 4)) for element in reference_block(seed, stream, step, block)][
+        :count
+    ]
+
+
+def reference_block(seed: int, stream: int, step: int, block: int) -> list[float]:
+    """Elements 4·block … 4·block + 3."""
     found: list[float] = []
-    for block in range(-(-count // 4)):
-        w = philox((seed, stream), [block + 1, step, 0, 0])
-        for u, v in ((w[0], w[1]), (w[2], w[3])):
-            radius = math.sqrt(-2 * math.log(((u >> 12) + 0.5) / 2**52))
-            angle = 2 * math.pi * (((v >> 12) + 0.5) / 2**52) - math.pi
-            found += [radius * math.cos(angle), radius * math.sin(angle)]
-    return found[:count]
+    w = philox((seed, stream), [block + 1, step, 0, 0])
+    for u, v in ((w[0], w[1]), (w[2], w[3])):
+        radius = math.sqrt(-2 * math.log(((u >> 12) + 0.5) / 2**52))
+        angle = 2 * math.pi * (((v >> 12) + 0.5) / 2**52) - math.pi
+        found += [radius * math.cos(angle), radius * math.sin(angle)]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -90,10 +96,14 @@ def test_the_published_vectors(key: tuple[int, Stream, int], root) -> None:
 
 
 def test_an_element_does_not_depend_on_how_many_are_drawn_or_in_what_shape() -> None:
-    long = noise(3, Stream.STEP, 4, (2000,))
-    for count in (1, 2, 7, 1999):
+    long = noise(3, Stream.STEP, 4, (5 * CHUNK,))
+    for count in (0, 1, 2, 7, 1999, 2 * CHUNK - 1, 2 * CHUNK + 1, 4 * CHUNK):
         np.testing.assert_array_equal(noise(3, Stream.STEP, 4, (count,)), long[:count])
-    np.testing.assert_array_equal(noise(3, Stream.STEP, 4, (10, 20, 10)).reshape(-1), long)
+    np.testing.assert_array_equal(noise(3, Stream.STEP, 4, (CHUNK, 1, 5)).reshape(-1), long)
+    tail = [element for block in (CHUNK // 2 - 1, CHUNK // 2) for element in reference_block(3, Stream.STEP, 4, block)]
+    np.testing.assert_array_max_ulp(
+        long[2 * CHUNK - 4 : 2 * CHUNK + 4], np.float32(tail), maxulp=1
+    )  # across a chunk's end
 
 
 def test_seeds_streams_and_steps_give_unlike_draws() -> None:
