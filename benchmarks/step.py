@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from figures import ROUNDS, fill, machine, ratio
 from onnx.utils import Extractor
 
 from runtime import Sampler
@@ -31,33 +30,7 @@ from runtime.noise import Stream, noise
 from runtime.program import D
 from runtime.progress import Progress
 
-ROUNDS = 15
 STEPS = 10
-
-
-def ratio(a: Callable[[], object], b: Callable[[], object], calls: int, bar: Progress) -> dict[str, float]:
-    """Time of a over time of b, `calls` calls of each in every round, which side first changing from round to round."""
-    ratios, times = [], {"a": [], "b": []}
-    for f in (a, b):
-        f()
-    for r in range(ROUNDS):
-        spent = {}
-        for name, f in (("a", a), ("b", b)) if r % 2 else (("b", b), ("a", a)):
-            begun = time.perf_counter()
-            for _ in range(calls):
-                f()
-            spent[name] = (time.perf_counter() - begun) / calls
-            times[name].append(spent[name])
-        ratios.append(spent["a"] / spent["b"])
-        bar.advance()
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return {
-        "ratio": median,
-        "quartile_low": low,
-        "quartile_high": high,
-        "a_ms": 1e3 * statistics.median(times["a"]),
-        "b_ms": 1e3 * statistics.median(times["b"]),
-    }
 
 
 def bare_network(bundle: Bundle) -> onnx.ModelProto:
@@ -182,22 +155,6 @@ def cold(bundle: Path) -> dict[str, float]:
     }
 
 
-def machine() -> str:
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    flags = Path("/proc/cpuinfo").read_text()
-    widest = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX"
-    import os
-
-    return f"{cpu}, {os.cpu_count()} cores, {widest}; Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {ort.__version__}"
-
-
 def table(found: dict[str, Any]) -> str:
     lines = [
         "| fp32, medians of ratios within a round | ratio | quartiles | ms a call | outputs apart |",
@@ -207,15 +164,6 @@ def table(found: dict[str, Any]) -> str:
         spread, times = f"{r['quartile_low']:.3f} … {r['quartile_high']:.3f}", f"{r['a_ms']:.1f} / {r['b_ms']:.1f}"
         lines.append(f"| {name} | {r['ratio']:.3f} | {spread} | {times} | {r['difference']:.0e} |")
     return "\n".join(lines)
-
-
-def fill(path: Path, marker: str, text: str) -> None:
-    """Replace what stands between <!-- marker --> and <!-- /marker -->."""
-    old = path.read_text()
-    new = re.sub(
-        rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", lambda m: m[1] + text + "\n" + m[2], old, flags=re.DOTALL
-    )
-    path.write_text(new)
 
 
 def main() -> None:

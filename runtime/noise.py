@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from .arguments import integer
 
 MAX_SEED = 2**64 - 1
+CHUNK = 4096
+"""Pairs at a time, so that what is between words and noise stays in the processor's cache."""
 
 
 class Stream(IntEnum):
@@ -41,19 +43,27 @@ def noise(seed: int, stream: Stream, step: int, shape: tuple[int, ...]) -> NDArr
     counter = np.array([0, integer("step", step, 0, MAX_SEED), 0, 0], np.uint64)
     count = prod(shape)
     pairs = (count + 1) // 2
-    words = np.random.Philox(key=key, counter=counter).random_raw(2 * pairs)
-    unit = (np.right_shift(words, np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-    radius = np.sqrt(-2.0 * _log(unit[0::2]))
-    cos, sin = _cos_sin_turn(unit[1::2])
+    words = np.random.Philox(key=key, counter=counter).random_raw(2 * pairs).reshape(pairs, 2)
     normal = np.empty((pairs, 2), np.float32)
-    normal[:, 0], normal[:, 1] = radius * cos, radius * sin
+    for first in range(0, pairs, CHUNK):
+        part = slice(first, first + CHUNK)
+        _box_muller(words[part], normal[part])
     return normal.reshape(-1)[:count].reshape(shape)
+
+
+def _box_muller(words: NDArray[np.uint64], normal: NDArray[np.float32]) -> None:
+    """Fill normal [n, 2] from words [n, 2]."""
+    unit = (np.right_shift(words, np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    radius = np.sqrt(-2.0 * _log(unit[:, 0]))
+    cos, sin = _cos_sin_turn(unit[:, 1])
+    normal[:, 0], normal[:, 1] = radius * cos, radius * sin
 
 
 def _polynomial(x: NDArray[np.float64], coefficients: tuple[float, ...]) -> NDArray[np.float64]:
     """Horner's rule, highest power first, in place."""
-    y = np.full_like(x, coefficients[0])
-    for c in coefficients[1:]:
+    y = x * coefficients[0]
+    y += coefficients[1]
+    for c in coefficients[2:]:
         y *= x
         y += c
     return y
@@ -69,7 +79,8 @@ def _log(p: NDArray[np.float64]) -> NDArray[np.float64]:
     """ln p = e·ln 2 + 2 atanh((m-1)/(m+1)) for p = m·2^e, m in [½, 1), doubled once where m < ¾ to keep |ln m| small."""
     mantissa, exponent = np.frexp(p)
     low = mantissa < 0.75
-    mantissa, exponent = np.where(low, 2.0 * mantissa, mantissa), exponent - low
+    mantissa *= 1.0 + low
+    exponent -= low
     s = (mantissa - 1.0) / (mantissa + 1.0)
     return exponent * _LN2 + 2.0 * s * _polynomial(s * s, _ATANH)
 
@@ -80,5 +91,6 @@ def _cos_sin_turn(unit: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
     square = quarter * quarter
     cos, sin = _polynomial(square, _COS), quarter * _polynomial(square, _SIN)
     for _ in range(2):
-        cos, sin = 1.0 - 2.0 * sin * sin, 2.0 * cos * sin
+        twice = 2.0 * sin
+        cos, sin = 1.0 - twice * sin, twice * cos
     return cos, sin

@@ -18,9 +18,17 @@ Float32 = NDArray[np.float32]
 
 
 def to_uint8(samples: NDArray[Any], low: float = -1.0, high: float = 1.0) -> UInt8:
-    """Samples [n, C, H, W] in the range low … high → pictures [n, H, W, C] of 0 … 255, rounded, values outside the range cut."""
+    """Samples [n, C, H, W] in the range low … high → pictures [n, H, W, C] of 0 … 255, rounded, values outside the range cut.
+
+    Raises RequestError for another shape and for NaN.
+    """
     if samples.ndim != 4 or samples.shape[1] not in (1, 3):
         raise RequestError(f"pictures need samples [n, 1 or 3, H, W], found shape {samples.shape}.")
+    if (broken := np.isnan(samples).any(axis=(1, 2, 3))).any():
+        raise RequestError(
+            f"pictures need numbers, found NaN in {broken.sum()} of {len(samples)} samples (the first at {broken.argmax()}): "
+            "look for it in the weights, or in what was handed in."
+        )
     unit = (np.asarray(samples, np.float64) - low) / (high - low)
     return np.round(np.clip(unit, 0.0, 1.0) * 255.0).astype(np.uint8).transpose(0, 2, 3, 1)
 
@@ -32,8 +40,15 @@ def from_uint8(pictures: UInt8, low: float = -1.0, high: float = 1.0) -> NDArray
 
 
 def tile(pictures: UInt8, columns: int | None = None, gap: int = 2) -> UInt8:
-    """Pictures [n, H, W, C] on one white sheet, row by row, `columns` to a row (default: as square as it gets)."""
+    """Pictures [n, H, W, C] on one white sheet, row by row, `columns` to a row (default: as square as it gets).
+
+    Raises RequestError where there is no picture.
+    """
     n, H, W, C = pictures.shape
+    if n == 0:
+        raise RequestError(
+            f"a sheet needs at least 1 picture, found none (shape {pictures.shape}): ask for n=1 or more."
+        )
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     sheet = np.full((rows * (H + gap) + gap, columns * (W + gap) + gap, C), 255, np.uint8)

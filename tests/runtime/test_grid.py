@@ -31,6 +31,8 @@ def test_the_index_grids_are_their_definitions() -> None:
     times = {name: make_grid(COSINE, name, 4).time[:-1].tolist() for name in ("leading", "trailing", "linspace")}
     assert times == {"leading": [750, 500, 250, 0], "trailing": [999, 749, 499, 249], "linspace": [999, 666, 333, 0]}
     assert make_grid(COSINE, "trailing", 7).time[:-1].tolist() == [999, 856, 713, 570, 428, 285, 142]
+    # 999·¾ = 749.25, 499.5 (to even: 500), 249.75: rounded down it would be 499 and 249.
+    assert make_grid(COSINE, "linspace", 5).time[:-1].tolist() == [999, 749, 500, 250, 0]
 
 
 @pytest.mark.parametrize("name", ["trailing", "linspace", "log_snr"])

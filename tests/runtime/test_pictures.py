@@ -46,6 +46,20 @@ def test_samples_that_are_no_pictures_are_refused(shape: tuple[int, ...]) -> Non
         to_uint8(np.zeros(shape))
 
 
+def test_a_sample_that_is_not_numbers_is_refused_and_named() -> None:
+    samples = np.zeros((4, 3, 2, 2), np.float32)
+    samples[2:, 1, 0, 1] = np.nan
+    with pytest.raises(RequestError, match=r"found NaN in 2 of 4 samples \(the first at 2\)"):
+        to_uint8(samples)
+    assert to_uint8(np.zeros((0, 3, 2, 2))).shape == (0, 2, 2, 3)
+
+
+@pytest.mark.parametrize("columns", [None, 3])
+def test_a_sheet_of_nothing_is_refused(columns: int | None) -> None:
+    with pytest.raises(RequestError, match=r"at least 1 picture, found none \(shape \(0, 2, 2, 3\)\)"):
+        tile(np.zeros((0, 2, 2, 3), np.uint8), columns)
+
+
 def test_a_sheet_holds_its_pictures_row_by_row_on_white() -> None:
     pictures = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 2, 3, 1), np.uint8)
     w = 255

@@ -113,6 +113,16 @@ def test_between_knots_log_snr_is_linear_in_time() -> None:
     )
 
 
+def test_between_knots_a_continuous_schedule_is_its_formula() -> None:
+    """Log-SNR interpolated between these few knots would be another level, by 1 % and more."""
+    np.testing.assert_allclose(make_schedule("flow", T=4).level(300), (0.7, 0.3), rtol=1e-15)
+    np.testing.assert_allclose(make_schedule("edm", T=5).level(np.log(3) / 4), (1, 3), rtol=1e-15)
+    S = lambda v: 1 / (1 + np.exp(-v))  # noqa: E731
+    alpha_bar = (S(3) - S(6 * 3.5 / 8 - 3)) / (S(3) - S(-3))  # at index 2.5, t = (2.5 + 1)/8
+    found = make_schedule("sigmoid", T=8).level(2.5)
+    np.testing.assert_allclose(found, (alpha_bar**0.5, (1 - alpha_bar) ** 0.5), rtol=1e-14)
+
+
 def test_outside_the_knots_there_is_no_level() -> None:
     s = make_schedule("cosine")
     for time in (-0.5, 999.5, np.nan):
@@ -128,6 +138,7 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_starts_where_it_did() -> None:
     assert z.alpha[-1] == 0
     assert z.sigma[-1] == 1
     np.testing.assert_allclose(z.alpha[0], s.alpha[0], rtol=1e-15)
+    assert z.sigma[0] == s.sigma[0]  # √(1 - alpha²) would lose its digits
     # Lin et al. 2024, Algorithm 1, on √ᾱ.
     root = s.alpha - s.alpha[-1]
     np.testing.assert_allclose(z.alpha, root * s.alpha[0] / root[0], rtol=1e-12)
@@ -147,10 +158,15 @@ def test_json_gives_the_same_schedule_to_the_bit(name: str, parameters: dict) ->
         np.testing.assert_array_equal(found.level(middle), schedule.level(middle))
 
 
-def test_numbers_that_are_not_what_the_name_says_are_refused() -> None:
-    value = make_schedule("cosine").to_json()
-    value["alpha"][500] *= 1 - 1e-6
-    with pytest.raises(RequestError):
+@pytest.mark.parametrize("array", ["alpha", "sigma", "time"])
+@pytest.mark.parametrize("name", ["flow", "edm"])
+def test_numbers_that_are_not_what_the_name_says_are_refused(name: str, array: str) -> None:
+    """On schedules that need not preserve variance, so that nothing else finds the wrong number; edm's alphas move together, to stay a schedule."""
+    value = make_schedule(name, T=9).to_json()
+    moved = range(9) if (name, array) == ("edm", "alpha") else [4]
+    for i in moved:
+        value[array][i] *= 1 + 1e-6
+    with pytest.raises(RequestError, match=f"the stored {array} is not what its name and parameters give"):
         Schedule.from_json(value)
 
 

@@ -92,7 +92,7 @@ def draws() -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=8)).standard_normal((60, 2, 5))
 
 
-def theirs(scheduler, steps: int, draws: np.ndarray, **step_options) -> np.ndarray:
+def theirs(scheduler, steps: int, draws: np.ndarray, network=network, **step_options) -> np.ndarray:
     """A diffusers scheduler's own loop on tables in float64, the network and the noise handed in."""
     import torch
     from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
@@ -154,19 +154,32 @@ def test_clipped_ddim_keeps_the_unclipped_epsilon_in_diffusers_by_default_and_ou
 def test_diffusers_steps_to_t_minus_T_over_n_where_the_grid_goes_elsewhere(
     grid: str, steps: int, draws: np.ndarray
 ) -> None:
-    """diffusers re-derives the previous timestep as t - T//n (issue 12633), which is another level than its own next timestep.
+    """diffusers re-derives the previous timestep as t - T//n (issue 12633), which is another level than its own next timestep's.
 
-    Ours steps to the grid's next level: the exact trajectory for a network that knows x_0 shows who is right.
+    A network that knows x_0 keeps its eps along the exact trajectory: x is alpha·x_0 + sigma·eps wherever it is asked. Ours is, theirs is not.
     """
     from diffusers import DDIMScheduler
 
+    schedule = make_schedule("linear")
+    x_0, eps = draws[1], (draws[0] - schedule.alpha[-1] * draws[1]) / schedule.sigma[-1]
+    asked: list[tuple[int, np.ndarray]] = []
+
+    def knows(x: np.ndarray, time: np.ndarray) -> np.ndarray:
+        asked.append((int(time[0]), x.copy()))
+        return (x - schedule.alpha[int(time[0])] * x_0) / schedule.sigma[int(time[0])]
+
+    def off() -> float:
+        """The farthest that x was from the exact trajectory at the times asked."""
+        return max(np.abs(x - schedule.alpha[t] * x_0 - schedule.sigma[t] * eps).max() for t, x in asked)
+
+    run(make_program(schedule, "epsilon", "ddim", steps, grid), knows, draws[0])
+    ours_asked = [t for t, _ in asked]
+    assert off() < 1e-12
+    asked.clear()
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing=grid, set_alpha_to_one=True)
-    assert np.abs(theirs(scheduler, steps, draws) - ours(steps, grid, draws)).max() > 1e-3
-    timesteps = scheduler.timesteps.numpy()
-    assert (timesteps[:-1] - timesteps[1:] != 1000 // steps).any()
-    program = make_program(make_schedule("linear"), "epsilon", "ddim", steps, grid)
-    assert program.call[:, 0].tolist() == timesteps.tolist(), "the same levels are asked for"
-    np.testing.assert_allclose(program.level[1:, 0], make_schedule("linear").alpha[timesteps[1:]], rtol=1e-12)
+    theirs(scheduler, steps, draws, knows)
+    assert [t for t, _ in asked] == ours_asked, "both ask at the same times"
+    assert off() > 1e-3
 
 
 def test_unknown_solvers_and_options_are_refused() -> None:

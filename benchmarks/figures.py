@@ -1,0 +1,69 @@
+"""What the benchmarks share: a ratio of two times, the machine in words, and where a figure goes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import statistics
+import time
+from bisect import bisect
+from collections.abc import Callable, Sized
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from runtime.progress import Progress
+
+ROUNDS = 15
+
+
+def ratio(a: Callable[[], object], b: Callable[[], object], calls: int, bar: Progress) -> dict[str, float]:
+    """Time of a over time of b, `calls` calls of each in every round, which side first changing from round to round."""
+    ratios, times = [], {"a": [], "b": []}
+    for f in (a, b):
+        f()
+    for r in range(ROUNDS):
+        spent = {}
+        for name, f in (("a", a), ("b", b)) if r % 2 else (("b", b), ("a", a)):
+            begun = time.perf_counter()
+            for _ in range(calls):
+                f()
+            spent[name] = (time.perf_counter() - begun) / calls
+            times[name].append(spent[name])
+        ratios.append(spent["a"] / spent["b"])
+        bar.advance()
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {
+        "ratio": median,
+        "quartile_low": low,
+        "quartile_high": high,
+        "a_ms": 1e3 * statistics.median(times["a"]),
+        "b_ms": 1e3 * statistics.median(times["b"]),
+    }
+
+
+def most_steps(calls: int, program: Callable[[int], Sized]) -> int:
+    """The most steps whose program, program(steps), makes at most so many calls; 0 if none does."""
+    return bisect(range(1, calls + 1), calls, key=lambda steps: len(program(steps)))
+
+
+def machine() -> str:
+    """The processor and the versions that a time depends on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    widest = "AVX-512" if "avx512f" in cpuinfo else "AVX2" if "avx2" in cpuinfo else "no AVX"
+    return (
+        f"{cpu[1].strip() if cpu else platform.machine()}, {os.cpu_count()} cores, {widest}; "
+        f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {ort.__version__}"
+    )
+
+
+def fill(path: Path, marker: str, text: str) -> None:
+    """Replace what stands between <!-- marker --> and <!-- /marker -->. Raises SystemExit where the markers are not there once."""
+    between = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
+    new, found = re.subn(between, lambda m: m[1] + text + "\n" + m[2], path.read_text(), flags=re.DOTALL)
+    if found != 1:
+        raise SystemExit(f"{path} has the markers <!-- {marker} --> … <!-- /{marker} --> {found} times, not once.")
+    path.write_text(new)
