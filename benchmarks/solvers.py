@@ -23,9 +23,10 @@ import numpy as np
 from figures import fill, machine, most_steps
 
 from runtime import Sampler
-from runtime.grid import GRIDS
+from runtime.grid import GRIDS as NAMED
 from runtime.progress import Progress
 
+GRIDS = (*NAMED, "log_snr(7)")
 CALLS = (5, 8, 10, 15, 20, 30, 50)
 REFERENCE = 1000
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {

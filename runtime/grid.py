@@ -92,12 +92,19 @@ def _linspace(schedule: Schedule, n: int) -> Float64:
     return schedule.time[np.round(np.linspace(len(schedule) - 1, 0, n)).astype(int)]
 
 
-def _log_snr(schedule: Schedule, n: int) -> Float64:
+def _log_snr(schedule: Schedule, n: int, bound: float | None = None) -> Float64:
     """n levels evenly in log-SNR from the last knot to the first (Lu et al. 2022), between knots where need be.
 
     Where the last knot is pure noise (log-SNR = -inf) it is the first level, and the even levels start at the knot before it.
+    "log_snr(7)" is the last knot, and then n - 1 levels evenly from -7 to 7, cut at the schedule's ends: a cosine schedule spends most
+    of its log-SNR where hardly anything is decided (Lu et al. 2022's code bounds it for this reason).
     """
-    return _finite_part(schedule, n, lambda low, high, m: np.linspace(low, high, m))
+    if bound is None:
+        return _finite_part(schedule, n, np.linspace)
+    bound, lam = number("bound of grid 'log_snr'", bound, 0.1, 1000.0), schedule.log_snr
+    low, high = max(-bound, lam[-1]), min(bound, lam[0])
+    even = np.linspace(low, high, n)[1:] if low == lam[-1] else np.linspace(low, high, n - 1)
+    return np.r_[schedule.time[-1], schedule.time_at(even)]
 
 
 def _karras(schedule: Schedule, n: int, rho: float = 7.0) -> Float64:
@@ -131,9 +138,12 @@ GRIDS: Mapping[str, Callable[..., Float64]] = {
     "karras": _karras,
 }
 
+NUMBERED: Mapping[str, tuple[str, str]] = {"karras": ("rho", "karras(5)"), "log_snr": ("bound", "log_snr(7)")}
+"""The grids that take a number: what it means, and an example."""
+
 
 def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | None = None) -> Grid:
-    """The grid of `steps` intervals that ends clean, named (`GRIDS`; "karras(5)" gives rho) or as explicit falling times in the network's unit.
+    """The grid of `steps` intervals that ends clean, named (`GRIDS`; `NUMBERED` for "karras(5)") or as explicit falling times in the network's unit.
 
     Raises RequestError for an unknown name, for steps outside 1 … T, and for times that do not fall or leave the schedule.
     """
@@ -167,9 +177,12 @@ def _named(spacing: str) -> tuple[str, list[float]]:
         raise unknown("grid", spacing, GRIDS)
     if inner is None:
         return name, []
-    if name != "karras":
+    if name not in NUMBERED:
         raise RequestError(f"grid {name!r} takes no number, found {spacing!r}.")
+    meaning, example = NUMBERED[name]
     try:
         return name, [float(inner)]
     except ValueError:
-        raise RequestError(f"grid 'karras' takes rho as a number, such as 'karras(5)', found {spacing!r}.") from None
+        raise RequestError(
+            f"grid {name!r} takes its {meaning} as a number, such as {example!r}, found {spacing!r}."
+        ) from None

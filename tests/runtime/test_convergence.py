@@ -38,6 +38,7 @@ SDE = [
     ("ddpm", {"variance": "fixed_large"}, 1),
     ("ddim", {"eta": 0.5}, 1),
     ("euler_ancestral", {}, 1),
+    ("repaint", {"jump": 3, "resample": 2}, 1),
     ("edm", {"churn": 20.0}, 2),
     ("dpmpp_2s_sde", {}, 2),
     ("dpmpp_2m_sde", {}, 2),
@@ -92,7 +93,21 @@ def test_mean_and_variance_converge_to_the_datas(solver, options, order, grid) -
 
 
 @pytest.mark.parametrize(
-    "solver", ["ddpm", "dpmpp_2s_sde", "dpmpp_2m_sde", "edm", "lcm", "heun", "unipc", "deis", "lms", "plms", "dpmpp_3s"]
+    "solver",
+    [
+        "ddpm",
+        "dpmpp_2s_sde",
+        "dpmpp_2m_sde",
+        "edm",
+        "lcm",
+        "repaint",
+        "heun",
+        "unipc",
+        "deis",
+        "lms",
+        "plms",
+        "dpmpp_3s",
+    ],
 )
 def test_for_one_picture_every_level_is_kept_and_what_leaves_it_is_declared(solver: str) -> None:
     """Data that is one point: D is x_0, so mean and variance follow from M alone, and must be the declared ones at every row."""
@@ -166,7 +181,7 @@ def test_a_grid_that_climbs_inverts(solver: str) -> None:
 def test_a_grid_that_climbs_takes_no_fresh_noise() -> None:
     down = finite_grid(SCHEDULES["linear"], 5, "even")
     up = type(down)("up", *(v[::-1] for v in (down.time, down.alpha, down.sigma)), SCHEDULES["linear"])
-    for solver in ("ddpm", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_2s_sde"):
+    for solver in ("ddpm", "euler_ancestral", "repaint", "dpmpp_2m_sde", "dpmpp_2s_sde"):
         with pytest.raises(RequestError, match="climbs"):
             SOLVERS[solver](up)
 

@@ -23,6 +23,7 @@ SCHEDULES = {
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ddpm": [{}, {"variance": "fixed_large"}],
     "ddim": [{}, {"eta": 0.3}],
+    "repaint": [{}, {"jump": 2, "resample": 3}, {"resample": 1, "eta": 0.5}],
     "edm": [{}, {"churn": 40.0}, {"churn": 10.0, "s_noise": 1.003, "s_min": 0.05, "s_max": 50.0}],
     "dpmpp_2s": [{}, {"r": 0.8}],
     "unipc": [{}, {"variant": "bh1"}, {"order": 3}, {"order": 3, "variant": "bh1"}, {"order": 3, "corrector": False}],
@@ -69,7 +70,7 @@ def test_one_two_three_and_all_steps_on_every_grid(solver: str, name: str) -> No
     schedule = SCHEDULES[name]
     for options in OPTIONS.get(solver, [{}]):
         for steps in (1, 2, 3, len(schedule)):
-            for grid in [*GRIDS, "karras(3)"] if steps <= 3 else ("trailing", "karras"):
+            for grid in [*GRIDS, "karras(3)", "log_snr(7)"] if steps <= 3 else ("trailing", "karras"):
                 program = make_program(schedule, "v", solver, steps, grid, **options)
                 assert program.moments[-1, 0].tolist() == [1, 0]
                 assert np.isfinite(program.update).all()
@@ -82,7 +83,8 @@ def test_one_two_three_and_all_steps_on_every_grid(solver: str, name: str) -> No
                     calls = CALLS.get(solver, 1)
                     noise_start = int(make_grid(schedule, grid, steps).alpha[0] == 0)
                     full = max(steps - 1 - noise_start, 0)  # but for the steps from pure noise and onto the clean end
-                    assert len(program) == steps + full * (calls - 1) + (solver == "plms" and full > 0)
+                    once = steps + full * (calls - 1) + (solver == "plms" and full > 0)
+                    assert len(program) == once * options.get("resample", 4 if solver == "repaint" else 1)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -122,6 +124,8 @@ OPTION = {
     "corrector": st.booleans(),
     "timestep_scaling": st.floats(0.1, 20),
     "sigma_data": st.floats(0.1, 2),
+    "jump": st.integers(0, 20),
+    "resample": st.integers(0, 4),
 }
 
 
@@ -140,7 +144,12 @@ def requests(draw: st.DrawFn) -> tuple[tuple[str, dict[str, Any]], bool, dict[st
         st.one_of(st.integers(1, min(len(schedule), 60)), st.just(len(schedule)), st.just(len(schedule) + 1))
     )
     grid: Any = draw(
-        st.one_of(st.sampled_from(sorted(GRIDS)), st.floats(0.5, 12).map(lambda rho: f"karras({rho})"), st.none())
+        st.one_of(
+            st.sampled_from(sorted(GRIDS)),
+            st.floats(0.5, 12).map(lambda rho: f"karras({rho})"),
+            st.floats(3, 20).map(lambda b: f"log_snr({b})"),
+            st.none(),
+        )
     )
     if grid is None:
         place = draw(st.lists(st.floats(0, 1), min_size=1, max_size=12, unique=True))

@@ -93,18 +93,51 @@ def test_karras_is_even_in_a_power_of_sigma_over_alpha(name: str, rho: float) ->
 @pytest.mark.parametrize(
     ("spacing", "message"),
     [
-        ("karras(x)", "rho as a number"),
-        ("karras()", "rho as a number"),
+        ("karras(x)", "its rho as a number"),
+        ("karras()", "its rho as a number"),
         ("karras(0)", "rho of grid 'karras' must be a number from 0.1 to 100"),
         ("karras(nan)", "rho of grid 'karras' must be"),
+        ("log_snr(x)", "its bound as a number"),
+        ("log_snr(0)", "bound of grid 'log_snr' must be a number from 0.1"),
         ("trailing(3)", "takes no number"),
         ("karas(7)", "Did you mean 'karras'"),
         ([5.0, 5 - 1e-12], "neighbours of the same level"),
     ],
 )
-def test_a_grid_with_a_number_is_karras_alone_and_neighbours_differ(spacing, message: str) -> None:
+def test_two_grids_take_a_number_and_neighbours_differ(spacing, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         make_grid(COSINE, spacing, 2)
+
+
+def test_a_bounded_log_snr_grid_starts_at_the_last_knot_and_is_even_within_the_bound() -> None:
+    grid = make_grid(COSINE, "log_snr(7)", 9)
+    assert grid.time[0] == COSINE.time[-1]
+    np.testing.assert_allclose(grid.log_snr[1:-1], np.linspace(-7, 7, 8), atol=1e-9)
+    cut = make_grid(COSINE, "log_snr(12)", 9)
+    np.testing.assert_allclose(cut.log_snr[1:-1], np.linspace(-12, COSINE.log_snr[0], 8), atol=1e-9)
+    whole = make_grid(COSINE, "log_snr(1000)", 9)
+    np.testing.assert_allclose(whole.log_snr, make_grid(COSINE, "log_snr", 9).log_snr)
+    zero = make_grid(COSINE.zero_terminal_snr(), "log_snr(7)", 4)
+    assert zero.alpha[0] == 0
+    np.testing.assert_allclose(zero.log_snr[1:-1], [-7, 0, 7], atol=1e-9)
+    assert make_grid(COSINE, "log_snr(7)", 1).time[0] == COSINE.time[-1]
+
+
+def test_the_tail_of_a_grid_is_its_last_levels_and_climbing_starts_at_the_least_noisy_knot() -> None:
+    grid = make_grid(COSINE, "trailing", 10)
+    tail = grid.tail(0.3)
+    np.testing.assert_array_equal(tail.alpha, grid.alpha[-4:])
+    assert len(grid.tail(0.0)) == 1
+    assert len(grid.tail(0.26)) == 3
+    up = tail.climbing()
+    np.testing.assert_array_equal(up.time, [0, 99, 199, 299])
+    np.testing.assert_allclose(up.sigma, COSINE.sigma[[0, 99, 199, 299]], rtol=1e-14)
+    with pytest.raises(RequestError, match="no level above the least noisy"):
+        make_grid(COSINE, [5, 0], None).tail(0.5).climbing()
+    linspace = make_grid(COSINE, "linspace", 4)  # ends at the least noisy knot, which is not walked twice
+    np.testing.assert_array_equal(linspace.climbing().time, linspace.time[:-1][::-1])
+    with pytest.raises(RequestError, match="strength must be a number from 0 to 1"):
+        grid.tail(1.5)
 
 
 def test_levels_between_a_grids_own_come_from_its_schedule() -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from runtime import RequestError
-from runtime.pictures import from_uint8, save, tile, to_uint8
+from runtime.pictures import from_uint8, read, save, save_animation, tile, to_uint8
 
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (-3.0, 0.5)]
 
@@ -113,3 +113,86 @@ def test_an_ending_that_cannot_be_written_is_refused_and_leaves_nothing(name: st
     with pytest.raises(RequestError, match=r"cannot write pictures as .*: use a name that ends in \.png"):
         save(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
+
+
+RANDOM = np.random.Generator(np.random.Philox(key=2))
+COLOUR = RANDOM.integers(0, 256, (6, 5, 3), np.uint8)
+GREY = COLOUR[..., :1]
+
+
+def test_every_kind_of_picture_is_read_as_the_same_sample(tmp_path: Path) -> None:
+    expected = from_uint8(COLOUR[None])
+    image = Image.fromarray(COLOUR)
+    image.save(tmp_path / "a.png")
+    for one in (
+        COLOUR,
+        image,
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        expected[0],
+        expected[0].astype(np.float64),
+    ):
+        for given in (one, [one], (one,)):
+            assert read(given, (3, 6, 5)).tobytes() == expected.tobytes()
+    for batch in (np.stack([COLOUR, COLOUR]), [image, COLOUR], np.concatenate([expected, expected])):
+        assert read(batch, (3, 6, 5)).tobytes() == 2 * expected.tobytes()
+    grey = from_uint8(GREY[None], 0.0, 1.0)
+    for given in (GREY, GREY[..., 0], Image.fromarray(GREY[..., 0])):
+        assert read(given, (1, 6, 5), 0.0, 1.0).tobytes() == grey.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Image.new("RGB", (6, 5)), "the picture is 6×5 RGB, 5×6 RGB expected: .*--convert"),
+        ([COLOUR, Image.new("RGBA", (5, 6))], "picture 1 is 5×6 RGBA, 5×6 RGB expected"),
+        (GREY, "the picture is 5×6 L, 5×6 RGB expected"),
+        (COLOUR.astype(np.int64), r"must be uint8 .* found int64 \(6, 5, 3\)"),
+        (np.zeros((6, 5, 7), np.uint8), "1 to 4 channels come last"),
+        (np.zeros((6, 5, 3), np.float32), r"a float array of shape \(6, 5, 3\), a sample of \(3, 6, 5\)"),
+        (np.full((3, 6, 5), 200.0), "values outside -1 … 1, .* 0 … 255 go in as uint8"),
+        (np.full((3, 6, 5), np.nan), "values outside"),
+        ([], "no picture was given"),
+        (7, "must be a path, a Pillow image or an array, found int"),
+        ("nowhere.png", "there is no picture nowhere.png"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_picture_that_does_not_fit_is_refused_and_told_why(given: object, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        read(given, (3, 6, 5))
+
+
+def test_samples_that_are_no_pictures_go_in_as_floats_alone() -> None:
+    signal = np.linspace(-1, 1, 20).reshape(2, 10)
+    assert read(signal, (2, 10)).shape == (1, 2, 10)
+    assert read(np.stack([signal] * 3), (2, 10)).shape == (3, 2, 10)
+    with pytest.raises(RequestError, match="are no pictures"):
+        read(COLOUR, (2, 10))
+
+
+def test_a_picture_is_converted_when_asked() -> None:
+    clear = Image.new("RGBA", (5, 6), (255, 0, 0, 0))
+    assert (read(clear, (3, 6, 5), convert=True) == 1).all(), "what is transparent is white"
+    palette = Image.fromarray(COLOUR).quantize(4)
+    assert read(palette, (3, 6, 5), convert=True).tobytes() == read(palette.convert("RGB"), (3, 6, 5)).tobytes()
+    wide = Image.new("RGB", (50, 6), "white")
+    wide.paste("black", (0, 0, 20, 6))
+    assert (read(wide, (3, 6, 6), convert=True)[0, :, :, 1:] == 1).all(), "the middle is kept"
+    turned = Image.fromarray(COLOUR)
+    turned.getexif()[0x0112] = 3  # upside down
+    assert read(turned, (3, 6, 5), convert=True).tobytes() == read(COLOUR[::-1, ::-1], (3, 6, 5)).tobytes()
+    assert read(Image.fromarray(COLOUR), (3, 6, 5), convert=True).tobytes() == read(COLOUR, (3, 6, 5)).tobytes()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.gif", "GIF"), ("a.png", "PNG"), ("a.webp", "WEBP")])
+def test_an_animation_has_its_frames_and_repeats(name: str, kind: str, tmp_path: Path) -> None:
+    frames = np.stack([np.full((4, 3, 3), 60 * i, np.uint8) for i in range(4)])
+    save_animation(tmp_path / name, frames, least=6, frame_ms=40, last_ms=500)
+    with Image.open(tmp_path / name) as image:
+        assert (image.format, image.n_frames, image.size, image.info["loop"]) == (kind, 4, (6, 8), 0)
+        for i in range(4):
+            image.seek(i)
+            assert np.abs(np.asarray(image.convert("RGB")).astype(int) - 60 * i).max() <= 3
+    with pytest.raises(RequestError, match=r"cannot write an animation as \.jpg"):
+        save_animation(tmp_path / "a.jpg", frames)
