@@ -29,7 +29,7 @@ def _commands() -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder that has what a clone has, so that the commands leave nothing in this one."""
     path = tmp_path_factory.mktemp("clone")
-    for name in ("runtime", "trainer", "export", "bundles"):
+    for name in ("runtime", "trainer", "export", "bundles", "docs"):
         (path / name).symlink_to(ROOT / name)
     return path
 
