@@ -59,9 +59,16 @@ class Grid:
         return self.schedule
 
 
-def _leading(schedule: Schedule, n: int) -> Float64:
-    """Knots 0, s, 2s, …, (n-1)s with s = ⌊T/n⌋ (Song et al. 2021's code). Starts below the last knot unless n divides into it."""
-    return schedule.time[np.arange(n - 1, -1, -1) * (len(schedule) // n)]
+def _leading(schedule: Schedule, n: int, offset: float = 0) -> Float64:
+    """Knots 0, s, 2s, …, (n-1)s with s = ⌊T/n⌋ (Song et al. 2021's code). Starts below the last knot unless n divides into it.
+
+    "leading(1)" starts at knot 1 and goes on from there, as code that counts its knots from 1 does.
+    """
+    T, offset = len(schedule), integer("offset of grid 'leading'", _whole(offset), 0, len(schedule) - 1)
+    knots = offset + np.arange(n - 1, -1, -1) * (T // n)
+    if knots[0] >= T:
+        raise RequestError(f"grid 'leading({offset})' of {n} steps asks for knot {knots[0]} of {T}: take fewer steps.")
+    return schedule.time[knots]
 
 
 def _trailing(schedule: Schedule, n: int) -> Float64:
@@ -112,10 +119,14 @@ GRIDS: Mapping[str, Callable[..., Float64]] = {
     "log_snr": _log_snr,
     "karras": _karras,
 }
+PARAMETER = {"karras": ("rho", "karras(5)"), "leading": ("its offset in knots", "leading(1)")}
+"""The grids that take a number, what it is, and an example."""
 
 
 def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | None = None) -> Grid:
-    """The grid of `steps` intervals that ends clean, named (`GRIDS`; "karras(5)" gives rho) or as explicit falling times in the network's unit.
+    """The grid of `steps` intervals that ends clean: named (`GRIDS`), or explicit falling times in the network's unit.
+
+    "karras(5)" gives rho, "leading(1)" the offset.
 
     Raises RequestError for an unknown name, for steps outside 1 … T, and for times that do not fall or leave the schedule.
     """
@@ -149,9 +160,16 @@ def _named(spacing: str) -> tuple[str, list[float]]:
         raise unknown("grid", spacing, GRIDS)
     if inner is None:
         return name, []
-    if name != "karras":
+    if name not in PARAMETER:
         raise RequestError(f"grid {name!r} takes no number, found {spacing!r}.")
     try:
         return name, [float(inner)]
     except ValueError:
-        raise RequestError(f"grid 'karras' takes rho as a number, such as 'karras(5)', found {spacing!r}.") from None
+        parameter, example = PARAMETER[name]
+        raise RequestError(
+            f"grid {name!r} takes {parameter} as a number, such as {example!r}, found {spacing!r}."
+        ) from None
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else value

@@ -43,6 +43,7 @@ def sample(given: argparse.Namespace) -> str:
     if given.columns is not None:
         integer("columns", given.columns, 1)
     if given.out.suffix != ".npy":
+        _require_pictures(bundle.name, bundle.sample_shape)
         picture_format(given.out)
     label = _labels(given.label, given.n)
     grid = given.grid if given.grid is None or given.grid[:1].isalpha() else _numbers(given.grid)
@@ -71,6 +72,16 @@ def sample(given: argparse.Namespace) -> str:
         f"{given.n} of {bundle.name} on {sampler.backend.name} {sampler.backend.precision}: loaded in {loaded - begun:.2f} s, "
         f"sampled in {spent:.2f} s: {given.out}"
     )
+
+
+def _require_pictures(name: str, shape: tuple[int, ...]) -> None:
+    """Raises RequestError, before anything is sampled, for samples that no picture can show."""
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        found = "×".join(map(str, shape))
+        raise RequestError(
+            f"the samples of {name} are {found}, and a picture takes 1 or 3 channels by height by width: "
+            "write the samples themselves with --out samples.npy."
+        )
 
 
 def _labels(given: list[str] | None, n: int) -> Any:
