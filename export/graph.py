@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from runtime.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
 
+from .dims import Dims
 from .errors import ExportError
 from .model import Model
 
@@ -156,7 +157,7 @@ def clean(proto: ModelProto) -> ModelProto:
 def _freeze_shapes(proto: ModelProto) -> None:
     """Shapes that are computed become constants, the batch as -1; a factor of ones in the batch's size goes."""
     graph = proto.graph
-    dims = _Dims(proto)
+    dims = Dims(proto)
     stored = {t.name: t for t in graph.initializer}
     constants: dict[str, TensorProto] = {}
     ones = {n.output[0] for n in graph.node if n.op_type == "Expand" and _all_ones(stored.get(n.input[0]))}
@@ -184,50 +185,6 @@ def _all_ones(tensor: TensorProto | None) -> bool:
 
 def _zero_is_zero(reshape: NodeProto) -> bool:
     return any(a.name == "allowzero" and a.i for a in reshape.attribute)
-
-
-class _Dims:
-    """Every value's shape, inferred at two sizes of the batch: what differs between them is the batch's."""
-
-    SIZES = (7, 11)
-
-    def __init__(self, proto: ModelProto) -> None:
-        self.found = [self._at(proto, size) for size in self.SIZES]
-
-    @staticmethod
-    def _at(proto: ModelProto, batch: int) -> dict[str, list[int | None]]:
-        graph = proto.graph
-        light = ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
-        light.graph.name = graph.name
-        light.graph.node.extend(graph.node)
-        light.graph.input.extend(graph.input)
-        for given in light.graph.input:
-            given.type.tensor_type.shape.dim[0].dim_value = batch
-        # Of the weights only the shape matters here, and protobuf takes no message over 2 GB.
-        for tensor in graph.initializer:
-            if math.prod(tensor.dims) <= INLINE:
-                light.graph.initializer.append(tensor)
-            else:
-                light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        light.graph.output.extend(helper.make_empty_tensor_value_info(o.name) for o in graph.output)
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-        return {
-            v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim]
-            for v in [*inferred.value_info, *inferred.input, *inferred.output]
-            if v.type.tensor_type.HasField("shape")
-        }
-
-    def but_for_the_batch(self, name: str) -> list[int] | None:
-        """The shape with -1 where the batch's size goes in; None where that does not say it all."""
-        first, second = (dims.get(name) for dims in self.found)
-        if not first or not second or None in first or None in second:
-            return None
-        shape = [a if a == b else -1 for a, b in zip(first, second, strict=True)]
-        return [d for d in shape if d is not None] if shape.count(-1) <= 1 else None
-
-    def same(self, a: str, b: str) -> bool:
-        """Whether both values have one shape, at whatever size of the batch."""
-        return all(a in dims and dims[a] == dims.get(b) and None not in dims[a] for dims in self.found)
 
 
 def _with_inner(node: NodeProto) -> Iterator[NodeProto]:
