@@ -59,7 +59,11 @@ def build(model: Model, out: Path, bounds: Bounds | None = None, plan: Plan | No
     found = Bundle.load(out)
     for precision, worst in found.report.items():
         print(f"{precision} agrees with PyTorch; largest differences:")
-        for kind, unit in (("answer", ""), ("next_state", "·max(1, σ)"), ("trajectory", "·max(1, |x|)")):
+        for kind, unit in (
+            ("answer", ""),
+            ("next_state", "·max(1, σ) beyond F's share"),
+            ("trajectory", "·max(1, |x|)"),
+        ):
             print(f"  {kind:10}  {worst[kind]:.1e}  (bound {report['bounds'][kind]:g}{unit})")
     size = sum(file.size for file in found.files.values())
     print(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see {out / 'report.png'}")

@@ -26,6 +26,8 @@ PICTURES = 3
 """Samples a trajectory."""
 STEPS = 50
 """Grid intervals a trajectory."""
+ROUNDING = 4 * 2.0**-24
+"""float32's, relative, of the four factors in c_skip·x + c_out·F."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ QUICK = Plan(batches=(1, 3), times=5, pictures=1, steps=10, samples=4)
 class Bounds:
     """The largest differences that pass, of values whose data has the range -1 … 1.
 
-    answer: of the network's F. next_state: times max(1, sigma), and where nothing is clipped times what the row itself multiplies
-    F by. trajectory: of the final samples, times the largest of PyTorch's where that is above 1, which unclipped samples may be.
+    answer: of the network's F. next_state: times max(1, sigma), beyond what the difference and the rounding of F come to there,
+    which the row multiplies by up to sigma/alpha. trajectory: of the final samples, times the largest of PyTorch's where that is
+    above 1, which unclipped samples may be.
     """
 
     answer: float = 1e-4
@@ -109,12 +112,16 @@ class _Example:
     answer: NDArray[Any]
     next_state: NDArray[np.float32]
 
-    @property
-    def scale(self) -> float:
-        """How large a rounding of F becomes in next_state: sigma, or without a clip what the row multiplies F by."""
+    def share(self, answer_error: float) -> float:
+        """What a difference of F, and rounding it and x to float32, come to in next_state: the row multiplies them by its gain.
+
+        Zero where that is not finite, so that no bound is.
+        """
         call, M = self.program.call[0], self.program.update[0]
-        factor = abs(M[0, D] * call[C_OUT]) if np.isinf(call[CLIP]) else 0.0
-        return max(1.0, self.sigma, float(factor))
+        gain = abs(M[0, D] * call[C_OUT])
+        largest = max(np.abs(self.answer).max(), np.abs(self.state[:, 0]).max())
+        found = float(gain * (answer_error + ROUNDING * largest))
+        return found if np.isfinite(found) else 0.0
 
 
 class Examples:
@@ -217,7 +224,8 @@ def check_steps(examples: Examples, backend: Any, guided: bool, bounds: Bounds, 
                 difference(answer, example.answer[:batch]),
             )
             worst_answer |= Worst(answer_error, bounds.answer, where)
-            worst_state |= Worst(state_error, bounds.next_state * example.scale, where)
+            allowed = bounds.next_state * max(1.0, example.sigma) + example.share(answer_error)
+            worst_state |= Worst(state_error, allowed, where)
             errors.append((answer_error, state_error))
             first.append(state[:1].tobytes() + answer[:1].tobytes())
             bar.advance()

@@ -51,7 +51,7 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
     bound = report["bounds"]["answer"]
     left.axhline(bound, color="black", linewidth=1)
     left.annotate(
-        f"bound {bound:g}", (0.99, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+        f"bound of F: {bound:g}", (0.99, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
     )
     left.set(
         yscale="log",
