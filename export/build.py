@@ -1,4 +1,7 @@
-"""Export a trained run as a bundle, and prove it: python -m export.build [RUN] [--out DIR]"""
+"""Export a network as a bundle, and prove it: python -m export.build [RUN] [--out DIR]
+
+RUN is a run of trainer.fit or a diffusers folder; with --module the network is any PyTorch module.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from runtime.bundle import MANIFEST, Bundle, File
 from runtime.errors import status
 from runtime.files import replacing_folder, to_json
@@ -21,15 +26,18 @@ from runtime.pictures import save, tile
 from runtime.sampler import Sampler
 
 from . import graph
-from .check import check, summary
+from .check import QUICK, Bounds, Plan, check, summary
 from .errors import ExportError
-from .model import Model, from_run, newest_run
-from .report import card, draw
+from .from_module import from_module
+from .model import Model
+from .report import can_be_shown, card, draw, sheet_settings
+from .sources import add_options, named
 
 
-def build(model: Model, out: Path) -> Bundle:
+def build(model: Model, out: Path, bounds: Bounds | None = None, plan: Plan | None = None) -> Bundle:
     """Convert, check, write: the bundle in the folder `out`, which takes the place of one that is there.
 
+    bounds, plan: how far ONNX may be from PyTorch, and how much is compared; the report says both.
     Raises ExportError, with nothing written, where the export does not agree with PyTorch or `out` is something else than a bundle.
     """
     if out.exists() and not (out / MANIFEST).is_file():
@@ -39,32 +47,53 @@ def build(model: Model, out: Path) -> Bundle:
         print("converting", flush=True)
         graph.convert(model, folder / "fp32")
         bundle = _write_manifest(folder, model, {})
-        report, pictures = check(model, bundle)
+        report, pictures = check(model, bundle, bounds, plan)
         report["versions"] = versions()
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")
         draw(folder / "report.png", bundle, report, pictures)
         bundle = dataclasses.replace(bundle, report=summary(report))
-        if len(model.sample_shape) == 3 and model.sample_shape[0] in (1, 3):
-            save(folder / "samples.png", _sheet(bundle), least=512)
+        if can_be_shown(model.sample_shape):
+            save(folder / "samples.png", _sheet(bundle, (plan or Plan()).samples), least=512)
         (folder / "README.md").write_text(card(dataclasses.replace(bundle, name=out.name)), encoding="utf-8")
         _write_manifest(folder, model, bundle.report)
     found = Bundle.load(out)
     for precision, worst in found.report.items():
         print(f"{precision} agrees with PyTorch; largest differences:")
-        for kind, unit in (("answer", ""), ("next_state", "·max(1, σ)"), ("trajectory", "")):
+        for kind, unit in (
+            ("answer", ""),
+            ("next_state", "·max(1, σ) beyond F's share"),
+            ("trajectory", "·max(1, |x|)"),
+        ):
             print(f"  {kind:10}  {worst[kind]:.1e}  (bound {report['bounds'][kind]:g}{unit})")
     size = sum(file.size for file in found.files.values())
     print(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see {out / 'report.png'}")
     return found
 
 
-def _sheet(bundle: Bundle) -> Any:
+def build_bundle(
+    module: nn.Module,
+    out: str | Path | None = None,
+    *,
+    bounds: Bounds | None = None,
+    plan: Plan | None = None,
+    **described: Any,
+) -> Bundle:
+    """Export any PyTorch module, module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S], and prove it.
+
+    out: the bundle's folder, bundles/ and the name if left out. bounds, plan: see `build`. The rest says what the module is:
+    sample_shape, prediction, schedule, and whatever else `from_module` takes. Raises ExportError and RequestError.
+    """
+    model = from_module(module, **described)
+    return build(model, Path("bundles") / model.name if out is None else Path(out), bounds, plan)
+
+
+def _sheet(bundle: Bundle, most: int) -> Any:
     """Samples for the model card on one sheet: every label in turn, the same labels under each other."""
-    classes = bundle.num_classes
-    count = classes * max(1, 36 // classes) if classes else 16
+    classes = min(bundle.num_classes, most)
+    count = classes * (most // classes) if classes else min(16, most)
     fitting = max((c for c in range(4, 13) if classes and classes % c == 0), default=None)
     labels = [i % classes for i in range(count)] if classes else None
-    return tile(Sampler(bundle).pictures(count, label=labels), fitting)
+    return tile(Sampler(bundle).pictures(count, label=labels, **sheet_settings(bundle)), fitting)
 
 
 def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any]) -> Bundle:
@@ -103,25 +132,17 @@ def versions() -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.build", description=__doc__)
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="a run's folder [the newest under runs/]")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder [bundles/ and the run's name]")
+    add_options(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder [bundles/ and the name]")
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that holds the runs [runs]"
-    )
-    parser.add_argument(
-        "--weights", choices=("ema", "weights"), default="ema", help="the moving average, or the last step's own [ema]"
-    )
-    parser.add_argument(
-        "--guidance", type=float, default=2.0, help="the bundle's default guidance scale, 1 for none [2]"
+        "--quick", action="store_true", help="compare less, for a large network: fewer levels, batches and steps"
     )
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
 
     def action() -> int:
-        run = given.run or newest_run(given.runs)
-        print(f"exporting {run}, {given.weights}")
-        model = from_run(run, given.guidance, given.weights)
-        build(model, given.out or Path("bundles") / model.name)
+        model = named(given)
+        build(model, given.out or Path("bundles") / model.name, plan=QUICK if given.quick else None)
         return 0
 
     return status(action)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from runtime.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
 
+from .dims import Dims
 from .errors import ExportError
 from .model import Model
 
@@ -27,6 +28,9 @@ OPSET = 20
 WEIGHTS = "weights.bin"
 INLINE = 1024
 """Constants smaller than this many bytes stay in the graph."""
+TRACED_BATCH = 31
+"""Largest batch of the trace, whose graph takes any. diffusers branches at 64, which a guided batch of twice this stays below:
+without a bound PyTorch meets the branch, and traces a second time with one."""
 ALIGNMENT = 4096
 """Of each tensor in the weights file: a page, so that a runtime may map it."""
 
@@ -65,7 +69,10 @@ class Step(nn.Module):
 
 
 def trace(model: Model, guided: bool) -> ModelProto:
-    """The step graph as ONNX with a dynamic batch, every weight inside, nothing of the build machine in it."""
+    """The step graph as ONNX with a dynamic batch, every weight inside, nothing of the build machine in it.
+
+    Raises ExportError for a module that PyTorch cannot trace, or only at one size of the batch.
+    """
     B = 2
     shape = model.sample_shape
     inputs = {
@@ -76,21 +83,43 @@ def trace(model: Model, guided: bool) -> ModelProto:
     }
     if model.labels:
         inputs["label"] = torch.zeros(B, dtype=torch.int64)
-    batched = {0: torch.export.Dim("batch")}
-    with _quiet():
-        program = torch.onnx.export(
-            Step(model, guided).eval(),
-            tuple(inputs.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=["next_state", "denoised"],
-            dynamic_shapes=(*[batched] * 4, (batched,)) if model.labels else (batched,) * 4,
-            external_data=False,
-            verbose=False,
+    batched = {0: torch.export.Dim("batch", max=TRACED_BATCH)}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                Step(model, guided).eval(),
+                tuple(inputs.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=["next_state", "denoised"],
+                dynamic_shapes=(*[batched] * 4, (batched,)) if model.labels else (batched,) * 4,
+                external_data=False,
+                verbose=False,
+            )
+        assert program is not None
+        proto = program.model_proto
+    except Exception as error:  # whatever the module's own code raises while it is traced
+        raise ExportError(_why_not(model.name, error)) from error
+    fixed = [i.name for i in proto.graph.input if i.type.tensor_type.shape.dim[0].dim_value]
+    if fixed:
+        raise ExportError(
+            f"{model.name}: the module works at one size of the batch only (its {fixed[0]} was traced at {B}). "
+            "Take the batch from x.shape[0], and make no Python number of it."
         )
-    assert program is not None
-    return clean(program.model_proto)
+    return clean(proto)
+
+
+def _why_not(name: str, error: BaseException) -> str:
+    """The first fact that a person can use of torch's long message, and what a traceable forward looks like."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    line = next((line.strip() for line in str(first).splitlines() if line.strip()), "")
+    return (
+        f"{name}: PyTorch cannot trace the module ({type(first).__name__}: {line[:300]}). A forward that can be exported "
+        "takes no branch on the values of its inputs and keeps them tensors: no .item(), no numpy."
+    )
 
 
 @contextlib.contextmanager
@@ -126,29 +155,44 @@ def clean(proto: ModelProto) -> ModelProto:
 
 
 def _freeze_shapes(proto: ModelProto) -> None:
-    """Shape → Reshape becomes a Reshape to constants, the batch as -1."""
+    """Shapes that are computed become constants, the batch as -1; a factor of ones in the batch's size goes."""
     graph = proto.graph
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    dims = {
-        v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim]
-        for v in [*inferred.value_info, *inferred.input]
-    }
-    source = {
-        n.output[0]: n.input[0]
-        for n in graph.node
-        if n.op_type == "Shape" and all(a.name == "start" and a.i == 0 for a in n.attribute)
-    }
+    dims = Dims(proto)
+    stored = {t.name: t for t in graph.initializer}
     constants: dict[str, TensorProto] = {}
+    ones = {n.output[0] for n in graph.node if n.op_type == "Expand" and _all_ones(stored.get(n.input[0]))}
+    instead: dict[str, str] = {}
     for node in graph.node:
-        if node.op_type != "Reshape" or node.input[1] not in source:
-            continue
-        known = dims.get(source[node.input[1]])
-        if known and known.count(None) <= 1:
-            shape = [-1 if d is None else d for d in known]
-            name = "shape_" + "_".join(str(d).replace("-1", "batch") for d in shape)
-            constants[name] = numpy_helper.from_array(np.array(shape, np.int64), name)
-            node.input[1] = name
+        for reader in _with_inner(node):
+            for i, name in enumerate(reader.input):
+                reader.input[i] = instead.get(name, name)
+        if node.op_type == "Reshape" and node.input[1] not in stored and not _zero_is_zero(node):
+            shape = dims.but_for_the_batch(node.output[0])
+            if shape:
+                name = "shape_" + "_".join("batch" if d == -1 else str(d) for d in shape)
+                constants[name] = numpy_helper.from_array(np.array(shape, np.int64), name)
+                node.input[1] = name
+        elif node.op_type == "Mul":
+            kept = [name for name in node.input if name not in ones]
+            if len(kept) == 1 and dims.same(kept[0], node.output[0]):
+                instead[node.output[0]] = kept[0]
     graph.initializer.extend(constants.values())
+
+
+def _all_ones(tensor: TensorProto | None) -> bool:
+    return tensor is not None and bool((numpy_helper.to_array(tensor) == 1).all())
+
+
+def _zero_is_zero(reshape: NodeProto) -> bool:
+    return any(a.name == "allowzero" and a.i for a in reshape.attribute)
+
+
+def _with_inner(node: NodeProto) -> Iterator[NodeProto]:
+    """A node and, where it is a branch or a loop, those inside it, which read the outer graph's values by name."""
+    yield node
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _with_inner(inner)
 
 
 def _drop_unused(graph: GraphProto) -> None:
@@ -157,7 +201,7 @@ def _drop_unused(graph: GraphProto) -> None:
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             kept.append(node)
-            needed.update(node.input)
+            needed.update(name for reader in _with_inner(node) for name in reader.input)
     del graph.node[:]
     graph.node.extend(reversed(kept))
     used = [i for i in graph.initializer if i.name in needed]

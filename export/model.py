@@ -62,7 +62,8 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
         data, shape, classes = (record.pop(key) for key in ("data_record", "sample_shape", "classes"))
     except (FileNotFoundError, NotADirectoryError):
         raise ExportError(
-            f"{run} is no run: it has no config.json. python -m trainer.fit makes runs under runs/."
+            f"{run} is no run: it has no config.json. python -m trainer.fit makes runs under runs/. "
+            "(Nor is it a diffusers folder, which has a model_index.json or a UNet2DModel's config.json.)"
         ) from None
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ExportError(f"{run / 'config.json'} is not a run's config ({type(error).__name__}: {error}).") from error

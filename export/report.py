@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ from runtime.pictures import to_uint8
 from runtime.progress import clock
 
 
+def can_be_shown(shape: Sequence[int]) -> bool:
+    """Whether samples of this shape are pictures."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
 def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) -> None:
     """report.png: error against time for every graph, and the pictures side by side with their difference enlarged."""
     import matplotlib
@@ -21,7 +26,7 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    show = bundle.sample_shape[0] in (1, 3) and len(bundle.sample_shape) == 3
+    show = can_be_shown(bundle.sample_shape)
     figure, axes = plt.subplot_mosaic(
         [["step", "strip"], ["step", "lines"]],
         figsize=(13, 5.2),
@@ -46,7 +51,7 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
     bound = report["bounds"]["answer"]
     left.axhline(bound, color="black", linewidth=1)
     left.annotate(
-        f"bound {bound:g}", (0.99, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+        f"bound of F: {bound:g}", (0.99, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
     )
     left.set(
         yscale="log",
@@ -70,6 +75,8 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
         height = bundle.sample_shape[1]
         for i, name in enumerate(names):
             right.text(-0.02 * sheet.shape[1], (i + 0.5) * height, name, ha="right", va="center", fontsize=9)
+    elif len(bundle.sample_shape) <= 2:
+        _draw_lines(right, pictures)
     first = next(iter(report["precisions"].values()))["trajectories"]
     lines = "\n".join(f"{t['trajectory']}: largest difference {t['error']:.1e}, {t['psnr_db']:.0f} dB" for t in first)
     axes["lines"].set_axis_off()
@@ -79,38 +86,46 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
     plt.close(figure)
 
 
+def sheet_settings(bundle: Bundle) -> dict[str, Any]:
+    """How the card's picture is sampled: by the bundle's defaults, or where those take more than a hundred calls, by fewer."""
+    return {"solver": "ddim", "steps": 50} if bundle.defaults.steps > 100 else {}
+
+
+def _draw_lines(axes: Any, samples: Mapping[str, NDArray[Any]]) -> None:
+    """The first sample of each side as lines, a channel each, over each other."""
+    for name, style in zip(samples, ("-", "--", ":", "-."), strict=False):
+        first = samples[name][0].reshape(-1, samples[name].shape[-1])[:4]
+        label = "PyTorch" if name == "pytorch" else f"ONNX {name}"
+        for channel, values in enumerate(first):
+            axes.plot(values, style, color=f"C{channel}", linewidth=1, label=label if channel == 0 else None)
+    axes.set_axis_on()
+    axes.legend(fontsize=7)
+
+
 def card(bundle: Bundle) -> str:
     """The model card, Markdown: what it is, what it was trained on, licence, a picture, how to use it, how it was checked."""
-    p, d = bundle.provenance, bundle.defaults
-    data, config = p.get("data", {}), p.get("config", {})
+    d, pictures = bundle.defaults, can_be_shown(bundle.sample_shape)
     shape = "×".join(map(str, bundle.sample_shape))
     kind = f"{bundle.num_classes} classes" if bundle.labels else "no classes"
+    solver = f"{d.solver}({', '.join(f'{k}={v}' for k, v in d.options.items())})" if d.options else d.solver
     lines = [
         f"# {bundle.name}",
         "",
         f"A diffusion model for samples of {shape} in {bundle.sample_range[0]:g} … {bundle.sample_range[1]:g}, {kind}. "
         f"Prediction `{bundle.prediction}`, schedule `{bundle.schedule.name}` with {len(bundle.schedule)} knots.",
         "",
-        "![samples](samples.png)" if len(bundle.sample_shape) == 3 else "",
-        "",
+        *(["![samples](samples.png)", ""] if pictures else []),
         "```python",
         "from runtime import Sampler",
         f'sampler = Sampler.load("{bundle.name}")',
-        f"pictures = sampler.pictures(8, seed=0{', label=0' if bundle.labels else ''})",
+        f"{'pictures' if pictures else 'samples'} = sampler.{'pictures' if pictures else 'sample'}"
+        f"(8, seed=0{', label=0' if bundle.labels else ''})",
         "```",
         "",
-        f"Default: `{d.solver}`, {d.steps} steps on the `{d.grid}` grid, guidance {d.guidance:g}.",
+        f"Default: `{solver}`, {d.steps} steps on the `{d.grid}` grid, guidance {d.guidance:g}."
+        + (" The picture: `ddim`, 50 steps." if pictures and sheet_settings(bundle) else ""),
         "",
-        "## Trained on",
-        "",
-        f"{data.get('name', 'not stated')}: {data.get('note', 'not stated')} "
-        f"({data.get('pictures', '?')} pictures, fingerprint `{str(data.get('fingerprint'))[:16]}`).",
-        "",
-        f"Licence of the data: {data.get('licence', 'not stated')}",
-        "",
-        f"{p.get('pictures_seen', '?')} pictures seen in {p.get('step', '?')} steps of {config.get('batch', '?')}, "
-        f"{clock(p.get('training_seconds', 0))} of training; the full config is in `bundle.json` under `provenance`.",
-        "",
+        *_origin(bundle.provenance),
         "## Checked",
         "",
         "Largest differences from PyTorch (see `report.json` and `report.png`):",
@@ -126,3 +141,23 @@ def card(bundle: Bundle) -> str:
     if bundle.labels:
         lines += ["## Labels", "", ", ".join(f"{i} `{name}`" for i, name in enumerate(bundle.labels.names)), ""]
     return "\n".join(lines)
+
+
+def _origin(provenance: Mapping[str, Any]) -> list[str]:
+    """The card's lines on data, licence and training, as far as they are known."""
+    data, source = provenance.get("data", {}), provenance.get("source")
+    note = f": {data['note']}" if "note" in data else ""
+    lines = ["## Trained on", "", f"{data.get('name', 'Not stated.')}{note}"]
+    if "pictures" in data:
+        lines[-1] += f" ({data['pictures']} pictures, fingerprint `{str(data.get('fingerprint'))[:16]}`)."
+    lines += ["", f"Licence of the data: {data.get('licence', 'not stated')}", ""]
+    if "step" in provenance:
+        batch, seconds = provenance.get("config", {}).get("batch", "?"), provenance.get("training_seconds", 0)
+        lines += [
+            f"{provenance.get('pictures_seen', '?')} pictures seen in {provenance['step']} steps of {batch}, "
+            f"{clock(seconds)} of training; the full config is in `bundle.json` under `provenance`.",
+            "",
+        ]
+    if source:
+        lines += [f"Exported from {source}; its settings are in `bundle.json` under `provenance`.", ""]
+    return lines

@@ -77,9 +77,16 @@ class Grid:
         return self.schedule
 
 
-def _leading(schedule: Schedule, n: int) -> Float64:
-    """Knots 0, s, 2s, …, (n-1)s with s = ⌊T/n⌋ (Song et al. 2021's code). Starts below the last knot unless n divides into it."""
-    return schedule.time[np.arange(n - 1, -1, -1) * (len(schedule) // n)]
+def _leading(schedule: Schedule, n: int, offset: float = 0) -> Float64:
+    """Knots 0, s, 2s, …, (n-1)s with s = ⌊T/n⌋ (Song et al. 2021's code). Starts below the last knot unless n divides into it.
+
+    "leading(1)" starts at knot 1 and goes on from there, as code that counts its knots from 1 does.
+    """
+    T, offset = len(schedule), integer("offset of grid 'leading'", _whole(offset), 0, len(schedule) - 1)
+    knots = offset + np.arange(n - 1, -1, -1) * (T // n)
+    if knots[0] >= T:
+        raise RequestError(f"grid 'leading({offset})' of {n} steps asks for knot {knots[0]} of {T}: take fewer steps.")
+    return schedule.time[knots]
 
 
 def _trailing(schedule: Schedule, n: int) -> Float64:
@@ -137,13 +144,18 @@ GRIDS: Mapping[str, Callable[..., Float64]] = {
     "log_snr": _log_snr,
     "karras": _karras,
 }
-
-NUMBERED: Mapping[str, tuple[str, str]] = {"karras": ("rho", "karras(5)"), "log_snr": ("bound", "log_snr(7)")}
-"""The grids that take a number: what it means, and an example."""
+PARAMETER = {
+    "karras": ("rho", "karras(5)"),
+    "leading": ("its offset in knots", "leading(1)"),
+    "log_snr": ("its bound", "log_snr(7)"),
+}
+"""The grids that take a number, what it is, and an example."""
 
 
 def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | None = None) -> Grid:
-    """The grid of `steps` intervals that ends clean, named (`GRIDS`; `NUMBERED` for "karras(5)") or as explicit falling times in the network's unit.
+    """The grid of `steps` intervals that ends clean: named (`GRIDS`), or explicit falling times in the network's unit.
+
+    "karras(5)" gives rho, "leading(1)" the offset, "log_snr(7)" the bound.
 
     Raises RequestError for an unknown name, for steps outside 1 … T, and for times that do not fall or leave the schedule.
     """
@@ -177,12 +189,16 @@ def _named(spacing: str) -> tuple[str, list[float]]:
         raise unknown("grid", spacing, GRIDS)
     if inner is None:
         return name, []
-    if name not in NUMBERED:
+    if name not in PARAMETER:
         raise RequestError(f"grid {name!r} takes no number, found {spacing!r}.")
-    meaning, example = NUMBERED[name]
     try:
         return name, [float(inner)]
     except ValueError:
+        parameter, example = PARAMETER[name]
         raise RequestError(
-            f"grid {name!r} takes its {meaning} as a number, such as {example!r}, found {spacing!r}."
+            f"grid {name!r} takes {parameter} as a number, such as {example!r}, found {spacing!r}."
         ) from None
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else value

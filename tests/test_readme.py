@@ -1,6 +1,5 @@
 """Every command and every program in the README and CONTRIBUTING runs, word for word."""
 
-import os
 import re
 import signal
 import subprocess
@@ -27,11 +26,51 @@ def _commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder that has what a clone has, so that the commands leave nothing in this one."""
+    """An empty folder that has what a clone has, so that the commands leave nothing in this one; and networks to export."""
     path = tmp_path_factory.mktemp("clone")
-    for name in ("runtime", "trainer", "export", "bundles", "docs"):
+    for name in ("runtime", "trainer", "export", "docs"):
         (path / name).symlink_to(ROOT / name)
+    (path / "bundles").mkdir()
+    (path / "bundles" / "emoji32").symlink_to(ROOT / "bundles" / "emoji32")
+    _diffusers_folder(path / "ddpm-cifar10-32")
+    (path / "mynet.py").write_text(NETWORK)
+    subprocess.run([sys.executable, "-c", SAVE], cwd=path, check=True, timeout=300)
     return path
+
+
+NETWORK = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, time, label=None):
+        answer = self.layer(x)
+        return answer if label is None else answer + 0.1 * label[:, None, None, None]
+
+net = Net
+"""
+SAVE = """
+from safetensors.torch import save_model
+from mynet import net
+save_model(net(), "net.safetensors")
+"""
+
+
+def _diffusers_folder(path: Path) -> None:
+    import diffusers
+
+    network = diffusers.UNet2DModel(
+        8,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+    )
+    diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(path)
 
 
 def _run(command: str, folder: Path) -> str:
@@ -62,9 +101,6 @@ def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder:
     assert "the same command again goes on from here" in rest
     assert list(folder.glob("runs/emoji/checkpoints/step-*"))
 
-    (folder / "bundles").unlink()  # not into the shipped bundles of this checkout
-    (folder / "bundles").mkdir()
-    os.symlink(ROOT / "bundles" / "emoji32", folder / "bundles" / "emoji32")
     assert "agrees with PyTorch" in _run("python -m export.build", folder)
     assert (folder / "bundles" / "emoji" / "report.png").is_file()
 

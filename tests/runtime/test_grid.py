@@ -80,6 +80,13 @@ def test_what_is_no_grid_is_refused(spacing, steps, message: str) -> None:
         make_grid(COSINE, spacing, steps)
 
 
+def test_leading_can_start_at_a_later_knot() -> None:
+    np.testing.assert_array_equal(make_grid(COSINE, "leading(1)", 4).time[:-1], [751, 501, 251, 1])
+    np.testing.assert_array_equal(
+        make_grid(COSINE, "leading(0)", 4).time[:-1], make_grid(COSINE, "leading", 4).time[:-1]
+    )
+
+
 @pytest.mark.parametrize(("name", "rho"), [("karras", 7), ("karras(3.5)", 3.5), ("karras(1)", 1)])
 def test_karras_is_even_in_a_power_of_sigma_over_alpha(name: str, rho: float) -> None:
     grid = make_grid(make_schedule("edm"), name, 18)
@@ -93,18 +100,22 @@ def test_karras_is_even_in_a_power_of_sigma_over_alpha(name: str, rho: float) ->
 @pytest.mark.parametrize(
     ("spacing", "message"),
     [
-        ("karras(x)", "its rho as a number"),
-        ("karras()", "its rho as a number"),
+        ("karras(x)", "rho as a number"),
+        ("karras()", "rho as a number"),
         ("karras(0)", "rho of grid 'karras' must be a number from 0.1 to 100"),
         ("karras(nan)", "rho of grid 'karras' must be"),
         ("log_snr(x)", "its bound as a number"),
         ("log_snr(0)", "bound of grid 'log_snr' must be a number from 0.1"),
         ("trailing(3)", "takes no number"),
+        ("leading(x)", "its offset in knots as a number"),
+        ("leading(1.5)", "offset of grid 'leading' must be an integer"),
+        ("leading(-1)", "offset of grid 'leading' must be from 0 to 999"),
+        ("leading(500)", "asks for knot 1000 of 1000: take fewer steps"),
         ("karas(7)", "Did you mean 'karras'"),
         ([5.0, 5 - 1e-12], "neighbours of the same level"),
     ],
 )
-def test_two_grids_take_a_number_and_neighbours_differ(spacing, message: str) -> None:
+def test_numbers_of_grids_are_checked_and_neighbours_differ(spacing, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         make_grid(COSINE, spacing, 2)
 

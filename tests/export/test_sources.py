@@ -1,0 +1,188 @@
+"""The command line: a run, a diffusers folder or a module, told apart, each with its own options."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from export import build as building
+from export.build import main
+from export.model import Model
+from runtime import Bundle
+
+CODE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Conv1d(2, 2, width, padding=width // 2)
+        self.tied = self.layer.weight
+
+    def forward(self, x, time):
+        return self.layer(x) + torch.sin(time)[:, None, None]
+
+def net():
+    return Net(3)
+
+def needs(width):
+    return Net(width)
+
+def fails():
+    raise RuntimeError("no luck")
+
+def number():
+    return 3
+
+ready = Net(5)
+"""
+DESCRIBED = ["--sample-shape", "2,16", "--prediction", "epsilon", "--schedule", "linear_raw"]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package `mine` with factories in mine/nets.py, importable."""
+    import sys
+
+    folder = tmp_path / "code" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "nets.py").write_text(CODE)
+    (folder / "broken.py").write_text("import not_there_at_all")
+    (folder / "wrong.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(folder.parent)
+    yield folder
+    for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
+    """The models that the command would build, instead of building them."""
+    models: list[Model] = []
+    monkeypatch.setattr(building, "build", lambda model, *_, **__: models.append(model))
+    return models
+
+
+def test_a_module_with_its_weights_becomes_a_bundle(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    weight, bias = torch.full((2, 2, 3), 0.25), torch.tensor([0.5, -0.5])
+    save_file({"layer.weight": weight, "layer.bias": bias}, tmp_path / "w.safetensors")
+    options = ["--weights", str(tmp_path / "w.safetensors"), "--schedule-option", "T=200", "--steps", "5"]
+    out = tmp_path / "bundle"
+    assert main(["--module", "mine.nets:net", *DESCRIBED, *options, "--quick", "--out", str(out)]) == 0, (
+        capsys.readouterr().err
+    )
+    bundle = Bundle.load(out)
+    assert (bundle.name, bundle.sample_shape, len(bundle.schedule), bundle.defaults.steps) == ("net", (2, 16), 200, 5)
+    weights = (out / "fp32/step.onnx").read_bytes()
+    assert weight.numpy().tobytes() in weights
+    assert bias.numpy().tobytes() in weights
+
+
+def test_every_option_of_a_module_arrives(package: Path, built: list[Model]) -> None:
+    options = "--clip 2 --sample-range=-2,2 --name mine --solver ddim --option eta=0.5 --grid leading --steps 7"
+    assert main(["--module", "mine.nets:ready", *DESCRIBED, *options.split()]) == 0
+    model = built[0]
+    assert (model.clip, model.sample_range, model.name) == (2.0, (-2.0, 2.0), "mine")
+    assert (model.defaults.solver, model.defaults.grid, model.defaults.steps) == ("ddim", "leading", 7)
+    assert model.defaults.options == {"eta": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mine.nets", "--module takes package.file:factory"),
+        ("mine.nets:nett", "unknown factory of mine.nets 'nett'. Did you mean 'net'?"),
+        ("mine.nest:net", "there is no module 'mine.nest'. Run this from the folder"),
+        ("mine.broken:net", "importing mine.broken needs 'not_there_at_all'"),
+        ("mine.wrong:net", "importing mine.wrong fails with ZeroDivisionError"),
+        ("mine.nets:needs", "called without arguments, but missing a required argument: 'width'"),
+        ("mine.nets:fails", "the factory fails with RuntimeError: no luck"),
+        ("mine.nets:number", "the factory returns int"),
+    ],
+)
+def test_a_factory_that_makes_no_module_is_explained(
+    package: Path, spec: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["--module", spec, *DESCRIBED]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (
+            {"layer.bias": (2,), "lay.weight": (1,)},
+            "'tied' is missing; 'layer.weight' is missing; 'lay.weight' is unexpected.",
+        ),
+        ({"layer.weight": (2, 2, 5), "layer.bias": (2,)}, "'layer.weight' is [2, 2, 5], [2, 2, 3] expected"),
+        ({f"w{i}": (1,) for i in range(9)}, "and 7 more"),
+        (None, "there is no such file"),
+        (b"no", "cannot be read as safetensors"),
+    ],
+    ids=["names", "shape", "many", "none", "damaged"],
+)
+def test_weights_that_do_not_fit_are_listed(
+    package: Path, tmp_path: Path, stored: dict | bytes | None, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "w.safetensors"
+    if isinstance(stored, bytes):
+        path.write_bytes(stored)
+    elif stored:
+        save_file({key: torch.zeros(shape) for key, shape in stored.items()}, path)
+    assert main(["--module", "mine.nets:net", *DESCRIBED, "--weights", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_weights_that_can_run_code_are_not_opened(package: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["--module", "mine.nets:net", *DESCRIBED, "--weights", "model.pt"]) == 2
+    assert "other formats can run code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--module", "mine.nets:net"], "--module needs --sample-shape, --prediction, --schedule too"),
+        (["somewhere", "--module", "mine.nets:net"], "give a folder or --module, not both"),
+        (["--module", "mine.nets:net", *DESCRIBED, "--variant", "fp16"], "--variant is for a diffusers folder, and"),
+        (["--module", "mine.nets:net", *DESCRIBED, "--schedule-option", "U=3"], "unknown option of schedule"),
+        (["--module", "mine.nets:net", "--schedule-option", "T=3"], "--schedule-option needs --schedule"),
+        (["nowhere"], "nowhere is no run"),
+        (["RUN", "--weights", "emma"], "Did you mean 'ema'?"),
+        (["RUN", "--clip", "1"], "--clip is for --module, and this is a run: leave it out"),
+        (["FOLDER", "--weights", "ema"], "--weights is for a run and --module, and this is a diffusers folder"),
+        (["FOLDER", "--runs", "runs"], "--runs is for a run, and this is a diffusers folder"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(
+    package: Path, tiny_run: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    places = {"RUN": str(tiny_run), "FOLDER": str(folder)}
+    assert main([places.get(argument, argument) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_and_a_diffusers_folder_are_told_apart(tiny_run: Path, tmp_path: Path, built: list[Model]) -> None:
+    import diffusers
+
+    network = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"))  # fmt: skip
+    diffusers.DDIMPipeline(network, diffusers.DDIMScheduler()).save_pretrained(tmp_path / "pipeline")
+    assert main([str(tiny_run), "--weights", "weights"]) == 0
+    assert main([str(tmp_path / "pipeline"), "--steps", "20", "--name", "other"]) == 0
+    run, folder = built
+    assert (run.name, run.provenance["weights"]) == ("tiny", "weights")
+    assert (folder.name, folder.defaults.steps, folder.provenance["source"]) == (
+        "other",
+        20,
+        "diffusers, DDIMPipeline",
+    )
+    json.dumps(dict(folder.provenance))
