@@ -1,6 +1,6 @@
 """Export a network as a bundle, and prove it: python -m export.build [RUN] [--out DIR]
 
-RUN is a run of trainer.fit or a diffusers folder; with --module the network is any PyTorch module.
+RUN is a run of trainer.fit, a bundle made from one, or a diffusers folder; with --module the network is any PyTorch module.
 """
 
 from __future__ import annotations

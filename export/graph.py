@@ -26,6 +26,8 @@ from .model import Model
 OPSET = 20
 """From 21 on, GroupNorm becomes an op that ONNX Runtime's CPU kernels lack."""
 WEIGHTS = "weights.bin"
+NETWORK = "network."
+"""Before the names of the module's parameters, in the graphs."""
 INLINE = 1024
 """Constants smaller than this many bytes stay in the graph."""
 TRACED_BATCH = 31
@@ -107,7 +109,29 @@ def trace(model: Model, guided: bool) -> ModelProto:
             f"{model.name}: the module works at one size of the batch only (its {fixed[0]} was traced at {B}). "
             "Take the batch from x.shape[0], and make no Python number of it."
         )
-    return clean(proto)
+    clean(proto)
+    _name_weights(proto.graph, model.module)
+    return proto
+
+
+def _name_weights(graph: GraphProto, module: nn.Module) -> None:
+    """Give back their names to parameters that the exporter reshaped, and so renamed: a bundle's weights can be read from its graphs."""
+    named = {f"{NETWORK}{name}": p.detach().numpy().tobytes() for name, p in module.named_parameters()}
+    taken = {i.name for i in graph.initializer}
+    names: dict[bytes, list[str]] = {}
+    for name, raw in named.items():
+        if name not in taken:
+            names.setdefault(raw, []).append(name)
+    renamed: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.name not in named and tensor.data_type == TensorProto.FLOAT:
+            same = names.get(numpy_helper.to_array(tensor).tobytes())
+            if same:
+                renamed[tensor.name] = tensor.name = same.pop(0)
+    for node in graph.node:
+        for reader in _with_inner(node):
+            for i, name in enumerate(reader.input):
+                reader.input[i] = renamed.get(name, name)
 
 
 def _why_not(name: str, error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What the command line names, as a `Model`: a run, a diffusers folder, or any PyTorch module."""
+"""What the command line names, as a `Model`: a run, a bundle, a diffusers folder, or any PyTorch module."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from runtime.arguments import number
 from runtime.errors import RequestError, unknown
 from runtime.schedule import SCHEDULES, Schedule, make_schedule
 
+from .from_bundle import from_bundle, is_bundle
 from .from_diffusers import from_diffusers, is_diffusers
 from .from_module import from_module, load_module, load_weights
 from .model import Model, from_run, newest_run
 
-RUN, DIFFUSERS, MODULE = "a run", "a diffusers folder", "--module"
+RUN, BUNDLE, DIFFUSERS, MODULE = "a run", "a bundle", "a diffusers folder", "--module"
 DEFAULTS = ("guidance", "solver", "steps", "grid")
 ACCEPTS = {
     RUN: ("runs", "weights", "guidance"),
+    BUNDLE: (),
     DIFFUSERS: ("name", "schedule", "schedule_option", "prediction", "null_label", "label_names", "variant", *DEFAULTS),
     MODULE: (
         *("weights", "sample_shape", "sample_range", "prediction", "schedule", "schedule_option", "clip", "name"),
@@ -35,6 +37,10 @@ def named(given: argparse.Namespace) -> Model:
             raise RequestError(f"give a folder or --module, not both: found {given.run} and --module {given.module}.")
         return _module(given)
     run = given.run or newest_run(given.runs or Path("runs"))
+    if is_bundle(run):
+        _taken(given, BUNDLE)
+        print(f"exporting {run}, a bundle, again")
+        return from_bundle(run)
     return _diffusers(run, given) if is_diffusers(run) else _run(run, given)
 
 
@@ -124,7 +130,11 @@ def _assignment(text: str) -> tuple[str, Any]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what is exported; each is None where it was not given."""
     parser.add_argument(
-        "run", nargs="?", type=Path, metavar="RUN", help="a run's or a diffusers folder [the newest run under runs/]"
+        "run",
+        nargs="?",
+        type=Path,
+        metavar="RUN",
+        help="a run's, a bundle's or a diffusers folder [the newest run under runs/]",
     )
 
     def adder(title: str, description: str | None = None) -> Callable[..., Any]:
