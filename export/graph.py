@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import io
@@ -161,21 +162,31 @@ def _quiet() -> Iterator[None]:
 
 
 def clean(proto: ModelProto) -> ModelProto:
-    """The same computation without stack traces, paths, and shapes computed at run time that are known but for the batch."""
+    """The same computation without stack traces, paths, and shapes computed at run time that are known but for the batch.
+
+    A node is called after the module that it came from: network.down.0.residual.conv1/Conv_12; what is not the network's, step/Add_3.
+    """
     proto.doc_string, proto.producer_name, proto.producer_version = "", "unnoise", ""
     del proto.metadata_props[:]
     graph = proto.graph
     graph.name, graph.doc_string = "step", ""
     del graph.metadata_props[:]
-    for item in [*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info]:
-        item.doc_string = ""
-        del item.metadata_props[:]
     _freeze_shapes(proto)
     _drop_unused(graph)
-    del graph.value_info[:]
     for i, node in enumerate(graph.node):
-        node.name = f"{node.op_type}_{i}"
+        node.name = f"{_module(node)}/{node.op_type}_{i}"
+    for item in [*graph.node, *graph.input, *graph.output, *graph.initializer]:
+        item.doc_string = ""
+        del item.metadata_props[:]
+    del graph.value_info[:]
     return proto
+
+
+def _module(node: NodeProto) -> str:
+    """The path of the module that a node came from, as the exporter notes it; "step" outside the network."""
+    noted = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+    inside = [scope for scope in ast.literal_eval(noted)[:-1] if scope and f"{scope}.".startswith(NETWORK)]
+    return inside[-1] if inside else "step"
 
 
 def _freeze_shapes(proto: ModelProto) -> None:
@@ -347,12 +358,16 @@ def _make_external(tensor: TensorProto, offset: int, length: int) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def convert(model: Model, folder: Path) -> None:
-    """Write step.onnx and sampler.onnx, and for labelled models their guided forms, into `folder` with their shared weights."""
+def steps(model: Model) -> dict[str, ModelProto]:
+    """The step graphs by file name: step.onnx, and for models with a null label that was trained step_guided.onnx."""
     guided = (False, True) if model.labels and model.labels.null_trained else (False,)
+    return {"step_guided.onnx" if g else "step.onnx": trace(model, g) for g in guided}
+
+
+def write_all(steps: Mapping[str, ModelProto], sample_shape: tuple[int, ...], folder: Path) -> None:
+    """Write each step graph, and as sampler*.onnx the loop around it, into `folder` with their shared weights."""
     models: dict[str, ModelProto] = {}
-    for g in guided:
-        step, suffix = trace(model, g), "_guided" if g else ""
-        models[f"step{suffix}.onnx"] = step
-        models[f"sampler{suffix}.onnx"] = loop(step, model.sample_shape)
+    for name, step in steps.items():
+        models[name] = step
+        models[name.replace("step", "sampler")] = loop(step, sample_shape)
     write(models, folder)
