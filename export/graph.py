@@ -314,9 +314,10 @@ def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
 def write(models: Mapping[str, ModelProto], folder: Path) -> None:
     """Write each model under its name; large constants go into one weights file, each once however many graphs hold it.
 
-    Raises ExportError for a model that ONNX's own checker refuses.
+    The models given stay as they are. Raises ExportError for one that ONNX's own checker refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    models = {name: _copy(model) for name, model in models.items()}
     offsets: dict[bytes, int] = {}
     end = 0
     with (folder / WEIGHTS).open("wb") as weights:
@@ -338,6 +339,13 @@ def write(models: Mapping[str, ModelProto], folder: Path) -> None:
             onnx.checker.check_model(str(path))
         except onnx.checker.ValidationError as error:
             raise ExportError(f"{name} is not valid ONNX: {error}") from error
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    """The same model, to be changed."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def _constants(graph: GraphProto) -> Iterator[TensorProto]:

@@ -18,39 +18,13 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from .dims import Dims
 from .graph import NETWORK
 
-HALF = frozenset(
-    [
-        "Conv",
-        "ConvTranspose",
-        "Gemm",
-        "MatMul",
-        "Add",
-        "Sub",
-        "Mul",
-        "Neg",
-        "Relu",
-        "Sigmoid",
-        "Tanh",
-        "Erf",
-        "Gelu",
-        "Concat",
-        "Split",
-        "Slice",
-        "Reshape",
-        "Transpose",
-        "Unsqueeze",
-        "Squeeze",
-        "Expand",
-        "Identity",
-        "Pad",
-        "Resize",
-        "DepthToSpace",
-        "SpaceToDepth",
-        "AveragePool",
-        "MaxPool",
-        "Gather",
-    ]
-)
+# fmt: off
+HALF = frozenset((
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Neg", "Relu", "Sigmoid", "Tanh", "Erf", "Gelu",
+    "Concat", "Split", "Slice", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity", "Pad", "Resize",
+    "DepthToSpace", "SpaceToDepth", "AveragePool", "MaxPool", "Gather",
+))
+# fmt: on
 """What is computed in float16; sums over many values (norms, softmax, means) and whatever is not here stay float32."""
 ONLY_FIRST = frozenset(("Resize", "Reshape", "Slice", "Expand", "Unsqueeze", "Squeeze", "Split", "Pad", "Gather"))
 """Whose other inputs are shapes, scales or indices."""
