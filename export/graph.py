@@ -173,8 +173,8 @@ def clean(proto: ModelProto) -> ModelProto:
     del graph.metadata_props[:]
     _freeze_shapes(proto)
     _drop_unused(graph)
-    for i, node in enumerate(graph.node):
-        node.name = f"{_module(node)}/{node.op_type}_{i}"
+    for i, (node, module) in enumerate(zip(graph.node, _modules(graph), strict=True)):
+        node.name = f"{module}/{node.op_type}_{i}"
     for item in [*graph.node, *graph.input, *graph.output, *graph.initializer]:
         item.doc_string = ""
         del item.metadata_props[:]
@@ -182,11 +182,28 @@ def clean(proto: ModelProto) -> ModelProto:
     return proto
 
 
-def _module(node: NodeProto) -> str:
-    """The path of the module that a node came from, as the exporter notes it; "step" outside the network."""
-    noted = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
-    inside = [scope for scope in ast.literal_eval(noted)[:-1] if scope and f"{scope}.".startswith(NETWORK)]
-    return inside[-1] if inside else "step"
+def _modules(graph: GraphProto) -> list[str]:
+    """For each node the path of the module that it came from, as the exporter notes it; "step" outside the network.
+
+    Of some nodes it notes nothing: those between two of the network's are the network's, and of the module before them.
+    """
+    found = []
+    for node in graph.node:
+        noted = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+        inside = [scope for scope in ast.literal_eval(noted)[:-1] if scope and f"{scope}.".startswith(NETWORK)]
+        found.append(inside[-1] if inside else "step")
+    made: dict[str, str] = {}
+    for node, module in zip(graph.node, found, strict=True):
+        before = next((made[name] for name in node.input if name in made), None)
+        if module != "step" or before:
+            made.update(dict.fromkeys(node.output, before if module == "step" and before else module))
+    wanted: set[str] = set()
+    for i, node in reversed(list(enumerate(graph.node))):
+        if found[i] != "step" or wanted.intersection(node.output):
+            wanted.update(node.input)
+            if found[i] == "step" and node.output[0] in made:
+                found[i] = made[node.output[0]]
+    return found
 
 
 def _freeze_shapes(proto: ModelProto) -> None:
