@@ -374,10 +374,12 @@ def candidates(bundle: Bundle) -> list[Backend]:
     ONNX Runtime computes fp16 and int8-trt here in float32 where its CPU kernels lack them: that proves the graph, not what a GPU rounds.
     """
     found: list[Backend] = [OnnxRuntime(bundle, precision, None) for precision in bundle.precisions]
-    for name, backend in BACKENDS.items():
-        for precision in () if name == "onnxruntime" else backend.precisions:
+    for name, kind in BACKENDS.items():
+        for precision in (
+            p for p, folder in kind.folders.items() if name != "onnxruntime" and folder in bundle.precisions
+        ):
             try:
-                found.append(backend.open(bundle, precision, None))
+                found.append(kind.open(bundle, precision, None))
             except BackendError as error:
                 print(f"not checked: {precision} on {name}: {error}")
     return found

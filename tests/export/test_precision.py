@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from export import graph
-from export.build import build, main
+from export.build import build
 from export.calibrate import QUICK_CALIBRATION, Trajectories, best, choose, median_psnr, ranges, session
 from export.check import QUICK, Bounds, headroom
 from export.errors import ExportError
@@ -40,14 +40,6 @@ def step(steps: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def seen(step: onnx.ModelProto, bundle: Bundle) -> list[tuple[Range, Range]]:
     return ranges(step, bundle, QUICK_CALIBRATION)
-
-
-@pytest.fixture(scope="module")
-def precise(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run's bundle with every precision, made by the command."""
-    out = tmp_path_factory.mktemp("precise") / "tiny"
-    assert main([str(tiny_run), "--fp16", "--int8", "--quick", "--out", str(out)]) == 0
-    return out
 
 
 def pictures(proto: onnx.ModelProto, bundle: Bundle, count: int = 8) -> np.ndarray:
