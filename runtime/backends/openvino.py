@@ -17,7 +17,7 @@ from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError
 from ..program import R
-from . import Float32, missing
+from . import Float32, failed, missing
 from .onnxfile import with_weights
 
 CACHE = "UNNOISE_CACHE"
@@ -199,9 +199,7 @@ class OpenVinoBuffers:
             for request in self._requests[key]:
                 request.infer()
         except Exception as error:  # openvino raises RuntimeError and others
-            raise BundleError(
-                f"{self._backend.bundle.path}: openvino failed on a batch of {len(self.label)}: {error}"
-            ) from error
+            raise failed(self._backend.bundle, "openvino", len(self.label), error) from error
         self._current = 1 - self._current
 
     def _bind(self, guided: bool, current: int) -> list[Any]:
