@@ -30,6 +30,7 @@ from . import graph
 from .calibrate import QUICK_CALIBRATION, Calibration, choose, ranges
 from .check import QUICK, Bounds, Plan, check, headroom, summary
 from .errors import ExportError
+from .folding import fold_upsampling
 from .from_module import from_module
 from .model import Model
 from .precision import quantize, to_float16
@@ -67,7 +68,8 @@ def build(
     with replacing_folder(out) as folder:
         print("converting", flush=True)
         steps = graph.steps(model)
-        graph.write_all(steps, model.sample_shape, folder / "fp32")
+        folded = {name: fold_upsampling(step) for name, step in steps.items()}
+        graph.write_all(folded, model.sample_shape, folder / "fp32")
         bundle = _write_manifest(folder, model, {})
         made = _other_precisions(steps, bundle, precisions, bounds, calibration)
         bundle = _write_manifest(folder, model, {})
