@@ -24,14 +24,16 @@ from runtime.errors import status
 from runtime.files import replacing_folder, to_json
 from runtime.pictures import save, tile
 from runtime.sampler import Sampler
+from runtime.tuned import Tuned
 
 from . import graph
-from .check import QUICK, Bounds, Plan, check, summary
+from .check import QUICK, Bounds, Plan, check, summary, torch_network
 from .errors import ExportError
 from .from_module import from_module
 from .model import Model
-from .report import can_be_shown, card, draw, sheet_settings
+from .report import add_tuned, can_be_shown, card, draw, sheet_settings
 from .sources import add_options, named
+from .teacher import probe, same
 
 
 def build(model: Model, out: Path, bounds: Bounds | None = None, plan: Plan | None = None) -> Bundle:
@@ -43,6 +45,7 @@ def build(model: Model, out: Path, bounds: Bounds | None = None, plan: Plan | No
     if out.exists() and not (out / MANIFEST).is_file():
         raise ExportError(f"{out} exists and is no bundle, so it is not replaced. Give another --out.")
     begun = time.perf_counter()
+    model = dataclasses.replace(model, tuned=model.tuned or _kept(model, out))
     with replacing_folder(out) as folder:
         print("converting", flush=True)
         graph.convert(model, folder / "fp32")
@@ -54,6 +57,7 @@ def build(model: Model, out: Path, bounds: Bounds | None = None, plan: Plan | No
         bundle = dataclasses.replace(bundle, report=summary(report))
         if can_be_shown(model.sample_shape):
             save(folder / "samples.png", _sheet(bundle, (plan or Plan()).samples), least=512)
+        add_tuned(folder, bundle)
         (folder / "README.md").write_text(card(dataclasses.replace(bundle, name=out.name)), encoding="utf-8")
         _write_manifest(folder, model, bundle.report)
     found = Bundle.load(out)
@@ -98,12 +102,6 @@ def _sheet(bundle: Bundle, most: int) -> Any:
 
 def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any]) -> Bundle:
     """Write bundle.json over the files that are there, and read it back as a user would."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST:
-            data = path.read_bytes()
-            files[name] = File(hashlib.sha256(data).hexdigest(), len(data))
     bundle = Bundle(
         path=folder,
         name=model.name,
@@ -114,12 +112,39 @@ def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any]) -> Bu
         clip=model.clip,
         labels=model.labels,
         defaults=model.defaults,
-        files=files,
+        files=listed(folder),
         provenance={**model.provenance, "versions": versions()},
         report=report,
+        tuned=model.tuned,
     )
     (folder / MANIFEST).write_text(to_json(bundle.to_json()), encoding="utf-8")
     return Bundle.load(folder)
+
+
+def listed(folder: Path) -> dict[str, File]:
+    """Every file of a bundle's folder but bundle.json, by its path inside."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST:
+            data = path.read_bytes()
+            files[name] = File(hashlib.sha256(data).hexdigest(), len(data))
+    return files
+
+
+def _kept(model: Model, out: Path) -> Mapping[int, Tuned]:
+    """The solvers fitted to the bundle in `out`, which is about to be replaced: kept for the same network, else dropped, with a word."""
+    old = Bundle.load(out) if out.exists() else None
+    if old is None or not old.tuned:
+        return {}
+    now = probe(torch_network(model), model)
+    facts = [(b.prediction, b.clip, b.sample_shape, to_json(b.schedule.to_json())) for b in (old, model)]
+    if facts[0] == facts[1] and all(same(t.made.get("network", []), now) for t in old.tuned.values()):
+        return old.tuned
+    print(
+        f"{out} has solvers fitted to another network; they are dropped. To fit new ones: python -m export.tune {out}"
+    )
+    return {}
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import Bundle
+from runtime.files import from_json, to_json
 from runtime.pictures import to_uint8
 from runtime.progress import clock
 
@@ -86,6 +87,52 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
     plt.close(figure)
 
 
+def add_tuned(folder: Path, bundle: Bundle) -> None:
+    """Tell of a bundle's tuned solvers, where it has some, in its folder's report.json and tuned.png: their curve beside the untuned ones'."""
+    if not bundle.tuned:
+        return
+    report = from_json((folder / "report.json").read_bytes())
+    report["tuned"] = {
+        str(K): {"tuned": t.made["errors"]["held_out"], "untuned": t.made["untuned"]}
+        for K, t in sorted(bundle.tuned.items())
+    }
+    (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+    _draw_tuned(folder / "tuned.png", bundle.name, report["tuned"])
+
+
+def _draw_tuned(path: Path, name: str, curve: Mapping[str, Any]) -> None:
+    """Held-out error against calls, tuned and untuned, a line a guidance."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
+    calls = [int(K) for K in curve]
+    for i, g in enumerate(next(iter(curve.values()))["tuned"]["guidance"]):
+        for side, style in (("tuned", "o-"), ("untuned", "s--")):
+            rows = [entry[side] if side == "tuned" else entry[side]["held_out"] for entry in curve.values()]
+            error = [row["guidance"][g]["rms"] for row in rows]
+            axis.plot(
+                calls,
+                error,
+                style,
+                color=f"C{i}",
+                label=f"{'tuned' if side == 'tuned' else 'best untuned'}, guidance {g}",
+            )
+    axis.set(
+        yscale="log",
+        xlabel="calls of the network",
+        ylabel="RMS distance to the teacher, held out",
+        title=f"{name}: tuned solvers",
+    )
+    axis.set_xticks(calls)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
 def sheet_settings(bundle: Bundle) -> dict[str, Any]:
     """How the card's picture is sampled: by the bundle's defaults, or where those take more than a hundred calls, by fewer."""
     return {"solver": "ddim", "steps": 50} if bundle.defaults.steps > 100 else {}
@@ -125,6 +172,7 @@ def card(bundle: Bundle) -> str:
         f"Default: `{solver}`, {d.steps} steps on the `{d.grid}` grid, guidance {d.guidance:g}."
         + (" The picture: `ddim`, 50 steps." if pictures and sheet_settings(bundle) else ""),
         "",
+        *_tuned(bundle),
         *_origin(bundle.provenance),
         "## Checked",
         "",
@@ -141,6 +189,26 @@ def card(bundle: Bundle) -> str:
     if bundle.labels:
         lines += ["## Labels", "", ", ".join(f"{i} `{name}`" for i, name in enumerate(bundle.labels.names)), ""]
     return "\n".join(lines)
+
+
+def _tuned(bundle: Bundle) -> list[str]:
+    """The card's lines on tuned solvers."""
+    if not bundle.tuned:
+        return []
+    rows = []
+    for K, t in sorted(bundle.tuned.items()):
+        errors = (t.made["errors"]["held_out"], t.made["untuned"]["held_out"])
+        cells = " | ".join(f"{e['rms']:.3f} ({e['median']:.3f})" for e in errors)
+        rows.append(f"| {K} | {cells} | {t.made['untuned']['name']} |")
+    return [
+        f'With few calls: `solver="tuned"`, `steps={" | ".join(map(str, sorted(bundle.tuned)))}`, fitted to this network (`tuned.png`). '
+        "RMS distance (median) to what many calls make of the same noise, on samples that were not fitted on:",
+        "",
+        "| calls | tuned | best untuned | which is |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def _origin(provenance: Mapping[str, Any]) -> list[str]:

@@ -127,15 +127,14 @@ def _assignment(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is exported; each is None where it was not given."""
-    parser.add_argument(
-        "run",
-        nargs="?",
-        type=Path,
-        metavar="RUN",
-        help="a run's, a bundle's or a diffusers folder [the newest run under runs/]",
-    )
+def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> None:
+    """The options that say what is exported; each is None where it was not given. flag: RUN's, where it is no positional argument."""
+    where: dict[str, Any] = {"type": Path, "metavar": "RUN"}
+    what = "a run's, a bundle's or a diffusers folder"
+    if flag:
+        parser.add_argument(flag, dest="run", help=what, **where)
+    else:
+        parser.add_argument("run", nargs="?", help=f"{what} [the newest run under runs/]", **where)
 
     def adder(title: str, description: str | None = None) -> Callable[..., Any]:
         return parser.add_argument_group(title, description).add_argument
