@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,9 @@ from trainer.data import Pictures, emoji
 
 OUT = Path("out/tuned")
 EVERY_GRID = (*GRIDS, "log_snr(4)", "log_snr(5)", "log_snr(6)")
-CALLS = (4, 6, 8, 10, 12, 15)
+CALLS = (4, 6, 8, 12, 15)
+LIKELY = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc 2 bh2", "unipc 3")
+LIKELY_GRIDS = ("trailing", "log_snr", "log_snr(4)", "log_snr(5)", "log_snr(6)", "log_snr(7)")
 GOAL = {4: 8, 6: 12, 8: 15}
 """Tuned calls, and the calls of the best untuned solver that they are held against."""
 SCREENED = 8
@@ -79,8 +81,7 @@ class Bench:
             to_json({k: t.to_json() for k, t in bundle.tuned.items()}),
         )
         self.folder = OUT / f"{bundle.name}-{weights[:12]}"
-        self.path = self.folder / "errors.json"
-        self.known: dict[str, list[float]] = from_json(self.path.read_bytes()) if self.path.exists() else {}
+        self.known = {path.name: from_json(path.read_bytes()) for path in self.folder.glob("errors-*.json")}
         self.fitted = hashlib.sha256(fitted.encode()).hexdigest()[:8]
 
     def sample(self, first: int, count: int, guidance: float, **settings: Any) -> NDArray[np.float32]:
@@ -107,7 +108,9 @@ class Bench:
 
     def errors(self, run: Run, count: int) -> NDArray[np.float64]:
         key = f"{run}{' ' + self.fitted if run.solver == 'tuned' else ''}"
-        have = self.known.get(key, [])
+        file = f"errors-{run.guidance:g}.json"
+        known = self.known.setdefault(file, {})
+        have = known.get(key, [])
         if len(have) < count:
             reference, size = self.reference(count, run.guidance), self.sampler.max_batch
             for first in range(len(have), count, size):
@@ -115,8 +118,8 @@ class Bench:
                 x = self.sample(first, last - first, run.guidance, **run.settings())
                 apart = x.astype(np.float64) - reference[first:last]
                 have = [*have, *np.sqrt((apart**2).mean((1, 2, 3)))]
-            self.known[key] = have
-            write_text(self.path, json.dumps(self.known))
+            known[key] = have
+            write_text(self.folder / file, json.dumps(known))
         return np.array(have[:count])
 
 
@@ -124,10 +127,12 @@ def rms(error: NDArray[np.float64]) -> float:
     return float(np.sqrt(np.mean(error**2)))
 
 
-def plan(bench: Bench, calls: Sequence[int], guidance: float) -> Iterator[Run]:
-    """Every solver on every grid with the most steps that each budget allows."""
+def plan(bench: Bench, guidance: float) -> Iterator[Run]:
+    """Every solver on every grid with the most steps that each budget allows; guided, where each call is two, the likeliest few."""
     bundle = bench.sampler.bundle
-    for (name, (solver, options)), grid, budget in product(SOLVERS.items(), EVERY_GRID, calls):
+    names, grids = (SOLVERS, EVERY_GRID) if guidance == 1 else (LIKELY, LIKELY_GRIDS)
+    for name, grid, budget in product(names, grids, CALLS):
+        solver, options = SOLVERS[name]
         steps = most_steps(budget, lambda n, s=solver, g=grid, o=options: bundle.program(s, n, g, **o))
         if steps:
             yield Run(name, grid, budget, steps, guidance)
@@ -135,7 +140,7 @@ def plan(bench: Bench, calls: Sequence[int], guidance: float) -> Iterator[Run]:
 
 def measure(bench: Bench, seeds: int, guidance: float) -> dict[Run, NDArray[np.float64]]:
     """Errors [seeds]: every solver on its best grid, whatever comes near the best, and the tuned ones."""
-    runs = list(plan(bench, CALLS, guidance))
+    runs = list(plan(bench, guidance))
     screened = {run: rms(bench.errors(run, SCREENED)) for run in track(runs, f"guidance {guidance:g}, every grid")}
     chosen = []
     for budget in CALLS:
@@ -167,6 +172,8 @@ def table(found: dict[Run, NDArray[np.float64]]) -> str:
     lines = ["| calls, at most | " + " | ".join(map(str, CALLS)) + " |", "|---" * (len(CALLS) + 1) + "|"]
     for name in ("tuned", *SOLVERS):
         runs = [best(found, calls, name) for calls in CALLS]
+        if not any(runs):
+            continue
         cells = [cell(run, found[run] if run else None) for run in runs]
         lines.append(f"| {'**`tuned`**' if name == 'tuned' else shown(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -316,7 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
     parser.add_argument("--seeds", type=int, default=64, help="at guidance 1 [64]")
-    parser.add_argument("--guided", type=int, default=32, help="seeds at the bundle's own guidance [32]")
+    parser.add_argument("--guided", type=int, default=16, help="seeds at the bundle's own guidance [16]")
     parser.add_argument("--pictures", type=int, default=256, help="for the Fréchet distance [256]")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many; the same command goes on")
     parser.add_argument("--threads", type=int, help="of the inference library [one a core]")

@@ -139,7 +139,7 @@ def _kept(model: Model, out: Path) -> Mapping[int, Tuned]:
         return {}
     now = probe(torch_network(model), model)
     facts = [(b.prediction, b.clip, b.sample_shape, to_json(b.schedule.to_json())) for b in (old, model)]
-    if facts[0] == facts[1] and all(same(t.made.get("network", []), now) for t in old.tuned.values()):
+    if facts[0] == facts[1] and all(same(t.made.get("network"), now) for t in old.tuned.values()):
         return old.tuned
     print(
         f"{out} has solvers fitted to another network; they are dropped. To fit new ones: python -m export.tune {out}"

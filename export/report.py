@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import Bundle
+from runtime.errors import BundleError
 from runtime.files import from_json, to_json
 from runtime.pictures import to_uint8
 from runtime.progress import clock
+from runtime.tuned import Tuned
 
 
 def can_be_shown(shape: Sequence[int]) -> bool:
@@ -92,16 +94,30 @@ def add_tuned(folder: Path, bundle: Bundle) -> None:
     if not bundle.tuned:
         return
     report = from_json((folder / "report.json").read_bytes())
-    report["tuned"] = {
-        str(K): {"tuned": t.made["errors"]["held_out"], "untuned": t.made["untuned"]}
-        for K, t in sorted(bundle.tuned.items())
-    }
+    report["tuned"] = {str(K): _held_out(t) for K, t in sorted(bundle.tuned.items())}
     (folder / "report.json").write_text(to_json(report), encoding="utf-8")
     _draw_tuned(folder / "tuned.png", bundle.name, report["tuned"])
 
 
+def _held_out(tuned: Tuned) -> dict[str, Any]:
+    """A tuned solver's errors on held-out samples, and the untuned one's, from its record. Raises BundleError where that does not tell."""
+
+    def numbers(record: Any) -> dict[str, Any]:
+        found = {name: float(record[name]) for name in ("rms", "median")}
+        return found | {"guidance": {str(g): float(e["rms"]) for g, e in record["guidance"].items()}}
+
+    try:
+        untuned = tuned.made["untuned"]
+        record = {"tuned": numbers(tuned.made["errors"]["held_out"]), "untuned": numbers(untuned["held_out"])}
+        return record | {"untuned_solver": str(untuned["name"])}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"the tuned solver of {len(tuned)} calls does not say how it was made ({error!r}). Fit it again: python -m export.tune"
+        ) from error
+
+
 def _draw_tuned(path: Path, name: str, curve: Mapping[str, Any]) -> None:
-    """Held-out error against calls, tuned and untuned, a line a guidance."""
+    """Held-out error against calls, tuned and untuned, a colour a guidance."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -111,20 +127,13 @@ def _draw_tuned(path: Path, name: str, curve: Mapping[str, Any]) -> None:
     calls = [int(K) for K in curve]
     for i, g in enumerate(next(iter(curve.values()))["tuned"]["guidance"]):
         for side, style in (("tuned", "o-"), ("untuned", "s--")):
-            rows = [entry[side] if side == "tuned" else entry[side]["held_out"] for entry in curve.values()]
-            error = [row["guidance"][g]["rms"] for row in rows]
-            axis.plot(
-                calls,
-                error,
-                style,
-                color=f"C{i}",
-                label=f"{'tuned' if side == 'tuned' else 'best untuned'}, guidance {g}",
-            )
+            error = [entry[side]["guidance"].get(g, np.nan) for entry in curve.values()]
+            axis.plot(calls, error, style, color=f"C{i}", label=f"{side}, guidance {g}")
     axis.set(
         yscale="log",
         xlabel="calls of the network",
         ylabel="RMS distance to the teacher, held out",
-        title=f"{name}: tuned solvers",
+        title=f"{name}: tuned solvers and the best untuned ones",
     )
     axis.set_xticks(calls)
     axis.grid(alpha=0.3, which="both")
@@ -197,9 +206,9 @@ def _tuned(bundle: Bundle) -> list[str]:
         return []
     rows = []
     for K, t in sorted(bundle.tuned.items()):
-        errors = (t.made["errors"]["held_out"], t.made["untuned"]["held_out"])
-        cells = " | ".join(f"{e['rms']:.3f} ({e['median']:.3f})" for e in errors)
-        rows.append(f"| {K} | {cells} | {t.made['untuned']['name']} |")
+        record = _held_out(t)
+        cells = " | ".join(f"{e['rms']:.3f} ({e['median']:.3f})" for e in (record["tuned"], record["untuned"]))
+        rows.append(f"| {K} | {cells} | {record['untuned_solver']} |")
     return [
         f'With few calls: `solver="tuned"`, `steps={" | ".join(map(str, sorted(bundle.tuned)))}`, fitted to this network (`tuned.png`). '
         "RMS distance (median) to what many calls make of the same noise, on samples that were not fitted on:",

@@ -115,9 +115,10 @@ def probe(network: Network, bundle: Any) -> list[float]:
     return [float(v) for v in (F.astype(np.float64) * along).reshape(4, -1).mean(1)]
 
 
-def same(a: list[float], b: list[float]) -> bool:
-    """Whether two probes are of one network, computed in float32 by whatever library."""
-    return len(a) == len(b) and bool(np.allclose(a, b, rtol=0, atol=1e-4))
+def same(a: Any, b: list[float]) -> bool:
+    """Whether a, perhaps read from a file, and b are probes of one network, computed in float32 by whatever library."""
+    numbers = isinstance(a, list) and all(isinstance(v, float) for v in a)
+    return numbers and len(a) == len(b) and bool(np.allclose(a, b, rtol=0, atol=1e-4))
 
 
 def draw(bundle: Bundle, count: int, first_seed: int) -> Samples:

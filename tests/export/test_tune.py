@@ -15,6 +15,7 @@ from export.errors import ExportError
 from export.fitting import Fit, Form, _normal_equations, begin, errors, step
 from export.from_bundle import from_bundle
 from export.model import from_run
+from export.report import add_tuned
 from export.teacher import Walker, draw, network_of, probe, same, taught
 from export.tune import helps, main, tune
 from export.tuning import Settings, even_programs, named_programs
@@ -71,7 +72,9 @@ def test_the_report_the_card_and_the_list_of_files_tell_of_it(tuned: Bundle) -> 
     for name in tuned.files:
         tuned.read(name)
     curve = from_json(tuned.read("report.json"))["tuned"]
-    assert curve["5"]["tuned"] == tuned.tuned[5].made["errors"]["held_out"]
+    held_out = tuned.tuned[5].made["errors"]["held_out"]
+    assert curve["5"]["tuned"]["rms"] == held_out["rms"] < curve["5"]["untuned"]["rms"]
+    assert curve["5"]["tuned"]["guidance"]["2"] == held_out["guidance"]["2"]["rms"]
     assert b"steps=3 | 5" in tuned.read("README.md")
     assert "tuned.png" in tuned.files
 
@@ -254,6 +257,14 @@ def test_hostile_values_are_refused_when_the_bundle_is_read(copied: Path, change
     (copied / MANIFEST).write_text(to_json(value))
     with pytest.raises(BundleError, match=r"tuned solver .* is none"):
         Bundle.load(copied)
+
+
+@pytest.mark.parametrize("made", [{}, {"errors": 3, "untuned": {}}, {"network": "no", "errors": {"held_out": []}}])
+def test_a_record_that_makes_no_sense_is_an_error_to_the_exporter_too(tuned: Bundle, tmp_path: Path, made: Any) -> None:
+    shutil.copy(tuned.path / "report.json", tmp_path)
+    spoilt = dataclasses.replace(tuned, tuned={5: dataclasses.replace(tuned.tuned[5], made=made)})
+    with pytest.raises(BundleError, match="does not say how it was made"):
+        add_tuned(tmp_path, spoilt)
 
 
 @pytest.mark.parametrize("value", [[], None, "6"])
