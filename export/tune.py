@@ -79,7 +79,7 @@ def compared(tuned: Tuned) -> str:
 
 def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
     """The bundle anew in its place, with these solvers, their curve in the report, and the card that tells of them."""
-    with replacing_folder(bundle.path) as folder:
+    with replacing_folder(bundle.path.resolve()) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         found = dataclasses.replace(bundle, path=folder, tuned=tuned)
         add_tuned(folder, found)
