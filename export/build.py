@@ -24,16 +24,15 @@ from runtime.errors import status
 from runtime.files import replacing_folder, to_json
 from runtime.pictures import save, tile
 from runtime.sampler import Sampler
-from runtime.tuned import Tuned
 
 from . import graph
-from .check import QUICK, Bounds, Plan, check, summary, torch_network
+from .check import QUICK, Bounds, Plan, check, summary
 from .errors import ExportError
 from .from_module import from_module
 from .model import Model
-from .report import add_tuned, can_be_shown, card, draw, sheet_settings
+from .report import can_be_shown, card, draw, sheet_settings
 from .sources import add_options, named
-from .teacher import probe, same
+from .tuned import add_tuned, kept
 
 
 def build(model: Model, out: Path, bounds: Bounds | None = None, plan: Plan | None = None) -> Bundle:
@@ -45,7 +44,7 @@ def build(model: Model, out: Path, bounds: Bounds | None = None, plan: Plan | No
     if out.exists() and not (out / MANIFEST).is_file():
         raise ExportError(f"{out} exists and is no bundle, so it is not replaced. Give another --out.")
     begun = time.perf_counter()
-    model = dataclasses.replace(model, tuned=model.tuned or _kept(model, out))
+    model = dataclasses.replace(model, tuned=model.tuned or kept(model, out))
     with replacing_folder(out) as folder:
         print("converting", flush=True)
         graph.convert(model, folder / "fp32")
@@ -130,21 +129,6 @@ def listed(folder: Path) -> dict[str, File]:
             data = path.read_bytes()
             files[name] = File(hashlib.sha256(data).hexdigest(), len(data))
     return files
-
-
-def _kept(model: Model, out: Path) -> Mapping[int, Tuned]:
-    """The solvers fitted to the bundle in `out`, which is about to be replaced: kept for the same network, else dropped, with a word."""
-    old = Bundle.load(out) if out.exists() else None
-    if old is None or not old.tuned:
-        return {}
-    now = probe(torch_network(model), model)
-    facts = [(b.prediction, b.clip, b.sample_shape, to_json(b.schedule.to_json())) for b in (old, model)]
-    if facts[0] == facts[1] and all(same(t.made.get("network"), now) for t in old.tuned.values()):
-        return old.tuned
-    print(
-        f"{out} has solvers fitted to another network; they are dropped. To fit new ones: python -m export.tune {out}"
-    )
-    return {}
 
 
 def versions() -> dict[str, str]:

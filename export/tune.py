@@ -24,9 +24,10 @@ from runtime.tuned import Tuned
 from .build import listed
 from .check import torch_network
 from .errors import ExportError
-from .report import add_tuned, card
+from .report import card
 from .sources import add_options, named
 from .teacher import network_of, probe, same
+from .tuned import add_tuned
 from .tuning import Settings, fit, prepare
 
 WORK = Path("out/tune")

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from export import tuning
-from export.build import _kept
 from export.check import run_loop_graph, torch_network
 from export.errors import ExportError
 from export.fitting import Fit, Form, _normal_equations, begin, errors, step
 from export.from_bundle import from_bundle
 from export.model import from_run
-from export.report import add_tuned
 from export.teacher import Walker, draw, network_of, probe, same, taught
 from export.tune import helps, main, tune
+from export.tuned import add_tuned, kept
 from export.tuning import Settings, even_programs, named_programs
 from runtime.bundle import MANIFEST, Bundle
 from runtime.errors import BundleError, RequestError
@@ -161,11 +160,11 @@ def test_the_run_and_the_bundle_are_one_network_and_another_is_not(tiny_bundle: 
 def test_exporting_again_keeps_it_for_the_same_network_alone(
     copied: Path, tuned: Bundle, tiny_run: Path, capsys
 ) -> None:
-    kept = _kept(from_run(tiny_run, 2.0), copied)
-    assert sorted(kept) == [3, 5]
+    found = kept(from_run(tiny_run, 2.0), copied)
+    assert sorted(found) == [3, 5]
     assert from_bundle(copied).tuned[5].to_json() == tuned.tuned[5].to_json()
     assert not capsys.readouterr().out
-    assert _kept(from_run(tiny_run, 2.0, "weights"), copied) == {}
+    assert kept(from_run(tiny_run, 2.0, "weights"), copied) == {}
     assert "has solvers fitted to another network; they are dropped" in capsys.readouterr().out
 
 
