@@ -91,9 +91,13 @@ class Planner:
 
     def _table(self, request: Request, guidance: float) -> Table:
         grid = request.grid if request.grid is None or isinstance(request.grid, str) else tuple(request.grid)
-        interval = request.guidance_interval if guidance != 1 else None
         settings = {"solver": request.solver, "steps": request.steps, "grid": grid, "guidance": guidance}
-        settings |= {"guidance_interval": interval, "strength": request.strength, "up": request.up, **request.options}
+        settings |= {
+            "guidance_interval": request.guidance_interval,
+            "strength": request.strength,
+            "up": request.up,
+            **request.options,
+        }
         # With types: 2.0 and True are equal to 2 and 1, but are refused as numbers of steps.
         key = tuple((name, type(value), value) for name, value in sorted(settings.items()))
         try:
