@@ -180,7 +180,7 @@ def _add_own(verb: str, add: Callable[..., Any]) -> None:
     if verb in ("interpolate", "variations", "animate"):
         add("--n", type=int, default=1 if verb == "animate" else 8, help="how many")
     if verb in ("stylize", "invert", "translate"):
-        strength = 0.5 if verb == "stylize" else 1.0
+        strength = {"stylize": 0.5, "invert": 1.0, "translate": 0.4}[verb]
         add(
             "--strength",
             type=float,

@@ -55,10 +55,9 @@ class Planner:
         """The request as the loop runs it. Raises RequestError for what makes no sense."""
         seed, bundle = integer("seed", request.seed, 0, MAX_SEED), self.bundle
         label = bundle.label_number(request.label)
-        can_guide = bundle.labels is not None and bundle.labels.null_trained
-        default = bundle.defaults.guidance if can_guide else 1.0
+        default = bundle.defaults.guidance if bundle.can_guide else 1.0
         guidance = default if request.guidance is None else number("guidance", request.guidance, -1e3, 1e3)
-        if guidance != 1 and not can_guide:
+        if guidance != 1 and not bundle.can_guide:
             raise RequestError(
                 f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a trained null label."
             )

@@ -71,7 +71,7 @@ def test_paths_pillow_images_and_arrays_are_the_same_pictures(
     calls: list[Callable[[Any], np.ndarray]] = [
         lambda p: sampler.stylize(p, steps=3, label=3),
         lambda p: sampler.invert(p, steps=3, label=3).noise,
-        lambda p: sampler.translate(p, 3, 7, steps=3),
+        lambda p: sampler.translate(p, 3, 7, steps=6),
         lambda p: sampler.inpaint(p, MASK, steps=3),
         lambda p: sampler.interpolate(p, 5, 3, steps=3),
         lambda p: sampler.variations(p, 2, steps=3),
@@ -141,12 +141,23 @@ def test_inversion_climbs_unclipped_from_the_least_noisy_knot(sampler: Sampler) 
 def test_translate_is_inverting_under_one_label_and_coming_back_under_another(
     sampler: Sampler, digits: np.ndarray
 ) -> None:
-    found = sampler.translate(digits, LABELS, [7, 7, 7, 8, 8], steps=8, guidance=2.0)
-    noises = sampler.invert(digits, label=LABELS, steps=8).noise
-    how = {"solver": "dpmpp_2m", "grid": "log_snr", "steps": 8}
-    assert sampler.sample(5, label=[7, 7, 7, 8, 8], start=noises, guidance=2.0, **how).tobytes() == found.tobytes()
-    same = sampler.translate(digits, LABELS, LABELS, steps=8)
-    assert same.tobytes() == sampler.invert(digits, label=LABELS, steps=8).back.tobytes()
+    for strength in (1.0, 0.5):
+        found = sampler.translate(digits, LABELS, [7, 7, 7, 8, 8], steps=8, strength=strength, guidance=2.0)
+        noises = sampler.invert(digits, label=LABELS, steps=8, strength=strength).noise
+        how = {"solver": "dpmpp_2m", "grid": "log_snr", "steps": 8, "strength": strength, "guidance": 2.0}
+        assert sampler.sample(5, label=[7, 7, 7, 8, 8], start=noises, **how).tobytes() == found.tobytes()
+        same = sampler.translate(digits, LABELS, LABELS, steps=8, strength=strength, guidance=1.0)
+        assert same.tobytes() == sampler.invert(digits, label=LABELS, steps=8, strength=strength).back.tobytes()
+
+
+def test_translate_walks_part_of_the_way_and_is_guided_where_the_bundle_can_be(
+    sampler: Sampler, digits: np.ndarray, edited: Callable[[Callable[[dict], object]], Path]
+) -> None:
+    found = sampler.translate(digits, LABELS, 7, steps=8)
+    assert sampler.translate(digits, LABELS, 7, steps=8, strength=0.4, guidance=3.0).tobytes() == found.tobytes()
+    never_null = Sampler.load(edited(lambda value: value["labels"].update(null_trained=False)))
+    plain = sampler.translate(digits, LABELS, 7, steps=8, guidance=1.0)
+    assert never_null.translate(digits, LABELS, 7, steps=8).tobytes() == plain.tobytes()
 
 
 @pytest.mark.parametrize("how", [{}, {"solver": "ddim"}, {"solver": "dpmpp_3m"}, {"solver": "heun"}], ids=str)
