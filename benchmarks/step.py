@@ -24,6 +24,8 @@ import onnxruntime as ort
 from figures import ROUNDS, fill, machine, ratio
 from onnx.utils import Extractor
 
+from export.graph import NETWORK
+from export.precision import scope
 from runtime import Sampler
 from runtime.bundle import Bundle
 from runtime.noise import Stream, noise
@@ -34,25 +36,27 @@ STEPS = 10
 
 
 def bare_network(bundle: Bundle) -> onnx.ModelProto:
-    """The network alone, cut out of step.onnx between its first and last convolution's ends: x, time, label → F."""
+    """The network alone, cut out of step.onnx where its nodes begin and end: x, time[, label] → F, in the order of the inputs."""
     model = onnx.load(str(bundle.path / "fp32" / "step.onnx"))
-    graph = model.graph
-    maker = {output: node for node in graph.node for output in node.output}
-    first = next(n for n in graph.node if n.op_type == "Conv" and n.input[1] == "network.first.weight")
-    last = next(n for n in graph.node if n.op_type == "Conv" and n.input[1] == "network.last.weight")
-    angle = next(n for n in graph.node if "network.time.frequency" in n.input)
-    column = maker[next(i for i in angle.input if i != "network.time.frequency")]  # time as [B, 1]
-    inputs = [first.input[0], column.input[0], "label"]
+    nodes = model.graph.node
+    inside = [node for node in nodes if f"{scope(node)}.".startswith(NETWORK)]
+    made = {output for node in inside for output in node.output}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    goes_in = dict.fromkeys(name for node in inside for name in node.input if name and name not in made | constants)
+    comes_out = next(name for node in nodes if node not in inside for name in node.input if name in made)
+    ranks = {"time": [], "x": list(bundle.sample_shape)}
+    readers = {name: node.op_type for node in inside for name in node.input if name in goes_in}
     value = onnx.helper.make_tensor_value_info
-    del graph.value_info[:]
-    graph.value_info.extend(
-        [
-            value(inputs[0], onnx.TensorProto.FLOAT, ["batch", *bundle.sample_shape]),
-            value(inputs[1], onnx.TensorProto.FLOAT, ["batch"]),
-            value(last.output[0], onnx.TensorProto.FLOAT, ["batch", *bundle.sample_shape]),
-        ]
-    )
-    return Extractor(model).extract_model(inputs, [last.output[0]])
+    del model.graph.value_info[:]
+    names = {}
+    for name in goes_in:
+        kind = "label" if name == "label" else "time" if readers[name] in ("Unsqueeze", "Reshape", "Mul") else "x"
+        names[kind] = name
+        if kind != "label":
+            model.graph.value_info.append(value(name, onnx.TensorProto.FLOAT, ["batch", *ranks[kind]]))
+    model.graph.value_info.append(value(comes_out, onnx.TensorProto.FLOAT, ["batch", *bundle.sample_shape]))
+    order = [names[kind] for kind in ("x", "time", "label") if kind in names]
+    return Extractor(model).extract_model(order, [comes_out])
 
 
 def runner(

@@ -12,44 +12,70 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto
 from torch import nn
 
 from runtime.bundle import MANIFEST, Bundle, File
-from runtime.errors import status
+from runtime.errors import status, unknown
 from runtime.files import replacing_folder, to_json
 from runtime.pictures import save, tile
 from runtime.sampler import Sampler
 
 from . import graph
-from .check import QUICK, Bounds, Plan, check, summary
+from .calibrate import QUICK_CALIBRATION, Calibration, choose, ranges
+from .check import QUICK, Bounds, Plan, check, headroom, summary
 from .errors import ExportError
+from .folding import fold_upsampling
 from .from_module import from_module
 from .model import Model
-from .report import can_be_shown, card, draw, sheet_settings
+from .precision import quantize, to_float16
+from .report import can_be_shown, card, draw, sheet_settings, worst_of
 from .sources import add_options, named
 from .tuned import add_tuned, kept
 
+PRECISIONS = ("fp16", "int8")
+"""What can be asked for beside fp32."""
+HELP = {
+    "fp16": "also the network in float16, for GPUs; norms, softmax and the time embedding stay float32",
+    "int8": "also in int8, for CPUs and for TensorRT, calibrated on the model's own trajectories",
+}
 
-def build(model: Model, out: Path, bounds: Bounds | None = None, plan: Plan | None = None) -> Bundle:
+
+def build(
+    model: Model,
+    out: Path,
+    bounds: Bounds | None = None,
+    plan: Plan | None = None,
+    precisions: Collection[str] = (),
+    calibration: Calibration | None = None,
+) -> Bundle:
     """Convert, check, write: the bundle in the folder `out`, which takes the place of one that is there.
 
-    bounds, plan: how far ONNX may be from PyTorch, and how much is compared; the report says both.
+    bounds, plan: how far ONNX may be from PyTorch, and how much is compared; the report says both. precisions: "fp16" and "int8",
+    beside fp32, which is always there; int8 is written for CPUs (int8) and for TensorRT (int8-trt). calibration: how int8 is made.
     Raises ExportError, with nothing written, where the export does not agree with PyTorch or `out` is something else than a bundle.
     """
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise unknown("precision", precision, PRECISIONS)
     if out.exists() and not (out / MANIFEST).is_file():
         raise ExportError(f"{out} exists and is no bundle, so it is not replaced. Give another --out.")
-    begun = time.perf_counter()
+    begun, bounds, calibration = time.perf_counter(), bounds or Bounds(), calibration or Calibration()
     model = dataclasses.replace(model, tuned=model.tuned or kept(model, out))
     with replacing_folder(out) as folder:
         print("converting", flush=True)
-        graph.convert(model, folder / "fp32")
+        steps = graph.steps(model)
+        folded = {name: fold_upsampling(step) for name, step in steps.items()}
+        graph.write_all(folded, model.sample_shape, folder / "fp32")
         bundle = _write_manifest(folder, model, {})
-        report, pictures = check(model, bundle, bounds, plan)
+        made = _other_precisions(steps, bundle, precisions, bounds, calibration)
+        bundle = _write_manifest(folder, model, {})
+        report, pictures = check(model, bundle, bounds, plan, made)
         report["versions"] = versions()
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")
         draw(folder / "report.png", bundle, report, pictures)
@@ -60,16 +86,35 @@ def build(model: Model, out: Path, bounds: Bounds | None = None, plan: Plan | No
         (folder / "README.md").write_text(card(dataclasses.replace(bundle, name=out.name)), encoding="utf-8")
         _write_manifest(folder, model, bundle.report)
     found = Bundle.load(out)
-    for precision, worst in found.report.items():
-        print(f"{precision} agrees with PyTorch; largest differences:")
-        for kind, unit in (
-            ("answer", ""),
-            ("next_state", "·max(1, σ) beyond F's share"),
-            ("trajectory", "·max(1, |x|)"),
-        ):
-            print(f"  {kind:10}  {worst[kind]:.1e}  (bound {report['bounds'][kind]:g}{unit})")
+    print(worst_of(found.report, report["bounds"]))
     size = sum(file.size for file in found.files.values())
     print(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see {out / 'report.png'}")
+    return found
+
+
+def _other_precisions(
+    steps: Mapping[str, ModelProto],
+    bundle: Bundle,
+    precisions: Collection[str],
+    bounds: Bounds,
+    calibration: Calibration,
+) -> dict[str, Any]:
+    """Write the step graphs in other precisions beside fp32; what the report says of how they were made."""
+    step, found = steps["step.onnx"], {}
+
+    def write(name: str, change: Callable[[ModelProto], ModelProto]) -> None:
+        graph.write_all({file: change(proto) for file, proto in steps.items()}, bundle.sample_shape, bundle.path / name)
+
+    if "fp16" in precisions:
+        found["headroom"] = headroom(step, bundle, calibration)
+        write("fp16", to_float16)
+    if "int8" in precisions:
+        both = ranges(step, bundle, calibration)
+        for name, signed in (("int8", False), ("int8-trt", True)):
+            seen = [pair[signed] for pair in both]
+            chosen = choose(step, bundle, seen, signed, bounds.psnr[name], calibration)
+            write(name, lambda proto, s=seen, k=chosen.keep, g=signed: quantize(proto, s, k, g))
+            found.setdefault("int8", {})[name] = chosen.to_json()
     return found
 
 
@@ -79,15 +124,18 @@ def build_bundle(
     *,
     bounds: Bounds | None = None,
     plan: Plan | None = None,
+    precisions: Collection[str] = (),
+    calibration: Calibration | None = None,
     **described: Any,
 ) -> Bundle:
     """Export any PyTorch module, module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S], and prove it.
 
-    out: the bundle's folder, bundles/ and the name if left out. bounds, plan: see `build`. The rest says what the module is:
+    out: the bundle's folder, bundles/ and the name if left out. bounds, plan, precisions, calibration: see `build`. The rest says what the module is:
     sample_shape, prediction, schedule, and whatever else `from_module` takes. Raises ExportError and RequestError.
     """
     model = from_module(module, **described)
-    return build(model, Path("bundles") / model.name if out is None else Path(out), bounds, plan)
+    folder = Path("bundles") / model.name if out is None else Path(out)
+    return build(model, folder, bounds, plan, precisions, calibration)
 
 
 def _sheet(bundle: Bundle, most: int) -> Any:
@@ -146,12 +194,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="compare less, for a large network: fewer levels, batches and steps"
     )
+    for precision in PRECISIONS:
+        parser.add_argument(f"--{precision}", action="store_true", help=HELP[precision])
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
 
     def action() -> int:
         model = named(given)
-        build(model, given.out or Path("bundles") / model.name, plan=QUICK if given.quick else None)
+        precisions = [name for name in PRECISIONS if getattr(given, name)]
+        plan, calibration = (QUICK, QUICK_CALIBRATION) if given.quick else (None, None)
+        build(model, given.out or Path("bundles") / model.name, None, plan, precisions, calibration)
         return 0
 
     return status(action)

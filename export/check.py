@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,16 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto
 
-from runtime.backends import Buffers
+from runtime.backends import BACKENDS, Backend, Buffers
+from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.bundle import Bundle
+from runtime.errors import BackendError
 from runtime.noise import Stream, noise
 from runtime.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, D, Program, R, run
 from runtime.progress import Progress
 from runtime.sampler import Sampler
 
+from .calibrate import Calibration, median_psnr, observe
 from .errors import ExportError
 from .model import Model
+from .precision import tensors
 
 BATCHES = (1, 3, 16)
 TIMES = 13
@@ -34,7 +41,8 @@ ROUNDING = 4 * 2.0**-24
 class Plan:
     """How much is compared. batches: sizes, each at `times` levels across the schedule; pictures, steps: of every trajectory.
 
-    samples: how many the model card shows. Raises ExportError for numbers below 1.
+    samples: how many the model card shows. judged, ways: pictures, and (solver, steps), that
+    another precision is held against fp32 by. Raises ExportError for numbers below 1.
     """
 
     batches: tuple[int, ...] = BATCHES
@@ -42,15 +50,19 @@ class Plan:
     pictures: int = PICTURES
     steps: int = STEPS
     samples: int = 36
+    judged: int = 16
+    ways: tuple[tuple[str, int], ...] = (("dpmpp_2m", 20), ("ddim", 50))
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            if name == "ways":
+                continue
             least = min(value, default=0) if isinstance(value, tuple) else value
             if least < 1:
                 raise ExportError(f"a plan needs {name} of at least 1, found {value}.")
 
 
-QUICK = Plan(batches=(1, 3), times=5, pictures=1, steps=10, samples=4)
+QUICK = Plan(batches=(1, 3), times=5, pictures=1, steps=10, samples=4, judged=2, ways=(("dpmpp_2m", 10), ("ddim", 10)))
 """For large networks: about a twentieth of the work."""
 
 
@@ -60,12 +72,16 @@ class Bounds:
 
     answer: of the network's F. next_state: times max(1, sigma), beyond what the difference and the rounding of F come to there,
     which the row multiplies by up to sigma/alpha. trajectory: of the final samples, times the largest of PyTorch's where that is
-    above 1, which unclipped samples may be.
+    above 1, which unclipped samples may be. These hold for fp32. psnr: the least median, dB, of final pictures in another precision
+    against fp32's; their differences at each step are reported.
     """
 
     answer: float = 1e-4
     next_state: float = 1e-4
     trajectory: float = 2e-3
+    psnr: Mapping[str, float] = field(
+        default_factory=lambda: {"fp16": 40.0, "bf16": 25.0, "int8": 35.0, "int8-trt": 35.0}
+    )
 
 
 @dataclass(frozen=True)
@@ -211,7 +227,7 @@ def check_steps(examples: Examples, backend: Any, guided: bool, bounds: Bounds, 
     guidance = max(2.0, examples.bundle.defaults.guidance) if guided else 1.0
     graph = "step_guided.onnx" if guided else "step.onnx"
     bound = {batch: backend.bind(batch) for batch in examples.plan.batches}
-    worst_answer, worst_state, invariant, by_time = NONE, NONE, True, []
+    worst_answer, worst_state, invariant, not_finite, by_time = NONE, NONE, True, 0, []
     for knot in examples.knots:
         example = examples.at(int(knot), guidance)
         errors, first = [], []
@@ -226,6 +242,7 @@ def check_steps(examples: Examples, backend: Any, guided: bool, bounds: Bounds, 
             worst_answer |= Worst(answer_error, bounds.answer, where)
             allowed = bounds.next_state * max(1.0, example.sigma) + example.share(answer_error)
             worst_state |= Worst(state_error, allowed, where)
+            not_finite += int((~np.isfinite(answer)).sum())
             errors.append((answer_error, state_error))
             first.append(state[:1].tobytes() + answer[:1].tobytes())
             bar.advance()
@@ -237,6 +254,7 @@ def check_steps(examples: Examples, backend: Any, guided: bool, bounds: Bounds, 
         "answer": vars(worst_answer),
         "next_state": vars(worst_state),
         "batch_invariant": invariant,
+        "not_finite": not_finite,
         "guidance": guidance,
         "by_time": by_time,
     }
@@ -286,15 +304,16 @@ def check_trajectory(
     found = sampler.sample(
         pictures, 0, label=labels, guidance=guidance, solver=way.solver, steps=way.steps, **way.options
     )
-    looped = run_loop_graph(bundle, sampler.backend.precision, program, start, z, label)
     largest = float(np.abs(expected).max())
     record = {
         "trajectory": str(way),
         "error": difference(found, expected),
-        "loop_graph": difference(looped, found),
         "bound": bound * (max(1.0, largest) if np.isfinite(largest) else 1.0),
         "psnr_db": psnr(found, expected, bundle.sample_range),
     }
+    if sampler.backend.name == "onnxruntime":
+        looped = run_loop_graph(bundle, sampler.backend.precision, program, start, z, label)
+        record["loop_graph"] = difference(looped, found)
     return record, expected, found
 
 
@@ -349,80 +368,175 @@ def identity_holds(bundle: Bundle, backend: Any) -> bool:
     return True
 
 
-def check(
-    model: Model, bundle: Bundle, bounds: Bounds | None = None, plan: Plan | None = None
-) -> tuple[dict[str, Any], Mapping[str, NDArray[Any]]]:
-    """Hold every precision of the bundle against the model it came from.
+def candidates(bundle: Bundle) -> list[Backend]:
+    """Every precision of the bundle on every backend that this machine has, fp32 on ONNX Runtime first.
 
+    ONNX Runtime computes fp16 and int8-trt here in float32 where its CPU kernels lack them: that proves the graph, not what a GPU rounds.
+    """
+    found: list[Backend] = [OnnxRuntime(bundle, precision, None) for precision in bundle.precisions]
+    for name, kind in BACKENDS.items():
+        for precision in (
+            p for p, folder in kind.folders.items() if name != "onnxruntime" and folder in bundle.precisions
+        ):
+            try:
+                found.append(kind.open(bundle, precision, None))
+            except BackendError as error:
+                print(f"not checked: {precision} on {name}: {error}")
+    return found
+
+
+def check(
+    model: Model,
+    bundle: Bundle,
+    bounds: Bounds | None = None,
+    plan: Plan | None = None,
+    made: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], Mapping[str, NDArray[Any]]]:
+    """Hold every precision of the bundle, on every backend there is, against the model it came from.
+
+    made: how other precisions were made, which goes into the report.
     Returns the report and the pictures that it shows: "pytorch" and one entry a precision, each [plan.pictures, *S].
     Raises ExportError with the worst case where a bound is missed.
     """
     bounds, plan = bounds or Bounds(), plan or Plan()
     ways, pictures = trajectories(bundle, plan), {}
     report: dict[str, Any] = {
-        "bounds": vars(bounds),
-        "plan": {**vars(plan), "batches": list(plan.batches)},
+        "bounds": {**vars(bounds), "psnr": dict(bounds.psnr)},
+        "plan": {**vars(plan), "batches": list(plan.batches), "ways": [list(way) for way in plan.ways]},
         "precisions": {},
+        **(made or {}),
     }
     examples = Examples(model, bundle, plan)
     graphs = [g for g in (False, True) if f"fp32/step{'_guided' if g else ''}.onnx" in bundle.files]
-    units = len(bundle.precisions) * (len(graphs) * len(examples.knots) * len(plan.batches) + len(ways) * 10)
+    backends = candidates(bundle)
+    units = len(backends) * (len(graphs) * len(examples.knots) * len(plan.batches) + len(ways) * 10)
     with Progress("checking", units) as bar:
-        for precision in bundle.precisions:
-            sampler = Sampler(bundle, precision=precision)
-            steps = {
-                ("step_guided" if g else "step"): check_steps(examples, sampler.backend, g, bounds, bar) for g in graphs
+        for backend in backends:
+            sampler = Sampler(bundle, backend)
+            entry: dict[str, Any] = {
+                "steps": {
+                    ("step_guided" if g else "step"): check_steps(examples, backend, g, bounds, bar) for g in graphs
+                },
+                "trajectories": [],
             }
-            records = []
             for way in ways:
                 record, expected, found = check_trajectory(model, sampler, way, bounds.trajectory, plan.pictures)
-                records.append(record)
+                entry["trajectories"].append(record)
                 pictures.setdefault("pytorch", expected)
-                pictures.setdefault(precision, found)
+                pictures.setdefault(backend.precision, found)
                 bar.advance(10)
-            report["precisions"][precision] = {
-                "backend": sampler.backend.name,
-                "steps": steps,
-                "trajectories": records,
-                "identity": identity_holds(bundle, sampler.backend),
-            }
+            entry["identity"] = identity_holds(bundle, backend)
+            report["precisions"].setdefault(backend.precision, {})[backend.name] = entry
+    _against_fp32(bundle, backends, plan, report["precisions"])
     refuse_misses(report)
     return report, pictures
 
 
+def _against_fp32(bundle: Bundle, backends: list[Backend], plan: Plan, entries: Mapping[str, Any]) -> None:
+    """Add to every entry the PSNR of its final pictures against fp32's of ONNX Runtime, and the time of a call."""
+    n, classes, knots = plan.judged, bundle.num_classes, len(bundle.schedule)
+    label = [i % classes for i in range(n)] if classes else None
+    expected = {}
+    for backend in backends:
+        entry, sampler = entries[backend.precision][backend.name], Sampler(bundle, backend)
+        entry["psnr_db"] = {}
+        for solver, steps in plan.ways:
+            found = sampler.sample(
+                n, 500, label=label, guidance=1.0 if label else None, solver=solver, steps=min(steps, knots)
+            )
+            reference = expected.setdefault((solver, steps), found)
+            entry["psnr_db"][f"{solver}, {steps} steps"] = median_psnr(found, reference, bundle.sample_range)
+        entry["ms_a_call"] = {str(batch): _milliseconds(backend.bind(batch)) for batch in (1, max(plan.batches))}
+
+
+def _milliseconds(buffers: Buffers, calls: int = 7) -> float:
+    """Median time of one call of the plain step graph."""
+    buffers.step(False)
+    spent = []
+    for _ in range(calls):
+        begun = time.perf_counter()
+        buffers.step(False)
+        spent.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(spent)
+
+
 def refuse_misses(report: Mapping[str, Any]) -> None:
     """Raise ExportError with every bound that the report shows as missed."""
-    misses = []
-    for precision, entry in report["precisions"].items():
-        for kind in ("answer", "next_state"):
-            for found in (step[kind] for step in entry["steps"].values()):
-                if not found["error"] <= found["bound"]:
-                    misses.append(
-                        f"{precision} {kind}: {found['error']:.3g} > {found['bound']:.3g} at {found['where']}"
-                    )
-        for t in entry["trajectories"]:
-            for kind in ("error", "loop_graph"):
-                if not t[kind] <= t["bound"]:
-                    misses.append(
-                        f"{precision} {kind} of the trajectory {t['trajectory']}: {t[kind]:.3g} > {t['bound']:.3g}"
-                    )
-        if not all(step["batch_invariant"] for step in entry["steps"].values()):
-            misses.append(f"{precision}: a sample's bytes depend on the batch it stands in")
-        if not entry["identity"]:
-            misses.append(f"{precision}: an identity row changes the state")
+    misses = [
+        f"{precision} on {backend}: {miss}"
+        for precision, entries in report["precisions"].items()
+        for backend, entry in entries.items()
+        for miss in (
+            _misses_of_fp32(entry) if precision == "fp32" else _misses(entry, report["bounds"]["psnr"][precision])
+        )
+        + _misses_of_any(entry)
+    ]
+    misses += [f"fp16: {miss}" for miss in report.get("headroom", {}).get("beyond", ())]
     if misses:
         raise ExportError("the export does not agree with PyTorch, and nothing was written:\n  " + "\n  ".join(misses))
 
 
-def summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report in a few numbers: the worst case of each kind, per precision."""
+def _misses_of_fp32(entry: Mapping[str, Any]) -> list[str]:
+    misses = []
+    for kind in ("answer", "next_state"):
+        for found in (step[kind] for step in entry["steps"].values()):
+            if not found["error"] <= found["bound"]:
+                misses.append(f"{kind}: {found['error']:.3g} > {found['bound']:.3g} at {found['where']}")
+    for t in entry["trajectories"]:
+        for kind in ("error", "loop_graph"):
+            if kind in t and not t[kind] <= t["bound"]:
+                misses.append(f"{kind} of the trajectory {t['trajectory']}: {t[kind]:.3g} > {t['bound']:.3g}")
+    return misses
 
-    def worst(entry: Mapping[str, Any]) -> dict[str, float]:
+
+def _misses(entry: Mapping[str, Any], least: float) -> list[str]:
+    worst = {name: found for name, found in entry["psnr_db"].items() if not found >= least}
+    return [f"final pictures {found:.1f} dB from fp32's, {least:g} needed ({name})" for name, found in worst.items()]
+
+
+def _misses_of_any(entry: Mapping[str, Any]) -> list[str]:
+    misses = []
+    if not all(step["batch_invariant"] for step in entry["steps"].values()):
+        misses.append("a sample's bytes depend on the batch it stands in")
+    if not entry["identity"]:
+        misses.append("an identity row changes the state")
+    lost = sum(step["not_finite"] for step in entry["steps"].values())
+    if lost:
+        misses.append(f"{lost} values of F are not finite")
+    return misses
+
+
+def headroom(step: ModelProto, bundle: Bundle, calibration: Calibration) -> dict[str, Any]:
+    """How near the network's float32 values come to float16's largest, along trajectories: share of 65504, the nearest first."""
+    largest: dict[str, float] = {}
+    made = {output: node.name for node in step.graph.node for output in node.output}
+
+    def see(name: str, value: NDArray[np.float32]) -> None:
+        largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
+
+    observe(step, bundle, list(tensors(step)), calibration, see)
+    shares = sorted(((value / 65504, made[name]) for name, value in largest.items()), reverse=True)
+    return {
+        "tensors": len(shares),
+        "nearest": {name: found for found, name in shares[:10]},
+        "beyond": [f"{name} reaches {found:.2g} of float16's largest value" for found, name in shares if not found < 1],
+    }
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report in a few numbers, by precision and backend: the worst case of each kind, and the least PSNR against fp32."""
+
+    def worst(entry: Mapping[str, Any]) -> dict[str, Any]:
         steps = entry["steps"].values()
         return {
             "answer": max(s["answer"]["error"] for s in steps),
             "next_state": max(s["next_state"]["error"] for s in steps),
             "trajectory": max(t["error"] for t in entry["trajectories"]),
+            "psnr_db": min(entry["psnr_db"].values()),
+            "ms_a_call": entry["ms_a_call"],
         }
 
-    return {precision: worst(entry) for precision, entry in report["precisions"].items()}
+    return {
+        precision: {backend: worst(entry) for backend, entry in entries.items()}
+        for precision, entries in report["precisions"].items()
+    }

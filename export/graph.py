@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import io
@@ -161,21 +162,48 @@ def _quiet() -> Iterator[None]:
 
 
 def clean(proto: ModelProto) -> ModelProto:
-    """The same computation without stack traces, paths, and shapes computed at run time that are known but for the batch."""
+    """The same computation without stack traces, paths, and shapes computed at run time that are known but for the batch.
+
+    A node is called after the module that it came from: network.down.0.residual.conv1/Conv_12; what is not the network's, step/Add_3.
+    """
     proto.doc_string, proto.producer_name, proto.producer_version = "", "unnoise", ""
     del proto.metadata_props[:]
     graph = proto.graph
     graph.name, graph.doc_string = "step", ""
     del graph.metadata_props[:]
-    for item in [*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info]:
-        item.doc_string = ""
-        del item.metadata_props[:]
     _freeze_shapes(proto)
     _drop_unused(graph)
+    for i, (node, module) in enumerate(zip(graph.node, _modules(graph), strict=True)):
+        node.name = f"{module}/{node.op_type}_{i}"
+    for item in [*graph.node, *graph.input, *graph.output, *graph.initializer]:
+        item.doc_string = ""
+        del item.metadata_props[:]
     del graph.value_info[:]
-    for i, node in enumerate(graph.node):
-        node.name = f"{node.op_type}_{i}"
     return proto
+
+
+def _modules(graph: GraphProto) -> list[str]:
+    """For each node the path of the module that it came from, as the exporter notes it; "step" outside the network.
+
+    Of some nodes it notes nothing: those between two of the network's are the network's, and of the module before them.
+    """
+    found = []
+    for node in graph.node:
+        noted = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+        inside = [scope for scope in ast.literal_eval(noted)[:-1] if scope and f"{scope}.".startswith(NETWORK)]
+        found.append(inside[-1] if inside else "step")
+    made: dict[str, str] = {}
+    for node, module in zip(graph.node, found, strict=True):
+        before = next((made[name] for name in node.input if name in made), None)
+        if module != "step" or before:
+            made.update(dict.fromkeys(node.output, before if module == "step" and before else module))
+    wanted: set[str] = set()
+    for i, node in reversed(list(enumerate(graph.node))):
+        if found[i] != "step" or wanted.intersection(node.output):
+            wanted.update(node.input)
+            if found[i] == "step" and node.output[0] in made:
+                found[i] = made[node.output[0]]
+    return found
 
 
 def _freeze_shapes(proto: ModelProto) -> None:
@@ -303,9 +331,10 @@ def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
 def write(models: Mapping[str, ModelProto], folder: Path) -> None:
     """Write each model under its name; large constants go into one weights file, each once however many graphs hold it.
 
-    Raises ExportError for a model that ONNX's own checker refuses.
+    The models given stay as they are. Raises ExportError for one that ONNX's own checker refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    models = {name: copy_of(model) for name, model in models.items()}
     offsets: dict[bytes, int] = {}
     end = 0
     with (folder / WEIGHTS).open("wb") as weights:
@@ -329,6 +358,13 @@ def write(models: Mapping[str, ModelProto], folder: Path) -> None:
             raise ExportError(f"{name} is not valid ONNX: {error}") from error
 
 
+def copy_of(model: ModelProto) -> ModelProto:
+    """The same model, to be changed."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
 def _constants(graph: GraphProto) -> Iterator[TensorProto]:
     """The initializers of a graph and of the graphs inside its nodes."""
     yield from graph.initializer
@@ -347,12 +383,16 @@ def _make_external(tensor: TensorProto, offset: int, length: int) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def convert(model: Model, folder: Path) -> None:
-    """Write step.onnx and sampler.onnx, and for labelled models their guided forms, into `folder` with their shared weights."""
+def steps(model: Model) -> dict[str, ModelProto]:
+    """The step graphs by file name: step.onnx, and for models with a null label that was trained step_guided.onnx."""
     guided = (False, True) if model.labels and model.labels.null_trained else (False,)
+    return {"step_guided.onnx" if g else "step.onnx": trace(model, g) for g in guided}
+
+
+def write_all(steps: Mapping[str, ModelProto], sample_shape: tuple[int, ...], folder: Path) -> None:
+    """Write each step graph, and as sampler*.onnx the loop around it, into `folder` with their shared weights."""
     models: dict[str, ModelProto] = {}
-    for g in guided:
-        step, suffix = trace(model, g), "_guided" if g else ""
-        models[f"step{suffix}.onnx"] = step
-        models[f"sampler{suffix}.onnx"] = loop(step, model.sample_shape)
+    for name, step in steps.items():
+        models[name] = step
+        models[name.replace("step", "sampler")] = loop(step, sample_shape)
     write(models, folder)

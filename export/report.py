@@ -28,64 +28,122 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    show = can_be_shown(bundle.sample_shape)
+    pairs = [(p, b, entry) for p, entries in report["precisions"].items() for b, entry in entries.items()]
     figure, axes = plt.subplot_mosaic(
-        [["step", "strip"], ["step", "lines"]],
-        figsize=(13, 5.2),
+        [["step", "strip"], ["table", "lines"]],
+        figsize=(13, 5.2 + 0.25 * len(pairs) + 0.6 * len(report["precisions"])),
         width_ratios=(1.1, 1),
-        height_ratios=(4, 1),
+        height_ratios=(4, 0.6 + 0.25 * len(pairs)),
         layout="constrained",
     )
-    left, right = axes["step"], axes["strip"]
-    for precision, entry in report["precisions"].items():
-        for name, step in entry["steps"].items():
-            time = [row["time"] for row in step["by_time"]]
-            for kind, style in (("answer", "o-"), ("next_state", "s--")):
-                label = f"{precision} {name}: {'F' if kind == 'answer' else kind}"
-                left.plot(
-                    time,
-                    [max(row[kind], 1e-9) for row in step["by_time"]],
-                    style,
-                    markersize=4,
-                    linewidth=1,
-                    label=label,
-                )
-    bound = report["bounds"]["answer"]
-    left.axhline(bound, color="black", linewidth=1)
-    left.annotate(
-        f"bound of F: {bound:g}", (0.99, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-    )
-    left.set(
-        yscale="log",
-        xlabel="time (what the network is told)",
-        ylabel="largest difference from PyTorch",
-        title=f"{bundle.name}: one step",
-    )
-    left.grid(alpha=0.3)
-    left.legend(fontsize=7, loc="lower right")
-    right.set_axis_off()
-    if show:
-        reference, rows, names = pictures["pytorch"], [pictures["pytorch"]], ["PyTorch"]
-        for precision in report["precisions"]:
-            delta = pictures[precision] - reference
-            rows += [pictures[precision], delta * (0.8 / max(float(np.abs(delta).max()), 1e-12))]
-            names += [f"ONNX {precision}", f"difference,\nlargest {np.abs(delta).max():.1e}"]
-        sheet = np.concatenate([np.concatenate(list(to_uint8(row, *bundle.sample_range)), axis=1) for row in rows])
-        right.imshow(
-            sheet.squeeze(), cmap="gray" if sheet.shape[2] == 1 else None, interpolation="nearest", vmin=0, vmax=255
-        )
-        height = bundle.sample_shape[1]
-        for i, name in enumerate(names):
-            right.text(-0.02 * sheet.shape[1], (i + 0.5) * height, name, ha="right", va="center", fontsize=9)
+    _draw_steps(axes["step"], bundle.name, pairs, report["bounds"]["answer"])
+    strip = axes["strip"]
+    strip.set_axis_off()
+    if can_be_shown(bundle.sample_shape):
+        _draw_pictures(strip, bundle, list(report["precisions"]), pictures)
     elif len(bundle.sample_shape) <= 2:
-        _draw_lines(right, pictures)
-    first = next(iter(report["precisions"].values()))["trajectories"]
-    lines = "\n".join(f"{t['trajectory']}: largest difference {t['error']:.1e}, {t['psnr_db']:.0f} dB" for t in first)
+        _draw_lines(strip, pictures)
+    strip.set_title(f"whole trajectories (bound of fp32: {report['bounds']['trajectory']:g})")
+    records = pairs[0][2]["trajectories"]
+    lines = "\n".join(f"{t['trajectory']}: largest difference {t['error']:.1e}, {t['psnr_db']:.0f} dB" for t in records)
     axes["lines"].set_axis_off()
-    axes["lines"].text(0, 1, lines, va="top", fontsize=9)
-    right.set_title(f"whole trajectories (bound {report['bounds']['trajectory']:g})")
+    axes["lines"].text(0, 1, f"fp32 and PyTorch:\n{lines}\n{_nearest(report)}", va="top", fontsize=9)
+    axes["table"].set_axis_off()
+    rows = [[p, b, *_row(entry)] for p, b, entry in pairs]
+    drawn = axes["table"].table(rows, colLabels=COLUMNS, loc="upper left", cellLoc="center", edges="horizontal")
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(8)
+    drawn.auto_set_column_width(list(range(len(COLUMNS))))
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+COLUMNS = ("precision", "backend", "F", "PSNR to fp32, dB", "ms a call")
+
+
+def _row(entry: Mapping[str, Any]) -> list[str]:
+    """An entry's figures under COLUMNS: largest difference of F, PSNR of final pictures by way, milliseconds by batch."""
+    answer = max(step["answer"]["error"] for step in entry["steps"].values())
+    psnr = ", ".join(f"{found:.0f} {name.partition(',')[0]}" for name, found in entry["psnr_db"].items())
+    return [f"{answer:.1e}", psnr, _times(entry["ms_a_call"])]
+
+
+def _times(ms: Mapping[str, float]) -> str:
+    """Milliseconds by batch in words."""
+    return ", ".join(f"{time:.1f} at batch {batch}" for batch, time in ms.items())
+
+
+def _nearest(report: Mapping[str, Any]) -> str:
+    """How near float16's range is, and what int8 leaves in float32, in a line each."""
+    lines = []
+    if "headroom" in report:
+        name, found = next(iter(report["headroom"]["nearest"].items()))
+        lines.append(f"fp16: the largest value seen is {found:.2%} of float16's range, at {name}")
+    for name, made in report.get("int8", {}).items():
+        kept, share = made["float32_layers"], made["float32_share_of_multiply_adds"]
+        lines.append(f"{name}: {len(kept)} layers stay float32 ({share:.1%} of multiply-adds) {', '.join(kept[:3])}")
+    return "\n".join(lines)
+
+
+def _draw_steps(axes: Any, name: str, pairs: Sequence[tuple[str, str, Mapping[str, Any]]], bound: float) -> None:
+    """Largest difference of F from PyTorch against time, for every precision, backend and graph; for fp32 next_state too."""
+    for i, (precision, backend, entry) in enumerate(pairs):
+        for graph, step in entry["steps"].items():
+            time = [row["time"] for row in step["by_time"]]
+            for kind in ("answer", "next_state") if precision == "fp32" else ("answer",):
+                style = ("o" if graph == "step" else "^") + ("-" if kind == "answer" else ":")
+                label = f"{precision} {backend} {graph}: {'F' if kind == 'answer' else kind}"
+                values = [max(row[kind], 1e-9) for row in step["by_time"]]
+                axes.plot(time, values, style, color=f"C{i}", markersize=3, linewidth=1, label=label)
+    axes.axhline(bound, color="black", linewidth=1)
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8}
+    axes.annotate(f"bound of F in fp32: {bound:g}", (0.99, bound), **place)
+    axes.set(yscale="log", xlabel="time (what the network is told)", ylabel="largest difference from PyTorch")
+    axes.set_title(f"{name}: one step")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=6, loc="best", ncols=2)
+
+
+def _draw_pictures(axes: Any, bundle: Bundle, precisions: Sequence[str], pictures: Mapping[str, NDArray[Any]]) -> None:
+    """PyTorch's final pictures, then each precision's and what is different, enlarged."""
+    reference, rows, names = pictures["pytorch"], [pictures["pytorch"]], ["PyTorch"]
+    for precision in precisions:
+        delta = pictures[precision] - reference
+        rows += [pictures[precision], delta * (0.8 / max(float(np.abs(delta).max()), 1e-12))]
+        names += [f"ONNX {precision}", f"difference,\nlargest {np.abs(delta).max():.1e}"]
+    sheet = np.concatenate([np.concatenate(list(to_uint8(row, *bundle.sample_range)), axis=1) for row in rows])
+    axes.imshow(
+        sheet.squeeze(), cmap="gray" if sheet.shape[2] == 1 else None, interpolation="nearest", vmin=0, vmax=255
+    )
+    height = bundle.sample_shape[1]
+    for i, name in enumerate(names):
+        axes.text(-0.02 * sheet.shape[1], (i + 0.5) * height, name, ha="right", va="center", fontsize=7)
+
+
+def worst_of(report: Mapping[str, Any], bounds: Mapping[str, Any]) -> str:
+    """The report's summary in a few lines for the terminal."""
+    lines = []
+    for precision, entries in report.items():
+        for backend, worst in entries.items():
+            lines.append(
+                f"{precision} on {backend}: {_times(worst['ms_a_call'])} ms a call; largest differences from PyTorch:"
+            )
+            lines.append(
+                f"  network's answer F  {worst['answer']:.1e}"
+                + (f"  (bound {bounds['answer']:g})" if precision == "fp32" else "")
+            )
+            if precision == "fp32":
+                lines.append(
+                    f"  next state          {worst['next_state']:.1e}  (bound {bounds['next_state']:g}·max(1, σ) beyond F's share)"
+                )
+                lines.append(
+                    f"  whole trajectory    {worst['trajectory']:.1e}  (bound {bounds['trajectory']:g}·max(1, |x|))"
+                )
+            else:
+                lines.append(
+                    f"  final pictures      {worst['psnr_db']:.1f} dB from fp32's  (bound {bounds['psnr'][precision]:g} dB)"
+                )
+    return "\n".join(lines)
 
 
 def sheet_settings(bundle: Bundle) -> dict[str, Any]:
@@ -133,11 +191,13 @@ def card(bundle: Bundle) -> str:
         "",
         "Largest differences from PyTorch (see `report.json` and `report.png`):",
         "",
-        "| precision | network's answer F | next state | whole trajectory |",
-        "|---|---|---|---|",
+        "| precision | backend | network's answer F | next state | whole trajectory | PSNR to fp32, dB |",
+        "|---|---|---|---|---|---|",
         *(
-            f"| {k} | {v['answer']:.1e} | {v['next_state']:.1e} | {v['trajectory']:.1e} |"
-            for k, v in bundle.report.items()
+            f"| {precision} | {backend} | {worst['answer']:.1e} | {worst['next_state']:.1e} | {worst['trajectory']:.1e} | "
+            f"{'–' if precision == 'fp32' else format(worst['psnr_db'], '.1f')} |"
+            for precision, entries in bundle.report.items()
+            for backend, worst in entries.items()
         ),
         "",
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -73,7 +74,7 @@ class Bundle:
     defaults: Defaults
     files: Mapping[str, File]
     provenance: Mapping[str, Any]
-    report: Mapping[str, Any]
+    report: Mapping[str, Mapping[str, Mapping[str, Any]]]  # by precision and backend
     tuned: Mapping[int, Tuned] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
@@ -98,7 +99,14 @@ class Bundle:
             raise BundleError(
                 f"{manifest} cannot be read as JSON ({error}). Fetch or export the bundle again."
             ) from error
-        return cls(path=path, **_Reader(manifest, value).fields())
+        found = cls(path=path, **_Reader(manifest, value).fields())
+        try:
+            found.program()
+        except (RequestError, TypeError) as error:
+            raise BundleError(
+                f"{manifest}: its 'defaults' cannot be sampled with: {error} Fetch or export the bundle again."
+            ) from error
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The value of bundle.json."""
@@ -259,7 +267,7 @@ class _Reader:
             "defaults": self.defaults(),
             "files": self.files(),
             "provenance": self.take("provenance", dict),
-            "report": self.take("report", dict),
+            "report": self.take("report", dict, _is_report, "figures by precision and backend"),
             "tuned": {},
         }
         if not self.faults:
@@ -355,11 +363,22 @@ class _Reader:
                 "sha256", str, lambda v: re.fullmatch("[0-9a-f]{64}", v) is not None, "64 hexadecimal digits", entry
             )
             found[name] = File(sha256, self.take("size", int, lambda v: 0 <= v < 2**40, "a size in bytes", entry))
+        if "fp32/step.onnx" not in found:
+            self.faults.append("no file 'fp32/step.onnx', which every bundle has")
         return found
 
 
+def _is_report(value: Mapping[str, Any]) -> bool:
+    """Whether this is {precision: {backend: {what: number, or numbers by name}}}."""
+    entries = [
+        entry for backends in value.values() for entry in (backends.values() if isinstance(backends, dict) else [None])
+    ]
+    found = [v for entry in entries for v in (entry.values() if isinstance(entry, dict) else [None])]
+    return all(_real(number) for v in found for number in (v.values() if isinstance(v, dict) else [v]))
+
+
 def _real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _short(value: Any, length: int = 60) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import bind, integer, number
-from .backends import Float32, open_backend
+from .backends import Backend, Float32, open_backend
 from .bundle import Bundle
 from .errors import RequestError
 from .loop import Loop, Preview, StepCallback, begin
@@ -49,14 +49,14 @@ class Sampler:
     def __init__(
         self,
         bundle: Bundle,
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         precision: str = "auto",
         threads: int | None = None,
         max_batch: int = 16,
     ) -> None:
         self.bundle = bundle
         self.max_batch = integer("max_batch", max_batch, 1)
-        self.backend = open_backend(bundle, backend, precision, threads)
+        self.backend = open_backend(bundle, backend, precision, threads) if isinstance(backend, str) else backend
         self._loop = Loop(self.backend, bundle.sample_shape, self.max_batch)
         self._planner = Planner(bundle)
 

@@ -42,6 +42,16 @@ def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
+def precise(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run's bundle with every precision, made by the command. Read it, do not write it."""
+    from export.build import main
+
+    out = tmp_path_factory.mktemp("precise") / "tiny"
+    assert main([str(tiny_run), "--fp16", "--int8", "--quick", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def sampler(tiny_bundle: Path) -> Sampler:
     return Sampler.load(tiny_bundle)
 

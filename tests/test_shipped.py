@@ -24,10 +24,12 @@ def test_it_was_trained_for_90_minutes_or_more(shipped: Bundle) -> None:
 
 
 def test_it_agreed_with_pytorch_when_it_was_made(shipped: Bundle) -> None:
-    worst = shipped.report["fp32"]
-    assert worst["answer"] <= 1e-4
-    assert worst["next_state"] <= 1e-4
-    assert worst["trajectory"] <= 2e-3
+    for worst in shipped.report["fp32"].values():
+        assert worst["answer"] <= 1e-4
+        assert worst["next_state"] <= 1e-4
+        assert worst["trajectory"] <= 2e-3
+    assert all(worst["psnr_db"] >= 35 for p in ("int8", "int8-trt") for worst in shipped.report[p].values())
+    assert all(worst["psnr_db"] >= 40 for worst in shipped.report["fp16"].values())
 
 
 def test_its_samples_keep_the_same_bytes_in_a_batch(shipped: Bundle) -> None:

@@ -50,7 +50,7 @@ def test_the_average_is_exported_unless_the_last_weights_are_asked_for(tiny_run:
 
 def test_the_report_covers_the_schedule_every_graph_and_every_batch(tiny_bundle: Path) -> None:
     report = from_json((tiny_bundle / "report.json").read_bytes())
-    entry = report["precisions"]["fp32"]
+    entry = report["precisions"]["fp32"]["onnxruntime"]
     assert set(entry["steps"]) == {"step", "step_guided"}
     for step in entry["steps"].values():
         times = [row["time"] for row in step["by_time"]]
@@ -61,7 +61,7 @@ def test_the_report_covers_the_schedule_every_graph_and_every_batch(tiny_bundle:
         assert 0 < step["answer"]["error"] <= 1e-4
     assert entry["identity"]
     assert {t["trajectory"].split(",")[0] for t in entry["trajectories"]} == {"ddim", "ddpm"}
-    assert Bundle.load(tiny_bundle).report["fp32"]["trajectory"] <= 2e-3
+    assert Bundle.load(tiny_bundle).report["fp32"]["onnxruntime"]["trajectory"] <= 2e-3
 
 
 def test_the_pictures_and_the_card_can_be_read(tiny_bundle: Path) -> None:
@@ -86,13 +86,14 @@ class Wrong:
 def test_a_missed_bound_fails_the_build_names_the_worst_case_and_writes_nothing(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert = building.graph.convert
+    steps = building.graph.steps
 
-    def swap(model, folder: Path) -> None:
-        convert(model, folder)
+    def swap(model) -> dict:
+        traced = steps(model)
         object.__setattr__(model, "module", Wrong(model.module))
+        return traced
 
-    monkeypatch.setattr(building.graph, "convert", swap)
+    monkeypatch.setattr(building.graph, "steps", swap)
     with pytest.raises(ExportError, match=r"answer: 0\.001.* > 0\.0001 at step\.onnx, time .*, batch"):
         build(from_run(tiny_run, 2.0), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -101,9 +102,10 @@ def test_a_missed_bound_fails_the_build_names_the_worst_case_and_writes_nothing(
 def test_a_nan_is_never_within_bounds() -> None:
     worst = check.NONE | check.Worst(float("nan"), 1e-4, "here") | check.Worst(1e-9, 1e-4, "there")
     assert worst.where == "here"
-    step = {"answer": vars(worst), "next_state": vars(check.NONE), "batch_invariant": True}
+    step = {"answer": vars(worst), "next_state": vars(check.NONE), "batch_invariant": True, "not_finite": 0}
+    entry = {"steps": {"step": step}, "trajectories": [], "identity": True}
     with pytest.raises(ExportError, match=r"nan > 0\.0001 at here"):
-        check.refuse_misses({"precisions": {"fp32": {"steps": {"step": step}, "trajectories": [], "identity": True}}})
+        check.refuse_misses({"precisions": {"fp32": {"onnxruntime": entry}}})
 
 
 def test_a_failing_build_leaves_the_bundle_that_was_there(

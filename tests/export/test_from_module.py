@@ -69,7 +69,7 @@ def test_signals_are_sampled_as_pytorch_does(bundle: Path) -> None:
 def test_bounds_leave_room_for_what_the_schedule_makes_of_rounding(bundle: Path) -> None:
     """sigma/alpha multiplies F, and so its rounding: that share is allowed for, and no more. Samples without a clip have their own size."""
     report = from_json((bundle / "report.json").read_bytes())
-    entry = report["precisions"]["fp32"]
+    entry = report["precisions"]["fp32"]["onnxruntime"]
     step = entry["steps"]["step"]
     assert step["by_time"][-1]["next_state"] > report["bounds"]["next_state"], "or this tests nothing"
     assert step["by_time"][0]["next_state"] < 1e-6

@@ -124,7 +124,7 @@ class Signal(torch.nn.Module):
 def test_samples_of_another_rank_without_labels_export_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Model("signal", Signal().eval(), (2, 16), "epsilon", make_schedule("linear"), None, None, Defaults(), {})
-    graph.convert(model, tmp_path)
+    graph.write_all(graph.steps(model), model.sample_shape, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"step.onnx", "sampler.onnx", "weights.bin"}
     proto = onnx.load(tmp_path / "step.onnx")
     assert [i.name for i in proto.graph.input] == ["state", "noise", "call", "update"]

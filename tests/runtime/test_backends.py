@@ -46,8 +46,14 @@ def test_an_unknown_backend_or_precision_is_refused_with_what_there_is(tiny_bund
     bundle = Bundle.load(tiny_bundle)
     with pytest.raises(RequestError, match=r"unknown backend 'onnxruntim'. Did you mean 'onnxruntime'"):
         open_backend(bundle, "onnxruntim")
-    with pytest.raises(RequestError, match=r"unknown precision .*'fp16'. .*Known: auto, fp32"):
-        open_backend(bundle, precision="fp16")
+    with pytest.raises(RequestError, match=r"unknown precision 'fp61'. Did you mean 'fp16'"):
+        open_backend(bundle, precision="fp61")
+    with pytest.raises(
+        RequestError, match=r"tiny has no int8; export it with --int8. This bundle runs as: onnxruntime fp32"
+    ):
+        open_backend(bundle, precision="int8")
+    with pytest.raises(RequestError, match="onnxruntime does not compute bf16"):
+        open_backend(bundle, "onnxruntime", "bf16")
     with pytest.raises(RequestError, match="threads must be from 1"):
         open_backend(bundle, threads=0)
 

@@ -1,0 +1,167 @@
+"""An ONNX file with its weights put inside, for libraries that would follow the paths in it. A walk over protobuf's wire format.
+
+OpenVINO (2026.4) opens whatever a tensor's `location` names, relative to the working directory where the model came from memory, and takes one
+name for an address in this process. What this returns has no external data left in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+from ..errors import BundleError
+
+Chunks: TypeAlias = list[bytes | memoryview]
+
+LIMIT = 2**31 - 1
+"""Bytes of the largest protobuf message."""
+DEPTH = 32
+"""Of graphs within graphs; a step graph has one."""
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_NAME, _EXTERNAL, _WHERE, _RAW = 8, 13, 14, 9  # TensorProto: name, external_data, data_location, raw_data
+_OPERATOR = 4  # NodeProto: op_type
+
+# onnx.proto: for each message that may hold a tensor, its fields that may, and what the others are. A field that
+# is not listed is of a newer format and might hold a tensor too.
+_HOLDS: Mapping[str, Mapping[int, str]] = {
+    "Model": {7: "Graph", 25: "Function"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+}
+_PLAIN: Mapping[str, frozenset[int]] = {
+    "Model": frozenset({1, 2, 3, 4, 5, 6, 8, 14}),
+    "Graph": frozenset({2, 10, 11, 12, 13, 14, 16}),
+    "Function": frozenset({1, 4, 5, 6, 8, 9, 10, 12, 13, 14}),
+    "Node": frozenset({1, 2, 3, 4, 6, 7, 8, 9}),
+    "Attribute": frozenset({1, 2, 3, 4, 7, 8, 9, 13, 14, 15, 20, 21}),
+    "SparseTensor": frozenset({3}),
+}
+
+
+def with_weights(model: bytes, weights: bytes, file: str = "weights.bin") -> bytes:
+    """The ONNX model with every tensor inside it that lay in `weights`, whose name in the model is `file`.
+
+    Raises BundleError for what is no ONNX model, for external data elsewhere than in `file` or beyond its end, and
+    for a result of 2 GiB or more, which ONNX cannot hold in one file.
+    """
+    chunks = _Walk(memoryview(weights), file).message("Model", memoryview(model), 0)
+    if (size := sum(map(len, chunks))) > LIMIT:
+        raise BundleError(f"an ONNX file with its weights inside would have {size} bytes; {LIMIT} is the most.")
+    return b"".join(chunks)
+
+
+def refuse_loops(data: bytes | memoryview, kind: str = "Model", depth: int = 0) -> None:
+    """Raises BundleError for an ONNX model with a Loop or Scan in it: a step graph has none, and one may never end."""
+    if depth > DEPTH:
+        raise BundleError(f"no step graph: graphs are nested more than {DEPTH} deep.")
+    for field, wire, _, value in _fields(memoryview(data)):
+        if kind == "Node" and field == _OPERATOR and bytes(value) in (b"Loop", b"Scan"):
+            raise BundleError(f"no step graph: it has a {bytes(value).decode()}, which might not end.")
+        inner = _HOLDS[kind].get(field)
+        if wire == _BYTES and inner and not inner.endswith("Tensor"):
+            refuse_loops(value, inner, depth + (inner == "Graph"))
+
+
+class _Walk:
+    def __init__(self, weights: memoryview, file: str) -> None:
+        self.weights, self.file = weights, file
+
+    def message(self, kind: str, data: memoryview, depth: int) -> Chunks:
+        if depth > DEPTH:
+            raise BundleError(f"no step graph: graphs are nested more than {DEPTH} deep.")
+        if kind == "Tensor":
+            return self.tensor(data)
+        out: Chunks = []
+        for field, wire, whole, value in _fields(data):
+            inner = _HOLDS[kind].get(field)
+            if inner and wire == _BYTES:
+                chunks = self.message(inner, value, depth + (inner == "Graph"))
+                out += [_varint(field << 3 | _BYTES), _varint(sum(map(len, chunks))), *chunks]
+            elif field in _PLAIN[kind]:
+                out.append(whole)
+            else:
+                raise BundleError(
+                    f"no step graph: field {field} of its {kind} is none of ONNX's that a step graph has."
+                )
+        return out
+
+    def tensor(self, data: memoryview) -> Chunks:
+        """A TensorProto whose data lies inside it."""
+        out: Chunks = []
+        where: dict[bytes, bytes] = {}
+        name, external = b"?", False
+        for field, wire, whole, value in _fields(data):
+            if field == _EXTERNAL and wire == _BYTES:
+                entry = {f: bytes(v) for f, w, _, v in _fields(value) if w == _BYTES}
+                where[entry.get(1, b"")] = entry.get(2, b"")
+            elif field == _WHERE:
+                external = external or bytes(value) != b"\0"
+            else:
+                name = bytes(value) if field == _NAME else name
+                out.append(whole)
+        if external:
+            raw = self.stored(name.decode(errors="replace"), where)
+            out += [_varint(_RAW << 3 | _BYTES), _varint(len(raw)), raw]
+        return out
+
+    def stored(self, name: str, where: Mapping[bytes, bytes]) -> memoryview:
+        """The tensor's bytes in the weights file."""
+        location = where.get(b"location", b"").decode(errors="replace")
+        if location != self.file:
+            raise BundleError(
+                f"tensor {name!r} lies in the file {location!r}; a bundle's graphs keep weights in {self.file!r} alone."
+            )
+        start, length = (_number(where.get(key, b"")) for key in (b"offset", b"length"))
+        if start is None or length is None or start + length > len(self.weights):
+            raise BundleError(
+                f"tensor {name!r} is said to lie at byte {start}, {length} long, of {self.file!r}, which has {len(self.weights)} bytes."
+            )
+        return self.weights[start : start + length]
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
+    """(field, wire type, the whole field, its value without tag and length) of a message. Raises BundleError where it is none."""
+    at, end = 0, len(data)
+    while at < end:
+        begun = at
+        tag, at = _read_varint(data, at)
+        field, wire = tag >> 3, tag & 7
+        start = at
+        if wire == _VARINT:
+            _, at = _read_varint(data, at)
+        elif wire == _BYTES:
+            length, start = _read_varint(data, at)
+            at = start + length
+        elif wire in (_FIXED64, _FIXED32):
+            at += 8 if wire == _FIXED64 else 4
+        else:
+            at = end + 1
+        if at > end or field == 0:
+            raise BundleError("no step graph: it is not in ONNX's format, protobuf.")
+        yield field, wire, data[begun:at], data[start:at]
+
+
+def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 127) << 7 * shift
+        if byte < 128:
+            return value, at + shift + 1
+    raise BundleError("no step graph: it is not in ONNX's format, protobuf.")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _number(text: bytes) -> int | None:
+    """A count of bytes in decimal, or None."""
+    return int(text) if text.isdigit() and len(text) < 20 else None

@@ -1,0 +1,155 @@
+"""What this machine can run, what is missing, and what a bundle holds: python -m runtime.info [BUNDLE]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .backends import BACKENDS, offered
+from .bundle import Bundle
+from .errors import status
+
+INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "bf16", "amx_tile": "AMX"}
+"""What decides how fast a processor multiplies, by Linux's name for it."""
+EXTRA = {"onnxruntime": "cpu", "openvino": "openvino"}
+"""The extra of the package that brings a backend."""
+
+
+def machine() -> dict[str, Any]:
+    """The processor in words, its cores that this process may use, and its instruction sets (on Linux)."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = set(re.findall(r"\w+", (re.search(r"^flags\s*:(.+)$", text, re.MULTILINE) or [""])[0]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": name[1].strip() if name else platform.processor() or platform.machine(),
+        "cores": cores,
+        "instructions": [shown for flag, shown in INSTRUCTIONS.items() if flag in flags],
+    }
+
+
+def backends() -> dict[str, dict[str, Any]]:
+    """For every backend its version and what it can compute here, or what is missing and how to get it."""
+    return {name: _backend(name) for name in BACKENDS}
+
+
+def _backend(name: str) -> dict[str, Any]:
+    if find_spec(name) is None:
+        return {"version": None, "precisions": [], "missing": f"pip install 'unnoise[{EXTRA[name]}]'"}
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:  # onnxruntime-gpu brings the module onnxruntime
+        version = "?"
+    precisions, lacking = list(BACKENDS[name].folders), None
+    if name == "openvino":
+        import openvino
+
+        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            precisions.remove("bf16")
+            lacking = "bf16 needs a processor that has it"
+    return {"version": version, "precisions": precisions, "missing": lacking}
+
+
+def contents(bundle: Bundle, here: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a bundle is, and for each of its precisions and backends whether it runs here and how its export found it."""
+    pairs, checked = offered(bundle), bundle.report
+    rows = [
+        {
+            "precision": precision,
+            "backend": backend,
+            "runs_here": precision in here[backend]["precisions"],
+            "checked": checked.get(precision, {}).get(backend),
+        }
+        for backend, precision in pairs
+    ]
+    return {
+        "name": bundle.name,
+        "shape": list(bundle.sample_shape),
+        "range": list(bundle.sample_range),
+        "labels": list(bundle.labels.names) if bundle.labels else [],
+        "prediction": bundle.prediction,
+        "schedule": bundle.schedule.name,
+        "knots": len(bundle.schedule),
+        "defaults": {**vars(bundle.defaults), "options": dict(bundle.defaults.options)},
+        "bytes": sum(file.size for file in bundle.files.values()),
+        "for_other_machines": [p for p in bundle.precisions if p not in {precision for _, precision in pairs}],
+        "runs": rows,
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The facts as a person reads them."""
+    m = found["machine"]
+    lines = [
+        f"machine   {m['processor']}, {m['cores']} cores; {', '.join(m['instructions']) or 'instruction sets unknown'}",
+        "",
+    ]
+    rows = [["backend", "version", "computes", "missing"]]
+    rows += [
+        [name, b["version"] or "–", ", ".join(b["precisions"]) or "–", b["missing"] or ""]
+        for name, b in found["backends"].items()
+    ]
+    lines += _columns(rows)
+    if "bundle" in found:
+        lines += ["", *_describe_bundle(found["bundle"])]
+    return "\n".join(lines)
+
+
+def _describe_bundle(b: dict[str, Any]) -> list[str]:
+    d = b["defaults"]
+    shape, labels = "×".join(map(str, b["shape"])), f"{len(b['labels'])} labels" if b["labels"] else "no labels"
+    lines = [
+        f"bundle    {b['name']}: samples of {shape} in {b['range'][0]:g} … {b['range'][1]:g}, {labels}, {b['bytes'] / 1e6:.1f} MB",
+        f"network   prediction {b['prediction']}, schedule {b['schedule']} with {b['knots']} knots",
+        f"default   {d['solver']}, {d['steps']} steps on {d['grid']}, guidance {d['guidance']:g}",
+        "",
+    ]
+    rows = [["precision", "backend", "here", "F apart", "PSNR to fp32", "ms a call where it was exported"]]
+    for run in b["runs"]:
+        checked = run["checked"] or {}
+        ms = ", ".join(f"{time:.1f} (batch {batch})" for batch, time in checked.get("ms_a_call", {}).items())
+        psnr = checked.get("psnr_db")
+        near = "–" if psnr is None or run["precision"] == "fp32" else f"{psnr:.1f} dB"
+        apart = f"{checked['answer']:.1e}" if "answer" in checked else "not checked"
+        rows.append([run["precision"], run["backend"], "yes" if run["runs_here"] else "no", apart, near, ms or "–"])
+    lines += _columns(rows)
+    if b["for_other_machines"]:
+        lines += ["", f"for GPUs  {', '.join(b['for_other_machines'])}"]
+    return lines
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m runtime.info", description=__doc__)
+    parser.add_argument(
+        "bundle", nargs="?", type=Path, metavar="BUNDLE", help="a bundle's folder [none: the machine alone]"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    given = parser.parse_args(arguments)
+
+    def action() -> int:
+        bundle = Bundle.load(given.bundle) if given.bundle else None
+        found: dict[str, Any] = {"machine": machine(), "backends": backends()}
+        if bundle:
+            found["bundle"] = contents(bundle, found["backends"])
+        print(json.dumps(found, indent=1, ensure_ascii=False) if given.json else describe(found))
+        return 0
+
+    return status(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
