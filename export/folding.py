@@ -40,7 +40,7 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
     nodes: list[NodeProto] = []
     folded = {name for name in enlarged if _three_by_three(readers[name][0], shapes)}
     if folded:
-        graph.initializer.append(numpy_helper.from_array(_sums(), "tap_sums"))
+        graph.initializer.append(numpy_helper.from_array(_sums(), "step.tap_sums"))
     for node in graph.node:
         if node.op_type == "Conv" and node.input[0] in folded:
             nodes += _four(node, enlarged[node.input[0]].input[0], shapes[node.input[1]], graph)
@@ -95,24 +95,24 @@ def _four(conv: NodeProto, small: str, shape: tuple[int, ...], graph: GraphProto
             graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), what))
         return what
 
-    flat = constant(f"taps_{outputs}_{inputs}", [outputs, inputs, 9])
-    square = constant(f"phases_{outputs}_{inputs}", [outputs, inputs, 4, 2, 2])
+    flat = constant(f"step.taps_{outputs}_{inputs}", [outputs, inputs, 9])
+    square = constant(f"step.phases_{outputs}_{inputs}", [outputs, inputs, 4, 2, 2])
     nodes = [
-        helper.make_node("Reshape", [weight, flat], [f"{weight}_flat"], name=f"{end}/Reshape_taps"),
-        helper.make_node("MatMul", [f"{weight}_flat", "tap_sums"], [f"{weight}_sums"], name=f"{end}/MatMul_taps"),
-        helper.make_node("Reshape", [f"{weight}_sums", square], [f"{weight}_phases"], name=f"{end}/Reshape_phases"),
+        helper.make_node("Reshape", [weight, flat], [f"{weight}.flat"], name=f"{end}/Reshape_taps"),
+        helper.make_node("MatMul", [f"{weight}.flat", "step.tap_sums"], [f"{weight}.sums"], name=f"{end}/MatMul_taps"),
+        helper.make_node("Reshape", [f"{weight}.sums", square], [f"{weight}.phases"], name=f"{end}/Reshape_phases"),
     ]
     found = []
     for phase, (a, b) in enumerate(PHASES):
-        kernel, result = f"{weight}_{phase}", f"{name}_{phase}"
-        inputs_ = [f"{weight}_phases", constant(f"phase_{phase}", phase)]
+        kernel, result = f"{weight}.phase{phase}", f"{name}.phase{phase}"
+        inputs_ = [f"{weight}.phases", constant(f"step.phase_{phase}", phase)]
         nodes.append(helper.make_node("Gather", inputs_, [kernel], axis=2, name=f"{end}/Gather_{phase}"))
         pads: Any = {"kernel_shape": [2, 2], "pads": [1 - a, 1 - b, a, b]}
         nodes.append(
             helper.make_node("Conv", [small, kernel, *conv.input[2:]], [result], name=f"{end}/Conv_{phase}", **pads)
         )
         found.append(result)
-    nodes.append(helper.make_node("Concat", found, [f"{name}_phases"], axis=1, name=f"{end}/Concat_phases"))
+    nodes.append(helper.make_node("Concat", found, [f"{name}.phases"], axis=1, name=f"{end}/Concat_phases"))
     together: Any = {"blocksize": 2, "mode": "DCR", "name": f"{end}/DepthToSpace_phases"}
-    nodes.append(helper.make_node("DepthToSpace", [f"{name}_phases"], [name], **together))
+    nodes.append(helper.make_node("DepthToSpace", [f"{name}.phases"], [name], **together))
     return nodes

@@ -73,7 +73,7 @@ def to_float16(step: ModelProto) -> ModelProto:
             return name
         key = (name, as_half)
         if key not in casts:
-            casts[key] = f"{name}_{'half' if as_half else 'float'}"
+            casts[key] = f"{name}.{'half' if as_half else 'float'}"
             if name in constants:
                 with np.errstate(over="ignore"):
                     value = numpy_helper.to_array(constants[name]).astype(np.float16)
@@ -182,12 +182,12 @@ def quantize(step: ModelProto, ranges: Sequence[Range], keep: Collection[str], s
     def activation(name: str) -> str:
         if name not in made:
             scale, zero = range_of[name].grid(signed)
-            grid = [constant(f"{name}_scale", scale), constant(f"{name}_zero", zero)]
-            nodes.append(helper.make_node("QuantizeLinear", [name, *grid], [f"{name}_q"], name=f"{name}/Quantize"))
+            grid = [constant(f"{name}.scale", scale), constant(f"{name}.zero", zero)]
+            nodes.append(helper.make_node("QuantizeLinear", [name, *grid], [f"{name}.q"], name=f"{name}/Quantize"))
             nodes.append(
-                helper.make_node("DequantizeLinear", [f"{name}_q", *grid], [f"{name}_dq"], name=f"{name}/Dequantize")
+                helper.make_node("DequantizeLinear", [f"{name}.q", *grid], [f"{name}.dq"], name=f"{name}/Dequantize")
             )
-            made[name] = f"{name}_dq"
+            made[name] = f"{name}.dq"
         return made[name]
 
     def weights(name: str, axis: int) -> str:
@@ -197,12 +197,12 @@ def quantize(step: ModelProto, ranges: Sequence[Range], keep: Collection[str], s
             scale = weight_scales(value, axis)
             shape = [-1 if i == axis else 1 for i in range(value.ndim)]
             q = np.clip(np.round(value / scale.reshape(shape)), -127, 127).astype(np.int8)
-            grid = [constant(f"{name}_scale", scale), constant(f"{name}_zero", np.zeros(len(scale), np.int8))]
-            inputs = [constant(f"{name}_q", q), *grid]
+            grid = [constant(f"{name}.scale", scale), constant(f"{name}.zero", np.zeros(len(scale), np.int8))]
+            inputs = [constant(f"{name}.q", q), *grid]
             nodes.append(
-                helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], axis=axis, name=f"{name}/Dequantize")
+                helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], axis=axis, name=f"{name}/Dequantize")
             )
-            made[name] = f"{name}_dq"
+            made[name] = f"{name}.dq"
         return made[name]
 
     for node in graph.node:
