@@ -1,0 +1,102 @@
+"""What an inference library compiled for this machine, kept on disk for the next process. Never needed, never trusted to be whole.
+
+The folder is $UNNOISE_CACHE, or unnoise in $XDG_CACHE_HOME or ~/.cache; UNNOISE_CACHE=off keeps nothing. Entries are read back by the library
+that wrote them, and are as good as programs: so the folder is the user's alone, and one that others may write to is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+LIMIT = 4 * 2**30
+"""Bytes that the folder may hold; beyond that the entries unused for longest go."""
+SUFFIX = ".compiled"
+_DIGEST = 32
+
+
+def folder() -> Path | None:
+    """Where entries lie, None where the environment says that nothing is kept."""
+    given = os.environ.get("UNNOISE_CACHE")
+    if given is not None:
+        return None if given.lower() in ("", "0", "off", "no", "none") else Path(given)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "unnoise"
+    except RuntimeError:  # no home
+        return None
+
+
+def key(*parts: object) -> str:
+    """The name of what was compiled from these, which must say all that it depends on."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def load(name: str) -> list[bytes] | None:
+    """The entry, or None where there is none, or it is not what was stored."""
+    if (place := _private()) is None:
+        return None
+    path = place / (name + SUFFIX)
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+            path.unlink()
+            return None
+        path.touch()  # the time of its last use, for _prune
+    except OSError:
+        return None
+    lengths, _, rest = data[_DIGEST:].partition(b"\n")
+    ends = list(itertools.accumulate(map(int, lengths.split())))
+    return [rest[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def store(name: str, data: Sequence[bytes]) -> None:
+    """Keep an entry, whole or not at all. Several processes may do so at once. A folder that cannot take it is no error."""
+    whole = b"".join([" ".join(str(len(part)) for part in data).encode(), b"\n", *data])
+    with contextlib.suppress(OSError):
+        if len(whole) > LIMIT or (place := _private(make=True)) is None:
+            return
+        temporary = place / f".{secrets.token_hex(8)}"
+        try:
+            temporary.write_bytes(hashlib.sha256(whole).digest() + whole)
+            temporary.replace(place / (name + SUFFIX))
+        finally:
+            temporary.unlink(missing_ok=True)
+        _prune(place)
+
+
+def forget(name: str) -> None:
+    """Remove an entry that the library would not read."""
+    with contextlib.suppress(OSError):
+        if place := _private():
+            (place / (name + SUFFIX)).unlink()
+
+
+def _private(make: bool = False) -> Path | None:
+    """The folder, if it is this user's and no one else may write to it."""
+    place = folder()
+    if place is None:
+        return None
+    try:
+        if make:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = place.stat()
+    except OSError:
+        return None
+    if os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+        return None
+    return place
+
+
+def _prune(place: Path) -> None:
+    entries = sorted((-e.stat().st_mtime, e.stat().st_size, e) for e in place.glob("*" + SUFFIX))
+    total = 0
+    for _, size, entry in entries:
+        total += size
+        if total > LIMIT:
+            entry.unlink(missing_ok=True)
