@@ -30,11 +30,13 @@ from . import graph
 from .calibrate import QUICK_CALIBRATION, Calibration, choose, ranges
 from .check import QUICK, Bounds, Plan, check, headroom, summary
 from .errors import ExportError
+from .folding import fold_upsampling
 from .from_module import from_module
 from .model import Model
 from .precision import quantize, to_float16
 from .report import can_be_shown, card, draw, sheet_settings, worst_of
 from .sources import add_options, named
+from .tuned import add_tuned, kept
 
 PRECISIONS = ("fp16", "int8")
 """What can be asked for beside fp32."""
@@ -64,10 +66,12 @@ def build(
     if out.exists() and not (out / MANIFEST).is_file():
         raise ExportError(f"{out} exists and is no bundle, so it is not replaced. Give another --out.")
     begun, bounds, calibration = time.perf_counter(), bounds or Bounds(), calibration or Calibration()
+    model = dataclasses.replace(model, tuned=model.tuned or kept(model, out))
     with replacing_folder(out) as folder:
         print("converting", flush=True)
         steps = graph.steps(model)
-        graph.write_all(steps, model.sample_shape, folder / "fp32")
+        folded = {name: fold_upsampling(step) for name, step in steps.items()}
+        graph.write_all(folded, model.sample_shape, folder / "fp32")
         bundle = _write_manifest(folder, model, {})
         made = _other_precisions(steps, bundle, precisions, bounds, calibration)
         bundle = _write_manifest(folder, model, {})
@@ -78,6 +82,7 @@ def build(
         bundle = dataclasses.replace(bundle, report=summary(report))
         if can_be_shown(model.sample_shape):
             save(folder / "samples.png", _sheet(bundle, (plan or Plan()).samples), least=512)
+        add_tuned(folder, bundle)
         (folder / "README.md").write_text(card(dataclasses.replace(bundle, name=out.name)), encoding="utf-8")
         _write_manifest(folder, model, bundle.report)
     found = Bundle.load(out)
@@ -144,12 +149,6 @@ def _sheet(bundle: Bundle, most: int) -> Any:
 
 def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any]) -> Bundle:
     """Write bundle.json over the files that are there, and read it back as a user would."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST:
-            data = path.read_bytes()
-            files[name] = File(hashlib.sha256(data).hexdigest(), len(data))
     bundle = Bundle(
         path=folder,
         name=model.name,
@@ -160,12 +159,24 @@ def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any]) -> Bu
         clip=model.clip,
         labels=model.labels,
         defaults=model.defaults,
-        files=files,
+        files=listed(folder),
         provenance={**model.provenance, "versions": versions()},
         report=report,
+        tuned=model.tuned,
     )
     (folder / MANIFEST).write_text(to_json(bundle.to_json()), encoding="utf-8")
     return Bundle.load(folder)
+
+
+def listed(folder: Path) -> dict[str, File]:
+    """Every file of a bundle's folder but bundle.json, by its path inside."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST:
+            data = path.read_bytes()
+            files[name] = File(hashlib.sha256(data).hexdigest(), len(data))
+    return files
 
 
 def versions() -> dict[str, str]:

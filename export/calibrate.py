@@ -18,6 +18,7 @@ from runtime.program import Program, R
 from runtime.progress import Progress
 
 from .errors import ExportError
+from .graph import copy_of
 from .precision import Layer, Range, layers, quantize
 
 Float32 = NDArray[np.float32]
@@ -83,8 +84,7 @@ def session(proto: ModelProto) -> Any:
 
 def seen_values(step: ModelProto, names: Sequence[str]) -> ModelProto:
     """The step graph with these float32 values as outputs too."""
-    proto = ModelProto()
-    proto.CopyFrom(step)
+    proto = copy_of(step)
     known = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
     new = [name for name in dict.fromkeys(names) if name not in known]
     proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in new)

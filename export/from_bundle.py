@@ -59,6 +59,7 @@ def from_bundle(folder: Path) -> Model:
         defaults=bundle.defaults,
         provenance={k: v for k, v in bundle.provenance.items() if k != "versions"},
         sample_range=bundle.sample_range,
+        tuned=bundle.tuned,
     )
 
 

@@ -334,7 +334,7 @@ def write(models: Mapping[str, ModelProto], folder: Path) -> None:
     The models given stay as they are. Raises ExportError for one that ONNX's own checker refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    models = {name: _copy(model) for name, model in models.items()}
+    models = {name: copy_of(model) for name, model in models.items()}
     offsets: dict[bytes, int] = {}
     end = 0
     with (folder / WEIGHTS).open("wb") as weights:
@@ -358,7 +358,7 @@ def write(models: Mapping[str, ModelProto], folder: Path) -> None:
             raise ExportError(f"{name} is not valid ONNX: {error}") from error
 
 
-def _copy(model: ModelProto) -> ModelProto:
+def copy_of(model: ModelProto) -> ModelProto:
     """The same model, to be changed."""
     copy = ModelProto()
     copy.CopyFrom(model)

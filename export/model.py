@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from runtime.arguments import number
 from runtime.bundle import Defaults, Labels
 from runtime.files import from_json
 from runtime.schedule import Schedule
+from runtime.tuned import Tuned
 from trainer import checkpoint as checkpoints
 from trainer.config import Config
 from trainer.fit import make_network
@@ -35,6 +36,7 @@ class Model:
     defaults: Defaults
     provenance: Mapping[str, Any]
     sample_range: tuple[float, float] = (-1.0, 1.0)
+    tuned: Mapping[int, Tuned] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

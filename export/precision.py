@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .dims import Dims
-from .graph import NETWORK
+from .graph import NETWORK, copy_of
 
 # fmt: off
 HALF = frozenset((
@@ -56,8 +56,7 @@ def to_float16(step: ModelProto) -> ModelProto:
 
     Weights beyond float16's range become infinite: the proof counts what is not finite.
     """
-    proto = ModelProto()
-    proto.CopyFrom(step)
+    proto = copy_of(step)
     graph = proto.graph
     types = _float_values(proto)
     inside = network_nodes(graph)
@@ -175,8 +174,7 @@ def quantize(step: ModelProto, ranges: Sequence[Range], keep: Collection[str], s
     ranges: of the input of each of `layers(step)`. keep: names of layers that stay float32. signed: zero point 0, as TensorRT asks;
     otherwise unsigned, as CPUs multiply fastest. (Jacob et al. 2018, section 2.)
     """
-    proto = ModelProto()
-    proto.CopyFrom(step)
+    proto = copy_of(step)
     graph = proto.graph
     every = layers(step)
     chosen = {layer.node for layer in every if layer.name not in keep}

@@ -13,6 +13,8 @@ from runtime.bundle import Bundle
 from runtime.pictures import to_uint8
 from runtime.progress import clock
 
+from .tuned import tuned_lines
+
 
 def can_be_shown(shape: Sequence[int]) -> bool:
     """Whether samples of this shape are pictures."""
@@ -183,6 +185,7 @@ def card(bundle: Bundle) -> str:
         f"Default: `{solver}`, {d.steps} steps on the `{d.grid}` grid, guidance {d.guidance:g}."
         + (" The picture: `ddim`, 50 steps." if pictures and sheet_settings(bundle) else ""),
         "",
+        *tuned_lines(bundle),
         *_origin(bundle.provenance),
         "## Checked",
         "",

@@ -39,7 +39,7 @@ def named(given: argparse.Namespace) -> Model:
     run = given.run or newest_run(given.runs or Path("runs"))
     if is_bundle(run):
         _taken(given, BUNDLE)
-        print(f"exporting {run}, a bundle, again")
+        print(f"the network in {run}, a bundle")
         return from_bundle(run)
     return _diffusers(run, given) if is_diffusers(run) else _run(run, given)
 
@@ -49,13 +49,13 @@ def _run(run: Path, given: argparse.Namespace) -> Model:
     weights = options.get("weights", "ema")
     if weights not in ("ema", "weights"):
         raise unknown("--weights of a run", weights, ("ema", "weights"))
-    print(f"exporting {run}, {weights}")
+    print(f"the network of {run}, {weights}")
     return from_run(run, options.get("guidance", 2.0), weights)
 
 
 def _diffusers(folder: Path, given: argparse.Namespace) -> Model:
     options = _taken(given, DIFFUSERS)
-    print(f"exporting {folder}, a diffusers folder")
+    print(f"the network in {folder}, a diffusers folder")
     return from_diffusers(folder, schedule=_schedule(options), **options)
 
 
@@ -70,7 +70,7 @@ def _module(given: argparse.Namespace) -> Model:
     module = load_module(given.module)
     if weights is not None:
         load_weights(module, Path(weights))
-    print(f"exporting {given.module}, {weights or 'with the weights that it comes with'}")
+    print(f"the network of {given.module}, {weights or 'with the weights that it comes with'}")
     name = options.pop("name", given.module.rpartition(":")[2])
     options["options"] = dict(options.pop("option", ()))
     return from_module(module.requires_grad_(False), schedule=schedule or "", name=name, **options)
@@ -127,15 +127,14 @@ def _assignment(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is exported; each is None where it was not given."""
-    parser.add_argument(
-        "run",
-        nargs="?",
-        type=Path,
-        metavar="RUN",
-        help="a run's, a bundle's or a diffusers folder [the newest run under runs/]",
-    )
+def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> None:
+    """The options that say what is exported; each is None where it was not given. flag: RUN's, where it is no positional argument."""
+    where: dict[str, Any] = {"type": Path, "metavar": "RUN"}
+    what = "a run's, a bundle's or a diffusers folder"
+    if flag:
+        parser.add_argument(flag, dest="run", help=what, **where)
+    else:
+        parser.add_argument("run", nargs="?", help=f"{what} [the newest run under runs/]", **where)
 
     def adder(title: str, description: str | None = None) -> Callable[..., Any]:
         return parser.add_argument_group(title, description).add_argument

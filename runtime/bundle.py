@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .errors import BundleError, RequestError, UnnoiseError, unknown
@@ -21,6 +23,7 @@ from .grid import Grid, make_grid
 from .program import PREDICTIONS, Program
 from .schedule import Schedule
 from .solvers import make_program
+from .tuned import TUNED, Tuned, choose
 
 FORMAT = 1
 """The format that this version writes and the newest that it reads."""
@@ -55,7 +58,10 @@ class File:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle on disk, its bundle.json checked. `sample_shape` is *S, without the batch; `clip` bounds |D|, None for no bound."""
+    """A bundle on disk, its bundle.json checked. `sample_shape` is *S, without the batch; `clip` bounds |D|, None for no bound.
+
+    tuned: the solvers fitted to its network, by their number of calls.
+    """
 
     path: Path
     name: str
@@ -68,7 +74,8 @@ class Bundle:
     defaults: Defaults
     files: Mapping[str, File]
     provenance: Mapping[str, Any]
-    report: Mapping[str, Any]
+    report: Mapping[str, Mapping[str, Mapping[str, Any]]]  # by precision and backend
+    tuned: Mapping[int, Tuned] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def load(cls, path: str | Path) -> Bundle:
@@ -92,7 +99,14 @@ class Bundle:
             raise BundleError(
                 f"{manifest} cannot be read as JSON ({error}). Fetch or export the bundle again."
             ) from error
-        return cls(path=path, **_Reader(manifest, value).fields())
+        found = cls(path=path, **_Reader(manifest, value).fields())
+        try:
+            found.program()
+        except (RequestError, TypeError) as error:
+            raise BundleError(
+                f"{manifest}: its 'defaults' cannot be sampled with: {error} Fetch or export the bundle again."
+            ) from error
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The value of bundle.json."""
@@ -110,6 +124,7 @@ class Bundle:
             if self.labels is None
             else {"names": list(self.labels.names), "null_trained": self.labels.null_trained},
             "defaults": {**vars(self.defaults), "options": dict(self.defaults.options)},
+            **({"tuned": {str(K): found.to_json() for K, found in sorted(self.tuned.items())}} if self.tuned else {}),
             "report": dict(self.report),
             "provenance": dict(self.provenance),
             "files": {name: vars(file) for name, file in sorted(self.files.items())},
@@ -200,6 +215,11 @@ class Bundle:
         """
         if solver is None:
             solver, options = self.defaults.solver, {**self.defaults.options, **options}
+        how: dict[str, Any] = {"guidance": guidance, "guidance_interval": guidance_interval}
+        if solver == TUNED:
+            asked = {"a grid": grid is not None, "strength": strength != 1, "a way up": up}
+            found = choose(self, steps, [name for name, given in asked.items() if given] + list(options))
+            return found.program(self.schedule, self.prediction, clip=self.clip, **how)
         way = self.grid(steps, grid).tail(strength)
         return make_program(
             self.schedule,
@@ -207,8 +227,7 @@ class Bundle:
             solver,
             grid=way.climbing() if up else way,
             clip=None if up else self.clip,
-            guidance=guidance,
-            guidance_interval=guidance_interval,
+            **how,
             **options,
         )
 
@@ -248,8 +267,11 @@ class _Reader:
             "defaults": self.defaults(),
             "files": self.files(),
             "provenance": self.take("provenance", dict),
-            "report": self.take("report", dict),
+            "report": self.take("report", dict, _is_report, "figures by precision and backend"),
+            "tuned": {},
         }
+        if not self.faults:
+            found["tuned"] = self.tuned(found["schedule"], found["prediction"], found["clip"])
         if self.faults:
             raise BundleError(
                 f"{self.manifest} is damaged: {'; '.join(self.faults)}. Fetch or export the bundle again."
@@ -319,6 +341,18 @@ class _Reader:
             self.take("options", dict, within=value),
         )
 
+    def tuned(self, schedule: Schedule, prediction: str, clip: float | None) -> Mapping[int, Tuned]:
+        """The fitted solvers, where there are any, each put through its program's proof."""
+        found, value = {}, self.take("tuned", dict) if "tuned" in self.value else None
+        for calls, entry in (value or {}).items():
+            try:
+                one = Tuned.from_json(calls, entry)
+                one.program(schedule, prediction, clip=clip)
+                found[len(one)] = one
+            except UnnoiseError as error:
+                self.faults.append(f"tuned solver {_short(calls)!r} is none ({_short(str(error), 200)})")
+        return MappingProxyType(found)
+
     def files(self) -> dict[str, File]:
         found = {}
         for name, entry in (self.take("files", dict) or {}).items():
@@ -329,11 +363,22 @@ class _Reader:
                 "sha256", str, lambda v: re.fullmatch("[0-9a-f]{64}", v) is not None, "64 hexadecimal digits", entry
             )
             found[name] = File(sha256, self.take("size", int, lambda v: 0 <= v < 2**40, "a size in bytes", entry))
+        if "fp32/step.onnx" not in found:
+            self.faults.append("no file 'fp32/step.onnx', which every bundle has")
         return found
 
 
+def _is_report(value: Mapping[str, Any]) -> bool:
+    """Whether this is {precision: {backend: {what: number, or numbers by name}}}."""
+    entries = [
+        entry for backends in value.values() for entry in (backends.values() if isinstance(backends, dict) else [None])
+    ]
+    found = [v for entry in entries for v in (entry.values() if isinstance(entry, dict) else [None])]
+    return all(_real(number) for v in found for number in (v.values() if isinstance(v, dict) else [v]))
+
+
 def _real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _short(value: Any, length: int = 60) -> str:

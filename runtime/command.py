@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
     add("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder, made by python -m export.build")
     add("--seed", type=int, default=0, help="seed of the first; the next ones follow [0]")
     add("--steps", type=int, help="grid intervals [the bundle's]")
-    add("--solver", metavar="NAME", help=f"{', '.join(SOLVERS)} [the bundle's]")
+    add("--solver", metavar="NAME", help=f"{', '.join(SOLVERS)}, or tuned where the bundle has it [the bundle's]")
     add(
         "--option",
         type=_option,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BackendError, RequestError, UnnoiseError, unknown
+from ..errors import BackendError, BundleError, RequestError, UnnoiseError, unknown
 
 Float32 = NDArray[np.float32]
 
@@ -140,6 +140,14 @@ def _not_offered(bundle: Bundle, backend: str, precision: str, pairs: list[tuple
 
 GPU = ("fp16", "int8-trt")
 """Precisions of a bundle that no CPU backend computes."""
+
+
+def failed(bundle: Bundle, library: str, batch: int, error: Any) -> BundleError:
+    """The error for a graph that was loaded but does not run. The machine may be at fault too, where a batch does not fit its memory."""
+    return BundleError(
+        f"{bundle.path}: {library} failed on a batch of {batch}: {error}. Fetch or export the bundle again; where it is whole, "
+        "the batch may be too large for this machine's memory: give a smaller max_batch."
+    )
 
 
 def missing(library: str, extra: str, error: Any) -> BackendError:

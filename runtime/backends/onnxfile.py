@@ -19,6 +19,7 @@ DEPTH = 32
 """Of graphs within graphs; a step graph has one."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NAME, _EXTERNAL, _WHERE, _RAW = 8, 13, 14, 9  # TensorProto: name, external_data, data_location, raw_data
+_OPERATOR = 4  # NodeProto: op_type
 
 # onnx.proto: for each message that may hold a tensor, its fields that may, and what the others are. A field that
 # is not listed is of a newer format and might hold a tensor too.
@@ -50,6 +51,18 @@ def with_weights(model: bytes, weights: bytes, file: str = "weights.bin") -> byt
     if (size := sum(map(len, chunks))) > LIMIT:
         raise BundleError(f"an ONNX file with its weights inside would have {size} bytes; {LIMIT} is the most.")
     return b"".join(chunks)
+
+
+def refuse_loops(data: bytes | memoryview, kind: str = "Model", depth: int = 0) -> None:
+    """Raises BundleError for an ONNX model with a Loop or Scan in it: a step graph has none, and one may never end."""
+    if depth > DEPTH:
+        raise BundleError(f"no step graph: graphs are nested more than {DEPTH} deep.")
+    for field, wire, _, value in _fields(memoryview(data)):
+        if kind == "Node" and field == _OPERATOR and bytes(value) in (b"Loop", b"Scan"):
+            raise BundleError(f"no step graph: it has a {bytes(value).decode()}, which might not end.")
+        inner = _HOLDS[kind].get(field)
+        if wire == _BYTES and inner and not inner.endswith("Tensor"):
+            refuse_loops(value, inner, depth + (inner == "Graph"))
 
 
 class _Walk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 
 from ..arguments import integer
 from ..bundle import Bundle
-from ..errors import BackendError, BundleError
+from ..errors import BundleError
 from ..program import R
-from . import Float32, missing
+from . import Float32, failed, missing
+from .onnxfile import refuse_loops
 
 
 class OnnxRuntime:
@@ -46,10 +48,13 @@ class OnnxRuntime:
         options.log_severity_level = 3
         options.add_external_initializers_from_files_in_memory(["weights.bin"], [self._weights], [len(self._weights)])
         model = self.bundle.read(path)
+        refuse_loops(model)
         try:
-            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BundleError(f"{self.bundle.path / path}: onnxruntime cannot load it: {error}") from error
+        check_ports(self.bundle, path, session.get_inputs(), session.get_outputs())
+        return session
 
     def session(self, guided: bool) -> Any:
         """The step session, or the guided one."""
@@ -60,6 +65,28 @@ class OnnxRuntime:
 
     def bind(self, batch: int) -> OnnxRuntimeBuffers:
         return OnnxRuntimeBuffers(self, batch)
+
+
+def check_ports(bundle: Bundle, file: str, inputs: Iterable[Any], outputs: Iterable[Any]) -> None:
+    """Raises BundleError where a graph's inputs and outputs are not a step graph's for the bundle's samples, of any batch."""
+    S = list(bundle.sample_shape)
+    wanted = {"state": [R, *S], "noise": S, "call": [6], "update": [R, R + 2], "next_state": [R, *S], "denoised": S}
+    wanted |= {"label": []} if bundle.labels else {}
+    for port in (*inputs, *outputs):
+        kind = "tensor(int64)" if port.name == "label" else "tensor(float)"
+        if (
+            port.name not in wanted
+            or port.type != kind
+            or not port.shape
+            or isinstance(port.shape[0], int)
+            or list(port.shape[1:]) != wanted.pop(port.name)
+        ):
+            raise BundleError(
+                f"{bundle.path / file}: {port.name!r}, {port.type} {port.shape}, is none of a step graph's for samples of {S}. "
+                "Fetch or export the bundle again."
+            )
+    if wanted.keys() - {"label"}:
+        raise BundleError(f"{bundle.path / file} lacks {', '.join(sorted(wanted))}. Fetch or export the bundle again.")
 
 
 class OnnxRuntimeBuffers:
@@ -90,7 +117,7 @@ class OnnxRuntimeBuffers:
         try:
             run(binding, None)
         except Exception as error:  # onnxruntime's own errors share no base class
-            raise BackendError(f"onnxruntime failed on a batch of {len(self.label)}: {error}") from error
+            raise failed(self._backend.bundle, "onnxruntime", len(self.label), error) from error
         self._current = 1 - self._current
 
     def _bind(self, guided: bool, current: int) -> tuple[Any, Any]:
@@ -105,10 +132,6 @@ class OnnxRuntimeBuffers:
         }
         outputs = {"next_state": self._states[1 - current], "denoised": self.denoised}
         for name in (i.name for i in session.get_inputs()):
-            if name not in inputs:
-                raise BundleError(
-                    f"{self._backend.bundle.path}: the step graph asks for an input {name!r} that no step graph has."
-                )
             array = inputs[name]
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         for name, array in outputs.items():

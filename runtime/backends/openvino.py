@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -18,8 +17,8 @@ from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError
 from ..program import R
-from . import BACKENDS, Float32, missing
-from .onnxfile import with_weights
+from . import BACKENDS, Float32, failed, missing
+from .onnxfile import refuse_loops, with_weights
 from .openvino_parts import PARTS, split
 
 PLAIN, GUIDED, WEIGHTS = "step.onnx", "step_guided.onnx", "weights.bin"
@@ -86,15 +85,12 @@ class OpenVino:
     def _folder(self) -> str:
         return BACKENDS[self.name].folders[self.precision]
 
-    @cached_property
-    def _weights(self) -> bytes:
-        return self.bundle.read(f"{self._folder}/{WEIGHTS}")
-
     def _model(self, file: str) -> Any:
         """One of the bundle's graphs, for any batch size. The weights are put inside: no path in the file is ever followed."""
         if file not in self._models:
-            graph, weights = self.bundle.read(f"{self._folder}/{file}"), self._weights
+            graph, weights = (self.bundle.read(f"{self._folder}/{name}") for name in (file, WEIGHTS))
             with self.blaming(file):
+                refuse_loops(graph)
                 self._models[file] = self._core.read_model(with_weights(graph, weights))
         return self._models[file]
 
@@ -105,7 +101,10 @@ class OpenVino:
             whole = model.clone()
             whole.reshape({i.any_name: list(shapes(self.bundle, batch)[i.any_name]) for i in whole.inputs})
             parts = split(whole) if self.precision == "bf16" else [whole]
-            compiled = [self._core.compile_model(p, "CPU", self._config(p.get_friendly_name())) for p in parts]
+            compiled = [
+                self._core.compile_model(part, "CPU", config)
+                for part, config in zip(parts, self._configs(len(parts)), strict=True)
+            ]
         cache.store(self._key(file, batch), [part.export_model().getvalue() for part in compiled])
         return compiled
 
@@ -113,29 +112,35 @@ class OpenVino:
         """What `_compile` made before, or nothing."""
         key = self._key(file, batch)
         blobs = cache.load(key) or []
-        names = PARTS if len(blobs) > 1 else ("step",)
         try:
-            return [self._core.import_model(b, "CPU", self._config(n)) for n, b in zip(names, blobs, strict=True)]
-        except Exception:  # OpenVINO's own errors share no base class; another version's blob, say
+            return [
+                self._core.import_model(blob, "CPU", config)
+                for blob, config in zip(blobs, self._configs(len(blobs)), strict=True)
+            ]
+        except Exception:  # OpenVINO's own errors share no base class; it may refuse what it wrote, as after an update
             cache.forget(key)
             return []
 
     def _key(self, file: str, batch: int) -> str:
         files = [self.bundle.files.get(f"{self._folder}/{name}") for name in (file, WEIGHTS)]
         cpu = self._core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(capabilities(self._library))
-        version = self._library.__version__
-        return cache.key(CACHED, self.name, version, cpu, files, batch, self.precision, self._config("network"))
+        made_by = CACHED, self.name, self._library.__version__, cpu
+        return cache.key(made_by, files, self.bundle.sample_shape, batch, self._configs(len(PARTS)))
 
-    def _config(self, part: str) -> dict[str, Any]:
-        return {
-            # OpenVINO's own choice is bf16 for everything, wherever the CPU has it.
-            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" and part == "network" else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": self.threads or 0,
-            # Activations are quantized where the graph says so and nowhere else.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        }
+    def _configs(self, parts: int) -> list[dict[str, Any]]:
+        """How each of so many parts is compiled. OpenVINO's own choice is bf16 for everything, wherever the CPU has it."""
+        names = PARTS if parts == len(PARTS) else ("whole",) * parts
+        bf16 = self.precision == "bf16"
+        return [
+            {
+                "INFERENCE_PRECISION_HINT": "bf16" if bf16 and name == "network" else "f32",
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "INFERENCE_NUM_THREADS": self.threads or 0,
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # activations are quantized where the graph says so, nowhere else
+            }
+            for name in names
+        ]
 
 
 def shapes(bundle: Bundle, batch: int) -> dict[str, tuple[int, ...]]:
@@ -178,8 +183,8 @@ class OpenVinoBuffers:
             for request in self._bindings[key]:
                 request.start_async()  # not `infer`, which copies the outputs
                 request.wait()
-        except RuntimeError as error:
-            raise BackendError(f"openvino failed on a batch of {self._batch}: {short(error)}") from error
+        except Exception as error:  # OpenVINO's own errors share no base class
+            raise failed(self._backend.bundle, "openvino", self._batch, short(error)) from error
         self._current = 1 - self._current
 
     def _bind(self, guided: bool, current: int) -> list[Any]:

@@ -1,0 +1,157 @@
+"""Fit solvers to a bundle's network: python -m export.tune BUNDLE --calls 4,6,8 [--run RUN]
+
+As many calls as asked then end nearer to where the network's own many-call solver does, from the same noise. The weights stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from runtime.arguments import integer
+from runtime.bundle import MANIFEST, Bundle
+from runtime.errors import status
+from runtime.files import replacing_folder, to_json
+from runtime.program import Network
+from runtime.tuned import Tuned
+
+from .build import listed
+from .check import torch_network
+from .errors import ExportError
+from .report import card
+from .sources import add_options, named
+from .teacher import network_of, probe, same
+from .tuned import add_tuned
+from .tuning import Settings, fit, prepare
+
+WORK = Path("out/tune")
+"""Where targets and fits are kept."""
+
+
+def tune(
+    bundle: Bundle,
+    calls: Sequence[int],
+    network: Network | None = None,
+    settings: Settings | None = None,
+    work: Path = WORK,
+    threads: int | None = None,
+) -> Bundle:
+    """Fit a solver for each number of calls, and write the bundle anew with them, beside those that it has for other numbers.
+
+    network: the bundle's, as its source; left out, its own graph, with so many threads (None: one a core). Raises RequestError for numbers of
+    calls that make no sense; ExportError, with nothing written, where the network is not the bundle's, and where a solver is no nearer to the
+    teacher, on held-out samples, than the best untuned one.
+    """
+    settings, own = settings or Settings(), network_of(bundle, threads)
+    for K in calls:
+        integer("calls", K, 2, min(64, len(bundle.schedule)))
+    known = probe(own, bundle)
+    if network is not None and not same(found := probe(network, bundle), known):
+        raise ExportError(
+            f"the network is not the one in {bundle.path}: to the same noise it answers {found}, not {known}."
+        )
+    tuning = prepare(bundle, network or own, known, settings, work)
+    found = {K: fit(tuning, K) for K in sorted(set(calls))}
+    if worse := [f"{K} calls: {compared(t)}" for K, t in found.items() if not helps(t)]:
+        raise ExportError(
+            "tuning does not help on held-out samples, so nothing was written: "
+            + "; ".join(worse)
+            + ". Leave these calls out, or give more --samples."
+        )
+    return write(bundle, {**bundle.tuned, **found})
+
+
+def helps(tuned: Tuned) -> bool:
+    """Whether it ends nearer to the teacher than the best untuned program, on samples that it was not fitted on."""
+    return tuned.made["errors"]["held_out"]["rms"] < tuned.made["untuned"]["held_out"]["rms"]
+
+
+def compared(tuned: Tuned) -> str:
+    """Its held-out error and the untuned program's, in words."""
+    own, untuned = tuned.made["errors"]["held_out"]["rms"], tuned.made["untuned"]
+    return f"{own:.4f} from the teacher where {untuned['name']} ends {untuned['held_out']['rms']:.4f}"
+
+
+def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
+    """The bundle anew in its place, with these solvers, their curve in the report, and the card that tells of them."""
+    with replacing_folder(bundle.path.resolve()) as folder:
+        shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
+        found = dataclasses.replace(bundle, path=folder, tuned=tuned)
+        add_tuned(folder, found)
+        (folder / "README.md").write_text(card(dataclasses.replace(found, name=bundle.path.name)), encoding="utf-8")
+        (folder / MANIFEST).write_text(
+            to_json(dataclasses.replace(found, files=listed(folder)).to_json()), encoding="utf-8"
+        )
+        Bundle.load(folder)
+    return Bundle.load(bundle.path)
+
+
+SETTINGS = {
+    "samples": "that are fitted on",
+    "held_out": "others, to judge by",
+    "seed": "which samples",
+    "starts": "programs to start from",
+    "tries": "steps from each, on some of the samples",
+    "iterations": "steps of the best, at most, on all",
+}
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m export.tune", description=__doc__)
+    add = parser.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder; it is written anew")
+    add("--calls", type=_integers, default=(4, 6, 8), metavar="K,K,…", help="a solver for each number of calls [4,6,8]")
+    for name, text in SETTINGS.items():
+        add(
+            f"--{name.replace('_', '-')}",
+            type=int,
+            default=getattr(Settings(), name),
+            metavar="N",
+            help=f"{text} [{getattr(Settings(), name)}]",
+        )
+    add(
+        "--work",
+        type=Path,
+        default=WORK,
+        metavar="DIR",
+        help=f"where targets and fits are kept, so that the same command goes on [{WORK}]",
+    )
+    add("--threads", type=int, help="of the bundle's own graph [one a core]")
+    add_options(parser, flag="--run")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+
+    def action() -> int:
+        bundle = Bundle.load(given.bundle)
+        network = None if given.run is None and given.module is None else torch_network(named(given))
+        begun = time.perf_counter()
+        found = tune(
+            bundle,
+            given.calls,
+            network,
+            Settings(**{name: getattr(given, name) for name in SETTINGS}),
+            given.work,
+            given.threads,
+        )
+        for K in given.calls:
+            print(f"{K} calls: {compared(found.tuned[K])}")
+        print(
+            f'{given.bundle}: written in {time.perf_counter() - begun:.0f} s; solver="tuned" and steps={"|".join(map(str, found.tuned))} choose them'
+        )
+        return 0
+
+    return status(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
