@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+UInt8 = NDArray[np.uint8]
+Buffer: TypeAlias = bytes | memoryview
 
 LIMIT = 4 * 2**30
 """Bytes that the folder may hold; beyond that the entries unused for longest go."""
@@ -37,33 +43,35 @@ def key(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def load(name: str) -> list[bytes] | None:
-    """The entry, or None where there is none, or it is not what was stored."""
+def load(name: str) -> list[UInt8] | None:
+    """The parts of an entry, or None where there is none, or it is not what was stored."""
     if (place := _private()) is None:
         return None
     path = place / (name + SUFFIX)
     try:
-        data = path.read_bytes()
-        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
-            path.unlink()
-            return None
+        with path.open("rb") as file:
+            digest, lengths = file.read(_DIGEST), file.readline()
+            parts = [np.empty(int(length), np.uint8) for length in lengths.split()]
+            whole = [file.readinto(part.data) for part in parts] == [len(part) for part in parts] and not file.read(1)
+        if not whole or digest != _digest(lengths, [part.data for part in parts]):
+            raise ValueError
         path.touch()  # the time of its last use, for _prune
-    except OSError:
+    except (OSError, ValueError, MemoryError):
+        forget(name)
         return None
-    lengths, _, rest = data[_DIGEST:].partition(b"\n")
-    ends = list(itertools.accumulate(map(int, lengths.split())))
-    return [rest[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return parts
 
 
-def store(name: str, data: Sequence[bytes]) -> None:
+def store(name: str, parts: Sequence[Buffer]) -> None:
     """Keep an entry, whole or not at all. Several processes may do so at once. A folder that cannot take it is no error."""
-    whole = b"".join([" ".join(str(len(part)) for part in data).encode(), b"\n", *data])
+    lengths = " ".join(str(len(memoryview(part))) for part in parts).encode() + b"\n"
     with contextlib.suppress(OSError):
-        if len(whole) > LIMIT or (place := _private(make=True)) is None:
+        if (place := _private(make=True)) is None:
             return
         temporary = place / f".{secrets.token_hex(8)}"
         try:
-            temporary.write_bytes(hashlib.sha256(whole).digest() + whole)
+            with temporary.open("wb") as file:
+                file.writelines([_digest(lengths, parts), lengths, *parts])
             temporary.replace(place / (name + SUFFIX))
         finally:
             temporary.unlink(missing_ok=True)
@@ -75,6 +83,13 @@ def forget(name: str) -> None:
     with contextlib.suppress(OSError):
         if place := _private():
             (place / (name + SUFFIX)).unlink()
+
+
+def _digest(lengths: bytes, parts: Sequence[Buffer]) -> bytes:
+    found = hashlib.sha256(lengths)
+    for part in parts:
+        found.update(part)
+    return found.digest()
 
 
 def _private(make: bool = False) -> Path | None:

@@ -53,6 +53,7 @@ class OpenVino:
         self._lock = Lock()
         self._models: dict[str, Any] = {}
         self._compiled: dict[tuple[str, int], list[Any]] = {}
+        self._kept: list[Any] = []  # memory that compiled models out of the cache read their weights from
         if cache.load(self._key(PLAIN, 0)) is None:
             self._model(PLAIN)
             cache.store(self._key(PLAIN, 0), [])  # it was read once, and need not be before it is known for which batch
@@ -105,7 +106,7 @@ class OpenVino:
                 self._core.compile_model(part, "CPU", config)
                 for part, config in zip(parts, self._configs(len(parts)), strict=True)
             ]
-        cache.store(self._key(file, batch), [part.export_model().getvalue() for part in compiled])
+        cache.store(self._key(file, batch), [part.export_model().getbuffer() for part in compiled])
         return compiled
 
     def _from_cache(self, file: str, batch: int) -> list[Any]:
@@ -113,13 +114,15 @@ class OpenVino:
         key = self._key(file, batch)
         blobs = cache.load(key) or []
         try:
-            return [
-                self._core.import_model(blob, "CPU", config)
+            compiled = [
+                self._core.import_model(self.tensor(blob), "CPU", config)
                 for blob, config in zip(blobs, self._configs(len(blobs)), strict=True)
             ]
         except Exception:  # OpenVINO's own errors share no base class; it may refuse what it wrote, as after an update
             cache.forget(key)
             return []
+        self._kept += blobs
+        return compiled
 
     def _key(self, file: str, batch: int) -> str:
         files = [self.bundle.files.get(f"{self._folder}/{name}") for name in (file, WEIGHTS)]

@@ -22,7 +22,7 @@ def test_what_is_stored_is_loaded(place: Path) -> None:
     assert cache.load("a") is None
     for parts in (PARTS, [], [b""]):
         cache.store("a", parts)
-        assert cache.load("a") == parts
+        assert [found.tobytes() for found in cache.load("a")] == parts
     cache.forget("a")
     cache.forget("a")
     assert cache.load("a") is None
@@ -33,6 +33,7 @@ def test_an_entry_that_was_changed_anywhere_is_none_and_goes(place: Path) -> Non
     cache.store("a", PARTS)
     whole = (place / "a.compiled").read_bytes()
     damaged = [whole[:i] for i in (0, 10, 32, 33, len(whole) - 1)] + [whole + b"x"]
+    damaged += [whole[:32] + lengths + whole[whole.index(b"\n", 32) :] for lengths in (b"", b"-1", b"9" * 30, b"x")]
     damaged += [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in (0, 31, 32, 40, len(whole) - 1)]
     for data in damaged:
         (place / "a.compiled").write_bytes(data)
@@ -88,7 +89,7 @@ def test_what_was_unused_for_longest_goes_first(place: Path, monkeypatch: pytest
     cache.store("d", [bytes(100)])
     assert sorted(e.stem for e in place.iterdir()) == ["a", "c", "d"]
     cache.store("e", [bytes(400)])
-    assert cache.load("e") is None
+    assert not list(place.iterdir())
 
 
 def test_several_processes_write_and_read_at_once(root: Path) -> None:
@@ -99,7 +100,7 @@ def test_several_processes_write_and_read_at_once(root: Path) -> None:
         "for _ in range(50):\n"
         "    cache.store('a', data)\n"
         "    found = cache.load('a')\n"
-        "    assert found and len(found[0]) == 100_000 and len(set(found[0])) == 1, found"
+        "    assert found and len(found[0]) == 100_000 and len(set(found[0].tolist())) == 1, found"
     )
     running = [subprocess.Popen([sys.executable, "-c", code, letter], cwd=root) for letter in "wxyz"]
     assert [process.wait() for process in running] == [0] * 4
