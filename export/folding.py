@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from .graph import copy_of
+from .graph import copy_of, drop_unused
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Of a pixel of the enlarged picture: row and column within the four that came from one."""
@@ -48,6 +48,7 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+    drop_unused(graph)
     return proto
 
 

@@ -172,7 +172,7 @@ def clean(proto: ModelProto) -> ModelProto:
     graph.name, graph.doc_string = "step", ""
     del graph.metadata_props[:]
     _freeze_shapes(proto)
-    _drop_unused(graph)
+    drop_unused(graph)
     for i, (node, module) in enumerate(zip(graph.node, _modules(graph), strict=True)):
         node.name = f"{module}/{node.op_type}_{i}"
     for item in [*graph.node, *graph.input, *graph.output, *graph.initializer]:
@@ -247,7 +247,8 @@ def _with_inner(node: NodeProto) -> Iterator[NodeProto]:
             yield from _with_inner(inner)
 
 
-def _drop_unused(graph: GraphProto) -> None:
+def drop_unused(graph: GraphProto) -> None:
+    """Remove nodes and constants that no output needs."""
     needed = {o.name for o in graph.output}
     kept: list[NodeProto] = []
     for node in reversed(graph.node):

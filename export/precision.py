@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .dims import Dims
-from .graph import NETWORK, copy_of
+from .graph import NETWORK, copy_of, drop_unused
 
 # fmt: off
 HALF = frozenset((
@@ -93,7 +93,7 @@ def to_float16(step: ModelProto) -> ModelProto:
             is_half.update(o for o in node.output if o in types)
     del graph.node[:]
     graph.node.extend(nodes)
-    _drop_unread(graph)
+    drop_unused(graph)
     return proto
 
 
@@ -103,14 +103,6 @@ def _float_values(proto: ModelProto) -> set[str]:
     values = [*inferred.value_info, *inferred.input, *inferred.output]
     found = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
     return found | {t.name for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT}
-
-
-def _drop_unread(graph: GraphProto) -> None:
-    """Remove constants that nothing reads any more."""
-    read = {name for node in graph.node for name in node.input}
-    kept = [t for t in graph.initializer if t.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
 
 
 @dataclass(frozen=True)
@@ -219,7 +211,7 @@ def quantize(step: ModelProto, ranges: Sequence[Range], keep: Collection[str], s
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    _drop_unread(graph)
+    drop_unused(graph)
     return proto
 
 

@@ -20,8 +20,14 @@ from .teacher import probe, same
 
 def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
     """The solvers fitted to the bundle in `out`, which is about to be replaced: kept for the same network, else dropped, with a word."""
-    old = Bundle.load(out) if out.exists() else None
-    if old is None or not old.tuned:
+    if not out.exists():
+        return {}
+    try:
+        old = Bundle.load(out)
+    except BundleError as error:
+        print(f"tuned solvers, if {out} had some, are dropped: {error}")
+        return {}
+    if not old.tuned:
         return {}
     now = probe(torch_network(model), model)
     facts = [(b.prediction, b.clip, b.sample_shape, to_json(b.schedule.to_json())) for b in (old, model)]

@@ -136,6 +136,11 @@ class Bundle:
         """Number of classes, 0 for none. Also the number of the null label."""
         return len(self.labels.names) if self.labels else 0
 
+    @property
+    def can_guide(self) -> bool:
+        """Whether guidance has something to guide away from: labels, and a null label that was trained."""
+        return self.labels is not None and self.labels.null_trained
+
     @cached_property
     def precisions(self) -> tuple[str, ...]:
         """The precisions that have a step graph, fp32 first."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .arguments import integer
+from .bundle import Bundle
 from .errors import RequestError
 from .files import replacing
 from .grid import GRIDS
@@ -102,10 +104,19 @@ def write(path: Path, samples: Any, sampler: Sampler, columns: int | None, width
         save(path, tile(to_uint8(samples, *sampler.bundle.sample_range), columns), width)
 
 
-def check_out(path: Path) -> None:
-    """Raises RequestError, before any work, for a file that `write` cannot write."""
-    if path.suffix != ".npy":
-        picture_format(path)
+def check_out(given: argparse.Namespace, bundle: Bundle, format_of: Callable[[Path], str] = picture_format) -> None:
+    """Raises RequestError, before anything is sampled, for a file or sheet that `write` cannot write, and for samples that no picture can show."""
+    if given.columns is not None:
+        integer("columns", given.columns, 1)
+    if given.out.suffix == ".npy":
+        return
+    shape = bundle.sample_shape
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise RequestError(
+            f"the samples of {bundle.name} are {'×'.join(map(str, shape))}, and a picture takes 1 or 3 channels by height by width: "
+            "write the samples themselves with --out samples.npy."
+        )
+    format_of(given.out)
 
 
 def in_turn(given: list[str] | None, n: int) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .command import add_options, check_out, in_turn, load, progress, settings, write
 from .errors import status
-from .pictures import read, save_animation, tile
+from .pictures import animation_format, picture_format, read, save_animation, tile
 from .sampler import Sampler
 
 
@@ -19,8 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
 
     def action() -> int:
-        check_out(given.out)
         sampler, _ = load(given)
+        check_out(given, sampler.bundle, animation_format if given.verb == "animate" else picture_format)
         how = settings(given)
         if given.verb != "translate":
             how["label"] = in_turn(given.label, _count(given))
@@ -72,11 +72,9 @@ def _variations(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]
 
 
 def _animate(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
-    if given.pictures:
-        kept = {name: value for name, value in how.items() if name in ("steps", "grid")}
-        frames = sampler.animate(seed=given.seed, pictures=_read(sampler, given), **kept)
-    else:
-        frames = sampler.animate(given.n, given.seed, **how)
+    pictures = _read(sampler, given) if given.pictures else None
+    how = {name: value for name, value in how.items() if value is not None}
+    frames = sampler.animate(given.n, given.seed, pictures=pictures, **how)
     if given.out.suffix == ".npy":
         write(given.out, frames, sampler, None, 0)
     else:
@@ -182,7 +180,7 @@ def _add_own(verb: str, add: Callable[..., Any]) -> None:
     if verb in ("interpolate", "variations", "animate"):
         add("--n", type=int, default=1 if verb == "animate" else 8, help="how many")
     if verb in ("stylize", "invert", "translate"):
-        strength = 0.5 if verb == "stylize" else 1.0
+        strength = {"stylize": 0.5, "invert": 1.0, "translate": 0.4}[verb]
         add(
             "--strength",
             type=float,

@@ -59,7 +59,7 @@ class Grid:
         time, alpha, sigma = (np.r_[knots[0], mine[:-1][::-1][inner]] for knots, mine in levels)
         if len(time) < 2:
             raise RequestError(
-                f"grid {self.name!r} has no level above the least noisy one to climb to: use more of it."
+                f"grid {self.name!r} has no level above the least noisy one to climb to: take more steps, or a higher strength."
             )
         return Grid(self.name, time, alpha, sigma, schedule)
 

@@ -69,6 +69,14 @@ def picture_format(path: Path) -> str:
     return found
 
 
+def animation_format(path: Path) -> str:
+    """`picture_format` of a file that can move. Raises RequestError for one that cannot."""
+    kind = picture_format(path)
+    if kind not in ("GIF", "PNG", "WEBP"):
+        raise RequestError(f"cannot write an animation as {path.suffix}: use a name that ends in .gif, .png or .webp.")
+    return kind
+
+
 def save(path: str | Path, picture: UInt8, least: int = 0) -> None:
     """Write one picture [H, W, C]; the format is the file name's ending.
 
@@ -89,11 +97,19 @@ def _enlarged(picture: UInt8, least: int) -> UInt8:
     return enlarged[..., 0] if picture.shape[2] == 1 else enlarged
 
 
-def read(pictures: Any, shape: tuple[int, ...], low: float = -1.0, high: float = 1.0, convert: bool = False) -> Float32:
+def read(
+    pictures: Any,
+    shape: tuple[int, ...],
+    low: float = -1.0,
+    high: float = 1.0,
+    convert: bool = False,
+    what: str = "picture",
+) -> Float32:
     """One or more pictures as samples [n, *shape], float32 in the range low … high.
 
     pictures: a path, a Pillow image, an array, or a sequence of these; uint8 arrays are pictures ([H, W], [H, W, C] or [n, H, W, C]), float
     arrays are samples (`shape` or [n, *shape]). convert: turn upright, put on white, change to `shape`'s mode, crop the middle and resize.
+    what: they are called in errors.
     Raises RequestError where there is no picture, and where one is of another size or mode and convert is false.
     """
     if isinstance(pictures, np.ndarray) and pictures.ndim > (len(shape) if pictures.dtype.kind == "f" else 3):
@@ -101,8 +117,8 @@ def read(pictures: Any, shape: tuple[int, ...], low: float = -1.0, high: float =
     many = isinstance(pictures, (list, tuple))
     found = list(pictures) if many else [pictures]
     if not found:
-        raise RequestError("no picture was given.")
-    names = [f"picture {i}" if many else "the picture" for i in range(len(found))]
+        raise RequestError(f"no {what} was given.")
+    names = [f"{what} {i}" if many else f"the {what}" for i in range(len(found))]
     return np.stack([_sample(*pair, shape, low, high, convert) for pair in zip(found, names, strict=True)])
 
 
@@ -156,7 +172,7 @@ def _fitting(image: Any, name: str, shape: tuple[int, ...], convert: bool) -> UI
 
     mode, size = "L" if shape[0] == 1 else "RGB", (shape[2], shape[1])
     if convert:
-        image = ImageOps.exif_transpose(image)
+        image = eight_bits(ImageOps.exif_transpose(image), name)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -173,14 +189,28 @@ def _fitting(image: Any, name: str, shape: tuple[int, ...], convert: bool) -> UI
     return np.asarray(image).reshape(shape[1], shape[2], shape[0])
 
 
+def eight_bits(image: Any, name: str) -> Any:
+    """A Pillow image of 16 bits a pixel as one of 8, where Pillow itself would cut at 255; any other as it is.
+
+    Raises RequestError for whole or real numbers of 32 bits, of which nothing says how bright they are.
+    """
+    from PIL import Image
+
+    if image.mode in ("I", "F"):
+        raise RequestError(
+            f"{name} has mode {image.mode}, 32 bits a pixel, and nothing says which value is white: save it with 8 or 16 bits."
+        )
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    return image
+
+
 def save_animation(path: str | Path, frames: UInt8, least: int = 0, frame_ms: int = 60, last_ms: int = 1500) -> None:
     """Write frames [n, H, W, C] as a GIF, an APNG or a WebP that repeats, by the file name's ending; enlarged as by `save`."""
     from PIL import Image
 
     path = Path(path)
-    kind = picture_format(path)
-    if kind not in ("GIF", "PNG", "WEBP"):
-        raise RequestError(f"cannot write an animation as {path.suffix}: use a name that ends in .gif, .png or .webp.")
+    kind = animation_format(path)
     images = [Image.fromarray(_enlarged(frame, least)) for frame in frames]
     times = [frame_ms] * (len(images) - 1) + [last_ms]
     with replacing(path) as temporary:

@@ -55,10 +55,9 @@ class Planner:
         """The request as the loop runs it. Raises RequestError for what makes no sense."""
         seed, bundle = integer("seed", request.seed, 0, MAX_SEED), self.bundle
         label = bundle.label_number(request.label)
-        can_guide = bundle.labels is not None and bundle.labels.null_trained
-        default = bundle.defaults.guidance if can_guide else 1.0
+        default = bundle.defaults.guidance if bundle.can_guide else 1.0
         guidance = default if request.guidance is None else number("guidance", request.guidance, -1e3, 1e3)
-        if guidance != 1 and not can_guide:
+        if guidance != 1 and not bundle.can_guide:
             raise RequestError(
                 f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a trained null label."
             )
@@ -91,9 +90,13 @@ class Planner:
 
     def _table(self, request: Request, guidance: float) -> Table:
         grid = request.grid if request.grid is None or isinstance(request.grid, str) else tuple(request.grid)
-        interval = request.guidance_interval if guidance != 1 else None
         settings = {"solver": request.solver, "steps": request.steps, "grid": grid, "guidance": guidance}
-        settings |= {"guidance_interval": interval, "strength": request.strength, "up": request.up, **request.options}
+        settings |= {
+            "guidance_interval": request.guidance_interval,
+            "strength": request.strength,
+            "up": request.up,
+            **request.options,
+        }
         # With types: 2.0 and True are equal to 2 and 1, but are refused as numbers of steps.
         key = tuple((name, type(value), value) for name, value in sorted(settings.items()))
         try:

@@ -8,7 +8,7 @@ import time
 
 from .arguments import integer
 from .command import add_options, check_out, in_turn, load, progress, settings, write
-from .errors import RequestError, status
+from .errors import status
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,11 +29,7 @@ def sample(given: argparse.Namespace) -> str:
         names = bundle.labels.names if bundle.labels else ()
         return "\n".join(f"{i:3d}  {name}" for i, name in enumerate(names)) or f"{bundle.name} has no labels"
     integer("n", given.n, 1)
-    if given.columns is not None:
-        integer("columns", given.columns, 1)
-    if given.out.suffix != ".npy":
-        _require_pictures(bundle.name, bundle.sample_shape)
-    check_out(given.out)
+    check_out(given, bundle)
     begun = time.perf_counter()
     with progress("sampling") as count:
         samples = sampler.sample(
@@ -45,16 +41,6 @@ def sample(given: argparse.Namespace) -> str:
         f"{given.n} of {bundle.name} on {sampler.backend.name} {sampler.backend.precision}: loaded in {loaded:.2f} s, "
         f"sampled in {spent:.2f} s: {given.out}"
     )
-
-
-def _require_pictures(name: str, shape: tuple[int, ...]) -> None:
-    """Raises RequestError, before anything is sampled, for samples that no picture can show."""
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        found = "×".join(map(str, shape))
-        raise RequestError(
-            f"the samples of {name} are {found}, and a picture takes 1 or 3 channels by height by width: "
-            "write the samples themselves with --out samples.npy."
-        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -124,7 +124,7 @@ class Sampler:
         strength: 0 … 1, from one step to a picture forgotten. convert: see `runtime.pictures.read`. how: label and the rest of what `sample` takes.
         """
         x = self._read(pictures, convert)
-        return self._run(len(x), seed, picture=x, strength=strength, **how)
+        return self._run(len(x), seed, **_with(how, picture=x, strength=strength))
 
     def invert(self, pictures: Any, *, convert: bool = False, **how: Any) -> Inversion:
         """The noise that pictures come from: the deterministic process walked upward (DDIM inversion: Song et al. 2021, section 4.3).
@@ -134,20 +134,31 @@ class Sampler:
         """
         x, how = self._read(pictures, convert), INVERTING | how
         noise = self._climb(x, how)
-        back = self._run(len(x), start=noise, **how)
+        back = self._run(len(x), **_with(how, start=noise))
         apart = (back.astype(np.float64) - x).reshape(len(x), -1)
         return Inversion(noise, back, np.sqrt((apart**2).mean(1)))
 
     def translate(
-        self, pictures: Any, source: Any, target: Any, *, guidance: float = 1.0, convert: bool = False, **how: Any
+        self,
+        pictures: Any,
+        source: Any,
+        target: Any,
+        *,
+        strength: float = 0.4,
+        guidance: float | None = None,
+        convert: bool = False,
+        **how: Any,
     ) -> Float32:
         """Pictures inverted under the label `source` and brought back under `target` (dual diffusion implicit bridges: Su et al. 2023).
 
-        guidance: of the way back. how: as in `invert`; with strength below 1 more of the picture stays.
+        strength: how far up, 1 is all the way to noise: the further, the more of the target and the less of the picture. guidance: of the way
+        back; None is 3, or 1 where the bundle cannot be guided. Both defaults were measured, see docs/translation.md. how: as in `invert`.
         """
-        x, how = self._read(pictures, convert), INVERTING | how
-        noise = self._climb(x, {**how, "label": source})
-        return self._run(len(x), start=noise, **{**how, "label": target, "guidance": guidance})
+        x, how = self._read(pictures, convert), {**INVERTING, "strength": strength, **how}
+        if guidance is None:
+            guidance = 3.0 if self.bundle.can_guide else 1.0
+        noise = self._climb(x, _with(how, label=source))
+        return self._run(len(x), **{**_with(how, label=target, start=noise), "guidance": guidance})
 
     def inpaint(self, pictures: Any, mask: Any, seed: int = 0, *, convert: bool = False, **how: Any) -> Float32:
         """Pictures painted anew where `mask` is 0; where it is 1 they are returned to the bit.
@@ -156,7 +167,7 @@ class Sampler:
         how: as in `sample`; solver "repaint" (the default), with its options jump and resample, goes back and forth so that the parts agree.
         """
         x = self._read(pictures, convert)
-        return self._run(len(x), seed, known=x, mask=self._mask(mask, len(x), convert), **PAINTING | how)
+        return self._run(len(x), seed, **_with(PAINTING | how, known=x, mask=self._mask(mask, len(x), convert)))
 
     def interpolate(self, first: Any, second: Any, n: int = 8, *, convert: bool = False, **how: Any) -> Float32:
         """n samples on the way from `first` to `second`, both ends among them: each a seed or a picture, which is inverted.
@@ -166,7 +177,7 @@ class Sampler:
         how = INVERTING | how
         begins, ends = (self._noise_of(end, convert, how) for end in (first, second))
         starts = [slerp(begins, ends, t) for t in np.linspace(0.0, 1.0, integer("n", n, 2))]
-        return self._run(n, start=np.stack(starts), **how)
+        return self._run(n, **_with(how, start=np.stack(starts)))
 
     def variations(
         self, picture: Any, n: int = 8, amount: float = 0.3, seed: int = 0, *, convert: bool = False, **how: Any
@@ -179,7 +190,7 @@ class Sampler:
         seed = integer("seed", seed, 0, MAX_SEED - n + 1)
         own = self._noise_of(self._read(picture, convert), convert, how)
         starts = [slerp(own, self._noise_of(seed + i, convert, how), amount) for i in range(n)]
-        return self._run(n, seed, start=np.stack(starts), **how)
+        return self._run(n, seed, **_with(how, start=np.stack(starts)))
 
     def animate(
         self,
@@ -197,7 +208,12 @@ class Sampler:
         how: as in `sample`; for pictures steps and grid.
         """
         if pictures is not None:
-            return bind("animate with pictures", self._forward, self._read(pictures, convert), seed, **how)
+            x = self._read(pictures, convert)
+            if n not in (1, len(x)):
+                raise RequestError(
+                    f"n is the number of pictures, {len(x)}, where these are given, found {n}: leave it out."
+                )
+            return bind("animate with pictures", self._forward, x, _seeds(seed, len(x)), **how)
         jobs = [self._planner.job(request) for request in self._requests(n, seed, **how)]
         frames = np.empty((len(jobs[0].table.call) + 1, n, *self.bundle.sample_shape), np.float32)
         frames[0] = [begin(job, self.bundle.sample_shape) for job in jobs]
@@ -209,14 +225,14 @@ class Sampler:
         self._loop.run(jobs, keep)
         return frames
 
-    def _forward(self, x: Float32, seed: int, steps: int | None = None, grid: Any = None) -> Float32:
+    def _forward(self, x: Float32, seeds: list[int], steps: int | None = None, grid: Any = None) -> Float32:
         way = self.bundle.grid(steps, grid)
         levels = np.stack([way.alpha, way.sigma], -1)[::-1]
         frames = [x]
         for k, ((alpha, sigma), (next_alpha, next_sigma)) in enumerate(itertools.pairwise(levels)):
             keep = next_alpha / alpha
             add = np.sqrt((next_sigma - keep * sigma) * (next_sigma + keep * sigma))
-            z = [noise(seed + i, Stream.ENCODE, k, x.shape[1:]) for i in range(len(x))]
+            z = [noise(seed, Stream.ENCODE, k, x.shape[1:]) for seed in seeds]
             frames.append((keep * frames[-1] + add * np.stack(z)).astype(np.float32))
         return np.stack(frames)
 
@@ -226,7 +242,9 @@ class Sampler:
     def _mask(self, mask: Any, n: int, convert: bool) -> Float32:
         shape = self.bundle.sample_shape
         if not isinstance(mask, np.ndarray):
-            mask = read(mask, (1, *shape[1:]), 0.0, 1.0, convert)
+            mask = read(mask, (1, *shape[1:]), 0.0, 1.0, convert, "mask")
+        elif mask.dtype.kind not in "buif":
+            raise RequestError(f"mask must be an array of bool or numbers, found {mask.dtype}.")
         found: Float32 = np.asarray(mask, np.float32)
         if mask.dtype == np.uint8 and found.max(initial=0) > 1:
             found = found / np.float32(255)
@@ -242,13 +260,14 @@ class Sampler:
 
     def _climb(self, x: Float32, how: dict[str, Any]) -> Float32:
         """Samples [n, *S] walked up from the least noisy knot, which they are taken to stand at, noise apart."""
-        return self._run(len(x), start=x * self.bundle.schedule.alpha[0].astype(np.float32), up=True, **how)
+        start = x * self.bundle.schedule.alpha[0].astype(np.float32)
+        return self._run(len(x), **_with(how, start=start, up=True))
 
     def _noise_of(self, end: Any, convert: bool, how: dict[str, Any]) -> Float32:
         """x_T [*S] of a seed, or of one picture."""
         if isinstance(end, (int, np.integer)):
             settings = {name: value for name, value in how.items() if name != "on_step"}
-            return begin(self._planner.job(self._requests(1, int(end), **settings)[0]), self.bundle.sample_shape)
+            return begin(self._planner.job(self._requests(1, end, **settings)[0]), self.bundle.sample_shape)
         x = self._read(end, convert)
         if len(x) != 1:
             raise RequestError(f"one picture is needed here, found {len(x)}.")
@@ -257,15 +276,10 @@ class Sampler:
     def _run(self, n: int, seed: int | Sequence[int] = 0, on_step: StepCallback | None = None, **how: Any) -> Float32:
         return self.sample_requests(self._requests(n, seed, **how), on_step)
 
-    def _requests(self, n: int, seed: int | Sequence[int], **how: Any) -> list[Request]:
+    def _requests(self, n: int, seed: Any, **how: Any) -> list[Request]:
         """n requests: what is a field of `Request`, one for all or one each, and the rest as the solver's options."""
         n = integer("n", n, 1)
-        seeds = (
-            _each("seed", seed, n)
-            if _many(seed)
-            else [integer("seed", seed, 0, MAX_SEED - n + 1) + i for i in range(n)]
-        )
-        own = {"seed": seeds, **{name: _each(name, how.pop(name), n) for name in OWN & how.keys()}}
+        own = {"seed": _seeds(seed, n), **{name: _each(name, how.pop(name), n) for name in OWN & how.keys()}}
         shared = {name: how.pop(name) for name in SHARED & how.keys()}
         return [Request(**{name: values[i] for name, values in own.items()}, **shared, options=how) for i in range(n)]
 
@@ -282,6 +296,20 @@ def slerp(a: Float32, b: Float32, t: float) -> Float32:
     return ((np.sin((1 - t) * angle) * a.astype(np.float64) + np.sin(t * angle) * b) / np.sin(angle)).astype(np.float32)
 
 
+def _with(how: dict[str, Any], **own: Any) -> dict[str, Any]:
+    """`how`, and what a method decides itself. Raises RequestError for what was decided twice."""
+    if twice := sorted(how.keys() & own.keys()):
+        raise RequestError(f"{twice[0]!r} is not the caller's here, the method decides it: leave it out.")
+    return how | own
+
+
+def _seeds(seed: Any, n: int) -> list[Any]:
+    """The seeds of n samples: seed + i, or those given."""
+    if _many(seed):
+        return _each("seed", seed, n)
+    return [integer("seed", seed, 0, MAX_SEED - n + 1) + i for i in range(n)]
+
+
 def _many(value: object) -> bool:
     return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
 
@@ -291,5 +319,5 @@ def _each(name: str, value: Any, n: int) -> list[Any]:
     if not _many(value):
         return [value] * n
     if len(value) != n:
-        raise RequestError(f"{name} must be one value or {n} of them, found {len(value)}.")
+        raise RequestError(f"{name} must be one value{f' or {n} of them' if n > 1 else ''}, found {len(value)}.")
     return list(value)

@@ -4,7 +4,7 @@ import numpy as np
 
 from runtime import Bundle, Sampler
 from trainer.config import Config
-from trainer.data import emoji
+from trainer.data import EMOJI, emoji
 
 
 def test_every_file_is_whole_and_the_fp32_files_are_under_16_mb(shipped: Bundle) -> None:
@@ -39,3 +39,20 @@ def test_its_samples_keep_the_same_bytes_in_a_batch(shipped: Bundle) -> None:
     assert batch.dtype == np.float32
     assert np.abs(batch).max() <= 1
     assert sampler.sample(1, seed=3, label=17, steps=2).tobytes() == batch[3].tobytes()
+
+
+def test_translating_emoji_that_it_never_saw_brings_them_nearer_to_their_counterparts(shipped: Bundle) -> None:
+    """Each way, over every 160th emoji: docs/translation.md has 0.53 of RMS before and 0.48 after, over all of them."""
+    with np.load(EMOJI) as file:
+        pictures, category = file["images"][::160], file["category"][::160].astype(int)
+    sampler, samples = Sampler(shipped), pictures.transpose(0, 1, 4, 2, 3) / np.float32(127.5) - 1
+    for style in (0, 1):
+        source, target = ((category + 9 * s).tolist() for s in (style, 1 - style))
+        found = sampler.translate(list(pictures[:, style]), source, target, steps=25)
+
+        def apart(x: np.ndarray, other: int = 1 - style) -> float:
+            return float(np.sqrt(((x - samples[:, other]) ** 2).mean((1, 2, 3))).mean())
+
+        assert apart(found) < apart(samples[:, style]) - 0.01
+        alone = sampler.translate(pictures[5, style], source[5], target[5], steps=25)
+        assert alone[0].tobytes() == found[5].tobytes()

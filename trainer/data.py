@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.pictures import eight_bits
 from runtime.progress import track
 
 from .config import Config
@@ -174,6 +175,7 @@ def _read(file: Path, config: Config) -> NDArray[np.uint8]:
         opened.load()
         image = ImageOps.exif_transpose(opened)
     if config.mode:
+        image = eight_bits(image, file.name)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

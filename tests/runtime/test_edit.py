@@ -1,5 +1,6 @@
 """Pictures into pictures: what each verb is, to the bit where it can be said to the bit, and the promise of the same bytes."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,35 @@ def test_a_verb_gives_a_picture_the_same_bytes_in_any_batch(
         assert call(sampler, digits[i], [LABELS[i]], 20 + i).tobytes() == together[i].tobytes()
     chunked = call(Sampler.load(tiny_bundle, max_batch=2), digits, LABELS, 20)
     assert chunked.tobytes() == together.tobytes()
+
+
+def test_what_lies_between_and_variations_keep_their_bytes_in_any_batch(
+    sampler: Sampler, tiny_bundle: Path, digits: np.ndarray
+) -> None:
+    small, how = Sampler.load(tiny_bundle, max_batch=2), {"label": 3, "steps": 6, "guidance": 2.0}
+    three, five = sampler.interpolate(digits[0], 77, 3, **how), small.interpolate(digits[0], 77, 5, **how)
+    assert five[[0, 2, 4]].tobytes() == three.tobytes()
+    together = sampler.variations(digits[0], 5, 0.4, 40, **how)
+    assert small.variations(digits[0], 5, 0.4, 40, **how).tobytes() == together.tobytes()
+    assert small.variations(digits[0], 1, 0.4, 43, **how)[0].tobytes() == together[3].tobytes()
+
+
+def test_paths_pillow_images_and_arrays_are_the_same_pictures(
+    sampler: Sampler, digits: np.ndarray, x0: np.ndarray, files: Path
+) -> None:
+    kinds = [files / "0.png", str(files / "0.png"), Image.fromarray(digits[0, ..., 0]), digits[0], x0[0]]
+    calls: list[Callable[[Any], np.ndarray]] = [
+        lambda p: sampler.stylize(p, steps=3, label=3),
+        lambda p: sampler.invert(p, steps=3, label=3).noise,
+        lambda p: sampler.translate(p, 3, 7, steps=6),
+        lambda p: sampler.inpaint(p, MASK, steps=3),
+        lambda p: sampler.interpolate(p, 5, 3, steps=3),
+        lambda p: sampler.variations(p, 2, steps=3),
+        lambda p: sampler.animate(pictures=p, steps=3),
+    ]
+    for call in calls:
+        assert len({call(kind).tobytes() for kind in kinds}) == 1
+        assert len({call([kind]).tobytes() for kind in kinds}) == 1
 
 
 def test_requests_of_different_verbs_share_a_batch_and_keep_their_bytes(sampler: Sampler, x0: np.ndarray) -> None:
@@ -111,12 +141,23 @@ def test_inversion_climbs_unclipped_from_the_least_noisy_knot(sampler: Sampler) 
 def test_translate_is_inverting_under_one_label_and_coming_back_under_another(
     sampler: Sampler, digits: np.ndarray
 ) -> None:
-    found = sampler.translate(digits, LABELS, [7, 7, 7, 8, 8], steps=8, guidance=2.0)
-    noises = sampler.invert(digits, label=LABELS, steps=8).noise
-    how = {"solver": "dpmpp_2m", "grid": "log_snr", "steps": 8}
-    assert sampler.sample(5, label=[7, 7, 7, 8, 8], start=noises, guidance=2.0, **how).tobytes() == found.tobytes()
-    same = sampler.translate(digits, LABELS, LABELS, steps=8)
-    assert same.tobytes() == sampler.invert(digits, label=LABELS, steps=8).back.tobytes()
+    for strength in (1.0, 0.5):
+        found = sampler.translate(digits, LABELS, [7, 7, 7, 8, 8], steps=8, strength=strength, guidance=2.0)
+        noises = sampler.invert(digits, label=LABELS, steps=8, strength=strength).noise
+        how = {"solver": "dpmpp_2m", "grid": "log_snr", "steps": 8, "strength": strength, "guidance": 2.0}
+        assert sampler.sample(5, label=[7, 7, 7, 8, 8], start=noises, **how).tobytes() == found.tobytes()
+        same = sampler.translate(digits, LABELS, LABELS, steps=8, strength=strength, guidance=1.0)
+        assert same.tobytes() == sampler.invert(digits, label=LABELS, steps=8, strength=strength).back.tobytes()
+
+
+def test_translate_walks_part_of_the_way_and_is_guided_where_the_bundle_can_be(
+    sampler: Sampler, digits: np.ndarray, edited: Callable[[Callable[[dict], object]], Path]
+) -> None:
+    found = sampler.translate(digits, LABELS, 7, steps=8)
+    assert sampler.translate(digits, LABELS, 7, steps=8, strength=0.4, guidance=3.0).tobytes() == found.tobytes()
+    never_null = Sampler.load(edited(lambda value: value["labels"].update(null_trained=False)))
+    plain = sampler.translate(digits, LABELS, 7, steps=8, guidance=1.0)
+    assert never_null.translate(digits, LABELS, 7, steps=8).tobytes() == plain.tobytes()
 
 
 @pytest.mark.parametrize("how", [{}, {"solver": "ddim"}, {"solver": "dpmpp_3m"}, {"solver": "heun"}], ids=str)
@@ -224,9 +265,10 @@ def test_the_forward_animation_is_the_forward_process(sampler: Sampler, x0: np.n
         # Each step adds noise of its own: what is new is unrelated to what was there.
         new = frame - np.float32(alpha / after[0]) * before
         assert abs(np.corrcoef(new.ravel(), before.ravel())[0, 1]) < 0.02
-    assert sampler.animate(pictures=x0[:1], seed=53, steps=4)[-1, 0].tobytes() == (
-        sampler.animate(pictures=np.repeat(x0[:1], 4, axis=0), seed=50, steps=4)[-1, 3].tobytes()
-    )
+    four = np.repeat(x0[:1], 4, axis=0)
+    alone = sampler.animate(pictures=x0[:1], seed=53, steps=4)[-1, 0].tobytes()
+    assert alone == sampler.animate(pictures=four, seed=50, steps=4)[-1, 3].tobytes()
+    assert alone == sampler.animate(4, [9, 53, 8, 7], pictures=four, steps=4)[-1, 1].tobytes()
 
 
 @pytest.fixture
@@ -295,7 +337,17 @@ ZEROS = np.zeros((8, 8), np.uint8)
         (lambda s: s.interpolate([ZEROS] * 2, 3), "one picture is needed here, found 2"),
         (lambda s: s.variations(ZEROS, amount=-0.1), "amount must be a number from 0 to 1"),
         (lambda s: s.animate(pictures=ZEROS, label=3), "option of animate with pictures: 'label'"),
+        (lambda s: s.animate(3, pictures=ZEROS), "n is the number of pictures, 1, where these are given, found 3"),
+        (lambda s: s.animate(pictures=ZEROS, seed=-1), "seed must be from 0"),
+        (lambda s: s.translate(ZEROS, 3, 7, label=3), "'label' is not the caller's here"),
+        (lambda s: s.invert(ZEROS, up=True), "'up' is not the caller's here"),
+        (lambda s: s.stylize(ZEROS, picture=ZEROS), "'picture' is not the caller's here"),
+        (lambda s: s.interpolate(True, 2), "seed must be an integer, found True"),
+        (lambda s: s.interpolate(ZEROS, 2, 3, label=[1, 2, 3]), "label must be one value, found 3"),
+        (lambda s: s.inpaint(ZEROS, None), "the mask must be a path"),
+        (lambda s: s.inpaint(ZEROS, np.full((8, 8), "x")), "mask must be an array of bool or numbers"),
         (lambda s: s.sample(1, label=3, guidance=2.0, guidance_interval=(3, 1)), "must rise"),
+        (lambda s: s.sample(1, label=3, guidance=1.0, guidance_interval=(3, 1)), "must rise"),
         (lambda s: s.sample(1, label=3, guidance=2.0, guidance_interval=3), "two noise levels"),
         (lambda s: s.sample(1, label=3, guidance=2.0, guidance_interval=(-1, 3)), "from 0 to inf"),
     ],
@@ -376,7 +428,9 @@ def test_animations(
         ("stylize {} none.png", "there is no picture none.png"),
         ("stylize {} mask.txt", "mask.txt cannot be read as a picture"),
         ("translate {} 0.png --from 3 --to three", "unknown label 'three'"),
-        ("animate {} --out a.bmp", "cannot write an animation as .bmp"),
+        ("animate {} 0.png --n 3", "n is the number of pictures, 1"),
+        ("animate {} 0.png --label 3", "unknown option of animate with pictures: 'label'"),
+        ("stylize {} 0.png --columns -2", "columns must be at least 1"),
         ("stylize {} 0.png --out a.xyz", "cannot write pictures as '.xyz'"),
         ("stylize {} 0.png --guidance-interval 1,x", "--guidance-interval is two numbers"),
         ("stylize nowhere 0.png", "nowhere is not a folder"),
@@ -390,6 +444,16 @@ def test_wrong_words_end_in_a_line_that_says_why(
     assert main(words.format(tiny_bundle).split()) == 2
     assert message in capsys.readouterr().err
     assert not (files / "edited.png").exists()
+
+
+@pytest.mark.parametrize("words", ["animate {} --out a.bmp", "stylize {} 0.png --out a.xyz", "animate {} --columns 0"])
+def test_what_cannot_be_written_is_refused_before_anything_is_sampled(
+    words: str, files: Path, tiny_bundle: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(files)
+    monkeypatch.setattr(OnnxRuntimeBuffers, "step", lambda *_: pytest.fail("sampled"))
+    assert main(words.format(tiny_bundle).split()) == 2
+    assert re.search("cannot write|columns must be", capsys.readouterr().err)
 
 
 def test_every_verb_of_the_command_is_a_method(sampler: Sampler) -> None:

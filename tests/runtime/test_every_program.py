@@ -1,5 +1,7 @@
 """Every solver on every schedule, grid and prediction: refused with a reason, or finite and at its declared end."""
 
+from collections import Counter
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,14 @@ from runtime.solvers import SOLVERS
 
 SCHEDULES = {
     "linear": make_schedule("linear"),
+    "linear_raw": make_schedule("linear_raw"),
+    "scaled_linear": make_schedule("scaled_linear"),
     "cosine": make_schedule("cosine"),
     "zero": make_schedule("scaled_linear").zero_terminal_snr(),
     "sigmoid": make_schedule("sigmoid"),
     "flow": make_schedule("flow"),
     "edm": make_schedule("edm"),
+    "from_betas": make_schedule("from_betas", betas=np.linspace(1e-3, 0.3, 40).tolist()),
 }
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ddpm": [{}, {"variance": "fixed_large"}],
@@ -68,23 +73,33 @@ def stays_finite(program: Program) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_one_two_three_and_all_steps_on_every_grid(solver: str, name: str) -> None:
     schedule = SCHEDULES[name]
-    for options in OPTIONS.get(solver, [{}]):
-        for steps in (1, 2, 3, len(schedule)):
-            for grid in [*GRIDS, "karras(3)", "log_snr(7)"] if steps <= 3 else ("trailing", "karras"):
-                program = make_program(schedule, "v", solver, steps, grid, **options)
-                assert program.moments[-1, 0].tolist() == [1, 0]
-                assert np.isfinite(program.update).all()
-                if solver != "lcm":
-                    assert program.update[-1, 0, : D + 1].tolist() == [0, 0, 0, 0, 1], (
-                        "the step onto sigma = 0 is x = D"
-                    )
-                if steps <= 3:
-                    ends_where_it_says(program)
-                    calls = CALLS.get(solver, 1)
-                    noise_start = int(make_grid(schedule, grid, steps).alpha[0] == 0)
-                    full = max(steps - 1 - noise_start, 0)  # but for the steps from pure noise and onto the clean end
-                    once = steps + full * (calls - 1) + (solver == "plms" and full > 0)
-                    assert len(program) == once * options.get("resample", 4 if solver == "repaint" else 1)
+    T = len(schedule)
+    for options, steps, grid in product(OPTIONS.get(solver, [{}]), (1, 2, 3, T), [*GRIDS, "karras(3)", "log_snr(7)"]):
+        program = make_program(schedule, "v", solver, steps, grid, **options)
+        assert program.moments[-1, 0].tolist() == [1, 0]
+        assert np.isfinite(program.update).all()
+        if solver != "lcm":
+            assert program.update[-1, 0, : D + 1].tolist() == [0, 0, 0, 0, 1], "the step onto sigma = 0 is x = D"
+        calls = CALLS.get(solver, 1)
+        noise_start = int(make_grid(schedule, grid, steps).alpha[0] == 0)
+        full = max(steps - 1 - noise_start, 0)  # but for the steps from pure noise and onto the clean end
+        once = steps + full * (calls - 1) + (solver == "plms" and full > 0)
+        assert len(program) == once * options.get("resample", 4 if solver == "repaint" else 1)
+        if steps <= 3 or grid == "trailing":
+            ends_where_it_says(program)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_two_three_and_all_steps_for_every_prediction(solver: str, prediction: str) -> None:
+    for name in ("cosine", "flow", "edm"):
+        schedule = make_schedule(name, T=40)
+        if prediction == "epsilon" and schedule.alpha[-1] == 0:
+            continue  # refused, see test_program
+        for steps in (1, 2, 3, 40):
+            program = make_program(schedule, prediction, solver, steps)
+            ends_where_it_says(program)
+            stays_finite(program)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -134,29 +149,27 @@ def taken(solver: str) -> list[str]:
     return [name for name in code.co_varnames[1 : code.co_argcount] if name in OPTION]
 
 
+PLACES = st.lists(st.floats(0, 1), min_size=1, max_size=12, unique=True)
+SPACING: dict[str, st.SearchStrategy[Any]] = {
+    **{name: st.just(name) for name in GRIDS},
+    "karras": st.one_of(st.just("karras"), st.floats(0.5, 12).map(lambda rho: f"karras({rho})")),
+    "log_snr": st.one_of(st.just("log_snr"), st.floats(3, 20).map(lambda bound: f"log_snr({bound})")),
+    "explicit": PLACES.map(np.array),
+}
+
+
 @st.composite
-def requests(draw: st.DrawFn) -> tuple[tuple[str, dict[str, Any]], bool, dict[str, Any]]:
-    described, solver = draw(SCHEDULE), draw(st.sampled_from(sorted(SOLVERS)))
+def requests(draw: st.DrawFn, solver: str, spacing: str) -> tuple[tuple[str, dict[str, Any]], bool, dict[str, Any]]:
+    described = draw(SCHEDULE)
     schedule = make_schedule(described[0], **described[1])
     zero = schedule.variance_preserving and len(schedule) > 1 and draw(st.booleans())
     options = {name: draw(OPTION[name]) for name in taken(solver) if draw(st.booleans())}
     steps: int | None = draw(
         st.one_of(st.integers(1, min(len(schedule), 60)), st.just(len(schedule)), st.just(len(schedule) + 1))
     )
-    grid: Any = draw(
-        st.one_of(
-            st.sampled_from(sorted(GRIDS)),
-            st.floats(0.5, 12).map(lambda rho: f"karras({rho})"),
-            st.floats(3, 20).map(lambda b: f"log_snr({b})"),
-            st.none(),
-        )
-    )
-    if grid is None:
-        place = draw(st.lists(st.floats(0, 1), min_size=1, max_size=12, unique=True))
-        grid, steps = (
-            sorted(schedule.time[0] + np.array(place) * (schedule.time[-1] - schedule.time[0]), reverse=True),
-            None,
-        )
+    grid: Any = draw(SPACING[spacing])
+    if spacing == "explicit":
+        grid, steps = sorted(schedule.time[0] + grid * (schedule.time[-1] - schedule.time[0]), reverse=True), None
     clip = draw(st.sampled_from([None, 1.0, 2.5]))
     prediction = draw(st.sampled_from(PREDICTIONS))
     return (
@@ -166,33 +179,52 @@ def requests(draw: st.DrawFn) -> tuple[tuple[str, dict[str, Any]], bool, dict[st
     )
 
 
-RAN: list[bool] = []
+RAN: dict[str, Counter[str]] = {kind: Counter() for kind in ("solver", "schedule", "prediction", "grid", "steps")}
+"""How many requests ran, by what they asked for."""
 
 
-@settings(
-    max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-@given(requests())
-def test_any_request_is_refused_with_a_reason_or_runs_to_its_end(
-    drawn: tuple[tuple[str, dict[str, Any]], bool, dict[str, Any]],
-) -> None:
-    (name, parameters), zero, request = drawn
-    schedule = make_schedule(name, **parameters)
-    program, refusal = None, ""
-    try:
-        program = make_program(schedule.zero_terminal_snr() if zero else schedule, **request)
-    except RequestError as error:
-        refusal = str(error)
-    RAN.append(program is not None)
-    if program is None:
-        assert len(refusal) > 30, "a refusal says why"
-        assert " comes to " not in refusal, "no solver makes a program that its own proof refuses"
-        assert "not finite" not in refusal
-    else:
+@pytest.mark.parametrize("spacing", SPACING)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_any_request_is_refused_with_a_reason_or_runs_to_its_end(solver: str, spacing: str) -> None:
+    ran = 0
+
+    @settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(requests(solver, spacing))
+    def one(drawn: tuple[tuple[str, dict[str, Any]], bool, dict[str, Any]]) -> None:
+        nonlocal ran
+        (name, parameters), zero, request = drawn
+        schedule = make_schedule(name, **parameters)
+        program, refusal = None, ""
+        try:
+            program = make_program(schedule.zero_terminal_snr() if zero else schedule, **request)
+        except RequestError as error:
+            refusal = str(error)
+        if program is None:
+            assert len(refusal) > 30, "a refusal says why"
+            assert " comes to " not in refusal, "no solver makes a program that its own proof refuses"
+            assert "not finite" not in refusal
+            return
+        ran += 1
         ends_where_it_says(program)
         stays_finite(program)
+        whole = "all" if len(schedule) == request["steps"] else "some"
+        for kind, found in zip(RAN, (solver, name, request["prediction"], spacing, whole), strict=True):
+            RAN[kind][found] += 1
+
+    one()
+    assert ran >= 1
 
 
-def test_most_of_those_requests_ran() -> None:
-    if len(RAN) >= 200:
-        assert sum(RAN) > 0.4 * len(RAN)
+def test_those_requests_were_of_every_kind() -> None:
+    if len(RAN["solver"]) < len(SOLVERS):
+        pytest.skip("not all of them were made")
+    schedules = {*SCHEDULES} - {"zero"}
+    expected = {
+        "schedule": schedules,
+        "prediction": {*PREDICTIONS},
+        "grid": {*GRIDS, "explicit"},
+        "steps": {"all", "some"},
+    }
+    for kind, names in expected.items():
+        assert all(RAN[kind][name] for name in names), f"{kind}: {RAN[kind]}"
+    assert sum(RAN["solver"].values()) >= 200

@@ -171,6 +171,26 @@ def test_samples_that_are_no_pictures_go_in_as_floats_alone() -> None:
         read(COLOUR, (2, 10))
 
 
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
+def test_sixteen_bits_become_eight_and_are_not_cut(dtype: str, tmp_path: Path) -> None:
+    """Pillow's own convert() cuts them at 255: all but the darkest 256th part of a ramp would be white."""
+    ramp = (np.arange(30).reshape(6, 5) * 257 * 8).astype(dtype)
+    image = Image.frombytes("I;16" if dtype[0] == "<" else "I;16B", (5, 6), ramp.tobytes())
+    expected = from_uint8((ramp // 257).astype(np.uint8)[None, ..., None])
+    assert read(image, (1, 6, 5), convert=True).tobytes() == expected.tobytes()
+    Image.fromarray(ramp.astype("<u2")).save(tmp_path / "a.png")
+    colour = read(tmp_path / "a.png", (3, 6, 5), convert=True)
+    assert colour.tobytes() == np.repeat(expected, 3, axis=1).tobytes()
+    with pytest.raises(RequestError, match=r"5×6 I;16B?, 5×6 L expected"):
+        read(image, (1, 6, 5))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_thirty_two_bits_do_not_say_what_is_white(dtype: type) -> None:
+    with pytest.raises(RequestError, match=r"the picture has mode [IF], 32 bits a pixel"):
+        read(Image.fromarray(np.ones((6, 5), dtype)), (3, 6, 5), convert=True)
+
+
 def test_a_picture_is_converted_when_asked() -> None:
     clear = Image.new("RGBA", (5, 6), (255, 0, 0, 0))
     assert (read(clear, (3, 6, 5), convert=True) == 1).all(), "what is transparent is white"

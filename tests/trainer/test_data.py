@@ -212,6 +212,11 @@ def test_grey_among_colour_is_refused_with_the_remedy(tmp_path: Path) -> None:
     assert re.match(f"{grey} is 8x6 L, but .* is 8x6 RGB.*--mode RGB", refusal(tmp_path))
 
 
+def test_mode_does_not_cut_sixteen_bits_at_eight(tmp_path: Path) -> None:
+    draw(tmp_path / "a" / "1.png", 128 * 257, mode="I;16")
+    assert (load_folder(tmp_path, mode="RGB").images == 128).all()
+
+
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
 def test_mode_converts_pictures_of_every_mode(tmp_path: Path, mode: str, channels: int) -> None:
     for i, (found, color) in enumerate({"RGB": RED, "L": 7, "RGBA": (*RED, 255), "P": 3, "1": 1}.items()):
