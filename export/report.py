@@ -31,8 +31,8 @@ def draw(path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mappin
     pairs = [(p, b, entry) for p, entries in report["precisions"].items() for b, entry in entries.items()]
     figure, axes = plt.subplot_mosaic(
         [["step", "strip"], ["table", "lines"]],
-        figsize=(13, 5.2 + 0.25 * len(pairs) + 0.6 * len(report["precisions"])),
-        width_ratios=(1.1, 1),
+        figsize=(14, 5.2 + 0.25 * len(pairs) + 0.6 * len(report["precisions"])),
+        width_ratios=(1.2, 1),
         height_ratios=(4, 0.6 + 0.25 * len(pairs)),
         layout="constrained",
     )
@@ -78,7 +78,7 @@ def _nearest(report: Mapping[str, Any]) -> str:
     lines = []
     if "headroom" in report:
         name, found = next(iter(report["headroom"]["nearest"].items()))
-        lines.append(f"fp16: the largest value seen is {found:.2%} of float16's range, at {name}")
+        lines.append(f"fp16: the largest value seen is {found:.2%} of float16's range,\n    at {name}")
     for name, made in report.get("int8", {}).items():
         kept, share = made["float32_layers"], made["float32_share_of_multiply_adds"]
         lines.append(f"{name}: {len(kept)} layers stay float32 ({share:.1%} of multiply-adds) {', '.join(kept[:3])}")
