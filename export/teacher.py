@@ -128,7 +128,7 @@ def draw(bundle: Bundle, count: int, first_seed: int) -> Samples:
     turns = np.arange(classes + bool(labels and labels.null_trained)) if classes else np.zeros(1)
     label = np.r_[np.resize(turns, count - guided), np.resize(np.arange(max(1, classes)), guided)].astype(np.int64)
     guidance = np.r_[np.ones(count - guided), np.full(guided, bundle.defaults.guidance)].astype(np.float32)
-    start = np.float32(bundle.program("ddim", 1).start)
+    start = np.float32(bundle.program("ddim", 1, "trailing").start)
     x = np.stack([start * noise(first_seed + i, Stream.INITIAL, 0, bundle.sample_shape) for i in range(count)])
     return Samples(x, label, guidance, np.zeros_like(x))
 
