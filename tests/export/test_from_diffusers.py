@@ -72,7 +72,7 @@ SMALL = {
     "upsample_type": "resnet",
 }
 """Another make: scale and shift by time, resampling inside the blocks, several heads."""
-QUICK = Plan(batches=(1, 2), times=3, pictures=1, steps=3, samples=1)
+QUICK = Plan(batches=(1, 2), times=3, pictures=1, steps=3, samples=1, judged=1, ways=(("dpmpp_2m", 3),))
 LEVEL = 1 / 255
 
 

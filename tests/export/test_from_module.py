@@ -19,7 +19,7 @@ from runtime.files import from_json
 from runtime.noise import Stream, noise
 from runtime.sample import main as sample_command
 
-QUICK = Plan(batches=(1, 3), times=3, pictures=2, steps=5, samples=4)
+QUICK = Plan(batches=(1, 3), times=3, pictures=2, steps=5, samples=4, judged=2, ways=(("dpmpp_2m", 5),))
 EPSILON: dict[str, Any] = {"prediction": "epsilon", "schedule": "linear_raw"}
 
 
