@@ -48,8 +48,8 @@ class OnnxRuntime:
         options.log_severity_level = 3
         options.add_external_initializers_from_files_in_memory(["weights.bin"], [self._weights], [len(self._weights)])
         model = self.bundle.read(path)
-        refuse_loops(model)
         try:
+            refuse_loops(model)
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BundleError(f"{self.bundle.path / path}: onnxruntime cannot load it: {error}") from error
