@@ -98,14 +98,18 @@ def offered(bundle: Bundle) -> list[tuple[str, str]]:
     """The (backend, precision) pairs that a bundle can be opened with, where the machine has what they need.
 
     int8 is offered to the backends that the bundle's report shows it was checked on: the same Q/DQ graph has been seen to come
-    out wrong on others.
+    out wrong on others. What missed its bounds there is offered to none.
     """
     return [
         (name, precision)
         for name, kind in BACKENDS.items()
         for precision, folder in kind.folders.items()
-        if folder in bundle.precisions and (folder == "fp32" or name in bundle.report.get(precision, {}))
+        if folder in bundle.precisions and _may_run(bundle.report.get(precision, {}).get(name), folder)
     ]
+
+
+def _may_run(checked: Mapping[str, Any] | None, folder: str) -> bool:
+    return folder == "fp32" if checked is None else not checked.get("missed")
 
 
 def open_backend(bundle: Bundle, backend: str = "auto", precision: str = "auto", threads: int | None = None) -> Backend:
@@ -132,6 +136,8 @@ def _not_offered(bundle: Bundle, backend: str, precision: str, pairs: list[tuple
         why = f"{backend} does not compute {precision}" + (", which is for GPUs" if precision in GPU else "")
     elif BACKENDS[backend].folders[precision] not in bundle.precisions:
         why = f"{bundle.name} has no {precision}; export it with --{precision}"
+    elif backend in bundle.report.get(precision, {}):
+        why = f"{precision} of {bundle.name} missed its bounds on {backend} when it was exported (see report.json)"
     else:
         why = f"{precision} of {bundle.name} was not checked on {backend}; export it where {backend} is installed"
     there = ", ".join(f"{b} {p}" for b, p in pairs)

@@ -180,3 +180,14 @@ def test_a_run_that_cannot_be_exported_is_named(
     assert main([str(copy), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_where_another_backend_misses_it_is_not_offered_and_the_build_goes_on(capsys: pytest.CaptureFixture) -> None:
+    step = {k: vars(check.NONE) for k in ("answer", "next_state")} | {"batch_invariant": False, "not_finite": 0}
+    entry = {"steps": {"step": step}, "trajectories": [], "identity": True}
+    report: dict = {"precisions": {"fp32": {"openvino": entry}}}
+    check.refuse_misses(report)
+    assert entry["missed"] == ["a sample's bytes depend on the batch it stands in"]
+    assert "not offered: fp32 on openvino" in capsys.readouterr().out
+    with pytest.raises(ExportError, match="bytes depend on the batch"):
+        check.refuse_misses({"precisions": {"fp32": {"onnxruntime": entry}}})

@@ -206,3 +206,13 @@ def test_no_path_in_a_graph_is_followed(precise: Path, key: str, value: str, mes
 def test_what_is_no_onnx_is_refused(data: bytes) -> None:
     with pytest.raises(BundleError, match="no step graph"):
         with_weights(data, b"")
+
+
+def test_what_missed_its_bounds_is_not_offered(precise: Path) -> None:
+    bundle = Bundle.load(precise)
+    report = {p: {b: dict(e) for b, e in entries.items()} for p, entries in bundle.report.items()}
+    report["int8"]["openvino"]["missed"] = 2
+    object.__setattr__(bundle, "report", report)
+    assert ("openvino", "int8") not in offered(bundle)
+    with pytest.raises(RequestError, match=r"int8 of tiny missed its bounds on openvino when it was exported"):
+        open_backend(bundle, "openvino", "int8")
