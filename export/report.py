@@ -126,7 +126,7 @@ def worst_of(report: Mapping[str, Any], bounds: Mapping[str, Any]) -> str:
     for precision, entries in report.items():
         for backend, worst in entries.items():
             lines.append(
-                f"{precision} on {backend}: {_times(worst['ms_a_call'])} ms a call; largest differences from PyTorch:"
+                f"{precision} on {backend}: {_times(worst['ms_a_call'])} ms a call; agrees with PyTorch, largest differences:"
             )
             lines.append(
                 f"  network's answer F  {worst['answer']:.1e}"
