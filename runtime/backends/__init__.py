@@ -129,7 +129,7 @@ def open_backend(bundle: Bundle, backend: str = "auto", precision: str = "auto",
 
 def _not_offered(bundle: Bundle, backend: str, precision: str, pairs: list[tuple[str, str]]) -> UnnoiseError:
     """Why a precision cannot be had: nobody knows it, the bundle lacks it, this backend does not compute it, or nobody checked it there."""
-    known = sorted({p for kind in BACKENDS.values() for p in kind.folders} | set(bundle.precisions))
+    known = sorted({p for kind in BACKENDS.values() for p in kind.folders} | set(bundle.precisions) | set(GPU))
     if precision not in known:
         return unknown("precision", precision, ["auto", *known])
     if precision not in BACKENDS[backend].folders:
