@@ -165,8 +165,8 @@ def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
     assert [o.shape for o in network.outputs] == [[(1 + guided) * len(STATE), 1, 8, 8]]
     assert "Convolution" not in {n.get_type_name() for part in (head, tail) for n in part.get_ops()}
     backend._compiled[GUIDED if guided else PLAIN, len(STATE)] = [
-        backend._core.compile_model(part, "CPU", backend._config(part.get_friendly_name()))
-        for part in (head, network, tail)
+        backend._core.compile_model(part, "CPU", config)
+        for part, config in zip((head, network, tail), backend._configs(3), strict=True)
     ]
     assert [a.tobytes() for a in one_row(backend, STATE, guided)] == [w.tobytes() for w in whole]
 
