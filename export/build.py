@@ -27,7 +27,7 @@ from runtime.pictures import save, tile
 from runtime.sampler import Sampler
 
 from . import graph
-from .calibrate import QUICK_CALIBRATION, Calibration, choose, ranges
+from .calibrate import QUICK_CALIBRATION, Calibration, Judge, choose, ranges
 from .check import QUICK, Bounds, Plan, check, headroom, summary
 from .errors import ExportError
 from .folding import fold_upsampling
@@ -109,10 +109,10 @@ def _other_precisions(
         found["headroom"] = headroom(step, bundle, calibration)
         write("fp16", to_float16)
     if "int8" in precisions:
-        both = ranges(step, bundle, calibration)
+        both, judge = ranges(step, bundle, calibration), Judge(step, bundle, calibration)
         for name, signed in (("int8", False), ("int8-trt", True)):
             seen = [pair[signed] for pair in both]
-            chosen = choose(step, bundle, seen, signed, bounds.psnr[name], calibration)
+            chosen = choose(step, judge, seen, signed, bounds.psnr[name])
             write(name, lambda proto, s=seen, k=chosen.keep, g=signed: quantize(proto, s, k, g))
             found.setdefault("int8", {})[name] = chosen.to_json()
     return found

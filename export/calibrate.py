@@ -50,7 +50,7 @@ class Trajectories:
     """Runs a step graph that is in no bundle along a program of the bundle, `pictures` samples at once, every label in turn."""
 
     def __init__(self, bundle: Bundle, pictures: int, first_seed: int) -> None:
-        self.bundle, self.pictures, self.first = bundle, pictures, first_seed
+        self.bundle, self.pictures = bundle, pictures
         classes = bundle.num_classes
         null = bool(bundle.labels and bundle.labels.null_trained)
         self.label = np.resize(np.arange(classes + null) if classes else np.zeros(1), pictures).astype(np.int64)
@@ -175,9 +175,7 @@ class Choice:
         }
 
 
-def choose(
-    step: ModelProto, bundle: Bundle, found: Sequence[Range], signed: bool, least: float, calibration: Calibration
-) -> Choice:
+def choose(step: ModelProto, judge: Judge, found: Sequence[Range], signed: bool, least: float) -> Choice:
     """The fewest layers in float32 with which the final pictures reach `least` dB, and a margin, on every way.
 
     Where some must, layers are ranked by the damage that each does to the final picture when it alone is int8. Raises ExportError, naming the worst
@@ -185,7 +183,6 @@ def choose(
     """
     every = layers(step)
     names = list(dict.fromkeys(layer.name for layer in every))
-    judge = _Judge(step, bundle, calibration)
     reached = judge.full(quantize(step, found, (), signed))
     if min(reached.values()) >= least + MARGIN:
         return Choice((), {}, reached, 0.0)
@@ -220,8 +217,8 @@ def share(every: Sequence[Layer], keep: Sequence[str]) -> float:
     return sum(layer.multiply_adds for layer in every if layer.name in keep) / total if total else 0.0
 
 
-class _Judge:
-    """Pictures of a candidate against those of the float32 graph."""
+class Judge:
+    """Pictures of a candidate against those of the float32 graph, which are made once."""
 
     def __init__(self, step: ModelProto, bundle: Bundle, calibration: Calibration) -> None:
         self.bundle, reference, knots = bundle, session(step), len(bundle.schedule)

@@ -309,7 +309,7 @@ def check_trajectory(
         "trajectory": str(way),
         "error": difference(found, expected),
         "bound": bound * (max(1.0, largest) if np.isfinite(largest) else 1.0),
-        "psnr_db": psnr(found, expected, bundle.sample_range),
+        "psnr_db": median_psnr(found[None], expected[None], bundle.sample_range),
     }
     if sampler.backend.name == "onnxruntime":
         looped = run_loop_graph(bundle, sampler.backend.precision, program, start, z, label)
@@ -345,12 +345,6 @@ def run_loop_graph(
     if label is not None:
         feeds["label"] = label
     return np.asarray(session.run(["sample"], feeds)[0])
-
-
-def psnr(a: NDArray[Any], b: NDArray[Any], data_range: tuple[float, float]) -> float:
-    """Peak signal-to-noise ratio over all samples, dB; 200 where they are equal."""
-    mean_square = float(np.mean((a.astype(np.float64) - b) ** 2)) / (data_range[1] - data_range[0]) ** 2
-    return min(200.0, -10 * np.log10(mean_square)) if mean_square else 200.0
 
 
 def identity_holds(bundle: Bundle, backend: Any) -> bool:

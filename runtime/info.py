@@ -53,7 +53,9 @@ def _backend(name: str) -> dict[str, Any]:
     if name == "openvino":
         import openvino
 
-        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        from .backends.openvino import capabilities
+
+        if "BF16" not in capabilities(openvino):
             precisions.remove("bf16")
             lacking = "bf16 needs a processor that has it"
     return {"version": version, "precisions": precisions, "missing": lacking}

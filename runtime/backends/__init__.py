@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError, RequestError, UnnoiseError, unknown
+from ..program import R
 
 Float32 = NDArray[np.float32]
 
@@ -37,6 +38,74 @@ class Buffers(Protocol):
     def step(self, guided: bool) -> None:
         """Run one row of every sample's program. guided: with the null label's half, for rows whose guidance is not 1."""
         ...
+
+
+def shapes(bundle: Bundle, batch: int) -> dict[str, tuple[int, ...]]:
+    """Of the step graph's inputs and outputs, by name."""
+    S = bundle.sample_shape
+    return {
+        "state": (batch, R, *S),
+        "noise": (batch, *S),
+        "call": (batch, 6),
+        "update": (batch, R, R + 2),
+        "label": (batch,),
+        "next_state": (batch, R, *S),
+        "denoised": (batch, *S),
+    }
+
+
+class HostBuffers:
+    """Buffers as numpy arrays whose memory is bound once for each graph and direction; the two `state` arrays are input and output in turn.
+
+    least: samples that there is memory for where the batch is smaller.
+    """
+
+    def __init__(self, bundle: Bundle, library: str, batch: int, least: int = 0) -> None:
+        self._bundle, self._library, self._batch, self._current = bundle, library, batch, 0
+        kinds = {"label": np.int64}
+        room = shapes(bundle, max(batch, least))
+        self._whole: dict[str, Any] = {
+            name: np.zeros(shape, kinds.get(name, np.float32)) for name, shape in room.items()
+        }
+        self._states = self._whole["state"][:batch], self._whole["next_state"][:batch]
+        self.noise: Float32 = self._whole["noise"][:batch]
+        self.call: Float32 = self._whole["call"][:batch]
+        self.update: Float32 = self._whole["update"][:batch]
+        self.label: NDArray[np.int64] = self._whole["label"][:batch]
+        self.denoised: Float32 = self._whole["denoised"][:batch]
+        self._bound: dict[tuple[bool, int], Callable[[], object]] = {}
+
+    @property
+    def state(self) -> Float32:
+        return self._states[self._current]
+
+    def step(self, guided: bool) -> None:
+        key = guided, self._current
+        if key not in self._bound:
+            self._bound[key] = self._bind(*key)
+        try:
+            self._bound[key]()
+        except Exception as error:  # inference libraries' own errors share no base class
+            raise BundleError(
+                f"{self._bundle.path}: {self._library} failed on a batch of {self._batch}: {self._said(error)}. Fetch or export the "
+                "bundle again; where it is whole, the batch may be too large for this machine's memory: give a smaller max_batch."
+            ) from error
+        self._current = 1 - self._current
+
+    def _arrays(self, current: int, size: int) -> dict[str, Any]:
+        """The memory of `size` samples by the graph's names, where the state lies in the one or the other array."""
+        arrays = {name: array[:size] for name, array in self._whole.items()}
+        if current:
+            arrays["state"], arrays["next_state"] = arrays["next_state"], arrays["state"]
+        return arrays
+
+    def _bind(self, guided: bool, current: int) -> Callable[[], object]:
+        """What runs a graph on this memory."""
+        raise NotImplementedError
+
+    def _said(self, error: Exception) -> str:
+        """The library's message."""
+        return str(error)
 
 
 class Backend(Protocol):
@@ -146,14 +215,6 @@ def _not_offered(bundle: Bundle, backend: str, precision: str, pairs: list[tuple
 
 GPU = ("fp16", "int8-trt")
 """Precisions of a bundle that no CPU backend computes."""
-
-
-def failed(bundle: Bundle, library: str, batch: int, error: Any) -> BundleError:
-    """The error for a graph that was loaded but does not run. The machine may be at fault too, where a batch does not fit its memory."""
-    return BundleError(
-        f"{bundle.path}: {library} failed on a batch of {batch}: {error}. Fetch or export the bundle again; where it is whole, "
-        "the batch may be too large for this machine's memory: give a smaller max_batch."
-    )
 
 
 def missing(library: str, extra: str, error: Any) -> BackendError:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from threading import Lock
 from typing import Any
-
-import numpy as np
 
 from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BundleError
-from ..program import R
-from . import Float32, failed, missing
+from . import HostBuffers, missing, shapes
 from .onnxfile import refuse_loops
 
 
@@ -69,9 +66,7 @@ class OnnxRuntime:
 
 def check_ports(bundle: Bundle, file: str, inputs: Iterable[Any], outputs: Iterable[Any]) -> None:
     """Raises BundleError where a graph's inputs and outputs are not a step graph's for the bundle's samples, of any batch."""
-    S = list(bundle.sample_shape)
-    wanted = {"state": [R, *S], "noise": S, "call": [6], "update": [R, R + 2], "next_state": [R, *S], "denoised": S}
-    wanted |= {"label": []} if bundle.labels else {}
+    wanted = {name: list(shape[1:]) for name, shape in shapes(bundle, 1).items() if name != "label" or bundle.labels}
     for port in (*inputs, *outputs):
         kind = "tensor(int64)" if port.name == "label" else "tensor(float)"
         if (
@@ -82,59 +77,27 @@ def check_ports(bundle: Bundle, file: str, inputs: Iterable[Any], outputs: Itera
             or list(port.shape[1:]) != wanted.pop(port.name)
         ):
             raise BundleError(
-                f"{bundle.path / file}: {port.name!r}, {port.type} {port.shape}, is none of a step graph's for samples of {S}. "
+                f"{bundle.path / file}: {port.name!r}, {port.type} {port.shape}, is none of a step graph's "
+                f"for samples of {list(bundle.sample_shape)}. "
                 "Fetch or export the bundle again."
             )
     if wanted.keys() - {"label"}:
         raise BundleError(f"{bundle.path / file} lacks {', '.join(sorted(wanted))}. Fetch or export the bundle again.")
 
 
-class OnnxRuntimeBuffers:
-    """numpy arrays whose memory is bound to the sessions once; the two `state` arrays are input and output in turn."""
+class OnnxRuntimeBuffers(HostBuffers):
+    """Memory bound to the sessions."""
 
     def __init__(self, backend: OnnxRuntime, batch: int) -> None:
-        shape = backend.bundle.sample_shape
-        states = (batch, R, *shape)
+        super().__init__(backend.bundle, backend.name, batch)
         self._backend = backend
-        self._states = (np.zeros(states, np.float32), np.zeros(states, np.float32))
-        self._current = 0
-        self.noise: Float32 = np.zeros((batch, *shape), np.float32)
-        self.call: Float32 = np.zeros((batch, 6), np.float32)
-        self.update: Float32 = np.zeros((batch, R, R + 2), np.float32)
-        self.label = np.zeros(batch, np.int64)
-        self.denoised: Float32 = np.zeros((batch, *shape), np.float32)
-        self._bindings: dict[tuple[bool, int], tuple[Any, Any]] = {}
 
-    @property
-    def state(self) -> Float32:
-        return self._states[self._current]
-
-    def step(self, guided: bool) -> None:
-        key = (guided, self._current)
-        if key not in self._bindings:
-            self._bindings[key] = self._bind(*key)
-        run, binding = self._bindings[key]
-        try:
-            run(binding, None)
-        except Exception as error:  # onnxruntime's own errors share no base class
-            raise failed(self._backend.bundle, "onnxruntime", len(self.label), error) from error
-        self._current = 1 - self._current
-
-    def _bind(self, guided: bool, current: int) -> tuple[Any, Any]:
-        session = self._backend.session(guided)
+    def _bind(self, guided: bool, current: int) -> Callable[[], object]:
+        session, arrays = self._backend.session(guided), self._arrays(current, self._batch)
         binding = session.io_binding()
-        inputs = {
-            "state": self._states[current],
-            "noise": self.noise,
-            "call": self.call,
-            "update": self.update,
-            "label": self.label,
-        }
-        outputs = {"next_state": self._states[1 - current], "denoised": self.denoised}
-        for name in (i.name for i in session.get_inputs()):
-            array = inputs[name]
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for bind, ports in ((binding.bind_input, session.get_inputs()), (binding.bind_output, session.get_outputs())):
+            for port in ports:
+                array = arrays[port.name]
+                bind(port.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         # The session's own method, without the wrapper's checks for graph capture on a GPU.
-        return session._sess.run_with_iobinding, binding._iobinding
+        return partial(session._sess.run_with_iobinding, binding._iobinding, None)

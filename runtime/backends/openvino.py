@@ -6,7 +6,7 @@ Every batch size has compiled models of its own. Their kernels compute each samp
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any
 
@@ -16,8 +16,7 @@ from .. import cache
 from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError
-from ..program import R
-from . import BACKENDS, Float32, failed, missing
+from . import BACKENDS, HostBuffers, missing, shapes
 from .onnxfile import refuse_loops, with_weights
 from .openvino_parts import PARTS, split
 
@@ -148,61 +147,18 @@ class OpenVino:
         ]
 
 
-def shapes(bundle: Bundle, batch: int) -> dict[str, tuple[int, ...]]:
-    """Of the step graph's inputs and outputs, by name."""
-    S = bundle.sample_shape
-    return {
-        "state": (batch, R, *S),
-        "noise": (batch, *S),
-        "call": (batch, 6),
-        "update": (batch, R, R + 2),
-        "label": (batch,),
-        "next_state": (batch, R, *S),
-        "denoised": (batch, *S),
-    }
-
-
-class OpenVinoBuffers:
-    """numpy arrays whose memory is bound to the requests once; the two `state` arrays are input and output in turn."""
+class OpenVinoBuffers(HostBuffers):
+    """Memory bound to the requests."""
 
     def __init__(self, backend: OpenVino, batch: int) -> None:
-        shape = shapes(backend.bundle, max(batch, LEAST_GUIDED))
-        self._backend, self._batch, self._current = backend, batch, 0
-        self._whole: dict[str, Any] = {
-            name: np.zeros(s, np.int64 if name == "label" else np.float32) for name, s in shape.items()
-        }
-        self._states = self._whole["state"][:batch], self._whole["next_state"][:batch]
-        self.noise: Float32 = self._whole["noise"][:batch]
-        self.call: Float32 = self._whole["call"][:batch]
-        self.update: Float32 = self._whole["update"][:batch]
-        self.label = self._whole["label"][:batch]
-        self.denoised: Float32 = self._whole["denoised"][:batch]
-        self._bindings: dict[tuple[bool, int], list[Any]] = {}
+        super().__init__(backend.bundle, backend.name, batch, LEAST_GUIDED)
+        self._backend = backend
 
-    @property
-    def state(self) -> Float32:
-        return self._states[self._current]
-
-    def step(self, guided: bool) -> None:
-        key = (guided, self._current)
-        if key not in self._bindings:
-            self._bindings[key] = self._bind(*key)
-        try:
-            for request in self._bindings[key]:
-                request.start_async()  # not `infer`, which copies the outputs
-                request.wait()
-        except Exception as error:  # OpenVINO's own errors share no base class
-            raise failed(self._backend.bundle, "openvino", self._batch, short(error)) from error
-        self._current = 1 - self._current
-
-    def _bind(self, guided: bool, current: int) -> list[Any]:
+    def _bind(self, guided: bool, current: int) -> Callable[[], object]:
         """A request for each part of the step graph, which run one after another."""
         alone = guided and self._backend.precision == "int8"
         size = max(self._batch, LEAST_GUIDED) if alone else self._batch
-        arrays = {name: array[:size] for name, array in self._whole.items()}
-        if current:
-            arrays["state"], arrays["next_state"] = arrays["next_state"], arrays["state"]
-        tensors = {name: self._backend.tensor(array) for name, array in arrays.items()}
+        tensors = {name: self._backend.tensor(array) for name, array in self._arrays(current, size).items()}
         requests = []
         for part in self._backend.compiled(guided, size):
             request = part.create_infer_request()
@@ -215,7 +171,16 @@ class OpenVinoBuffers:
                     else:  # a cut: the next part reads it where this one writes it
                         tensors[port.any_name] = request.get_tensor(port)
             requests.append(request)
-        return requests
+
+        def run() -> None:
+            for request in requests:
+                request.start_async()  # not `infer`, which copies the outputs
+                request.wait()
+
+        return run
+
+    def _said(self, error: Exception) -> str:
+        return short(error)
 
 
 def short(error: Exception) -> str:

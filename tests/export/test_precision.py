@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 
 from export import graph
 from export.build import build
-from export.calibrate import QUICK_CALIBRATION, Trajectories, best, choose, median_psnr, ranges, session
+from export.calibrate import QUICK_CALIBRATION, Judge, Trajectories, best, choose, median_psnr, ranges, session
 from export.check import QUICK, Bounds, headroom
 from export.errors import ExportError
 from export.from_module import from_module
@@ -147,7 +147,7 @@ def test_the_layer_that_does_the_damage_is_the_one_that_stays_float32(
     every, spoiled = layers(step), [pair[False] for pair in seen]
     victim = next(i for i, layer in enumerate(every) if layer.name == "network.first")
     spoiled[victim] = Range(-2000.0, 2000.0)
-    chosen = choose(step, bundle, spoiled, False, 25.0, QUICK_CALIBRATION)
+    chosen = choose(step, Judge(step, bundle, QUICK_CALIBRATION), spoiled, False, 25.0)
     assert chosen.keep == (every[victim].name,)
     assert min(chosen.damage, key=lambda name: chosen.damage[name]) == every[victim].name
     assert min(chosen.reached.values()) >= 25.0
@@ -159,8 +159,9 @@ def test_the_layer_that_does_the_damage_is_the_one_that_stays_float32(
 def test_where_no_layer_may_be_int8_the_worst_are_named(
     step: onnx.ModelProto, seen: list[tuple[Range, Range]], bundle: Bundle
 ) -> None:
+    judge = Judge(step, bundle, QUICK_CALIBRATION)
     with pytest.raises(ExportError, match=r"int8 misses 150 dB with any layer in it. The worst: network\.\S+ alone"):
-        choose(step, bundle, [pair[False] for pair in seen], False, 150.0, QUICK_CALIBRATION)
+        choose(step, judge, [pair[False] for pair in seen], False, 150.0)
 
 
 def test_every_precision_is_written_proved_and_shown(precise: Path) -> None:

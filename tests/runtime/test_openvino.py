@@ -11,9 +11,9 @@ from onnx import external_data_helper
 
 from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
 from runtime import cache as cache_module
-from runtime.backends import offered, open_backend
+from runtime.backends import offered, open_backend, shapes
 from runtime.backends.onnxfile import with_weights
-from runtime.backends.openvino import GUIDED, PLAIN, OpenVino, shapes
+from runtime.backends.openvino import GUIDED, PLAIN, OpenVino
 from runtime.backends.openvino_parts import split
 from runtime.program import R
 
