@@ -145,12 +145,12 @@ def test_the_layer_that_does_the_damage_is_the_one_that_stays_float32(
 ) -> None:
     """One layer's range is spoiled: it must be ranked first and left out, and with it out the bound is met."""
     every, spoiled = layers(step), [pair[False] for pair in seen]
-    victim = next(i for i, layer in enumerate(every) if layer.name == "network.first")
+    victim = next(i for i, layer in enumerate(every) if layer.name == "network.last")
     spoiled[victim] = Range(-2000.0, 2000.0)
-    chosen = choose(step, Judge(step, bundle, QUICK_CALIBRATION), spoiled, False, 25.0)
+    chosen = choose(step, Judge(step, bundle, QUICK_CALIBRATION), spoiled, False, 35.0)
     assert chosen.keep == (every[victim].name,)
     assert min(chosen.damage, key=lambda name: chosen.damage[name]) == every[victim].name
-    assert min(chosen.reached.values()) >= 25.0
+    assert min(chosen.reached.values()) >= 35.0
     assert chosen.float_share == pytest.approx(
         every[victim].multiply_adds / sum(layer.multiply_adds for layer in every)
     )
