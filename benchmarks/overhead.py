@@ -22,7 +22,7 @@ from figures import ROUNDS, fill, machine, most_steps, ratio
 
 from runtime import Sampler
 from runtime.bundle import Bundle
-from runtime.noise import Stream, noise
+from runtime.noise import Stream, noises
 from runtime.progress import Progress
 from runtime.solvers import SOLVERS
 
@@ -56,12 +56,11 @@ def ratios(sampler: Sampler, bar: Progress) -> dict[str, dict[str, float]]:
     program = bundle.program("ddpm", STEPS)
     buffers = sampler.backend.bind(BATCH)
     buffers.state[:], buffers.noise[:], buffers.label[:] = 0, 0, 0 if label is None else label
-    buffers.state[:, 0] = np.stack([noise(s, Stream.INITIAL, 0, shape) for s in range(BATCH)])
+    buffers.state[:, 0] = noises(range(BATCH), Stream.INITIAL, 0, shape)
     buffers.call[:], buffers.update[:] = program.call[0], program.update[0]
 
     def draw() -> None:
-        for seed in range(BATCH):
-            noise(seed, Stream.STEP, 3, shape)
+        noises(range(BATCH), Stream.STEP, 3, shape)
 
     def steps() -> None:
         for _ in range(STEPS):

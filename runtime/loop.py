@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .backends import Backend, BufferPool, Buffers, Float32
 from .errors import UnnoiseError
-from .noise import Stream, noise
+from .noise import Stream, noise, noises
 from .program import GUIDANCE, D, Program
 
 
@@ -94,17 +94,14 @@ class Loop:
         longest = int(lengths.max())
         with self._pool.lend(len(jobs)) as buffers:
             self._begin(jobs, buffers)
-            quiet = np.ones(len(jobs), bool)  # whose noise buffer is zero
+            quiet = np.ones(len(jobs), bool)
             for k in range(longest):
                 active = np.flatnonzero(lengths > k)
                 guided = np.zeros(len(jobs), bool)
                 for i in active:
                     table = jobs[i].table
                     buffers.call[i], buffers.update[i], guided[i] = table.call[k], table.update[k], table.guided[k]
-                    if table.noisy[k]:
-                        buffers.noise[i], quiet[i] = noise(jobs[i].seed, Stream.STEP, k, self.shape), False
-                    elif not quiet[i]:
-                        buffers.noise[i], quiet[i] = 0, True
+                self._draw(jobs, buffers, quiet, active, k)
                 for scaled in (False, True):
                     rows = active[guided[active] == scaled]
                     if len(rows) == len(jobs):
@@ -119,6 +116,20 @@ class Loop:
                     if on_step(Preview(first + active, k + 1, longest, *seen)) is False:
                         raise Cancelled(f"cancelled after step {k + 1} of {longest}.")
             return buffers.state[:, 0].copy()
+
+    def _draw(
+        self, jobs: list[Job], buffers: Buffers, quiet: NDArray[np.bool_], active: NDArray[np.intp], k: int
+    ) -> None:
+        """Fill the noise of row k, and clear what an earlier row left (`quiet` tells whose buffer is zero)."""
+        noisy = [i for i in active if jobs[i].table.noisy[k]]
+        stale = [i for i in active if not (jobs[i].table.noisy[k] or quiet[i])]
+        if noisy:
+            buffers.noise[noisy], quiet[noisy] = (
+                noises([jobs[i].seed for i in noisy], Stream.STEP, k, self.shape),
+                False,
+            )
+        if stale:
+            buffers.noise[stale], quiet[stale] = 0, True
 
     def _begin(self, jobs: list[Job], buffers: Buffers) -> None:
         buffers.state[:] = 0

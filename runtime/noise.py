@@ -12,6 +12,7 @@ everywhere; the mathematical libraries of different machines do not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from math import factorial, pi, prod
 
@@ -39,24 +40,37 @@ def noise(seed: int, stream: Stream, step: int, shape: tuple[int, ...]) -> NDArr
     seed: 0 … 2⁶⁴-1. step: 0 … 2⁶⁴-1, the sample's own row. Raises RequestError outside these.
     Element i does not depend on how many elements are drawn.
     """
-    key = np.array([integer("seed", seed, 0, MAX_SEED), stream], np.uint64)
-    counter = np.array([0, integer("step", step, 0, MAX_SEED), 0, 0], np.uint64)
+    return noises([seed], stream, step, shape)[0]
+
+
+def noises(seeds: Sequence[int], stream: Stream, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """`noise` of each seed, [n, *shape], for less than n calls would cost."""
     count = prod(shape)
     pairs = (count + 1) // 2
-    words = np.random.Philox(key=key, counter=counter).random_raw(2 * pairs).reshape(pairs, 2)
-    normal = np.empty((pairs, 2), np.float32)
-    for first in range(0, pairs, CHUNK):
+    counter = np.array([0, integer("step", step, 0, MAX_SEED), 0, 0], np.uint64)
+    words = np.empty((len(seeds), 2 * pairs), np.uint64)
+    for row, seed in zip(words, seeds, strict=True):
+        key = np.array([integer("seed", seed, 0, MAX_SEED), stream], np.uint64)
+        row[:] = np.random.Philox(key=key, counter=counter).random_raw(2 * pairs)
+    normal = np.empty((len(seeds), 2 * pairs), np.float32)
+    flat_words, flat = words.reshape(-1, 2), normal.reshape(-1, 2)
+    for first in range(0, len(flat), CHUNK):
         part = slice(first, first + CHUNK)
-        _box_muller(words[part], normal[part])
-    return normal.reshape(-1)[:count].reshape(shape)
+        _box_muller(flat_words[part], flat[part])
+    return normal[:, :count].reshape(len(seeds), *shape)
 
 
 def _box_muller(words: NDArray[np.uint64], normal: NDArray[np.float32]) -> None:
     """Fill normal [n, 2] from words [n, 2]."""
-    unit = (np.right_shift(words, np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-    radius = np.sqrt(-2.0 * _log(unit[:, 0]))
-    cos, sin = _cos_sin_turn(unit[:, 1])
-    normal[:, 0], normal[:, 1] = radius * cos, radius * sin
+    unit = (words >> np.uint64(12)).T.astype(np.float64, order="C")
+    unit += 0.5
+    unit *= 2.0**-52
+    radius = _log(unit[0])
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    cos, sin = _cos_sin_turn(unit[1])
+    np.multiply(radius, cos, out=normal[:, 0], casting="same_kind")
+    np.multiply(radius, sin, out=normal[:, 1], casting="same_kind")
 
 
 def _polynomial(x: NDArray[np.float64], coefficients: tuple[float, ...]) -> NDArray[np.float64]:
@@ -75,22 +89,39 @@ _COS = tuple((-1.0) ** k / factorial(2 * k) for k in range(7, -1, -1))
 _SIN = tuple((-1.0) ** k / factorial(2 * k + 1) for k in range(7, -1, -1))
 
 
+_MANTISSA_BITS = 52
+_LOWEST = np.float64(0.75).view(np.int64)
+
+
 def _log(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """ln p = e·ln 2 + 2 atanh((m-1)/(m+1)) for p = m·2^e, m in [½, 1), doubled once where m < ¾ to keep |ln m| small."""
-    mantissa, exponent = np.frexp(p)
-    low = mantissa < 0.75
-    mantissa *= 1.0 + low
-    exponent -= low
-    s = (mantissa - 1.0) / (mantissa + 1.0)
-    return exponent * _LN2 + 2.0 * s * _polynomial(s * s, _ATANH)
+    """ln p = e·ln 2 + 2 atanh((m-1)/(m+1)) for p = m·2^e, m in [¾, 3/2) so that |ln m| is small; e and m from the bits."""
+    bits = p.view(np.int64)
+    exponent = bits - _LOWEST
+    exponent >>= _MANTISSA_BITS
+    mantissa = (bits - (exponent << _MANTISSA_BITS)).view(np.float64)
+    s = mantissa - 1.0
+    mantissa += 1.0
+    s /= mantissa
+    tail = _polynomial(s * s, _ATANH)
+    s *= 2.0
+    s *= tail
+    log = exponent * _LN2
+    log += s
+    return log
 
 
 def _cos_sin_turn(unit: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """cos and sin of 2π·unit - π: Taylor's polynomials of a quarter of the angle, doubled twice."""
-    quarter = (unit - 0.5) * (0.5 * pi)
+    quarter = unit - 0.5
+    quarter *= 0.5 * pi
     square = quarter * quarter
-    cos, sin = _polynomial(square, _COS), quarter * _polynomial(square, _SIN)
+    cos, sin = _polynomial(square, _COS), _polynomial(square, _SIN)
+    sin *= quarter
+    twice = square
     for _ in range(2):
-        twice = 2.0 * sin
-        cos, sin = 1.0 - twice * sin, twice * cos
+        np.multiply(sin, 2.0, out=twice)
+        sin *= twice
+        np.subtract(1.0, sin, out=sin)  # the next cosine
+        cos *= twice
+        cos, sin = sin, cos
     return cos, sin

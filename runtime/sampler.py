@@ -15,7 +15,7 @@ from .backends import Backend, Float32, open_backend
 from .bundle import Bundle
 from .errors import RequestError
 from .loop import Loop, Preview, StepCallback, begin
-from .noise import MAX_SEED, Stream, noise
+from .noise import MAX_SEED, Stream, noises
 from .pictures import UInt8, read, to_uint8
 from .request import Planner, Request
 
@@ -232,8 +232,8 @@ class Sampler:
         for k, ((alpha, sigma), (next_alpha, next_sigma)) in enumerate(itertools.pairwise(levels)):
             keep = next_alpha / alpha
             add = np.sqrt((next_sigma - keep * sigma) * (next_sigma + keep * sigma))
-            z = [noise(seed, Stream.ENCODE, k, x.shape[1:]) for seed in seeds]
-            frames.append((keep * frames[-1] + add * np.stack(z)).astype(np.float32))
+            z = noises(seeds, Stream.ENCODE, k, x.shape[1:])
+            frames.append((keep * frames[-1] + add * z).astype(np.float32))
         return np.stack(frames)
 
     def _read(self, pictures: Any, convert: bool) -> Float32:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime import RequestError, Stream, noise
-from runtime.noise import CHUNK, MAX_SEED, _cos_sin_turn, _log
+from runtime.noise import CHUNK, MAX_SEED, _cos_sin_turn, _log, noises
 
 M = 2**64 - 1
 
@@ -132,3 +132,13 @@ def test_it_is_standard_normal() -> None:
 def test_what_is_no_seed_is_refused(seed: object) -> None:
     with pytest.raises(RequestError, match="seed must be"):
         noise(seed, Stream.INITIAL, 0, (1,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 37, 41)])
+def test_many_seeds_at_once_are_each_one_alone(shape: tuple[int, ...]) -> None:
+    """4551 elements: no whole chunk, and a last pair of which one is dropped."""
+    seeds = [5, MAX_SEED, 0, 5]
+    together = noises(seeds, Stream.STEP, 4, shape)
+    assert together.shape == (4, *shape)
+    for seed, found in zip(seeds, together, strict=True):
+        np.testing.assert_array_equal(found, noise(seed, Stream.STEP, 4, shape))
