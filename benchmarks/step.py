@@ -27,6 +27,7 @@ from onnx.utils import Extractor
 from export.graph import NETWORK
 from export.precision import scope
 from runtime import Sampler
+from runtime.backends.onnxruntime import PIXELS
 from runtime.bundle import Bundle
 from runtime.noise import Stream, noise
 from runtime.program import D
@@ -36,8 +37,9 @@ STEPS = 10
 
 
 def bare_network(bundle: Bundle) -> onnx.ModelProto:
-    """The network alone, cut out of step.onnx where its nodes begin and end: x, time[, label] → F, in the order of the inputs."""
-    model = onnx.load(str(bundle.path / "fp32" / "step.onnx"))
+    """The network alone, cut out of the step graph that ONNX Runtime runs, where its nodes begin and end: x, time[, label] → F, in that order."""
+    fast = f"fp32/step{PIXELS}.onnx"
+    model = onnx.load(str(bundle.path / (fast if fast in bundle.files else "fp32/step.onnx")))
     nodes = model.graph.node
     inside = [node for node in nodes if f"{scope(node)}.".startswith(NETWORK)]
     made = {output for node in inside for output in node.output}

@@ -20,6 +20,7 @@ from typing import Any
 from onnx import ModelProto
 from torch import nn
 
+from runtime.backends.onnxruntime import PIXELS
 from runtime.bundle import MANIFEST, Bundle, File
 from runtime.errors import status, unknown
 from runtime.files import replacing_folder, to_json
@@ -33,6 +34,7 @@ from .errors import ExportError
 from .folding import fold_upsampling
 from .from_module import from_module
 from .model import Model
+from .pixels import pixels_first
 from .precision import quantize, to_float16
 from .report import can_be_shown, card, draw, sheet_settings, worst_of
 from .sources import add_options, named
@@ -53,11 +55,13 @@ def build(
     plan: Plan | None = None,
     precisions: Collection[str] = (),
     calibration: Calibration | None = None,
+    winograd: bool = True,
 ) -> Bundle:
     """Convert, check, write: the bundle in the folder `out`, which takes the place of one that is there.
 
     bounds, plan: how far ONNX may be from PyTorch, and how much is compared; the report says both. precisions: "fp16" and "int8",
     beside fp32, which is always there; int8 is written for CPUs (int8) and for TensorRT (int8-trt). calibration: how int8 is made.
+    winograd: whether large convolutions may be computed so on a CPU, see `export.pixels`.
     Raises ExportError, with nothing written, where the export does not agree with PyTorch or `out` is something else than a bundle.
     """
     for precision in precisions:
@@ -71,11 +75,20 @@ def build(
         print("converting", flush=True)
         steps = graph.steps(model)
         folded = {name: fold_upsampling(step) for name, step in steps.items()}
-        graph.write_all(folded, model.sample_shape, folder / "fp32")
+        faster = _for_cpus(steps) if winograd else {}
+        graph.write_all(folded, model.sample_shape, folder / "fp32", faster)
         bundle = _write_manifest(folder, model, {})
         made = _other_precisions(steps, bundle, precisions, bounds, calibration)
         bundle = _write_manifest(folder, model, {})
-        report, pictures = check(model, bundle, bounds, plan, made)
+        try:
+            report, pictures = check(model, bundle, bounds, plan, made)
+        except ExportError as error:
+            if not faster:
+                raise
+            raise ExportError(
+                f"{error} Large convolutions were computed by Winograd's algorithm, which rounds a little more: "
+                "if it is fp32 that misses, try --no-winograd."
+            ) from error
         report["versions"] = versions()
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")
         draw(folder / "report.png", bundle, report, pictures)
@@ -90,6 +103,12 @@ def build(
     size = sum(file.size for file in found.files.values())
     print(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see {out / 'report.png'}")
     return found
+
+
+def _for_cpus(steps: Mapping[str, ModelProto]) -> dict[str, ModelProto]:
+    """The step graphs pixels first, by their names; none where nothing in them is large enough to gain."""
+    made = {name: pixels_first(step) for name, step in steps.items()}
+    return {name.replace(".onnx", f"{PIXELS}.onnx"): fold_upsampling(step) for name, step in made.items() if step}
 
 
 def _other_precisions(
@@ -126,16 +145,17 @@ def build_bundle(
     plan: Plan | None = None,
     precisions: Collection[str] = (),
     calibration: Calibration | None = None,
+    winograd: bool = True,
     **described: Any,
 ) -> Bundle:
     """Export any PyTorch module, module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S], and prove it.
 
-    out: the bundle's folder, bundles/ and the name if left out. bounds, plan, precisions, calibration: see `build`. The rest says what the module is:
-    sample_shape, prediction, schedule, and whatever else `from_module` takes. Raises ExportError and RequestError.
+    out: the bundle's folder, bundles/ and the name if left out. bounds, plan, precisions, calibration, winograd: see `build`.
+    The rest says what the module is: sample_shape, prediction, schedule, and whatever else `from_module` takes. Raises ExportError and RequestError.
     """
     model = from_module(module, **described)
     folder = Path("bundles") / model.name if out is None else Path(out)
-    return build(model, folder, bounds, plan, precisions, calibration)
+    return build(model, folder, bounds, plan, precisions, calibration, winograd)
 
 
 def _sheet(bundle: Bundle, most: int) -> Any:
@@ -194,6 +214,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="compare less, for a large network: fewer levels, batches and steps"
     )
+    parser.add_argument(
+        "--no-winograd",
+        action="store_true",
+        help="no second fp32 graph for CPUs, which computes large convolutions faster",
+    )
     for precision in PRECISIONS:
         parser.add_argument(f"--{precision}", action="store_true", help=HELP[precision])
     given = parser.parse_args(arguments)
@@ -203,7 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
         model = named(given)
         precisions = [name for name in PRECISIONS if getattr(given, name)]
         plan, calibration = (QUICK, QUICK_CALIBRATION) if given.quick else (None, None)
-        build(model, given.out or Path("bundles") / model.name, None, plan, precisions, calibration)
+        out = given.out or Path("bundles") / model.name
+        build(model, out, None, plan, precisions, calibration, not given.no_winograd)
         return 0
 
     return status(action)

@@ -52,13 +52,13 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
     return proto
 
 
-def _attributes(node: NodeProto) -> dict[str, AttributeProto]:
+def attributes(node: NodeProto) -> dict[str, AttributeProto]:
     return {a.name: a for a in node.attribute}
 
 
 def _by_two(node: NodeProto, graph: GraphProto) -> bool:
     """Whether a Resize repeats every pixel of an H×W map in both directions."""
-    found = _attributes(node)
+    found = attributes(node)
     scales = next((t for t in graph.initializer if len(node.input) > 2 and t.name == node.input[2]), None)
     floor = "nearest_mode" in found and found["nearest_mode"].s == b"floor"
     place = found["coordinate_transformation_mode"].s if "coordinate_transformation_mode" in found else b"half_pixel"
@@ -68,7 +68,7 @@ def _by_two(node: NodeProto, graph: GraphProto) -> bool:
 
 def _three_by_three(node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> bool:
     """Whether a Conv has constant 3×3 weights, one pixel of padding, and nothing out of the ordinary."""
-    found = _attributes(node)
+    found = attributes(node)
     ordinary = all(list(found[name].ints) == [1, 1] for name in ("strides", "dilations") if name in found)
     padded = "pads" in found and list(found["pads"].ints) == [1, 1, 1, 1]
     one_group = "group" not in found or found["group"].i == 1

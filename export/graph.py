@@ -390,9 +390,14 @@ def steps(model: Model) -> dict[str, ModelProto]:
     return {"step_guided.onnx" if g else "step.onnx": trace(model, g) for g in guided}
 
 
-def write_all(steps: Mapping[str, ModelProto], sample_shape: tuple[int, ...], folder: Path) -> None:
-    """Write each step graph, and as sampler*.onnx the loop around it, into `folder` with their shared weights."""
-    models: dict[str, ModelProto] = {}
+def write_all(
+    steps: Mapping[str, ModelProto],
+    sample_shape: tuple[int, ...],
+    folder: Path,
+    beside: Mapping[str, ModelProto] | None = None,
+) -> None:
+    """Write each step graph, as sampler*.onnx the loop around it, and the models `beside`, into `folder` with their shared weights."""
+    models = dict(beside or {})
     for name, step in steps.items():
         models[name] = step
         models[name.replace("step", "sampler")] = loop(step, sample_shape)

@@ -99,15 +99,14 @@ def _log(p: NDArray[np.float64]) -> NDArray[np.float64]:
     exponent = bits - _LOWEST
     exponent >>= _MANTISSA_BITS
     mantissa = (bits - (exponent << _MANTISSA_BITS)).view(np.float64)
-    s = mantissa - 1.0
+    s: NDArray[np.float64] = mantissa - 1.0
     mantissa += 1.0
     s /= mantissa
     tail = _polynomial(s * s, _ATANH)
     s *= 2.0
     s *= tail
-    log = exponent * _LN2
-    log += s
-    return log
+    s += exponent * _LN2
+    return s
 
 
 def _cos_sin_turn(unit: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

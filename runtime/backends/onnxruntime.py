@@ -13,6 +13,9 @@ from ..errors import BundleError
 from . import HostBuffers, missing, shapes
 from .onnxfile import refuse_loops
 
+PIXELS = "_pixels"
+"""In the name of a step graph that computes the same another way, faster on a CPU. Where a bundle has one, it is the one that runs."""
+
 
 class OnnxRuntime:
     """The step graphs of one precision as ONNX Runtime sessions, each made when first needed.
@@ -31,15 +34,17 @@ class OnnxRuntime:
         self.threads = integer("threads", threads, 1, 1024) if threads is not None else 0
         self._library: Any = onnxruntime
         self._lock = Lock()
-        self._sessions: dict[bool, Any] = {False: self.open("step.onnx")}
+        self._sessions: dict[bool, Any] = {False: self.open("step")}
 
     @cached_property
     def _weights(self) -> bytes:
         return self.bundle.read(f"{self.precision}/weights.bin")
 
-    def open(self, file: str) -> Any:
-        """A session of one of the bundle's graphs. Raises BundleError where it cannot be loaded."""
-        ort, path = self._library, f"{self.precision}/{file}"
+    def open(self, name: str) -> Any:
+        """A session of the step graph of that name. Raises BundleError where it cannot be loaded."""
+        ort, path = self._library, f"{self.precision}/{name}{PIXELS}.onnx"
+        if path not in self.bundle.files:
+            path = f"{self.precision}/{name}.onnx"
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
@@ -57,7 +62,7 @@ class OnnxRuntime:
         """The step session, or the guided one."""
         with self._lock:
             if guided not in self._sessions:
-                self._sessions[guided] = self.open("step_guided.onnx")
+                self._sessions[guided] = self.open("step_guided")
             return self._sessions[guided]
 
     def bind(self, batch: int) -> OnnxRuntimeBuffers:
