@@ -88,20 +88,23 @@ def _nearest(report: Mapping[str, Any]) -> str:
 def _draw_steps(axes: Any, name: str, pairs: Sequence[tuple[str, str, Mapping[str, Any]]], bound: float) -> None:
     """Largest difference of F from PyTorch against time, for every precision, backend and graph; for fp32 next_state too."""
     for i, (precision, backend, entry) in enumerate(pairs):
+        axes.plot([], [], color=f"C{i}", label=f"{precision} {backend}")
         for graph, step in entry["steps"].items():
             time = [row["time"] for row in step["by_time"]]
             for kind in ("answer", "next_state") if precision == "fp32" else ("answer",):
-                style = ("o" if graph == "step" else "^") + ("-" if kind == "answer" else ":")
-                label = f"{precision} {backend} {graph}: {'F' if kind == 'answer' else kind}"
                 values = [max(row[kind], 1e-9) for row in step["by_time"]]
-                axes.plot(time, values, style, color=f"C{i}", markersize=3, linewidth=1, label=label)
+                style = ("o" if graph == "step" else "^") + ("-" if kind == "answer" else ":")
+                axes.plot(time, values, style, color=f"C{i}", markersize=3, linewidth=1)
+    graphs = dict.fromkeys(graph for _, _, entry in pairs for graph in entry["steps"])
+    for style, label in [*(("o" if g == "step" else "^", g) for g in graphs), ("-", "F"), (":", "next_state")]:
+        axes.plot([], [], style, color="black", markersize=3, linewidth=1, label=label)
     axes.axhline(bound, color="black", linewidth=1)
     place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8}
     axes.annotate(f"bound of F in fp32: {bound:g}", (0.99, bound), **place)
     axes.set(yscale="log", xlabel="time (what the network is told)", ylabel="largest difference from PyTorch")
     axes.set_title(f"{name}: one step")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=6, loc="best", ncols=2)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
 def _draw_pictures(axes: Any, bundle: Bundle, precisions: Sequence[str], pictures: Mapping[str, NDArray[Any]]) -> None:
