@@ -91,9 +91,15 @@ def inner_products(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, fl
 
 
 def combination(snapshots: Sequence[tuple[float, float]], t: float, gamma: float) -> Float64:
-    """[len(snapshots)]: weights whose sum of the snapshots' profiles is nearest to that of (t, gamma), by least squares."""
-    A, b = inner_products(snapshots, snapshots), inner_products(snapshots, [(t, gamma)])
-    return np.linalg.lstsq(A, b, rcond=1e-12)[0][:, 0].astype(np.float64)
+    """[len(snapshots)]: weights that sum to 1 and whose sum of the snapshots' profiles is nearest to that of (t, gamma), by least squares.
+
+    The paper's solution need not sum to 1, and after few steps does not: then all weights of the network come out too large or too small.
+    """
+    n = len(snapshots)
+    A = np.ones((n + 1, n + 1))
+    A[:n, :n], A[n, n] = inner_products(snapshots, snapshots), 0
+    b = np.append(inner_products(snapshots, [(t, gamma)]), 1)
+    return np.linalg.lstsq(A, b, rcond=1e-12)[0][:n].astype(np.float64)
 
 
 def stored(run: Path) -> dict[tuple[int, float], Path]:
