@@ -25,19 +25,13 @@ def positions(rows: int, columns: int, width: int) -> Tensor:
     return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
 
 
-def zeroed(layer: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 class Block(nn.Module):
     """h + g1·attention(norm(h)·(1+a1) + b1), then the same with two layers in attention's place; a, b, g from the embedding, 0 at first."""
 
     def __init__(self, tokens: int, width: int, heads: int) -> None:
         super().__init__()
         self.tokens, self.width, self.heads = tokens, width, heads
-        self.modulation = zeroed(nn.Linear(width, 6 * width))
+        self.modulation = nn.Linear(width, 6 * width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
@@ -83,20 +77,24 @@ class DiT(nn.Module):
         self.time = TimeEmbedding(256, width)
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
         self.blocks = nn.ModuleList([Block(tokens, width, heads) for _ in range(depth)])
-        self.modulation = zeroed(nn.Linear(width, 2 * width))
-        self.last = zeroed(nn.Linear(width, C * patch * patch))
+        self.modulation = nn.Linear(width, 2 * width)
+        self.last = nn.Linear(width, C * patch * patch)
         self.checkpointing = False
         self._begin()
 
     def _begin(self) -> None:
         """First weights as in the paper's code: Xavier for products, 0.02 for embeddings, 0 for what starts as nothing."""
         for module in self.modules():
-            if isinstance(module, nn.Linear) and module.weight.any():
+            if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         embeddings = [m.weight for m in self.time.modules() if isinstance(m, nn.Linear)]
         for weight in [*embeddings, *([self.label.weight] if self.label is not None else [])]:
             nn.init.normal_(weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, (Block, DiT)):
+                nn.init.zeros_(module.modulation.weight)
+        nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         (rows, columns), p, C = self.grid, self.patch, self.channels

@@ -55,7 +55,9 @@ class Wanted(Sampler[list[tuple[int, float]]]):
         share = c.batch // self.processes.count
         mine = slice(self.processes.index * share, (self.processes.index + 1) * share)
         indices = batch_indices(c.seed, step, c.batch, self.count)[mine]
-        crops = np.random.Generator(np.random.Philox(key=np.array([c.seed, 2**63 + step], np.uint64))).random(c.batch)[mine]
+        crops = np.random.Generator(np.random.Philox(key=np.array([c.seed, 2**63 + step], np.uint64))).random(c.batch)[
+            mine
+        ]
         return list(zip(indices.tolist(), crops.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[list[tuple[int, float]]]:

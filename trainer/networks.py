@@ -38,7 +38,7 @@ def cost(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        network = make_network(config, sample_shape, num_classes).eval()
+        network = make_network(config, sample_shape, num_classes).to("meta").eval()
         inputs = (torch.empty(1, *sample_shape), torch.empty(1), torch.empty(1, dtype=torch.int64))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(*inputs)
