@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runtime.files import from_json
+from runtime.files import from_json, to_json
 from trainer import checkpoint as checkpoints
 from trainer import data
 from trainer.average import half_life_decay
@@ -230,6 +230,30 @@ def test_ctrl_c_ends_with_a_checkpoint_status_130_and_how_to_go_on(root: Path, t
     assert "the same command again goes on from here" in out
     assert "once more to stop at once" in err
     assert checkpoints.newest(tmp_path / "digits" / "checkpoints") is not None
+
+
+def test_a_run_of_an_older_version_goes_on(stopped: Path, whole: Path) -> None:
+    """Its config knows fewer options and one half-life, its checkpoint and its log less."""
+    run = stopped / "digits"
+    older = ("data", "name", "channels", "attention", "batch", "steps", "warmup", "checkpoint_every", "log_every")
+    record = from_json((run / "config.json").read_bytes())
+    kept = {
+        k: v
+        for k, v in record.items()
+        if k in (*older, "sample_every", "keep", "data_record", "sample_shape", "classes")
+    }
+    (run / "config.json").write_text(to_json({**kept, "ema_half_life": 10_000, "bad_pictures": "refuse"}))
+    state_file = run / "checkpoints" / "step-00000005" / "state.json"
+    state = from_json(state_file.read_bytes())
+    state_file.write_text(to_json({k: v for k, v in state.items() if k != "state"}))
+    rows = log_rows(run)
+    (run / "log.csv").write_text(
+        "step,pictures,loss\n" + "".join(f"{r['step']},{r['pictures']},{r['loss']}\n" for r in rows)
+    )
+    assert fit(TINY, stopped)
+    for part in PARTS:
+        assert digest(run / LAST / f"{part}.safetensors") == digest(whole / LAST / f"{part}.safetensors")
+    assert [row["loss"] for row in log_rows(run)] == [row["loss"] for row in log_rows(whole)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
