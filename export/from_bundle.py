@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from runtime.bundle import MANIFEST, Bundle
 from trainer.config import Config
-from trainer.fit import make_network
+from trainer.networks import make_network
 
 from .errors import ExportError
 from .graph import NETWORK, WEIGHTS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from runtime.schedule import Schedule
 from runtime.tuned import Tuned
 from trainer import checkpoint as checkpoints
 from trainer.config import Config
-from trainer.fit import make_network
+from trainer.networks import make_network
+from trainer.runs import commit
 
 from .errors import ExportError
 
@@ -77,7 +77,7 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
         )
     network = make_network(config, tuple(shape), len(classes))
     network.load_state_dict(getattr(checkpoint, weights))
-    null_trained = config.label_dropout > 0
+    null_trained = config.label_dropout > 0 and bool(classes)
     return Model(
         name=config.name,
         module=network.eval().requires_grad_(False),
@@ -85,7 +85,7 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
         prediction=config.prediction,
         schedule=config.make_schedule(),
         clip=1.0,
-        labels=Labels(tuple(classes), null_trained),
+        labels=Labels(tuple(classes), null_trained) if classes else None,
         defaults=Defaults(steps=min(50, config.T), guidance=guidance if null_trained else 1.0),
         provenance={
             "config": record,
@@ -95,19 +95,6 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
             "pictures_seen": checkpoint.step * config.batch,
             "training_seconds": round(checkpoint.seconds, 1),
             "environment": dict(checkpoint.environment),
-            "commit": _commit(),
+            "commit": commit(),
         },
     )
-
-
-def _commit() -> str | None:
-    """The git commit of this checkout, with "+" where it has changes; None outside one."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -2,16 +2,18 @@
 
 runs/NAME/checkpoints/step-00000250/
     weights.safetensors  ema.safetensors  optimizer.safetensors
-    state.json           step, seconds trained, environment, sha256 of the three
+    ema-50000.safetensors  power-0.05.safetensors         other averages, where there are any
+    state.json           step, seconds trained, environment, what else training goes on with, sha256 of all
 """
 
 from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,10 @@ PARTS = ("weights", "ema", "optimizer")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that training needs to go on after `step` optimizer steps as if it had never stopped."""
+    """Everything that training needs to go on after `step` optimizer steps as if it had never stopped.
+
+    more: other averages by name. state: what is no tensor, as JSON.
+    """
 
     step: int
     seconds: float
@@ -38,9 +43,11 @@ class Checkpoint:
     ema: Tensors
     optimizer: Tensors
     environment: Mapping[str, Any]
+    more: Mapping[str, Tensors] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """What decides the last bit of a training step besides the config."""
     return {
         "python": platform.python_version(),
@@ -49,6 +56,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        **({"processes": processes} if processes > 1 else {}),
     }
 
 
@@ -61,8 +69,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> Ten
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
     """The inverse of `optimizer_tensors`; hyperparameters stay as they are."""
     index, state = {name: i for i, name in enumerate(names)}, {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         parameter, key = name.rsplit(":", 1)
+        of = parameters[index[parameter]]
+        if (
+            value.shape == of.shape
+        ):  # a fused optimizer takes all that belongs to a parameter to lie in memory as it does
+            value = torch.empty_like(of, requires_grad=False).copy_(value)
         state.setdefault(index[parameter], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -76,8 +90,8 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     path = folder / _name(checkpoint.step)
     with replacing_folder(path) as temporary:
         hashes = {}
-        for part in PARTS:
-            data = save({k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, part).items()})
+        for part, tensors in {**{part: getattr(checkpoint, part) for part in PARTS}, **checkpoint.more}.items():
+            data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
             hashes[part] = hashlib.sha256(data).hexdigest()
             (temporary / f"{part}.safetensors").write_bytes(data)
         state = {
@@ -85,6 +99,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             "seconds": checkpoint.seconds,
             "environment": checkpoint.environment,
             "sha256": hashes,
+            **({"state": checkpoint.state} if checkpoint.state else {}),
         }
         (temporary / "state.json").write_text(to_json(state), encoding="utf-8")
     left_by_a_kill = folder.glob(".step-*")
@@ -111,13 +126,20 @@ def read(path: Path) -> Checkpoint:
         if path.name != _name(state["step"]):
             raise damaged(f"state.json is that of step {state['step']}")
         parts = {}
-        for part in PARTS:
+        for part in (*PARTS, *(name for name in state["sha256"] if name not in PARTS)):
+            if not re.fullmatch(r"[a-z][a-z0-9.-]*", part):
+                raise damaged(f"{part!r} is no part's name")
             data = (path / f"{part}.safetensors").read_bytes()
             if hashlib.sha256(data).hexdigest() != state["sha256"][part]:
                 raise damaged(f"{part}.safetensors is not the file that was written ({len(data)} bytes found)")
             parts[part] = load(data)
         return Checkpoint(
-            step=int(state["step"]), seconds=float(state["seconds"]), environment=state["environment"], **parts
+            step=int(state["step"]),
+            seconds=float(state["seconds"]),
+            environment=state["environment"],
+            **{part: parts.pop(part) for part in PARTS},
+            more=parts,
+            state=state.get("state", {}),
         )
     except FileNotFoundError as error:
         raise damaged(f"{Path(error.filename).name} is missing") from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from runtime.arguments import integer, number
 from runtime.errors import RequestError, unknown
+from runtime.program import PREDICTIONS
 from runtime.schedule import SCHEDULES, Schedule, make_schedule
 
 
@@ -19,11 +18,26 @@ def option(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"doc": doc, "choices": tuple(choices)})
 
 
+KINDS = {
+    "emoji": "",
+    "digits": "",
+    "folder": "a folder with a subfolder of pictures per class",
+    "npz": "a file with arrays images [N, H, W, C] and perhaps labels [N]",
+    "hf": "a dataset's name on the Hub, its saved folder, or a parquet file",
+    "wds": "tar shards, such as data/{000..099}.tar",
+}
+"""What --data may start with; where something is said of it, a place follows after a colon."""
+FREE = ("workers", "cache_mb", "keep", "bad_pictures", "quality_batch")
+"""Options that may differ when a run goes on: they do not change what is learned."""
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that decides what a run learns. Two runs with equal configs on one machine end with equal weights."""
 
-    data: str = option("emoji", "emoji, digits, or folder:PATH (a class per subfolder)")
+    data: str = option(
+        "emoji", "emoji, digits, folder:PATH (a class per subfolder), npz:FILE, hf:NAME_OR_PATH, or wds:SHARDS"
+    )
     name: str = option("", "the run's name, its folder under runs/ (default: the data's name)")
     split: str = option(
         "train",
@@ -31,69 +45,154 @@ class Config:
         ("train", "all"),
     )
     size: int = option(
-        0, "folder: resize the shorter side to this many pixels and crop the centre; 0 asks that all pictures be alike"
+        0, "files: resize the shorter side to this many pixels and crop; 0 asks that all pictures be alike"
     )
-    mode: str = option("", "folder: convert pictures to this mode; empty asks that all be alike", ("", "RGB", "L"))
-    bad_pictures: str = option("refuse", "folder: what to do with a picture that cannot be read", ("refuse", "skip"))
-
-    channels: tuple[int, ...] = option((32, 64, 128), "network width at each resolution, halved each time")
-    blocks: int = option(1, "residual blocks a resolution")
-    attention: tuple[int, ...] = option((8,), "picture heights at which the network has attention")
-
-    prediction: str = option("v", "what the network learns to answer", ("epsilon", "v", "x0"))
-    schedule: str = option(
-        "cosine", "the variance schedule", tuple(s for s in SCHEDULES if s not in ("from_betas", "flow", "edm"))
+    mode: str = option("", "files: convert pictures to this mode; empty asks that all be alike", ("", "RGB", "L"))
+    crop: str = option("centre", "files: where a picture that is no square is cropped", ("centre", "random"))
+    flips: bool = option(False, "mirror half of the pictures, drawn anew every epoch")
+    bad_pictures: str = option(
+        "skip",
+        "files: refuse ends the run at one that cannot be read; skip counts and names it, and ends the run at more than 1 %",
+        ("skip", "refuse"),
     )
+    labels: bool = option(True, "tell the network each picture's class")
+    label_file: str = option("", "folder: a JSON file that gives each picture's class, instead of subfolders")
+    image_column: str = option(
+        "", "hf, wds: the column or ending that holds the picture (default: the first that does)"
+    )
+    label_column: str = option(
+        "", "hf, wds: the column or ending that holds the class (default: label or cls, if there)"
+    )
+    in_memory_mb: int = option(64, "files: decoded at the start where all of them take less than this, else streamed")
+    cache_mb: int = option(512, "files that are streamed: how much of them is kept decoded")
+    workers: int = option(-1, "processes that decode streamed pictures; -1 takes one a core, 8 at most")
+
+    network: str = option("unet", "the kind of network", ("unet", "dit"))
+    channels: tuple[int, ...] = option((32, 64, 128), "unet: width at each resolution, halved each time")
+    blocks: int = option(1, "unet: residual blocks a resolution")
+    attention: tuple[int, ...] = option((8,), "unet: picture heights at which the network has attention")
+    patch: int = option(2, "dit: side of a patch in pixels")
+    width: int = option(384, "dit: channels")
+    depth: int = option(12, "dit: blocks")
+    heads: int = option(6, "dit: heads of attention")
+    dropout: float = option(0.0, "unet: share of activations dropped in each residual block")
+
+    prediction: str = option("v", "what the network learns to answer", PREDICTIONS)
+    schedule: str = option("cosine", "the variance schedule", tuple(s for s in SCHEDULES if s != "from_betas"))
     T: int = option(1000, "knots of the schedule")
     zero_terminal_snr: bool = option(False, "rescale the schedule so that its last knot is pure noise")
+    weighting: str = option("uniform", "what each noise level weighs in the loss", ("uniform", "min_snr", "edm"))
+    min_snr_gamma: float = option(5.0, "min_snr: the signal-to-noise ratio beyond which a level weighs no more")
+    times: str = option(
+        "stratified",
+        "how noise levels are drawn: a stretch of knots for each picture, knots, or ln(sigma/alpha) normal",
+        ("stratified", "uniform", "log_normal"),
+    )
+    time_mean: float = option(-1.2, "log_normal: mean of ln(sigma/alpha)")
+    time_std: float = option(1.2, "log_normal: standard deviation of ln(sigma/alpha)")
 
     steps: int = option(4200, "optimizer steps in all")
-    batch: int = option(64, "pictures a step")
-    learning_rate: float = option(1e-3, "peak learning rate, after the warm-up and before the cosine decay to 0")
+    batch: int = option(64, "pictures a step, over all processes")
+    accumulate: int = option(1, "parts that a process takes its share of a step in, to save memory")
+    learning_rate: float = option(1e-3, "peak learning rate, after the warm-up and before the decay")
+    decay: str = option(
+        "cosine", "the learning rate after the warm-up: a half cosine down to 0, or constant", ("cosine", "constant")
+    )
     warmup: int = option(200, "steps of linear warm-up")
     weight_decay: float = option(0.01, "AdamW's weight decay")
     gradient_clip: float = option(1.0, "largest gradient norm")
     label_dropout: float = option(0.1, "share of labels replaced by the null label, which guidance needs")
-    ema_half_life: int = option(10_000, "half-life of the weights' moving average in pictures, shorter at first")
+    ema_half_life: tuple[int, ...] = option(
+        (10_000,), "half-lives of the weights' moving averages in pictures, shorter at first; the first is sampled"
+    )
+    ema_power: tuple[float, ...] = option(
+        (), "relative widths of power-function averages kept as snapshots, such as 0.05,0.1, for trainer.average"
+    )
+    snapshot_every: int = option(1000, "steps between those snapshots")
     seed: int = option(0, "all randomness is a function of (seed, step)")
 
     device: str = option("auto", "auto takes cuda where there is one", ("auto", "cpu", "cuda"))
-    precision: str = option("auto", "auto takes bf16 on a GPU that has it, else fp32", ("auto", "fp32", "bf16"))
+    precision: str = option(
+        "auto", "auto takes bf16 on a GPU that has it, else fp32; fp16 needs a GPU", ("auto", "fp32", "bf16", "fp16")
+    )
+    channels_last: bool = option(True, "keep the network's weights and pictures with their channels last")
+    compile: bool = option(False, "compile the network with torch.compile")
+    checkpointing: bool = option(False, "compute activations again in the backward pass, to save memory")
     checkpoint_every: int = option(250, "steps between checkpoints")
     keep: int = option(3, "checkpoints kept, the newest")
     sample_every: int = option(500, "steps between sample grids; 0 for none")
+    sample_solver: str = option("ddim", "solver of the sample grids")
+    sample_steps: int = option(20, "steps of the sample grids")
+    quality_every: int = option(0, "steps between measurements of the samples' distance from the data; 0 for none")
+    quality_samples: int = option(1000, "samples, and pictures, that are compared")
+    quality_batch: int = option(64, "samples made at once for that")
+    features: str = option(
+        "",
+        "a TorchScript file of Inception, uint8 [B, 3, H, W] to features (default: a classifier trained on the data)",
+    )
     log_every: int = option(20, "steps between log rows")
 
     def __post_init__(self) -> None:
+        if isinstance(self.ema_half_life, int) and not isinstance(self.ema_half_life, bool):
+            object.__setattr__(self, "ema_half_life", (self.ema_half_life,))
         for f in dataclasses.fields(self):
             choices, value = f.metadata["choices"], getattr(self, f.name)
             if choices and value not in choices:
-                raise unknown(f"value for --{_flag(f.name)}", value, [c or "''" for c in choices])
-        for name in ("T", "steps", "batch", "blocks", "ema_half_life", "checkpoint_every", "keep", "log_every"):
-            integer(_flag(name), getattr(self, name), 1)
-        for name in ("size", "warmup", "sample_every"):
-            integer(_flag(name), getattr(self, name), 0)
+                raise unknown(f"value for --{flag(f.name)}", value, [c or "''" for c in choices])
+        for name in _COUNTS:
+            integer(flag(name), getattr(self, name), 1)
+        for name in ("size", "warmup", "sample_every", "quality_every", "in_memory_mb", "cache_mb"):
+            integer(flag(name), getattr(self, name), 0)
+        integer("workers", self.workers, -1, 256)
         integer("seed", self.seed, 0, 2**63 - 1)
-        number("learning-rate", self.learning_rate, 1e-12, 1e3)
-        number("gradient-clip", self.gradient_clip, 1e-12, 1e12)
-        number("weight-decay", self.weight_decay, 0, 1e3)
-        number("label-dropout", self.label_dropout, 0, 1)
-        if not self.channels or not all(type(c) is int and c >= 8 and c % 8 == 0 for c in self.channels):
-            raise RequestError(f"channels must be multiples of 8, found {self.channels}.")
-        kind = self.data.split(":", 1)[0]
-        if kind not in PRESETS:
-            raise unknown("data", self.data, ["emoji", "digits", "folder:PATH"])
-        if kind == "folder" and not self.data.removeprefix("folder:").strip(":"):
-            raise RequestError("data 'folder' needs a path: --data folder:PATH, a folder with a subfolder per class.")
-        if not self.name:
-            name = Path(self.data.removeprefix("folder:")).resolve().name if kind == "folder" else kind
-            object.__setattr__(self, "name", name or "run")
+        for name, (low, high) in _NUMBERS.items():
+            number(flag(name), getattr(self, name), low, high)
+        self._check_network()
+        self._check_averages()
+        self._check_data()
         if "/" in self.name or "\\" in self.name or self.name.startswith("."):
             raise RequestError(f"a run's name is a plain folder name, found {self.name!r}.")
         if self.make_schedule().alpha[-1] == 0 and self.prediction == "epsilon":
             raise RequestError(
-                "an epsilon network says nothing at zero terminal SNR: use --prediction v or x0, or leave the schedule as it is."
+                "an epsilon network says nothing at zero terminal SNR: use --prediction v, x0 or flow, or another schedule."
             )
+
+    def _check_network(self) -> None:
+        if not self.channels or not all(type(c) is int and c >= 8 and c % 8 == 0 for c in self.channels):
+            raise RequestError(f"channels must be multiples of 8, found {self.channels}.")
+        if self.width % (4 * self.heads):
+            raise RequestError(
+                f"width must be a multiple of 4 times the heads, found {self.width} with {self.heads} heads."
+            )
+        if self.batch % self.accumulate:
+            raise RequestError(
+                f"batch must be a multiple of accumulate, found {self.batch} pictures in {self.accumulate} parts."
+            )
+        if self.precision == "fp16" and self.device == "cpu":
+            raise RequestError("fp16 trains on a GPU alone: use --precision bf16 or fp32 with --device cpu.")
+
+    def _check_averages(self) -> None:
+        if not self.ema_half_life:
+            raise RequestError("ema-half-life needs at least one half-life in pictures, such as 10000.")
+        for value in self.ema_half_life:
+            integer("ema-half-life", value, 1)
+        for value in self.ema_power:
+            number("ema-power", value, 1e-3, 0.28)
+        for name in ("ema_half_life", "ema_power"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise RequestError(f"{flag(name)} must differ from each other, found {getattr(self, name)}.")
+
+    def _check_data(self) -> None:
+        kind, colon, place = self.data.partition(":")
+        if kind not in KINDS or bool(colon) > bool(KINDS[kind]):
+            raise unknown("data", self.data, [f"{k}:PLACE" if what else k for k, what in KINDS.items()])
+        if KINDS[kind] and not place.strip(":"):
+            raise RequestError(
+                f"data {kind!r} needs a place: --data {kind}:{'PATH' if kind == 'folder' else 'PLACE'}, {KINDS[kind]}."
+            )
+        if not self.name:
+            name = Path(place).resolve().name if kind == "folder" else Path(place.split("{")[0]).stem if place else kind
+            object.__setattr__(self, "name", name.lstrip(".") or "run")
 
     def make_schedule(self) -> Schedule:
         """The schedule of the runtime that this config names."""
@@ -114,51 +213,21 @@ class Config:
         return cls(**given)
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "emoji": {},
-    "digits": {
-        "channels": (32, 64),
-        "attention": (4,),
-        "steps": 600,
-        "learning_rate": 2e-3,
-        "warmup": 50,
-        "checkpoint_every": 200,
-    },
-    "folder": {},
+_COUNTS = (
+    *("T", "steps", "batch", "accumulate", "blocks", "patch", "width", "depth", "heads", "snapshot_every"),
+    *("checkpoint_every", "keep", "log_every", "sample_steps", "quality_samples", "quality_batch"),
+)
+_NUMBERS = {
+    "learning_rate": (1e-12, 1e3),
+    "gradient_clip": (1e-12, 1e12),
+    "weight_decay": (0.0, 1e3),
+    "label_dropout": (0.0, 1.0),
+    "dropout": (0.0, 0.95),
+    "min_snr_gamma": (1e-6, 1e9),
+    "time_mean": (-20.0, 20.0),
+    "time_std": (1e-3, 20.0),
 }
-"""What differs from the config's own defaults for each kind of data; what is given on the command line goes before both."""
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return name.replace("_", "-")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One option a field, with its line of documentation as help."""
-    types = typing.get_type_hints(Config)
-    for f in dataclasses.fields(Config):
-        kind, doc, choices = types[f.name], f.metadata["doc"], f.metadata["choices"]
-        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        of = f" ({', '.join(c for c in choices if c)})" if choices else ""
-        text = f"{doc}{of}" + (f" [{shown}]" if shown not in ("", None) else "")
-        parse: dict[str, Any] = {"default": None, "help": text.replace("%", "%%")}
-        if kind is bool:
-            parse["action"] = argparse.BooleanOptionalAction
-        elif kind in (int, float, str):
-            parse.update(type=kind, metavar=kind.__name__.upper() if kind is not str else "TEXT")
-        else:
-            parse.update(type=_integers, metavar="N,N,…")
-        parser.add_argument(f"--{_flag(f.name)}", **parse)
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
-
-
-def from_arguments(arguments: argparse.Namespace) -> Config:
-    """The resolved config: what was given, then the data's preset, then the defaults. Raises RequestError for values that make no sense."""
-    given = {
-        f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config) if getattr(arguments, f.name) is not None
-    }
-    kind = given.get("data", "emoji").split(":", 1)[0]
-    return Config(**{**PRESETS.get(kind, {}), **given})

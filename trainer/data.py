@@ -1,11 +1,9 @@
-"""The training pictures: built-in emoji and digits, or a folder with a subfolder per class."""
+"""The training pictures: built-in emoji and digits, arrays, and files that are read at the start or as they are needed."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.pictures import eight_bits
-from runtime.progress import track
-
+from . import folder as folders
 from .config import Config
 from .errors import DataError
-
-log = logging.getLogger(__name__)
+from .folder import numbered
+from .streams import Stream
 
 EMOJI = Path(__file__).parent / "assets" / "emoji32.npz"
 STYLES = ("noto", "twemoji")
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +57,72 @@ class Pictures:
         }
 
 
-def load(config: Config) -> Pictures:
+Source = Pictures | Stream
+"""Either has labels, classes, sample_shape, fingerprint and describe()."""
+
+
+def load(config: Config) -> Source:
     """The pictures that `config.data` names. Raises DataError where there are none, or where one is not like the others."""
-    kind, _, path = config.data.partition(":")
+    found = _load(config)
+    return found if config.labels else replace(found, classes=())
+
+
+def _load(config: Config) -> Source:
+    kind, _, place = config.data.partition(":")
     if kind == "digits":
         return digits()
-    return emoji(config.split) if kind == "emoji" else folder(Path(path), config)
+    if kind == "emoji":
+        return emoji(config.split)
+    if kind == "npz":
+        return npz(Path(place))
+    if kind == "hf":
+        from .tables import stream
+
+        return stream(place, config)
+    if kind == "wds":
+        from .shards import stream
+
+        return stream(place, config)
+    return folder(Path(place), config)
+
+
+def folder(path: Path, config: Config) -> Source:
+    """The pictures under `path`: a class per subfolder, or one class where there are no subfolders with pictures, or by config.label_file.
+
+    All must have one size and mode, unless config.size or config.mode say to convert. They are read now where they take less than
+    config.in_memory_mb decoded, else as they are needed. Raises DataError for pictures that are not alike, for a folder without pictures, and
+    for more that cannot be read than config.bad_pictures allows.
+    """
+    listing, decoding, first, shape = folders.folder(path, config)
+    if config.crop == "random" or len(listing.names) * int(np.prod(shape)) > config.in_memory_mb * 2**20:
+        return folders.stream(config, listing, decoding, first, shape)
+    images, labels, bad = folders.read_all(listing, config, decoding)
+    note = f"{len(images)} pictures of a local folder" + (f", {bad} unreadable ones left out" if bad else "")
+    return Pictures(path.name, images, labels, listing.classes, "not stated", note)
+
+
+def npz(path: Path) -> Pictures:
+    """Arrays of a NumPy file: images uint8 [N, H, W] or [N, H, W, C], labels [N] and classes, their names, where there are any."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("images", "labels", "classes") if name in file.files}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as an .npz file ({error}).") from error
+    images = found.get("images", np.zeros(0))
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+        raise DataError(f"{path} needs images, uint8 [N, H, W, 1 or 3], found {images.dtype} {list(images.shape)}.")
+    labels = found.get("labels", np.zeros(len(images), np.int64))
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
+        raise DataError(f"{path} needs a label for each picture, found labels of shape {list(labels.shape)}.")
+    classes, labels = numbered(labels.tolist())
+    if "classes" in found:
+        names = [str(name) for name in found["classes"]]
+        if not all(name.isdigit() and int(name) < len(names) for name in classes):
+            raise DataError(f"{path} has {len(names)} classes, and labels {', '.join(classes)[:80]} beyond them.")
+        labels = np.array([int(name) for name in classes], np.int64)[labels]
+        classes = tuple(names)
+    return Pictures(path.stem, images, labels, classes, "not stated", f"{len(images)} pictures of {path.name}")
 
 
 def held_out(count: int) -> NDArray[np.bool_]:
@@ -108,81 +163,3 @@ def digits() -> Pictures:
         licence="UCI Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998), CC-BY 4.0.",
         note="all 1,797 pictures of scikit-learn's load_digits",
     )
-
-
-def folder(path: Path, config: Config) -> Pictures:
-    """The pictures under `path`: a class per subfolder, or one class where there are no subfolders with pictures.
-
-    All must have one size and mode, unless config.size or config.mode say to convert. Raises DataError otherwise, for a folder without
-    pictures, and for a picture that cannot be read unless config.bad_pictures is "skip".
-    """
-    from PIL import Image
-
-    if not path.is_dir():
-        raise DataError(
-            f"{path} is not a folder. --data folder:PATH needs a folder with a subfolder of pictures per class."
-        )
-    classes = sorted(p.name for p in path.iterdir() if p.is_dir() and any(_pictures_in(p)))
-    found = [(file, i) for i, name in enumerate(classes) for file in _pictures_in(path / name)]
-    if not found:
-        classes, found = [path.name], [(file, 0) for file in _pictures_in(path)]
-    if not found:
-        raise DataError(f"no pictures in {path} (looked for {', '.join(sorted(ENDINGS))} there and in its subfolders).")
-    images, labels, first, skipped = [], [], path, 0
-    for file, label in track(found, f"reading {path.name}"):
-        try:
-            picture = _read(file, config)
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:  # what Pillow raises for a file that is no picture or is cut short
-            if config.bad_pictures == "refuse":
-                raise DataError(
-                    f"{file} cannot be read as a picture ({error}). Remove it, or leave such pictures out with --bad-pictures skip."
-                ) from error
-            log.warning("skipped %s: %s", file, error)
-            skipped += 1
-            continue
-        if images and picture.shape != images[0].shape:
-            raise DataError(
-                f"{file} is {_describe(picture)}, but {first} is {_describe(images[0])}. "
-                "Say how to make them alike: --size N resizes and crops, --mode RGB or --mode L converts."
-            )
-        first = first if images else file
-        images.append(picture)
-        labels.append(label)
-    if not images:
-        raise DataError(f"none of the {len(found)} pictures in {path} can be read.")
-    note = f"{len(images)} pictures of a local folder" + (f", {skipped} unreadable ones left out" if skipped else "")
-    return Pictures(path.name, np.stack(images), np.array(labels, np.int64), tuple(classes), "not stated", note)
-
-
-def _pictures_in(path: Path) -> Iterable[Path]:
-    return sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
-
-
-def _describe(picture: NDArray[np.uint8]) -> str:
-    return f"{picture.shape[1]}x{picture.shape[0]} {'RGB' if picture.shape[2] == 3 else 'L'}"
-
-
-def _read(file: Path, config: Config) -> NDArray[np.uint8]:
-    """One picture [H, W, C]. Transparency is laid on white when converting."""
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
-    if config.mode:
-        image = eight_bits(image, file.name)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert(config.mode)
-    if image.mode not in ("RGB", "L"):
-        raise DataError(f"{file} has mode {image.mode}; RGB or L is needed. --mode RGB or --mode L converts.")
-    if config.size:
-        image = ImageOps.fit(image, (config.size, config.size), Image.Resampling.LANCZOS)
-    array = np.asarray(image, np.uint8)
-    return array if array.ndim == 3 else array[..., None]

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from runtime.errors import RequestError
 
@@ -46,8 +47,9 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 class ResidualBlock(nn.Module):
     """x + conv(act(scale·norm(conv(act(norm(x)))) + shift)), scale and shift from the embedding (Dhariwal & Nichol 2021, AdaGN)."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * outputs)
         self.norm2, self.conv2 = norm(outputs), zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
@@ -56,8 +58,10 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
-        return self.skip(x) + h
+        h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        return self.skip(x) + self.conv2(h)
 
 
 class Attention(nn.Module):
@@ -79,9 +83,9 @@ class Attention(nn.Module):
 class Level(nn.Module):
     """A residual block, with attention after it where this resolution has it."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, pixels: int | None) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, pixels: int | None, dropout: float = 0.0) -> None:
         super().__init__()
-        self.residual = ResidualBlock(inputs, outputs, embedding)
+        self.residual = ResidualBlock(inputs, outputs, embedding, dropout)
         self.attention = nn.Identity() if pixels is None else Attention(outputs, pixels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -93,6 +97,7 @@ class UNet(nn.Module):
 
     channels: width at each resolution, H×W first, halved each time. blocks: residual blocks a resolution on the way down,
     one more on the way up. attention: heights at which there is attention. num_classes: 0 for none; label num_classes is the null label.
+    dropout: share of activations dropped while training. checkpointing: whether a block's activations are computed again in the backward pass.
     Raises RequestError where H or W cannot be halved often enough. (Ho et al. 2020, with Dhariwal & Nichol 2021's blocks.)
     """
 
@@ -103,8 +108,10 @@ class UNet(nn.Module):
         blocks: int,
         attention: tuple[int, ...],
         num_classes: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.checkpointing = False
         C, H, W = sample_shape
         factor = 2 ** (len(channels) - 1)
         if H % factor or W % factor:
@@ -118,7 +125,7 @@ class UNet(nn.Module):
         def level(inputs: int, outputs: int, depth: int, attend: bool | None = None) -> Level:
             height, width = H >> depth, W >> depth
             attend = height in attention if attend is None else attend
-            return Level(inputs, outputs, embedding, height * width if attend else None)
+            return Level(inputs, outputs, embedding, height * width if attend else None, dropout)
 
         self.first = nn.Conv2d(C, channels[0], 3, padding=1)
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
@@ -150,15 +157,20 @@ class UNet(nn.Module):
             embedding = embedding + self.label(label)
         embedding = F.silu(embedding)
 
+        def through(block: nn.Module, h: Tensor) -> Tensor:
+            if self.checkpointing and self.training:
+                return checkpoint(block, h, embedding, use_reentrant=False)
+            return block(h, embedding)
+
         skips = [h := self.first(x)]
         for i, block in enumerate(self.down):
-            skips.append(h := block(h, embedding))
+            skips.append(h := through(block, h))
             if (i + 1) % self.blocks == 0 and i + 1 < len(self.down):
                 skips.append(h := self.downsample[i // self.blocks](h))
         for block in self.middle:
-            h = block(h, embedding)
+            h = through(block, h)
         for i, block in enumerate(self.up):
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = through(block, torch.cat([h, skips.pop()], dim=1))
             if (i + 1) % (self.blocks + 1) == 0 and i + 1 < len(self.up):
                 h = self.upsample[i // (self.blocks + 1)](F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return self.last(F.silu(self.last_norm(h)))

@@ -11,7 +11,8 @@ import pytest
 
 from runtime import RequestError
 from runtime.files import from_json, to_json
-from trainer.config import PRESETS, Config, add_arguments, from_arguments
+from trainer.config import Config
+from trainer.options import DATA, PRESETS, add_arguments, from_arguments
 
 FIELDS = dataclasses.fields(Config)
 
@@ -30,16 +31,21 @@ def test_no_option_at_all_gives_the_defaults() -> None:
     assert resolve() == Config()
 
 
-@pytest.mark.parametrize("kind", PRESETS)
-def test_a_preset_changes_what_it_lists_and_nothing_else(kind: str) -> None:
-    data = "folder:cats" if kind == "folder" else kind
-    assert resolve("--data", data) == dataclasses.replace(Config(data=data), **PRESETS[kind])
+@pytest.mark.parametrize("kind", DATA)
+def test_what_fits_a_kind_of_data_changes_what_it_lists_and_nothing_else(kind: str) -> None:
+    data = kind if kind in ("emoji", "digits") else f"{kind}:cats"
+    assert resolve("--data", data) == dataclasses.replace(Config(data=data), **DATA[kind])
 
 
-def test_the_command_line_goes_before_the_preset() -> None:
-    given = resolve("--data", "digits", "--steps", "7")
-    assert given == dataclasses.replace(resolve("--data", "digits"), steps=7)
-    assert given.steps != PRESETS["digits"]["steps"]
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_goes_before_what_fits_the_data_and_the_command_line_before_both(preset: str) -> None:
+    given = resolve("--data", "digits", "--preset", preset, "--steps", "7")
+    assert given == Config(**{"data": "digits", **DATA["digits"], **PRESETS[preset], "steps": 7})
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(RequestError, match="unknown preset 'dit-m'"):
+        resolve("--preset", "dit-m")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,9 @@ def test_every_field_has_an_option_with_one_line_of_help(field, monkeypatch: pyt
         ("--learning-rate=3e-4", "learning_rate", 3e-4),
         ("--zero-terminal-snr", "zero_terminal_snr", True),
         ("--no-zero-terminal-snr", "zero_terminal_snr", False),
-        ("--bad-pictures=skip", "bad_pictures", "skip"),
+        ("--bad-pictures=refuse", "bad_pictures", "refuse"),
+        ("--ema-half-life=500,2000", "ema_half_life", (500, 2000)),
+        ("--ema-power=0.05,0.1", "ema_power", (0.05, 0.1)),
     ],
 )
 def test_an_option_sets_its_field(option: str, field: str, value: object) -> None:
@@ -89,7 +97,16 @@ def test_an_option_sets_its_field(option: str, field: str, value: object) -> Non
         ("prediction", "epsilom", "unknown value for --prediction 'epsilom'. Did you mean 'epsilon'?"),
         ("schedule", "cosin", "unknown value for --schedule 'cosin'. Did you mean 'cosine'?"),
         ("device", "gpu", "unknown value for --device 'gpu'."),
-        ("precision", "fp16", "unknown value for --precision 'fp16'."),
+        ("precision", "fp8", "unknown value for --precision 'fp8'."),
+        ("data", "hf", "data 'hf' needs a place: --data hf:PLACE"),
+        ("data", "digits:0", "unknown data 'digits:0'"),
+        ("prediction", "edn", "unknown value for --prediction 'edn'. Did you mean 'edm'?"),
+        ("weighting", "snr", "unknown value for --weighting 'snr'. Did you mean 'min_snr'?"),
+        ("ema_half_life", (), "ema-half-life needs at least one"),
+        ("ema_half_life", (10, 10), "ema-half-life must differ from each other"),
+        ("ema_power", (0.3,), "ema-power must be a number from 0.001 to 0.28"),
+        ("accumulate", 3, "batch must be a multiple of accumulate, found 64 pictures in 3 parts"),
+        ("width", 100, "width must be a multiple of 4 times the heads, found 100 with 6 heads"),
         ("steps", 0, "steps must be at least 1, found 0"),
         ("batch", 2.5, "batch must be an integer, found 2.5 (float)"),
         ("keep", True, "keep must be an integer, found True (bool)"),
@@ -118,8 +135,17 @@ def test_a_name_that_leaves_the_runs_folder_is_refused(name: str) -> None:
 
 
 def test_an_epsilon_network_at_zero_terminal_snr_is_refused_with_the_way_out() -> None:
-    with pytest.raises(RequestError, match="zero terminal SNR: use --prediction v or x0"):
+    with pytest.raises(RequestError, match="zero terminal SNR: use --prediction v, x0 or flow"):
         Config(prediction="epsilon", zero_terminal_snr=True)
+
+
+def test_a_half_life_of_an_older_run_is_one_of_many() -> None:
+    assert Config.from_json({"ema_half_life": 500}).ema_half_life == (500,)
+
+
+def test_fp16_without_a_gpu_is_refused() -> None:
+    with pytest.raises(RequestError, match="fp16 trains on a GPU alone"):
+        Config(precision="fp16", device="cpu")
 
 
 def test_zero_terminal_snr_takes_the_last_knot_to_pure_noise() -> None:

@@ -1,0 +1,202 @@
+"""Pictures a second of one training step: ours against the steps of two other trainers, and against its own network alone.
+
+    python benchmarks/training.py --write      (fills docs/training.md)
+
+The other steps are those of diffusers' `train_unconditional.py` (its UNet2DModel, scheduler, EMA and way with data) and of lucidrains'
+denoising-diffusion-pytorch, whose package is not installed: its Trainer's step written down here around our network. Networks of the same number of
+operations, the same batch in float32, pictures in memory; both sides in turn in one run. "the network alone" is forward, backward, clipping
+and optimizer on tensors that are there already: what is beyond it is overhead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from figures import ROUNDS, fill, machine, ratio
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from runtime.progress import Progress
+from trainer import data
+from trainer.config import Config
+from trainer.networks import cost, make_network
+from trainer.step import Trainer
+
+CALLS = 2
+Step = Callable[[], object]
+
+
+class Picturewise(Dataset[Tensor]):
+    """Pictures made into tensors one by one, as torchvision's ToTensor and Normalize do; half of them mirrored."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor:
+        x = torch.from_numpy(self.images[i]).permute(2, 0, 1).contiguous().float().div(255)
+        x = x.flip(2) if torch.rand(()) < 0.5 else x
+        return (x - 0.5) / 0.5
+
+
+def endless(images: np.ndarray, batch: int) -> Iterator[Tensor]:
+    loader = DataLoader(Picturewise(images), batch_size=batch, shuffle=True, drop_last=True)
+    while True:
+        yield from loader
+
+
+def ours(config: Config, source: data.Pictures) -> Step:
+    return Trainer(config, source).train_step
+
+
+def network_alone(config: Config, source: data.Pictures) -> Step:
+    """Forward, backward, clipping, optimizer; what a step trains on stands ready."""
+    trainer = Trainer(config, source)
+    draws, network = trainer.draw(0), trainer.network
+    x = trainer.forward_process.jump(draws.x0, draws.t, draws.eps).contiguous(memory_format=torch.channels_last)
+    time = trainer.forward_process.time[draws.t]
+    target = trainer.forward_process.target(draws.x0, draws.t, draws.eps)
+
+    def step() -> None:
+        F.mse_loss(network(x, time, draws.label), target).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def diffusers_step(config: Config, source: data.Pictures, flops: int) -> tuple[Step, int]:
+    """One pass through the loop of examples/unconditional_image_generation/train_unconditional.py; and its network's operations."""
+    import diffusers
+    from diffusers.training_utils import EMAModel
+
+    network, found = _same_cost(source, flops)
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100_000)
+    ema: Any = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True)
+    batches = endless(source.images, config.batch)
+
+    def step() -> float:
+        clean = next(batches)
+        noise = torch.randn(clean.shape)
+        t = torch.randint(0, 1000, (len(clean),))
+        loss = F.mse_loss(network(scheduler.add_noise(clean, noise, t), t).sample, noise)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        rate.step()
+        optimizer.zero_grad()
+        ema.step(network.parameters())
+        return loss.detach().item()
+
+    return step, found
+
+
+def _same_cost(source: data.Pictures, flops: int) -> tuple[Any, int]:
+    """The UNet2DModel of three resolutions, attention at the last, whose operations are nearest to so many."""
+    import diffusers
+
+    def made(width: int) -> tuple[Any, int]:
+        network = diffusers.UNet2DModel(
+            sample_size=source.sample_shape[1],
+            in_channels=source.sample_shape[0],
+            out_channels=source.sample_shape[0],
+            layers_per_block=1,
+            block_out_channels=(width, 2 * width, 4 * width),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        )
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, *source.sample_shape), 0)
+        return network, counter.get_total_flops()
+
+    return min((made(width) for width in range(16, 64, 4)), key=lambda pair: abs(pair[1] - flops))
+
+
+def lucidrains_step(config: Config, source: data.Pictures) -> Step:
+    """Trainer.train and GaussianDiffusion.p_losses of denoising-diffusion-pytorch 2.x around our network: pred_v, cosine, unweighted."""
+    shape, classes = source.sample_shape, 0
+    network = make_network(config, shape, classes)
+    average = copy.deepcopy(network).requires_grad_(False)
+    schedule = config.make_schedule()
+    alpha, sigma = (torch.tensor(np.array(v), dtype=torch.float32) for v in (schedule.alpha, schedule.sigma))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, (0.9, 0.99))
+    batches = endless(source.images, config.batch)
+    done = 0
+
+    def at(values: Tensor, t: Tensor) -> Tensor:
+        return values.gather(-1, t).reshape(-1, 1, 1, 1)
+
+    def step() -> float:
+        nonlocal done
+        x0 = next(batches)
+        t = torch.randint(0, config.T, (len(x0),)).long()
+        noise = torch.randn_like(x0)
+        answer = network(at(alpha, t) * x0 + at(sigma, t) * noise, t.float())
+        target = at(alpha, t) * noise - at(sigma, t) * x0
+        loss = F.mse_loss(answer, target, reduction="none").flatten(1).mean(1).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        done += 1
+        if done % 10 == 0:  # ema_pytorch's update_every
+            with torch.no_grad():
+                for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
+                    mine.lerp_(theirs, 1 - 0.995)
+        return loss.item()
+
+    return step
+
+
+def measure(batch: int) -> str:
+    source = data.emoji()
+    config = Config(batch=batch, device="cpu", precision="fp32")
+    flops = cost(config, source.sample_shape, len(source.classes)).flops
+    theirs, their_flops = diffusers_step(config, source, flops)
+    others = {
+        "diffusers' train_unconditional.py": (theirs, their_flops),
+        "lucidrains' Trainer": (lucidrains_step(config, source), flops),
+        "the network alone": (network_alone(config, source), flops),
+    }
+    rows = []
+    with Progress("training steps", ROUNDS * len(others)) as bar:
+        for name, (other, count) in others.items():
+            found = ratio(ours(config, source), other, CALLS, bar)
+            rows.append(
+                f"| ours / {name} | {found['ratio']:.3f} ({found['quartile_low']:.3f} … {found['quartile_high']:.3f}) "
+                f"| {1e3 * batch / found['a_ms']:.1f} / {1e3 * batch / found['b_ms']:.1f} "
+                f"| {flops / 1e9:.3f} / {count / 1e9:.3f} |"
+            )
+    head = "| time of a step, float32 | ratio (quartiles) | pictures/s | GFLOP a picture, forward |\n|---|---|---|---|"
+    how = f"batch {batch}, {ROUNDS} rounds of {CALLS} steps in turn"
+    said = f"Measured by `benchmarks/training.py` on {machine()}, torch {torch.__version__}; {how}."
+    return "\n".join([head, *rows, "", said])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python benchmarks/training.py", description=__doc__)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/training.md")
+    given = parser.parse_args()
+    text = measure(given.batch)
+    print(text)
+    if given.write:
+        fill(Path("docs/training.md"), "steps", text)
+
+
+if __name__ == "__main__":
+    main()

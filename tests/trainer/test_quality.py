@@ -1,0 +1,177 @@
+"""Distances are those of other implementations and of closed forms; a run keeps its best checkpoint; runs and bundles are judged alike."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.files import from_json
+from trainer import checkpoint as checkpoints
+from trainer import data
+from trainer.config import Config
+from trainer.evaluate import Judge, main
+from trainer.features import features_of, train_classifier
+from trainer.fit import fit
+from trainer.log import read
+from trainer.quality import compare, frechet, kernel, precision_recall
+
+CONFIG = Config(
+    data="digits", channels=(8, 16), attention=(), batch=16, steps=20, warmup=5, T=100, checkpoint_every=10, sample_every=0,
+    quality_every=10, quality_samples=60, sample_steps=4, device="cpu",
+)  # fmt: skip
+
+
+def normal(n: int, mean, cov, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).multivariate_normal(mean, cov, n)
+
+
+def test_the_frechet_distance_of_normal_clouds_is_the_closed_form() -> None:
+    a, b = normal(200_000, [0, 0], np.diag([1.0, 4.0]), 0), normal(200_000, [1, 0], np.diag([4.0, 4.0]), 1)
+    assert frechet(a, b) == pytest.approx(1 + (2 - 1) ** 2, rel=0.02)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+
+
+class Identity(torch.nn.Module):
+    """Features as torchmetrics takes them: the pixels themselves."""
+
+    num_features = 12
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.double().flatten(1)
+
+
+@pytest.fixture(scope="module")
+def clouds() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(80, 3, 2, 2, generator=generator), torch.rand(80, 3, 2, 2, generator=generator) ** 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_distances_are_those_of_torchmetrics(clouds) -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    real, made = clouds
+    fid = FrechetInceptionDistance(Identity(), normalize=True, input_img_size=(3, 2, 2)).set_dtype(torch.float64)
+    kid = KernelInceptionDistance(Identity(), subsets=1, subset_size=80, normalize=True)
+    for metric in (fid, kid):
+        metric.update(real, real=True)
+        metric.update(made, real=False)
+    a, b = (x.double().flatten(1).numpy() for x in (real, made))
+    assert frechet(a, b) == pytest.approx(float(fid.compute()), rel=1e-4)
+    assert kernel(a, b) == pytest.approx(float(kid.compute()[0]), rel=1e-4)
+
+
+def test_the_kernel_distance_is_unbiased() -> None:
+    """Of clouds of one distribution it is 0 on average, above and below."""
+    found = [kernel(*np.random.default_rng(s).normal(size=(2, 40, 4))) for s in range(200)]
+    assert min(found) < 0 < max(found)
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(200)
+
+
+def test_precision_and_recall_tell_what_is_wrong_from_what_is_missing() -> None:
+    random = np.random.default_rng(0)
+    real = np.concatenate([random.normal(0, 1, (200, 2)), random.normal(50, 1, (200, 2))])
+    half = random.normal(0, 1, (400, 2))  # every sample good, half of the data missing
+    precision, recall = precision_recall(real, half)
+    assert precision > 0.9
+    assert 0.3 < recall < 0.6
+    wrong = np.concatenate([real, random.normal(-90, 1, (400, 2))])  # half of the samples are of nothing
+    precision, recall = precision_recall(real, wrong)
+    assert 0.4 < precision < 0.6
+    assert recall > 0.9
+
+
+def test_the_classifier_learns_the_classes_and_is_the_same_every_time() -> None:
+    digits = data.digits()
+    found = [train_classifier(digits, torch.device("cpu")) for _ in range(2)]
+    weights = [network.state_dict() for network in found]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    x = torch.from_numpy(digits.images.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
+    with torch.no_grad():
+        right = found[0](x).argmax(1).numpy() == digits.labels
+    assert right.mean() > 0.9
+
+
+def test_features_tell_spoiled_pictures_from_good_ones() -> None:
+    digits = data.digits()
+    features = features_of(CONFIG, digits, None, torch.device("cpu"))
+    first, second = digits.images[:400], digits.images[400:800]
+    noise = np.random.default_rng(0).integers(0, 256, second.shape, np.uint8)
+    good, bad = (compare(features(first), features(x)) for x in (second, (second // 2 + noise // 2)))
+    assert bad["frechet"] > 3 * good["frechet"]
+    assert bad["precision"] < good["precision"]
+
+
+def test_without_classes_the_classifier_learns_which_way_is_up() -> None:
+    features = features_of(CONFIG, replace(data.digits(), classes=()), None, torch.device("cpu"))
+    assert features(data.digits().images[:5]).shape == (5, 64)
+
+
+class Inception(torch.nn.Module):
+    """What StyleGAN's file is like, but for its weights: bytes of three channels in, features out."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return x.float().mean((2, 3)) if return_features else x.float()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_inception_comes_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "inception.pt"
+    torch.jit.script(Inception()).save(str(file))
+    features = features_of(replace(CONFIG, features=str(file)), data.digits(), None, torch.device("cpu"))
+    digits = data.digits().images[:5]
+    np.testing.assert_allclose(features(digits), np.repeat(digits.mean((1, 2)), 3, axis=1), rtol=1e-5)
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("judged")
+    assert fit(CONFIG, runs)
+    return runs / "digits"
+
+
+def test_a_run_keeps_its_best_checkpoint(run: Path) -> None:
+    rows = read(run / "quality.csv")
+    assert [row["step"] for row in rows] == ["10", "20"]
+    best = min(rows, key=lambda row: float(row["frechet"]))
+    assert [p.name for p in (run / "best").iterdir()] == [f"step-{int(best['step']):08d}"]
+    assert checkpoints.newest(run / "best") is not None
+
+
+def test_the_command_says_what_the_run_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == from_json((run / "evaluation.json").read_bytes())
+    for name, value in read(run / "quality.csv")[-1].items():
+        assert told[name] == pytest.approx(float(value), rel=1e-4)
+
+
+def test_the_bundle_of_a_run_is_judged_as_the_run_is(
+    tiny_run: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ["--n", "40", "--steps", "5"]
+    assert main([str(tiny_run), *how]) == 0
+    assert main([str(tiny_bundle), *how]) == 0
+    of_run, of_bundle = (json.loads("{" + text) for text in capsys.readouterr().out.split("{")[1:])
+    for name in ("frechet", "kernel"):  # the same pictures but for rounding
+        assert of_bundle[name] == pytest.approx(of_run[name], rel=0.02)
+
+
+@pytest.mark.parametrize(("what", "message"), [("nowhere", "is no run"), ("", "is no run")])
+def test_what_cannot_be_judged_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, message: str
+) -> None:
+    assert main([str(tmp_path / what)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_too_few_pictures_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 pictures are too few"):
+        Judge(replace(CONFIG, quality_samples=3), data.digits(), None, torch.device("cpu"))

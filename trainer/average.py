@@ -1,0 +1,157 @@
+"""Moving averages of the weights: by half-life while training, and of any width afterwards from stored snapshots.
+
+    python -m trainer.average RUN --width 0.07
+
+writes RUN-ema-0.070, a run like any other: to be evaluated, sampled and exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runtime.arguments import number
+from runtime.errors import status
+from runtime.files import from_json, to_json, write_text
+from runtime.schedule import Float64
+
+from . import checkpoint as checkpoints
+from .checkpoint import Tensors
+from .config import Config
+from .errors import CheckpointError
+
+
+def half_life_decay(batch: int, half_life: float, step: int) -> float:
+    """Decay of one step's update: a half-life in pictures, at most a twentieth of those seen so far (the ramp-up of Karras et al. 2024)."""
+    return 0.5 ** (batch / max(min(half_life, (step + 1) * batch / 20), 1e-9))
+
+
+@lru_cache
+def exponent(width: float) -> float:
+    """gamma of the power-function average whose profile has this standard deviation, relative to the training's length.
+
+    width² = (gamma + 1) / ((gamma + 2)² (gamma + 3)), 0 < width < 0.288 (Karras et al. 2024, eq. 126, and Algorithm 2).
+    """
+    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
+    return float(np.real(roots[np.isreal(roots)]).max())
+
+
+def power_decay(width: float, step: int) -> float:
+    """(1 - 1/t)^(gamma + 1) at step t = step + 1: the weights' average with the profile tau^gamma (Karras et al. 2024, eq. 2)."""
+    return (1 - 1 / (step + 1)) ** (exponent(width) + 1)
+
+
+class Averages:
+    """The averages of one run, by name: "ema" and "ema-N" by half-life, "power-W" by width. `of` maps a name to its tensors."""
+
+    def __init__(self, config: Config, weights: Mapping[str, Tensor]) -> None:
+        self.batch = config.batch
+        first, *others = config.ema_half_life
+        self.half_lives = {"ema": first, **{f"ema-{n}": n for n in others}}
+        self.widths = {power_name(width): width for width in config.ema_power}
+        self.of: dict[str, Tensors] = {
+            name: {k: w.detach().clone() for k, w in weights.items()} for name in (*self.half_lives, *self.widths)
+        }
+
+    def decay(self, name: str, step: int) -> float:
+        if name in self.widths:
+            return power_decay(self.widths[name], step)
+        return half_life_decay(self.batch, self.half_lives[name], step)
+
+    @torch.no_grad()
+    def update(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Take in the weights after step `step`."""
+        values = list(weights.values())
+        for name, average in self.of.items():
+            torch._foreach_lerp_(list(average.values()), values, 1 - self.decay(name, step))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def power_name(width: float) -> str:
+    return f"power-{width:g}"
+
+
+def inner_products(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> Float64:
+    """[len(a), len(b)]: ∫ p_i p_j of power-function profiles, each (t, gamma), p(tau) = (gamma+1)/t · (tau/t)^gamma up to t
+    (Karras et al. 2024, Algorithm 3)."""
+    (ta, ga), (tb, gb) = (np.array(v, np.float64).T for v in (a, b))
+    ta, ga = ta[:, None], ga[:, None]
+    least, most = np.minimum(ta, tb), np.maximum(ta, tb)
+    of_most = np.where(ta > tb, ga, gb)  # the exponent of the profile that is longer
+    found = (ga + 1) * (gb + 1) / ((ga + gb + 1) * most) * (least / most) ** of_most
+    return found.astype(np.float64)
+
+
+def combination(snapshots: Sequence[tuple[float, float]], t: float, gamma: float) -> Float64:
+    """[len(snapshots)]: weights that sum to 1 and whose sum of the snapshots' profiles is nearest to that of (t, gamma), by least squares.
+
+    The paper's solution need not sum to 1, and after few steps does not: then all weights of the network come out too large or too small.
+    """
+    n = len(snapshots)
+    A = np.ones((n + 1, n + 1))
+    A[:n, :n], A[n, n] = inner_products(snapshots, snapshots), 0
+    b = np.append(inner_products(snapshots, [(t, gamma)]), 1)
+    return np.linalg.lstsq(A, b, rcond=1e-12)[0][:n].astype(np.float64)
+
+
+def stored(run: Path) -> dict[tuple[int, float], Path]:
+    """The snapshots of a run: (step, width) → file."""
+    return {
+        (int(path.parent.name.removeprefix("step-")), float(path.stem.removeprefix("power-"))): path
+        for path in sorted(run.glob("snapshots/step-*/power-*.safetensors"))
+    }
+
+
+def post_hoc(run: Path, width: float, step: int) -> Tensors:
+    """The average of this width after `step`, from the snapshots up to there. Raises CheckpointError where there are none."""
+    found = {key: path for key, path in stored(run).items() if key[0] <= step}
+    if not found:
+        raise CheckpointError(
+            f"{run} has no snapshots up to step {step}: train with --ema-power 0.05,0.1, which keeps some in {run / 'snapshots'}."
+        )
+    weights = combination([(s, exponent(w)) for s, w in found], step, exponent(width))
+    total: dict[str, Tensor] = {}
+    for weight, path in zip(weights.tolist(), found.values(), strict=True):
+        for name, tensor in load_file(path).items():
+            total[name] = total.get(name, torch.zeros_like(tensor, dtype=torch.float64)) + weight * tensor.double()
+    return {name: tensor.float() for name, tensor in total.items()}
+
+
+def write_run(run: Path, width: float) -> Path:
+    """A run beside `run` whose newest checkpoint's average has this width."""
+    width = number("width", width, 1e-3, 0.28)
+    checkpoint = checkpoints.newest(run / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{run} has no checkpoint. Train it first: python -m trainer.fit.")
+    out = run.with_name(f"{run.name}-ema-{width:.3f}")
+    record = from_json((run / "config.json").read_bytes())
+    write_text(out / "config.json", to_json({**record, "name": out.name}))
+    average = post_hoc(run, width, checkpoint.step)
+    checkpoints.write(out / "checkpoints", replace(checkpoint, ema=average, more={}), keep=1)
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.average", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run that was trained with --ema-power")
+    parser.add_argument("--width", type=float, default=0.1, help="of the profile, relative to the training [0.1]")
+    given = parser.parse_args(arguments)
+
+    def action() -> int:
+        out = write_run(given.run, given.width)
+        print(f"the average of width {given.width:g} (gamma {exponent(given.width):.2f}): {out}")
+        return 0
+
+    return status(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""A picture file's bytes as pixels of the size and mode that a run is about."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.pictures import eight_bits
+
+from .errors import DataError
+
+UInt8 = NDArray[np.uint8]
+
+
+class UnreadablePicture(Exception):
+    """These bytes are no picture, or not all of one."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """size: the shorter side is resized to it and the rest cropped, 0 keeps the picture's own. mode: RGB or L, "" keeps the picture's own."""
+
+    size: int = 0
+    mode: str = ""
+
+    def __call__(self, data: bytes | Path, name: str, centering: float = 0.5) -> UInt8:
+        """[H, W, C]. centering: 0 … 1, which part of a picture that is no square is kept. Transparency is laid on white when converting.
+
+        Raises UnreadablePicture, and DataError for a mode that no network takes.
+        """
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as opened:
+                if self.size and self.mode:
+                    opened.draft(None, (2 * self.size, 2 * self.size))  # JPEG: a half, a quarter … as it is unpacked
+                opened.load()
+                image = ImageOps.exif_transpose(opened)
+            image = self._converted(image, name)
+            if self.size and image.mode in ("RGB", "L"):
+                image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.LANCZOS, 0, (centering, centering))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+            raise UnreadablePicture(str(error)) from error
+        if image.mode not in ("RGB", "L"):
+            raise DataError(f"{name} has mode {image.mode}; RGB or L is needed. --mode RGB or --mode L converts.")
+        array = np.asarray(image, np.uint8)
+        return array if array.ndim == 3 else array[..., None]
+
+    def _converted(self, image: Any, name: str) -> Any:
+        from PIL import Image
+
+        if not self.mode:
+            return image
+        image = eight_bits(image, name)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert(self.mode)
+
+
+def describe(shape: tuple[int, ...]) -> str:
+    """8x6 RGB, for pixels [H, W, C]."""
+    return f"{shape[1]}x{shape[0]} {'RGB' if shape[2] == 3 else 'L'}"
+
+
+def unlike(name: str, shape: tuple[int, ...], first: str, expected: tuple[int, ...]) -> DataError:
+    return DataError(
+        f"{name} is {describe(shape)}, but {first} is {describe(expected)}. "
+        "Say how to make them alike: --size N resizes and crops, --mode RGB or --mode L converts."
+    )

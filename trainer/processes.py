@@ -1,0 +1,125 @@
+"""Who this process is among those that train one run together, started by `accelerate launch` or `torchrun`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from runtime.errors import RequestError
+
+from .errors import TrainingError
+
+LOST = ("Connection", "connection", "Broken pipe", "peer", "NCCL", "Gloo", "gloo", "timed out", "Timed out", "socket")
+"""What the libraries say, in one word or another, when a process at the other end is gone."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """index of count. device: where this one computes."""
+
+    index: int
+    count: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.index == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """[...] float64 on the CPU, added up over all processes; the same bits in each."""
+        if self.count == 1:
+            return values
+        there = values.to(self.device)
+        dist.all_reduce(there)
+        return there.cpu()
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true in one of them."""
+        return value if self.count == 1 else bool(self.sum(torch.tensor([float(value)], dtype=torch.float64)) > 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every process, by index."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            self.sum(torch.zeros(1, dtype=torch.float64))
+
+    def wrapped(self, network: nn.Module) -> nn.Module:
+        """The network with its gradients averaged over the processes."""
+        if self.count == 1:
+            return network
+        from torch.nn.parallel import DistributedDataParallel
+
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+    def alone(self, network: nn.Module, last: bool) -> Any:
+        """A context in which gradients are kept back, for all parts of a step but the last."""
+        return nullcontext() if self.count == 1 or last else network.no_sync()  # pyright: ignore[reportCallIssue]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Turn what a library raises when another process has gone into a TrainingError that says so."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not any(word in str(error) for word in LOST):
+                raise
+            raise TrainingError(
+                f"process {self.index} of {self.count} ends: another process of this run is gone ({_first_line(error)}). "
+                "Its own message says why, if it could leave one. The same command again goes on from the last checkpoint."
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200]
+
+
+def join(device: str) -> Processes:
+    """The processes that this one was started with; alone where it was not started by a launcher.
+
+    device: auto, cpu or cuda. Raises RequestError for what a launcher asks and is not supported, or a GPU that is not there.
+    """
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available() and not _flag("ACCELERATE_USE_CPU"))
+    if cuda and not torch.cuda.is_available():
+        raise RequestError(
+            "--device cuda: PyTorch sees no GPU here. Use --device cpu, or install PyTorch for this GPU."
+        )
+    if _flag("ACCELERATE_USE_FSDP") or _flag("ACCELERATE_USE_DEEPSPEED"):
+        raise RequestError(
+            "FSDP and DeepSpeed are not supported: every process holds the whole network (DDP). "
+            "Launch without them; --checkpointing and --accumulate save memory."
+        )
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Processes(0, 1, torch.device("cuda" if cuda else "cpu"))
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise RequestError("training in many processes needs accelerate: pip install 'unnoise[train]'.") from error
+    state: Any = PartialState(cpu=not cuda)
+    return Processes(state.process_index, state.num_processes, state.device)
+
+
+def leave() -> None:
+    """End the group of processes, where there is one. For the end of a command."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
