@@ -19,7 +19,8 @@ DEPTH = 32
 """Of graphs within graphs; a step graph has one."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NAME, _EXTERNAL, _WHERE, _RAW = 8, 13, 14, 9  # TensorProto: name, external_data, data_location, raw_data
-_OPERATOR = 4  # NodeProto: op_type
+_SMALL = 32  # bytes of an attribute that has no room for a graph with a loop
+_READS, _MAKES, _OPERATOR = 1, 2, 4  # NodeProto: input, output, op_type
 
 # onnx.proto: for each message that may hold a tensor, its fields that may, and what the others are. A field that
 # is not listed is of a newer format and might hold a tensor too.
@@ -53,16 +54,41 @@ def with_weights(model: bytes, weights: bytes, file: str = "weights.bin") -> byt
     return b"".join(chunks)
 
 
-def refuse_loops(data: bytes | memoryview, kind: str = "Model", depth: int = 0) -> None:
-    """Raises BundleError for an ONNX model with a Loop or Scan in it: a step graph has none, and one may never end."""
+def refuse_endless(data: bytes | memoryview, kind: str = "Model", depth: int = 0) -> None:
+    """Raises BundleError for an ONNX model that libraries may never come to the end of, be it in running or in reading it.
+
+    That is one with a Loop or Scan, of which a step graph has none, and one with a node before another that it reads, as ONNX forbids.
+    """
     if depth > DEPTH:
         raise BundleError(f"no step graph: graphs are nested more than {DEPTH} deep.")
+    nodes: list[tuple[set[bytes], set[bytes]]] = []
     for field, wire, _, value in _fields(memoryview(data)):
-        if kind == "Node" and field == _OPERATOR and bytes(value) in (b"Loop", b"Scan"):
-            raise BundleError(f"no step graph: it has a {bytes(value).decode()}, which might not end.")
         inner = _HOLDS[kind].get(field)
-        if wire == _BYTES and inner and not inner.endswith("Tensor"):
-            refuse_loops(value, inner, depth + (inner == "Graph"))
+        if wire == _BYTES and inner == "Node":
+            nodes.append(_node(value, depth))
+        elif wire == _BYTES and inner and not inner.endswith("Tensor"):
+            refuse_endless(value, inner, depth + (inner == "Graph"))
+    later: set[bytes] = set().union(*(makes for _, makes in nodes)) - {b""}
+    for reads, makes in nodes:
+        if early := later & reads:
+            name = min(early).decode(errors="replace")
+            raise BundleError(
+                f"no step graph: {name!r} is read before it is made, so its nodes cannot run in their order."
+            )
+        later -= makes
+
+
+def _node(data: memoryview, depth: int) -> tuple[set[bytes], set[bytes]]:
+    """The names of what a NodeProto reads and makes. Raises BundleError for what may not end."""
+    names: dict[int, set[bytes]] = {_READS: set(), _MAKES: set()}
+    for field, wire, _, value in _fields(data):
+        if field in names:
+            names[field].add(bytes(value))
+        elif field == _OPERATOR and bytes(value) in (b"Loop", b"Scan"):
+            raise BundleError(f"no step graph: it has a {bytes(value).decode()}, which might not end.")
+        elif wire == _BYTES and _HOLDS["Node"].get(field) == "Attribute" and len(value) > _SMALL:
+            refuse_endless(value, "Attribute", depth)
+    return names[_READS], names[_MAKES]
 
 
 class _Walk:

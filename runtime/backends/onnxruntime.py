@@ -11,7 +11,7 @@ from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BundleError
 from . import HostBuffers, missing, shapes
-from .onnxfile import refuse_loops
+from .onnxfile import refuse_endless
 
 PIXELS = "_pixels"
 """In the name of a step graph that computes the same another way, faster on a CPU. Where a bundle has one, it is the one that runs."""
@@ -51,7 +51,7 @@ class OnnxRuntime:
         options.add_external_initializers_from_files_in_memory(["weights.bin"], [self._weights], [len(self._weights)])
         model = self.bundle.read(path)
         try:
-            refuse_loops(model)
+            refuse_endless(model)
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BundleError(f"{self.bundle.path / path}: onnxruntime cannot load it: {error}") from error

@@ -17,7 +17,7 @@ from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError
 from . import BACKENDS, HostBuffers, missing, shapes
-from .onnxfile import refuse_loops, with_weights
+from .onnxfile import refuse_endless, with_weights
 from .openvino_parts import PARTS, split
 
 PLAIN, GUIDED, WEIGHTS = "step.onnx", "step_guided.onnx", "weights.bin"
@@ -92,7 +92,7 @@ class OpenVino:
         if file not in self._models:
             graph, weights = (self.bundle.read(f"{self._folder}/{name}") for name in (file, WEIGHTS))
             with self.blaming(file):
-                refuse_loops(graph)
+                refuse_endless(graph)
                 self._models[file] = self._core.read_model(with_weights(graph, weights))
         return self._models[file]
 

@@ -12,7 +12,7 @@ from onnx import external_data_helper
 from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
 from runtime import cache as cache_module
 from runtime.backends import offered, open_backend, shapes
-from runtime.backends.onnxfile import with_weights
+from runtime.backends.onnxfile import refuse_endless, with_weights
 from runtime.backends.openvino import GUIDED, PLAIN, OpenVino
 from runtime.backends.openvino_parts import split
 from runtime.program import R
@@ -182,6 +182,24 @@ def test_weights_are_put_inside_byte_for_byte(precise: Path) -> None:
         for tensor in external_data_helper._get_all_tensors(expected):
             tensor.ClearField("data_location")
         assert inside == expected
+
+
+def test_a_graph_that_may_never_be_read_to_its_end_is_refused(precise: Path) -> None:
+    """A node before what it reads, on which OpenVINO hangs; a node that reads itself; a Loop, also inside an If."""
+    model = onnx.load(precise / "fp32" / "step.onnx", load_external_data=False)
+    refuse_endless(model.SerializeToString())
+    early = onnx.ModelProto.FromString(model.SerializeToString())
+    early.graph.node.insert(0, early.graph.node.pop(20))
+    own = onnx.ModelProto.FromString(model.SerializeToString())
+    own.graph.node[20].input[0] = own.graph.node[20].output[0]
+    for bad in (early, own):
+        with pytest.raises(BundleError, match="read before it is made"):
+            refuse_endless(bad.SerializeToString())
+    body = onnx.helper.make_graph([onnx.helper.make_node("Loop", ["n", "go"], ["x"])], "then", [], [])
+    branch = onnx.helper.make_node("If", ["yes"], ["x"], then_branch=body)
+    model.graph.node.append(branch)
+    with pytest.raises(BundleError, match="it has a Loop"):
+        refuse_endless(model.SerializeToString())
 
 
 @pytest.mark.parametrize(
