@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,12 @@ class Run:
         self.written = self._resume()
         self.cost = cost(config, self.source.sample_shape, self.trainer.num_classes)
         self.peak = peak_flops(self.trainer.device, self.trainer.precision)
-        describe(config, self.trainer, self.cost) if processes.main else None
+        if processes.main:
+            describe(config, self.trainer, self.cost)
         self.log = self._open_log() if processes.main else None
         self.since = (self.trainer.step, self.trainer.seconds)
         self.judge: Judge | None = None
+        self.starved = False
 
     def _resume(self) -> int:
         """Take over the newest checkpoint, if there is one, and say which step it is of; -1 for none."""
@@ -114,12 +116,13 @@ class Run:
     def train(self, stop: Callable[[], bool]) -> bool:
         config, trainer = self.config, self.trainer
         try:
-            with Progress("training", config.steps, trainer.step) as bar:
+            with Progress("training", config.steps, trainer.step) if self.processes.main else nullcontext() as bar:
                 while trainer.step < config.steps and not self.processes.any(stop()):
                     begun = time.perf_counter()
                     found = trainer.train_step()
                     trainer.seconds += time.perf_counter() - begun
-                    bar.advance(note=f"loss {found['loss']:.4f}")
+                    if bar is not None:
+                        bar.advance(note=f"loss {found['loss']:.4f}")
                     self._after_step(found)
                 self.save_checkpoint()
         finally:
@@ -174,14 +177,10 @@ class Run:
                     **dict(zip(BUCKET_COLUMNS, losses, strict=True)),
                 }
             )
-            if waited > 0.1 * seconds and steps > 1:
-                self._starved(waited / seconds)
+            if waited > 0.1 * seconds and trainer.step > 2 * self.config.log_every and not self.starved:
+                self.starved = True
+                log.warning("%.0f %% of the time goes to waiting for pictures: more --workers?", 100 * waited / seconds)
         self._name_bad(bad)
-
-    def _starved(self, share: float) -> None:
-        if not getattr(self, "_told", False):
-            self._told = True
-            log.warning("a share of %.0f %% of the time goes to waiting for pictures: more --workers?", 100 * share)
 
     def _name_bad(self, bad: set[int]) -> None:
         if not bad or not isinstance(self.source, Stream):

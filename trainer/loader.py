@@ -7,6 +7,7 @@ to end; each process takes its own stretch of these.
 from __future__ import annotations
 
 import mmap
+import multiprocessing
 import os
 import signal
 import time
@@ -193,6 +194,8 @@ class Batches:
         workers = self.config.workers
         if workers < 0:
             workers = min(8, max(1, (os.cpu_count() or 1) // self.processes.count))
+        if "fork" not in multiprocessing.get_all_start_methods():
+            workers = 0  # what is decoded is kept in memory that only forked processes share
         assert isinstance(self.source, Stream)
         return DataLoader(
             Reading(self.source, self._decoded),
@@ -200,6 +203,7 @@ class Batches:
             collate_fn=_same,
             worker_init_fn=_worker,
             num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
             prefetch_factor=4 if workers else None,
             pin_memory=self.processes.device.type == "cuda",
             generator=torch.Generator(),  # or it would draw from the global one

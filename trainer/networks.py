@@ -45,8 +45,8 @@ def cost(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -
     return Cost(sum(w.numel() for w in network.parameters()), counter.get_total_flops())
 
 
-def peak_flops(device: torch.device, precision: torch.dtype, side: int = 1024) -> float:
-    """Operations a second that this machine does in products of matrices, measured now: the best of a few, in a twentieth of a second or so."""
+def peak_flops(device: torch.device, precision: torch.dtype, side: int = 512) -> float:
+    """Operations a second that this machine does in products of matrices, measured now: the best of three products."""
     side = 8192 if device.type == "cuda" else side
     a = torch.ones(side, side, dtype=precision, device=device)
     best = 1e-9

@@ -130,10 +130,9 @@ class Trainer:
         run that goes on has the layout of one that never stopped, one pass comes before the first step."""
         shape = (1, *self.source.sample_shape)
         zero = torch.zeros(1, dtype=torch.int64, device=self.device)
-        for _ in range(2):
-            with self.autocast:
-                found = network(torch.zeros(shape, device=self.device), self.forward_process.time[:1], zero)
-            found.float().sum().backward()
+        with self.autocast:
+            found = network(torch.zeros(shape, device=self.device), self.forward_process.time[:1], zero)
+        found.float().sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
 
     def draw(self, step: int) -> Draws:

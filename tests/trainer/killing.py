@@ -88,7 +88,7 @@ def main(folder: Path, config: Config, kills: int, count: int, seed: int) -> Non
     killed, run = 0, 0
     while killed < kills:
         children = start(config, folder / f"killed-{run}", count)
-        until = time.monotonic() + chance.uniform(0.0, 0.7) * whole_s
+        until = time.monotonic() + chance.uniform(0.0, 0.6) * whole_s
         while (
             time.monotonic() < until and os.waitid(os.P_PGID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
         ):

@@ -28,6 +28,7 @@ from .test_resume import ONE_THREAD, assert_same
 CONFIG = Config(
     data="digits", channels=(8, 16), attention=(), batch=16, steps=24, warmup=5, T=100,
     checkpoint_every=6, log_every=1, sample_every=0, ema_half_life=(100, 1000), device="cpu",
+    quality_every=12, quality_samples=40, sample_steps=2,
 )  # fmt: skip
 
 
@@ -105,6 +106,8 @@ def test_a_killed_process_ends_the_run_with_a_message_and_the_same_command_goes_
     assert again.returncode == 0, out
     assert "going on after step" in out
     assert_same(tmp_path / "digits", two)
+    assert read(tmp_path / "digits" / "quality.csv") == read(two / "quality.csv")
+    assert [p.name for p in (tmp_path / "digits" / "best").iterdir()] == [p.name for p in (two / "best").iterdir()]
 
 
 # --- who sees what

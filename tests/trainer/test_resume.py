@@ -45,17 +45,17 @@ def config_for(pictures: Path, **changes) -> Config:
         "attention": (),
         "dropout": 0.1,
         "T": 100,
-        "steps": 60,
+        "steps": 45,
         "batch": 8,
         "warmup": 5,
         "checkpoint_every": 7,
         "log_every": 4,
-        "sample_every": 20,
+        "sample_every": 15,
         "sample_steps": 4,
         "keep": 2,
-        "ema_half_life": (100, 1000),
+        "ema_half_life": (10, 1000),
         "ema_power": (0.1,),
-        "snapshot_every": 20,
+        "snapshot_every": 15,
         "device": "cpu",
     }
     return Config(**{**options, **changes})
@@ -112,4 +112,4 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bytes(root: Path, tmp_path
 
 
 def test_two_processes_killed_five_times_end_with_the_same_bytes(root: Path, tmp_path: Path, pictures: Path) -> None:
-    killed(root, tmp_path, config_for(pictures, workers=1, steps=40), kills=5, processes=2)
+    killed(root, tmp_path, config_for(pictures, workers=1, steps=30), kills=5, processes=2)
