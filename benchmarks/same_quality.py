@@ -36,6 +36,7 @@ from systems import Network, diffusers_loop, emoji32
 from tuned import classifier, features, frechet
 
 from runtime import BackendError, RequestError, Sampler
+from runtime.pictures import from_uint8
 from runtime.progress import Progress
 from trainer.data import emoji
 
@@ -175,6 +176,7 @@ def reference(network: Network, solver: str, calls: int, r: int) -> str:
 def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str, Any]:
     """Time and distances of every setting, and the marks."""
     files = {name: f.sha256 for name, f in network.bundle.files.items()}
+    rounds_of = Rounds(network, quick)
     done = [kept(f"same-quality-round-{r}", (quick, files), lambda r=r: rounds_of(r)) for r in range(rounds)]
     exact, marks = (
         [
@@ -185,8 +187,6 @@ def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str,
     )
     data = emoji()
     net = classifier(data, WORK)
-    from runtime.pictures import from_uint8
-
     real = features(net, from_uint8(data.images))
     limit = np.concatenate([np.load(path) for path in exact])
 

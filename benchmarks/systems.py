@@ -14,6 +14,7 @@ import logging
 import sys
 import tempfile
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -303,9 +304,11 @@ def network_onnx(network: Network) -> Path:
         arguments = (torch.zeros(2, *network.bundle.sample_shape), torch.zeros(2), *labels)
         names = ["x", "time", "label"][: len(arguments)]
         dims = tuple({0: torch.export.Dim("batch", max=4096)} for _ in arguments)
-        program = torch.onnx.export(
-            network.module, arguments, dynamo=True, input_names=names, dynamic_shapes=dims, verbose=False
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own dependencies' deprecations
+            program = torch.onnx.export(
+                network.module, arguments, dynamo=True, input_names=names, dynamic_shapes=dims, verbose=False
+            )
         assert program is not None
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             program.save(f"{folder}/network.onnx", external_data=False)
