@@ -60,7 +60,7 @@ def samplers(network: Network, threads: int | None = None) -> Iterator[tuple[str
 def timed(sides: Mapping[tuple[str, str], Callable[[], object]], rounds: int, title: str) -> Curve:
     """Medians, ms, by name and x."""
     with Progress(title, rounds) as bar:
-        spent = alternate({json.dumps(key): run for key, run in sides.items()}, 1, rounds, bar)
+        spent = alternate({json.dumps(key): run for key, run in sides.items()}, 1, rounds, bar, settle=True)
     found: Curve = {}
     for key, times in spent.items():
         name, x = json.loads(key)
