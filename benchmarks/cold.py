@@ -74,7 +74,7 @@ RAW = {
         LOOP,
     ),
     "diffusers": (
-        "import torch\nfrom diffusers import DDIMPipeline",
+        "import torch\nfrom diffusers import DDIMPipeline\nfrom diffusers.utils import logging\nlogging.disable_progress_bar()",
         "pipeline = DDIMPipeline.from_pretrained({diffusers!r}); pipeline.set_progress_bar_config(disable=True)",
         "pipeline(num_inference_steps=10, output_type='np')",
     ),

@@ -30,6 +30,7 @@ from figures import WORK, busy, fill, kept, machine, markdown
 from systems import Network, cifar10, emoji32, random_unet
 
 from runtime import BackendError, RequestError, Sampler
+from runtime.bench_plot import plain
 from runtime.progress import Progress
 
 SIDES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
@@ -323,10 +324,10 @@ def draw(path: Path, found: Mapping[str, Curve]) -> None:
         axis.set(xscale="log", yscale="log", xlabel=label, title=title)
         axis.minorticks_off()
         axis.set_xticks(xs, [str(x) for x in xs])
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(axis="y", which="minor", labelsize=6)
-        axis.grid(alpha=0.3, which="both")
+        plain(
+            axis.yaxis, [ms / (int(x) if name == "batch" else 1) for c in found[name].values() for x, ms in c.items()]
+        )
+        axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     for i, (side, curve) in enumerate(found["threads"].items()):
         for b, hatch in ((1, ""), (16, "///")):
@@ -364,16 +365,17 @@ def draw_rates(path: Path, machines: Mapping[str, Mapping[str, float]], found: M
             if own:
                 axes[0].plot([own, own], [i - 0.4, i + 0.4], style, color="#111111")
         own = machines[precision].get("convolution")
-        share = f" {found[name]['rate'] / own:.0%} of convolution" if own else ""
-        axes[0].text(found[name]["rate"], i, share, va="center", fontsize=8)
+        if own:
+            share = f"{found[name]['rate'] / own:.0%} of convolution "
+            axes[0].text(found[name]["rate"], i, share, va="center", ha="right", fontsize=8, color="white")
         left = 0.0
         for k, (op, part) in enumerate(found[name]["profile"].items()):
             axes[1].barh(i, part, left=left, color=COLORS[precision], alpha=1 - 0.17 * k, edgecolor="white")
-            if part > 0.06:
+            if part > 0.09:
                 axes[1].text(
                     left + part / 2,
                     i,
-                    f"{op}\n{part:.0%}",
+                    f"{op[:12]}\n{part:.0%}",
                     ha="center",
                     va="center",
                     fontsize=6.5,
@@ -382,9 +384,13 @@ def draw_rates(path: Path, machines: Mapping[str, Mapping[str, float]], found: M
             left += part
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    axes[0].set(
-        xscale="log", title="10⁹ multiply-adds a second; lines: the machine's convolution, dotted its matrix product"
+    axes[0].set(xscale="log")
+    axes[0].set_title(
+        "10⁹ multiply-adds a second\nline: the machine's convolution, dotted: its matrix product", fontsize=10
     )
+    axes[0].minorticks_off()
+    own_rates = [r for each in machines.values() for r in each.values()]
+    plain(axes[0].xaxis, [min(one["rate"] for one in found.values()) / 3, *own_rates])
     axes[1].set(xlim=(0, 1), title="where the time goes")
     picture.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(picture)
