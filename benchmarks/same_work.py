@@ -206,7 +206,7 @@ def main() -> None:
         fill(
             Path("README.md"),
             "speed",
-            f"{brief}\n\n{source.split(';')[0]}; all of it: [docs/benchmarks.md](docs/benchmarks.md).",
+            f"The same pictures in less time:\n\n{brief}\n\n{source.split(';')[0]}; all of it: [docs/benchmarks.md](docs/benchmarks.md).",
         )
 
 

@@ -15,7 +15,7 @@ from .files import replacing
 from .pictures import to_uint8
 
 if TYPE_CHECKING:
-    from .bench import Result
+    from .timing import Result
 
 COLORS = {"fp32": "#444444", "bf16": "#0072b2", "fp16": "#009e73", "int8": "#d55e00", "int8-trt": "#cc79a7"}
 MARKERS, LINES = "os^Dv<>", ("-", "--", ":", "-.")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import Sampler, bench
+from runtime import Sampler, bench, timing
 
 QUICK = ["--seconds", "0.01", "--steps", "2", "--pictures", "2"]
 
@@ -34,7 +34,7 @@ def test_every_pair_is_measured_at_every_batch(found: dict) -> None:
         for speed in run["batches"]:
             latency = speed["latency_ms"]
             assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
-            assert speed["timed"] >= bench.LEAST
+            assert speed["timed"] >= timing.LEAST
             assert speed["call_ms"] > 0
 
 
@@ -48,7 +48,7 @@ def test_the_parts_of_the_first_picture_are_no_more_than_the_whole(found: dict) 
 def test_memory_is_the_childs_own(precise: Path) -> None:
     """What getrusage says is handed on from a parent; this must not be."""
     ballast = np.ones(2**27)  # 1 GiB, touched
-    cold = bench.cold(precise, bench.Result("onnxruntime", "fp32"), 1, {"seed": 0, "steps": 1}, 1)
+    cold = timing.cold(precise, timing.Result("onnxruntime", "fp32"), 1, {"seed": 0, "steps": 1}, 1)
     assert cold.peak_mib is not None
     assert 20 < cold.peak_mib < ballast.nbytes / 2**20
 
@@ -65,17 +65,17 @@ def test_the_distance_is_that_of_the_samplers_pictures(found: dict, precise: Pat
 
 def test_apart_by_hand() -> None:
     a = np.zeros((2, 1, 4, 4), np.float32)
-    db, rms = bench.apart(a + np.float32(0.5), a, (-1.0, 1.0))
+    db, rms = timing.apart(a + np.float32(0.5), a, (-1.0, 1.0))
     assert (db, rms) == (pytest.approx(20 * np.log10(2 / 0.5)), 0.5)
-    assert bench.apart(a, a, (-1.0, 1.0)) == (200.0, 0.0)
-    assert bench.apart(a * np.float32(np.nan), a, (-1.0, 1.0))[0] == -np.inf
+    assert timing.apart(a, a, (-1.0, 1.0)) == (200.0, 0.0)
+    assert timing.apart(a * np.float32(np.nan), a, (-1.0, 1.0))[0] == -np.inf
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
     values = [float(v) for v in range(1, 101)]
-    assert [bench.percentile(values, p) for p in (50, 95, 99)] == [50, 95, 99]
-    assert [bench.percentile([3.0, 1.0, 2.0], p) for p in (50, 95, 99)] == [2, 3, 3]
-    assert bench.percentile([7.0], 50) == 7
+    assert [timing.percentile(values, p) for p in (50, 95, 99)] == [50, 95, 99]
+    assert [timing.percentile([3.0, 1.0, 2.0], p) for p in (50, 95, 99)] == [2, 3, 3]
+    assert timing.percentile([7.0], 50) == 7
 
 
 def test_a_table_for_people_and_a_page_to_look_at(
