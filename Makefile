@@ -1,10 +1,11 @@
 # make demo: train, export, sample, in five minutes.   make test: every test.   make lint: what CI checks before.
+# make bench: the benchmarks in a quarter of an hour, into docs/ and README.md; in full, hours: make bench QUICK=
 VENV ?= .venv
 PYTHON ?= python3
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PY = $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 $(VENV)/.export: pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
@@ -40,6 +41,20 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
+
+# denoising-diffusion-pytorch requires torchvision for its trainer; what it needs to sample is in the extra.
+$(VENV)/.bench: $(VENV)/.export
+	@echo "installing what is compared with"
+	@$(PIP) --editable '.[bench]'
+	@$(PIP) --no-deps denoising-diffusion-pytorch
+	@touch $@
+
+QUICK ?= --quick
+bench: $(VENV)/.bench
+	$(PY) benchmarks/same_work.py $(QUICK) --write
+	$(PY) benchmarks/same_quality.py $(QUICK) --write
+	$(PY) benchmarks/cold.py $(QUICK) --write
+	$(PY) benchmarks/growth.py $(QUICK) --write
 
 clean:
 	rm -rf out build *.egg-info

@@ -114,9 +114,12 @@ def _copy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def alternate(
-    sides: Mapping[str, Callable[[], object]], calls: int, rounds: int, bar: Progress
+    sides: Mapping[str, Callable[[], object]], calls: int, rounds: int, bar: Progress, settle: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds a call of every side in every round; the order turns by one from round to round."""
+    """Seconds a call of every side in every round; the order turns by one from round to round.
+
+    settle: one call before those that are timed, so that a side is not charged for the threads and caches of the side before it.
+    """
     spent: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     with torch.inference_mode():
@@ -124,6 +127,8 @@ def alternate(
             sides[name]()
         for r in range(rounds):
             for name in names[r % len(names) :] + names[: r % len(names)]:
+                if settle:
+                    sides[name]()
                 begun = time.perf_counter()
                 for _ in range(calls):
                     sides[name]()

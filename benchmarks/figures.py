@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import re
 import statistics
+import sys
 import time
 from bisect import bisect
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from runtime.files import write_text
 from runtime.progress import Progress
 
 ROUNDS = 15
+WORK = Path("out/benchmarks")
 
 
 def ratio(a: Callable[[], object], b: Callable[[], object], calls: int, bar: Progress) -> dict[str, float]:
@@ -67,3 +73,34 @@ def fill(path: Path, marker: str, text: str) -> None:
     if found != 1:
         raise SystemExit(f"{path} has the markers <!-- {marker} --> … <!-- /{marker} --> {found} times, not once.")
     path.write_text(new)
+
+
+def kept(name: str, depends: Sequence[object], make: Callable[[], Any]) -> Any:
+    """What `make` returns, as JSON holds it; taken from out/benchmarks where the same was measured before on this machine with these sources.
+
+    So a script that was stopped goes on where it was. depends: whatever else the figure depends on. Delete the folder to measure anew.
+    """
+    own = [Path(__file__).with_name(file) for file in ("systems.py", Path(sys.argv[0]).name)]
+    sources = [*sorted(Path("runtime").rglob("*.py")), *(path for path in own if path.exists())]
+    digest = hashlib.sha256(repr((name, machine(), depends)).encode())
+    for path in sources:
+        digest.update(path.read_bytes())
+    path = WORK / f"{name}-{digest.hexdigest()[:16]}.json"
+    if not path.exists():
+        write_text(path, json.dumps(make()))
+    return json.loads(path.read_text())
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def busy() -> str:
+    """A sentence where other processes use the machine, which the reader should know."""
+    load = os.getloadavg()[0]
+    return (
+        f" Other work was running on the machine (load {load:.1f} before): see the ratios rather than the times."
+        if load > 0.7
+        else ""
+    )

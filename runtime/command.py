@@ -24,8 +24,8 @@ from .sampler import Sampler
 from .solvers import SOLVERS
 
 
-def add_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """The bundle, and every option that does not depend on what is made."""
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """The bundle, and what decides its samples but for their labels."""
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder, made by python -m export.build")
     add("--seed", type=int, default=0, help="seed of the first; the next ones follow [0]")
@@ -46,6 +46,12 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
         metavar="LOW,HIGH",
         help="guide only where sigma/alpha is above LOW and at most HIGH [everywhere]",
     )
+
+
+def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """The bundle, and every option that does not depend on what is made."""
+    add_sampling(parser)
+    add = parser.add_argument
     add("--out", type=Path, default=Path(out), help=f"a picture, or an .npy file of the samples themselves [{out}]")
     add("--columns", type=int, help="pictures to a row of the sheet")
     add(

@@ -100,7 +100,7 @@ def describe(found: dict[str, Any]) -> str:
         [name, b["version"] or "–", ", ".join(b["precisions"]) or "–", b["missing"] or ""]
         for name, b in found["backends"].items()
     ]
-    lines += _columns(rows)
+    lines += columns(rows)
     if "bundle" in found:
         lines += ["", *_describe_bundle(found["bundle"])]
     return "\n".join(lines)
@@ -123,13 +123,14 @@ def _describe_bundle(b: dict[str, Any]) -> list[str]:
         near = "–" if psnr is None or run["precision"] == "fp32" else f"{psnr:.1f} dB"
         apart = f"{checked['answer']:.1e}" if "answer" in checked else "not checked"
         rows.append([run["precision"], run["backend"], "yes" if run["runs_here"] else "no", apart, near, ms or "–"])
-    lines += _columns(rows)
+    lines += columns(rows)
     if b["for_other_machines"]:
         lines += ["", f"for GPUs  {', '.join(b['for_other_machines'])}"]
     return lines
 
 
-def _columns(rows: list[list[str]]) -> list[str]:
+def columns(rows: list[list[str]]) -> list[str]:
+    """The rows as lines, their cells under each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -1,0 +1,337 @@
+"""What a picture costs at the quality of a thousand calls: distance against wall time, a curve a system.
+
+    python benchmarks/same_quality.py [--quick] [--write] [--pictures N]
+
+On the shipped bundle, a class each in turn, no guidance. Every setting (a system, a solver, a number of steps) makes the same seeds' pictures
+in batches of 16, the settings in turn within each round; its time is the median over the rounds, and its quality is that of the very
+pictures that were timed:
+
+- RMS: from what DDIM with 1,000 calls makes of the same x_T in float32;
+- Fréchet distance of features, from the pictures that the network was trained on, in a small classifier trained on them
+  (benchmarks/tuned.py). The mark to reach is that of as many pictures of DDPM with 1,000 calls, our fp32's. It depends on the number of
+  pictures: compare within a table.
+
+The time of DDPM with 1,000 calls is twenty times that of 50 steps, timed in the same rounds. --write refreshes docs/benchmarks.md and its
+plot. Needs the extra bench. An hour on two cores; --quick (250 calls in place of 1,000, 96 pictures) six minutes. A run that was stopped
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from figures import WORK, busy, fill, kept, machine, markdown
+from numpy.typing import NDArray
+from systems import Network, diffusers_loop, emoji32
+from tuned import classifier, features, frechet
+
+from runtime import BackendError, RequestError, Sampler
+from runtime.pictures import from_uint8
+from runtime.progress import Progress
+from trainer.data import emoji
+
+BATCH = 16
+SCALED = 50
+"""Steps of DDPM that are timed for the thousand."""
+OURS = (("onnxruntime", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
+COLORS = {"diffusers, eager": "#d55e00", "diffusers, channels_last": "#cc79a7"}
+COLORS |= {
+    "unnoise, onnxruntime fp32": "#444444",
+    "unnoise, openvino bf16": "#0072b2",
+    "unnoise, openvino int8": "#009e73",
+}
+
+
+class Setting(NamedTuple):
+    """What makes a picture."""
+
+    system: str
+    solver: str
+    steps: int
+
+
+Make = Callable[[int], NDArray[np.float32]]
+"""The pictures of a round's seeds."""
+
+
+def settings(network: Network, quick: bool) -> dict[Setting, Make]:
+    """Everything that is timed."""
+    found: dict[Setting, Make] = {}
+    ddim, fast = ((10, 50), (5, 8, 12, 20)) if quick else ((10, 20, 50, 100), (4, 5, 6, 8, 10, 12, 16, 20, 30))
+    grid = {"ddim": "trailing", "ddpm": "trailing", "dpmpp_2m": "log_snr(7)"}
+    for backend, precision in OURS:
+        try:
+            sampler = Sampler(network.bundle, backend, precision)
+        except (BackendError, RequestError) as error:
+            print(f"left out: {backend} {precision}: {error}", file=sys.stderr)
+            continue
+        ways = [("ddim", n) for n in ddim] + [("dpmpp_2m", n) for n in fast] + [("ddpm", SCALED)]
+        ways += [("tuned", n) for n in sorted(network.bundle.tuned)]
+        for solver, steps in ways:
+            how = {"solver": solver, "steps": steps, "guidance": 1.0}
+            how |= {"grid": grid[solver]} if solver in grid else {}
+            found[Setting(f"unnoise, {backend} {precision}", solver, steps)] = own(network, sampler, how)
+    for name, layout in (
+        ("diffusers, eager", torch.contiguous_format),
+        ("diffusers, channels_last", torch.channels_last),
+    ):
+        if quick and "last" in name:
+            continue
+        module = network.module if "eager" in name else _moved(network.module, layout)
+        ways = (
+            [("ddim", n) for n in ddim if n <= 50]
+            + [("dpmpp_2m", n) for n in fast if n in (8, 12, 20)]
+            + [("ddpm", SCALED)]
+        )
+        for solver, steps in ways:
+            found[Setting(name, solver, steps)] = theirs(network, module, solver, steps, layout)
+    return found
+
+
+def own(network: Network, sampler: Sampler, how: Mapping[str, Any]) -> Make:
+    return lambda r: sampler.sample(BATCH, r * BATCH, label=labels(network), **how)
+
+
+def labels(network: Network) -> list[int]:
+    """Every class in turn; the same in each round."""
+    return [i % network.bundle.num_classes for i in range(BATCH)]
+
+
+def _moved(module: torch.nn.Module, layout: torch.memory_format) -> torch.nn.Module:
+    import copy
+
+    return copy.deepcopy(module).to(memory_format=layout)
+
+
+def theirs(network: Network, module: Any, solver: str, steps: int, layout: torch.memory_format) -> Make:
+    def make(r: int) -> NDArray[np.float32]:
+        moved = network.with_seeds(r * BATCH)
+        torch.manual_seed(r)  # of DDPM's noise
+        return diffusers_loop(moved, module, BATCH, steps, layout, kind=solver)()
+
+    return make
+
+
+class Rounds:
+    """Every setting's time and pictures, a round at a time; opened, and warm, when the first round is asked for."""
+
+    def __init__(self, network: Network, quick: bool) -> None:
+        self.network, self.quick = network, quick
+
+    @cached_property
+    def every(self) -> list[tuple[Setting, Make]]:
+        found = list(settings(self.network, self.quick).items())
+        for make in {setting.system: make for setting, make in reversed(found)}.values():
+            make(0)
+        return found
+
+    def __call__(self, r: int) -> list[dict[str, Any]]:
+        """Round r; the order turns by one from round to round."""
+        every, found = self.every, []
+        with Progress(f"round {r + 1}", len(every)) as bar:
+            for setting, make in every[r % len(every) :] + every[: r % len(every)]:
+                begun = time.perf_counter()
+                made = make(r)
+                seconds = time.perf_counter() - begun
+                path = pictures_of(setting, r, self.quick)
+                np.save(path, made)
+                found.append({"setting": list(setting), "seconds": seconds, "file": str(path)})
+                bar.advance(note=str(setting))
+        return found
+
+
+def pictures_of(setting: Setting, r: int, quick: bool) -> Path:
+    name = "-".join([*map(str, setting), str(r), "quick" if quick else "full"]).replace(", ", "-").replace(" ", "-")
+    folder = WORK / "same-quality"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.npy"
+
+
+def reference(network: Network, solver: str, calls: int, r: int) -> str:
+    """The file of a round's pictures by so many calls in float32."""
+    path = pictures_of(Setting("reference", solver, calls), r, False)
+    sampler = Sampler(network.bundle, "onnxruntime", "fp32")
+    with Progress(f"{solver} with {calls} calls, round {r + 1}", calls) as bar:
+        how = {
+            "solver": solver,
+            "steps": calls,
+            "guidance": 1.0,
+            "grid": "trailing",
+            "on_step": lambda _: bar.advance(),
+        }
+        np.save(path, sampler.sample(BATCH, r * BATCH, label=labels(network), **how))
+    return str(path)
+
+
+def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str, Any]:
+    """Time and distances of every setting, and the marks."""
+    files = {name: f.sha256 for name, f in network.bundle.files.items()}
+    rounds_of = Rounds(network, quick)
+    done = [kept(f"same-quality-round-{r}", (quick, files), lambda r=r: rounds_of(r)) for r in range(rounds)]
+    exact, marks = (
+        [
+            kept(f"same-quality-{solver}-{r}", (calls, files), lambda s=solver, r=r: reference(network, s, calls, r))
+            for r in range(rounds)
+        ]
+        for solver in ("ddim", "ddpm")
+    )
+    data = emoji()
+    net = classifier(data, WORK)
+    real = features(net, from_uint8(data.images))
+    limit = np.concatenate([np.load(path) for path in exact])
+
+    def distance(pictures: NDArray[np.float32]) -> float:
+        return frechet(features(net, pictures), real)
+
+    every = list(dict.fromkeys(tuple(one["setting"]) for one in done[0]))
+    found = []
+    for setting in every:
+        each = [one for part in done for one in part if tuple(one["setting"]) == setting]
+        pictures = np.concatenate([np.load(one["file"]) for one in each])
+        found.append(
+            {
+                "setting": setting,
+                "ms": 1e3 * statistics.median(one["seconds"] for one in each) / BATCH,
+                "rms": float(np.sqrt(np.mean((pictures.astype(np.float64) - limit) ** 2))),
+                "frechet": distance(pictures),
+            }
+        )
+    return {
+        "settings": found,
+        "mark": distance(np.concatenate([np.load(path) for path in marks])),
+        "limit": distance(limit),
+        "calls": calls,
+        "pictures": rounds * BATCH,
+    }
+
+
+def cost(found: Mapping[str, Any], system: str) -> float:
+    """Milliseconds a picture by DDPM with all its calls."""
+    ms = next(one["ms"] for one in found["settings"] if one["setting"][:2] in ((system, "ddpm"), [system, "ddpm"]))
+    return ms * found["calls"] / SCALED
+
+
+def good(found: Mapping[str, Any], system: str) -> Mapping[str, Any] | None:
+    """A system's cheapest setting that reaches the mark."""
+    reached = [one for one in found["settings"] if one["setting"][0] == system and one["frechet"] <= found["mark"]]
+    return min(reached, key=lambda one: one["ms"], default=None)
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Each system's cheapest setting at the mark, against DDPM in full."""
+    calls, rows = found["calls"], []
+    systems = list(dict.fromkeys(one["setting"][0] for one in found["settings"]))
+    slow = cost(found, "diffusers, eager")
+    for system in systems:
+        one = good(found, system)
+        row = [system, f"{cost(found, system):,.0f}"]
+        if one is None:
+            rows.append([*row, "not reached", "–", "–", "–"])
+            continue
+        _, solver, steps = one["setting"]
+        row += [
+            f"{one['ms']:.1f}: `{solver}`, {steps} steps",
+            f"{one['frechet']:.2f}",
+            f"{one['rms']:.3f}",
+            f"{slow / one['ms']:.0f} ×",
+        ]
+        rows.append(row)
+    head = [
+        "",
+        f"ms a picture by DDPM, {calls} calls",
+        "ms a picture at its quality",
+        "Fréchet distance",
+        "RMS",
+        f"less than diffusers' DDPM, {calls} calls",
+    ]
+    marks = (
+        f"The mark: Fréchet distance {found['mark']:.2f}, of {found['pictures']} pictures of DDPM with {calls} calls; DDIM's with {calls} calls have "
+        f"{found['limit']:.2f}."
+    )
+    return f"{marks}\n\n{markdown(head, rows)}"
+
+
+def draw(path: Path, found: Mapping[str, Any]) -> None:
+    """RMS, and Fréchet distance, against milliseconds a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    picture, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    styles: Sequence[tuple[str, str]] = (("ddim", "o:"), ("dpmpp_2m", "s-"), ("tuned", "^--"))
+    for axis, key in zip(axes, ("rms", "frechet"), strict=True):
+        for system, color in COLORS.items():
+            for solver, style in styles:
+                line = sorted(
+                    (one for one in found["settings"] if one["setting"][0] == system and one["setting"][1] == solver),
+                    key=lambda one: one["ms"],
+                )
+                if line:
+                    label = system if solver == "dpmpp_2m" else None
+                    axis.plot(
+                        [one["ms"] for one in line],
+                        [one[key] for one in line],
+                        style,
+                        color=color,
+                        label=label,
+                        markersize=5,
+                        linewidth=1.3,
+                    )
+        axis.set(xscale="log", yscale="log", xlabel="ms a picture, batch 16")
+        for which in (axis.xaxis, axis.yaxis):
+            which.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="y", which="minor", labelsize=7)
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_title(f"RMS from DDIM with {found['calls']} calls, the same seeds")
+    axes[1].set_title("Fréchet distance from the training pictures")
+    axes[1].axhline(found["mark"], color="#d55e00", linewidth=0.8)
+    for system in ("diffusers, eager", "unnoise, onnxruntime fp32"):
+        axes[1].plot(cost(found, system), found["mark"], "*", color=COLORS[system], markersize=13)
+    axes[1].annotate(
+        f"DDPM with {found['calls']} calls",
+        (cost(found, "diffusers, eager"), found["mark"]),
+        (0, 10),
+        textcoords="offset points",
+        ha="right",
+    )
+    for solver, style in styles:
+        axes[0].plot([], [], style, color="#999999", label=solver)
+    axes[0].legend(fontsize=8)
+    picture.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(picture)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer settings, 96 pictures, 250 calls in place of 1,000")
+    parser.add_argument("--pictures", type=int, help="[512; 96 with --quick]")
+    parser.add_argument("--write", action="store_true", help="refresh docs/benchmarks.md and docs/same-quality.png")
+    given = parser.parse_args()
+    load, network = busy(), emoji32()
+    rounds, calls = (given.pictures or (96 if given.quick else 512)) // BATCH, 250 if given.quick else 1000
+    found = measure(network, given.quick, rounds, calls)
+    source = (
+        f"Measured by `benchmarks/same_quality.py` on {machine()}; {found['pictures']} pictures of the shipped bundle "
+        f"in batches of {BATCH}, all settings in turn in each of {rounds} rounds; DDPM's time is that of {SCALED} steps, scaled.{load}"
+    )
+    print(table(found), source, json.dumps(found), sep="\n\n")
+    if given.write:
+        draw(Path("docs/same-quality.png"), found)
+        plot = "![Distance against time, a curve a system](same-quality.png)"
+        fill(Path("docs/benchmarks.md"), "same-quality", "\n\n".join([plot, table(found), source]))
+
+
+if __name__ == "__main__":
+    main()

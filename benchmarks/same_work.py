@@ -1,0 +1,214 @@
+"""The same pictures by the same steps: unnoise, diffusers, denoising-diffusion-pytorch, and libraries called raw, in turn in one run.
+
+    python benchmarks/same_work.py [--quick] [--write] [--rounds N] [--network NAME ...]
+
+For each network and batch every system makes the pictures of the same x_T with DDIM; they are compared with ours before anything is timed.
+In each round every system runs once, after a call that is not counted; which is first changes from round to round. A ratio is taken within
+a round, and the median over the rounds is reported. Each cell is kept in out/benchmarks, so a run that was stopped goes on. --write
+refreshes docs/benchmarks.md, its plot, and the README. Needs the extra bench. An hour on two cores, --quick five minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from backends import alternate, over
+from figures import busy, fill, kept, machine, markdown
+from systems import EAGER, REFERENCE, Network, Systems, cifar10, emoji32, large
+
+from runtime.bench_plot import plain
+from runtime.progress import Progress
+
+NETWORKS: Mapping[str, tuple[Callable[[], Network], int]] = {
+    "emoji32": (emoji32, 10),
+    "cifar10": (cifar10, 5),
+    "unet64": (large, 5),
+}
+"""How a network is had, and with how many steps it is sampled here."""
+SAME = 2e-3
+"""The most that pictures of float32 systems may be apart, largest difference, in a range of 2: rounding, where c_out multiplies it."""
+HALF = ("bf16", "int8")
+COLORS = {"unnoise": "#0072b2", "diffusers": "#d55e00", "denoising": "#cc79a7", "raw": "#777777"}
+
+
+def measure(network: Network, steps: int, batch: int, rounds: int, compiled: bool) -> dict[str, Any]:
+    """One cell: every system's seconds in each round, and how far its pictures are from ours."""
+    systems = Systems(network, compiled)
+    makes = systems.all(batch, steps)
+    apart = {name: difference(make(), systems.expected(name, batch, steps)) for name, make in makes.items()}
+    for name, (largest, _) in apart.items():
+        if largest > SAME and not any(p in name for p in HALF):
+            systems.left_out[name] = f"its pictures are others: {largest:.1e} apart"
+            print(f"left out: {name}: {systems.left_out[name]}")
+    sides = {name: make for name, make in makes.items() if name not in systems.left_out}
+    with Progress(f"{network.name}, batch {batch}", rounds) as bar:
+        spent = alternate(sides, 1, rounds, bar, settle=True)
+    return {"spent": spent, "apart": apart, "left_out": systems.left_out, "parameters": network.parameters}
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """The largest difference, and the root of the mean square."""
+    error = found.astype(np.float64) - expected
+    return float(np.abs(error).max()), float(np.sqrt(np.mean(error**2)))
+
+
+def per_picture(cell: Mapping[str, Any], name: str, batch: int) -> float:
+    """Milliseconds."""
+    return 1e3 * statistics.median(cell["spent"][name]) / batch
+
+
+def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
+    """Every system at every batch: milliseconds a picture, how many times faster than eager, and the distance of its pictures."""
+    names = list(dict.fromkeys(name for cell in cells.values() for name in cell["spent"]))
+    rows = []
+    for name in names:
+        row = [name]
+        for batch, cell in cells.items():
+            if name not in cell["spent"] or EAGER not in cell["spent"]:
+                row.append("–")
+                continue
+            low, middle, high = over(cell["spent"], EAGER, name)
+            row.append(f"{per_picture(cell, name, batch):.1f} ({middle:.2f} ×, {low:.2f} … {high:.2f})")
+        rms = max(cell["apart"][name][1] for cell in cells.values() if name in cell["apart"])
+        rows.append([*row, "–" if name == REFERENCE else f"{rms:.0e}"])
+    head = ["", *(f"batch {b}: ms a picture (× eager, quartiles)" for b in cells), "RMS from ours, fp32"]
+    return markdown(head, rows)
+
+
+def best(cell: Mapping[str, Any], wanted: Callable[[str], bool]) -> str | None:
+    """The fastest of some systems."""
+    return min(filter(wanted, cell["spent"]), key=lambda name: statistics.median(cell["spent"][name]), default=None)
+
+
+def short(found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> str:
+    """The README's table: ours against diffusers, eager and at its best."""
+    kinds = {
+        "diffusers at its best in fp32": lambda n: n.startswith("diffusers") and "bf16" not in n,
+        "unnoise fp32": lambda n: n.startswith("unnoise") and "fp32" in n,
+        "unnoise bf16": lambda n: n.startswith("unnoise") and "bf16" in n,
+        "unnoise int8": lambda n: n.startswith("unnoise") and "int8" in n,
+    }
+    rows = []
+    for network, cells in found.items():
+        for batch in (b for b in cells if b in (min(cells), max(cells))):
+            cell = cells[batch]
+            if EAGER not in cell["spent"]:
+                continue
+            row = [f"{network}, {steps[network]} steps, batch {batch}", f"{per_picture(cell, EAGER, batch):.1f}"]
+            for wanted in kinds.values():
+                name = best(cell, wanted)
+                if name is None:
+                    row.append("–")
+                    continue
+                row.append(f"{per_picture(cell, name, batch):.1f} ({over(cell['spent'], EAGER, name)[1]:.1f} ×)")
+            rows.append(row)
+    return markdown(["ms a picture (× diffusers, eager)", EAGER, *kinds], rows)
+
+
+def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> None:
+    """Milliseconds a picture by system, a panel a network, a marker a batch size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(n for cells in found.values() for cell in cells.values() for n in cell["spent"]))
+    picture, axes = plt.subplots(
+        1,
+        len(found),
+        figsize=(2.2 + 4.1 * len(found), 1.5 + 0.34 * len(names)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (network, cells) in zip(axes[0], found.items(), strict=True):
+        for (batch, cell), marker in zip(cells.items(), "os^Dv", strict=False):
+            for i, name in enumerate(names):
+                if name in cell["spent"]:
+                    axis.plot(
+                        per_picture(cell, name, batch),
+                        i,
+                        marker,
+                        color=COLORS[name.split(",")[0].split()[0].split("-")[0]],
+                        markersize=7,
+                    )
+            axis.plot([], [], marker, color="#444444", label=f"batch {batch}")
+            if EAGER in cell["spent"]:
+                axis.axvline(per_picture(cell, EAGER, batch), color="#d55e00", alpha=0.25, linewidth=0.8)
+        millions = next(iter(cells.values()))["parameters"]
+        axis.set(
+            xscale="log", xlabel="ms a picture", title=f"{network}: {millions:.1f} M parameters, {steps[network]} steps"
+        )
+        axis.minorticks_off()
+        plain(axis.xaxis, [per_picture(cell, name, batch) for batch, cell in cells.items() for name in cell["spent"]])
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=8)
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    picture.suptitle("the same pictures, the same steps: left is faster; lines are diffusers, eager")
+    picture.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(picture)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="3 rounds, small batches, torch.compile on the smallest network alone"
+    )
+    parser.add_argument("--rounds", type=int, help="[9; 3 with --quick]")
+    parser.add_argument("--network", action="append", choices=list(NETWORKS), help="[all]")
+    parser.add_argument("--batch", type=int, action="append", help="[1, 4, 16; fewer with --quick]")
+    parser.add_argument(
+        "--write", action="store_true", help="refresh docs/benchmarks.md, docs/same-work.png and README.md"
+    )
+    given = parser.parse_args()
+    rounds, load = given.rounds or (3 if given.quick else 9), busy()
+    found: dict[str, dict[int, Any]] = {}
+    steps = {}
+    for key in given.network or NETWORKS:
+        opened, count = NETWORKS[key]
+        network = opened()
+        steps[network.name] = count
+        compiled = not given.quick or key == "emoji32"
+        batches = given.batch or ((1, 4, 16) if not given.quick else (1, 4) if key == "emoji32" else (1,))
+        files = {name: file.sha256 for name, file in network.bundle.files.items()}
+        found[network.name] = {
+            b: kept(
+                f"same-work-{key}-{b}",
+                (rounds, count, compiled, files),
+                lambda n=network, c=count, b=b, k=compiled: measure(n, c, b, rounds, k),
+            )
+            for b in batches
+        }
+    left = {
+        f"{name}: {why}"
+        for cells in found.values()
+        for cell in cells.values()
+        for name, why in cell["left_out"].items()
+    }
+    source = (
+        f"Measured by `benchmarks/same_work.py` on {machine()}; diffusers, torch and OpenVINO as in constraints.txt; "
+        f"medians of {rounds} alternating rounds.{load}" + "".join(f" Left out: {what}." for what in sorted(left))
+    )
+    parts = [f"{name}, DDIM, {steps[name]} steps:\n\n{table(cells)}" for name, cells in found.items()]
+    brief = short(found, steps)
+    print(*parts, brief, source, json.dumps(found), sep="\n\n")
+    if given.write:
+        draw(Path("docs/same-work.png"), found, steps)
+        plot = "![Milliseconds a picture for every system, a panel a network](same-work.png)"
+        fill(Path("docs/benchmarks.md"), "same-work", "\n\n".join([plot, *parts, source]))
+        fill(
+            Path("README.md"),
+            "speed",
+            f"The same pictures in less time:\n\n{brief}\n\n{source.split(';')[0]}; all of it: [docs/benchmarks.md](docs/benchmarks.md).",
+        )
+
+
+if __name__ == "__main__":
+    main()
