@@ -7,7 +7,6 @@ One builder over the module object: `tensorrt` (10.12 to 11) and `tensorrt_rtx` 
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import sys
 import time
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime import cache, engines
-from runtime.backends import missing
 from runtime.backends.cuda import Cuda, cudart
 from runtime.backends.onnxfile import refuse_loops, with_weights
+from runtime.backends.tensorrt_engine import load_library, logger
 from runtime.bundle import Bundle
 from runtime.engines import LIBRARIES, Entry, Gpu, Recipe
 from runtime.errors import BackendError, EngineError, NoGpuError, RequestError, status, unknown
@@ -33,7 +32,7 @@ AUTO, NONE = "auto", "none"
 ENGINES = (AUTO, *LIBRARIES, NONE)
 TYPED = ("fp16", "int8-trt")
 """Precisions that are exported for engines; fp32 where a bundle has neither."""
-_LOG = logging.getLogger("unnoise.engines")
+_LOG = logging.getLogger("unnoise.tensorrt")
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,6 @@ def choose(order: Order) -> Chosen:
                 raise
             reasons.append(f"{name}: {error}")
     raise BackendError(" ".join(reasons))
-
-
-def load_library(name: str) -> Any:
-    """The module of an engine's library. Raises BackendError where it is not installed."""
-    try:
-        return importlib.import_module(LIBRARIES[name])
-    except (ImportError, OSError) as error:
-        raise missing(LIBRARIES[name], "rtx" if name == "tensorrt-rtx" else "tensorrt", error) from error
 
 
 def build_all(bundle: Bundle, order: Order, precisions: Collection[str] = ()) -> list[Entry]:
@@ -194,26 +185,6 @@ def build(chosen: Chosen, model: bytes, order: Order, name: str) -> bytes:
     if timings is not None:
         _keep_timings(timings, _timing_file(chosen, order))
     return bytes(engine)
-
-
-def logger(trt: Any) -> Any:
-    """A logger for the library: warnings into Python's log, and the errors of late, for messages of ours."""
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.errors.append(message)
-            elif severity == trt.ILogger.Severity.WARNING:
-                _LOG.info("%s", message)
-
-        def said(self) -> str:
-            return " ".join(self.errors[-3:])[:600]
-
-    return Logger()
 
 
 def monitor(trt: Any, bar: Progress) -> Any:

@@ -41,6 +41,8 @@ class Cuda:
 
     def __init__(self, api: Any) -> None:
         self._api = api
+        self.held = 0
+        """Bytes of device memory that were asked for and not given back."""
         if self._do(api.cudaDriverGetVersion) == 0:
             raise NoDriverError(
                 "no NVIDIA driver is installed. Install the vendor's driver; inside a container, start it with the GPU."
@@ -67,7 +69,13 @@ class Cuda:
         """`size` bytes on the device, until `owner` closes. Raises GpuMemoryError."""
         api = self._api
         address = int(self._do(api.cudaMalloc, max(size, 1)))
-        owner.callback(self._do, api.cudaFree, address)
+        self.held += size
+
+        def free() -> None:
+            self.held -= size
+            self._do(api.cudaFree, address)
+
+        owner.callback(free)
         return address
 
     def pinned(self, shape: tuple[int, ...], kind: Any, owner: ExitStack) -> NDArray[Any]:
