@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -20,7 +21,7 @@ from export.precision import Range, layers, quantize, to_float16
 from runtime import BackendError, Bundle, RequestError, engines
 from runtime.backends import shapes
 from runtime.engines import Entry
-from runtime.errors import EngineError, NoDriverError
+from runtime.errors import EngineError, NoDriverError, NoGpuError
 
 ADA = Order("tensorrt-rtx", "8.9", (2,))
 trt: Any = pytest.importorskip("tensorrt_rtx")
@@ -45,9 +46,8 @@ class Recorded:
     def wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             plain = [a._thing if isinstance(a, Spy) else a for a in arguments]
-            found = function(*plain, **named)
-            if name in self._returns:
-                found = self._returns[name]
+            answer = self._returns.get(name, function)
+            found = answer(*plain, **named) if callable(answer) else answer
             self.seen.setdefault(name, []).append((plain, found))
             kinds = (self._module.Builder, self._module.OnnxParser, self._module.IBuilderConfig)
             return Spy(found, self) if isinstance(found, kinds) else found
@@ -72,6 +72,14 @@ def spying(returns: dict[str, Any] | None = None) -> tuple[Chosen, Recorded]:
     recorded = Recorded(trt, returns)
     recorded.__name__, recorded.__version__ = trt.__name__, trt.__version__
     return Chosen(recorded, choose(ADA).gpu), recorded
+
+
+def as_tensorrt(returns: dict[str, Any]) -> Chosen:
+    """The same library under TensorRT's name and without what only TensorRT-RTX has; its builder cannot run here."""
+    _, recorded = spying({"build_serialized_network": b"plan", **returns})
+    recorded.__name__, recorded.__version__ = "tensorrt", "11.4.0"
+    recorded.BuilderFlag = SimpleNamespace(TF32=trt.BuilderFlag.TF32)
+    return Chosen(recorded, engines.Gpu("L4", "8.9", "CUDA 13.0"))
 
 
 def check_network(recorded: Recorded, wanted: dict[str, tuple[int, ...]], buckets: tuple[int, ...]) -> None:
@@ -309,3 +317,54 @@ def test_two_processes_build_at_once(small: Bundle, tiny_bundle: Path, root: Pat
     found = [entry for _, entry in engines.entries()]
     assert len(found) == 2
     assert all(engines.load(entry) for entry in found)
+
+
+class Timings:
+    """A timing cache: what it was made from, and one more."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> bytes:
+        return self.data + b"t"
+
+
+def test_tensorrts_timings_are_kept_and_begin_anew_where_they_are_anothers(
+    small: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    attached = list[tuple[bytes, bool]]()
+
+    def attach(timings: Timings, ignore_mismatch: bool) -> bool:
+        attached.append((timings.data, ignore_mismatch))
+        return timings.data != b"other"
+
+    chosen = as_tensorrt({"create_timing_cache": Timings, "set_timing_cache": attach})
+    order = Order("tensorrt", buckets=(2,), timing_cache=tmp_path / "timings")
+    model = small.read("fp32/step.onnx")
+    with_inside = builder.with_weights(model, small.read("fp32/weights.bin"))
+    for _ in range(2):
+        assert build(chosen, with_inside, order, "a") == b"plan"
+    (tmp_path / "timings").write_bytes(b"other")
+    assert build(chosen, with_inside, order, "a") == b"plan"
+    assert attached == [(b"", False), (b"t", False), (b"other", False), (b"", False)]
+    assert (tmp_path / "timings").read_bytes() == b"t"
+    assert "is of another machine or version" in caplog.text
+    build(chosen, with_inside, Order("tensorrt", buckets=(2,)), "a")
+    assert len(list((tmp_path / "cache" / "engines").glob("timings-*.cache"))) == 1
+
+
+def test_a_builder_that_finds_no_gpu_is_told(small: Bundle) -> None:
+    """TensorRT's factory returns nullptr there, which its bindings make a TypeError."""
+
+    def nothing(log: Any) -> Any:
+        log.log(trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(NoGpuError, match="tensorrt cannot build here .CUDA initialization failure with error: 35"):
+        ensure(small, "fp32", "step.onnx", as_tensorrt({"Builder": nothing}), Order("tensorrt"))
+
+
+def test_an_engine_of_tensorrt_is_for_one_gpu_and_driver_and_one_of_rtx_for_a_capability(small: Bundle) -> None:
+    gpu = engines.Gpu("L4", "8.9", "CUDA 13.0")
+    assert engines.target("tensorrt", gpu) == gpu
+    assert engines.target("tensorrt_rtx", gpu) == engines.Gpu("", "8.9", "")
