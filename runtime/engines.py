@@ -120,7 +120,7 @@ def store(recipe: Recipe, engine: bytes | memoryview) -> Entry:
         temporary.write_bytes(engine)
     recorded = {"format": FORMAT, "recipe": dataclasses.asdict(recipe) | {"gpu": recipe.gpu._asdict()}}
     write_text(folder / f"{recipe.key}.json", to_json(recorded | {k: getattr(entry, k) for k in Entry._fields[1:]}))
-    if isinstance(before, Entry) and before.sha256 != entry.sha256:
+    if isinstance(before, Entry) and before.sha256 not in _named():
         (folder / f"{before.sha256}.engine").unlink(missing_ok=True)
     _sweep(folder)
     return entry
@@ -213,9 +213,14 @@ def _read(path: Path) -> Entry | str:
     return entry
 
 
+def _named() -> set[str]:
+    """The sha256 of every engine that a record names."""
+    return {entry.sha256 for _, entry in entries() if isinstance(entry, Entry)}
+
+
 def _sweep(folder: Path, age: float = _ABANDONED) -> None:
     """Remove engines that no record names and that are older than `age` seconds."""
-    named = {e.sha256 for _, e in entries() if isinstance(e, Entry)}
+    named = _named()
     for path in [*folder.glob("*.engine"), *folder.glob(".*")]:
         with contextlib.suppress(OSError):
             if path.stem not in named and time.time() - path.stat().st_mtime >= age:

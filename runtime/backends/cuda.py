@@ -181,7 +181,8 @@ class Cuda:
         if status == errors.cudaErrorNoDevice:
             return self._no_gpu()
         if status == errors.cudaErrorMemoryAllocation:
-            return GpuMemoryError(f"the GPU's memory is full ({said}).")
+            where = "page-locked host memory" if call == "cudaMallocHost" else "the GPU's memory"
+            return GpuMemoryError(f"{where} is full ({said}).")
         return GpuError(f"CUDA failed, {said}. What was under way is lost; load the bundle again.")
 
     def _no_gpu(self) -> NoGpuError:
