@@ -36,13 +36,13 @@ def logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.errors.append(message)
+                self.errors = [*self.errors[-2:], message]
             elif severity == trt.ILogger.Severity.WARNING:
                 _LOG.info("%s", message)
 
         def said(self) -> str:
             """The last errors."""
-            return " ".join(self.errors[-3:])[:600]
+            return " ".join(self.errors)[:600]
 
     return Logger()
 

@@ -367,3 +367,23 @@ def test_an_engine_of_tensorrt_is_for_one_gpu_and_driver_and_one_of_rtx_for_a_ca
     gpu = engines.Gpu("L4", "8.9", "CUDA 13.0")
     assert engines.target("tensorrt", gpu) == gpu
     assert engines.target("tensorrt_rtx", gpu) == engines.Gpu("", "8.9", "")
+
+
+@pytest.mark.skipif(not no_gpu(), reason="this machine has a GPU")
+def test_export_builds_the_engine_that_is_asked_for_or_fails_before_it_begins(
+    tiny_run: Path, small: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from export import build as command
+
+    given = [str(tiny_run), "--fp16", "--out", str(tmp_path / "out"), "--batch-buckets", "1"]
+    monkeypatch.setattr(command, "build", lambda *_: pytest.fail("the export began"))
+    assert command.main([*given, "--engine", "tensorrt-rtx"]) == 2
+    assert "no NVIDIA driver" in capsys.readouterr().err
+    monkeypatch.setattr(command, "build", lambda *_: small)  # as if it had been exported
+    assert command.main(given) == 0
+    assert "no engine was built: tensorrt: " in capsys.readouterr().out
+    assert not list(engines.entries())
+    assert command.main([*given, "--compute-capability", "8.6"]) == 0
+    found = [entry for _, entry in engines.entries()]
+    assert len(found) == 2
+    assert all(e.recipe.gpu.compute_capability == "8.6" and e.recipe.buckets == (1,) for e in found)
