@@ -381,6 +381,44 @@ def test_an_engine_of_something_else_is_refused(
     assert not world.held()
 
 
+def test_a_network_without_labels_on_samples_of_any_shape(
+    machine: Callable[..., World], library: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Signals of 2×5: slices that are no multiple of 256 bytes, and an engine without the input `label`."""
+    import torch
+
+    from export.build import build
+    from export.check import QUICK
+    from export.from_module import from_module
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = torch.nn.Conv1d(2, 2, 3, padding=1)
+
+        def forward(self, x: Any, time: Any) -> Any:
+            return self.layer(x) + 0.001 * time[:, None, None]
+
+    out = tmp_path_factory.getbasetemp() / "signals"
+    if not out.exists():
+        module = Network().eval().requires_grad_(False)
+        given = {"sample_shape": (2, 5), "prediction": "epsilon", "schedule": "linear", "clip": 1.0}
+        build(from_module(module, name="signals", **given), out, None, QUICK)
+    signals = Bundle.load(out)
+    world, gpu, module = machine(library, engines_for=()), Gpu("Fake L4", "8.9", "CUDA 13.0"), LIBRARIES[library]
+    onnx = engines.source(signals, "fp32", "step.onnx")
+    recipe = Recipe("signals", "fp32", "step.onnx", onnx, module, VERSION, engines.target(module, gpu), (1, 4), ())
+    model = with_weights(signals.read("fp32/step.onnx"), signals.read("fp32/weights.bin"))
+    engines.store(recipe, plan(model, (1, 4)))
+    sampler = Sampler(signals)
+    with Sampler(signals, library) as found:
+        for way in ({"n": 3, "solver": "ddpm", "steps": 4}, {"n": 1, "solver": "unipc", "steps": 5}):
+            assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes()
+            assert found.timings[0].how == "one graph"
+    assert not world.held()
+
+
 def test_threads_are_a_cpus(machine: Callable[..., World], library: str, bundle: Bundle) -> None:
     machine(library)
     with pytest.raises(RequestError, match="leave them out"):
