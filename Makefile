@@ -1,11 +1,11 @@
-# make demo: train, export, sample, in five minutes.   make test: every test.   make lint: what CI checks before.
+# make demo: train, export, sample, in five minutes.   make test: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.
 # make bench: the benchmarks in a quarter of an hour, into docs/ and README.md; in full, hours: make bench QUICK=
 VENV ?= .venv
 PYTHON ?= python3
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PY = $(VENV)/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-gpu lint bench clean
 
 $(VENV)/.export: pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
@@ -35,6 +35,9 @@ demo:
 
 test: $(VENV)/.dev
 	$(PY) -m pytest
+
+test-gpu: $(VENV)/.dev
+	$(PY) -m pytest -m gpu -rs tests/runtime/test_gpu.py
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -27,7 +27,7 @@ from runtime.files import replacing_folder, to_json
 from runtime.pictures import save, tile
 from runtime.sampler import Sampler
 
-from . import graph
+from . import engines, graph
 from .calibrate import QUICK_CALIBRATION, Calibration, Judge, choose, ranges
 from .check import QUICK, Bounds, Plan, check, headroom, summary
 from .errors import ExportError
@@ -221,15 +221,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for precision in PRECISIONS:
         parser.add_argument(f"--{precision}", action="store_true", help=HELP[precision])
+    engines.add_engine_options(parser)
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
 
     def action() -> int:
+        order = engines.ordered(given)
+        engines.prepare(order)
         model = named(given)
         precisions = [name for name in PRECISIONS if getattr(given, name)]
         plan, calibration = (QUICK, QUICK_CALIBRATION) if given.quick else (None, None)
         out = given.out or Path("bundles") / model.name
-        build(model, out, None, plan, precisions, calibration, not given.no_winograd)
+        bundle = build(model, out, None, plan, precisions, calibration, not given.no_winograd)
+        engines.after_export(bundle, order, bool(precisions))
         return 0
 
     return status(action)

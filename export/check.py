@@ -365,10 +365,11 @@ def identity_holds(bundle: Bundle, backend: Any) -> bool:
 def candidates(bundle: Bundle) -> list[Backend]:
     """Every precision of the bundle on every backend that this machine has, fp32 on ONNX Runtime first.
 
+    GPU backends are left out: engines are built once the bundle is written (export.engines), and tests/runtime/test_gpu.py holds them against this.
     ONNX Runtime computes fp16 and int8-trt here in float32 where its CPU kernels lack them: that proves the graph, not what a GPU rounds.
     """
     found: list[Backend] = [OnnxRuntime(bundle, precision, None) for precision in bundle.precisions]
-    for name, kind in BACKENDS.items():
+    for name, kind in ((name, kind) for name, kind in BACKENDS.items() if not kind.gpu):
         for precision in (
             p for p, folder in kind.folders.items() if name != "onnxruntime" and folder in bundle.precisions
         ):

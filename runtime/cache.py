@@ -45,7 +45,7 @@ def key(*parts: object) -> str:
 
 def load(name: str) -> list[UInt8] | None:
     """The parts of an entry, or None where there is none, or it is not what was stored."""
-    if (place := _private()) is None:
+    if (place := private()) is None:
         return None
     path = place / (name + SUFFIX)
     try:
@@ -66,7 +66,7 @@ def store(name: str, parts: Sequence[Buffer]) -> None:
     """Keep an entry, whole or not at all. Several processes may do so at once. A folder that cannot take it is no error."""
     lengths = " ".join(str(len(memoryview(part))) for part in parts).encode() + b"\n"
     with contextlib.suppress(OSError):
-        if (place := _private(make=True)) is None:
+        if (place := private(make=True)) is None:
             return
         temporary = place / f".{secrets.token_hex(8)}"
         try:
@@ -81,7 +81,7 @@ def store(name: str, parts: Sequence[Buffer]) -> None:
 def forget(name: str) -> None:
     """Remove an entry that the library would not read."""
     with contextlib.suppress(OSError):
-        if place := _private():
+        if place := private():
             (place / (name + SUFFIX)).unlink()
 
 
@@ -92,11 +92,15 @@ def _digest(lengths: bytes, parts: Sequence[Buffer]) -> bytes:
     return found.digest()
 
 
-def _private(make: bool = False) -> Path | None:
-    """The folder, if it is this user's and no one else may write to it."""
+def private(below: str = "", make: bool = False) -> Path | None:
+    """The folder, or one in it, if it is this user's and no one else may write to it."""
     place = folder()
     if place is None:
         return None
+    if below:
+        if private(make=make) is None:
+            return None
+        place = place / below
     try:
         if make:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -83,8 +83,14 @@ def load(given: argparse.Namespace) -> tuple[Sampler, float]:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[StepCallback]:
-    """A step callback that draws a bar over network calls; several passes, one after another, are one bar each."""
+def progress(title: str, sampler: Sampler) -> Iterator[StepCallback | None]:
+    """A step callback that draws a bar over network calls; several passes, one after another, are one bar each.
+
+    None for a backend that runs whole programs by itself: a callback would keep it from that.
+    """
+    if sampler.whole:
+        yield None
+        return
     bars: list[Progress] = []
 
     def count(preview: Preview) -> None:

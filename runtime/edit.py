@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         how = settings(given)
         if given.verb != "translate":
             how["label"] = in_turn(given.label, _count(given))
-        with progress(given.verb) as count:
+        with progress(given.verb, sampler) as count:
             note = VERBS[given.verb].act(sampler, given, {**how, "on_step": count})
         print(f"{note}: {given.out}")
         return 0

@@ -17,6 +17,30 @@ class BackendError(UnnoiseError):
     """This machine cannot run what was asked for: a library, a driver or a device is missing or refused."""
 
 
+class NoDriverError(BackendError):
+    """There is no NVIDIA driver, or one too old for the CUDA that is installed."""
+
+
+class NoGpuError(BackendError):
+    """There is a driver, and no GPU that it lets this process use."""
+
+
+class GpuError(BackendError):
+    """A call into CUDA or TensorRT failed."""
+
+
+class GpuMemoryError(GpuError):
+    """The GPU's memory does not hold what was asked for."""
+
+
+class CaptureError(GpuError):
+    """Work could not be captured into a CUDA graph."""
+
+
+class EngineError(BackendError):
+    """No engine that this machine can run: none was built, or it is for another GPU, driver or version, or it is not whole."""
+
+
 class RequestError(UnnoiseError, ValueError):
     """The caller asked for something that does not exist or makes no sense."""
 

@@ -13,14 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .backends import BACKENDS, offered
+from .backends import BACKENDS, GPU, offered
 from .bundle import Bundle
-from .errors import status
+from .errors import BackendError, status
 
 INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "bf16", "amx_tile": "AMX"}
 """What decides how fast a processor multiplies, by Linux's name for it."""
-EXTRA = {"onnxruntime": "cpu", "openvino": "openvino"}
-"""The extra of the package that brings a backend."""
 
 
 def machine() -> dict[str, Any]:
@@ -43,13 +41,16 @@ def backends() -> dict[str, dict[str, Any]]:
 
 
 def _backend(name: str) -> dict[str, Any]:
-    if find_spec(name) is None:
-        return {"version": None, "precisions": [], "missing": f"pip install 'unnoise[{EXTRA[name]}]'"}
-    try:
-        version = metadata.version(name)
-    except metadata.PackageNotFoundError:  # onnxruntime-gpu brings the module onnxruntime
-        version = "?"
-    precisions, lacking = list(BACKENDS[name].folders), None
+    kind = BACKENDS[name]
+    install = f"pip install 'unnoise[{kind.extra}]'"
+    if find_spec(kind.module) is None:
+        return {"version": None, "precisions": [], "missing": install}
+    version = _version(name)
+    if kind.gpu and version is None:
+        return {"version": None, "precisions": [], "missing": install}
+    precisions, lacking = list(kind.folders), None
+    if kind.gpu and (lacking := _no_gpu(name)):
+        precisions = []
     if name == "openvino":
         import openvino
 
@@ -58,7 +59,39 @@ def _backend(name: str) -> dict[str, Any]:
         if "BF16" not in capabilities(openvino):
             precisions.remove("bf16")
             lacking = "bf16 needs a processor that has it"
-    return {"version": version, "precisions": precisions, "missing": lacking}
+    return {"version": version or "?", "precisions": precisions, "missing": lacking}
+
+
+DISTRIBUTIONS = {
+    "onnxruntime-cuda": ("onnxruntime-gpu",),
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+}
+"""What brings a backend's module, where it is not called as the backend is."""
+
+
+def _version(name: str) -> str | None:
+    for distribution in DISTRIBUTIONS.get(name, (name,)):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:  # onnxruntime-gpu brings the module onnxruntime
+            continue
+    return None
+
+
+def _no_gpu(name: str) -> str | None:
+    """Why this process cannot use an NVIDIA GPU, in one line; None where it can, or where that cannot be told."""
+    from .backends.cuda import Cuda, cudart
+
+    try:
+        api = cudart()
+    except BackendError as error:
+        return None if name == "onnxruntime-cuda" else str(error)
+    try:
+        Cuda(api)
+    except BackendError as error:
+        return str(error).partition(". ")[0].rstrip(".")
+    return None
 
 
 def contents(bundle: Bundle, here: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -83,7 +116,7 @@ def contents(bundle: Bundle, here: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "knots": len(bundle.schedule),
         "defaults": {**vars(bundle.defaults), "options": dict(bundle.defaults.options)},
         "bytes": sum(file.size for file in bundle.files.values()),
-        "for_other_machines": [p for p in bundle.precisions if p not in {precision for _, precision in pairs}],
+        "for_gpus": [p for p in bundle.precisions if p in GPU],
         "runs": rows,
     }
 
@@ -124,8 +157,8 @@ def _describe_bundle(b: dict[str, Any]) -> list[str]:
         apart = f"{checked['answer']:.1e}" if "answer" in checked else "not checked"
         rows.append([run["precision"], run["backend"], "yes" if run["runs_here"] else "no", apart, near, ms or "–"])
     lines += columns(rows)
-    if b["for_other_machines"]:
-        lines += ["", f"for GPUs  {', '.join(b['for_other_machines'])}"]
+    if b["for_gpus"]:
+        lines += ["", f"for GPUs  {', '.join(b['for_gpus'])}"]
     return lines
 
 

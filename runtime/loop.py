@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import local
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, BufferPool, Buffers, Float32
+from .backends import Backend, BufferPool, Buffers, Float32, Rows, Timing, WholeLoop
 from .errors import UnnoiseError
 from .noise import Stream, noise, noises
-from .program import GUIDANCE, D, Program
+from .program import GUIDANCE, D, Program, R
 
 
 class Cancelled(UnnoiseError):
@@ -74,18 +75,40 @@ def begin(job: Job, shape: tuple[int, ...]) -> Float32:
 
 
 class Loop:
-    """Runs jobs on a backend, at most `max_batch` at a time. May be used from many threads at once."""
+    """Runs jobs on a backend, at most `max_batch` at a time. May be used from many threads at once.
+
+    A backend that can runs whole programs by itself; not where somebody looks at the steps (`on_step`) or D is changed between
+    them (`Known`): these run row by row from here, on every backend.
+    """
 
     def __init__(self, backend: Backend, sample_shape: tuple[int, ...], max_batch: int) -> None:
-        self.backend, self.shape, self.max_batch = backend, sample_shape, max_batch
-        self._pool = BufferPool(backend)
+        most = getattr(backend, "largest", None)
+        self.backend, self.shape, self.max_batch = backend, sample_shape, min(max_batch, most or max_batch)
+        self._pool, self._own = BufferPool(backend), local()
+
+    @property
+    def timings(self) -> tuple[Timing, ...]:
+        """How the batches of this thread's last call ran, where the backend ran whole programs."""
+        return tuple(getattr(self._own, "timings", ()))
 
     def run(self, jobs: list[Job], on_step: StepCallback | None = None) -> Float32:
         """x at the end of each job's program, [n, *S]."""
         result = np.empty((len(jobs), *self.shape), np.float32)
+        self._own.timings = []
         for first in range(0, len(jobs), self.max_batch):
-            chunk = slice(first, first + self.max_batch)
-            result[chunk] = self._run(jobs[chunk], first, on_step)
+            chunk = jobs[first : first + self.max_batch]
+            whole = isinstance(self.backend, WholeLoop) and not on_step and all(job.known is None for job in chunk)
+            found = self._run_whole(chunk) if whole else self._run(chunk, first, on_step)
+            result[first : first + self.max_batch] = found
+        return result
+
+    def _run_whole(self, jobs: list[Job]) -> Float32:
+        """One chunk in as few batches as have, row for row, one guidance: a row without never runs the graph with."""
+        result = np.empty((len(jobs), *self.shape), np.float32)
+        assert isinstance(self.backend, WholeLoop)
+        for members in alike(jobs):
+            result[members], timing = self.backend.run_rows(rows([jobs[i] for i in members], self.shape))
+            self._own.timings.append(timing)
         return result
 
     def _run(self, jobs: list[Job], first: int, on_step: StepCallback | None) -> Float32:
@@ -146,6 +169,42 @@ class Loop:
             part.step(guided)
             buffers.state[rows] = part.state
             buffers.denoised[rows] = part.denoised
+
+
+def alike(jobs: list[Job]) -> list[list[int]]:
+    """Positions of the jobs, in groups that can run together: their programs have guidance in the same rows, as far as they go."""
+    groups: list[tuple[NDArray[np.bool_], list[int]]] = []
+    for i in sorted(range(len(jobs)), key=lambda i: -len(jobs[i].table.guided)):
+        own = jobs[i].table.guided
+        for pattern, members in groups:
+            if np.array_equal(pattern[: len(own)], own):
+                members.append(i)
+                break
+        else:
+            groups.append((own, [i]))
+    return [members for _, members in groups]
+
+
+def rows(jobs: list[Job], shape: tuple[int, ...]) -> Rows:
+    """The jobs' programs as one, the longest first in the list; a finished sample gets identity rows."""
+    K, B = len(jobs[0].table.call), len(jobs)
+    call, update = np.empty((K, B, 6), np.float32), np.empty((K, B, R, R + 2), np.float32)
+    noisy = np.zeros((K, B), bool)
+    for i, job in enumerate(jobs):
+        own = len(job.table.call)
+        call[:own, i], call[own:, i] = job.table.call, job.table.call[-1]
+        update[:own, i], update[own:, i] = job.table.update, np.eye(R, R + 2)
+        noisy[:own, i] = job.table.noisy
+
+    def draw(k: int, out: Float32) -> None:
+        out[:] = 0
+        taking = np.flatnonzero(noisy[k])
+        if len(taking):
+            out[taking] = noises([jobs[i].seed for i in taking], Stream.STEP, k, shape)
+
+    x = np.stack([begin(job, shape) for job in jobs])
+    labels = np.array([job.label for job in jobs], np.int64)
+    return Rows(x, labels, call, update, jobs[0].table.guided, np.any(noisy, axis=1), draw)
 
 
 def _blend(buffers: Buffers, i: np.integer[Any], known: Known, last: bool) -> None:

@@ -31,15 +31,17 @@ def sample(given: argparse.Namespace) -> str:
     integer("n", given.n, 1)
     check_out(given, bundle)
     begun = time.perf_counter()
-    with progress("sampling") as count:
+    with progress("sampling", sampler) as count:
         samples = sampler.sample(
             given.n, given.seed, label=in_turn(given.label, given.n), on_step=count, **settings(given)
         )
     spent = time.perf_counter() - begun
     write(given.out, samples, sampler, given.columns, given.width)
+    ran = "".join(f" ({timing.how}{timing.note and ': ' + timing.note})" for timing in sampler.timings[-1:])
+    sampler.close()
     return (
         f"{given.n} of {bundle.name} on {sampler.backend.name} {sampler.backend.precision}: loaded in {loaded:.2f} s, "
-        f"sampled in {spent:.2f} s: {given.out}"
+        f"sampled in {spent:.2f} s{ran}: {given.out}"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import bind, integer, number
-from .backends import Backend, Float32, open_backend
+from .backends import Backend, Float32, Timing, WholeLoop, open_backend
 from .bundle import Bundle
 from .errors import RequestError
 from .loop import Loop, Preview, StepCallback, begin
@@ -75,6 +75,27 @@ class Sampler:
         Raises BundleError (the files), BackendError (the machine), RequestError (the arguments).
         """
         return cls(Bundle.load(path), backend, precision, threads, max_batch)
+
+    @property
+    def timings(self) -> tuple[Timing, ...]:
+        """How each batch of this thread's last call ran on the device; empty where the host ran it step by step, as on a CPU."""
+        return self._loop.timings
+
+    @property
+    def whole(self) -> bool:
+        """Whether the backend runs whole programs by itself, which a step callback keeps it from."""
+        return isinstance(self.backend, WholeLoop)
+
+    def close(self) -> None:
+        """Give back the memory of a device that the backend holds. A CPU backend holds none."""
+        if isinstance(self.backend, WholeLoop):
+            self.backend.close()
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def sample(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ class HostBuffers:
         kinds = {"label": np.int64}
         room = shapes(bundle, max(batch, least))
         self._whole: dict[str, Any] = {
-            name: np.zeros(shape, kinds.get(name, np.float32)) for name, shape in room.items()
+            name: self._array(shape, kinds.get(name, np.float32)) for name, shape in room.items()
         }
         self._states = self._whole["state"][:batch], self._whole["next_state"][:batch]
         self.noise: Float32 = self._whole["noise"][:batch]
@@ -85,12 +85,18 @@ class HostBuffers:
             self._bound[key] = self._bind(*key)
         try:
             self._bound[key]()
+        except UnnoiseError:
+            raise
         except Exception as error:  # inference libraries' own errors share no base class
             raise BundleError(
                 f"{self._bundle.path}: {self._library} failed on a batch of {self._batch}: {self._said(error)}. Fetch or export the "
                 "bundle again; where it is whole, the batch may be too large for this machine's memory: give a smaller max_batch."
             ) from error
         self._current = 1 - self._current
+
+    def _array(self, shape: tuple[int, ...], kind: Any) -> Any:
+        """Memory of zeros."""
+        return np.zeros(shape, kind)
 
     def _arrays(self, current: int, size: int) -> dict[str, Any]:
         """The memory of `size` samples by the graph's names, where the state lies in the one or the other array."""
@@ -117,6 +123,51 @@ class Backend(Protocol):
     def bind(self, batch: int) -> Buffers: ...
 
 
+class Rows(NamedTuple):
+    """Whole programs of one batch: B samples, K rows, of which samples whose program is shorter end with identity rows."""
+
+    x: Float32  # [B, *S] before the first row
+    label: NDArray[np.int64]  # [B]
+    call: Float32  # [K, B, 6]
+    update: Float32  # [K, B, R, R+2]
+    guided: NDArray[np.bool_]  # [K]: whether the row runs with the null label's half
+    noisy: NDArray[np.bool_]  # [K]: whether the row takes noise
+    draw: Callable[[int, Float32], None]  # fills [B, *S] with a row's noise, zero where a sample takes none
+
+
+class Timing(NamedTuple):
+    """How the loop of one batch ran on a device."""
+
+    batch: int
+    bucket: int  # samples that ran, the padding among them
+    rows: int
+    how: str  # "one graph", "3 graphs", "plain enqueues"
+    note: str  # why nothing was captured; "" where it was
+    captured: bool  # in this call; False where an earlier call's graph was launched again
+    device_ms: float  # on the device, from the first row to the last, waiting for noise included
+    device_bytes: int  # held by the backend by now
+
+
+@runtime_checkable
+class WholeLoop(Protocol):
+    """A backend that runs whole programs by itself, with the state on the device, where nobody looks at the steps."""
+
+    name: str
+    precision: str
+    largest: int | None
+    """Samples of the largest batch; None: any."""
+
+    def bind(self, batch: int) -> Buffers: ...
+
+    def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
+        """x [B, *S] after the last row, and how it ran."""
+        ...
+
+    def close(self) -> None:
+        """Give back the device's memory; the backend is of no use after that. Twice is no error."""
+        ...
+
+
 class BufferPool:
     """Lends buffers by batch size, one borrower at a time, and keeps them for the next."""
 
@@ -139,10 +190,13 @@ class BufferPool:
 
 @dataclass(frozen=True)
 class Kind:
-    """A backend as it can be chosen: the bundle's folder that each precision is computed from, and how it is opened."""
+    """A backend as it can be chosen: the bundle's folder that each precision is computed from, how it is opened, and what it needs."""
 
     folders: Mapping[str, str]
     open: Callable[[Bundle, str, int | None], Backend]
+    module: str
+    extra: str
+    gpu: bool = False
 
 
 def _onnxruntime(bundle: Bundle, precision: str, threads: int | None) -> Backend:
@@ -157,9 +211,31 @@ def _openvino(bundle: Bundle, precision: str, threads: int | None) -> Backend:
     return OpenVino(bundle, precision, threads)
 
 
+def _onnxruntime_cuda(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+    from .onnxruntime_cuda import OnnxRuntimeCuda
+
+    return OnnxRuntimeCuda(bundle, precision, threads)
+
+
+def _tensorrt(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+    from .tensorrt import TensorRt
+
+    return TensorRt(bundle, precision, threads, "tensorrt")
+
+
+def _tensorrt_rtx(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+    from .tensorrt import TensorRt
+
+    return TensorRt(bundle, precision, threads, "tensorrt-rtx")
+
+
+_ENGINES = {"fp32": "fp32", "fp16": "fp16", "int8-trt": "int8-trt"}
 BACKENDS: Mapping[str, Kind] = {
-    "onnxruntime": Kind({"fp32": "fp32", "int8": "int8"}, _onnxruntime),
-    "openvino": Kind({"fp32": "fp32", "bf16": "fp32", "int8": "int8"}, _openvino),
+    "onnxruntime": Kind({"fp32": "fp32", "int8": "int8"}, _onnxruntime, "onnxruntime", "cpu"),
+    "openvino": Kind({"fp32": "fp32", "bf16": "fp32", "int8": "int8"}, _openvino, "openvino", "openvino"),
+    "onnxruntime-cuda": Kind({"fp32": "fp32", "fp16": "fp16"}, _onnxruntime_cuda, "onnxruntime", "cuda", True),
+    "tensorrt": Kind(_ENGINES, _tensorrt, "tensorrt", "tensorrt", True),
+    "tensorrt-rtx": Kind(_ENGINES, _tensorrt_rtx, "tensorrt_rtx", "rtx", True),
 }
 
 
@@ -167,14 +243,20 @@ def offered(bundle: Bundle) -> list[tuple[str, str]]:
     """The (backend, precision) pairs that a bundle can be opened with, where the machine has what they need.
 
     int8 is offered to the backends that the bundle's report shows it was checked on: the same Q/DQ graph has been seen to come
-    out wrong on others. What missed its bounds there is offered to none.
+    out wrong on others. What missed its bounds there is offered to none. Few bundles are exported beside a GPU: what is for GPUs is
+    offered where its graph was checked on onnxruntime, which is no evidence for what a GPU's own rounding does.
     """
     return [
         (name, precision)
         for name, kind in BACKENDS.items()
         for precision, folder in kind.folders.items()
-        if folder in bundle.precisions and _may_run(bundle.report.get(precision, {}).get(name), folder)
+        if folder in bundle.precisions and _may_run(_checked(bundle, precision, name), folder)
     ]
+
+
+def _checked(bundle: Bundle, precision: str, backend: str) -> Mapping[str, Any] | None:
+    entries = bundle.report.get(precision, {})
+    return entries.get(backend, entries.get("onnxruntime") if BACKENDS[backend].gpu else None)
 
 
 def _may_run(checked: Mapping[str, Any] | None, folder: str) -> bool:
