@@ -30,7 +30,7 @@ from trainer.config import Config
 from trainer.networks import cost, make_network
 from trainer.step import Trainer
 
-CALLS = 2
+CALLS = 1
 Step = Callable[[], object]
 
 
@@ -182,7 +182,7 @@ def measure(batch: int) -> str:
                 f"| {flops / 1e9:.3f} / {count / 1e9:.3f} |"
             )
     head = "| time of a step, float32 | ratio (quartiles) | pictures/s | GFLOP a picture, forward |\n|---|---|---|---|"
-    how = f"batch {batch}, {ROUNDS} rounds of {CALLS} steps in turn"
+    how = f"batch {batch}, {ROUNDS} rounds, a step of each in turn"
     said = f"Measured by `benchmarks/training.py` on {machine()}, torch {torch.__version__}; {how}."
     return "\n".join([head, *rows, "", said])
 
