@@ -29,6 +29,8 @@ OPSET = 20
 WEIGHTS = "weights.bin"
 NETWORK = "network."
 """Before the names of the module's parameters, in the graphs."""
+STEP = "step"
+"""The first part of a node's name outside the network."""
 INLINE = 1024
 """Constants smaller than this many bytes stay in the graph."""
 TRACED_BATCH = 31
@@ -191,17 +193,17 @@ def _modules(graph: GraphProto) -> list[str]:
     for node in graph.node:
         noted = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
         inside = [scope for scope in ast.literal_eval(noted)[:-1] if scope and f"{scope}.".startswith(NETWORK)]
-        found.append(inside[-1] if inside else "step")
+        found.append(inside[-1] if inside else STEP)
     made: dict[str, str] = {}
     for node, module in zip(graph.node, found, strict=True):
         before = next((made[name] for name in node.input if name in made), None)
-        if module != "step" or before:
-            made.update(dict.fromkeys(node.output, before if module == "step" and before else module))
+        if module != STEP or before:
+            made.update(dict.fromkeys(node.output, before if module == STEP and before else module))
     wanted: set[str] = set()
     for i, node in reversed(list(enumerate(graph.node))):
-        if found[i] != "step" or wanted.intersection(node.output):
+        if found[i] != STEP or wanted.intersection(node.output):
             wanted.update(node.input)
-            if found[i] == "step" and node.output[0] in made:
+            if found[i] == STEP and node.output[0] in made:
                 found[i] = made[node.output[0]]
     return found
 

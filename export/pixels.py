@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from .dims import Dims
 from .folding import attributes
-from .graph import copy_of, drop_unused
+from .graph import STEP, copy_of, drop_unused
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 """Where Winograd's polynomials are evaluated, beside infinity: of the simple fractions those with the least rounding."""
@@ -123,7 +123,8 @@ class _Rewriter:
     def run(self) -> ModelProto:
         for node in self.graph.node:
             self.node = node
-            if not self.handlers.get(node.op_type, lambda: False)():
+            inside = not node.name.startswith(f"{STEP}/")  # the network alone: what surrounds it stays to the bit
+            if not (inside and self.handlers.get(node.op_type, lambda: False)()):
                 for name in node.input:
                     self.leave(name)
                 self.nodes.append(node)
