@@ -188,9 +188,11 @@ class _Rewriter:
     def leave(self, name: str) -> None:
         """Make a value in its old form and under its old name, if it is not there."""
         if name in self.maps and name not in self.old:
+            reader, self.node = self.node, self.made[name]  # it is work of the module that made it
             m = self.maps[name]
             flat = self.emit("Transpose", self.plain(m), perm=[1, 2, 0])
             self.emit("Reshape", flat, self.constant((-1, *m.size)), output=name)
+            self.node = reader
             self.old.add(name)
 
     def plain(self, m: Map) -> str:
