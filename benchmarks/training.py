@@ -30,7 +30,6 @@ from trainer.config import Config
 from trainer.networks import cost, make_network
 from trainer.step import Trainer
 
-CALLS = 1
 Step = Callable[[], object]
 
 
@@ -175,14 +174,14 @@ def measure(batch: int) -> str:
     rows = []
     with Progress("training steps", ROUNDS * len(others)) as bar:
         for name, (other, count) in others.items():
-            found = ratio(ours(config, source), other, CALLS, bar)
+            found = ratio(ours(config, source), other, 2, bar)
             rows.append(
                 f"| ours / {name} | {found['ratio']:.3f} ({found['quartile_low']:.3f} … {found['quartile_high']:.3f}) "
                 f"| {1e3 * batch / found['a_ms']:.1f} / {1e3 * batch / found['b_ms']:.1f} "
                 f"| {flops / 1e9:.3f} / {count / 1e9:.3f} |"
             )
     head = "| time of a step, float32 | ratio (quartiles) | pictures/s | GFLOP a picture, forward |\n|---|---|---|---|"
-    how = f"batch {batch}, {ROUNDS} rounds, a step of each in turn"
+    how = f"batch {batch}, {ROUNDS} rounds of 2 steps of each in turn"
     said = f"Measured by `benchmarks/training.py` on {machine()}, torch {torch.__version__}; {how}."
     return "\n".join([head, *rows, "", said])
 
