@@ -6,6 +6,8 @@ Every batch size has compiled models of its own. Their kernels compute each samp
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any
@@ -27,9 +29,34 @@ LEAST_GUIDED = 2
 """In int8 a lone guided sample runs beside an empty one: for it alone OpenVINO 2026.4 computes a little otherwise than in any batch."""
 
 
+class _SignalStack(ctypes.Structure):
+    """Linux's stack_t."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def own_signal_stack() -> Iterator[None]:
+    """Leave this thread's stack for signals as it was.
+
+    OpenVINO (2026.4) sets another when it loads its plugin for the CPU, frees it later, and leaves it in use: the next signal that
+    Python handles, Ctrl-C for one, would end the process with a segmentation fault.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
+
+
 def capabilities(library: Any) -> frozenset[str]:
     """What OpenVINO can use of this machine's CPU, such as BF16."""
-    return frozenset(library.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    with own_signal_stack():
+        return frozenset(library.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 class OpenVino:
@@ -55,6 +82,10 @@ class OpenVino:
         self._models: dict[str, Any] = {}
         self._compiled: dict[tuple[str, int], list[Any]] = {}
         self._kept: list[Any] = []  # memory that compiled models out of the cache read their weights from
+        with own_signal_stack():
+            self._read_once()
+
+    def _read_once(self) -> None:
         if cache.load(self._key(PLAIN, 0)) is None:
             self._model(PLAIN)
             cache.store(self._key(PLAIN, 0), [])  # it was read once, and need not be before it is known for which batch
@@ -65,7 +96,7 @@ class OpenVino:
     def compiled(self, guided: bool, batch: int) -> list[Any]:
         """The step graph for this batch size, or its parts in the order in which they run. Raises BundleError where it is none."""
         key = (GUIDED if guided else PLAIN, batch)
-        with self._lock:
+        with self._lock, own_signal_stack():
             if key not in self._compiled:
                 self._compiled[key] = self._from_cache(*key) or self._compile(*key)
             return self._compiled[key]

@@ -152,6 +152,20 @@ def test_two_processes_may_fill_the_cache_at_once(precise: Path, cache: Path, ro
     assert not [entry for entry in cache.iterdir() if entry.suffix != cache_module.SUFFIX]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="stack_t is Linux's")
+def test_the_stack_for_signals_stays_the_threads_own(precise: Path, root: Path) -> None:
+    """OpenVINO leaves one in use that it frees later, and the next signal would end the process. Each process meets that once."""
+    code = (
+        "import ctypes; from runtime import Sampler; from runtime.backends.openvino import _SignalStack\n"
+        "def now():\n    s = _SignalStack(); ctypes.CDLL(None).sigaltstack(None, ctypes.byref(s)); return s.start, s.flags\n"
+        "before = now()\n"
+        f"sampler = Sampler.load({str(precise)!r}, 'openvino', threads=1)\n"
+        "sampler.sample(2, 0, label=0, steps=2, guidance=2.0)\n"
+        "assert now() == before, (now(), before)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
     """Each part in float32: the same D and state, to the bit, and the network is given neither the time nor a register."""
