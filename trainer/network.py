@@ -61,7 +61,8 @@ class ResidualBlock(nn.Module):
         h = F.silu(self.norm2(h) * (1 + scale) + shift)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        return self.skip(x) + self.conv2(h)
+        h = self.conv2(h)  # before the skip: the order of the exported nodes, by which ONNX Runtime fuses them
+        return self.skip(x) + h
 
 
 class Attention(nn.Module):
