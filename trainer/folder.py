@@ -18,7 +18,7 @@ from runtime.progress import track
 from .config import Config
 from .decode import Decoding, UnreadablePicture, unlike
 from .errors import DataError
-from .streams import Names, Stream, fingerprint, probe, refused, too_many, too_many_error
+from .streams import Names, Stream, probe, refused, streamed, too_many, too_many_error
 
 log = logging.getLogger(__name__)
 
@@ -111,18 +111,16 @@ def stream(config: Config, found: Listing, decoding: Decoding, first: str, shape
     path = found.path
     sizes = [os.stat(name).st_size for name in found.names]
     relative = (os.path.relpath(name, path) for name in found.names)
-    return Stream(
+    return streamed(
+        config,
+        decoding,
+        (first, shape),
+        (relative, sizes),
         name=path.name,
         names=found.names,
         fetch=found.file,
         labels=found.labels,
         classes=found.classes,
-        decoding=decoding,
-        fingerprint=fingerprint(relative, sizes, found.labels, (decoding, config.crop)),
-        shape=shape,
-        first=first,
-        random_crop=config.crop == "random",
-        refuse=config.bad_pictures == "refuse",
         note=f"{len(found.names)} pictures of a local folder",
     )
 

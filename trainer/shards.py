@@ -24,7 +24,7 @@ from .config import Config
 from .decode import Decoding
 from .errors import DataError
 from .folder import ENDINGS, numbered
-from .streams import Names, Stream, fingerprint, probe
+from .streams import Names, Stream, probe, streamed
 
 LABELS = ("cls", "json")
 """Endings that hold the class where --label-column does not say."""
@@ -57,19 +57,16 @@ def stream(urls: str, config: Config) -> Stream:
     where, listed = np.array(places, np.int64), Names(names)
     fetch = _reader(shards, where)
     decoding = Decoding(config.size, config.mode)
-    first, shape = probe(urls, listed, fetch, decoding)
-    return Stream(
+    return streamed(
+        config,
+        decoding,
+        probe(urls, listed, fetch, decoding),
+        (listed, where[:, 2].tolist()),
         name=config.name,
         names=listed,
         fetch=fetch,
         labels=numbers,
         classes=classes,
-        decoding=decoding,
-        fingerprint=fingerprint(listed, where[:, 2].tolist(), numbers, (decoding, config.crop)),
-        shape=shape,
-        first=first,
-        random_crop=config.crop == "random",
-        refuse=config.bad_pictures == "refuse",
         note=f"{len(listed)} pictures of {len(shards)} tar files",
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .config import Config
 from .decode import Decoding, UInt8, UnreadablePicture, unlike
 from .errors import DataError
 
@@ -83,6 +84,26 @@ class Stream:
         if picture.shape != self.shape:
             raise unlike(self.names[i], picture.shape, self.first, self.shape)
         return picture
+
+
+def streamed(
+    config: Config,
+    decoding: Decoding,
+    probed: tuple[str, tuple],
+    stamp: tuple[Iterable[str], Iterable[int]],
+    **found: Any,
+) -> Stream:
+    """The stream that a config asks for. probed: see `probe`; stamp: names and sizes for the fingerprint; found: the stream's other fields."""
+    first, shape = probed
+    return Stream(
+        decoding=decoding,
+        fingerprint=fingerprint(*stamp, found["labels"], (decoding, config.crop)),
+        shape=shape,
+        first=first,
+        random_crop=config.crop == "random",
+        refuse=config.bad_pictures == "refuse",
+        **found,
+    )
 
 
 def refused(name: str, error: Exception) -> DataError:

@@ -13,7 +13,7 @@ from .config import Config
 from .decode import Decoding
 from .errors import DataError
 from .folder import numbered
-from .streams import Names, Stream, fingerprint, probe
+from .streams import Names, Stream, probe, streamed
 
 LABELS = ("label", "labels", "cls", "fine_label", "class")
 """Columns that hold the class where --label-column does not say."""
@@ -34,21 +34,16 @@ def stream(place: str, config: Config) -> Stream:
 
     names = Names(f"{place} row {i}" for i in range(len(table)))
     decoding = Decoding(config.size, config.mode)
-    first, shape = probe(place, names, fetch, decoding)
-    return Stream(
+    return streamed(
+        config,
+        decoding,
+        probe(place, names, fetch, decoding),
+        ([table._fingerprint if _hub(place) else ""], [len(table)]),
         name=config.name,
         names=names,
         fetch=fetch,
         labels=labels,
         classes=classes,
-        decoding=decoding,
-        fingerprint=fingerprint(
-            [table._fingerprint if _hub(place) else ""], [len(table)], labels, (decoding, config.crop)
-        ),
-        shape=shape,
-        first=first,
-        random_crop=config.crop == "random",
-        refuse=config.bad_pictures == "refuse",
         licence=str(table.info.license or "not stated"),
         note=f"{len(table)} rows of {Path(place).name}",
     )
