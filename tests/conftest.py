@@ -1,8 +1,6 @@
 """One tiny trained run and its bundle, made once and shared; tests that change a bundle work on a copy."""
 
-import ctypes
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,18 +12,6 @@ from runtime.sampler import Sampler
 
 ROOT = Path(__file__).parent.parent
 TINY = {"data": "digits", "name": "tiny", "channels": (8, 16), "attention": (4,), "steps": 30, "batch": 32, "warmup": 5}
-
-
-class _SignalStack(ctypes.Structure):
-    _fields_ = (("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
-
-@pytest.fixture(autouse=True)
-def no_signal_stack() -> None:
-    """OpenVINO (2026.4) gives the thread that loads a model a stack for signals, frees it with the model, and leaves it in use: the next signal
-    with a handler in Python, such as the one that a DataLoader's worker sends as it ends, would end the tests with a segmentation fault."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, 2, 0)), None)  # 2: SS_DISABLE
 
 
 @pytest.fixture(scope="session")
