@@ -25,6 +25,7 @@ from torch import Tensor
 from runtime.files import from_json, replacing_folder, to_json
 
 from .errors import CheckpointError
+from .sharding import as_held
 
 Tensors = dict[str, Tensor]
 PARTS = ("weights", "ema", "optimizer")
@@ -47,7 +48,7 @@ class Checkpoint:
     state: Mapping[str, Any] = field(default_factory=dict)
 
 
-def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+def environment(device: torch.device, processes: int = 1, sharded: bool = False) -> dict[str, Any]:
     """What decides the last bit of a training step besides the config."""
     return {
         "python": platform.python_version(),
@@ -57,6 +58,7 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         **({"processes": processes} if processes > 1 else {}),
+        **({"sharded": True} if sharded else {}),
     }
 
 
@@ -76,7 +78,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
         if (
             value.shape == of.shape
         ):  # a fused optimizer takes all that belongs to a parameter to lie in memory as it does
-            value = torch.empty_like(of, requires_grad=False).copy_(value)
+            value = torch.empty_like(of, requires_grad=False).copy_(as_held(value, of))
         state.setdefault(index[parameter], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -60,6 +60,8 @@ class DiT(nn.Module):
     Raises RequestError where patch does not divide H and W.
     """
 
+    _no_split_modules = ("Block",)  # accelerate's name for the units of FSDP
+
     def __init__(
         self, sample_shape: tuple[int, int, int], patch: int, width: int, depth: int, heads: int, num_classes: int = 0
     ) -> None:

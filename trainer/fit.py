@@ -96,7 +96,7 @@ class Run:
         if checkpoint is None:
             return -1
         trainer.resume(checkpoint)
-        here, there = checkpoints.environment(trainer.device, self.processes.count), checkpoint.environment
+        here, there = trainer.environment, checkpoint.environment
         differing = [f"{k} {there.get(k)} → {here.get(k)}" for k in {**there, **here} if there.get(k) != here.get(k)]
         if differing and self.processes.main:
             log.warning(
@@ -109,8 +109,7 @@ class Run:
 
     def _open_log(self) -> Log:
         spent = {"parameters": self.cost.parameters, "flops": self.cost.flops, "peak_flops": self.peak}
-        environment = checkpoints.environment(self.trainer.device, self.processes.count)
-        note_start(self.folder, self.trainer.step, environment, spent)
+        note_start(self.folder, self.trainer.step, self.trainer.environment, spent)
         return Log(self.folder, self.trainer.step, self.config.to_json())
 
     def train(self, stop: Callable[[], bool]) -> bool:
@@ -196,30 +195,33 @@ class Run:
             raise too_many_error(names, len(self.source))
 
     def save_grid(self) -> None:
+        trainer = self.trainer
+        ema = trainer.whole(trainer.ema)
         if self.log is None:
             return
-        trainer = self.trainer
         count = 2 * trainer.num_classes if 0 < trainer.num_classes <= 32 else 64
-        sheet = tile(trainer.sample(count))
+        sheet = tile(trainer.sample(count, weights=ema))
         save(self.folder / "samples" / f"step-{trainer.step:08d}.png", sheet, least=512)
         self.log.picture(sheet, trainer.step)
 
     def save_snapshots(self) -> None:
         """The power-function averages as they are now, which trainer.average makes others from."""
-        if not self.processes.main:
-            return
         for name in self.trainer.averages.widths:
+            average = self.trainer.whole(self.trainer.averages.of[name])
+            if not self.processes.main:
+                continue
             path = self.folder / "snapshots" / f"step-{self.trainer.step:08d}" / f"{name}.safetensors"
-            tensors = {k: v.cpu().contiguous() for k, v in self.trainer.averages.of[name].items()}
+            tensors = {k: v.cpu().contiguous() for k, v in average.items()}
             with replacing(path) as temporary:
                 save_file(tensors, temporary)
 
     def measure(self) -> None:
         """How far samples are from the data; the checkpoint with the least Fréchet distance is kept under best/."""
         trainer, better = self.trainer, False
+        ema = trainer.whole(trainer.ema)
         if self.log is not None and self.log.quality is not None:
             self.judge = self.judge or Judge(self.config, self.source, self.folder, trainer.device)
-            found = self.judge(lambda n, seed, label: trainer.sample(n, seed=seed, label=label))
+            found = self.judge(lambda n, seed, label: trainer.sample(n, seed=seed, label=label, weights=ema))
             before = [float(row["frechet"]) for row in self.log.quality.rows]
             better = found["frechet"] < min(before, default=math.inf)
             self.log.quality_row({"step": trainer.step, **found})

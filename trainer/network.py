@@ -102,6 +102,8 @@ class UNet(nn.Module):
     Raises RequestError where H or W cannot be halved often enough. (Ho et al. 2020, with Dhariwal & Nichol 2021's blocks.)
     """
 
+    _no_split_modules = ("Level",)  # accelerate's name for the units of FSDP
+
     def __init__(
         self,
         sample_shape: tuple[int, int, int],

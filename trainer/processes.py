@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from runtime.errors import RequestError
 
+from . import sharding
 from .errors import TrainingError
 
 LOST = ("Connection", "connection", "Broken pipe", "peer", "NCCL", "Gloo", "gloo", "timed out", "Timed out", "socket")
@@ -22,11 +23,12 @@ LOST = ("Connection", "connection", "Broken pipe", "peer", "NCCL", "Gloo", "gloo
 
 @dataclass(frozen=True)
 class Processes:
-    """index of count. device: where this one computes."""
+    """index of count. device: where this one computes. sharding: accelerate's plugin, where the parameters are split among them (FSDP)."""
 
     index: int
     count: int
     device: torch.device
+    sharding: Any = None
 
     @property
     def main(self) -> bool:
@@ -59,8 +61,8 @@ class Processes:
             self.sum(torch.zeros(1, dtype=torch.float64))
 
     def wrapped(self, network: nn.Module) -> nn.Module:
-        """The network with its gradients averaged over the processes."""
-        if self.count == 1:
+        """The network with its gradients averaged over the processes; one that is split does so itself."""
+        if self.count == 1 or self.sharding:
             return network
         from torch.nn.parallel import DistributedDataParallel
 
@@ -68,8 +70,8 @@ class Processes:
         return DistributedDataParallel(network, devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def alone(self, network: nn.Module, last: bool) -> Any:
-        """A context in which gradients are kept back, for all parts of a step but the last."""
-        return nullcontext() if self.count == 1 or last else network.no_sync()  # pyright: ignore[reportCallIssue]
+        """A context in which gradients are kept back, for all parts of a step but the last; where they are split, none are: each part's sum is."""
+        return nullcontext() if self.count == 1 or self.sharding or last else network.no_sync()  # pyright: ignore[reportCallIssue]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -94,16 +96,18 @@ def join(device: str) -> Processes:
 
     device: auto, cpu or cuda. Raises RequestError for what a launcher asks and is not supported, or a GPU that is not there.
     """
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available() and not _flag("ACCELERATE_USE_CPU"))
+    cuda = device == "cuda" or (
+        device == "auto" and torch.cuda.is_available() and not sharding.flag("ACCELERATE_USE_CPU")
+    )
     if cuda and not torch.cuda.is_available():
         raise RequestError(
             "--device cuda: PyTorch sees no GPU here. Use --device cpu, or install PyTorch for this GPU."
         )
-    if _flag("ACCELERATE_USE_FSDP") or _flag("ACCELERATE_USE_DEEPSPEED"):
+    if sharding.flag("ACCELERATE_USE_DEEPSPEED"):
         raise RequestError(
-            "FSDP and DeepSpeed are not supported: every process holds the whole network (DDP). "
-            "Launch without them; --checkpointing and --accumulate save memory."
+            "DeepSpeed is not supported. Launch without it; --use_fsdp --fsdp_version 2 saves as much memory."
         )
+    plugin = sharding.asked()
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes(0, 1, torch.device("cuda" if cuda else "cpu"))
@@ -112,14 +116,10 @@ def join(device: str) -> Processes:
     except ImportError as error:
         raise RequestError("training in many processes needs accelerate: pip install 'unnoise[train]'.") from error
     state: Any = PartialState(cpu=not cuda)
-    return Processes(state.process_index, state.num_processes, state.device)
+    return Processes(state.process_index, state.num_processes, state.device, plugin)
 
 
 def leave() -> None:
     """End the group of processes, where there is one. For the end of a command."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes")

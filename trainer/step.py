@@ -18,7 +18,7 @@ from runtime.solvers import make_program
 
 from . import checkpoint as checkpoints
 from .average import Averages
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Tensors
 from .config import Config
 from .data import Source
 from .errors import CheckpointError, TrainingError
@@ -27,6 +27,7 @@ from .loader import Batches
 from .networks import make_network
 from .objective import BUCKETS, buckets, draw_knots, loss_weights
 from .processes import Processes, join
+from .sharding import as_held, hollow, own, split, whole
 
 MASK = 2**64 - 1
 
@@ -89,13 +90,20 @@ class Trainer:
                 f"a batch of {config.batch} does not divide among {self.processes.count} processes"
                 f"{f' in {config.accumulate} parts each' if config.accumulate > 1 else ''}: choose another --batch."
             )
+        if config.compile and self.processes.sharding:
+            raise TrainingError("--compile fails with FSDP in this version of PyTorch: leave one of them out.")
         self.precision = precision_of(config, self.device)
         self.autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)  # pyright: ignore[reportPrivateImportUsage]
         self.num_classes = len(source.classes)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = make_network(config, source.sample_shape, self.num_classes).to(self.device)
-        self.network = self.network.to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]
+        self.plain = self.network  # the one that is sampled
+        if self.processes.sharding:  # FSDP takes weights whose memory is in their own order alone
+            self.plain = hollow(self.network)
+            split(self.network, self.processes.sharding, self.device, self.processes.count)
+        else:
+            self.network.to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]
         self.weights = dict(self.network.named_parameters())
         self.averages = Averages(config, self.weights)
         self.optimizer = torch.optim.AdamW(
@@ -121,7 +129,7 @@ class Trainer:
         if self._answer is None:
             network: Any = self.processes.wrapped(self.network)
             self._answer = torch.compile(network) if self.config.compile else network
-            if self.processes.count > 1:
+            if self.processes.count > 1 and not self.processes.sharding:
                 self._settle(network)
         return self._answer
 
@@ -190,9 +198,9 @@ class Trainer:
             mean += loss.detach()
             seen += buckets(part.t, losses, c.T)
         self.scaler.unscale_(self.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), c.gradient_clip)
+        grad_norm = nn.utils.clip_grad_norm_(self.weights.values(), c.gradient_clip)
         found = self._reduced(mean, seen) | {
-            "grad_norm": grad_norm.item(),
+            "grad_norm": whole(grad_norm).item(),
             "learning_rate": learning_rate(c, self.step),
         }
         self._require_finite(found)
@@ -225,26 +233,43 @@ class Trainer:
         )
 
     def to_checkpoint(self) -> Checkpoint:
-        """What `resume` needs. Raises TrainingError where a weight is not finite: such a run can only go on from before."""
-        for name, w in self.weights.items():
-            if not torch.isfinite(w).all():
-                raise TrainingError(
-                    f"step {self.step}: {name} is not finite, so no checkpoint is written. "
-                    f"Lower --learning-rate (now {self.config.learning_rate:g}) under another --name, or look at the data."
-                )
+        """What `resume` needs; every process calls this, and the first one alone gets the tensors. Raises TrainingError where a weight is not
+        finite: such a run can only go on from before."""
+        bad = next((name for name, w in self.weights.items() if not torch.isfinite(own(w)).all()), None)
+        for name in filter(None, self.processes.gather(bad)):
+            raise TrainingError(
+                f"step {self.step}: {name} is not finite, so no checkpoint is written. "
+                f"Lower --learning-rate (now {self.config.learning_rate:g}) under another --name, or look at the data."
+            )
         state = {"bad": sorted(self.all_bad()), "buckets": self.bucket_losses.tolist()}
         if self.scaler.is_enabled():
             state["scaler"] = self.scaler.state_dict()
         return Checkpoint(
             step=self.step,
             seconds=self.seconds,
-            weights={name: w.detach() for name, w in self.weights.items()},
-            ema=self.ema,
-            optimizer=checkpoints.optimizer_tensors(self.optimizer, list(self.weights)),
-            environment=checkpoints.environment(self.device, self.processes.count),
-            more={name: tensors for name, tensors in self.averages.of.items() if name != "ema"},
+            weights=self.whole({name: w.detach() for name, w in self.weights.items()}),
+            ema=self.whole(self.ema),
+            optimizer=self.whole(checkpoints.optimizer_tensors(self.optimizer, list(self.weights))),
+            environment=self.environment,
+            more={name: self.whole(tensors) for name, tensors in self.averages.of.items() if name != "ema"},
             state=state,
         )
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What decides the last bit of a step besides the config."""
+        return checkpoints.environment(self.device, self.processes.count, bool(self.processes.sharding))
+
+    def whole(self, tensors: Tensors) -> Tensors:
+        """These tensors in the first process, with the rows that others hold, on the CPU where there are such. Every process calls this."""
+        if not self.processes.sharding:
+            return tensors
+        found = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)
+            if self.processes.main:
+                found[name] = full.cpu()
+        return found
 
     def all_bad(self) -> set[int]:
         """Indices of the pictures that could not be read, in any process."""
@@ -261,7 +286,7 @@ class Trainer:
                 raise CheckpointError("the checkpoint's weights are not those of this config's network.")
             with torch.no_grad():
                 for name, tensor in found.items():
-                    mine[name].copy_(tensor)
+                    mine[name].copy_(as_held(tensor, mine[name]))
         checkpoints.restore_optimizer(self.optimizer, list(self.weights), checkpoint.optimizer)
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
         state = checkpoint.state
@@ -279,9 +304,16 @@ class Trainer:
 
     @torch.no_grad()
     def sample(
-        self, count: int, steps: int | None = None, seed: int = 0, solver: str | None = None, label: Any = None
+        self,
+        count: int,
+        steps: int | None = None,
+        seed: int = 0,
+        solver: str | None = None,
+        label: Any = None,
+        weights: Tensors | None = None,
     ) -> np.ndarray:
-        """Pictures [count, H, W, C] uint8 of the averaged weights, by one of the runtime's own programs. label [count]: a label after another."""
+        """Pictures [count, H, W, C] uint8 by one of the runtime's own programs. label [count]: a label after another. weights: the average that is
+        sampled, `whole` where it is split among processes."""
         c, shape = self.config, self.source.sample_shape
         program = make_program(
             self.schedule, c.prediction, solver or c.sample_solver, min(steps or c.sample_steps, c.T), clip=1.0
@@ -289,13 +321,14 @@ class Trainer:
 
         def network(x: np.ndarray, t: np.ndarray, *rest: np.ndarray) -> np.ndarray:
             inputs = tuple(torch.from_numpy(a).to(self.device) for a in (x, t, *rest))
-            answer = torch.func.functional_call(self.network, self.ema, inputs)
+            answer = torch.func.functional_call(self.plain, weights, inputs)
             return answer.float().cpu().numpy()
 
+        weights = {name: tensor.to(self.device) for name, tensor in (weights or self.ema).items()}
         seeds = [seed + i for i in range(count)]
         labels = np.arange(count) % max(1, self.num_classes) if label is None else np.asarray(label, np.int64)
         x = noises(seeds, NoiseStream.INITIAL, 0, shape) * np.float32(program.start)
-        self.network.eval()
+        self.plain.eval()
         found = run(
             program,
             network,
@@ -303,5 +336,5 @@ class Trainer:
             lambda k: noises(seeds, NoiseStream.STEP, k, shape),
             label=labels if self.num_classes else None,
         )
-        self.network.train()
+        self.plain.train()
         return to_uint8(found)
