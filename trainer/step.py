@@ -321,10 +321,10 @@ class Trainer:
 
         def network(x: np.ndarray, t: np.ndarray, *rest: np.ndarray) -> np.ndarray:
             inputs = tuple(torch.from_numpy(a).to(self.device) for a in (x, t, *rest))
-            answer = torch.func.functional_call(self.plain, weights, inputs)
+            answer = torch.func.functional_call(self.plain, average, inputs)
             return answer.float().cpu().numpy()
 
-        weights = {name: tensor.to(self.device) for name, tensor in (weights or self.ema).items()}
+        average = {name: tensor.to(self.device) for name, tensor in (weights or self.ema).items()}
         seeds = [seed + i for i in range(count)]
         labels = np.arange(count) % max(1, self.num_classes) if label is None else np.asarray(label, np.int64)
         x = noises(seeds, NoiseStream.INITIAL, 0, shape) * np.float32(program.start)

@@ -1,6 +1,8 @@
 """Two processes learn what one does, each picture once an epoch; where one is killed, the other says so, and the same command goes on."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from export.model import from_run
 from runtime.errors import RequestError
 from trainer import data
 from trainer.config import Config
@@ -36,23 +40,41 @@ def at(index: int, count: int) -> Processes:
     return Processes(index, count, torch.device("cpu"))
 
 
-def launched(root: Path, runs: Path, config: Config) -> subprocess.Popen:
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+"""What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets."""
+
+
+def launched(root: Path, runs: Path, config: Config, **asked: str) -> subprocess.Popen:
     """By what `accelerate launch` starts processes with, too; on CPUs it would need mpirun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer.fit"]
-    environment = {**ONE_THREAD, "PYTHONPATH": str(root)}
+    return started(root, ["-m", "trainer.fit", *command_line(config, runs)], **asked)
+
+
+def started(root: Path, what: list[str], **asked: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**ONE_THREAD, "PYTHONPATH": str(root), **asked}
     return subprocess.Popen(
-        [*command, *command_line(config, runs)], cwd=root, env=environment, stdout=subprocess.PIPE,
+        [*command, *what], cwd=root, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
+
+
+def finished(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    return out
 
 
 @pytest.fixture(scope="module")
 def two(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of two processes that nothing interrupts."""
     runs = tmp_path_factory.mktemp("two")
-    process = launched(root, runs, CONFIG)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
+    out = finished(launched(root, runs, CONFIG))
     assert "in 2 processes" in out
     assert out.count("done after step 24 of 24") == 1  # one of them speaks
     return runs / "digits"
@@ -60,9 +82,12 @@ def two(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_have_the_loss_curve_of_one(two: Path, tmp_path: Path) -> None:
     assert fit(CONFIG, tmp_path)
-    one = tmp_path / "digits"
+    assert_same_curve(tmp_path / "digits", two)
+
+
+def assert_same_curve(*runs: Path) -> None:
     for column in ("loss", "grad_norm"):
-        curves = [np.array([float(row[column]) for row in read(run / "log.csv")]) for run in (one, two)]
+        curves = [np.array([float(row[column]) for row in read(run / "log.csv")]) for run in runs]
         assert len(curves[0]) == 24
         # The same pictures, noise and knots; sums of another order, 1e-6 a step, which the optimizer's division by the gradient's own size spreads.
         np.testing.assert_allclose(*curves, rtol=1e-3)
@@ -101,13 +126,144 @@ def test_a_killed_process_ends_the_run_with_a_message_and_the_same_command_goes_
     assert process.returncode != 0
     assert "another process of this run is gone" in out
     assert "The same command again goes on from the last checkpoint" in out
-    again = launched(root, tmp_path, CONFIG)
-    out, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, out
+    out = finished(launched(root, tmp_path, CONFIG))
     assert "going on after step" in out
     assert_same(tmp_path / "digits", two)
     assert read(tmp_path / "digits" / "quality.csv") == read(two / "quality.csv")
     assert [p.name for p in (tmp_path / "digits" / "best").iterdir()] == [p.name for p in (two / "best").iterdir()]
+
+
+# --- parameters split among the processes (FSDP)
+
+SPLIT = replace(
+    CONFIG,
+    quality_every=200,
+    sample_every=12,
+    accumulate=2,
+    ema_power=(0.1,),
+    snapshot_every=12,
+    keep=4,
+    quality_samples=20,
+)
+
+
+@pytest.fixture(scope="module")
+def split(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes, each with half of the parameters, that nothing interrupts."""
+    runs = tmp_path_factory.mktemp("split")
+    finished(launched(root, runs, SPLIT, **FSDP))
+    return runs / "digits"
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run in one process."""
+    runs = tmp_path_factory.mktemp("one")
+    assert fit(SPLIT, runs)
+    return runs / "digits"
+
+
+def tensors_of(run: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Of all parts of the newest checkpoint, and of snapshots."""
+    files = [*max((run / "checkpoints").glob("step-*")).glob("*.safetensors"), *run.glob("snapshots/*/*")]
+    return {f"{f.relative_to(run)}:{k}": (t.shape, t.dtype) for f in files for k, t in load_file(f).items()}
+
+
+def test_split_parameters_have_the_loss_curve_of_one_process_and_its_checkpoint(split: Path, one: Path) -> None:
+    assert_same_curve(one, split)
+    assert tensors_of(split) == tensors_of(one)
+    assert {p.name for p in split.rglob("*.png")} == {p.name for p in one.rglob("*.png")} != set()
+    assert [row["step"] for row in read(split / "quality.csv")] == ["13", "24"]
+
+
+def test_a_split_run_that_is_killed_goes_on_to_the_same_bytes(root: Path, tmp_path: Path, split: Path) -> None:
+    process = launched(root, tmp_path, SPLIT, **FSDP)
+    try:
+        killed_worker(process, tmp_path / "digits" / "log.csv")
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "another process of this run is gone" in out
+    out = finished(launched(root, tmp_path, SPLIT, **FSDP))
+    assert "going on after step" in out
+    assert "written elsewhere" not in out
+    assert_same(tmp_path / "digits", split)
+
+
+def cut(run: Path, runs: Path) -> Path:
+    """A copy of the run as it was at half of its steps."""
+    copy = shutil.copytree(run, runs / "digits")
+    for step in (18, 24):
+        shutil.rmtree(copy / "checkpoints" / f"step-{step:08d}")
+    return copy
+
+
+def test_a_split_run_goes_on_whole_and_a_whole_one_split(
+    root: Path, tmp_path: Path, split: Path, one: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = cut(split, tmp_path / "whole")
+    assert fit(SPLIT, whole.parent)
+    assert "sharded True → None" in caplog.text
+    assert_same_curve(one, whole)
+    parted = cut(one, tmp_path / "parted")
+    assert "sharded None → True" in finished(launched(root, parted.parent, SPLIT, **FSDP))
+    assert_same_curve(one, parted)
+
+
+def test_a_split_run_is_exported_like_any_other(split: Path, one: Path) -> None:
+    models = [from_run(run, guidance=1.0) for run in (split, one)]
+    weights = [dict(model.module.named_parameters()) for model in models]
+    assert list(weights[0]) == list(weights[1])
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(
+            tensor, weights[1][name], rtol=0, atol=2e-4
+        )  # a tenth of a step of the learning rate
+
+
+HELD = """
+from trainer import data; from trainer.config import Config; from trainer.sharding import own; from trainer.step import Trainer
+trainer = Trainer(Config(data="digits", channels=(8, 16), attention=(), batch=4, device="cpu"), data.digits())
+trainer.train_step()
+moments = [s[k] for s in trainer.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
+for name, held in (("weights", trainer.weights.values()), ("ema", trainer.ema.values()), ("moments", moments)):
+    whole = [v.numel() for v in held]
+    print(name, trainer.processes.index, sum(own(v).numel() for v in held) / sum(whole), flush=True)
+from trainer.processes import leave; leave()
+"""
+
+
+def test_each_process_holds_its_share_of_weights_averages_and_optimizer(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "held.py").write_text(HELD)
+    out = finished(started(root, [str(tmp_path / "held.py")], **FSDP, ACCELERATE_USE_CPU="true"))
+    shares = [float(line.split()[2]) for line in out.splitlines() if line.startswith(("weights", "ema", "moments"))]
+    assert len(shares) == 6
+    assert all(0.45 < share < 0.55 for share in shares)  # rows are whole, so the shares are not quite equal
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, "FSDP_VERSION is '1', which is not supported: launch with --fsdp_version 2"),
+        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "TRANSFORMER_BASED_WRAP takes the network's own blocks"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "leave --fsdp_offload_params out"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "own --checkpointing"),
+        ({"FSDP_IGNORED_MODULES": "first"}, "every parameter is split"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "one group"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused_and_not_ignored(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], message: str
+) -> None:
+    for name, value in {**FSDP, **asked}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError, match=re.escape(message)):
+        join("cpu")
+
+
+def test_a_split_network_is_not_compiled() -> None:
+    with pytest.raises(TrainingError, match="--compile fails with FSDP"):
+        Trainer(replace(CONFIG, compile=True), data.digits(), replace(at(0, 2), sharding=True))
 
 
 # --- who sees what
@@ -137,10 +293,9 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         Trainer(CONFIG, data.digits(), at(0, 3))
 
 
-@pytest.mark.parametrize("asked", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_what_is_not_supported_is_refused_and_not_ignored(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
-    monkeypatch.setenv(asked, "true")
-    with pytest.raises(RequestError, match="FSDP and DeepSpeed are not supported"):
+def test_deepspeed_is_refused_and_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RequestError, match="DeepSpeed is not supported"):
         join("cpu")
 
 
