@@ -265,7 +265,7 @@ class Trainer:
         if not self.processes.sharding:
             return tensors
         found = {}
-        for name, tensor in tensors.items():
+        for name, tensor in sorted(tensors.items()):  # in one order in all processes: safetensors reads in any
             full = whole(tensor)
             if self.processes.main:
                 found[name] = full.cpu()
