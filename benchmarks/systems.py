@@ -13,9 +13,10 @@ import itertools
 import logging
 import sys
 import tempfile
+import textwrap
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,10 @@ def large() -> Network:
 
 
 class Systems:
-    """Every system on one network, opened on first use. `left_out` says why one is not there."""
+    """Every system on one network, opened on first use; modes: of torch.compile, each a system. `left_out` says why one is not there."""
 
-    def __init__(self, network: Network, compiled: bool = True) -> None:
-        self.network, self.bundle, self.compiled = network, network.bundle, compiled
+    def __init__(self, network: Network, modes: Sequence[str] = ("default",)) -> None:
+        self.network, self.bundle, self.modes = network, network.bundle, modes
         self.left_out: dict[str, str] = {}
         self._samplers: dict[str, Sampler] = {}
 
@@ -123,7 +124,8 @@ class Systems:
                         make()
                 found[name] = make
             except Exception as error:  # a peer may fail in ways of its own: it is named and left out
-                self.left_out[name] = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+                said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                self.left_out[name] = textwrap.shorten(said.split(". ")[0].removesuffix("."), 160, placeholder=" …")
                 print(f"left out: {name}: {self.left_out[name]}", file=sys.stderr)
         return found
 
@@ -132,31 +134,25 @@ class Systems:
         for backend, precisions in OURS.items():
             for precision in precisions:
                 yield f"unnoise, {backend} {precision}", lambda b=backend, p=precision: self.ours(batch, steps, b, p)
-        yield EAGER, self.lazily(lambda: diffusers_loop(n, self.asked(n.module), batch, steps))
+        yield EAGER, self.lazily(lambda: diffusers_loop(n, n.module, batch, steps))
         last = torch.channels_last
         yield (
             "diffusers, channels_last",
-            self.lazily(
-                lambda: diffusers_loop(n, self.asked(_copy(n.module).to(memory_format=last)), batch, steps, last)
-            ),
+            self.lazily(lambda: diffusers_loop(n, copy.deepcopy(n.module).to(memory_format=last), batch, steps, last)),
         )
-        if self.compiled:
+        for mode in self.modes:
             yield (
-                "diffusers, torch.compile",
-                self.lazily(lambda: diffusers_loop(n, self.asked(_compiled(n.module)), batch, steps)),
+                "diffusers, torch.compile" + (f" ({mode})" if mode != "default" else ""),
+                self.lazily(lambda mode=mode: diffusers_loop(n, _compiled(n.module, mode), batch, steps)),
             )
         yield (
             "diffusers, bf16 autocast",
-            self.lazily(lambda: diffusers_loop(n, self.asked(n.module), batch, steps, autocast=True)),
+            self.lazily(lambda: diffusers_loop(n, _learning(n.module), batch, steps, autocast=True)),
         )
         yield "denoising-diffusion-pytorch", self.lazily(lambda: lucidrains(n, batch, steps))
         yield "raw ONNX Runtime, fp32", self.lazily(lambda: raw_loop(n, raw_onnxruntime(n), batch, steps))
         yield "raw OpenVINO, fp32", self.lazily(lambda: raw_loop(n, raw_openvino(n, batch, "f32"), batch, steps))
         yield "raw OpenVINO, bf16", self.lazily(lambda: raw_loop(n, raw_openvino(n, batch, "bf16"), batch, steps))
-
-    @staticmethod
-    def asked(module: Any) -> Any:
-        return module
 
     @staticmethod
     def lazily(opened: Callable[[], Make]) -> Make:
@@ -185,14 +181,15 @@ class Systems:
         return self.ours(batch, steps, "onnxruntime", "fp32")
 
 
-def _copy(module: torch.nn.Module) -> torch.nn.Module:
-    return copy.deepcopy(module)
+def _learning(module: torch.nn.Module) -> torch.nn.Module:
+    """Its parameters as training leaves them: autocast keeps what it cast of those that ask for gradients only, and casts others in each call."""
+    return copy.deepcopy(module).requires_grad_(True)
 
 
-def _compiled(module: torch.nn.Module) -> Any:
-    """Compiled for the shapes that it meets; max-autotune was no faster here than the default mode."""
+def _compiled(module: torch.nn.Module, mode: str) -> Any:
+    """Compiled for the shapes that it meets."""
     torch._dynamo.reset()
-    return torch.compile(_copy(module), dynamic=False)
+    return torch.compile(copy.deepcopy(module), dynamic=False, mode=mode)
 
 
 def scheduler(bundle: Bundle, kind: str = "ddim", steps: int = 10) -> Any:
