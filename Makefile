@@ -45,7 +45,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
 
-# denoising-diffusion-pytorch requires torchvision for its trainer; what it needs to sample is in the extra.
+# denoising-diffusion-pytorch requires torchvision to read a folder; what else it needs is in the extra.
 $(VENV)/.bench: $(VENV)/.export
 	@echo "installing what is compared with"
 	@$(PIP) --editable '.[bench]'

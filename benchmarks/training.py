@@ -3,18 +3,21 @@
     python benchmarks/training.py --write      (fills docs/training.md)
 
 The other steps are those of diffusers' `train_unconditional.py` (its UNet2DModel, scheduler, EMA and way with data) and of lucidrains'
-denoising-diffusion-pytorch, whose package is not installed: its Trainer's step written down here around our network. Networks of the same number of
-operations, the same batch in float32, pictures in memory; both sides in turn in one run. "the network alone" is forward, backward, clipping
-and optimizer on tensors that are there already: what is beyond it is overhead.
+denoising-diffusion-pytorch (its Unet, GaussianDiffusion and Trainer). Three resolutions, attention at the last, at the width whose operations are
+nearest to ours; the same batch in float32, pictures in memory; both sides in turn in one run. "the network alone" is forward, backward,
+clipping and optimizer on tensors that are there already: what is beyond it is overhead. Needs what `make .venv/.bench` installs.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import importlib.util
+import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from runtime.progress import Progress
 from trainer import data
 from trainer.config import Config
-from trainer.networks import cost, make_network
+from trainer.networks import cost
 from trainer.step import Trainer
 
 Step = Callable[[], object]
@@ -80,7 +83,19 @@ def diffusers_step(config: Config, source: data.Pictures, flops: int) -> tuple[S
     import diffusers
     from diffusers.training_utils import EMAModel
 
-    network, found = _same_cost(source, flops)
+    def made(width: int) -> nn.Module:
+        return diffusers.UNet2DModel(
+            sample_size=source.sample_shape[1],
+            in_channels=source.sample_shape[0],
+            out_channels=source.sample_shape[0],
+            layers_per_block=1,
+            block_out_channels=(width, 2 * width, 4 * width),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        )
+
+    network, found = _same_cost(made, 4, source, flops)
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100_000)
@@ -103,72 +118,54 @@ def diffusers_step(config: Config, source: data.Pictures, flops: int) -> tuple[S
     return step, found
 
 
-def _same_cost(source: data.Pictures, flops: int) -> tuple[Any, int]:
-    """The UNet2DModel of three resolutions, attention at the last, whose operations are nearest to so many."""
-    import diffusers
+def lucidrains_step(config: Config, source: data.Pictures, flops: int) -> tuple[Step, int]:
+    """One step of denoising-diffusion-pytorch's own Trainer around its own Unet and GaussianDiffusion; and its network's operations.
+
+    Its pictures are taken from memory, in this process, in place of its folder; it draws no bar.
+    """
+    theirs = _lucidrains()
+    network, found = _same_cost(lambda width: theirs.Unet(width, dim_mults=(1, 2, 4)), 2, source, flops)
+    diffusion = theirs.GaussianDiffusion(network, image_size=source.sample_shape[1], auto_normalize=False)
+    theirs.Dataset, theirs.cpu_count = lambda *_, **__: Picturewise(source.images), lambda: 0
+    theirs.tqdm = mock.MagicMock()
+    made = {"train_batch_size": config.batch, "calculate_fid": False, "results_folder": "out"}
+    trainer = theirs.Trainer(diffusion, "", **made)
+    trainer.accelerator.print = lambda *_: None
+
+    def step() -> None:
+        trainer.train_num_steps = trainer.step + 1
+        trainer.train()
+
+    return step, found
+
+
+def _lucidrains() -> Any:
+    """Its module, which imports torchvision at the top to read a folder: an empty module stands for it while it is imported."""
+    empty: Any = types.ModuleType("torchvision")
+    empty.transforms = empty.utils = empty
+    with mock.patch.dict(sys.modules, {} if importlib.util.find_spec("torchvision") else {"torchvision": empty}):
+        return importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+
+
+def _same_cost(make: Callable[[int], nn.Module], apart: int, source: data.Pictures, flops: int) -> tuple[Any, int]:
+    """make(width) of the width whose operations are nearest to so many, of widths so far apart; and how many they are."""
 
     def made(width: int) -> tuple[Any, int]:
-        network = diffusers.UNet2DModel(
-            sample_size=source.sample_shape[1],
-            in_channels=source.sample_shape[0],
-            out_channels=source.sample_shape[0],
-            layers_per_block=1,
-            block_out_channels=(width, 2 * width, 4 * width),
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        )
+        network = make(width)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(torch.zeros(1, *source.sample_shape), 0)
+            network(torch.zeros(1, *source.sample_shape), torch.zeros(1, dtype=torch.int64))
         return network, counter.get_total_flops()
 
-    return min((made(width) for width in range(16, 64, 4)), key=lambda pair: abs(pair[1] - flops))
-
-
-def lucidrains_step(config: Config, source: data.Pictures) -> Step:
-    """Trainer.train and GaussianDiffusion.p_losses of denoising-diffusion-pytorch 2.x around our network: pred_v, cosine, unweighted."""
-    shape, classes = source.sample_shape, 0
-    network = make_network(config, shape, classes)
-    average = copy.deepcopy(network).requires_grad_(False)
-    schedule = config.make_schedule()
-    alpha, sigma = (torch.tensor(np.array(v), dtype=torch.float32) for v in (schedule.alpha, schedule.sigma))
-    optimizer = torch.optim.Adam(network.parameters(), 1e-4, (0.9, 0.99))
-    batches = endless(source.images, config.batch)
-    done = 0
-
-    def at(values: Tensor, t: Tensor) -> Tensor:
-        return values.gather(-1, t).reshape(-1, 1, 1, 1)
-
-    def step() -> float:
-        nonlocal done
-        x0 = next(batches)
-        t = torch.randint(0, config.T, (len(x0),)).long()
-        noise = torch.randn_like(x0)
-        answer = network(at(alpha, t) * x0 + at(sigma, t) * noise, t.float())
-        target = at(alpha, t) * noise - at(sigma, t) * x0
-        loss = F.mse_loss(answer, target, reduction="none").flatten(1).mean(1).mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        done += 1
-        if done % 10 == 0:  # ema_pytorch's update_every
-            with torch.no_grad():
-                for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
-                    mine.lerp_(theirs, 1 - 0.995)
-        return loss.item()
-
-    return step
+    return min((made(width) for width in range(16, 64, apart)), key=lambda pair: abs(pair[1] - flops))
 
 
 def measure(batch: int) -> str:
     source = data.emoji()
     config = Config(batch=batch, device="cpu", precision="fp32")
     flops = cost(config, source.sample_shape, len(source.classes)).flops
-    theirs, their_flops = diffusers_step(config, source, flops)
     others = {
-        "diffusers' train_unconditional.py": (theirs, their_flops),
-        "lucidrains' Trainer": (lucidrains_step(config, source), flops),
+        "diffusers' train_unconditional.py": diffusers_step(config, source, flops),
+        "lucidrains' Trainer": lucidrains_step(config, source, flops),
         "the network alone": (network_alone(config, source), flops),
     }
     rows = []

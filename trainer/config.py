@@ -123,7 +123,9 @@ class Config:
     sample_every: int = option(500, "steps between sample grids; 0 for none")
     sample_solver: str = option("ddim", "solver of the sample grids")
     sample_steps: int = option(20, "steps of the sample grids")
-    quality_every: int = option(0, "steps between measurements of the samples' distance from the data; 0 for none")
+    quality_every: int = option(
+        0, "pictures trained on between measurements of the samples' distance from the data, to the step; 0 for none"
+    )
     quality_samples: int = option(1000, "samples, and pictures, that are compared")
     quality_batch: int = option(64, "samples made at once for that")
     features: str = option(

@@ -141,8 +141,11 @@ class Run:
     def _after_step(self, found: dict[str, float]) -> None:
         config, step = self.config, self.trainer.step
 
-        def due(every: int, at_the_end: bool = True) -> bool:
-            return bool(every) and (step % every == 0 or (at_the_end and step == config.steps))
+        def due(every: int, at_the_end: bool = True, of: int = 1) -> bool:
+            """Whether this step is the first to reach a multiple of `every`, where a step counts as `of`."""
+            return bool(every) and (
+                step * of // every > (step - 1) * of // every or (at_the_end and step == config.steps)
+            )
 
         if due(config.log_every):
             self.log_row(found)
@@ -150,7 +153,7 @@ class Run:
             self.save_grid()
         if config.ema_power and due(config.snapshot_every):
             self.save_snapshots()
-        if due(config.quality_every):
+        if due(config.quality_every, of=config.batch):
             self.measure()
         if due(config.checkpoint_every, at_the_end=False):
             self.save_checkpoint()

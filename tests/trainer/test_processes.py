@@ -28,7 +28,7 @@ from .test_resume import ONE_THREAD, assert_same
 CONFIG = Config(
     data="digits", channels=(8, 16), attention=(), batch=16, steps=24, warmup=5, T=100,
     checkpoint_every=6, log_every=1, sample_every=0, ema_half_life=(100, 1000), device="cpu",
-    quality_every=12, quality_samples=40, sample_steps=2,
+    quality_every=190, quality_samples=40, sample_steps=2,
 )  # fmt: skip
 
 
