@@ -105,10 +105,20 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def busy() -> str:
-    """A sentence where other processes use the machine, which the reader should know."""
-    load = os.getloadavg()[0]
+    """A sentence where other processes use the machine now, which the reader should know."""
+
+    def spent() -> tuple[int, int]:  # by all processors since they were started, in all and idle
+        ticks = [int(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(ticks), ticks[3] + ticks[4]
+
+    if not Path("/proc/stat").exists():
+        return ""
+    before = spent()
+    time.sleep(2)
+    total, idle = (after - first for after, first in zip(spent(), before, strict=True))
+    share = 1 - idle / max(1, total)
     return (
-        f" Other work was running on the machine (load {load:.1f} before): see the ratios rather than the times."
-        if load > 0.7
+        f" Other work took {share:.0%} of the machine before: see the ratios rather than the times."
+        if share > 0.1
         else ""
     )

@@ -25,12 +25,13 @@ from systems import EAGER, REFERENCE, Network, Systems, cifar10, emoji32, large
 from runtime.bench_plot import plain
 from runtime.progress import Progress
 
-NETWORKS: Mapping[str, tuple[Callable[[], Network], int, tuple[str, ...]]] = {
-    "emoji32": (emoji32, 10, ("default", "max-autotune")),
-    "cifar10": (cifar10, 5, ("default",)),
-    "unet64": (large, 5, ("default",)),
+NETWORKS: Mapping[str, tuple[Callable[[], Network], int, int, tuple[str, ...]]] = {
+    "emoji32": (emoji32, 10, 5, ("default", "max-autotune")),
+    "cifar10": (cifar10, 5, 3, ("default",)),
+    "unet64": (large, 5, 3, ("default",)),
 }
-"""How a network is had, with how many steps it is sampled here, and how torch.compile is asked, which takes minutes for a large one."""
+"""How a network is had, with how many steps it is sampled here, in how many rounds, and the modes of torch.compile, which takes minutes
+for a large one."""
 SAME = 2e-3
 """The most that pictures of float32 systems may be apart, largest difference, in a range of 2: rounding, where c_out multiplies it."""
 HALF = ("bf16", "int8")
@@ -40,13 +41,13 @@ COLORS = {"unnoise": "#0072b2", "diffusers": "#d55e00", "denoising": "#cc79a7", 
 def measure(network: Network, steps: int, batch: int, rounds: int, modes: Sequence[str]) -> dict[str, Any]:
     """One cell: every system's seconds in each round, and how far its pictures are from ours."""
     systems = Systems(network, modes)
-    makes = systems.all(batch, steps)
-    apart = {name: difference(make(), systems.expected(name, batch, steps)) for name, make in makes.items()}
+    every = systems.all(batch, steps)
+    apart = {name: difference(made, systems.expected(name, batch, steps)) for name, (_, made) in every.items()}
     for name, (largest, _) in apart.items():
         if largest > SAME and not any(p in name for p in HALF):
             systems.left_out[name] = f"its pictures are others: {largest:.1e} apart"
             print(f"left out: {name}: {systems.left_out[name]}")
-    sides = {name: make for name, make in makes.items() if name not in systems.left_out}
+    sides = {name: make for name, (make, _) in every.items() if name not in systems.left_out}
     with Progress(f"{network.name}, batch {batch}", rounds) as bar:
         spent = alternate(sides, 1, rounds, bar, settle=True)
     return {"spent": spent, "apart": apart, "left_out": systems.left_out, "parameters": network.parameters}
@@ -159,20 +160,21 @@ def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="3 rounds, small batches, torch.compile on the smallest network alone"
+        "--quick", action="store_true", help="small batches, torch.compile on the smallest network alone"
     )
-    parser.add_argument("--rounds", type=int, help="[5; 3 with --quick]")
+    parser.add_argument("--rounds", type=int, help="[5 of the shipped network, 3 of the large ones]")
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="[all]")
     parser.add_argument("--batch", type=int, action="append", help="[1, 4, 16; fewer with --quick]")
     parser.add_argument(
         "--write", action="store_true", help="refresh docs/benchmarks.md, docs/same-work.png and README.md"
     )
     given = parser.parse_args()
-    rounds, load = given.rounds or (3 if given.quick else 5), busy()
+    load = busy()
     found: dict[str, dict[int, Any]] = {}
     steps = {}
     for key in given.network or NETWORKS:
-        opened, count, modes = NETWORKS[key]
+        opened, count, usual, modes = NETWORKS[key]
+        rounds = given.rounds or usual
         network = opened()
         steps[network.name] = count
         if given.quick:
@@ -183,7 +185,7 @@ def main() -> None:
             b: kept(
                 f"same-work-{key}-{b}",
                 (rounds, count, modes, files),
-                lambda n=network, c=count, b=b, k=modes: measure(n, c, b, rounds, k),
+                lambda n=network, c=count, b=b, r=rounds, k=modes: measure(n, c, b, r, k),
             )
             for b in batches
         }
@@ -195,7 +197,8 @@ def main() -> None:
     }
     source = (
         f"Measured by `benchmarks/same_work.py` on {machine()}; diffusers, torch and OpenVINO as in constraints.txt; "
-        f"medians of {rounds} alternating rounds.{load}" + "".join(f" Left out: {what}." for what in sorted(left))
+        f"medians of {given.rounds or '3 to 5'} alternating rounds.{load}"
+        + "".join(f" Left out: {what}." for what in sorted(left))
     )
     parts = [f"{name}, DDIM, {steps[name]} steps:\n\n{table(cells)}" for name, cells in found.items()]
     brief = short(found, steps)

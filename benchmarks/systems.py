@@ -114,15 +114,16 @@ class Systems:
         self.left_out: dict[str, str] = {}
         self._samplers: dict[str, Sampler] = {}
 
-    def all(self, batch: int, steps: int) -> dict[str, Make]:
-        """What makes a batch of pictures, by the system's name; what fails on its first picture is left out."""
+    def all(self, batch: int, steps: int) -> dict[str, tuple[Make, Float32]]:
+        """What makes a batch of pictures, and its first, by the system's name; what fails on them is left out."""
         found = {}
         for name, make in self._every(batch, steps):
             try:
                 with torch.inference_mode():
-                    for _ in range(2):  # torch.compile has been seen to compile again on the second
+                    pictures = make()
+                    if "compile" in name:  # it has been seen to compile again on the second
                         make()
-                found[name] = make
+                found[name] = make, pictures
             except Exception as error:  # a peer may fail in ways of its own: it is named and left out
                 said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
                 self.left_out[name] = textwrap.shorten(said.split(". ")[0].removesuffix("."), 160, placeholder=" …")
@@ -246,16 +247,17 @@ def own_times(steps: int, T: int = 1000) -> list[float]:
     return [float(t) for t in reversed(torch.linspace(-1, T - 1, steps=steps + 1).int().tolist())][:-1]
 
 
-def lucidrains(network: Network, batch: int, steps: int) -> Make:
-    """GaussianDiffusion.ddim_sample, unchanged, around the same network: its draws of x_T give ours.
-
-    Its modules import torchvision at the top, for its trainer; sampling needs nothing of it: an empty module stands for it while they are imported.
-    """
+def denoising_diffusion_pytorch() -> Any:
+    """Its module, which imports torchvision at the top to read a folder: an empty module stands for that while it is imported."""
     empty: Any = types.ModuleType("torchvision")
     empty.transforms = empty.utils = empty
     with mock.patch.dict(sys.modules, {} if importlib.util.find_spec("torchvision") else {"torchvision": empty}):
-        theirs: Any = importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+        return importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
 
+
+def lucidrains(network: Network, batch: int, steps: int) -> Make:
+    """GaussianDiffusion.ddim_sample, unchanged, around the same network: its draws of x_T give ours."""
+    theirs = denoising_diffusion_pytorch()
     bundle, labels = network.bundle, network.labels(batch)
     extra = [] if labels is None else [torch.from_numpy(labels)]
 
