@@ -179,8 +179,6 @@ def reference(network: Network, solver: str, calls: int, r: int) -> str:
 def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str, Any]:
     """Time and distances of every setting, and the marks."""
     files = {name: f.sha256 for name, f in network.bundle.files.items()}
-    rounds_of = Rounds(network, quick)
-    done = [kept(f"same-quality-round-{r}", (quick, files), lambda r=r: rounds_of(r)) for r in range(rounds)]
     exact, marks = (
         [
             kept(f"same-quality-{solver}-{r}", (calls, files), lambda s=solver, r=r: reference(network, s, calls, r))
@@ -188,6 +186,8 @@ def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str,
         ]
         for solver in ("ddim", "ddpm")
     )
+    rounds_of = Rounds(network, quick)
+    done = [kept(f"same-quality-round-{r}", (quick, files), lambda r=r: rounds_of(r)) for r in range(rounds)]
     data = emoji()
     net = classifier(data, WORK)
     real = features(net, from_uint8(data.images))
