@@ -1,5 +1,5 @@
 # make demo: train, export, sample, in five minutes.   make test: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.
-# make bench: the benchmarks in a quarter of an hour, into docs/ and README.md; in full, hours: make bench QUICK=
+# make bench: the benchmarks in a quarter of an hour (the first time in half), into docs/ and README.md; in full, an hour and a half: make bench QUICK=
 VENV ?= .venv
 PYTHON ?= python3
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

@@ -118,16 +118,17 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Seconds a call of every side in every round; the order turns by one from round to round.
 
-    settle: one call before those that are timed, so that a side is not charged for the threads and caches of the side before it.
+    settle: one call before those that are timed, so that a side is not charged for the threads and caches of the side before it; after the first
+    round not where a call takes more than a second, of which they are too little to matter.
     """
     spent: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     with torch.inference_mode():
-        for name in names:
+        for name in () if settle else names:
             sides[name]()
         for r in range(rounds):
             for name in names[r % len(names) :] + names[: r % len(names)]:
-                if settle:
+                if settle and not (r and spent[name][-1] > 1):
                     sides[name]()
                 begun = time.perf_counter()
                 for _ in range(calls):

@@ -59,7 +59,15 @@ def machine() -> str:
     """The processor and the versions that a time depends on."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    widest = "AVX-512" if "avx512f" in cpuinfo else "AVX2" if "avx2" in cpuinfo else "no AVX"
+    widest = (
+        "AVX-512 and AMX"
+        if "amx_tile" in cpuinfo
+        else "AVX-512"
+        if "avx512f" in cpuinfo
+        else "AVX2"
+        if "avx2" in cpuinfo
+        else "no AVX"
+    )
     return (
         f"{cpu[1].strip() if cpu else platform.machine()}, {os.cpu_count()} cores, {widest}; "
         f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {ort.__version__}"
@@ -97,10 +105,20 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def busy() -> str:
-    """A sentence where other processes use the machine, which the reader should know."""
-    load = os.getloadavg()[0]
+    """A sentence where other processes use the machine now, which the reader should know."""
+
+    def spent() -> tuple[int, int]:  # by all processors since they were started, in all and idle
+        ticks = [int(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(ticks), ticks[3] + ticks[4]
+
+    if not Path("/proc/stat").exists():
+        return ""
+    before = spent()
+    time.sleep(2)
+    total, idle = (after - first for after, first in zip(spent(), before, strict=True))
+    share = 1 - idle / max(1, total)
     return (
-        f" Other work was running on the machine (load {load:.1f} before): see the ratios rather than the times."
-        if load > 0.7
+        f" Other work took {share:.0%} of the machine before: see the ratios rather than the times."
+        if share > 0.1
         else ""
     )

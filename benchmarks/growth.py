@@ -404,7 +404,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     quick, load = given.quick, busy()
-    rounds = 3 if quick else 9
+    rounds = 3 if quick else 7
     batches = (1, 2, 4, 8, 16, 32) if quick else (1, 2, 4, 8, 16, 32, 64)
     sizes, steps = (16, 32, 64, 128), (1, 2, 5, 10, 20) if quick else (1, 2, 5, 10, 20, 50, 100)
     threads = [t for t in (1, 2, 4, 8) if t <= (os.cpu_count() or 1)][:2]

@@ -5,7 +5,7 @@
 For each network and batch every system makes the pictures of the same x_T with DDIM; they are compared with ours before anything is timed.
 In each round every system runs once, after a call that is not counted; which is first changes from round to round. A ratio is taken within
 a round, and the median over the rounds is reported. Each cell is kept in out/benchmarks, so a run that was stopped goes on. --write
-refreshes docs/benchmarks.md, its plot, and the README. Needs the extra bench. An hour on two cores, --quick five minutes.
+refreshes docs/benchmarks.md, its plot, and the README. Needs the extra bench. Half an hour on two cores, --quick five minutes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,29 @@ from systems import EAGER, REFERENCE, Network, Systems, cifar10, emoji32, large
 from runtime.bench_plot import plain
 from runtime.progress import Progress
 
-NETWORKS: Mapping[str, tuple[Callable[[], Network], int]] = {
-    "emoji32": (emoji32, 10),
-    "cifar10": (cifar10, 5),
-    "unet64": (large, 5),
+NETWORKS: Mapping[str, tuple[Callable[[], Network], int, int, tuple[str, ...]]] = {
+    "emoji32": (emoji32, 10, 5, ("default", "max-autotune")),
+    "cifar10": (cifar10, 5, 3, ("default",)),
+    "unet64": (large, 5, 3, ("default",)),
 }
-"""How a network is had, and with how many steps it is sampled here."""
+"""How a network is had, with how many steps it is sampled here, in how many rounds, and the modes of torch.compile, which takes minutes
+for a large one."""
 SAME = 2e-3
 """The most that pictures of float32 systems may be apart, largest difference, in a range of 2: rounding, where c_out multiplies it."""
 HALF = ("bf16", "int8")
 COLORS = {"unnoise": "#0072b2", "diffusers": "#d55e00", "denoising": "#cc79a7", "raw": "#777777"}
 
 
-def measure(network: Network, steps: int, batch: int, rounds: int, compiled: bool) -> dict[str, Any]:
+def measure(network: Network, steps: int, batch: int, rounds: int, modes: Sequence[str]) -> dict[str, Any]:
     """One cell: every system's seconds in each round, and how far its pictures are from ours."""
-    systems = Systems(network, compiled)
-    makes = systems.all(batch, steps)
-    apart = {name: difference(make(), systems.expected(name, batch, steps)) for name, make in makes.items()}
+    systems = Systems(network, modes)
+    every = systems.all(batch, steps)
+    apart = {name: difference(made, systems.expected(name, batch, steps)) for name, (_, made) in every.items()}
     for name, (largest, _) in apart.items():
         if largest > SAME and not any(p in name for p in HALF):
             systems.left_out[name] = f"its pictures are others: {largest:.1e} apart"
             print(f"left out: {name}: {systems.left_out[name]}")
-    sides = {name: make for name, make in makes.items() if name not in systems.left_out}
+    sides = {name: make for name, (make, _) in every.items() if name not in systems.left_out}
     with Progress(f"{network.name}, batch {batch}", rounds) as bar:
         spent = alternate(sides, 1, rounds, bar, settle=True)
     return {"spent": spent, "apart": apart, "left_out": systems.left_out, "parameters": network.parameters}
@@ -159,30 +160,32 @@ def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="3 rounds, small batches, torch.compile on the smallest network alone"
+        "--quick", action="store_true", help="small batches, torch.compile on the smallest network alone"
     )
-    parser.add_argument("--rounds", type=int, help="[9; 3 with --quick]")
+    parser.add_argument("--rounds", type=int, help="[5 of the shipped network, 3 of the large ones]")
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="[all]")
     parser.add_argument("--batch", type=int, action="append", help="[1, 4, 16; fewer with --quick]")
     parser.add_argument(
         "--write", action="store_true", help="refresh docs/benchmarks.md, docs/same-work.png and README.md"
     )
     given = parser.parse_args()
-    rounds, load = given.rounds or (3 if given.quick else 9), busy()
+    load = busy()
     found: dict[str, dict[int, Any]] = {}
     steps = {}
     for key in given.network or NETWORKS:
-        opened, count = NETWORKS[key]
+        opened, count, usual, modes = NETWORKS[key]
+        rounds = given.rounds or usual
         network = opened()
         steps[network.name] = count
-        compiled = not given.quick or key == "emoji32"
+        if given.quick:
+            modes = modes[:1] if key == "emoji32" else ()
         batches = given.batch or ((1, 4, 16) if not given.quick else (1, 4) if key == "emoji32" else (1,))
         files = {name: file.sha256 for name, file in network.bundle.files.items()}
         found[network.name] = {
             b: kept(
                 f"same-work-{key}-{b}",
-                (rounds, count, compiled, files),
-                lambda n=network, c=count, b=b, k=compiled: measure(n, c, b, rounds, k),
+                (rounds, count, modes, files),
+                lambda n=network, c=count, b=b, r=rounds, k=modes: measure(n, c, b, r, k),
             )
             for b in batches
         }
@@ -194,7 +197,8 @@ def main() -> None:
     }
     source = (
         f"Measured by `benchmarks/same_work.py` on {machine()}; diffusers, torch and OpenVINO as in constraints.txt; "
-        f"medians of {rounds} alternating rounds.{load}" + "".join(f" Left out: {what}." for what in sorted(left))
+        f"medians of {given.rounds or '3 to 5'} alternating rounds.{load}"
+        + "".join(f" Left out: {what}." for what in sorted(left))
     )
     parts = [f"{name}, DDIM, {steps[name]} steps:\n\n{table(cells)}" for name, cells in found.items()]
     brief = short(found, steps)

@@ -13,9 +13,10 @@ import itertools
 import logging
 import sys
 import tempfile
+import textwrap
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,24 +107,26 @@ def large() -> Network:
 
 
 class Systems:
-    """Every system on one network, opened on first use. `left_out` says why one is not there."""
+    """Every system on one network, opened on first use; modes: of torch.compile, each a system. `left_out` says why one is not there."""
 
-    def __init__(self, network: Network, compiled: bool = True) -> None:
-        self.network, self.bundle, self.compiled = network, network.bundle, compiled
+    def __init__(self, network: Network, modes: Sequence[str] = ("default",)) -> None:
+        self.network, self.bundle, self.modes = network, network.bundle, modes
         self.left_out: dict[str, str] = {}
         self._samplers: dict[str, Sampler] = {}
 
-    def all(self, batch: int, steps: int) -> dict[str, Make]:
-        """What makes a batch of pictures, by the system's name; what fails on its first picture is left out."""
+    def all(self, batch: int, steps: int) -> dict[str, tuple[Make, Float32]]:
+        """What makes a batch of pictures, and its first, by the system's name; what fails on them is left out."""
         found = {}
         for name, make in self._every(batch, steps):
             try:
                 with torch.inference_mode():
-                    for _ in range(2):  # torch.compile has been seen to compile again on the second
+                    pictures = make()
+                    if "compile" in name:  # it has been seen to compile again on the second
                         make()
-                found[name] = make
+                found[name] = make, pictures
             except Exception as error:  # a peer may fail in ways of its own: it is named and left out
-                self.left_out[name] = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+                said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                self.left_out[name] = textwrap.shorten(said.split(". ")[0].removesuffix("."), 160, placeholder=" …")
                 print(f"left out: {name}: {self.left_out[name]}", file=sys.stderr)
         return found
 
@@ -132,31 +135,25 @@ class Systems:
         for backend, precisions in OURS.items():
             for precision in precisions:
                 yield f"unnoise, {backend} {precision}", lambda b=backend, p=precision: self.ours(batch, steps, b, p)
-        yield EAGER, self.lazily(lambda: diffusers_loop(n, self.asked(n.module), batch, steps))
+        yield EAGER, self.lazily(lambda: diffusers_loop(n, n.module, batch, steps))
         last = torch.channels_last
         yield (
             "diffusers, channels_last",
-            self.lazily(
-                lambda: diffusers_loop(n, self.asked(_copy(n.module).to(memory_format=last)), batch, steps, last)
-            ),
+            self.lazily(lambda: diffusers_loop(n, copy.deepcopy(n.module).to(memory_format=last), batch, steps, last)),
         )
-        if self.compiled:
+        for mode in self.modes:
             yield (
-                "diffusers, torch.compile",
-                self.lazily(lambda: diffusers_loop(n, self.asked(_compiled(n.module)), batch, steps)),
+                "diffusers, torch.compile" + (f" ({mode})" if mode != "default" else ""),
+                self.lazily(lambda mode=mode: diffusers_loop(n, _compiled(n.module, mode), batch, steps)),
             )
         yield (
             "diffusers, bf16 autocast",
-            self.lazily(lambda: diffusers_loop(n, self.asked(n.module), batch, steps, autocast=True)),
+            self.lazily(lambda: diffusers_loop(n, _learning(n.module), batch, steps, autocast=True)),
         )
         yield "denoising-diffusion-pytorch", self.lazily(lambda: lucidrains(n, batch, steps))
         yield "raw ONNX Runtime, fp32", self.lazily(lambda: raw_loop(n, raw_onnxruntime(n), batch, steps))
         yield "raw OpenVINO, fp32", self.lazily(lambda: raw_loop(n, raw_openvino(n, batch, "f32"), batch, steps))
         yield "raw OpenVINO, bf16", self.lazily(lambda: raw_loop(n, raw_openvino(n, batch, "bf16"), batch, steps))
-
-    @staticmethod
-    def asked(module: Any) -> Any:
-        return module
 
     @staticmethod
     def lazily(opened: Callable[[], Make]) -> Make:
@@ -185,14 +182,15 @@ class Systems:
         return self.ours(batch, steps, "onnxruntime", "fp32")
 
 
-def _copy(module: torch.nn.Module) -> torch.nn.Module:
-    return copy.deepcopy(module)
+def _learning(module: torch.nn.Module) -> torch.nn.Module:
+    """Its parameters as training leaves them: autocast keeps what it cast of those that ask for gradients only, and casts others in each call."""
+    return copy.deepcopy(module).requires_grad_(True)
 
 
-def _compiled(module: torch.nn.Module) -> Any:
-    """Compiled for the shapes that it meets; max-autotune was no faster here than the default mode."""
+def _compiled(module: torch.nn.Module, mode: str) -> Any:
+    """Compiled for the shapes that it meets."""
     torch._dynamo.reset()
-    return torch.compile(_copy(module), dynamic=False)
+    return torch.compile(copy.deepcopy(module), dynamic=False, mode=mode)
 
 
 def scheduler(bundle: Bundle, kind: str = "ddim", steps: int = 10) -> Any:
@@ -249,16 +247,17 @@ def own_times(steps: int, T: int = 1000) -> list[float]:
     return [float(t) for t in reversed(torch.linspace(-1, T - 1, steps=steps + 1).int().tolist())][:-1]
 
 
-def lucidrains(network: Network, batch: int, steps: int) -> Make:
-    """GaussianDiffusion.ddim_sample, unchanged, around the same network: its draws of x_T give ours.
-
-    Its modules import torchvision at the top, for its trainer; sampling needs nothing of it: an empty module stands for it while they are imported.
-    """
+def denoising_diffusion_pytorch() -> Any:
+    """Its module, which imports torchvision at the top to read a folder: an empty module stands for that while it is imported."""
     empty: Any = types.ModuleType("torchvision")
     empty.transforms = empty.utils = empty
     with mock.patch.dict(sys.modules, {} if importlib.util.find_spec("torchvision") else {"torchvision": empty}):
-        theirs: Any = importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+        return importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
 
+
+def lucidrains(network: Network, batch: int, steps: int) -> Make:
+    """GaussianDiffusion.ddim_sample, unchanged, around the same network: its draws of x_T give ours."""
+    theirs = denoising_diffusion_pytorch()
     bundle, labels = network.bundle, network.labels(batch)
     extra = [] if labels is None else [torch.from_numpy(labels)]
 

@@ -11,9 +11,6 @@ clipping and optimizer on tensors that are there already: what is beyond it is o
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from unittest import mock
 import numpy as np
 import torch
 from figures import ROUNDS, fill, machine, ratio
+from systems import denoising_diffusion_pytorch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -123,7 +121,7 @@ def lucidrains_step(config: Config, source: data.Pictures, flops: int) -> tuple[
 
     Its pictures are taken from memory, in this process, in place of its folder; it draws no bar.
     """
-    theirs = _lucidrains()
+    theirs = denoising_diffusion_pytorch()
     network, found = _same_cost(lambda width: theirs.Unet(width, dim_mults=(1, 2, 4)), 2, source, flops)
     diffusion = theirs.GaussianDiffusion(network, image_size=source.sample_shape[1], auto_normalize=False)
     theirs.Dataset, theirs.cpu_count = lambda *_, **__: Picturewise(source.images), lambda: 0
@@ -137,14 +135,6 @@ def lucidrains_step(config: Config, source: data.Pictures, flops: int) -> tuple[
         trainer.train()
 
     return step, found
-
-
-def _lucidrains() -> Any:
-    """Its module, which imports torchvision at the top to read a folder: an empty module stands for it while it is imported."""
-    empty: Any = types.ModuleType("torchvision")
-    empty.transforms = empty.utils = empty
-    with mock.patch.dict(sys.modules, {} if importlib.util.find_spec("torchvision") else {"torchvision": empty}):
-        return importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
 
 
 def _same_cost(make: Callable[[int], nn.Module], apart: int, source: data.Pictures, flops: int) -> tuple[Any, int]:
