@@ -59,15 +59,8 @@ def machine() -> str:
     """The processor and the versions that a time depends on."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    widest = (
-        "AVX-512 and AMX"
-        if "amx_tile" in cpuinfo
-        else "AVX-512"
-        if "avx512f" in cpuinfo
-        else "AVX2"
-        if "avx2" in cpuinfo
-        else "no AVX"
-    )
+    units = {"amx_tile": "AVX-512 and AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
+    widest = next((name for flag, name in units.items() if flag in cpuinfo), "no AVX")
     return (
         f"{cpu[1].strip() if cpu else platform.machine()}, {os.cpu_count()} cores, {widest}; "
         f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {ort.__version__}"

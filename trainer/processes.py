@@ -107,11 +107,10 @@ def join(device: str) -> Processes:
         raise RequestError(
             "DeepSpeed is not supported. Launch without it; --use_fsdp --fsdp_version 2 saves as much memory."
         )
-    plugin = sharding.asked()
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return Processes(0, 1, torch.device("cuda" if cuda else "cpu"))
     try:
+        plugin = sharding.asked()
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return Processes(0, 1, torch.device("cuda" if cuda else "cpu"))
         from accelerate import PartialState
     except ImportError as error:
         raise RequestError("training in many processes needs accelerate: pip install 'unnoise[train]'.") from error

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from runtime.errors import RequestError
 
@@ -32,17 +31,15 @@ SUPPORTED = {
 
 def asked() -> Any:
     """accelerate's plugin, which reads the environment that its launcher sets, or None where FSDP is not asked for. Raises RequestError for
-    what is not supported."""
+    what is not supported, and ImportError without accelerate."""
     if not flag("ACCELERATE_USE_FSDP"):
         return None
     for name, (values, remedy) in SUPPORTED.items():
         found = os.environ.get(name, "1" if name == "FSDP_VERSION" else "")
         if found.lower() not in values:
             raise RequestError(f"{name} is {found!r}, which is not supported: {remedy}.")
-    try:
-        from accelerate import FullyShardedDataParallelPlugin
-    except ImportError as error:
-        raise RequestError("training in many processes needs accelerate: pip install 'unnoise[train]'.") from error
+    from accelerate import FullyShardedDataParallelPlugin
+
     return FullyShardedDataParallelPlugin()
 
 
@@ -74,18 +71,25 @@ def hollow(network: nn.Module) -> nn.Module:
     return found
 
 
-def whole(tensor: Tensor) -> Tensor:
+def is_split(tensor: Any) -> bool:
+    """Whether it is a DTensor: known by what it can do, since where nothing is split their module need not be imported, which takes long."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
     """The tensor with the rows of all processes; every process calls this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_split(tensor) else tensor
 
 
-def own(tensor: Tensor) -> Tensor:
+def own(tensor: Any) -> Tensor:
     """The rows that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_split(tensor) else tensor
 
 
-def as_held(tensor: Tensor, of: Tensor) -> Tensor:
+def as_held(tensor: Tensor, of: Any) -> Tensor:
     """A whole tensor, which every process has, split as `of` is."""
-    if not isinstance(of, DTensor):
+    if not is_split(of):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(of.device), of.device_mesh, of.placements, src_data_rank=None)

@@ -109,7 +109,19 @@ def test_accumulation_has_the_loss_curve_of_a_whole_batch() -> None:
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
 
-def killed_worker(process: subprocess.Popen, log: Path) -> None:
+def killed(process: subprocess.Popen, run: Path) -> str:
+    """What it says once one of its workers was killed."""
+    try:
+        kill_a_worker(process, run / "log.csv")
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "another process of this run is gone" in out
+    return out
+
+
+def kill_a_worker(process: subprocess.Popen, log: Path) -> None:
     """Kill one of the two workers once there are rows in the log."""
     deadline = time.monotonic() + 90
     while not (log.exists() and len(read(log)) >= 8):
@@ -125,14 +137,7 @@ def killed_worker(process: subprocess.Popen, log: Path) -> None:
 def test_a_killed_process_ends_the_run_with_a_message_and_the_same_command_goes_on(
     root: Path, tmp_path: Path, two: Path
 ) -> None:
-    process = launched(root, tmp_path, CONFIG)
-    try:
-        killed_worker(process, tmp_path / "digits" / "log.csv")
-        out, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode != 0
-    assert "another process of this run is gone" in out
+    out = killed(launched(root, tmp_path, CONFIG), tmp_path / "digits")
     assert "The same command again goes on from the last checkpoint" in out
     out = finished(launched(root, tmp_path, CONFIG))
     assert "going on after step" in out
@@ -185,14 +190,7 @@ def test_split_parameters_have_the_loss_curve_of_one_process_and_its_checkpoint(
 
 
 def test_a_split_run_that_is_killed_goes_on_to_the_same_bytes(root: Path, tmp_path: Path, split: Path) -> None:
-    process = launched(root, tmp_path, SPLIT, **FSDP)
-    try:
-        killed_worker(process, tmp_path / "digits" / "log.csv")
-        out, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode != 0
-    assert "another process of this run is gone" in out
+    killed(launched(root, tmp_path, SPLIT, **FSDP), tmp_path / "digits")
     out = finished(launched(root, tmp_path, SPLIT, **FSDP))
     assert "going on after step" in out
     assert "written elsewhere" not in out
