@@ -19,6 +19,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from torch import Tensor, nn
 
 from runtime.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
+from trainer.start import NETWORK
 
 from .dims import Dims
 from .errors import ExportError
@@ -27,8 +28,6 @@ from .model import Model
 OPSET = 20
 """From 21 on, GroupNorm becomes an op that ONNX Runtime's CPU kernels lack."""
 WEIGHTS = "weights.bin"
-NETWORK = "network."
-"""Before the names of the module's parameters, in the graphs."""
 STEP = "step"
 """The first part of a node's name outside the network."""
 INLINE = 1024

@@ -15,8 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from trainer.start import NETWORK
+
 from .dims import Dims
-from .graph import NETWORK, copy_of, drop_unused
+from .graph import copy_of, drop_unused
 
 # fmt: off
 HALF = frozenset((

@@ -25,6 +25,7 @@ from runtime.progress import Progress, clock
 
 from . import checkpoint as checkpoints
 from . import data
+from .checkpoint import Checkpoint
 from .config import Config
 from .evaluate import Judge
 from .log import BUCKET_COLUMNS, Log
@@ -32,6 +33,7 @@ from .networks import cost, peak_flops
 from .options import add_arguments, from_arguments
 from .processes import Processes, join, leave
 from .runs import note_start, open_run
+from .start import fitting, start_of
 from .step import Trainer
 from .streams import Stream, too_many, too_many_error
 
@@ -76,10 +78,13 @@ class Run:
         self.config, self.folder, self.processes = config, folder, processes
         self.source = data.load(config)
         self.trainer = Trainer(config, self.source, processes)
+        checkpoint = checkpoints.newest(folder / "checkpoints")
+        if checkpoint is None:
+            start(self.trainer)  # before anything is written: it may be refused
         if processes.main:
             open_run(folder, config, self.source)
         processes.wait()  # until config.json is there, or this process is alone because it was refused
-        self.written = self._resume()
+        self.written = self._resume(checkpoint)
         self.cost = cost(config, self.source.sample_shape, self.trainer.num_classes)
         self.peak = peak_flops(self.trainer.device, self.trainer.precision)
         if processes.main:
@@ -89,10 +94,9 @@ class Run:
         self.judge: Judge | None = None
         self.starved = False
 
-    def _resume(self) -> int:
+    def _resume(self, checkpoint: Checkpoint | None) -> int:
         """Take over the newest checkpoint, if there is one, and say which step it is of; -1 for none."""
         trainer = self.trainer
-        checkpoint = checkpoints.newest(self.folder / "checkpoints")
         if checkpoint is None:
             return -1
         trainer.resume(checkpoint)
@@ -239,6 +243,18 @@ class Run:
             self.written = trainer.step
 
 
+def start(trainer: Trainer) -> None:
+    """Where the config says so, begin with the weights of another run or a bundle, and say what begins anew."""
+    if not trainer.config.start:
+        return
+    place = Path(trainer.config.start)
+    found = fitting(start_of(place), trainer.weights, place)
+    trainer.start_from(found)
+    if trainer.processes.main:
+        anew = "" if len(found) == len(trainer.weights) else ", but for the labels, which are others"
+        print(f"starting from the weights of {place}{anew}")
+
+
 def describe(config: Config, trainer: Trainer, cost: Any) -> None:
     source, processes = trainer.source, trainer.processes
     print(to_json(config.to_json()), end="")
@@ -255,6 +271,7 @@ def dry_run(config: Config) -> None:
     """Everything but the training: load the data, make the network, take three steps, say how long the whole would take; write nothing."""
     source = data.load(config)
     trainer = Trainer(config, source)
+    start(trainer)
     describe(config, trainer, cost(config, source.sample_shape, trainer.num_classes))
     trainer.train_step()
     begun = time.perf_counter()

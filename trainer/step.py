@@ -275,6 +275,13 @@ class Trainer:
         """Indices of the pictures that could not be read, in any process."""
         return set().union(*self.processes.gather(self.bad))
 
+    def start_from(self, found: Tensors) -> None:
+        """Take these weights, by name, in place of random ones, and as what every average begins with. The others stay as they are."""
+        with torch.no_grad():
+            for mine in (self.weights, *self.averages.of.values()):
+                for name, tensor in found.items():
+                    mine[name].copy_(as_held(tensor, mine[name]))
+
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint. Raises CheckpointError where its tensors are not this network's."""
         pairs = [(self.weights, checkpoint.weights), (self.ema, checkpoint.ema)]
