@@ -33,7 +33,7 @@ from .networks import cost, peak_flops
 from .options import add_arguments, from_arguments
 from .processes import Processes, join, leave
 from .runs import note_start, open_run
-from .start import fitting, start_of
+from .start import digest, fitting, start_of
 from .step import Trainer
 from .streams import Stream, too_many, too_many_error
 
@@ -78,9 +78,10 @@ class Run:
         self.config, self.folder, self.processes = config, folder, processes
         self.source = data.load(config)
         self.trainer = Trainer(config, self.source, processes)
+        self.started: dict[str, str] = {}
         checkpoint = checkpoints.newest(folder / "checkpoints")
         if checkpoint is None:
-            start(self.trainer)  # before anything is written: it may be refused
+            self.started = start(self.trainer)  # before anything is written: it may be refused
         if processes.main:
             open_run(folder, config, self.source)
         processes.wait()  # until config.json is there, or this process is alone because it was refused
@@ -113,7 +114,7 @@ class Run:
 
     def _open_log(self) -> Log:
         spent = {"parameters": self.cost.parameters, "flops": self.cost.flops, "peak_flops": self.peak}
-        note_start(self.folder, self.trainer.step, self.trainer.environment, spent)
+        note_start(self.folder, self.trainer.step, self.trainer.environment, spent | self.started)
         return Log(self.folder, self.trainer.step, self.config.to_json())
 
     def train(self, stop: Callable[[], bool]) -> bool:
@@ -243,16 +244,20 @@ class Run:
             self.written = trainer.step
 
 
-def start(trainer: Trainer) -> None:
-    """Where the config says so, begin with the weights of another run or a bundle, and say what begins anew."""
+def start(trainer: Trainer) -> dict[str, str]:
+    """Where the config says so, begin with the weights of another run or a bundle, and say what begins anew.
+
+    Returns what tells these weights from others under the same path, for starts.json.
+    """
     if not trainer.config.start:
-        return
+        return {}
     place = Path(trainer.config.start)
     found = fitting(start_of(place), trainer.weights, place)
     trainer.start_from(found)
     if trainer.processes.main:
         anew = "" if len(found) == len(trainer.weights) else ", but for the labels, which are others"
         print(f"starting from the weights of {place}{anew}")
+    return {"start_sha256": digest(found)}
 
 
 def describe(config: Config, trainer: Trainer, cost: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def weights_of(bundle: Bundle) -> dict[str, np.ndarray]:
             array = onnx.numpy_helper.to_array(tensor)
         found[tensor.name] = array.reshape(tuple(tensor.dims)).copy()
     return found
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """sha256 over the weights' bytes, in the order of their names."""
+    found = hashlib.sha256()
+    for _, weight in sorted(weights.items()):
+        found.update(weight.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def fitting(found: dict[str, Tensor], wanted: dict[str, Tensor], place: Path) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ import torch
 from export.errors import ExportError
 from export.from_bundle import from_bundle
 from export.model import from_run
+from trainer.checkpoint import newest
+from trainer.start import digest, fitting, start_of
 
 
 def test_a_bundle_gives_back_the_network_it_was_made_from(tiny_run: Path, tiny_bundle: Path) -> None:
@@ -17,6 +19,12 @@ def test_a_bundle_gives_back_the_network_it_was_made_from(tiny_run: Path, tiny_b
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert (after.labels, after.defaults, after.prediction) == (before.labels, before.defaults, before.prediction)
     assert after.schedule.to_json() == before.schedule.to_json()
+
+
+def test_a_run_may_begin_with_a_bundles_weights(tiny_run: Path, tiny_bundle: Path) -> None:
+    expected = newest(tiny_run / "checkpoints").ema
+    found = fitting(start_of(tiny_bundle), expected, tiny_bundle)
+    assert digest(found) == digest(expected)
 
 
 def test_a_bundle_from_elsewhere_is_refused(edited) -> None:

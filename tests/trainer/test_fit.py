@@ -27,6 +27,7 @@ from trainer.fit import fit, main
 from trainer.forward import ForwardProcess
 from trainer.loader import batch_indices
 from trainer.log import TIME_COLUMNS
+from trainer.start import fitting
 from trainer.step import Trainer, learning_rate
 
 TINY = Config(
@@ -135,6 +136,50 @@ def test_a_run_leaves_its_config_beside_what_it_made(whole: Path) -> None:
 
 def test_only_the_newest_checkpoints_are_kept(whole: Path) -> None:
     assert checkpoint_names(whole) == ["step-00000015", "step-00000020"]
+
+
+# --- started from another run
+
+
+def test_a_run_may_begin_with_the_averaged_weights_of_another(whole: Path, tmp_path: Path) -> None:
+    config = replace(TINY, start=str(whole), steps=10, learning_rate=1e-12)
+    assert fit(config, tmp_path)
+    begun = checkpoints.newest(whole / "checkpoints").ema
+    ended = checkpoints.newest(tmp_path / "digits" / "checkpoints")
+    for found in (ended.weights, ended.ema):
+        for name, weight in begun.items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-6, msg=name)
+    record = from_json((tmp_path / "digits" / "starts.json").read_bytes())
+    assert len(record[0]["start_sha256"]) == 64
+
+
+def test_a_run_goes_on_when_what_it_began_with_is_gone(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(shutil.copytree(whole, tmp_path / "place"))
+    config = replace(TINY, start=str(place))
+    assert fit(config, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7)
+        assert not fit(config, tmp_path / "stopped")
+    shutil.rmtree(place)
+    assert fit(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped" / "digits", tmp_path / "unbroken" / "digits")
+
+
+def test_labels_begin_anew_where_the_classes_are_others(whole: Path) -> None:
+    found = checkpoints.newest(whole / "checkpoints").ema
+    wanted = {**found, "label.weight": found["label.weight"][:4]}
+    taken = fitting(found, wanted, whole)
+    assert wanted.keys() - taken.keys() == {"label.weight"}
+
+
+def test_another_network_is_refused_before_anything_is_written(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has another network: its .* is \(32, 8\) and not \(64, 16\)"):
+        fit(replace(TINY, start=str(whole), channels=(16, 16)), tmp_path)
+    with pytest.raises(CheckpointError, match="nothing to start from"):
+        fit(replace(TINY, start=str(tmp_path / "nowhere")), tmp_path)
+    assert not files(tmp_path)
 
 
 # --- the promise
