@@ -27,6 +27,7 @@ from solvers import GRIDS, REFERENCE, SOLVERS, figure, shown
 from torch import nn
 
 from runtime import Sampler
+from runtime.bundle import Bundle
 from runtime.files import from_json, replacing, to_json, write_text
 from runtime.pictures import from_uint8, save, tile, to_uint8
 from runtime.progress import track
@@ -197,6 +198,19 @@ def verdicts(found: dict[Run, NDArray[np.float64]]) -> str:
     return "\n".join(lines)
 
 
+def record(bundle: Bundle) -> str:
+    """What the tuned solvers' own record in bundle.json says: errors on the held-out samples they were judged by when they were fitted."""
+    lines = ["| calls | tuned | guidance 1 | guided | the best untuned with as many calls |", "|---" * 5 + "|"]
+    for K, program in sorted(bundle.tuned.items()):
+        held, untuned = program.made["errors"]["held_out"], program.made["untuned"]
+        apart = [figure(found["rms"]) for _, found in sorted(held["guidance"].items())]
+        solver, _, grid = untuned["name"].partition(" on ")
+        lines.append(
+            f"| {K} | {figure(held['rms'])} | {' | '.join(apart)} | {figure(untuned['held_out']['rms'])}, {shown(solver)} on `{grid}` |"
+        )
+    return "\n".join(lines)
+
+
 class Classifier(nn.Module):
     """x [B, 3, 32, 32] in -1 … 1 → (logits [B, classes], features [B, 64])."""
 
@@ -342,6 +356,7 @@ def main() -> None:
         f"{bundle.defaults.guidance:g} and {given.pictures} pictures, on {machine()}."
     )
     sections = {
+        "record": record(bundle),
         "verdict": verdicts(plain),
         "error": table(plain),
         "guided": f"{verdicts(guided)}\n\n{table(guided)}",
