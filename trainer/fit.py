@@ -153,11 +153,12 @@ class Run:
 
         if due(config.log_every):
             self.log_row(found)
-        if due(config.sample_every):
+        measured = due(config.quality_every, of=config.batch)
+        if measured or due(config.sample_every):
             self.save_grid()
         if config.ema_power and due(config.snapshot_every):
             self.save_snapshots()
-        if due(config.quality_every, of=config.batch):
+        if measured:
             self.measure()
         if due(config.checkpoint_every, at_the_end=False):
             self.save_checkpoint()

@@ -145,6 +145,11 @@ def test_a_run_keeps_its_best_checkpoint(run: Path) -> None:
     assert checkpoints.newest(run / "best") is not None
 
 
+def test_a_measurement_has_its_grid(run: Path) -> None:
+    grids = sorted(path.stem for path in (run / "samples").iterdir())
+    assert grids == [f"step-{int(row['step']):08d}" for row in read(run / "quality.csv")]
+
+
 def test_the_command_says_what_the_run_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run)]) == 0
     told = json.loads(capsys.readouterr().out)
