@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from figures import fill, machine, markdown
+from numpy.typing import NDArray
 
 from export.from_bundle import from_bundle
 from runtime import Sampler
@@ -22,10 +24,12 @@ from trainer.config import Config
 from trainer.data import Pictures, emoji, held_out
 from trainer.evaluate import Judge
 from trainer.forward import ForwardProcess
+from trainer.quality import compare, frechet
 
 SOLVER, STEPS, DRAWS = "unipc", 12, 8
 ROWS = 3
 """Pictures of each label on the sheet."""
+Features = NDArray[np.float32]
 
 
 def unseen() -> Pictures:
@@ -35,9 +39,8 @@ def unseen() -> Pictures:
 
 
 @torch.inference_mode()
-def loss(folder: Path, pictures: Pictures) -> tuple[float, float]:
-    """The mean of the network's squared error over levels that cover the schedule evenly, DRAWS for each picture, and its standard error
-    over pictures; the same noise for every bundle."""
+def losses(folder: Path, pictures: Pictures) -> NDArray[np.float64]:
+    """[N]: the network's mean squared error on each picture, over DRAWS levels, spread evenly within a batch; the same noise for every bundle."""
     model = from_bundle(folder)
     process = ForwardProcess(model.schedule, model.prediction)
     generator = torch.Generator().manual_seed(0)
@@ -52,8 +55,21 @@ def loss(folder: Path, pictures: Pictures) -> tuple[float, float]:
             answer = model.module(process.network_input(process.jump(x0, t, eps), t), process.time[t], label)
             each.append((answer - process.target(x0, t, eps)).square().flatten(1).mean(1))
         errors.append(torch.stack(each).mean(0))
-    found = torch.cat(errors).double()
-    return found.mean().item(), found.std().item() / len(found) ** 0.5
+    return torch.cat(errors).double().numpy()
+
+
+def mean(values: NDArray[np.float64]) -> str:
+    return f"{values.mean():+.4f} ± {values.std(ddof=1) / len(values) ** 0.5:.4f}"
+
+
+def nearer(real: Features, before: Features, after: Features, draws: int = 100) -> str:
+    """By how much the Fréchet distance has changed, and its standard error: over samples drawn with replacement, both bundles' alike (Efron 1979)."""
+    rng, n = np.random.default_rng(0), len(before)
+
+    def change(at: Any = slice(None)) -> float:
+        return frechet(real, after[at]) - frechet(real, before[at])
+
+    return f"{change():+.2f} ± {np.std([change(rng.integers(0, n, n)) for _ in range(draws)]):.2f}"
 
 
 def main() -> None:
@@ -68,24 +84,29 @@ def main() -> None:
     trained = emoji(config.split)
     judge = Judge(config, trained, None, torch.device("cpu"))
     few = dataclasses.replace(trained, images=trained.images[::9], labels=trained.labels[::9])
-    rows = []
+    guidances, rows = (1.0, bundle.defaults.guidance), []
+    apart = {name: [losses(getattr(given, name), p) for p in (few, unseen())] for name in samplers}
+    made: dict[tuple[str, float], Features] = {}
     for name, sampler in samplers.items():
-        losses = [
-            f"{mean:.4f} ± {error:.4f}" for mean, error in (loss(getattr(given, name), p) for p in (few, unseen()))
-        ]
-        for guidance in (1.0, bundle.defaults.guidance):
-            found = judge(
-                lambda n, seed, label, sampler=sampler, guidance=guidance: sampler.pictures(
+        for guidance in guidances:
+
+            def sample(n: int, seed: int, label: Any, sampler: Any = sampler, guidance: float = guidance) -> Any:
+                return sampler.pictures(
                     n, seed=seed, label=label.tolist(), guidance=guidance, solver=SOLVER, steps=STEPS
                 )
-            )
+
+            made[name, guidance] = judge.features_of(sample)
+            found = compare(judge.real, made[name, guidance])
             distances = [f"{found['frechet']:.2f}", *(f"{found[k]:.3f}" for k in ("kernel", "precision", "recall"))]
-            rows.append([name, f"{guidance:g}", *distances, *losses])
+            rows.append([name, f"{guidance:g}", *distances, *(f"{values.mean():.4f}" for values in apart[name])])
             print(rows[-1], flush=True)
+    changes = [nearer(judge.real, made["before", g], made["after", g]) for g in guidances]
+    seen, held = (mean(a - b) for b, a in zip(apart["before"], apart["after"], strict=True))
     head = ["bundle", "guidance", "Fréchet", "kernel", "precision", "recall", "loss, training", "loss, held out"]
     text = (
-        f"{markdown(head, rows)}\n\n{len(judge.labels)} samples against as many training pictures, `{SOLVER}` with {STEPS} steps; the loss on "
-        f"{len(few.images)} training pictures and {len(unseen().images)} held-out ones, {DRAWS} noise levels each. "
+        f"{markdown(head, rows)}\n\nAfter less before: the loss {seen} on {len(few.images)} training pictures and {held} on "
+        f"{len(unseen().images)} held-out ones, {DRAWS} noise levels each; the Fréchet distance {changes[0]} without guidance and {changes[1]} with "
+        f"it, standard errors over samples. {len(judge.labels)} samples against as many training pictures, `{SOLVER}` with {STEPS} steps. "
         f"Measured by `benchmarks/retraining.py` on {machine()}."
     )
     print(text)

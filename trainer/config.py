@@ -125,7 +125,8 @@ class Config:
     sample_solver: str = option("ddim", "solver of the sample grids")
     sample_steps: int = option(20, "steps of the sample grids")
     quality_every: int = option(
-        0, "pictures trained on between grids that are measured for their distance from the data, to the step; 0 for none"
+        0,
+        "pictures trained on between grids that are measured for their distance from the data, to the step; 0 for none",
     )
     quality_samples: int = option(1000, "samples, and pictures, that are compared")
     quality_batch: int = option(64, "samples made at once for that")

@@ -50,12 +50,15 @@ class Judge:
             )
 
     def __call__(self, sample: Sample) -> dict[str, float]:
-        """The samples have the labels of the pictures, and seeds 0, 1, 2, …"""
+        return compare(self.real, self.features_of(sample))
+
+    def features_of(self, sample: Sample) -> NDArray[np.float32]:
+        """Of samples that have the labels of the pictures, and seeds 0, 1, 2, …"""
         size, made = self.config.quality_batch, []
         for i in range(0, len(self.labels), size):
             labels = self.labels[i : i + size]
             made.append(self.features(sample(len(labels), i, labels)))
-        return compare(self.real, np.concatenate(made))
+        return np.concatenate(made)
 
 
 def of_run(run: Path, best: bool, device: str, **changes: Any) -> dict[str, Any]:
