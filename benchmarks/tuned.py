@@ -263,27 +263,35 @@ def detail(x: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.mean((around - 4 * inner) ** 2)))
 
 
-def looks(bench: Bench, found: dict[Run, NDArray[np.float64]], count: int, sheet: Path | None) -> str:
-    """Fréchet distance to the training pictures and fine detail against many calls', at guidance 1; and the pictures themselves, a row each."""
+def looks(
+    bench: Bench, also: Bench | None, found: dict[Run, NDArray[np.float64]], seeds: int, count: int, sheet: Path | None
+) -> str:
+    """Fréchet distance to the training pictures and fine detail against many calls', at guidance 1; and the pictures themselves, a row each.
+
+    also: of the same network, with solvers fitted by another loss.
+    """
     data, bundle = emoji(), bench.sampler.bundle
     net = classifier(data, bench.folder)
     real = from_uint8(data.images)
     shown_real, many = features(net, real), bench.samples("many", count, 1.0, **MANY)
-    rows, strips = [("60 calls", many, None)], [many]
+    rows, strips = [("60 calls", "", many)], [many]
     for K in sorted(bundle.tuned):
-        untuned = best(found, K)
+        untuned, tuned = best(found, K), Run("tuned", "its own", K, K, 1.0)
         assert untuned is not None
-        for run in (Run("tuned", "its own", K, K, 1.0), untuned):
-            name = f"tuned-{K}-{bench.fitted}" if run.solver == "tuned" else f"untuned-{run.solver}-{run.grid}-{K}"
-            x = bench.samples(name.replace(" ", "-"), count, 1.0, **run.settings())
-            rows.append((f"{K}, {shown(run.solver)}", x, run))
+        for by, run in ((bench, tuned), (also, tuned), (bench, untuned)):
+            if by is None or (run == tuned and K not in by.sampler.bundle.tuned):
+                continue
+            name = f"tuned-{K}-{by.fitted}" if run == tuned else f"untuned-{run.solver}-{run.grid}-{K}"
+            x = by.samples(name.replace(" ", "-"), count, 1.0, **run.settings())
+            loss = by.sampler.bundle.tuned[K].made["settings"].get("loss", "pixels")
+            how = f", fitted by {loss}" if run == tuned else f" `{run.grid}`"
+            rows.append((f"{K}, {shown(run.solver)}{how}", figure(rms(by.errors(run, seeds))), x))
             strips.append(x)
-    lines = ["| calls | Fréchet distance | of it beyond many calls' | fine detail left |", "|---" * 4 + "|"]
+    lines = ["| calls | RMS | Fréchet distance | of it beyond many calls' | fine detail left |", "|---" * 5 + "|"]
     floor, sharp = frechet(features(net, many), shown_real), detail(many)
-    for name, x, run in rows:
+    for name, error, x in rows:
         distance = frechet(features(net, x), shown_real)
-        where = f" `{run.grid}`" if run and run.solver != "tuned" else ""
-        lines.append(f"| {name}{where} | {distance:.2f} | {distance - floor:+.2f} | {detail(x) / sharp:.0%} |")
+        lines.append(f"| {name} | {error} | {distance:.2f} | {distance - floor:+.2f} | {detail(x) / sharp:.0%} |")
     if sheet:
         columns = bundle.num_classes
         save(sheet, tile(to_uint8(np.concatenate([x[:columns] for x in strips])), columns), 1200)
@@ -326,6 +334,7 @@ def draw(path: Path, found: dict[Run, NDArray[np.float64]], name: str) -> None:
     axis.set_title(f"{name}: every solver at its best grid, and the tuned ones")
     axis.minorticks_off()
     axis.set_xticks(CALLS, [str(c) for c in CALLS])
+    axis.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5, 1])
     axis.yaxis.set_major_formatter("{x:g}")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
@@ -336,6 +345,9 @@ def draw(path: Path, found: dict[Run, NDArray[np.float64]], name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
+    parser.add_argument(
+        "--also", type=Path, metavar="BUNDLE", help="the same network with solvers fitted by another loss, to compare"
+    )
     parser.add_argument("--seeds", type=int, default=64, help="at guidance 1 [64]")
     parser.add_argument("--guided", type=int, default=16, help="seeds at the bundle's own guidance [16]")
     parser.add_argument("--pictures", type=int, default=256, help="for the Fréchet distance [256]")
@@ -348,7 +360,10 @@ def main() -> None:
     try:
         plain = measure(bench, given.seeds, 1.0)
         guided = measure(bench, given.guided, bundle.defaults.guidance)
-        seen = looks(bench, plain, given.pictures, docs / "tuned-pictures.png" if given.write else None)
+        also = Bench(Sampler.load(given.also, threads=given.threads), given.minutes) if given.also else None
+        seen = looks(
+            bench, also, plain, given.seeds, given.pictures, docs / "tuned-pictures.png" if given.write else None
+        )
     except OutOfTime:
         raise SystemExit("out of time; the same command goes on from here") from None
     source = (

@@ -4,6 +4,9 @@ A tuned solver is some twenty numbers, and its error thousands a sample; so the 
 forward differences: a column walks only the rows that its number changes, which is half of them on average. A few steps of damped Gauss-Newton
 (Levenberg 1944; Marquardt 1963) then do what takes gradient descent hundreds. A few samples' trajectories fork, and would outweigh the
 others: errors count by Cauchy's loss, s²·log(1 + e²/s²), through its weights 1/(1 + e²/s²).
+
+What e is the distance of is one of LOSSES: of the samples themselves; or of these and of how much they vary around each place, so that a blurred
+sample is further away than one whose detail lies elsewhere.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ from .teacher import Samples, Walker
 LEVEL, WEIGHT = 1e-2, 4e-3
 """By how much a log-SNR and a weight are moved for a difference: far above float32's rounding in D."""
 REJECTIONS = 5
+LOSSES = ("pixels", "contrast")
+CONTRAST, FAINT = 2.0, 0.02
+"""contrast: what a difference of local contrast weighs beside one of pixels, and the contrast below which differences fade."""
 ENOUGH = 3e-3
 """A step that lowers the loss by a smaller share of it is the last."""
 
@@ -67,9 +73,9 @@ class Form:
         return program.call, program.update
 
 
-def errors(walker: Walker, table: tuple[Float64, Float64], samples: Samples) -> Float64:
-    """[n]: root mean square distance of each sample from the teacher's."""
-    found = [_residual(walker.walk(*table, part), part) for part in samples.batches()]
+def errors(walker: Walker, table: tuple[Float64, Float64], samples: Samples, loss: str = "pixels") -> Float64:
+    """[n]: root mean square distance of each sample from the teacher's, in what `loss` looks at."""
+    found = [looked_at(walker.walk(*table, part), loss) - looked_at(part.target, loss) for part in samples.batches()]
     return np.sqrt(np.concatenate([(r**2).mean(1) for r in found]))
 
 
@@ -78,8 +84,16 @@ def rms(error: Float64) -> float:
     return float(np.sqrt(np.mean(error**2)))
 
 
-def _residual(x: NDArray[Any], samples: Samples) -> Float64:
-    return (x.astype(np.float64) - samples.target).reshape(len(x), -1)
+def looked_at(x: NDArray[Any], loss: str) -> Float64:
+    """[n, F] of samples [n, *S]: all their numbers; for "contrast" also the standard deviation in every 3×3 window of the last two axes (the
+    contrast of Wang et al. 2004's structural similarity), which says how sharp a sample is and not where."""
+    x = x.astype(np.float64)
+    if loss == "pixels":
+        return x.reshape(len(x), -1)
+    H, W = (side - 2 for side in x.shape[-2:])
+    windows = np.stack([x[..., i : i + H, j : j + W] for i in range(3) for j in range(3)])
+    contrast = np.sqrt(windows.var(0) + FAINT**2)
+    return np.concatenate([x.reshape(len(x), -1), CONTRAST * contrast.reshape(len(x), -1)], 1)
 
 
 @dataclass(frozen=True)
@@ -103,18 +117,18 @@ class Fit:
         return float(np.mean(scale**2 * np.log1p((self.error / scale) ** 2)))
 
 
-def begin(form: Form, walker: Walker, theta: Float64, samples: Samples) -> Fit:
-    return Fit(theta, 1e-2, errors(walker, form.table(theta), samples))
+def begin(form: Form, walker: Walker, theta: Float64, samples: Samples, loss: str) -> Fit:
+    return Fit(theta, 1e-2, errors(walker, form.table(theta), samples, loss))
 
 
-def step(form: Form, walker: Walker, fit: Fit, samples: Samples, scale: float) -> Fit:
+def step(form: Form, walker: Walker, fit: Fit, samples: Samples, scale: float, loss: str) -> Fit:
     """One step of damped Gauss-Newton that lowers the loss; the same theta, ended, where none was found."""
-    H, gradient = _normal_equations(form, walker, fit.theta, samples, scale)
+    H, gradient = _normal_equations(form, walker, fit.theta, samples, scale, loss)
     damping = fit.damping
     for _ in range(REJECTIONS):
         theta = fit.theta - np.linalg.solve(H + damping * np.diag(np.diag(H)) + 1e-9 * np.eye(len(H)), gradient)
         try:
-            found = Fit(theta, max(damping / 5, 1e-5), errors(walker, form.table(theta), samples))
+            found = Fit(theta, max(damping / 5, 1e-5), errors(walker, form.table(theta), samples, loss))
         except RequestError:  # levels that cross
             found = None
         if found and found.loss(scale) < fit.loss(scale):
@@ -125,7 +139,7 @@ def step(form: Form, walker: Walker, fit: Fit, samples: Samples, scale: float) -
 
 
 def _normal_equations(
-    form: Form, walker: Walker, theta: Float64, samples: Samples, scale: float
+    form: Form, walker: Walker, theta: Float64, samples: Samples, scale: float, loss: str
 ) -> tuple[Float64, Float64]:
     """(JᵀWJ, JᵀWr) of the residuals r at theta, W Cauchy's weights; means over samples and what they consist of."""
     base, P = form.table(theta), len(theta)
@@ -134,17 +148,17 @@ def _normal_equations(
     for part in samples.batches():
         rows: list[tuple[Any, Any]] = []
         x = walker.walk(*base, part, seen=lambda state, denoised, rows=rows: rows.append((state, denoised)))
-        J = np.empty((P, *x.shape), np.float32)
+        looks = looked_at(x, loss)
+        J = np.empty((P, *looks.shape), np.float32)
         for p, table in enumerate(moved):
             k = _first_moved(base, table)
             state, denoised = rows[k]
             asked = None if (table[0][k] != base[0][k]).any() else denoised
-            J[p] = (walker.walk(*table, part, before=(k, state, asked)) - x) / np.float32(form.steps[p])
-        r = _residual(x, part)
+            J[p] = (looked_at(walker.walk(*table, part, before=(k, state, asked)), loss) - looks) / form.steps[p]
+        r = looks - looked_at(part.target, loss)
         w = 1 / (1 + (r**2).mean(1) / scale**2) / r.shape[1]
-        flat = J.reshape(P, len(x), -1)
         for i in range(len(x)):
-            columns = flat[:, i].astype(np.float64)
+            columns = J[:, i].astype(np.float64)
             H += w[i] * columns @ columns.T
             gradient += w[i] * columns @ r[i]
     return H / len(samples), gradient / len(samples)

@@ -24,6 +24,7 @@ from runtime.tuned import Tuned
 from .build import listed
 from .check import torch_network
 from .errors import ExportError
+from .fitting import LOSSES
 from .report import card
 from .sources import add_options, named
 from .teacher import network_of, probe, same
@@ -120,6 +121,12 @@ def main(arguments: list[str] | None = None) -> int:
             help=f"{text} [{getattr(Settings(), name)}]",
         )
     add(
+        "--loss",
+        choices=LOSSES,
+        default=LOSSES[0],
+        help="contrast also holds sharpness, at the price of distance [pixels]",
+    )
+    add(
         "--work",
         type=Path,
         default=WORK,
@@ -139,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
             bundle,
             given.calls,
             network,
-            Settings(**{name: getattr(given, name) for name in SETTINGS}),
+            Settings(**{name: getattr(given, name) for name in SETTINGS}, loss=given.loss),
             given.work,
             given.threads,
         )

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from runtime.arguments import integer
 from runtime.bundle import Bundle
-from runtime.errors import RequestError
+from runtime.errors import RequestError, unknown
 from runtime.files import from_json, to_json, write_text
 from runtime.program import Network, Program
 from runtime.progress import Progress
 from runtime.tuned import Tuned
 
 from .build import versions
-from .fitting import Fit, Form, begin, errors, rms, step
+from .fitting import LOSSES, Fit, Form, begin, errors, rms, step
 from .teacher import FIRST_SEED, TEACHER, Samples, Walker, draw, same, taught
 
 SOLVERS: dict[str, dict[str, Any]] = {
@@ -43,9 +43,10 @@ LOWS, HIGHS = (-6, -5, -4, -3, -2), (2, 3, 4, 5, 6)
 @dataclass(frozen=True)
 class Settings:
     """How much is fitted on. samples, held_out: how many, and how many others to judge by; seed: which. starts: how many are tried, each for `tries`
-    steps of Gauss-Newton on a part of the samples; then the best is fitted on all, for at most `iterations`.
+    steps of Gauss-Newton on a part of the samples; then the best is fitted on all, for at most `iterations`. loss: what is made small, one of
+    `fitting.LOSSES`; errors are told in pixels whatever it is.
 
-    Raises RequestError for numbers below 1.
+    Raises RequestError for numbers below 1 and an unknown loss.
     """
 
     samples: int = 48
@@ -54,10 +55,14 @@ class Settings:
     starts: int = 4
     tries: int = 3
     iterations: int = 10
+    loss: str = "pixels"
 
     def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise unknown("loss", self.loss, LOSSES)
         for name, value in vars(self).items():
-            integer(name, value, 0 if name == "seed" else 1, 2**16)
+            if name != "loss":
+                integer(name, value, 0 if name == "seed" else 1, 2**16)
 
 
 PARTS = ("train", "held_out")
@@ -79,7 +84,11 @@ class Tuning:
 
 
 def prepare(bundle: Bundle, network: Network, known: list[float], settings: Settings, work: Path) -> Tuning:
-    """Samples and their targets, computed or from the folder that belongs to this bundle and these settings."""
+    """Samples and their targets, computed or from the folder that belongs to this bundle and these settings. Raises RequestError where the
+    loss cannot look at samples of this shape."""
+    shape = bundle.sample_shape
+    if settings.loss == "contrast" and (len(shape) < 2 or min(shape[-2:]) < 3):
+        raise RequestError(f"the loss contrast looks at windows of 3×3, which samples of {shape} have not: use pixels.")
     facts = bundle.to_json()
     what = {name: facts[name] for name in ("sample", "prediction", "clip", "labels", "schedule")}
     what |= {"guidance": bundle.defaults.guidance, "teacher": TEACHER, "settings": vars(settings)}
@@ -136,39 +145,40 @@ class State:
 
 def survey(tuning: Tuning, form: Form) -> State:
     """The best untuned program, and the programs to start from: the best of the levels that lie evenly."""
-    few, walker, K = _part(tuning.train), tuning.walker, form.calls
+    few, walker, K, loss = _part(tuning.train), tuning.walker, form.calls, tuning.settings.loss
     untuned, starts = named_programs(tuning.bundle, K), even_programs(tuning.bundle, K)
 
-    def best(programs: Mapping[str, Program], count: int) -> list[str]:
+    def best(programs: Mapping[str, Program], count: int, loss: str = "pixels") -> list[str]:
         error = {}
         for name, program in programs.items():
-            error[name] = rms(errors(walker, (program.call, program.update), few))
+            error[name] = rms(errors(walker, (program.call, program.update), few, loss))
             bar.advance()
         return sorted(error, key=error.__getitem__)[:count]
 
     with Progress(f"{K} calls, untuned", len(untuned) + len(starts)) as bar:
-        found, names = best(untuned, 1)[0], best(starts, tuning.settings.starts - 1)
+        found, names = best(untuned, 1)[0], best(starts, tuning.settings.starts - 1, loss)
     program = untuned[found]
     all_errors = {part: errors(walker, (program.call, program.update), getattr(tuning, part)) for part in PARTS}
     record = {"name": found, **{part: summary(getattr(tuning, part), e) for part, e in all_errors.items()}}
     programs = {found: program, **{name: starts[name] for name in names}}
-    tries = [begin(form, walker, form.vector(p), few) for p in programs.values()]
-    return State(record, rms(all_errors["train"]), list(programs), tries)
+    tries = [begin(form, walker, form.vector(p), few, loss) for p in programs.values()]
+    scale = rms(errors(walker, (program.call, program.update), tuning.train, loss))
+    return State(record, scale, list(programs), tries)
 
 
 def advance(tuning: Tuning, form: Form, state: State) -> State:
     """One step further: of the first start that has not had its tries; then of the best of them."""
-    walker, scale = tuning.walker, state.scale
+    walker, scale, loss = tuning.walker, state.scale, tuning.settings.loss
     for i, found in enumerate(state.tries):
         if not found.ended and found.steps < tuning.settings.tries:
-            after = step(form, walker, found, _part(tuning.train), scale)
+            after = step(form, walker, found, _part(tuning.train), scale, loss)
             tries = [*state.tries[:i], after, *state.tries[i + 1 :]]
             return dataclasses.replace(state, tries=tries, note=f"from {state.names[i]}: train {rms(after.error):.4f}")
     if state.final is None:
         best = min(state.tries, key=lambda f: f.loss(scale))
-        final = begin(form, walker, best.theta, tuning.train)
+        final = begin(form, walker, best.theta, tuning.train, loss)
     else:
-        final = step(form, walker, state.final, tuning.train, scale)
+        final = step(form, walker, state.final, tuning.train, scale, loss)
     held_out = rms(errors(walker, form.table(final.theta), tuning.held_out))
     note = f"train {rms(final.error):.4f}, held out {held_out:.4f}, untuned {state.untuned['held_out']['rms']:.4f}"
     return dataclasses.replace(state, final=final, note=note)

@@ -11,7 +11,7 @@ import pytest
 from export import tuning
 from export.check import run_loop_graph, torch_network
 from export.errors import ExportError
-from export.fitting import Fit, Form, _normal_equations, begin, errors, step
+from export.fitting import LOSSES, Fit, Form, _normal_equations, begin, errors, looked_at, rms, step
 from export.from_bundle import from_bundle
 from export.model import from_run
 from export.teacher import Walker, draw, network_of, probe, same, taught
@@ -283,7 +283,10 @@ def test_the_form_holds_every_untuned_program_that_it_starts_from(tiny_bundle: P
             np.testing.assert_allclose(update[:, 0], program.update[:, 0], rtol=1e-9, atol=1e-9)
 
 
-def test_the_walk_is_the_reference_loop_and_a_step_goes_down_the_true_slope(tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_walk_is_the_reference_loop_and_a_step_goes_down_the_true_slope(
+    loss: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
     bundle = Bundle.load(tiny_bundle)
     walker, form = Walker(network_of(bundle), bundle.num_classes), Form(bundle, 4)
     samples = taught(bundle, walker, draw(bundle, 6, 0), tmp_path, "a")
@@ -294,20 +297,45 @@ def test_the_walk_is_the_reference_loop_and_a_step_goes_down_the_true_slope(tiny
     np.testing.assert_allclose(found[guided], expected, atol=1e-5)
 
     theta, scale = form.vector(program), 0.1
-    H, gradient = _normal_equations(form, walker, theta, samples, scale)
-    r = (walker.walk(*form.table(theta), samples) - samples.target).reshape(6, -1).astype(np.float64)
+    H, gradient = _normal_equations(form, walker, theta, samples, scale, loss)
+    apart = lambda theta: looked_at(walker.walk(*form.table(theta), samples), loss) - looked_at(samples.target, loss)  # noqa: E731
+    r = apart(theta)
     columns = []
     for e in np.diag(form.steps):  # whole walks, where the fit goes on from the first row that moves
-        moved = (walker.walk(*form.table(theta + e), samples) - samples.target).reshape(6, -1).astype(np.float64)
-        columns.append((moved - r) / e.sum())
+        columns.append((apart(theta + e) - r) / e.sum())
     J, w = np.stack(columns), 1 / (1 + (r**2).mean(1) / scale**2) / r.size
     np.testing.assert_allclose(H, np.einsum("n,pni,qni->pq", w, J, J), atol=1e-3 * H.max())
     np.testing.assert_allclose(gradient, np.einsum("n,pni,ni->p", w, J, r), atol=1e-3 * np.abs(gradient).max())
 
-    before = begin(form, walker, theta, samples)
-    after = step(form, walker, before, samples, scale)
+    before = begin(form, walker, theta, samples, loss)
+    after = step(form, walker, before, samples, scale, loss)
     assert after.loss(scale) < 0.8 * before.loss(scale)
-    np.testing.assert_array_equal(after.error, errors(walker, form.table(after.theta), samples))
+    np.testing.assert_array_equal(after.error, errors(walker, form.table(after.theta), samples, loss))
+
+
+def test_contrast_tells_a_blurred_sample_from_one_whose_detail_lies_elsewhere() -> None:
+    x = np.random.default_rng(0).normal(size=(1, 3, 16, 16))
+    elsewhere, blurred = np.roll(x, 1, -1), 0 * x
+    away = {
+        loss: [rms(looked_at(other, loss) - looked_at(x, loss)) for other in (elsewhere, blurred)] for loss in LOSSES
+    }
+    assert away["pixels"][1] < 0.8 * away["pixels"][0]
+    assert away["contrast"][1] > 1.2 * away["contrast"][0]
+
+
+def test_a_loss_is_refused_that_is_unknown_or_cannot_see_the_samples(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="Did you mean 'contrast'"):
+        Settings(loss="contrasts")
+    flat = dataclasses.replace(Bundle.load(tiny_bundle), sample_shape=(64,))
+    with pytest.raises(RequestError, match=r"samples of \(64,\) have not: use pixels"):
+        tuning.prepare(flat, lambda *_: None, [], dataclasses.replace(FEW, loss="contrast"), tmp_path)
+
+
+def test_fitted_by_contrast_it_is_told_in_pixels(tuned: Bundle, bundle_copy: Path, work: Path) -> None:
+    found = tune(Bundle.load(bundle_copy), [3], settings=dataclasses.replace(FEW, loss="contrast"), work=work).tuned[3]
+    assert found.made["settings"]["loss"] == "contrast"
+    assert found.made["untuned"] == tuned.tuned[3].made["untuned"]
+    assert helps(found)
 
 
 def test_the_command_fits_and_the_sampler_samples_it(bundle_copy: Path, tiny_run: Path, tmp_path: Path, capsys) -> None:
