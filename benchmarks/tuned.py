@@ -263,6 +263,10 @@ def detail(x: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.mean((around - 4 * inner) ** 2)))
 
 
+def fitted_otherwise(other: Bundle, bundle: Bundle, calls: int) -> bool:
+    return calls in other.tuned and other.tuned[calls].to_json() != bundle.tuned[calls].to_json()
+
+
 def looks(
     bench: Bench, also: Bench | None, found: dict[Run, NDArray[np.float64]], seeds: int, count: int, sheet: Path | None
 ) -> str:
@@ -278,8 +282,9 @@ def looks(
     for K in sorted(bundle.tuned):
         untuned, tuned = best(found, K), Run("tuned", "its own", K, K, 1.0)
         assert untuned is not None
-        for by, run in ((bench, tuned), (also, tuned), (bench, untuned)):
-            if by is None or (run == tuned and K not in by.sampler.bundle.tuned):
+        other = also if also and fitted_otherwise(also.sampler.bundle, bundle, K) else None
+        for by, run in ((bench, tuned), (other, tuned), (bench, untuned)):
+            if by is None:
                 continue
             name = f"tuned-{K}-{by.fitted}" if run == tuned else f"untuned-{run.solver}-{run.grid}-{K}"
             x = by.samples(name.replace(" ", "-"), count, 1.0, **run.settings())
