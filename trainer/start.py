@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def weights_of(bundle: Bundle) -> dict[str, np.ndarray]:
     return found
 
 
-def digest(weights: dict[str, Tensor]) -> str:
+def digest(weights: Mapping[str, Tensor]) -> str:
     """sha256 over the weights' bytes, in the order of their names."""
     found = hashlib.sha256()
     for _, weight in sorted(weights.items()):
@@ -65,7 +66,7 @@ def digest(weights: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def fitting(found: dict[str, Tensor], wanted: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
+def fitting(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: Path) -> dict[str, Tensor]:
     """Those of `found` that the network `wanted` is made of, in its shapes; the table of labels is left out where there are other classes.
 
     Raises CheckpointError where anything else is missing or of another shape.
