@@ -109,7 +109,7 @@ class Config:
         (), "relative widths of power-function averages kept as snapshots, such as 0.05,0.1, for trainer.average"
     )
     snapshot_every: int = option(1000, "steps between those snapshots")
-    start: str = option("", "begin with the averaged weights of this run or bundle in place of random ones")
+    start_from: str = option("", "begin with the averaged weights of this run or bundle in place of random ones")
     seed: int = option(0, "all randomness is a function of (seed, step)")
 
     device: str = option("auto", "auto takes cuda where there is one", ("auto", "cpu", "cuda"))

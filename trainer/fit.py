@@ -250,9 +250,9 @@ def start(trainer: Trainer) -> dict[str, str]:
 
     Returns what tells these weights from others under the same path, for starts.json.
     """
-    if not trainer.config.start:
+    if not trainer.config.start_from:
         return {}
-    place = Path(trainer.config.start)
+    place = Path(trainer.config.start_from)
     found = fitting(start_of(place), trainer.weights, place)
     trainer.start_from(found)
     if trainer.processes.main:

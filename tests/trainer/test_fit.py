@@ -142,7 +142,7 @@ def test_only_the_newest_checkpoints_are_kept(whole: Path) -> None:
 
 
 def test_a_run_may_begin_with_the_averaged_weights_of_another(whole: Path, tmp_path: Path) -> None:
-    config = replace(TINY, start=str(whole), steps=10, learning_rate=1e-12)
+    config = replace(TINY, start_from=str(whole), steps=10, learning_rate=1e-12)
     assert fit(config, tmp_path)
     begun = checkpoints.newest(whole / "checkpoints").ema
     ended = checkpoints.newest(tmp_path / "digits" / "checkpoints")
@@ -157,7 +157,7 @@ def test_a_run_goes_on_when_what_it_began_with_is_gone(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Path(shutil.copytree(whole, tmp_path / "place"))
-    config = replace(TINY, start=str(place))
+    config = replace(TINY, start_from=str(place))
     assert fit(config, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         stop_at(patch, 7)
@@ -176,9 +176,9 @@ def test_labels_begin_anew_where_the_classes_are_others(whole: Path) -> None:
 
 def test_another_network_is_refused_before_anything_is_written(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has another network: its .* is \(32, 8\) and not \(64, 16\)"):
-        fit(replace(TINY, start=str(whole), channels=(16, 16)), tmp_path)
+        fit(replace(TINY, start_from=str(whole), channels=(16, 16)), tmp_path)
     with pytest.raises(CheckpointError, match="nothing to start from"):
-        fit(replace(TINY, start=str(tmp_path / "nowhere")), tmp_path)
+        fit(replace(TINY, start_from=str(tmp_path / "nowhere")), tmp_path)
     assert not files(tmp_path)
 
 
