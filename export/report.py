@@ -219,7 +219,9 @@ def _origin(provenance: Mapping[str, Any]) -> list[str]:
     lines += ["", f"Licence of the data: {data.get('licence', 'not stated')}", ""]
     if "step" in provenance:
         config, seconds = provenance.get("config", {}), provenance.get("training_seconds", 0)
-        start = f", begun with the weights that were then in `{config['start_from']}`" if config.get("start_from") else ""
+        start = (
+            f", begun with the weights that were then in `{config['start_from']}`" if config.get("start_from") else ""
+        )
         lines += [
             f"{provenance.get('pictures_seen', '?')} pictures seen in {provenance['step']} steps of {config.get('batch', '?')}, "
             f"{clock(seconds)} of training{start}; the full config is in `bundle.json` under `provenance`.",
