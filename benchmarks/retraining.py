@@ -24,6 +24,7 @@ from trainer.config import Config
 from trainer.data import Pictures, emoji, held_out
 from trainer.evaluate import Judge
 from trainer.forward import ForwardProcess
+from trainer.objective import draw_knots
 from trainer.quality import compare, frechet
 
 SOLVER, STEPS, DRAWS = "unipc", 12, 8
@@ -49,8 +50,7 @@ def losses(folder: Path, pictures: Pictures) -> NDArray[np.float64]:
         x0, label = torch.from_numpy(from_uint8(pictures.images[at])), torch.from_numpy(pictures.labels[at])
         each = []
         for _ in range(DRAWS):
-            place = (torch.randperm(len(at), generator=generator) + torch.rand(len(at), generator=generator)) / len(at)
-            t = (place * len(model.schedule)).long()
+            t = draw_knots(Config(batch=len(at), T=len(model.schedule)), model.schedule, generator)
             eps = torch.randn(x0.shape, generator=generator)
             answer = model.module(process.network_input(process.jump(x0, t, eps), t), process.time[t], label)
             each.append((answer - process.target(x0, t, eps)).square().flatten(1).mean(1))

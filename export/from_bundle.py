@@ -7,7 +7,7 @@ from pathlib import Path
 from runtime.bundle import MANIFEST, Bundle
 from trainer.config import Config
 from trainer.networks import make_network
-from trainer.start import fitting, start_of
+from trainer.start import STEP, as_like, weights_of
 
 from .errors import ExportError
 from .model import Model
@@ -30,7 +30,15 @@ def from_bundle(folder: Path) -> Model:
             "Export it from its own source, a diffusers folder or --module."
         )
     network = make_network(Config.from_json(record), bundle.sample_shape, bundle.num_classes)  # type: ignore[arg-type]
-    network.load_state_dict(fitting(start_of(folder), dict(network.named_parameters()), folder))
+    found, state = weights_of(bundle), {}
+    for name, value in network.named_parameters():
+        weight = as_like(found.get(name), value)
+        if weight is None:
+            raise ExportError(
+                f"{folder / STEP} does not hold the weights {name!r}, {tuple(value.shape)}, by their name."
+            )
+        state[name] = weight
+    network.load_state_dict(state)
     return Model(
         name=bundle.name,
         module=network.eval().requires_grad_(False),

@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--loss",
         choices=LOSSES,
         default=LOSSES[0],
-        help="contrast also holds sharpness, at the price of distance [pixels]",
+        help="what is made small: contrast also holds how sharp a sample is [pixels]",
     )
     add(
         "--work",

@@ -44,7 +44,7 @@ LOWS, HIGHS = (-6, -5, -4, -3, -2), (2, 3, 4, 5, 6)
 class Settings:
     """How much is fitted on. samples, held_out: how many, and how many others to judge by; seed: which. starts: how many are tried, each for `tries`
     steps of Gauss-Newton on a part of the samples; then the best is fitted on all, for at most `iterations`. loss: what is made small, one of
-    `fitting.LOSSES`; errors are told in pixels whatever it is.
+    `fitting.LOSSES`; the errors that are recorded are in pixels whatever it is.
 
     Raises RequestError for numbers below 1 and an unknown loss.
     """

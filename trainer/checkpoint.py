@@ -83,6 +83,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """As a safetensors file: the same bytes for the same tensors, in whatever order they come."""
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+
+
 def _name(step: int) -> str:
     return f"step-{step:08d}"
 
@@ -93,7 +98,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     with replacing_folder(path) as temporary:
         hashes = {}
         for part, tensors in {**{part: getattr(checkpoint, part) for part in PARTS}, **checkpoint.more}.items():
-            data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+            data = to_bytes(tensors)
             hashes[part] = hashlib.sha256(data).hexdigest()
             (temporary / f"{part}.safetensors").write_bytes(data)
         state = {

@@ -6,6 +6,7 @@ In many processes: accelerate launch --num_processes 8 -m trainer.fit … with t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import math
 import signal
@@ -15,8 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import save_file
 
 from runtime.errors import status
 from runtime.files import replacing, to_json
@@ -33,7 +32,7 @@ from .networks import cost, peak_flops
 from .options import add_arguments, from_arguments
 from .processes import Processes, join, leave
 from .runs import note_start, open_run
-from .start import digest, fitting, start_of
+from .start import fitting, start_of
 from .step import Trainer
 from .streams import Stream, too_many, too_many_error
 
@@ -217,9 +216,8 @@ class Run:
             if not self.processes.main:
                 continue
             path = self.folder / "snapshots" / f"step-{self.trainer.step:08d}" / f"{name}.safetensors"
-            tensors = {k: v.cpu().contiguous() for k, v in average.items()}
             with replacing(path) as temporary:
-                save_file(tensors, temporary)
+                temporary.write_bytes(checkpoints.to_bytes(average))
 
     def measure(self) -> None:
         """How far samples are from the data; the checkpoint with the least Fréchet distance is kept under best/."""
@@ -258,7 +256,7 @@ def start(trainer: Trainer) -> dict[str, str]:
     if trainer.processes.main:
         anew = "" if len(found) == len(trainer.weights) else ", but for the labels, which are others"
         print(f"starting from the weights of {place}{anew}")
-    return {"start_sha256": digest(found)}
+    return {"start_sha256": hashlib.sha256(checkpoints.to_bytes(found)).hexdigest()}
 
 
 def describe(config: Config, trainer: Trainer, cost: Any) -> None:

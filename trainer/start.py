@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +26,7 @@ def start_of(place: Path) -> dict[str, Tensor]:
     Raises CheckpointError where there is neither, or onnx is missing, which a bundle is read with; BundleError where the bundle is damaged.
     """
     if (place / MANIFEST).is_file():
-        found = weights_of(Bundle.load(place))
-        return {name.removeprefix(NETWORK): torch.from_numpy(value) for name, value in found.items()}
+        return weights_of(Bundle.load(place))
     checkpoint = checkpoints.newest(place / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(
@@ -37,8 +35,11 @@ def start_of(place: Path) -> dict[str, Tensor]:
     return checkpoint.ema
 
 
-def weights_of(bundle: Bundle) -> dict[str, np.ndarray]:
-    """Every float32 constant of the bundle's float32 step graph by name, its bytes checked against bundle.json."""
+def weights_of(bundle: Bundle) -> dict[str, Tensor]:
+    """Every float32 constant of the bundle's float32 step graph, the network's by their names in it; the bytes are checked against bundle.json.
+
+    Raises CheckpointError where onnx is missing, BundleError where the bundle is damaged.
+    """
     try:
         import onnx
     except ImportError:
@@ -54,16 +55,15 @@ def weights_of(bundle: Bundle) -> dict[str, np.ndarray]:
             array = np.frombuffer(blob, np.float32, math.prod(tensor.dims), offset)
         else:
             array = onnx.numpy_helper.to_array(tensor)
-        found[tensor.name] = array.reshape(tuple(tensor.dims)).copy()
+        found[tensor.name.removeprefix(NETWORK)] = torch.from_numpy(array.reshape(tuple(tensor.dims)).copy())
     return found
 
 
-def digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over the weights' bytes, in the order of their names."""
-    found = hashlib.sha256()
-    for _, weight in sorted(weights.items()):
-        found.update(weight.contiguous().numpy().tobytes())
-    return found.hexdigest()
+def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:
+    """The value in the shape of `like`, which may differ by axes of 1; None where there is none or it is of another shape."""
+    if value is None or [n for n in value.shape if n != 1] != [n for n in like.shape if n != 1]:
+        return None
+    return value.reshape(like.shape)
 
 
 def fitting(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: Path) -> dict[str, Tensor]:
@@ -74,8 +74,8 @@ def fitting(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: Pa
     taken = {}
     for name, weight in wanted.items():
         value = found.get(name)
-        if value is not None and (value.squeeze().shape == weight.squeeze().shape):
-            taken[name] = value.reshape(weight.shape)
+        if (fits := as_like(value, weight)) is not None:
+            taken[name] = fits
         elif name != "label.weight":
             what = "is not there" if value is None else f"is {tuple(value.shape)} and not {tuple(weight.shape)}"
             raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,13 @@ def precision_of(config: Config, device: torch.device) -> torch.dtype:
     if config.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+@torch.no_grad()
+def take(mine: Mapping[str, Tensor], found: Tensors) -> None:
+    """Copy whole tensors into those of their names, split where these are."""
+    for name, tensor in found.items():
+        mine[name].copy_(as_held(tensor, mine[name]))
 
 
 class Trainer:
@@ -277,10 +285,8 @@ class Trainer:
 
     def start_from(self, found: Tensors) -> None:
         """Take these weights, by name, in place of random ones, and as what every average begins with. The others stay as they are."""
-        with torch.no_grad():
-            for mine in (self.weights, *self.averages.of.values()):
-                for name, tensor in found.items():
-                    mine[name].copy_(as_held(tensor, mine[name]))
+        for mine in (self.weights, *self.averages.of.values()):
+            take(mine, found)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint. Raises CheckpointError where its tensors are not this network's."""
@@ -291,9 +297,7 @@ class Trainer:
         for mine, found in pairs:
             if {n: w.shape for n, w in mine.items()} != {n: w.shape for n, w in found.items()}:
                 raise CheckpointError("the checkpoint's weights are not those of this config's network.")
-            with torch.no_grad():
-                for name, tensor in found.items():
-                    mine[name].copy_(as_held(tensor, mine[name]))
+            take(mine, found)
         checkpoints.restore_optimizer(self.optimizer, list(self.weights), checkpoint.optimizer)
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
         state = checkpoint.state

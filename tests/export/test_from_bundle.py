@@ -8,8 +8,8 @@ import torch
 from export.errors import ExportError
 from export.from_bundle import from_bundle
 from export.model import from_run
-from trainer.checkpoint import newest
-from trainer.start import digest, fitting, start_of
+from trainer.checkpoint import newest, to_bytes
+from trainer.start import fitting, start_of
 
 
 def test_a_bundle_gives_back_the_network_it_was_made_from(tiny_run: Path, tiny_bundle: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_bundle_gives_back_the_network_it_was_made_from(tiny_run: Path, tiny_b
 def test_a_run_may_begin_with_a_bundles_weights(tiny_run: Path, tiny_bundle: Path) -> None:
     expected = newest(tiny_run / "checkpoints").ema
     found = fitting(start_of(tiny_bundle), expected, tiny_bundle)
-    assert digest(found) == digest(expected)
+    assert to_bytes(found) == to_bytes(expected)
 
 
 def test_a_bundle_from_elsewhere_is_refused(edited) -> None:

@@ -150,7 +150,7 @@ def test_a_run_may_begin_with_the_averaged_weights_of_another(whole: Path, tmp_p
         for name, weight in begun.items():
             torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-6, msg=name)
     record = from_json((tmp_path / "digits" / "starts.json").read_bytes())
-    assert len(record[0]["start_sha256"]) == 64
+    assert record[0]["start_sha256"] == digest(whole / LAST / "ema.safetensors")
 
 
 def test_a_run_goes_on_when_what_it_began_with_is_gone(
