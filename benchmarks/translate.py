@@ -14,8 +14,8 @@ those whose picture in either style is, byte for byte, one of the training pictu
 The judges are trained here, on training emoji alone (judges.py). A sweep's best setting is chosen on every second emoji and reported on the others,
 and the other way round, so that no reported picture had a say. Seeds of SDEdit are 0, 1, ….
 
-What is made is kept in out/translate, so that the same command goes on where it was stopped; --minutes stops it in good order. Half an hour on
-two cores. --write refreshes docs/translation.md and its picture.
+What is made is kept in out/translate, so that the same command goes on where it was stopped; --minutes stops it in good order. An hour on two
+cores. --write refreshes docs/translation.md and its picture.
 """
 
 from __future__ import annotations
