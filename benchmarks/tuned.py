@@ -5,7 +5,7 @@ seeds 0, 1, …, which no tuned solver was fitted on, and a class each in turn. 
 all of them on its best one, and wherever it comes near the best of all. A Fréchet distance (Heusel et al. 2017) to the training pictures, in the
 features of a small classifier trained on them here, and the share of fine detail that is left tell blur from difference.
 
---also takes a copy of the bundle whose solvers were fitted by another loss: export.tune COPY --calls 4,6 --loss contrast.
+--also takes a copy of the bundle whose solvers were fitted by another loss: export.tune COPY --loss pixels.
 What was measured is kept in out/tuned, and the same command goes on; --minutes stops it early. About half an hour on two cores.
 """
 

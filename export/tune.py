@@ -122,9 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
     add(
         "--loss",
-        choices=LOSSES,
-        default=LOSSES[0],
-        help="what is made small: contrast also holds how sharp a sample is [pixels]",
+        choices=("auto", *LOSSES),
+        default="auto",
+        help="what is made small: contrast also holds how sharp a sample is [for pictures contrast]",
     )
     add(
         "--work",

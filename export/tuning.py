@@ -44,7 +44,7 @@ LOWS, HIGHS = (-6, -5, -4, -3, -2), (2, 3, 4, 5, 6)
 class Settings:
     """How much is fitted on. samples, held_out: how many, and how many others to judge by; seed: which. starts: how many are tried, each for `tries`
     steps of Gauss-Newton on a part of the samples; then the best is fitted on all, for at most `iterations`. loss: what is made small, one of
-    `fitting.LOSSES`; the errors that are recorded are in pixels whatever it is.
+    `fitting.LOSSES`, or "auto": contrast where samples are pictures, pixels otherwise. The errors that are recorded are in pixels whatever it is.
 
     Raises RequestError for numbers below 1 and an unknown loss.
     """
@@ -55,11 +55,11 @@ class Settings:
     starts: int = 4
     tries: int = 3
     iterations: int = 10
-    loss: str = "pixels"
+    loss: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise unknown("loss", self.loss, LOSSES)
+        if self.loss not in (known := ("auto", *LOSSES)):
+            raise unknown("loss", self.loss, known)
         for name, value in vars(self).items():
             if name != "loss":
                 integer(name, value, 0 if name == "seed" else 1, 2**16)
@@ -72,7 +72,8 @@ FEW = 16
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """What all fits of one bundle share. folder: where they keep what was computed, so that the same command goes on after a kill."""
+    """What all fits of one bundle share. settings: with a loss of `fitting.LOSSES`. folder: where they keep what was computed, so that the same
+    command goes on after a kill."""
 
     bundle: Bundle
     walker: Walker
@@ -87,7 +88,10 @@ def prepare(bundle: Bundle, network: Network, known: list[float], settings: Sett
     """Samples and their targets, computed or from the folder that belongs to this bundle and these settings. Raises RequestError where the
     loss cannot look at samples of this shape."""
     shape = bundle.sample_shape
-    if settings.loss == "contrast" and (len(shape) < 2 or min(shape[-2:]) < 3):
+    pictures = len(shape) >= 2 and min(shape[-2:]) >= 3
+    if settings.loss == "auto":
+        settings = dataclasses.replace(settings, loss="contrast" if pictures else "pixels")
+    if settings.loss == "contrast" and not pictures:
         raise RequestError(f"the loss contrast looks at windows of 3×3, which samples of {shape} have not: use pixels.")
     facts = bundle.to_json()
     what = {name: facts[name] for name in ("sample", "prediction", "clip", "labels", "schedule")}

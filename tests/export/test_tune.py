@@ -331,11 +331,17 @@ def test_a_loss_is_refused_that_is_unknown_or_cannot_see_the_samples(tiny_bundle
         tuning.prepare(flat, lambda *_: None, [], dataclasses.replace(FEW, loss="contrast"), tmp_path)
 
 
-def test_fitted_by_contrast_it_is_told_in_pixels(tuned: Bundle, bundle_copy: Path, work: Path) -> None:
-    found = tune(Bundle.load(bundle_copy), [3], settings=dataclasses.replace(FEW, loss="contrast"), work=work).tuned[3]
-    assert found.made["settings"]["loss"] == "contrast"
+def test_pictures_are_fitted_by_contrast_and_told_in_pixels(tuned: Bundle, bundle_copy: Path, work: Path) -> None:
+    assert tuned.tuned[3].made["settings"]["loss"] == "contrast"
+    found = tune(Bundle.load(bundle_copy), [3], settings=dataclasses.replace(FEW, loss="pixels"), work=work).tuned[3]
+    assert found.made["settings"]["loss"] == "pixels"
     assert found.made["untuned"] == tuned.tuned[3].made["untuned"]
     assert helps(found)
+
+
+def test_samples_that_are_no_pictures_are_fitted_by_pixels(tiny_bundle: Path, tmp_path: Path) -> None:
+    flat = dataclasses.replace(Bundle.load(tiny_bundle), sample_shape=(64,))
+    assert tuning.prepare(flat, lambda x, *_: x, [], FEW, tmp_path).settings.loss == "pixels"
 
 
 def test_the_command_fits_and_the_sampler_samples_it(bundle_copy: Path, tiny_run: Path, tmp_path: Path, capsys) -> None:

@@ -1,5 +1,6 @@
 """Two processes learn what one does, each picture once an epoch; where one is killed, the other says so, and the same command goes on."""
 
+import json
 import os
 import re
 import shutil
@@ -93,10 +94,10 @@ def test_two_processes_have_the_loss_curve_of_one(two: Path, tmp_path: Path) -> 
     assert_same_curve(tmp_path / "digits", two)
 
 
-def assert_same_curve(*runs: Path) -> None:
+def assert_same_curve(*runs: Path, steps: int = 24) -> None:
     for column in ("loss", "grad_norm"):
         curves = [np.array([float(row[column]) for row in read(run / "log.csv")]) for run in runs]
-        assert len(curves[0]) == 24
+        assert len(curves[0]) == steps
         # The same pictures, noise and knots; sums of another order, 1e-6 a step, which the optimizer's division by the gradient's own size spreads.
         np.testing.assert_allclose(*curves, rtol=1e-3)
 
@@ -215,6 +216,15 @@ def test_a_split_run_goes_on_whole_and_a_whole_one_split(
     parted = cut(one, tmp_path / "parted")
     assert "sharded None → True" in finished(launched(root, parted.parent, SPLIT, **FSDP))
     assert_same_curve(one, parted)
+
+
+def test_a_split_network_starts_from_what_another_run_learned(root: Path, tmp_path: Path, one: Path) -> None:
+    config = replace(SPLIT, start_from=str(one), steps=6, quality_every=0)
+    assert "starting from the weights of" in finished(launched(root, tmp_path / "split", config, **FSDP))
+    assert fit(config, tmp_path / "whole")
+    assert_same_curve(tmp_path / "whole" / "digits", tmp_path / "split" / "digits", steps=6)
+    starts = [json.loads((tmp_path / how / "digits" / "starts.json").read_text()) for how in ("split", "whole")]
+    assert starts[0][0]["start_sha256"] == starts[1][0]["start_sha256"]
 
 
 def test_a_split_run_is_exported_like_any_other(split: Path, one: Path) -> None:
