@@ -17,7 +17,8 @@ from .errors import DataError
 from .folder import numbered
 from .streams import Stream
 
-EMOJI = Path(__file__).parent / "assets" / "emoji32.npz"
+ASSETS = Path(__file__).parent / "assets"
+EMOJI, DIGITS = ASSETS / "emoji32.npz", ASSETS / "digits.npz"
 STYLES = ("noto", "twemoji")
 
 
@@ -150,15 +151,13 @@ def emoji(split: str = "train") -> Pictures:
 
 
 def digits() -> Pictures:
-    """scikit-learn's 1,797 handwritten digits, 8×8 grey, white on black."""
-    from sklearn.datasets import load_digits
-
-    found: Any = load_digits()
-    images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
+    """1,797 handwritten digits, 8×8 grey, white on black."""
+    with np.load(DIGITS, allow_pickle=False) as file:
+        images, label = file["images"], file["label"]
     return Pictures(
         name="digits",
-        images=images,
-        labels=found.target.astype(np.int64),
+        images=np.round(images * (255 / 16)).astype(np.uint8)[..., None],
+        labels=label.astype(np.int64),
         classes=tuple("0123456789"),
         licence="UCI Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998), CC-BY 4.0.",
         note="all 1,797 pictures of scikit-learn's load_digits",

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from .log import BUCKET_COLUMNS, Log
 from .networks import cost, peak_flops
 from .options import add_arguments, from_arguments
 from .processes import Processes, join, leave
-from .runs import note_start, open_run
+from .runs import claim, note_start, open_run
 from .start import fitting, start_of
 from .step import Trainer
 from .streams import Stream, too_many, too_many_error
@@ -66,14 +66,15 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
     """
     with asked_to_stop() as stop:
         processes = join(config.device)
-        with processes.together():
-            return Run(config, runs / config.name, processes).train(stop)
+        with processes.together(), ExitStack() as held:
+            return Run(config, runs / config.name, processes, held).train(stop)
 
 
 class Run:
     """A run as it trains: the trainer, and what it writes down."""
 
-    def __init__(self, config: Config, folder: Path, processes: Processes) -> None:
+    def __init__(self, config: Config, folder: Path, processes: Processes, held: ExitStack) -> None:
+        """held: to be closed when the run is left."""
         self.config, self.folder, self.processes = config, folder, processes
         self.source = data.load(config)
         self.trainer = Trainer(config, self.source, processes)
@@ -82,6 +83,7 @@ class Run:
         if checkpoint is None:
             self.started = start(self.trainer)  # before anything is written: it may be refused
         if processes.main:
+            held.enter_context(claim(folder))
             open_run(folder, config, self.source)
         processes.wait()  # until config.json is there, or this process is alone because it was refused
         self.written = self._resume(checkpoint)

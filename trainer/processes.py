@@ -19,6 +19,8 @@ from .errors import TrainingError
 
 LOST = ("Connection", "connection", "Broken pipe", "peer", "NCCL", "Gloo", "gloo", "timed out", "Timed out", "socket")
 """What the libraries say, in one word or another, when a process at the other end is gone."""
+COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where a launcher says how many processes it started: torch's; and the mpirun of Intel, Open MPI and MVAPICH, which accelerate uses on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def _first_line(error: BaseException) -> str:
 def join(device: str) -> Processes:
     """The processes that this one was started with; alone where it was not started by a launcher.
 
-    device: auto, cpu or cuda. Raises RequestError for what a launcher asks and is not supported, or a GPU that is not there.
+    device: auto, cpu or cuda. Raises RequestError for what a launcher asks and is not supported, or a GPU that is not there; and where the
+    processes that it started do not find each other.
     """
     cuda = device == "cuda" or (
         device == "auto" and torch.cuda.is_available() and not sharding.flag("ACCELERATE_USE_CPU")
@@ -109,12 +112,20 @@ def join(device: str) -> Processes:
         )
     try:
         plugin = sharding.asked()
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        count = next((int(os.environ[name]) for name in COUNTS if name in os.environ), 1)
+        if count == 1:
             return Processes(0, 1, torch.device("cuda" if cuda else "cpu"))
         from accelerate import PartialState
     except ImportError as error:
         raise RequestError("training in many processes needs accelerate: pip install 'unnoise[train]'.") from error
-    state: Any = PartialState(cpu=not cuda)
+    try:
+        state: Any = PartialState(cpu=not cuda)
+    except ValueError as error:
+        raise RequestError(f"one of {count} processes that do not find each other: {_first_line(error)}") from error
+    if state.num_processes != count:
+        raise RequestError(
+            f"one of {count} processes that accelerate does not join: start them with accelerate launch --multi_gpu, or torchrun."
+        )
     return Processes(state.process_index, state.num_processes, state.device, plugin)
 
 

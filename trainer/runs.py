@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from runtime.files import from_json, to_json, write_text
 
@@ -88,6 +88,29 @@ def open_run(folder: Path, config: Config, source: Source) -> None:
             _sweep(place)
         return
     write_text(folder / "config.json", to_json(record))
+
+
+def claim(folder: Path) -> IO[bytes]:
+    """Keep the run for this process, until the file that is returned is closed or the process ends, killed or not.
+
+    Raises CheckpointError where another process has it. File systems without locks, and Windows, let everybody in.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("ab")
+    try:
+        import fcntl
+
+        fcntl.lockf(
+            file, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # not flock, which a loader's workers would inherit and outlive this process with
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise CheckpointError(
+            f"another process is training in {folder}. Wait for its end, or stop it and give the same command again; or choose another --name."
+        ) from error
+    except (ImportError, OSError):
+        pass
+    return file
 
 
 def _require_same(folder: Path, record: Mapping[str, Any]) -> None:

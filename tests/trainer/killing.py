@@ -27,11 +27,15 @@ from trainer.fit import fit
 Image.init()
 
 
-def start(config: Config, runs: Path, count: int) -> list[int]:
-    """The ids of `count` processes that train together, each leader of a group that its workers are in too."""
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("localhost", 0))
-        port = found.getsockname()[1]
+        return found.getsockname()[1]
+
+
+def start(config: Config, runs: Path, count: int) -> list[int]:
+    """The ids of `count` processes that train together, each leader of a group that its workers are in too."""
+    port = free_port()
     return [_forked(config, runs, rank, count, port) for rank in range(count)]
 
 

@@ -245,6 +245,24 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_to_the_same_bytes(
     assert_same_run(tmp_path / "digits", whole)
 
 
+HOLDING = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_run_that_another_process_trains_is_left_alone_until_that_ends(stopped: Path, whole: Path) -> None:
+    command = [sys.executable, "-c", HOLDING, str(stopped / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        left = stopped / ".half-written"  # as another process may be about to rename it
+        left.touch()
+        with pytest.raises(CheckpointError, match="another process is training in"):
+            fit(TINY, stopped.parent)
+        assert left.exists()
+        other.kill()
+    assert fit(TINY, stopped.parent)
+    assert_same_run(stopped, whole)
+
+
 def test_a_finished_run_stays_as_it_is(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(TINY, tmp_path)
     before = log_rows(tmp_path / "digits")

@@ -27,12 +27,13 @@ from trainer.log import read
 from trainer.processes import Processes, join
 from trainer.step import Trainer
 
+from .killing import free_port
 from .test_fit import command_line
 from .test_resume import ONE_THREAD, assert_same
 
 CONFIG = Config(
     data="digits", channels=(8, 16), attention=(), batch=16, steps=24, warmup=5, T=100,
-    checkpoint_every=6, log_every=1, sample_every=0, ema_half_life=(100, 1000), device="cpu",
+    checkpoint_every=3, log_every=1, sample_every=0, ema_half_life=(100, 1000), device="cpu",
     quality_every=190, quality_samples=40, sample_steps=2,
 )  # fmt: skip
 
@@ -41,35 +42,20 @@ def at(index: int, count: int) -> Processes:
     return Processes(index, count, torch.device("cpu"))
 
 
-FSDP = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_OFFLOAD_PARAMS": "false",
-    "FSDP_MIN_NUM_PARAMS": "100000000",
-    "FSDP_FORWARD_PREFETCH": "false",
-    "FSDP_USE_ORIG_PARAMS": "true",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-    "FSDP_SYNC_MODULE_STATES": "true",
-    "FSDP_ACTIVATION_CHECKPOINTING": "false",
-    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "false",
-}
-"""What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets (accelerate 1.15)."""
+DDP = ("--multi_gpu",)  # without GPUs accelerate's processes find each other by gloo
+FSDP = ("--use_fsdp", "--fsdp_version=2", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP")
 
 
-def launched(root: Path, runs: Path, config: Config, **asked: str) -> subprocess.Popen:
-    """By what `accelerate launch` starts processes with, too; on CPUs it would need mpirun."""
-    return started(root, ["-m", "trainer.fit", *command_line(config, runs)], **asked)
+def launched(root: Path, runs: Path, config: Config, how: tuple[str, ...] = DDP) -> subprocess.Popen:
+    return started(root, ["-m", "trainer.fit", *command_line(config, runs)], how)
 
 
-def started(root: Path, what: list[str], **asked: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**ONE_THREAD, "PYTHONPATH": str(root), **asked}
+def started(root: Path, what: list[str], how: tuple[str, ...] = DDP) -> subprocess.Popen:
+    """`accelerate launch` of `what` in two processes."""
+    launch = ["-m", "accelerate.commands.launch", *how, "--num_processes=2", f"--main_process_port={free_port()}"]
     return subprocess.Popen(
-        [*command, *what], cwd=root, env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        [sys.executable, *launch, *what], cwd=root, env={**ONE_THREAD, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -91,10 +77,10 @@ def two(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_have_the_loss_curve_of_one(two: Path, tmp_path: Path) -> None:
     assert fit(CONFIG, tmp_path)
-    assert_same_curve(tmp_path / "digits", two)
+    assert_same_curve(tmp_path / "digits", two, steps=24)
 
 
-def assert_same_curve(*runs: Path, steps: int = 24) -> None:
+def assert_same_curve(*runs: Path, steps: int) -> None:
     for column in ("loss", "grad_norm"):
         curves = [np.array([float(row[column]) for row in read(run / "log.csv")]) for run in runs]
         assert len(curves[0]) == steps
@@ -123,9 +109,9 @@ def killed(process: subprocess.Popen, run: Path) -> str:
 
 
 def kill_a_worker(process: subprocess.Popen, log: Path) -> None:
-    """Kill one of the two workers once there are rows in the log."""
+    """Kill one of the two workers once there are some rows in the log."""
     deadline = time.monotonic() + 90
-    while not (log.exists() and len(read(log)) >= 8):
+    while not (log.exists() and len(read(log)) >= 5):
         assert time.monotonic() < deadline, "the run did not begin"
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         time.sleep(0.01)
@@ -151,11 +137,12 @@ def test_a_killed_process_ends_the_run_with_a_message_and_the_same_command_goes_
 
 SPLIT = replace(
     CONFIG,
-    quality_every=200,
-    sample_every=12,
+    steps=12,
+    quality_every=100,
+    sample_every=6,
     accumulate=2,
     ema_power=(0.1,),
-    snapshot_every=12,
+    snapshot_every=6,
     keep=4,
     quality_samples=20,
 )
@@ -165,7 +152,7 @@ SPLIT = replace(
 def split(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of two processes, each with half of the parameters, that nothing interrupts."""
     runs = tmp_path_factory.mktemp("split")
-    finished(launched(root, runs, SPLIT, **FSDP))
+    finished(launched(root, runs, SPLIT, FSDP))
     return runs / "digits"
 
 
@@ -184,15 +171,15 @@ def tensors_of(run: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 
 
 def test_split_parameters_have_the_loss_curve_of_one_process_and_its_checkpoint(split: Path, one: Path) -> None:
-    assert_same_curve(one, split)
+    assert_same_curve(one, split, steps=12)
     assert tensors_of(split) == tensors_of(one)
     assert {p.name for p in split.rglob("*.png")} == {p.name for p in one.rglob("*.png")} != set()
-    assert [row["step"] for row in read(split / "quality.csv")] == ["13", "24"]
+    assert [row["step"] for row in read(split / "quality.csv")] == ["7", "12"]
 
 
 def test_a_split_run_that_is_killed_goes_on_to_the_same_bytes(root: Path, tmp_path: Path, split: Path) -> None:
-    killed(launched(root, tmp_path, SPLIT, **FSDP), tmp_path / "digits")
-    out = finished(launched(root, tmp_path, SPLIT, **FSDP))
+    killed(launched(root, tmp_path, SPLIT, FSDP), tmp_path / "digits")
+    out = finished(launched(root, tmp_path, SPLIT, FSDP))
     assert "going on after step" in out
     assert "written elsewhere" not in out
     assert_same(tmp_path / "digits", split)
@@ -201,7 +188,7 @@ def test_a_split_run_that_is_killed_goes_on_to_the_same_bytes(root: Path, tmp_pa
 def cut(run: Path, runs: Path) -> Path:
     """A copy of the run as it was at half of its steps."""
     copy = shutil.copytree(run, runs / "digits")
-    for step in (18, 24):
+    for step in (9, 12):
         shutil.rmtree(copy / "checkpoints" / f"step-{step:08d}")
     return copy
 
@@ -212,15 +199,15 @@ def test_a_split_run_goes_on_whole_and_a_whole_one_split(
     whole = cut(split, tmp_path / "whole")
     assert fit(SPLIT, whole.parent)
     assert "sharded True → None" in caplog.text
-    assert_same_curve(one, whole)
+    assert_same_curve(one, whole, steps=12)
     parted = cut(one, tmp_path / "parted")
-    assert "sharded None → True" in finished(launched(root, parted.parent, SPLIT, **FSDP))
-    assert_same_curve(one, parted)
+    assert "sharded None → True" in finished(launched(root, parted.parent, SPLIT, FSDP))
+    assert_same_curve(one, parted, steps=12)
 
 
 def test_a_split_network_starts_from_what_another_run_learned(root: Path, tmp_path: Path, one: Path) -> None:
     config = replace(SPLIT, start_from=str(one), steps=6, quality_every=0)
-    assert "starting from the weights of" in finished(launched(root, tmp_path / "split", config, **FSDP))
+    assert "starting from the weights of" in finished(launched(root, tmp_path / "split", config, FSDP))
     assert fit(config, tmp_path / "whole")
     assert_same_curve(tmp_path / "whole" / "digits", tmp_path / "split" / "digits", steps=6)
     starts = [json.loads((tmp_path / how / "digits" / "starts.json").read_text()) for how in ("split", "whole")]
@@ -251,7 +238,7 @@ from trainer.processes import leave; leave()
 
 def test_each_process_holds_its_share_of_weights_averages_and_optimizer(root: Path, tmp_path: Path) -> None:
     (tmp_path / "held.py").write_text(HELD)
-    out = finished(started(root, [str(tmp_path / "held.py")], **FSDP, ACCELERATE_USE_CPU="true"))
+    out = finished(started(root, [str(tmp_path / "held.py")], FSDP))
     shares = [float(line.split()[2]) for line in out.splitlines() if line.startswith(("weights", "ema", "moments"))]
     assert len(shares) == 6
     assert all(0.45 < share < 0.55 for share in shares)  # rows are whole, so the shares are not quite equal
@@ -271,7 +258,7 @@ def test_each_process_holds_its_share_of_weights_averages_and_optimizer(root: Pa
 def test_what_fsdp_cannot_do_is_refused_and_not_ignored(
     monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], message: str
 ) -> None:
-    for name, value in {**FSDP, **asked}.items():
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **asked}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RequestError, match=re.escape(message)):
         join("cpu")
@@ -307,6 +294,31 @@ def test_what_is_drawn_does_not_depend_on_how_many_processes_share_it() -> None:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(TrainingError, match="a batch of 16 does not divide among 3 processes"):
         Trainer(CONFIG, data.digits(), at(0, 3))
+
+
+JOINED = """
+import torch; from trainer.processes import join, leave
+processes = join("cpu")
+print(processes.index, processes.count, float(processes.sum(torch.tensor([1.0 + processes.index], dtype=torch.float64))))
+leave()
+"""
+
+
+def joined(root: Path, **asked: str) -> subprocess.Popen:
+    environment = {**ONE_THREAD, "PYTHONPATH": str(root), "MASTER_PORT": "29500", **asked}
+    command = [sys.executable, "-c", JOINED]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_processes_that_mpirun_started_are_one_run(root: Path) -> None:
+    """As `accelerate launch --cpu --mpirun_hostfile …` has them: under Open MPI's names and not torch's."""
+    asked = {f"OMPI_COMM_WORLD_{name}": "2" for name in ("SIZE", "LOCAL_SIZE")}
+    asked |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = [joined(root, **asked, OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_LOCAL_RANK=rank) for rank in ("0", "1")]
+    assert [process.communicate(timeout=120)[0] for process in both] == ["0 2 3.0\n", "1 2 3.0\n"]
+    lost, _ = joined(root, OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_LOCAL_SIZE="2").communicate(timeout=120)
+    assert "RequestError: one of 2 processes that do not find each other" in lost
+    assert "MASTER_ADDR" in lost
 
 
 def test_deepspeed_is_refused_and_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
