@@ -135,7 +135,7 @@ def write_run(run: Path, width: float) -> Path:
     record = from_json((run / "config.json").read_bytes())
     write_text(out / "config.json", to_json({**record, "name": out.name}))
     average = post_hoc(run, width, checkpoint.step)
-    checkpoints.write(out / "checkpoints", replace(checkpoint, ema=average, more={}), keep=1)
+    checkpoints.write(out / "checkpoints", replace(checkpoint, ema=average), keep=1)
     return out
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from runtime.arguments import integer, number
 from runtime.errors import RequestError, unknown
-from runtime.program import PREDICTIONS
+from runtime.program import PREDICTIONS, Program
 from runtime.schedule import SCHEDULES, Schedule, make_schedule
+from runtime.solvers import make_program
 
 
 def option(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
@@ -27,7 +28,7 @@ KINDS = {
     "wds": "tar shards, such as data/{000..099}.tar",
 }
 """What --data may start with; where something is said of it, a place follows after a colon."""
-FREE = ("workers", "cache_mb", "keep", "bad_pictures", "quality_batch")
+FREE = ("workers", "cache_mb", "keep", "bad_pictures", "quality_batch", "sample_every", "checkpoint_every")
 """Options that may differ when a run goes on: they do not change what is learned."""
 
 
@@ -160,6 +161,7 @@ class Config:
             raise RequestError(
                 "an epsilon network says nothing at zero terminal SNR: use --prediction v, x0 or flow, or another schedule."
             )
+        self.sample_program()  # or the first grid, hours later, would be where a wrong solver is found
 
     def _check_network(self) -> None:
         if not self.channels or not all(type(c) is int and c >= 8 and c % 8 == 0 for c in self.channels):
@@ -172,8 +174,6 @@ class Config:
             raise RequestError(
                 f"batch must be a multiple of accumulate, found {self.batch} pictures in {self.accumulate} parts."
             )
-        if self.precision == "fp16" and self.device == "cpu":
-            raise RequestError("fp16 trains on a GPU alone: use --precision bf16 or fp32 with --device cpu.")
 
     def _check_averages(self) -> None:
         if not self.ema_half_life:
@@ -202,6 +202,13 @@ class Config:
         """The schedule of the runtime that this config names."""
         schedule = make_schedule(self.schedule, T=self.T)
         return schedule.zero_terminal_snr() if self.zero_terminal_snr else schedule
+
+    def sample_program(self, solver: str = "", steps: int = 0) -> Program:
+        """What grids and samples that are judged are made with. Raises RequestError for a solver that there is not."""
+        chosen = solver or self.sample_solver
+        return make_program(
+            self.make_schedule(), self.prediction, chosen, min(steps or self.sample_steps, self.T), clip=1.0
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

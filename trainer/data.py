@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from . import folder as folders
 from .config import Config
+from .decode import describe
 from .errors import DataError
 from .folder import numbered
 from .streams import Stream
@@ -75,7 +76,7 @@ def _load(config: Config) -> Source:
     if kind == "emoji":
         return emoji(config.split)
     if kind == "npz":
-        return npz(Path(place))
+        return npz(Path(place), config.size, config.mode)
     if kind == "hf":
         from .tables import stream
 
@@ -102,8 +103,11 @@ def folder(path: Path, config: Config) -> Source:
     return Pictures(path.name, images, labels, listing.classes, "not stated", note)
 
 
-def npz(path: Path) -> Pictures:
-    """Arrays of a NumPy file: images uint8 [N, H, W] or [N, H, W, C], labels [N] and classes, their names, where there are any."""
+def npz(path: Path, size: int = 0, mode: str = "") -> Pictures:
+    """Arrays of a NumPy file: images uint8 [N, H, W] or [N, H, W, C], labels [N] and classes, their names, where there are any.
+
+    Raises DataError for other arrays, and for a size or a mode that the pictures have not: they are taken as they are.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in ("images", "labels", "classes") if name in file.files}
@@ -113,6 +117,11 @@ def npz(path: Path) -> Pictures:
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise DataError(f"{path} needs images, uint8 [N, H, W, 1 or 3], found {images.dtype} {list(images.shape)}.")
+    shape = images.shape[1:]
+    if shape != (size or shape[0], size or shape[1], {"RGB": 3, "L": 1}.get(mode, shape[2])):
+        raise DataError(
+            f"{path} has pictures of {describe(shape)}, which are taken as they are: leave --size and --mode out."
+        )
     labels = found.get("labels", np.zeros(len(images), np.int64))
     if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
         raise DataError(f"{path} needs a label for each picture, found labels of shape {list(labels.shape)}.")

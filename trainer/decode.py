@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import UnnoiseError
 from runtime.pictures import eight_bits
 
 from .errors import DataError
@@ -44,8 +45,10 @@ class Decoding:
             image = self._converted(image, name)
             if self.size and image.mode in ("RGB", "L"):
                 image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.LANCZOS, 0, (centering, centering))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
-            raise UnreadablePicture(str(error)) from error
+        except (UnnoiseError, MemoryError):
+            raise
+        except Exception as error:  # Pillow raises a dozen kinds, struct.error for a cut-off EXIF among them
+            raise UnreadablePicture(str(error) or type(error).__name__) from error
         if image.mode not in ("RGB", "L"):
             raise DataError(f"{name} has mode {image.mode}; RGB or L is needed. --mode RGB or --mode L converts.")
         array = np.asarray(image, np.uint8)

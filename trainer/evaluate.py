@@ -27,6 +27,7 @@ from .config import Config
 from .data import Source
 from .errors import CheckpointError
 from .features import features_of, read_some
+from .processes import join
 from .quality import NEIGHBOURS, compare
 from .runs import read_run
 from .step import Trainer
@@ -35,19 +36,25 @@ Sample = Callable[[int, int, NDArray[np.int64]], NDArray[np.uint8]]
 """sample(n, seed, label [n]) → pictures [n, H, W, C]."""
 
 
+def require_comparable(config: Config, source: Source) -> None:
+    """Raises RequestError where a `Judge` would have nothing to judge by: too few pictures, or no file of features."""
+    count = min(config.quality_samples, len(source.labels))
+    if count <= NEIGHBOURS:
+        raise RequestError(f"{count} pictures are too few to compare with: more than {NEIGHBOURS} are needed.")
+    if config.features and not Path(config.features).is_file():
+        raise RequestError(f"--features {config.features}: there is no such file.")
+
+
 class Judge:
     """Pictures of the data, chosen once, and their features; calling it with a sampler gives frechet, kernel, precision, recall."""
 
     def __init__(self, config: Config, source: Source, folder: Path | None, device: torch.device) -> None:
+        require_comparable(config, source)
         self.config = config
         self.features = features_of(config, source, folder, device)
         order = np.random.Generator(np.random.Philox(key=[0, 1])).permutation(len(source.labels))
         chosen = order[: config.quality_samples]
         self.labels, self.real = source.labels[chosen], self.features(read_some(source, chosen))
-        if len(self.real) <= NEIGHBOURS:
-            raise RequestError(
-                f"{len(self.real)} pictures are too few to compare with: more than {NEIGHBOURS} are needed."
-            )
 
     def __call__(self, sample: Sample) -> dict[str, float]:
         return compare(self.real, self.features_of(sample))
@@ -64,7 +71,7 @@ class Judge:
 def of_run(run: Path, best: bool, device: str, **changes: Any) -> dict[str, Any]:
     """Of a run's newest checkpoint, or its best. Raises CheckpointError where it has none."""
     config, _ = read_run(run)
-    config = dataclasses.replace(config, device=device, **changes)
+    config = dataclasses.replace(config, device=device, precision="fp32", **changes)
     source = data.load(config)
     trainer = Trainer(config, source)
     checkpoint = checkpoints.newest(run / ("best" if best else "checkpoints"))
@@ -93,8 +100,7 @@ def of_bundle(folder: Path, guidance: float | None, device: str, **changes: Any)
         how: dict[str, Any] = {"label": label.tolist(), "guidance": guidance or 1.0} if labelled else {}
         return sampler.pictures(n, seed=seed, solver=config.sample_solver, steps=config.sample_steps, **how)
 
-    where = torch.device("cuda" if device == "cuda" else "cpu")
-    found = Judge(config, source, None, where)(sample)
+    found = Judge(config, source, None, join(device).device)(sample)
     return {"of": str(folder), "samples": config.quality_samples, **found}
 
 

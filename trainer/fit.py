@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.errors import status
 from runtime.files import replacing, to_json
 from runtime.pictures import save, tile
@@ -26,7 +28,7 @@ from . import checkpoint as checkpoints
 from . import data
 from .checkpoint import Checkpoint
 from .config import Config
-from .evaluate import Judge
+from .evaluate import Judge, require_comparable
 from .log import BUCKET_COLUMNS, Log
 from .networks import cost, peak_flops
 from .options import add_arguments, from_arguments
@@ -41,12 +43,12 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or a termination signal has come; a second one ends the program at once."""
+    """Whether Ctrl-C or a termination signal has come; Ctrl-C after it ends the program at once."""
     asked = False
 
     def note(number: int, _: Any) -> None:
         nonlocal asked
-        if asked:
+        if asked and number == signal.SIGINT:  # a launcher and its scheduler may each send SIGTERM
             raise KeyboardInterrupt
         asked = True
         print("\nstopping after this step; once more to stop at once, without a checkpoint", file=sys.stderr)
@@ -76,14 +78,21 @@ class Run:
     def __init__(self, config: Config, folder: Path, processes: Processes, held: ExitStack) -> None:
         """held: to be closed when the run is left."""
         self.config, self.folder, self.processes = config, folder, processes
+        old = folder.is_dir()
+        if processes.main and old:
+            held.enter_context(claim(folder))
+        processes.wait()  # or one might read a checkpoint that another does not see yet
         self.source = data.load(config)
+        if config.quality_every:
+            require_comparable(config, self.source)
         self.trainer = Trainer(config, self.source, processes)
         self.started: dict[str, str] = {}
         checkpoint = checkpoints.newest(folder / "checkpoints")
         if checkpoint is None:
             self.started = start(self.trainer)  # before anything is written: it may be refused
         if processes.main:
-            held.enter_context(claim(folder))
+            if not old:
+                held.enter_context(claim(folder))
             open_run(folder, config, self.source)
         processes.wait()  # until config.json is there, or this process is alone because it was refused
         self.written = self._resume(checkpoint)
@@ -206,8 +215,11 @@ class Run:
         ema = trainer.whole(trainer.ema)
         if self.log is None:
             return
-        count = 2 * trainer.num_classes if 0 < trainer.num_classes <= 32 else 64
-        sheet = tile(trainer.sample(count, weights=ema))
+        count, size = 2 * trainer.num_classes if 1 < trainer.num_classes <= 32 else 64, self.config.quality_batch
+        seeds = np.split(np.arange(count), range(size, count, size))
+        classes = max(1, trainer.num_classes)
+        parts = [trainer.sample(len(s), seed=int(s[0]), label=s % classes, weights=ema) for s in seeds]
+        sheet = tile(np.concatenate(parts))
         save(self.folder / "samples" / f"step-{trainer.step:08d}.png", sheet, least=512)
         self.log.picture(sheet, trainer.step)
 
@@ -253,7 +265,8 @@ def start(trainer: Trainer) -> dict[str, str]:
     if not trainer.config.start_from:
         return {}
     place = Path(trainer.config.start_from)
-    found = fitting(start_of(place), trainer.weights, place)
+    weights, classes = start_of(place)
+    found = fitting(weights, trainer.weights, place, same_classes=classes == tuple(trainer.source.classes))
     trainer.start_from(found)
     if trainer.processes.main:
         anew = "" if len(found) == len(trainer.weights) else ", but for the labels, which are others"

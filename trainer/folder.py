@@ -41,7 +41,7 @@ class Listing:
 def listing(path: Path, label_file: str = "") -> Listing:
     """The pictures under `path`: a class per subfolder; or one class where there are no subfolders with pictures; or by a JSON file.
 
-    Raises DataError where there are none.
+    Hidden files and folders, and __MACOSX, are passed over. Raises DataError where there are none, or some beside subfolders with pictures.
     """
     if not path.is_dir():
         raise DataError(
@@ -53,8 +53,14 @@ def listing(path: Path, label_file: str = "") -> Listing:
     found = [(name, files) for name, files in found if files]
     names = [f"{name}/{file}" for name, files in found for file in files]
     labels = np.repeat(np.arange(len(found), dtype=np.int64), [len(files) for _, files in found])
+    beside = sorted(_pictures_in(path))
+    if names and beside:
+        raise DataError(
+            f"{path} has {len(beside)} pictures itself ({beside[0]}, …) and {len(names)} in {len(found)} subfolders ({found[0][0]}, …): "
+            "move one or the other away, or say the class of each with --label-file."
+        )
     if not names:
-        names = sorted(_pictures_in(path))
+        names = beside
         found, labels = [(path.name, names)], np.zeros(len(names), np.int64)
     if not names:
         raise DataError(f"no pictures in {path} (looked for {', '.join(sorted(ENDINGS))} there and in its subfolders).")
@@ -66,11 +72,13 @@ def _under(path: Path, names: list[str]) -> Names:
 
 
 def _folders_in(path: Path) -> list[str]:
-    return [p.name for p in path.iterdir() if p.is_dir()]
+    return [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]
 
 
 def _pictures_in(path: Path) -> list[str]:
-    return [p.name for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file()]
+    return [
+        p.name for p in path.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".") and p.is_file()
+    ]
 
 
 def _labelled(path: Path, label_file: Path) -> Listing:

@@ -153,7 +153,7 @@ class Batches:
         self.waited = 0.0
         self._next, self._ahead = -1, iter(())
         if isinstance(source, Pictures):
-            self._images = torch.from_numpy(np.ascontiguousarray(source.images.transpose(0, 3, 1, 2)))
+            self._images = torch.from_numpy(source.images).permute(0, 3, 1, 2)  # not a copy
             self._labels = torch.from_numpy(source.labels)
         else:
             fits = not source.random_crop and config.cache_mb
@@ -173,7 +173,7 @@ class Batches:
         share = self.config.batch // self.processes.count
         indices = batch_indices(self.config.seed, step, self.config.batch, len(self._images))
         index = torch.from_numpy(indices[self.processes.index * share :][:share])
-        return Batch(self._images[index], self._labels[index])
+        return Batch(self._images[index].contiguous(), self._labels[index])
 
     def _from_stream(self, step: int) -> Batch:
         if step != self._next:

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -17,8 +19,21 @@ from runtime.errors import RequestError
 from . import sharding
 from .errors import TrainingError
 
-LOST = ("Connection", "connection", "Broken pipe", "peer", "NCCL", "Gloo", "gloo", "timed out", "Timed out", "socket")
+LOST = (
+    "Connection",
+    "connection",
+    "Broken pipe",
+    "peer",
+    "remote process",
+    "Gloo",
+    "gloo",
+    "timed out",
+    "Timed out",
+    "socket",
+)
 """What the libraries say, in one word or another, when a process at the other end is gone."""
+PATIENCE = timedelta(hours=6)
+"""The first process measures samples alone, and the others wait for it; one that is gone is noticed by its connection, not by this."""
 COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where a launcher says how many processes it started: torch's; and the mpirun of Intel, Open MPI and MVAPICH, which accelerate uses on CPUs."""
 
@@ -84,13 +99,13 @@ class Processes:
             if self.count == 1 or not any(word in str(error) for word in LOST):
                 raise
             raise TrainingError(
-                f"process {self.index} of {self.count} ends: another process of this run is gone ({_first_line(error)}). "
+                f"process {self.index} of {self.count} ends: another process of this run is gone ({_told(error)}). "
                 "Its own message says why, if it could leave one. The same command again goes on from the last checkpoint."
             ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200]
+def _told(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def join(device: str) -> Processes:
@@ -118,15 +133,37 @@ def join(device: str) -> Processes:
         from accelerate import PartialState
     except ImportError as error:
         raise RequestError("training in many processes needs accelerate: pip install 'unnoise[train]'.") from error
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if cuda and here > torch.cuda.device_count():
+        raise RequestError(f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: start one for each.")
     try:
-        state: Any = PartialState(cpu=not cuda)
-    except ValueError as error:
-        raise RequestError(f"one of {count} processes that do not find each other: {_first_line(error)}") from error
+        state: Any = PartialState(cpu=not cuda, timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise RequestError(f"one of {count} processes that do not find each other: {_told(error)}") from error
     if state.num_processes != count:
         raise RequestError(
             f"one of {count} processes that accelerate does not join: start them with accelerate launch --multi_gpu, or torchrun."
         )
     return Processes(state.process_index, state.num_processes, state.device, plugin)
+
+
+def lock(path: Path, wait: bool = False) -> IO[bytes]:
+    """A file that this process alone has until it closes it or ends, killed or not. File systems without locks, and Windows, let everybody in.
+
+    Raises BlockingIOError where another process has it, unless told to wait.
+    """
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        # not flock, which a loader's workers would inherit and outlive this process with
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise BlockingIOError(f"another process has {path}") from error
+    except (ImportError, OSError):
+        pass
+    return file
 
 
 def leave() -> None:

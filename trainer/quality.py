@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.schedule import Float64
 
-NEIGHBOURS = 3
+NEIGHBOURS, BLOCK = 3, 2048
 
 
 def frechet(real: NDArray[Any], made: NDArray[Any]) -> float:
@@ -29,11 +29,15 @@ def _moments(x: NDArray[Any]) -> tuple[Float64, Float64]:
 def kernel(real: NDArray[Any], made: NDArray[Any]) -> float:
     """The squared maximum mean discrepancy under (x·y/d + 1)³, unbiased: it may fall below 0 (Bińkowski et al. 2018)."""
     a, b = real.astype(np.float64), made.astype(np.float64)
-    within = 0.0
-    for x in (a, b):
-        K = (x @ x.T / x.shape[1] + 1) ** 3
-        within += (K.sum() - np.trace(K)) / (len(x) * (len(x) - 1))
-    return float(within - 2 * ((a @ b.T / a.shape[1] + 1) ** 3).mean())
+
+    def total(x: Float64, y: Float64) -> float:
+        return sum(float(((part @ y.T / y.shape[1] + 1) ** 3).sum()) for part in _blocks(x))
+
+    def within(x: Float64) -> float:
+        own = (((x**2).sum(1) / x.shape[1] + 1) ** 3).sum()
+        return (total(x, x) - own) / (len(x) * (len(x) - 1))
+
+    return float(within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b)))
 
 
 def precision_recall(real: NDArray[Any], made: NDArray[Any], neighbours: int = NEIGHBOURS) -> tuple[float, float]:
@@ -41,10 +45,15 @@ def precision_recall(real: NDArray[Any], made: NDArray[Any], neighbours: int = N
     neighbour among its own kind (Kynkäänniemi et al. 2019)."""
 
     def covered(points: NDArray[Any], by: NDArray[Any]) -> float:
-        reach = np.partition(_distances(by, by), neighbours, axis=1)[:, neighbours]
-        return float((_distances(points, by) <= reach).any(axis=1).mean())
+        reach = np.concatenate([np.partition(_distances(x, by), neighbours, 1)[:, neighbours] for x in _blocks(by)])
+        return float(np.concatenate([(_distances(x, by) <= reach).any(1) for x in _blocks(points)]).mean())
 
     return covered(made, real), covered(real, made)
+
+
+def _blocks(x: NDArray[Any]) -> list[NDArray[Any]]:
+    """Of so many rows that 50,000 by 50,000 distances never are in memory at once."""
+    return [x[i : i + BLOCK] for i in range(0, len(x), BLOCK)]
 
 
 def _distances(a: NDArray[Any], b: NDArray[Any]) -> Float64:

@@ -15,6 +15,7 @@ from runtime.files import from_json, to_json, write_text
 from .config import FREE, Config
 from .data import Source
 from .errors import CheckpointError
+from .processes import lock
 
 VERSIONED = ("torch", "numpy", "pillow", "safetensors", "accelerate", "datasets", "webdataset")
 
@@ -93,24 +94,15 @@ def open_run(folder: Path, config: Config, source: Source) -> None:
 def claim(folder: Path) -> IO[bytes]:
     """Keep the run for this process, until the file that is returned is closed or the process ends, killed or not.
 
-    Raises CheckpointError where another process has it. File systems without locks, and Windows, let everybody in.
+    Raises CheckpointError where another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / "lock").open("ab")
     try:
-        import fcntl
-
-        fcntl.lockf(
-            file, fcntl.LOCK_EX | fcntl.LOCK_NB
-        )  # not flock, which a loader's workers would inherit and outlive this process with
-    except (BlockingIOError, PermissionError) as error:
-        file.close()
+        return lock(folder / "lock")
+    except BlockingIOError as error:
         raise CheckpointError(
             f"another process is training in {folder}. Wait for its end, or stop it and give the same command again; or choose another --name."
         ) from error
-    except (ImportError, OSError):
-        pass
-    return file
 
 
 def _require_same(folder: Path, record: Mapping[str, Any]) -> None:

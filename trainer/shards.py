@@ -24,6 +24,7 @@ from .config import Config
 from .decode import Decoding
 from .errors import DataError
 from .folder import ENDINGS, numbered
+from .processes import lock
 from .streams import Names, Stream, probe, streamed
 
 LABELS = ("cls", "json")
@@ -143,8 +144,10 @@ def local(url: str) -> Path:
     if kept is None:
         raise RequestError(f"{url} must be kept somewhere, and UNNOISE_CACHE says that nothing is: set it to a folder.")
     place = kept / "shards" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
-    if not place.exists():
-        _fetch(url, place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with lock(place.with_suffix(".lock"), wait=True):  # the first process of a run fetches for all
+        if not place.exists():
+            _fetch(url, place)
     return place
 
 
@@ -155,7 +158,7 @@ def _fetch(url: str, place: Path) -> None:
         with replacing(place) as temporary, temporary.open("wb") as out, gopen(url) as source:
             while block := source.read(1 << 20):
                 out.write(block)
-        tarfile.open(place).close()
+            out.flush()
+            tarfile.open(temporary).close()
     except Exception as error:
-        place.unlink(missing_ok=True)
         raise DataError(f"{url} cannot be fetched ({type(error).__name__}: {error}).") from error

@@ -14,25 +14,28 @@ from runtime.bundle import MANIFEST, Bundle
 
 from . import checkpoint as checkpoints
 from .errors import CheckpointError
+from .runs import read_run
 
 STEP, WEIGHTS = "fp32/step.onnx", "fp32/weights.bin"
+LABELS = "label.weight"
 NETWORK = "network."
 """What stands before a weight's name in a bundle's graphs."""
 
 
-def start_of(place: Path) -> dict[str, Tensor]:
-    """Name → averaged weight (a run's `ema`), of the run at `place`, its newest checkpoint, or of the bundle there.
+def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Name → averaged weight (a run's `ema`), of the run at `place`, its newest checkpoint, or of the bundle there; and the names of its classes.
 
     Raises CheckpointError where there is neither, or onnx is missing, which a bundle is read with; BundleError where the bundle is damaged.
     """
     if (place / MANIFEST).is_file():
-        return weights_of(Bundle.load(place))
+        bundle = Bundle.load(place)
+        return weights_of(bundle), bundle.labels.names if bundle.labels else ()
     checkpoint = checkpoints.newest(place / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(
             f"{place} is neither a run with a checkpoint nor a bundle: there is nothing to start from."
         )
-    return checkpoint.ema
+    return checkpoint.ema, tuple(read_run(place)[1]["classes"])
 
 
 def weights_of(bundle: Bundle) -> dict[str, Tensor]:
@@ -66,17 +69,19 @@ def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:
     return value.reshape(like.shape)
 
 
-def fitting(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: Path) -> dict[str, Tensor]:
+def fitting(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: Path, same_classes: bool = True
+) -> dict[str, Tensor]:
     """Those of `found` that the network `wanted` is made of, in its shapes; the table of labels is left out where there are other classes.
 
     Raises CheckpointError where anything else is missing or of another shape.
     """
     taken = {}
     for name, weight in wanted.items():
-        value = found.get(name)
+        value = found.get(name) if same_classes or name != LABELS else None
         if (fits := as_like(value, weight)) is not None:
             taken[name] = fits
-        elif name != "label.weight":
+        elif name != LABELS:
             what = "is not there" if value is None else f"is {tuple(value.shape)} and not {tuple(weight.shape)}"
             raise CheckpointError(
                 f"{place} has another network: its {name} {what}. Give the options of the network that it was trained with."

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runtime.errors import RequestError
 from runtime.noise import Stream as NoiseStream
 from runtime.noise import noises
 from runtime.pictures import to_uint8
 from runtime.program import run
-from runtime.solvers import make_program
 
 from . import checkpoint as checkpoints
 from .average import Averages
@@ -72,10 +72,13 @@ class Draws:
 
 
 def precision_of(config: Config, device: torch.device) -> torch.dtype:
-    """What the network computes in. auto on a GPU: bf16 where it has it."""
+    """What the network computes in. auto on a GPU: bf16 where it has it. Raises RequestError for fp16 on a CPU."""
+    if config.precision == "fp16" and device.type == "cpu":
+        raise RequestError("fp16 trains on a GPU alone, and there is none here: use --precision bf16 or fp32.")
     if config.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 @torch.no_grad()
@@ -326,9 +329,7 @@ class Trainer:
         """Pictures [count, H, W, C] uint8 by one of the runtime's own programs. label [count]: a label after another. weights: the average that is
         sampled, `whole` where it is split among processes."""
         c, shape = self.config, self.source.sample_shape
-        program = make_program(
-            self.schedule, c.prediction, solver or c.sample_solver, min(steps or c.sample_steps, c.T), clip=1.0
-        )
+        program = c.sample_program(solver or "", steps or 0)
 
         def network(x: np.ndarray, t: np.ndarray, *rest: np.ndarray) -> np.ndarray:
             inputs = tuple(torch.from_numpy(a).to(self.device) for a in (x, t, *rest))

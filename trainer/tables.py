@@ -10,7 +10,7 @@ import numpy as np
 from runtime.errors import RequestError, unknown
 
 from .config import Config
-from .decode import Decoding
+from .decode import Decoding, UnreadablePicture
 from .errors import DataError
 from .folder import numbered
 from .streams import Names, Stream, probe, streamed
@@ -30,6 +30,8 @@ def stream(place: str, config: Config) -> Stream:
 
     def fetch(i: int) -> bytes | Path:
         value = rows[i][column]
+        if value is None:
+            raise UnreadablePicture("the row has no picture")
         return value["bytes"] if value["bytes"] is not None else Path(value["path"])
 
     names = Names(f"{place} row {i}" for i in range(len(table)))
@@ -104,6 +106,11 @@ def _labels(table: Any, wanted: str) -> tuple[tuple[str, ...], np.ndarray]:
         return ("all",), np.zeros(len(table), np.int64)
     values = list(table.select_columns([column])[:][column])
     kind = table.features[column]
-    if isinstance(kind, datasets.ClassLabel) and kind.names:
+    named = isinstance(kind, datasets.ClassLabel) and kind.names
+    if without := sum(v is None or bool(named and v < 0) for v in values):
+        raise DataError(
+            f"{without} of {len(values)} rows have no label in the column {column!r}: leave these rows out, or use --no-labels."
+        )
+    if named:
         return tuple(kind.names), np.array(values, np.int64)
     return numbered(values)

@@ -11,6 +11,7 @@ from trainer import checkpoint as checkpoints
 from trainer.average import Averages, combination, exponent, inner_products, main, post_hoc, power_decay
 from trainer.config import Config
 from trainer.errors import CheckpointError
+from trainer.evaluate import of_run
 from trainer.fit import fit
 from trainer.step import Trainer
 
@@ -79,6 +80,9 @@ def test_the_command_makes_a_run_of_it(run: Path, capsys: pytest.CaptureFixture[
     made = checkpoints.newest(out / "checkpoints")
     assert made is not None
     assert all(torch.equal(made.ema[k], v) for k, v in post_hoc(run, 0.07, 120).items())
+    found = of_run(out, best=False, device="cpu", quality_samples=20, sample_steps=2)
+    assert found["step"] == 120
+    assert found["frechet"] > 0
 
 
 def test_a_run_without_snapshots_is_refused_with_the_way_out(tmp_path: Path) -> None:

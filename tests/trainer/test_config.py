@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from runtime import RequestError
 from runtime.files import from_json, to_json
 from trainer.config import Config
 from trainer.options import DATA, PRESETS, add_arguments, from_arguments
+from trainer.step import precision_of
 
 FIELDS = dataclasses.fields(Config)
 
@@ -145,7 +147,12 @@ def test_a_half_life_of_an_older_run_is_one_of_many() -> None:
 
 def test_fp16_without_a_gpu_is_refused() -> None:
     with pytest.raises(RequestError, match="fp16 trains on a GPU alone"):
-        Config(precision="fp16", device="cpu")
+        precision_of(Config(precision="fp16"), torch.device("cpu"))
+
+
+def test_a_solver_that_there_is_not_is_refused_before_the_first_grid() -> None:
+    with pytest.raises(RequestError, match=r"unknown solver 'dpmpp2m'\. Did you mean 'dpmpp_2m'"):
+        Config(sample_solver="dpmpp2m")
 
 
 def test_zero_terminal_snr_takes_the_last_knot_to_pure_noise() -> None:

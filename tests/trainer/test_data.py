@@ -119,6 +119,22 @@ def test_files_that_are_no_pictures_by_name_are_left_alone(tmp_path: Path) -> No
     assert len(load_folder(tmp_path).images) == 1
 
 
+def test_hidden_folders_and_files_are_passed_over(tmp_path: Path) -> None:
+    draw(tmp_path / "1.png")
+    for name in (".thumbnails/1.png", "__MACOSX/2.png", "._1.png"):
+        draw(tmp_path / name)
+    pictures = load_folder(tmp_path)
+    assert pictures.classes == (tmp_path.name,)
+    assert len(pictures.images) == 1
+
+
+def test_pictures_beside_subfolders_of_pictures_are_not_passed_over(tmp_path: Path) -> None:
+    draw(tmp_path / "1.png")
+    draw(tmp_path / "extra" / "2.png")
+    with pytest.raises(DataError, match=r"has 1 pictures itself \(1\.png, …\) and 1 in 1 subfolders \(extra, …\)"):
+        load_folder(tmp_path)
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     assert f"no pictures in {tmp_path}" in refusal(tmp_path)
 
@@ -150,7 +166,15 @@ def bomb(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("spoil", [cut, text, bomb])
+def cut_exif(path: Path) -> Path:
+    """A JPEG whose EXIF block ends in its header: Pillow raises struct.error."""
+    draw(path, size=(8, 8))
+    with Image.open(path) as image:
+        image.save(path, "JPEG", dpi=(72, 72), exif=b"Exif\0\0II*\0")
+    return path
+
+
+@pytest.mark.parametrize("spoil", [cut, text, bomb, cut_exif])
 def test_a_picture_that_cannot_be_read_is_named_with_the_way_out(tmp_path: Path, spoil) -> None:
     noisy(tmp_path / "a" / "good.png")
     bad = spoil(tmp_path / "a" / "bad.png")

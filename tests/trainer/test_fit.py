@@ -174,6 +174,18 @@ def test_labels_begin_anew_where_the_classes_are_others(whole: Path) -> None:
     assert wanted.keys() - taken.keys() == {"label.weight"}
 
 
+def test_labels_begin_anew_where_as_many_classes_have_other_names(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = data.digits()
+    np.savez(tmp_path / "shapes.npz", images=pictures.images, labels=pictures.labels, classes=list("abcdefghij"))
+    config = replace(
+        TINY, data=f"npz:{tmp_path / 'shapes.npz'}", name="shapes", start_from=str(whole), steps=1, sample_every=0
+    )
+    assert fit(config, tmp_path)
+    assert "but for the labels, which are others" in capsys.readouterr().out
+
+
 def test_another_network_is_refused_before_anything_is_written(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has another network: its .* is \(32, 8\) and not \(64, 16\)"):
         fit(replace(TINY, start_from=str(whole), channels=(16, 16)), tmp_path)
@@ -249,18 +261,20 @@ HOLDING = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.
 
 
 def test_a_run_that_another_process_trains_is_left_alone_until_that_ends(stopped: Path, whole: Path) -> None:
-    command = [sys.executable, "-c", HOLDING, str(stopped / "lock")]
+    run = stopped / "digits"
+    command = [sys.executable, "-c", HOLDING, str(run / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        left = stopped / ".half-written"  # as another process may be about to rename it
+        left = run / ".half-written"  # as another process may be about to rename it
         left.touch()
         with pytest.raises(CheckpointError, match="another process is training in"):
-            fit(TINY, stopped.parent)
+            fit(TINY, stopped)
         assert left.exists()
         other.kill()
-    assert fit(TINY, stopped.parent)
-    assert_same_run(stopped, whole)
+    assert fit(TINY, stopped)
+    assert not left.exists()
+    assert_same_run(run, whole)
 
 
 def test_a_finished_run_stays_as_it_is(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -339,6 +353,16 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(KeyboardInterrupt):
         fit(TINY, tmp_path)
     assert not (tmp_path / "digits" / "checkpoints").exists()
+
+
+def test_a_second_signal_of_a_launcher_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(_: Trainer) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    at_step(monkeypatch, 3, twice)
+    assert not fit(TINY, tmp_path)
+    assert checkpoint_names(tmp_path / "digits") == ["step-00000003"]
 
 
 def test_the_signal_handlers_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from runtime.errors import RequestError
 from runtime.files import from_json
 from trainer import checkpoint as checkpoints
-from trainer import data
+from trainer import data, quality
 from trainer.config import Config
 from trainer.evaluate import Judge, main
 from trainer.features import features_of, train_classifier
@@ -63,6 +64,13 @@ def test_the_distances_are_those_of_torchmetrics(clouds) -> None:
     a, b = (x.double().flatten(1).numpy() for x in (real, made))
     assert frechet(a, b) == pytest.approx(float(fid.compute()), rel=1e-4)
     assert kernel(a, b) == pytest.approx(float(kid.compute()[0]), rel=1e-4)
+
+
+def test_blocks_of_rows_change_nothing(clouds, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (x.double().flatten(1).numpy() for x in clouds)
+    whole = compare(a, b)
+    monkeypatch.setattr(quality, "BLOCK", 37)
+    assert compare(a, b) == pytest.approx(whole, rel=1e-9)
 
 
 def test_the_kernel_distance_is_unbiased() -> None:
@@ -175,6 +183,16 @@ def test_what_cannot_be_judged_is_refused(
 ) -> None:
     assert main([str(tmp_path / what)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_is_refused_before_training(tmp_path: Path) -> None:
+    for options, message in (
+        ({"quality_samples": 3}, "3 pictures are too few"),
+        ({"features": "no.pt"}, "no such file"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            fit(replace(CONFIG, **options), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_few_pictures_are_refused() -> None:

@@ -16,6 +16,7 @@ from runtime.errors import RequestError
 from trainer import data
 from trainer.config import Config
 from trainer.data import Pictures, load
+from trainer.decode import UnreadablePicture
 from trainer.errors import DataError
 from trainer.features import read_some
 from trainer.fit import fit
@@ -203,6 +204,14 @@ def test_an_npz_file_of_something_else_is_refused(tmp_path: Path, arrays: dict, 
         load(config_for(f"npz:{tmp_path / 'a.npz'}"))
 
 
+@pytest.mark.parametrize("asked", [{"size": 16}, {"mode": "L"}])
+def test_an_npz_file_is_taken_as_it_is(tmp_path: Path, asked: dict) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8, 3), np.uint8))
+    assert len(load(Config(data=f"npz:{tmp_path / 'a.npz'}", size=8, mode="RGB")).labels) == 2
+    with pytest.raises(DataError, match="has pictures of 8x8 RGB, which are taken as they are"):
+        load(Config(data=f"npz:{tmp_path / 'a.npz'}", **asked))
+
+
 # --- tar files
 
 
@@ -249,7 +258,7 @@ def test_what_is_no_tar_file_is_refused_and_not_kept(tmp_path: Path, monkeypatch
         load(config_for(f"wds:{tmp_path}/a.tar"))
     with pytest.raises(DataError, match="cannot be fetched"):
         load(config_for(f"wds:pipe:cat {tmp_path}/a.tar"))
-    assert list((tmp_path / "cache" / "shards").iterdir()) == []
+    assert list((tmp_path / "cache" / "shards").glob("*.tar")) == []
     with pytest.raises(DataError, match="there is no file"):
         load(config_for(f"wds:{tmp_path}/b.tar"))
 
@@ -282,6 +291,25 @@ def test_a_dataset_gives_every_row_with_its_class(table, tmp_path: Path, form: s
     assert_holds_all(found, [i % 3 for i in range(N)])
     with pytest.raises(RequestError, match=r"unknown label column 'knd'\. Did you mean 'kind'"):
         load(config_for(f"hf:{place}", label_column="knd"))
+
+
+def test_a_row_without_a_picture_is_a_bad_one(table, tmp_path: Path) -> None:
+    rows = table.to_dict()
+    rows["picture"][4] = None
+    type(table).from_dict(rows, features=table.features).save_to_disk(str(tmp_path / "table"))
+    found = load(config_for(f"hf:{tmp_path / 'table'}", label_column="kind"))
+    assert isinstance(found, Stream)
+    with pytest.raises(UnreadablePicture, match="the row has no picture"):
+        found.read(4)
+
+
+@pytest.mark.parametrize("missing", [None, -1])
+def test_rows_without_a_label_are_refused(table, tmp_path: Path, missing: int | None) -> None:
+    rows = table.to_dict()
+    rows["kind"][4] = missing
+    type(table).from_dict(rows, features=table.features).save_to_disk(str(tmp_path / "table"))
+    with pytest.raises(DataError, match=f"1 of {N} rows have no label in the column 'kind'"):
+        load(config_for(f"hf:{tmp_path / 'table'}", label_column="kind"))
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
