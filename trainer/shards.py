@@ -144,9 +144,11 @@ def local(url: str) -> Path:
     if kept is None:
         raise RequestError(f"{url} must be kept somewhere, and UNNOISE_CACHE says that nothing is: set it to a folder.")
     place = kept / "shards" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
+    if place.exists():
+        return place
     place.parent.mkdir(parents=True, exist_ok=True)
-    with lock(place.with_suffix(".lock"), wait=True):  # the first process of a run fetches for all
-        if not place.exists():
+    with lock(place.with_suffix(".lock"), wait=True):
+        if not place.exists():  # the first process of a run fetches for all
             _fetch(url, place)
     return place
 
