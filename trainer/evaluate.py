@@ -37,24 +37,27 @@ Sample = Callable[[int, int, NDArray[np.int64]], NDArray[np.uint8]]
 
 
 def require_comparable(config: Config, source: Source) -> None:
-    """Raises RequestError where a `Judge` would have nothing to judge by: too few pictures, or no file of features."""
-    count = min(config.quality_samples, len(source.labels))
-    if count <= NEIGHBOURS:
-        raise RequestError(f"{count} pictures are too few to compare with: more than {NEIGHBOURS} are needed.")
+    """Before training. Raises RequestError where a `Judge` would have nothing to judge by: too few pictures, or no file of features."""
+    require_enough(min(config.quality_samples, len(source.labels)))
     if config.features and not Path(config.features).is_file():
         raise RequestError(f"--features {config.features}: there is no such file.")
+
+
+def require_enough(count: int) -> None:
+    if count <= NEIGHBOURS:
+        raise RequestError(f"{count} pictures are too few to compare with: more than {NEIGHBOURS} are needed.")
 
 
 class Judge:
     """Pictures of the data, chosen once, and their features; calling it with a sampler gives frechet, kernel, precision, recall."""
 
     def __init__(self, config: Config, source: Source, folder: Path | None, device: torch.device) -> None:
-        require_comparable(config, source)
         self.config = config
         self.features = features_of(config, source, folder, device)
         order = np.random.Generator(np.random.Philox(key=[0, 1])).permutation(len(source.labels))
         chosen = order[: config.quality_samples]
         self.labels, self.real = source.labels[chosen], self.features(read_some(source, chosen))
+        require_enough(len(self.real))  # those that cannot be read are left out
 
     def __call__(self, sample: Sample) -> dict[str, float]:
         return compare(self.real, self.features_of(sample))
