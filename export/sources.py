@@ -1,16 +1,16 @@
-"""What the command line names, as a `Model`: a run, a bundle, a diffusers folder, or any PyTorch module."""
+"""What the command line names, as a `Model`: a run, a bundle, a diffusers folder, or a module."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.arguments import number
 from runtime.errors import RequestError, unknown
 from runtime.schedule import SCHEDULES, Schedule, make_schedule
 
+from .arguments import bundle_name, printable
 from .from_bundle import from_bundle, is_bundle
 from .from_diffusers import from_diffusers, is_diffusers
 from .from_module import from_module, load_module, load_weights
@@ -39,7 +39,7 @@ def named(given: argparse.Namespace) -> Model:
     run = given.run or newest_run(given.runs or Path("runs"))
     if is_bundle(run):
         _taken(given, BUNDLE)
-        print(f"the network in {run}, a bundle")
+        print(f"the network in {printable(run)}, a bundle")
         return from_bundle(run)
     return _diffusers(run, given) if is_diffusers(run) else _run(run, given)
 
@@ -49,13 +49,13 @@ def _run(run: Path, given: argparse.Namespace) -> Model:
     weights = options.get("weights", "ema")
     if weights not in ("ema", "weights"):
         raise unknown("--weights of a run", weights, ("ema", "weights"))
-    print(f"the network of {run}, {weights}")
+    print(f"the network of {printable(run)}, {weights}")
     return from_run(run, options.get("guidance", 2.0), weights)
 
 
 def _diffusers(folder: Path, given: argparse.Namespace) -> Model:
     options = _taken(given, DIFFUSERS)
-    print(f"the network in {folder}, a diffusers folder")
+    print(f"the network in {printable(folder)}, a diffusers folder")
     return from_diffusers(folder, schedule=_schedule(options), **options)
 
 
@@ -70,9 +70,10 @@ def _module(given: argparse.Namespace) -> Model:
     module = load_module(given.module)
     if weights is not None:
         load_weights(module, Path(weights))
-    print(f"the network of {given.module}, {weights or 'with the weights that it comes with'}")
-    name = options.pop("name", given.module.rpartition(":")[2])
-    options["options"] = dict(options.pop("option", ()))
+    source = printable(weights) if weights else "with the weights that it comes with"
+    print(f"the network of {printable(given.module)}, {source}")
+    name = options.pop("name", bundle_name(given.module.rpartition(":")[2]))
+    options["options"] = _together("--option", options.pop("option", ()))
     return from_module(module.requires_grad_(False), schedule=schedule or "", name=name, **options)
 
 
@@ -94,7 +95,8 @@ _EVERY = {key for keys in ACCEPTS.values() for key in keys}
 
 def _schedule(options: dict[str, Any]) -> Schedule | None:
     """Takes --schedule and its options out of the others."""
-    name, parameters = options.pop("schedule", None), dict(options.pop("schedule_option", ()))
+    name = options.pop("schedule", None)
+    parameters = _together("--schedule-option", options.pop("schedule_option", ()))
     if name is None:
         if parameters:
             raise RequestError("--schedule-option needs --schedule.")
@@ -102,12 +104,32 @@ def _schedule(options: dict[str, Any]) -> Schedule | None:
     return make_schedule(name, **parameters)
 
 
+def _together(flag: str, assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return NAME=VALUE options as one mapping. Raises RequestError for a name given twice."""
+    values: dict[str, Any] = {}
+    for name, value in assignments:
+        if name in values:
+            raise RequestError(f"{flag} must give each name once, got {name!r} twice. Remove one.")
+        values[name] = value
+    return values
+
+
 def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be integers with commas between them, such as 3,32,32, got {text!r}"
+        ) from None
 
 
 def _range(text: str) -> tuple[float, float]:
-    low, high = (number("sample range", float(part), -1e6, 1e6) for part in text.split(","))
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be two numbers with a comma between them, such as -1,1, got {text!r}"
+        ) from None
     return low, high
 
 
@@ -117,8 +139,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"needs NAME=VALUE, found {text!r}")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
     for kind in (int, float):
         try:
             return name, kind(value)

@@ -1,5 +1,6 @@
 """Any module: what fits is exported whatever its shape, what does not is named before anything is converted."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from export import ExportError, build_bundle, graph
 from export.check import Plan, torch_network
-from export.from_module import from_module, make_labels
+from export.from_module import from_module, load_module, load_weights, make_labels
 from runtime import Sampler, make_schedule, run
 from runtime.errors import RequestError
 from runtime.files import from_json
 from runtime.noise import Stream, noise
 from runtime.sample import main as sample_command
+from runtime.schedule import Schedule
 
 QUICK = Plan(batches=(1, 3), times=3, pictures=2, steps=5, samples=4, judged=2, ways=(("dpmpp_2m", 5),))
 EPSILON: dict[str, Any] = {"prediction": "epsilon", "schedule": "linear_raw"}
@@ -209,7 +212,7 @@ def in_training() -> nn.Module:
         (in_training(), r"layers\.1 is in training mode"),
         (signal().double(), "layers.0.weight is float64, float32 expected. Call module.float"),
         (signal().to("meta"), "layers.0.weight is on meta; the export runs on the CPU"),
-        (lambda x, time: x, "torch.nn.Module expected, found function"),
+        (lambda x, time: x, "module must be a torch.nn.Module, got function"),
     ],
 )
 def test_a_module_that_does_not_fit_is_explained(module: Any, message: str) -> None:
@@ -230,26 +233,146 @@ def test_labels_out_of_the_modules_range_are_found_before_the_export() -> None:
         ({"schedule": make_schedule("cosine").zero_terminal_snr()}, "says nothing at zero terminal SNR"),
         ({"solver": "dddim"}, "unknown solver"),
         ({"grid": "leadin"}, "Did you mean 'leading'"),
-        ({"steps": 0}, "steps must be"),
+        ({"steps": 0}, "steps.* must be"),
         ({"options": {"eat": 1}}, "Did you mean 'eta'"),
-        ({"clip": 0}, "clip must be"),
+        ({"clip": 0}, "clip.* must be"),
         ({"sample_shape": ()}, "1 to 4 integers"),
-        ({"sample_shape": (2, 0)}, "sample_shape must be from 1"),
+        ({"sample_shape": (2, 0)}, "sample_shape.* must be .*1 to 65536"),
+        ({"sample_shape": (65536, 65536)}, "at most 67108864 values"),
         ({"sample_shape": "2,16"}, "1 to 4 integers"),
         ({"sample_range": (1, 1)}, "two rising numbers"),
-        ({"name": "a/b"}, "a bundle's name is"),
-        ({"num_classes": -1}, "num_classes must be at least 0"),
+        ({"name": "a/b"}, "name must be at most 200 letters"),
+        ({"num_classes": -1}, "num_classes.* must be .*0"),
         ({"label_names": ["a"]}, "need classes"),
         ({"null_label": 0}, "need classes"),
         ({"num_classes": 2, "label_names": ["a", "a"]}, "2 different names"),
-        ({"num_classes": 2, "null_label": 3}, "null_label must be from 0 to 2"),
-        ({"guidance": "2"}, "guidance must be a number"),
+        ({"num_classes": 2, "null_label": 3}, "null_label.* must be .*0 to 2"),
+        ({"guidance": "2"}, "guidance.* must be a number"),
+        ({"num_classes": 3, "label_names": "abc"}, "label_names must be a list of names"),
+        ({"grid": [999.0, 0.0]}, "grid must be a string"),
+        ({"options": {"clip": 1.0}}, "Pass clip as an argument"),
+        ({"options": {"guidance": 3.0}}, "Pass guidance as an argument"),
+        ({"provenance": {"data": float("nan")}}, "provenance must be JSON"),
     ],
     ids=str,
 )
 def test_arguments_that_make_no_sense_are_explained(changes: dict, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         from_module(signal(), **{"sample_shape": (2, 16), **EPSILON, **changes})
+
+
+class Strange:
+    """A value of a class that nothing here knows, which cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+
+ANYTHING: tuple[Any, ...] = (
+    *(5, 2.5, True, "x", "", b"x", [1], (), {}, {1: 2}, {"a": object()}, object, float("nan")),
+    *(10**400, 1j, np.zeros(3), np.zeros(()), np.array("x"), torch.zeros(2), Strange(), "\udcff"),
+    range(3),
+)
+ARGUMENTS = {
+    "sample_shape": (None, *ANYTHING),
+    "sample_range": (None, (1,), (1, 2, 3), ("a", "b"), (2, 1), *ANYTHING),
+    "prediction": (None, *ANYTHING),
+    "schedule": (None, *ANYTHING),
+    "options": (*ANYTHING,),
+    "provenance": (*ANYTHING,),
+    "label_names": (["a", None], ["a", ["b"]], ["a", "b", "c"], *ANYTHING),
+    "num_classes": (None, *ANYTHING),
+    "null_label": (*ANYTHING,),
+    "steps": (*ANYTHING,),
+    "grid": (None, *ANYTHING),
+    "solver": (None, *ANYTHING),
+    "clip": (*ANYTHING,),
+    "guidance": (None, *ANYTHING),
+    "name": (*ANYTHING,),
+}
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_arguments_of_any_type_end_in_an_error_of_ours(argument: str) -> None:
+    """Or in a model, where the value happens to be one that the argument can have."""
+    module = signal(3)
+    for value in ARGUMENTS[argument]:
+        given = {"sample_shape": (2, 16), "num_classes": 2, "null_label": 2, **EPSILON}
+        try:
+            model = from_module(module, **{**given, argument: value})
+        except (RequestError, ExportError):
+            continue
+        defaults = vars(model.defaults)
+        json.dumps([defaults | {"options": dict(defaults["options"])}, dict(model.provenance)])
+        json.dumps([model.clip, model.sample_range, model.sample_shape, model.name])
+
+
+@pytest.mark.parametrize("module", [*ANYTHING, None, nn.Module], ids=lambda v: type(v).__name__)
+def test_what_is_no_module_is_refused(module: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"module must be a torch.nn.Module"):
+        from_module(module, sample_shape=(2, 16), **EPSILON)
+    with pytest.raises(ExportError, match=r"module must be a torch.nn.Module"):
+        load_weights(module, tmp_path / "w.safetensors")
+
+
+def test_scalars_of_numpy_are_numbers() -> None:
+    model = from_module(
+        signal(3),
+        sample_shape=np.array([2, 16]),
+        num_classes=np.array(2),
+        null_label=np.int64(2),
+        steps=np.array(5),
+        clip=np.float32(2),
+        guidance=np.array(3.0),
+        sample_range=np.array([-2.0, 2.0]),
+        options={"eta": np.float32(0.5)},
+        **EPSILON,
+    )
+    assert (model.sample_shape, model.num_classes, model.clip) == ((2, 16), 2, 2.0)
+    assert (model.defaults.steps, model.defaults.guidance) == (5, 3.0)
+    assert model.defaults.options == {"eta": 0.5}
+    assert json.dumps([vars(model.defaults), model.sample_range, model.clip])
+
+
+def test_a_schedule_that_a_bundle_cannot_hold_is_refused() -> None:
+    linear = make_schedule("linear_raw")
+    own = Schedule("mine", linear.alpha, linear.sigma, linear.time)
+    parameters = Schedule("linear_raw", linear.alpha, linear.sigma, linear.time, {"T": object()})
+    other = Schedule("cosine", linear.alpha, linear.sigma, linear.time, {"T": 1000})
+    for schedule in (own, parameters, other):
+        with pytest.raises(RequestError, match=r"make_schedule or from_betas|unknown schedule"):
+            from_module(signal(), sample_shape=(2, 16), prediction="v", schedule=schedule)
+
+
+@pytest.mark.parametrize("value", [None, 5, b"mynet:net", ["mynet:net"], Strange()], ids=lambda v: type(v).__name__)
+def test_loaders_take_strings_and_paths(value: Any) -> None:
+    with pytest.raises(RequestError, match="spec must be a string"):
+        load_module(value)
+    with pytest.raises(RequestError, match="path must be a path"):
+        load_weights(signal(), value)
+    with pytest.raises(RequestError, match="NUL"):
+        load_weights(signal(), "a\0.safetensors")
+
+
+def test_a_lazy_module_is_refused_until_it_has_run(tmp_path: Path) -> None:
+    module = nn.LazyConv1d(2, 3).eval()
+    with pytest.raises(ExportError, match="weight has no shape yet"):
+        from_module(module, sample_shape=(2, 16), **EPSILON)
+    save_file({"weight": torch.zeros(2, 2, 3), "bias": torch.zeros(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(ExportError, match="of the module has no shape yet"):
+        load_weights(module, tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.int64])
+def test_weights_that_are_no_real_numbers_are_not_cast(dtype: torch.dtype, tmp_path: Path) -> None:
+    layer = nn.Linear(2, 2)
+    path = tmp_path / "w.safetensors"
+    save_file({"weight": torch.ones(2, 2, dtype=dtype), "bias": torch.zeros(2)}, path)
+    with pytest.raises(ExportError, match=r"'weight' is .*, float32 expected|cannot be read"):
+        load_weights(layer, path)
+    save_file({"weight": torch.ones(2, 2).half(), "bias": torch.zeros(2).double()}, path)
+    load_weights(layer, path)
+    assert torch.equal(layer.weight, torch.ones(2, 2))
 
 
 @pytest.mark.parametrize(
