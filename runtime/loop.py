@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Backend, BufferPool, Buffers, Float32, Rows, Timing, WholeLoop
-from .errors import UnnoiseError
+from .backends.forks import ForkGuard
+from .errors import BackendError, UnnoiseError
 from .noise import Stream, noise, noises
 from .program import GUIDANCE, D, Program, R
 
@@ -85,6 +86,8 @@ class Loop:
         most = getattr(backend, "largest", None)
         self.backend, self.shape, self.max_batch = backend, sample_shape, min(max_batch, most or max_batch)
         self._pool, self._own = BufferPool(backend), local()
+        self._guard = ForkGuard(backend.name, self)
+        self._closed = False
 
     @property
     def timings(self) -> tuple[Timing, ...]:
@@ -92,7 +95,14 @@ class Loop:
         return tuple(getattr(self._own, "timings", ()))
 
     def run(self, jobs: list[Job], on_step: StepCallback | None = None) -> Float32:
-        """x at the end of each job's program, [n, *S]."""
+        """x at the end of each job's program, [n, *S].
+
+        Raises BackendError after `close`, and in a process forked from the one that loaded the
+        backend. Every use of a sampler passes here, on every backend.
+        """
+        self._guard.check()
+        if self._closed:
+            raise BackendError("the sampler was closed. Load the bundle again.")
         result = np.empty((len(jobs), *self.shape), np.float32)
         self._own.timings = []
         for first in range(0, len(jobs), self.max_batch):
@@ -101,6 +111,18 @@ class Loop:
             found = self._run_whole(chunk) if whole else self._run(chunk, first, on_step)
             result[first : first + self.max_batch] = found
         return result
+
+    def close(self) -> None:
+        """Drop the buffers and close a GPU's backend. A second call does nothing.
+
+        In a forked child it does nothing either: the objects belong to the parent.
+        """
+        if self._guard.forked:
+            return
+        self._closed = True
+        self._pool.clear()
+        if isinstance(self.backend, WholeLoop):
+            self.backend.close()
 
     def _run_whole(self, jobs: list[Job]) -> Float32:
         """One chunk in as few batches as have, row for row, one guidance: a row without never runs the graph with."""

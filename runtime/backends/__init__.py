@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError, RequestError, UnnoiseError, unknown
 from ..program import R
+from .forks import ForkGuard
 
 Float32 = NDArray[np.float32]
 
@@ -60,8 +61,13 @@ class HostBuffers:
     least: samples that there is memory for where the batch is smaller.
     """
 
-    def __init__(self, bundle: Bundle, library: str, batch: int, least: int = 0) -> None:
-        self._bundle, self._library, self._batch, self._current = bundle, library, batch, 0
+    def __init__(self, bundle: Bundle, guard: ForkGuard, batch: int, least: int = 0) -> None:
+        guard.check()
+        guard.keep(self)
+        self._bundle = bundle
+        self._guard = guard
+        self._batch = batch
+        self._current = 0
         kinds = {"label": np.int64}
         room = shapes(bundle, max(batch, least))
         self._whole: dict[str, Any] = {
@@ -80,6 +86,7 @@ class HostBuffers:
         return self._states[self._current]
 
     def step(self, guided: bool) -> None:
+        self._guard.check()
         key = guided, self._current
         if key not in self._bound:
             self._bound[key] = self._bind(*key)
@@ -89,8 +96,9 @@ class HostBuffers:
             raise
         except Exception as error:  # inference libraries' own errors share no base class
             raise BundleError(
-                f"{self._bundle.path}: {self._library} failed on a batch of {self._batch}: {self._said(error)}. Fetch or export the "
-                "bundle again; where it is whole, the batch may be too large for this machine's memory: give a smaller max_batch."
+                f"{self._bundle.path}: {self._guard.name} failed on a batch of {self._batch}: "
+                f"{self._said(error)}. Fetch or export the bundle again. If the bundle is intact, "
+                "the batch may be too large for this machine's memory: pass a smaller max_batch."
             ) from error
         self._current = 1 - self._current
 
@@ -186,6 +194,12 @@ class BufferPool:
         finally:
             with self._lock:
                 free.append(buffers)
+
+    def clear(self) -> None:
+        """Drop the buffers that nobody borrows."""
+        with self._lock:
+            for free in self._free.values():
+                free.clear()
 
 
 @dataclass(frozen=True)

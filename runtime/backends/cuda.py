@@ -57,7 +57,8 @@ class Cuda:
         properties, version = self._do(self._api.cudaGetDeviceProperties, 0), self._do(self._api.cudaDriverGetVersion)
         name = properties.name
         text = name.decode() if isinstance(name, bytes) else str(name)
-        release = re.search(r"\d+\.\d+[.\d]*", PROC.read_text()) if PROC.is_file() else None
+        text_of_driver = PROC.read_text(encoding="utf-8", errors="replace") if PROC.is_file() else ""
+        release = re.search(r"\d+\.\d+[.\d]*", text_of_driver)
         driver = f"CUDA {version // 1000}.{version % 1000 // 10}" + (f", {release[0]}" if release else "")
         return Gpu(text.rstrip("\0"), f"{properties.major}.{properties.minor}", driver)
 

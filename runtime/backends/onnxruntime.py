@@ -11,6 +11,7 @@ from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BundleError
 from . import HostBuffers, missing, shapes
+from .forks import ForkGuard
 from .onnxfile import refuse_endless
 
 PIXELS = "_pixels"
@@ -31,6 +32,7 @@ class OnnxRuntime:
         except ImportError as error:
             raise missing("onnxruntime", "cpu", error) from error
         self.bundle, self.precision = bundle, precision
+        self.guard = ForkGuard(self.name, self)
         self.threads = integer("threads", threads, 1, 1024) if threads is not None else 0
         self._library: Any = onnxruntime
         self._lock = Lock()
@@ -94,7 +96,7 @@ class OnnxRuntimeBuffers(HostBuffers):
     """Memory bound to the sessions."""
 
     def __init__(self, backend: OnnxRuntime, batch: int) -> None:
-        super().__init__(backend.bundle, backend.name, batch)
+        super().__init__(backend.bundle, backend.guard, batch)
         self._backend = backend
 
     def _bind(self, guided: bool, current: int) -> Callable[[], object]:

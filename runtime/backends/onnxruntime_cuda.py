@@ -15,6 +15,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import BackendError, GpuError, RequestError, UnnoiseError
 from . import Float32, HostBuffers, Rows, Timing, missing, shapes
+from .forks import ForkGuard
 from .onnxfile import refuse_endless
 from .onnxruntime import check_ports
 
@@ -48,6 +49,7 @@ class OnnxRuntimeCuda:
                 "The two are one module and cannot stand beside each other."
             )
         self.bundle, self.precision, self.lock = bundle, precision, RLock()
+        self.guard = ForkGuard(self.name, self)
         self._ort: Any = onnxruntime
         self._sessions: dict[bool, Any] = {False: self._open("step.onnx")}
         self._loops: dict[int, Loop] = {}
@@ -63,12 +65,15 @@ class OnnxRuntimeCuda:
         self.close()
 
     def close(self) -> None:
-        """Drop the sessions, and with them what they hold on the device."""
+        """Drop the sessions and their device memory. In a forked child, do nothing."""
+        if self.guard.forked:
+            return
         with self.lock:
             self._loops.clear()
             self._sessions.clear()
 
     def session(self, guided: bool) -> Any:
+        self.guard.check()
         if False not in self._sessions:
             raise BackendError(f"{self.name} was closed; load the bundle again.")
         if guided not in self._sessions:
@@ -83,6 +88,7 @@ class OnnxRuntimeCuda:
         return self._loops[bucket]
 
     def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
+        self.guard.check()  # before the lock, which a thread of the parent may hold forever
         with self.lock:
             self.session(False)
             loop = self.loop(len(rows.x))
@@ -218,7 +224,7 @@ class CudaBuffers(HostBuffers):
     """A batch that is stepped from the host, for previews and inpainting: every step sends the state and fetches it."""
 
     def __init__(self, backend: OnnxRuntimeCuda, batch: int) -> None:
-        super().__init__(backend.bundle, backend.name, batch, 1 << (batch - 1).bit_length())
+        super().__init__(backend.bundle, backend.guard, batch, 1 << (batch - 1).bit_length())
         self._backend = backend
 
     def _bind(self, guided: bool, current: int) -> Callable[[], object]:

@@ -19,6 +19,7 @@ from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError
 from . import BACKENDS, HostBuffers, missing, shapes
+from .forks import ForkGuard
 from .onnxfile import refuse_endless, with_weights
 from .openvino_parts import PARTS, split
 
@@ -73,6 +74,7 @@ class OpenVino:
         except ImportError as error:
             raise missing("openvino", "openvino", error) from error
         self.bundle, self.precision = bundle, precision
+        self.guard = ForkGuard(self.name, self)
         self.threads = None if threads is None else integer("threads", threads, 1, 1024)
         if precision == "bf16" and "BF16" not in capabilities(openvino):
             raise BackendError("this CPU does not compute in bf16 (it has neither AVX-512 BF16 nor AMX): use fp32.")
@@ -182,7 +184,7 @@ class OpenVinoBuffers(HostBuffers):
     """Memory bound to the requests."""
 
     def __init__(self, backend: OpenVino, batch: int) -> None:
-        super().__init__(backend.bundle, backend.name, batch, LEAST_GUIDED)
+        super().__init__(backend.bundle, backend.guard, batch, LEAST_GUIDED)
         self._backend = backend
 
     def _bind(self, guided: bool, current: int) -> Callable[[], object]:

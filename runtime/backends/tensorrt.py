@@ -20,6 +20,7 @@ from ..errors import BackendError, GpuError, GpuMemoryError, RequestError
 from . import Float32, HostBuffers, Rows, Timing
 from .cuda import Cuda, cudart
 from .device_loop import DeviceLoop, Space
+from .forks import ForkGuard
 from .tensorrt_engine import Context, Engine, load_library, logger
 
 GRAPHS = {False: "step.onnx", True: "step_guided.onnx"}
@@ -38,6 +39,7 @@ class TensorRt:
         if threads is not None:
             raise RequestError(f"threads are a CPU backend's, {library} runs on the GPU: leave them out.")
         self.name, self.precision, self.bundle = library, precision, bundle
+        self.guard = ForkGuard(self.name, self)
         self._trt = load_library(library)
         self.cuda = Cuda(cudart())
         self._gpu = self.cuda.gpu()
@@ -76,7 +78,12 @@ class TensorRt:
         self.close()
 
     def close(self) -> None:
-        """Wait for the device and free what is held there. Twice is no error."""
+        """Wait for the device and free its memory. A second call does nothing.
+
+        In a forked child it does nothing either: the device's memory belongs to the parent.
+        """
+        if self.guard.forked:
+            return
         with self.lock:
             if self._closed:
                 return
@@ -120,6 +127,7 @@ class TensorRt:
         return found
 
     def alive(self) -> None:
+        self.guard.check()
         if self._closed:
             raise BackendError(f"{self.name} was closed; load the bundle again.")
 
@@ -138,6 +146,7 @@ class TensorRt:
         return self._steps[key]
 
     def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
+        self.guard.check()  # before the lock, which a thread of the parent may hold forever
         with self.lock:
             self.alive()
             batch, K, noisy = len(rows.x), len(rows.call), bool(rows.noisy.any())
@@ -203,7 +212,7 @@ class TensorRtBuffers(HostBuffers):
 
     def __init__(self, backend: TensorRt, batch: int) -> None:
         self._bucket = backend.bucket(batch)
-        super().__init__(backend.bundle, backend.name, batch, self._bucket)
+        super().__init__(backend.bundle, backend.guard, batch, self._bucket)
         self._backend = backend
 
     def _bind(self, guided: bool, current: int) -> Callable[[], object]:
