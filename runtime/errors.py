@@ -1,8 +1,10 @@
 """Every error that unnoise raises on purpose. A message names the thing, what was found, what was expected, and the remedy."""
 
+import contextlib
 import difflib
-import sys
 from collections.abc import Callable, Iterable
+
+from . import output
 
 
 class UnnoiseError(Exception):
@@ -54,14 +56,38 @@ def unknown(kind: str, name: object, known: Iterable[object], error: type[Unnois
 
 
 def status(action: Callable[[], int]) -> int:
-    """A command's exit status: that of `action`, or 2 after one line on standard error for an error that a person can mend, or 130 for Ctrl-C."""
+    """Run a command and return its exit status.
+
+    Characters that standard output cannot encode are spelled out. An error that the user can
+    mend is one line on standard error.
+
+    Args:
+        action: returns the exit status.
+
+    Returns:
+        The status of `action`; 2 after an error; 130 after Ctrl-C; 141 if the reader of standard
+        output has left (`| head`).
+    """
+    output.be_robust()
     try:
-        return action()
+        code = action()
+        output.flush()
+        return code
     except UnnoiseError as error:
-        print(f"error: {error}", file=sys.stderr)
+        return _failed(f"error: {error}")
+    except BrokenPipeError:
+        output.discard()
+        return output.BROKEN_PIPE
     except OSError as error:
-        print(f"error: {error}. Nothing half-written was left; what was written before is whole.", file=sys.stderr)
+        return _failed(f"error: {error}. Nothing half-written was left; files written before are whole.")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _failed("interrupted")
         return 130
+
+
+def _failed(message: str) -> int:
+    """Print the last line of a command that failed. Returns the exit status 2."""
+    with contextlib.suppress(OSError):
+        output.say(message, error=True, flush=True)
+    output.discard()
     return 2

@@ -16,6 +16,7 @@ from typing import Any
 from .backends import BACKENDS, GPU, offered
 from .bundle import Bundle
 from .errors import BackendError, status
+from .output import parse, say
 
 INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "bf16", "amx_tile": "AMX"}
 """What decides how fast a processor multiplies, by Linux's name for it."""
@@ -24,7 +25,7 @@ INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "av
 def machine() -> dict[str, Any]:
     """The processor in words, its cores that this process may use, and its instruction sets (on Linux)."""
     path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = set(re.findall(r"\w+", (re.search(r"^flags\s*:(.+)$", text, re.MULTILINE) or [""])[0]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -174,14 +175,14 @@ def main(arguments: list[str] | None = None) -> int:
         "bundle", nargs="?", type=Path, metavar="BUNDLE", help="a bundle's folder [none: the machine alone]"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
-    given = parser.parse_args(arguments)
+    given = parse(parser, arguments)
 
     def action() -> int:
         bundle = Bundle.load(given.bundle) if given.bundle else None
         found: dict[str, Any] = {"machine": machine(), "backends": backends()}
         if bundle:
             found["bundle"] = contents(bundle, found["backends"])
-        print(json.dumps(found, indent=1, ensure_ascii=False) if given.json else describe(found))
+        say(json.dumps(found, indent=1) if given.json else describe(found))
         return 0
 
     return status(action)
