@@ -1,51 +1,102 @@
-"""A progress bar on standard error, drawn where a person can see it and silent elsewhere."""
+"""A progress bar on standard error: one row of a terminal, and a plain line now and then elsewhere.
+
+tqdm and rich were considered. Neither prints plain lines where there is no terminal, and tqdm
+leaves messages glued to the bar and starts a thread, which no process should have when it forks.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sized
+from threading import RLock
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+PLAIN_EVERY_S = 30.0
+"""Between the plain lines that are printed where there is no terminal."""
+WIDTH = 24
+"""Columns of the bar itself, if there is room."""
+
 
 class Progress:
-    """A bar of `total` units. It appears after half a second, redraws at most ten times a second, and leaves one line at the end.
+    """A bar of `total` units. It appears after half a second and leaves one line at the end.
 
-    Where standard error is no terminal, it prints a plain line every 30 seconds instead.
+    On a terminal it redraws at most ten times a second, within the terminal's present width, and
+    steps aside for everything that is printed or logged meanwhile. Elsewhere, and if TERM is
+    "dumb", it prints a plain line every 30 seconds. Without a standard error it prints nothing.
+
+    Args:
+        title: what is counted.
+        total: units in all; 0 if unknown.
+        start: units that were done before, which say nothing about the speed.
     """
 
-    WIDTH = 24
-
     def __init__(self, title: str, total: int, start: int = 0) -> None:
-        self.title, self.total, self.done, self._start = title, total, start, start
-        self._terminal = sys.stderr.isatty()
+        self.title = title
+        self.total = total
+        self.done = start
+        self._start = start
+        self._terminal = is_terminal(sys.stderr)
         self._began = time.monotonic()
-        self._next = self._began + (0.5 if self._terminal else 30.0)
-        self._note, self._drawn = "", False
+        self._next = self._began + (0.5 if self._terminal else PLAIN_EVERY_S)
+        self._note = ""
+        self._drawn = False
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count `units` as done; `note` stands behind the bar until the next one."""
-        self.done, self._note = self.done + units, note or self._note
+        self.done += units
+        self._note = note or self._note
         now = time.monotonic()
         if now >= self._next:
-            self._next = now + (0.1 if self._terminal else 30.0)
+            self._next = now + (0.1 if self._terminal else PLAIN_EVERY_S)
             self._draw(now)
 
-    def _draw(self, now: float) -> None:
-        fraction, spent = min(1.0, self.done / max(1, self.total)), now - self._began
+    def line(self, now: float, columns: int | None = None, encoding: str = "utf-8") -> str:
+        """The bar as text. It leaves out what `columns` do not hold; None is any width."""
+        spent = now - self._began
         left = spent * (self.total - self.done) / max(1, self.done - self._start)
-        filled = round(fraction * self.WIDTH)
-        bar = "█" * filled + "░" * (self.WIDTH - filled)
-        line = f"{self.title} {bar} {self.done}/{self.total}  {clock(spent)} spent, {clock(left)} left  {self._note}"
-        print(
-            f"\r\x1b[2K{line}" if self._terminal else line,
-            end="" if self._terminal else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
-        self._drawn = True
+        count = f"{self.done}/{self.total}"
+        times = f"{clock(spent)} spent, {clock(left)} left"
+        short = f"{clock(left)} left"
+        title = self.title
+        # From the most that is said to the least; the bar gives way before what it shows in words.
+        for bar, parts in (
+            (WIDTH, (count, times, self._note)),
+            (WIDTH // 2, (count, times, self._note)),
+            (WIDTH // 2, (count, short, self._note)),
+            (WIDTH // 4, (count, short, self._note)),
+            (WIDTH // 4, (count, short)),
+            (0, (count, short)),
+            (0, (count,)),
+        ):
+            text = "  ".join(part for part in (title, self._bar(bar, encoding), *parts) if part)
+            text = representable(text, encoding)
+            if columns is None or width(text) <= columns:
+                return text
+        return cut(representable(f"{count}  {title}", encoding), columns or 0)
+
+    def _bar(self, length: int, encoding: str) -> str:
+        fraction = min(1.0, self.done / max(1, self.total))
+        filled = round(fraction * length)
+        full, empty = "█░" if representable("█░", encoding) == "█░" else "#-"
+        return full * filled + empty * (length - filled)
+
+    def _draw(self, now: float) -> None:
+        stream = sys.stderr
+        # The terminal may have gone away, or somebody may have closed the stream: no reason to
+        # end the work that is counted here.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            if self._terminal and is_terminal(stream):
+                Row.on(stream).draw(self.line(now, columns_of(stream) - 1, encoding))
+            else:
+                print(self.line(now, None, encoding), file=stream, flush=True)
+            self._drawn = True
 
     def __enter__(self) -> Progress:
         return self
@@ -54,7 +105,89 @@ class Progress:
         if self._drawn:
             self._draw(time.monotonic())
             if self._terminal:
-                print(file=sys.stderr, flush=True)
+                Row.leave()
+
+
+class Row:
+    """The row of the terminal on which bars are drawn, by turns if there are several.
+
+    While it is drawn, everything else that this process writes to the terminal, by `print` or a
+    logging handler, first erases it: the streams' `write` is wrapped until the bar is left.
+    """
+
+    _current: Row | None = None
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._lock = RLock()
+        self._shown = 0  # columns that the drawn text takes
+        self._midline = False  # whether somebody else's text ends within a line
+        self._write: Callable[[str], object] = stream.write
+        self._wrapped = [stream]
+        self._wrap(stream)
+        other = sys.stdout
+        if other is not stream and is_terminal(other):
+            self._wrapped.append(other)
+            self._wrap(other)
+
+    @classmethod
+    def on(cls, stream: Any) -> Row:
+        """The row of this stream's terminal, drawn or not."""
+        if cls._current is None or cls._current._stream is not stream:
+            cls.leave()
+            cls._current = cls(stream)
+        return cls._current
+
+    @classmethod
+    def leave(cls) -> None:
+        """End the row, so that what comes next starts on a fresh one."""
+        row, cls._current = cls._current, None
+        if row is not None:
+            row._leave()
+
+    def draw(self, text: str) -> None:
+        """Replace what the row shows. Blanks cover the rest: some terminals know no escapes."""
+        with self._lock:
+            if self._midline:
+                for stream in self._wrapped:
+                    stream.flush()
+                self._write("\n")
+                self._midline = False
+            room = max(columns_of(self._stream) - 1, 0)
+            blanks = max(0, min(self._shown, room) - width(text))
+            self._write(f"\r{text}{' ' * blanks}")
+            self._stream.flush()
+            self._shown = width(text)
+
+    def _erase(self) -> None:
+        if self._shown:
+            room = max(columns_of(self._stream) - 1, 0)
+            self._write(f"\r{' ' * min(self._shown, room)}\r")
+            self._stream.flush()
+            self._shown = 0
+
+    def _wrap(self, stream: Any) -> None:
+        original = stream.write
+
+        def write(text: str) -> Any:
+            with self._lock:
+                self._erase()
+                if text:
+                    self._midline = not text.endswith("\n")
+                return original(text)
+
+        with contextlib.suppress(AttributeError):  # a stream of another kind may refuse: leave it
+            stream.write = write
+
+    def _leave(self) -> None:
+        with self._lock:
+            for stream in self._wrapped:
+                with contextlib.suppress(AttributeError):
+                    del stream.write  # the class's own method is found again
+            if self._shown:
+                with contextlib.suppress(OSError, ValueError):
+                    self._stream.write("\n")
+                    self._stream.flush()
 
 
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
@@ -73,3 +206,40 @@ def clock(seconds: float) -> str:
     if s < 60:
         return f"{s}s"
     return f"{s // 60}m{s % 60:02d}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02d}m"
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal on which a row can be redrawn. None is not."""
+    try:
+        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+    except (AttributeError, ValueError):  # no stream, or a closed one
+        return False
+
+
+def columns_of(stream: Any) -> int:
+    """The terminal's present width; 80 if the terminal does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (AttributeError, OSError, ValueError):
+        return 80
+
+
+def width(text: str) -> int:
+    """Columns that a terminal takes for a text: two for an East Asian wide character or an emoji."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def cut(text: str, columns: int) -> str:
+    """The beginning of a text that fits."""
+    while width(text) > columns:
+        text = text[:-1]
+    return text
+
+
+def representable(text: str, encoding: str) -> str:
+    """The text on one line, with ? for what the encoding lacks."""
+    text = " ".join(text.split("\n")).replace("\r", " ").replace("\t", " ")
+    try:
+        return text.encode(encoding, "replace").decode(encoding)
+    except LookupError:
+        return text.encode("ascii", "replace").decode("ascii")
