@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,10 @@ from . import folder as folders
 from .config import Config
 from .decode import describe
 from .errors import DataError
-from .folder import numbered
+from .labels import class_name, listed, named, numbered, unused, whole_number
 from .streams import Stream
+
+log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
 EMOJI, DIGITS = ASSETS / "emoji32.npz", ASSETS / "digits.npz"
@@ -64,9 +67,20 @@ Source = Pictures | Stream
 
 
 def load(config: Config) -> Source:
-    """The pictures that `config.data` names. Raises DataError where there are none, or where one is not like the others."""
+    """Return the images that `config.data` names.
+
+    Raises:
+        DataError: There are no images, one is not like the others, or a label or a class name is
+            not text that JSON can hold.
+    """
     found = _load(config)
-    return found if config.labels else replace(found, classes=())
+    if not config.labels:
+        return replace(found, classes=())
+    for name in found.classes:
+        class_name(name, config.data)
+    if empty := unused(found.classes, found.labels):
+        log.warning("%s: %d classes have no images: %s", config.data, len(empty), listed(empty))
+    return found
 
 
 def _load(config: Config) -> Source:
@@ -104,35 +118,89 @@ def folder(path: Path, config: Config) -> Source:
 
 
 def npz(path: Path, size: int = 0, mode: str = "") -> Pictures:
-    """Arrays of a NumPy file: images uint8 [N, H, W] or [N, H, W, C], labels [N] and classes, their names, where there are any.
+    """Read the arrays of a NumPy file.
 
-    Raises DataError for other arrays, and for a size or a mode that the pictures have not: they are taken as they are.
+    Args:
+        path: It holds `images`, uint8 [N, H, W] or [N, H, W, C] with 1 or 3 channels; optionally
+            `labels`, [N] whole numbers from 0 or text; and `classes`, the name of each number.
+        size: 0, or the height and width that the images must have.
+        mode: "", or the mode that they must have: images are taken as they are.
+
+    Raises:
+        DataError: The file is damaged, or its arrays are not these.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("images", "labels", "classes") if name in file.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as an .npz file ({error}).") from error
-    images = found.get("images", np.zeros(0))
-    images = images[..., None] if images.ndim == 3 else images
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
-        raise DataError(f"{path} needs images, uint8 [N, H, W, 1 or 3], found {images.dtype} {list(images.shape)}.")
+    arrays = _arrays(path)
+    images = _images(path, arrays)
     shape = images.shape[1:]
     if shape != (size or shape[0], size or shape[1], {"RGB": 3, "L": 1}.get(mode, shape[2])):
         raise DataError(
-            f"{path} has pictures of {describe(shape)}, which are taken as they are: leave --size and --mode out."
+            f"{path} has images of {describe(shape)}, which are taken as they are: leave --size and --mode out."
         )
-    labels = found.get("labels", np.zeros(len(images), np.int64))
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
-        raise DataError(f"{path} needs a label for each picture, found labels of shape {list(labels.shape)}.")
-    classes, labels = numbered(labels.tolist())
-    if "classes" in found:
-        names = [str(name) for name in found["classes"]]
-        if not all(name.isdigit() and int(name) < len(names) for name in classes):
-            raise DataError(f"{path} has {len(names)} classes, and labels {', '.join(classes)[:80]} beyond them.")
-        labels = np.array([int(name) for name in classes], np.int64)[labels]
-        classes = tuple(names)
-    return Pictures(path.stem, images, labels, classes, "not stated", f"{len(images)} pictures of {path.name}")
+    note = f"{len(images)} pictures of {path.name}"
+    if "labels" not in arrays:
+        labels, classes = np.zeros(len(images), np.int64), ("0",)
+    else:
+        values = named(_column(path, "labels", arrays), lambda i: f"{path}, labels[{i}]")
+        if len(values) != len(images):
+            raise DataError(f"{path} needs a label for each of {len(images)} images, got {len(values)} labels.")
+        classes, labels = numbered(values)
+    if "classes" in arrays:
+        classes, labels = _renamed(path, classes, labels, _column(path, "classes", arrays))
+    return Pictures(path.stem, images, labels, classes, "not stated", note)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the file that are of use."""
+    try:
+        with path.open("rb") as opened:  # numpy leaves the file open if it is no zip file
+            loaded = np.load(opened, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array; numpy.savez writes .npz files")
+            names = [n for n in ("images", "labels", "classes") if n in loaded.files]
+            return {name: loaded[name] for name in names}
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
+        raise DataError(f"{path} cannot be read as an .npz file ({type(error).__name__}: {error}).") from error
+
+
+def _images(path: Path, arrays: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    if "images" not in arrays:
+        raise DataError(f"{path} needs images, uint8 [N, H, W, 1 or 3], and has no array of that name.")
+    images = arrays["images"]
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise DataError(f"{path} needs images, uint8 [N, H, W, 1 or 3], got {images.dtype} {list(images.shape)}.")
+    return images
+
+
+def _column(path: Path, name: str, arrays: dict[str, NDArray[Any]]) -> list[Any]:
+    """Return a one-dimensional array of text or whole numbers as a list."""
+    values = arrays[name]
+    if values.ndim != 1 or values.dtype.kind not in "iuUS":
+        raise DataError(
+            f"{path} needs {name} of one dimension, whole numbers or text, got {values.dtype} {list(values.shape)}."
+        )
+    try:
+        return values.tolist()
+    except (ValueError, SystemError) as error:  # code points beyond Unicode
+        raise DataError(f"{path}: {name} is not text ({error}).") from error
+
+
+def _renamed(
+    path: Path, labels: tuple[str, ...], of_image: NDArray[np.int64], classes: list[Any]
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the classes, and the index among them of each image's label, which is a number."""
+    names = named(classes, lambda i: f"{path}, classes[{i}]")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: classes must differ from each other, got {listed(names)}.")
+    numbers = [whole_number(label) for label in labels]
+    beyond = [i for i, n in enumerate(numbers) if n is None or n >= len(names)]
+    if beyond:
+        first = int(np.flatnonzero(np.isin(of_image, beyond))[0])
+        raise DataError(
+            f"{path} has {len(names)} classes, and labels beyond them: "
+            f"{listed([labels[i] for i in beyond])} (labels[{first}] is the first)."
+        )
+    return tuple(names), np.array(numbers, np.int64)[of_image]
 
 
 def held_out(count: int) -> NDArray[np.bool_]:

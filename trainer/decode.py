@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,62 @@ from runtime.errors import UnnoiseError
 from runtime.pictures import eight_bits
 
 from .errors import DataError
+from .labels import printable
 
 UInt8 = NDArray[np.uint8]
+
+
+FORMATS = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "TGA": (".tga",),
+    "QOI": (".qoi",),
+}
+"""Pillow's names of the formats that are trained on, and the endings of their files."""
+OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
+"""Formats that Pillow may have been built without, and its names for these features."""
+OTHER_IMAGES = frozenset((
+    ".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".psd", ".xcf", ".ico",
+    ".icns", ".exr", ".hdr", ".dds", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+    ".orf", ".rw2", ".raf", ".raw", ".mpo", ".pcx", ".sgi", ".rgb", ".pfm",
+    ".eps", ".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv",
+))  # fmt: skip
+"""Endings of images and videos that are not trained on, so that leaving them out can be reported."""
+
+
+@cache
+def endings() -> frozenset[str]:
+    """Return the file endings that are read as images, lower case, with their dot."""
+    from PIL import Image, features
+
+    Image.init()
+    return frozenset(
+        ending
+        for kind, found in FORMATS.items()
+        if kind in Image.OPEN and (kind not in OPTIONAL or features.check(OPTIONAL[kind]))
+        for ending in found
+    )
+
+
+def image_ending(ending: str) -> bool:
+    """Return whether files with this ending are images or videos, readable or not."""
+    return ending in OTHER_IMAGES or any(ending in found for found in FORMATS.values())
+
+
+def image_bytes(head: bytes) -> bool:
+    """Return whether a file that begins like this is an image, whatever its name says."""
+    signatures = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"qoif")
+    container = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    still = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"heic", b"heix", b"mif1", b"msf1")
+    return head.startswith(signatures) or container or still
 
 
 class UnreadablePicture(Exception):
@@ -50,7 +105,9 @@ class Decoding:
         except Exception as error:  # Pillow raises a dozen kinds, struct.error for a cut-off EXIF among them
             raise UnreadablePicture(str(error) or type(error).__name__) from error
         if image.mode not in ("RGB", "L"):
-            raise DataError(f"{name} has mode {image.mode}; RGB or L is needed. --mode RGB or --mode L converts.")
+            raise DataError(
+                f"{printable(name)} has mode {image.mode}; RGB or L is needed. --mode RGB or --mode L converts."
+            )
         array = np.asarray(image, np.uint8)
         return array if array.ndim == 3 else array[..., None]
 
@@ -73,6 +130,6 @@ def describe(shape: tuple[int, ...]) -> str:
 
 def unlike(name: str, shape: tuple[int, ...], first: str, expected: tuple[int, ...]) -> DataError:
     return DataError(
-        f"{name} is {describe(shape)}, but {first} is {describe(expected)}. "
+        f"{printable(name)} is {describe(shape)}, but {printable(first)} is {describe(expected)}. "
         "Say how to make them alike: --size N resizes and crops, --mode RGB or --mode L converts."
     )

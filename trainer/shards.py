@@ -7,28 +7,36 @@ permutation of all, not of shards, a run goes on within a shard as exactly as el
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import os
+import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from runtime import cache
-from runtime.errors import RequestError
+from runtime.errors import RequestError, UnnoiseError
 from runtime.files import from_json, replacing
 from runtime.progress import track
 
 from .config import Config
-from .decode import Decoding
+from .decode import Decoding, endings, image_ending
 from .errors import DataError
-from .folder import ENDINGS, numbered
+from .labels import label_name, listed, numbered, printable, utf8
 from .processes import lock
 from .streams import Names, Stream, probe, streamed
 
+log = logging.getLogger(__name__)
+
 LABELS = ("cls", "json")
 """Endings that hold the class where --label-column does not say."""
+LARGEST_LABEL = 16 * 2**20
+MOST_SHARDS = 1_000_000
 
 
 class Place(NamedTuple):
@@ -43,32 +51,49 @@ def stream(urls: str, config: Config) -> Stream:
     """The pictures of the shards, braces expanded as webdataset does. Raises DataError where there are none, or where one lacks a class."""
     shards = [local(url) for url in _expanded(urls)]
     names, places, labels = [], [], []
+    left_out: dict[str, list[str]] = {}
+    lost: set[str] = set()
     for i, shard in enumerate(track(shards, "indexing shards")):
-        for name, place, label in _indexed(i, shard, config):
+        index = _indexed(i, shard, config)
+        for kind, members in index.left_out.items():
+            left_out.setdefault(kind, []).extend(f"{shard.name}/{member}" for member in members)
+        lost.update(label for key, label in index.labels.items() if key not in index.images)
+        for key, (name, place) in index.images.items():
             names.append(f"{shard.name}/{name}")
             places.append(place)
-            labels.append(label)
+            labels.append(index.labels.get(key))
     if not names:
-        raise DataError(f"no pictures in {urls} (looked for {', '.join(sorted(ENDINGS))}).")
+        raise DataError(
+            f"no images in {urls}{f': {_counted(left_out)}' if left_out else ''}. "
+            f"Members that end in {', '.join(sorted(endings()))} are read."
+        )
     if any(label is None for label in labels) and any(label is not None for label in labels):
         raise DataError(
-            f"{names[labels.index(None)]} has no class, and others have: give each one, or none with --no-labels."
+            f"{printable(names[labels.index(None)])} has no class, and others have: "
+            "give each one, or none with --no-labels."
         )
+    if gone := sorted(lost.difference(filter(None, labels))):
+        raise DataError(
+            f"{urls}: these classes have no image that is read: {listed(gone)}. Left out: {_counted(left_out)}."
+        )
+    if left_out:
+        log.warning("%s: left out %s", urls, _counted(left_out))
     classes, numbers = numbered(["all" if label is None else label for label in labels])
-    where, listed = np.array(places, np.int64), Names(names)
+    where = np.array(places, np.int64)
+    listing = Names(names)
     fetch = _reader(shards, where)
     decoding = Decoding(config.size, config.mode)
     return streamed(
         config,
         decoding,
-        probe(urls, listed, fetch, decoding),
-        (listed, where[:, 2].tolist()),
+        probe(urls, listing, fetch, decoding),
+        (listing, where[:, 2].tolist()),
         name=config.name,
-        names=listed,
+        names=listing,
         fetch=fetch,
         labels=numbers,
         classes=classes,
-        note=f"{len(listed)} pictures of {len(shards)} tar files",
+        note=f"{len(listing)} pictures of {len(shards)} tar files",
     )
 
 
@@ -86,44 +111,157 @@ def _reader(shards: list[Path], where: np.ndarray) -> Callable[[int], bytes]:
     return fetch
 
 
-def _indexed(number: int, shard: Path, config: Config) -> Iterator[tuple[str, Place, str | None]]:
-    """(name, place, class) of each picture in a shard, in its order. Raises DataError where the file is cut short or no tar file."""
-    pictures: dict[str, tuple[str, Place]] = {}
-    labels: dict[str, str] = {}
+@dataclass
+class Index:
+    """What a shard holds, by key: a member's name up to the first dot. left_out: kind → members."""
+
+    images: dict[str, tuple[str, Place]] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, kind: str, name: str) -> None:
+        self.left_out.setdefault(kind, []).append(name)
+
+
+def _indexed(number: int, shard: Path, config: Config) -> Index:
+    """Read a shard's headers and labels.
+
+    Raises:
+        DataError: The file is not a whole uncompressed tar file, or a member cannot be used.
+    """
+    index = Index()
+    places: dict[str, Place] = {}
+    others: list[tuple[str, str]] = []
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                folder, _, base = member.name.rpartition("/")
-                stem, _, ending = base.partition(".")
-                key, ending = f"{folder}/{stem}" if folder else stem, ending.lower()
-                if not member.isfile() or not stem:
+                if member.isdir():
                     continue
-                if ending == config.image_column or (not config.image_column and f".{ending}" in ENDINGS):
-                    pictures.setdefault(key, (member.name, Place(number, member.offset_data, member.size)))
-                elif config.labels and (label := _label(tar, member, ending, config.label_column)) is not None:
-                    labels[key] = label
-    except (tarfile.TarError, OSError, EOFError) as error:
+                place = _place(number, shard, member, places)
+                key, ending = _key(member.name)
+                if not key or place is None:
+                    _leave_out(index, member, ending)
+                elif ending == config.image_column or (not config.image_column and f".{ending}" in endings()):
+                    if key in index.images:
+                        index.leave_out("second images of the same name", member.name)
+                    else:
+                        index.images[key] = (member.name, place)
+                elif config.labels and _is_label(ending, config.label_column):
+                    data = _small(shard, place, member.name)
+                    label = _label(data, ending, config.label_column, f"{shard}, member {member.name!a}")
+                    if label is not None:
+                        index.labels[key] = label
+                    others.append((key, member.name))
+                else:
+                    others.append((key, member.name))
+            _require_end(shard, tar.offset)
+    except UnnoiseError:
+        raise
+    except Exception as error:  # tarfile raises a dozen kinds for damaged headers
         raise DataError(
-            f"{shard} cannot be read as an uncompressed tar file ({error}): fetch or write it again."
+            f"{shard} cannot be read as an uncompressed tar file ({type(error).__name__}: {error}). "
+            "Fetch or write it again."
         ) from error
-    for key, (name, place) in pictures.items():
-        yield name, place, labels.get(key)
+    for key, name in others:
+        ending = os.path.splitext(name)[1].lower()
+        if key not in index.images:
+            kind = "images with an ending that is not read" if image_ending(ending) else "members without an image"
+            index.leave_out(kind, name)
+    return index
 
 
-def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str, column: str) -> str | None:
-    """A class: the text of the ending `column` (default: cls), or that entry of a json member (default: label, cls)."""
-    if ending not in (column, "json") and (column or ending not in LABELS):
+def _key(name: str) -> tuple[str, str]:
+    """Return what a member has in common with its image's, "" for a hidden file, and its ending."""
+    folder, _, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    if not stem or "__MACOSX" in folder:
+        return "", os.path.splitext(base)[1][1:].lower()
+    return (f"{folder}/{stem}" if folder else stem), ending.lower()
+
+
+def _place(number: int, shard: Path, member: tarfile.TarInfo, places: dict[str, Place]) -> Place | None:
+    """Return where a member's bytes are, None if it is not a file. Hard links lead to their file.
+
+    Raises:
+        DataError: The name is given twice, or the bytes are not stored in one piece.
+    """
+    if member.name in places:
+        raise DataError(f"{shard}: the member {member.name!a} is there twice. Write the shard with unique names.")
+    if member.issparse():
+        raise DataError(
+            f"{shard}: the member {member.name!a} is stored as a sparse file. "
+            "Write the shard again without this option."
+        )
+    if member.islnk() and member.linkname in places:
+        place = places[member.linkname]
+    elif member.isreg():
+        place = Place(number, member.offset_data, member.size)
+    else:
         return None
-    file: Any = tar.extractfile(member)
-    data = file.read()
+    places[member.name] = place
+    return place
+
+
+def _leave_out(index: Index, member: tarfile.TarInfo, ending: str) -> None:
+    if image_ending(f".{ending}") or image_ending(os.path.splitext(member.name)[1].lower()):
+        index.leave_out("hidden images" if member.isreg() else "links and special files", member.name)
+
+
+def _require_end(shard: Path, offset: int) -> None:
+    """Check that the last header that was read is where the archive ends.
+
+    tarfile takes a damaged header for the end, and stops at the first of two joined archives.
+    """
+    size = shard.stat().st_size
+    if offset > size:
+        raise DataError(f"{shard} is cut short: {size} bytes of at least {offset}. Fetch or write it again.")
+    with shard.open("rb") as file:
+        file.seek(offset)
+        while block := file.read(1 << 20):
+            if block.strip(b"\0"):
+                raise DataError(
+                    f"{shard}: what follows byte {offset} is not a member of the tar file: a header "
+                    "is damaged or cut short, or two tar files were joined. Fetch or write it again."
+                )
+    if size - offset < tarfile.BLOCKSIZE:
+        raise DataError(f"{shard} is cut short: it has no end marker. Fetch or write it again.")
+
+
+def _is_label(ending: str, column: str) -> bool:
+    return ending == "json" or ending == column or (not column and ending in LABELS)
+
+
+def _small(shard: Path, place: Place, name: str) -> bytes:
+    """Return a label member's bytes. Raises DataError if it is too large or the file is cut short."""
+    if place.size > LARGEST_LABEL:
+        raise DataError(f"{shard}: the label {name!a} must have at most {LARGEST_LABEL} bytes, got {place.size}.")
+    with shard.open("rb") as file:
+        file.seek(place.offset)
+        data = file.read(place.size)
+    if len(data) < place.size:
+        raise DataError(f"{shard} is cut short in the member {name!a}. Fetch or write it again.")
+    return data
+
+
+def _label(data: bytes, ending: str, column: str, where: str) -> str | None:
+    """Return a class: the text of a member, or the entry of a JSON member called `column`.
+
+    By default the entry is label, or cls. None if a JSON member has no such entry.
+    """
     if ending != "json":
-        return data.decode().strip()
+        return label_name(utf8(data, where).strip(), where)
     try:
         value = from_json(data)
     except ValueError as error:
-        raise DataError(f"{member.name} is no JSON ({error}).") from error
+        raise DataError(f"{where}: it cannot be read as JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: it must be a JSON object such as {{"label": 3}}, got {ascii(value)[:80]}.')
     found = [value[key] for key in ([column] if column else ["label", "cls"]) if key in value]
-    return str(found[0]) if found else None
+    return label_name(found[0], where) if found else None
+
+
+def _counted(left_out: dict[str, list[str]]) -> str:
+    return "; ".join(f"{len(names)} {kind} ({listed(names, 3)})" for kind, names in left_out.items())
 
 
 def _expanded(urls: str) -> list[str]:
@@ -131,7 +269,13 @@ def _expanded(urls: str) -> list[str]:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
         raise RequestError("--data wds: needs webdataset: pip install 'unnoise[data]'.") from error
-    return list(expand_urls(urls))
+    counts = [abs(int(b) - int(a)) + 1 for a, b in re.findall(r"\{(\d+)\.\.(\d+)", urls[:10_000])]
+    if math.prod(counts) > MOST_SHARDS:
+        raise RequestError(f"--data wds: {urls[:200]} names more than {MOST_SHARDS} shards.")
+    try:
+        return list(expand_urls(urls))
+    except Exception as error:  # braceexpand and webdataset raise several kinds
+        raise RequestError(f"--data wds: {urls[:200]} cannot be expanded ({error}).") from error
 
 
 def local(url: str) -> Path:

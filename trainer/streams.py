@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .config import Config
 from .decode import Decoding, UInt8, UnreadablePicture, unlike
 from .errors import DataError
+from .labels import listed, printable
 
 
 class Names(Sequence[str]):
@@ -108,7 +109,15 @@ def streamed(
 
 def refused(name: str, error: Exception) -> DataError:
     return DataError(
-        f"{name} cannot be read as a picture ({error}). Remove it, or leave such pictures out with --bad-pictures skip."
+        f"{printable(name)} cannot be read as an image ({error}). "
+        "Remove it, or leave such images out with --bad-pictures skip."
+    )
+
+
+def vanished(classes: Sequence[str]) -> DataError:
+    return DataError(
+        f"no image of {'these classes' if len(classes) > 1 else 'this class'} can be read: {listed(classes)}. "
+        "Replace the images, or remove the class."
     )
 
 
@@ -119,19 +128,19 @@ def too_many(bad: int, count: int) -> bool:
 
 def too_many_error(bad: Sequence[str], count: int) -> DataError:
     return DataError(
-        f"{len(bad)} of {count} pictures cannot be read, more than 1 %: {', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. "
-        "Look at how they were made, and remove or replace them."
+        f"{len(bad)} of {count} images cannot be read, more than 1 %: {listed(bad)}. Remove or replace them."
     )
 
 
 def probe(name: str, names: Names, fetch: Callable[[int], bytes | Path], decoding: Decoding) -> tuple[str, tuple]:
     """Name and shape of the first picture that can be read. Raises DataError where none of the first hundred can."""
+    first = ""
     for i in range(min(100, len(names))):
         try:
             return names[i], decoding(fetch(i), names[i]).shape
-        except UnreadablePicture:
-            continue
-    raise DataError(f"none of the first {min(100, len(names))} pictures in {name} can be read.")
+        except UnreadablePicture as error:
+            first = first or f"{printable(names[i])}: {error}"
+    raise DataError(f"none of the first {min(100, len(names))} images in {printable(name)} can be read ({first}).")
 
 
 def fingerprint(names: Iterable[str], sizes: Iterable[int], labels: NDArray[np.int64], how: object) -> str:

@@ -131,12 +131,12 @@ def test_hidden_folders_and_files_are_passed_over(tmp_path: Path) -> None:
 def test_pictures_beside_subfolders_of_pictures_are_not_passed_over(tmp_path: Path) -> None:
     draw(tmp_path / "1.png")
     draw(tmp_path / "extra" / "2.png")
-    with pytest.raises(DataError, match=r"has 1 pictures itself \(1\.png, …\) and 1 in 1 subfolders \(extra, …\)"):
+    with pytest.raises(DataError, match=r"has 1 images itself \(1\.png\) and 1 in 1 subfolders \(extra\)"):
         load_folder(tmp_path)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
-    assert f"no pictures in {tmp_path}" in refusal(tmp_path)
+    assert f"no images in {tmp_path}" in refusal(tmp_path)
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
@@ -184,18 +184,19 @@ def test_a_picture_that_cannot_be_read_is_named_with_the_way_out(tmp_path: Path,
 
 @pytest.mark.parametrize("spoil", [cut, text, bomb])
 def test_bad_pictures_skip_leaves_them_out_and_says_so(tmp_path: Path, spoil, caplog: pytest.LogCaptureFixture) -> None:
-    good = np.asarray(Image.open(noisy(tmp_path / "b" / "good.png")))
+    good = np.asarray(Image.open(noisy(tmp_path / "a" / "good.png")))
+    noisy(tmp_path / "b" / "good.png")
     bad = spoil(tmp_path / "a" / "bad.png")
     pictures = load_folder(tmp_path, bad_pictures="skip")
-    np.testing.assert_array_equal(pictures.images, [good])
-    assert pictures.labels.tolist() == [1]
+    np.testing.assert_array_equal(pictures.images, [good, good])
+    assert pictures.labels.tolist() == [0, 1]
     assert str(bad) in caplog.text
     assert "1 unreadable ones left out" in pictures.note
 
 
 def test_a_folder_of_bad_pictures_alone_is_refused_even_when_skipping(tmp_path: Path) -> None:
     cut(tmp_path / "a" / "bad.png")
-    assert "none of the first 1 pictures" in refusal(tmp_path, bad_pictures="skip")
+    assert "none of the first 1 images" in refusal(tmp_path, bad_pictures="skip")
 
 
 # --- pictures that are not alike

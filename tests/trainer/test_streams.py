@@ -130,7 +130,7 @@ def test_a_bad_picture_is_counted_and_named_and_another_stands_in(folder: Path, 
 
 def test_too_many_bad_pictures_end_the_run_with_their_names(folder: Path, tmp_path: Path) -> None:
     bad = spoil(folder, 3)
-    with pytest.raises(DataError, match="3 of 30 pictures cannot be read, more than 1 %") as refused:
+    with pytest.raises(DataError, match="3 of 30 images cannot be read, more than 1 %") as refused:
         fit(config_for(f"folder:{folder}", log_every=20), tmp_path / "runs")
     assert all(name in str(refused.value) for name in bad)
 
@@ -138,7 +138,7 @@ def test_too_many_bad_pictures_end_the_run_with_their_names(folder: Path, tmp_pa
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_pictures_end_a_run_that_refuses_them(folder: Path, tmp_path: Path, workers: int) -> None:
     bad = spoil(folder, 1)
-    with pytest.raises(DataError, match="cannot be read as a picture") as refused:
+    with pytest.raises(DataError, match="cannot be read as an image") as refused:
         fit(config_for(f"folder:{folder}", bad_pictures="refuse", workers=workers), tmp_path / "runs")
     assert str(refused.value).startswith(bad[0])
 
@@ -194,7 +194,7 @@ def test_an_npz_file_gives_its_arrays(tmp_path: Path) -> None:
     [
         ({"images": np.zeros((2, 4, 4, 3), np.float32)}, "needs images, uint8"),
         ({"pictures": np.zeros((2, 4, 4, 3), np.uint8)}, "needs images, uint8"),
-        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "needs a label for each picture"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "needs a label for each of 2 images"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 7]), "classes": np.array(["a"])}, "beyond them"),
     ],
 )  # fmt: skip
@@ -208,7 +208,7 @@ def test_an_npz_file_of_something_else_is_refused(tmp_path: Path, arrays: dict, 
 def test_an_npz_file_is_taken_as_it_is(tmp_path: Path, asked: dict) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8, 3), np.uint8))
     assert len(load(Config(data=f"npz:{tmp_path / 'a.npz'}", size=8, mode="RGB")).labels) == 2
-    with pytest.raises(DataError, match="has pictures of 8x8 RGB, which are taken as they are"):
+    with pytest.raises(DataError, match="has images of 8x8 RGB, which are taken as they are"):
         load(Config(data=f"npz:{tmp_path / 'a.npz'}", **asked))
 
 
@@ -299,7 +299,7 @@ def test_a_row_without_a_picture_is_a_bad_one(table, tmp_path: Path) -> None:
     type(table).from_dict(rows, features=table.features).save_to_disk(str(tmp_path / "table"))
     found = load(config_for(f"hf:{tmp_path / 'table'}", label_column="kind"))
     assert isinstance(found, Stream)
-    with pytest.raises(UnreadablePicture, match="the row has no picture"):
+    with pytest.raises(UnreadablePicture, match="the row has no image"):
         found.read(4)
 
 
