@@ -585,6 +585,27 @@ def test_a_conversion_that_would_be_wrong_is_not_advised(kind: str, config: dict
         from_diffusers(tmp_path)
 
 
+def test_the_schedules_that_are_advised_are_those_schedulers_own() -> None:
+    """EDM's preconditioning, and what flow's network is conditioned on, at one level each."""
+    from runtime.program import precondition
+    from runtime.schedule import make_schedule
+
+    own = diffusers.EDMEulerScheduler()
+    x, F, sigma = (torch.tensor(value, dtype=torch.float64) for value in (0.7, 0.3, 2.5))
+    c_in, c_skip, c_out = precondition("edm", np.ones(1), np.array([2.5]))[0][0]
+    assert float(own.precondition_inputs(x, sigma)) == pytest.approx(c_in * 0.7)
+    assert float(own.precondition_outputs(x, F, sigma)) == pytest.approx(c_skip * 0.7 + c_out * 0.3)
+    edm = make_schedule("edm")
+    found = np.interp(np.log(2.5), np.log(edm.sigma), edm.time)
+    assert float(own.precondition_noise(sigma)) == pytest.approx(found)
+
+    rectified = diffusers.FlowMatchEulerDiscreteScheduler()
+    rectified.set_timesteps(10)
+    alpha, sigma = make_schedule("flow").level(rectified.timesteps.double().numpy())
+    np.testing.assert_allclose(sigma, rectified.sigmas[:-1].numpy(), rtol=1e-6)  # theirs: float32
+    np.testing.assert_allclose(alpha, 1 - sigma, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
 def test_a_conversion_that_was_wrong_is_refused(kind: str, folder: Path) -> None:
     """diffusers converts these without a word; the keys that it keeps tell."""
