@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from . import bench_plot
-from .arguments import integer, number
+from .arguments import choice, integer, number, shown
 from .backends import BACKENDS, offered
 from .bundle import Bundle
 from .command import add_sampling, settings
-from .errors import BackendError, RequestError, status, unknown
+from .errors import BackendError, RequestError, status
 from .info import backends, columns, machine
+from .output import parse, say
 from .request import Planner, Request
 from .sampler import Sampler
 from .timing import Result, each, measure, requested
@@ -50,7 +51,7 @@ def chosen(bundle: Bundle, backend: str, precision: str) -> tuple[list[tuple[str
     every, here = offered(bundle), backends()
     for name in names:
         if name not in ("all", *BACKENDS):
-            raise unknown("backend", name, ["all", "auto", *BACKENDS])
+            choice("backend", name, ["all", "auto", *BACKENDS])  # raises, with the nearest name
     wanted = list(product(list(BACKENDS) if "all" in names else names, kinds))
     wanted = [(b, q) for b, p in wanted for q in ([k for c, k in every if c == b] if p == "all" else [p])]
     wanted = list(dict.fromkeys(wanted))
@@ -73,7 +74,7 @@ def chosen(bundle: Bundle, backend: str, precision: str) -> tuple[list[tuple[str
 def listed(option: str, text: str) -> list[str]:
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
-        raise RequestError(f"{option} needs a name, several with commas between, or all; found {text!r}.")
+        raise RequestError(f"{option} needs a name, several with commas between, or all; got {shown(text)}.")
     return names
 
 
@@ -82,7 +83,7 @@ def sizes(text: str) -> list[int]:
     try:
         found = [int(part) for part in listed("--batch", text)]
     except ValueError:
-        raise RequestError(f"--batch needs whole numbers with commas between, found {text!r}.") from None
+        raise RequestError(f"--batch needs whole numbers with commas between, got {shown(text)}.") from None
     return sorted({integer("batch", size, 1, 4096) for size in found})
 
 
@@ -199,10 +200,10 @@ def bench(given: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+    given = parse(_parser(), arguments)
 
     def action() -> int:
-        print(bench(given))
+        say(bench(given))
         return 0
 
     return status(action)

@@ -10,19 +10,21 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .errors import BundleError, RequestError, UnnoiseError, unknown
-from .files import from_json
-from .grid import Grid, make_grid
+from .arguments import check_options, choice, flag, integer, number, path_of, refused, shown, shown_path, unwrapped
+from .errors import BundleError, RequestError, UnnoiseError
+from .files import from_json, to_json
+from .grid import Grid, make_grid, spacing_of
 from .program import PREDICTIONS, Program
 from .schedule import Schedule
-from .solvers import make_program
+from .solvers import SOLVERS, make_program, options_of
 from .tuned import TUNED, Tuned, choose
 
 FORMAT = 1
@@ -60,7 +62,8 @@ class File:
 class Bundle:
     """A bundle on disk, its bundle.json checked. `sample_shape` is *S, without the batch; `clip` bounds |D|, None for no bound.
 
-    tuned: the solvers fitted to its network, by their number of calls.
+    tuned: the solvers fitted to its network, by their number of calls. same_bytes: whether a sample
+    has the same bytes in any batch; bundles exported with --no-same-bytes may say that it has not.
     """
 
     path: Path
@@ -76,18 +79,21 @@ class Bundle:
     provenance: Mapping[str, Any]
     report: Mapping[str, Mapping[str, Mapping[str, Any]]]  # by precision and backend
     tuned: Mapping[int, Tuned] = field(default_factory=lambda: MappingProxyType({}))
+    same_bytes: bool = True
 
     @classmethod
     def load(cls, path: str | Path) -> Bundle:
         """Read and check the folder's bundle.json; the other files are checked when they are read.
 
-        Raises BundleError: no folder, no bundle.json, not JSON, a newer format, or values that are missing or make no sense (all of them named).
+        Raises RequestError if `path` is no path. Raises BundleError: no folder, no bundle.json,
+        not JSON, a newer format, or values that are missing or make no sense (all of them named).
         """
-        path = Path(path)
+        path = path_of("path", path)
         manifest = path / MANIFEST
-        if not path.is_dir():
+        if not _is_folder(path):
             raise BundleError(
-                f"{path} is not a folder. A bundle is a folder with a {MANIFEST}, made by python -m export.build."
+                f"{shown_path(path)} is not a folder. "
+                f"A bundle is a folder with a {MANIFEST}, made by python -m export.build."
             )
         try:
             value = from_json(manifest.read_bytes())
@@ -108,6 +114,16 @@ class Bundle:
             ) from error
         return found
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the absolute path and the text of bundle.json, which unpickling checks again."""
+        return _restored, (str(self.path.absolute()), to_json(self.to_json()))
+
+    def __copy__(self) -> Bundle:
+        return self
+
+    def __deepcopy__(self, _: object) -> Bundle:
+        return self
+
     def to_json(self) -> dict[str, Any]:
         """The value of bundle.json."""
         return {
@@ -125,6 +141,7 @@ class Bundle:
             else {"names": list(self.labels.names), "null_trained": self.labels.null_trained},
             "defaults": {**vars(self.defaults), "options": dict(self.defaults.options)},
             **({"tuned": {str(K): found.to_json() for K, found in sorted(self.tuned.items())}} if self.tuned else {}),
+            "same_bytes": self.same_bytes,
             "report": dict(self.report),
             "provenance": dict(self.provenance),
             "files": {name: vars(file) for name, file in sorted(self.files.items())},
@@ -149,9 +166,9 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file that bundle.json lists, whole and unchanged. Raises BundleError otherwise."""
-        if name not in self.files:
+        if not isinstance(name, str) or name not in self.files:
             raise BundleError(
-                f"{self.path / MANIFEST} lists no file {name!r}. It lists: {', '.join(sorted(self.files)) or 'none'}."
+                f"{self.path / MANIFEST} lists no file {shown(name)}. It lists: {', '.join(sorted(self.files)) or 'none'}."
             )
         path, expected = self.path / name, self.files[name]
         if not path.resolve().is_relative_to(self.path.resolve()):
@@ -173,9 +190,10 @@ class Bundle:
 
     def label_number(self, label: int | str | None) -> int:
         """The number of a label given by name or number; None is the null label. Raises RequestError where there is no such label."""
+        label = unwrapped(label)
         if self.labels is None:
             if label is not None:
-                raise RequestError(f"{self.name} has no labels, found label={label!r}: leave it out.")
+                raise RequestError(f"{self.name} has no labels, got label={shown(label)}. Leave `label` out.")
             return 0
         names, count = self.labels.names, self.num_classes
         if label is None:
@@ -185,22 +203,44 @@ class Bundle:
         if isinstance(label, str):
             if label in names:
                 return names.index(label)
-            if not label.lstrip("-").isdecimal():
-                raise unknown("label", label, names)
+            if not re.fullmatch("-?[0-9]{1,18}", label):
+                choice("label", label, names)  # raises, with the nearest name
             label = int(label)
-        if isinstance(label, bool) or not hasattr(label, "__index__"):
-            raise RequestError(f"a label is a name or a number, found {label!r} ({type(label).__name__}).")
-        if not 0 <= label < count:
+        try:
+            return integer("label", label, 0, count - 1)
+        except RequestError:
+            pass
+        if isinstance(label, int) and not isinstance(label, bool):
             raise RequestError(
-                f"label {label} is out of range: {self.name} has labels 0 to {count - 1} ({names[0]} … {names[-1]})."
+                f"label {shown(label)} is out of range: "
+                f"{self.name} has labels 0 to {count - 1} ({names[0]} … {names[-1]})."
             )
-        return int(label)
+        raise refused("label", f"a name or a number from 0 to {count - 1}", label)
+
+    @property
+    def solvers(self) -> list[str]:
+        """The names of the solvers that `program` takes."""
+        return [*SOLVERS, TUNED]
+
+    def check_options(self, solver: str | None, options: Mapping[Any, Any], arguments: Iterable[str]) -> None:
+        """Raises RequestError for an option that the solver does not take, with the nearest name.
+
+        solver: None is the bundle's default. arguments: what the caller's function takes by name
+        beside options: a misspelled option may have meant one of these.
+        """
+        name = self.defaults.solver if solver is None else choice("solver", solver, self.solvers)
+        if name == TUNED:
+            mistaken = [option for option in options if get_close_matches(str(option), arguments)]
+            check_options(f"solver {name!r}", dict.fromkeys(mistaken), [], arguments)
+        else:
+            check_options(f"solver {name!r}", options, options_of(name), arguments)
 
     def grid(self, steps: int | None = None, grid: str | Sequence[float] | None = None) -> Grid:
         """The grid of the bundle's schedule; what is None takes the bundle's default. Raises RequestError, see `make_grid`."""
-        if steps is None and (grid is None or isinstance(grid, str)):
+        spacing = spacing_of(self.defaults.grid if grid is None else grid)
+        if steps is None and isinstance(spacing, str):
             steps = min(self.defaults.steps, len(self.schedule))
-        return make_grid(self.schedule, self.defaults.grid if grid is None else grid, steps)
+        return make_grid(self.schedule, spacing, steps)
 
     def program(
         self,
@@ -219,7 +259,12 @@ class Bundle:
         Raises RequestError, see `make_program`.
         """
         if solver is None:
-            solver, options = self.defaults.solver, {**self.defaults.options, **options}
+            solver = self.defaults.solver
+            options = {**self.defaults.options, **options}
+        solver = choice("solver", solver, self.solvers)
+        self.check_options(solver, options, ARGUMENTS)
+        up = flag("up", up)
+        strength = number("strength", strength, 0.0, 1.0)
         how: dict[str, Any] = {"guidance": guidance, "guidance_interval": guidance_interval}
         if solver == TUNED:
             asked = {"a grid": grid is not None, "strength": strength != 1, "a way up": up}
@@ -235,6 +280,23 @@ class Bundle:
             **how,
             **options,
         )
+
+
+ARGUMENTS = ("solver", "steps", "grid", "guidance", "guidance_interval", "strength", "up")
+"""What `Bundle.program` takes beside a solver's own options."""
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # the name is too long, or a folder above it may not be read
+        return False
+
+
+def _restored(path: str, text: str) -> Bundle:
+    """The bundle that `Bundle.__reduce__` pickled. Its files are compared with the hashes when read."""
+    folder = Path(path)
+    return Bundle(path=folder, **_Reader(folder / MANIFEST, from_json(text)).fields())
 
 
 def _layout(shape: Sequence[int]) -> str:
@@ -274,6 +336,7 @@ class _Reader:
             "provenance": self.take("provenance", dict),
             "report": self.take("report", dict, _is_report, "figures by precision and backend"),
             "tuned": {},
+            "same_bytes": "same_bytes" not in self.value or self.take("same_bytes", bool),
         }
         if not self.faults:
             found["tuned"] = self.tuned(found["schedule"], found["prediction"], found["clip"])

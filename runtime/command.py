@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import integer
+from .arguments import integer, shown
 from .bundle import Bundle
 from .errors import RequestError
 from .files import replacing
@@ -20,7 +20,7 @@ from .grid import GRIDS
 from .loop import Preview, StepCallback
 from .pictures import picture_format, save, tile, to_uint8
 from .progress import Progress
-from .sampler import Sampler
+from .sampler import ARGUMENTS, OWN, SHARED, Sampler
 from .solvers import SOLVERS
 
 
@@ -69,10 +69,20 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
 def settings(given: argparse.Namespace) -> dict[str, Any]:
     """What `Sampler`'s methods take, without what was not given."""
     grid = given.grid if given.grid is None or given.grid[:1].isalpha() else _numbers("--grid", given.grid)
-    interval = given.guidance_interval and tuple(_numbers("--guidance-interval", given.guidance_interval))
+    interval = None
+    if given.guidance_interval is not None:
+        interval = tuple(_numbers("--guidance-interval", given.guidance_interval))
     found = {"solver": given.solver, "steps": given.steps, "grid": grid, "guidance": given.guidance}
-    found |= {"guidance_interval": interval, **dict(given.option)}
+    found |= {"guidance_interval": interval, **_options(given.option)}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _options(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The solver's options. Raises RequestError for the name of an argument that is no option."""
+    for name, _ in pairs:
+        if name in {*ARGUMENTS, *OWN, *SHARED}:
+            raise RequestError(f"--option {name} is no option of a solver. Leave it out.")
+    return dict(pairs)
 
 
 def load(given: argparse.Namespace) -> tuple[Sampler, float]:
@@ -143,14 +153,14 @@ def _numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         names = f"a name ({', '.join(GRIDS)}) or times" if option == "--grid" else "two numbers"
-        raise RequestError(f"{option} is {names} with commas between, found {text!r}.") from None
+        raise RequestError(f"{option} must be {names} with commas between, got {shown(text)}.") from None
 
 
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"needs NAME=VALUE, found {text!r}")
+        raise argparse.ArgumentTypeError(f"needs NAME=VALUE, got {shown(text)}")
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,13 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .command import add_options, check_out, in_turn, load, progress, settings, write
-from .errors import status
+from .errors import RequestError, status
+from .noise import MAX_SEED
+from .output import parse, say
 from .pictures import animation_format, picture_format, read, save_animation, tile
 from .sampler import Sampler
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+    given = parse(_parser(), arguments)
 
     def action() -> int:
         sampler, _ = load(given)
@@ -26,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             how["label"] = in_turn(given.label, _count(given))
         with progress(given.verb, sampler) as count:
             note = VERBS[given.verb].act(sampler, given, {**how, "on_step": count})
-        print(f"{note}: {given.out}")
+        say(f"{note}: {given.out}")
         return 0
 
     return status(action)
@@ -59,9 +62,19 @@ def _inpaint(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -
 
 
 def _interpolate(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
-    first, last = (int(end) if end.isdecimal() else end for end in (given.first, given.last))
+    first, last = (_end(text) for text in (given.first, given.last))
     _write(sampler, given, sampler.interpolate(first, last, given.n, convert=given.convert, **how), given.n)
     return f"{given.n} pictures from {given.first} to {given.last}"
+
+
+def _end(text: str) -> int | str:
+    """A seed, or a path: of digits alone it is a seed."""
+    if not re.fullmatch("[0-9]+", text):
+        return text
+    try:
+        return int(text)
+    except ValueError:  # thousands of digits
+        raise RequestError(f"a seed must be 0 to {MAX_SEED}, got one of {len(text)} digits.") from None
 
 
 def _variations(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .arguments import integer, number
-from .errors import RequestError, unknown
+from .arguments import choice, instance, integer, number, numbers, refused, shown, unwrapped
+from .errors import RequestError
 from .schedule import Float64, Schedule, log_snr_of
 
 
@@ -82,7 +84,7 @@ def _leading(schedule: Schedule, n: int, offset: float = 0) -> Float64:
 
     "leading(1)" starts at knot 1 and goes on from there, as code that counts its knots from 1 does.
     """
-    T, offset = len(schedule), integer("offset of grid 'leading'", _whole(offset), 0, len(schedule) - 1)
+    T, offset = len(schedule), integer("offset", _whole(offset), 0, len(schedule) - 1)
     knots = offset + np.arange(n - 1, -1, -1) * (T // n)
     if knots[0] >= T:
         raise RequestError(f"grid 'leading({offset})' of {n} steps asks for knot {knots[0]} of {T}: take fewer steps.")
@@ -108,7 +110,7 @@ def _log_snr(schedule: Schedule, n: int, bound: float | None = None) -> Float64:
     """
     if bound is None:
         return _finite_part(schedule, n, np.linspace)
-    bound, lam = number("bound of grid 'log_snr'", bound, 0.1, 1000.0), schedule.log_snr
+    bound, lam = number("bound", bound, 0.1, 1000.0), schedule.log_snr
     low, high = max(-bound, lam[-1]), min(bound, lam[0])
     even = np.linspace(low, high, n)[1:] if low == lam[-1] else np.linspace(low, high, n - 1)
     return np.r_[schedule.time[-1], schedule.time_at(even)]
@@ -119,7 +121,7 @@ def _karras(schedule: Schedule, n: int, rho: float = 7.0) -> Float64:
 
     rho is 7 in "karras"; "karras(5)" gives it.
     """
-    rho = number("rho of grid 'karras'", rho, 0.1, 100.0)
+    rho = number("rho", rho, 0.1, 100.0)
 
     def even(low: float, high: float, m: int) -> Float64:
         return -2 * rho * np.log(np.linspace(np.exp(-0.5 * low / rho), np.exp(-0.5 * high / rho), m))
@@ -159,20 +161,20 @@ def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | N
 
     Raises RequestError for an unknown name, for steps outside 1 … T, and for times that do not fall or leave the schedule.
     """
+    instance("schedule", schedule, Schedule, "Make one with make_schedule.")
+    spacing = spacing_of(spacing)
     if isinstance(spacing, str):
         family, parameters = _named(spacing)
-        name, time = spacing, GRIDS[family](schedule, integer("steps", steps, 1, len(schedule)), *parameters)
+        count = integer("steps", steps, 1, len(schedule))
+        name = spacing
+        time = GRIDS[family](schedule, count, *parameters)
     else:
-        try:
-            name, time = "explicit", np.array(spacing, np.float64)
-        except (TypeError, ValueError):
+        name = "explicit"
+        time = np.array(spacing)
+        if steps is not None and integer("steps", steps, 1) != time.size:
             raise RequestError(
-                f"grid must be a name ({', '.join(GRIDS)}) or a list of times, found {spacing!r}."
-            ) from None
-        if time.ndim != 1 or time.size == 0 or not (np.diff(time) < 0).all():
-            raise RequestError(f"an explicit grid must be a list of strictly falling times, found {spacing!r}.")
-        if steps is not None and steps != time.size:
-            raise RequestError(f"an explicit grid of {time.size} times takes {time.size} steps, found steps={steps!r}.")
+                f"an explicit grid of {time.size} times takes {time.size} steps, got steps={shown(steps)}. Leave `steps` out."
+            )
     alpha, sigma = schedule.level(time)
     if (np.diff(log_snr_of(alpha, sigma)) < CLOSEST).any():
         raise RequestError(
@@ -181,24 +183,36 @@ def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | N
     return Grid(name, np.r_[time, np.nan], np.r_[alpha, 1.0], np.r_[sigma, 0.0], schedule)
 
 
+def spacing_of(value: Any) -> str | tuple[float, ...]:
+    """A grid as a caller gives it: a name, or its times as floats. Raises RequestError for anything else."""
+    plain = unwrapped(value)
+    if isinstance(plain, str):
+        return str(plain)
+    rule = f"a name ({', '.join(GRIDS)}) or a list of strictly falling times"
+    time = numbers("grid", value, rule)
+    if time.ndim != 1 or time.size == 0 or not (np.diff(time) < 0).all():
+        raise refused("grid", rule, value)
+    return tuple(time.tolist())
+
+
 def _named(spacing: str) -> tuple[str, list[float]]:
     """ "karras(5)" → "karras", [5.0]. Raises RequestError for an unknown name, and for a number where the grid takes none."""
     found = re.fullmatch(r"(\w+)\((.*)\)", spacing)
     name, inner = found.groups() if found else (spacing, None)
     if name not in GRIDS:
-        raise unknown("grid", spacing, GRIDS)
+        choice("grid", spacing, GRIDS)  # raises, with the nearest name
     if inner is None:
         return name, []
     if name not in PARAMETER:
-        raise RequestError(f"grid {name!r} takes no number, found {spacing!r}.")
+        raise RequestError(f"grid {name!r} takes no number, got {shown(spacing)}.")
     try:
         return name, [float(inner)]
     except ValueError:
         parameter, example = PARAMETER[name]
         raise RequestError(
-            f"grid {name!r} takes {parameter} as a number, such as {example!r}, found {spacing!r}."
+            f"grid {name!r} takes {parameter} as a number, such as {example!r}, got {shown(spacing)}."
         ) from None
 
 
 def _whole(value: float) -> float | int:
-    return int(value) if float(value).is_integer() else value
+    return int(value) if math.isfinite(value) and float(value).is_integer() else value

@@ -19,7 +19,7 @@ from math import factorial, pi, prod
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import integer
+from .arguments import enough_memory, integer, size_of
 
 MAX_SEED = 2**64 - 1
 CHUNK = 4096
@@ -40,10 +40,13 @@ def noise(seed: int, stream: Stream, step: int, shape: tuple[int, ...]) -> NDArr
     seed: 0 … 2⁶⁴-1. step: 0 … 2⁶⁴-1, the sample's own row. Raises RequestError outside these.
     Element i does not depend on how many elements are drawn.
     """
-    return noises([seed], stream, step, shape)[0]
+    size = size_of("shape", shape)
+    which = integer("stream", stream, 0, MAX_SEED, "Pass one of Stream.")
+    with enough_memory(f"noise of shape {size}", "Ask for a smaller shape."):
+        return noises([seed], which, step, size)[0]
 
 
-def noises(seeds: Sequence[int], stream: Stream, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def noises(seeds: Sequence[int], stream: int, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """`noise` of each seed, [n, *shape], for less than n calls would cost."""
     count = prod(shape)
     pairs = (count + 1) // 2

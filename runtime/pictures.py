@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import (
+    enough_memory,
+    flag,
+    integer,
+    number,
+    path_of,
+    reason,
+    refused,
+    shown,
+    shown_path,
+    size_of,
+)
 from .errors import RequestError
 from .files import replacing
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
+LARGEST = 1e30
+"""Bound of the data's range, either way."""
+MAX_BYTES = 2**28
+"""Most bytes of one sheet or enlarged image."""
 
 
 def to_uint8(samples: NDArray[Any], low: float = -1.0, high: float = 1.0) -> UInt8:
@@ -22,19 +40,60 @@ def to_uint8(samples: NDArray[Any], low: float = -1.0, high: float = 1.0) -> UIn
 
     Raises RequestError for another shape and for NaN.
     """
+    low, high = _range(low, high)
+    samples = _array("samples", samples, "buif", "an array of numbers [n, 1 or 3, H, W]")
     if samples.ndim != 4 or samples.shape[1] not in (1, 3):
-        raise RequestError(f"pictures need samples [n, 1 or 3, H, W], found shape {samples.shape}.")
+        raise RequestError(f"images need samples [n, 1 or 3, H, W], got shape {samples.shape}.")
     if (broken := np.isnan(samples).any(axis=(1, 2, 3))).any():
         raise RequestError(
-            f"pictures need numbers, found NaN in {broken.sum()} of {len(samples)} samples (the first at {broken.argmax()}): "
-            "look for it in the weights, or in what was handed in."
+            f"images need numbers, got NaN in {broken.sum()} of {len(samples)} samples "
+            f"(the first is number {broken.argmax()}). Check the weights and the arrays you passed in."
         )
-    unit = (np.asarray(samples, np.float64) - low) / (high - low)
+    with enough_memory(f"an image of each of {len(samples)} samples", "Convert fewer at a time."):
+        unit = (np.asarray(samples, np.float64) - low) / (high - low)
     return np.round(np.clip(unit, 0.0, 1.0) * 255.0).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def _range(low: Any, high: Any) -> tuple[float, float]:
+    """The data's range as floats. Raises RequestError unless low < high, both within float32."""
+    low = number("low", low, -LARGEST, LARGEST)
+    high = number("high", high, -LARGEST, LARGEST)
+    if not low < high:
+        raise RequestError(f"`low` must be below `high`, got {low:g} and {high:g}.")
+    return low, high
+
+
+def _array(name: str, value: Any, kinds: str, rule: str) -> NDArray[Any]:
+    """`value` as an array of one of these kinds of numbers. Raises RequestError for anything else."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in kinds:
+            return array
+    except Exception:
+        pass
+    raise refused(name, rule, value)
+
+
+def _images(pictures: Any, name: str = "pictures") -> UInt8:
+    """`pictures` as uint8 [n, H, W, C]. Raises RequestError for anything else."""
+    if not isinstance(pictures, np.ndarray) or pictures.dtype != np.uint8 or pictures.ndim != 4:
+        raise refused(name, "a uint8 array [n, H, W, C]", pictures)
+    return pictures
+
+
+def _size(what: str, *sides: int) -> None:
+    """Raises RequestError if an image of these sides has more than `MAX_BYTES`."""
+    if math.prod(sides) > MAX_BYTES:
+        raise RequestError(
+            f"{what} of {'×'.join(map(str, sides))} bytes is too large: at most {MAX_BYTES} bytes. "
+            "Ask for fewer images, fewer columns or a smaller width."
+        )
 
 
 def from_uint8(pictures: UInt8, low: float = -1.0, high: float = 1.0) -> NDArray[np.float32]:
     """Pictures [n, H, W, C] of 0 … 255 → samples [n, C, H, W], float32 in the range low … high."""
+    low, high = _range(low, high)
+    pictures = _images(pictures)
     unit = pictures.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(unit * np.float32(high - low) + np.float32(low))
 
@@ -44,13 +103,15 @@ def tile(pictures: UInt8, columns: int | None = None, gap: int = 2) -> UInt8:
 
     Raises RequestError where there is no picture.
     """
-    n, H, W, C = pictures.shape
+    n, H, W, C = _images(pictures).shape
     if n == 0:
-        raise RequestError(
-            f"a sheet needs at least 1 picture, found none (shape {pictures.shape}): ask for n=1 or more."
-        )
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
+        raise RequestError(f"a sheet needs at least 1 image, got none (shape {pictures.shape}). Ask for n=1 or more.")
+    gap = integer("gap", gap, 0, MAX_BYTES)
+    if columns is None:
+        columns = math.ceil(math.sqrt(n))
+    columns = integer("columns", columns, 1, MAX_BYTES)
+    rows = -(-n // columns)
+    _size("a sheet", rows * (H + gap) + gap, columns * (W + gap) + gap, C)
     sheet = np.full((rows * (H + gap) + gap, columns * (W + gap) + gap, C), 255, np.uint8)
     for i, picture in enumerate(pictures):
         y, x = gap + i // columns * (H + gap), gap + i % columns * (W + gap)
@@ -62,10 +123,12 @@ def picture_format(path: Path) -> str:
     """Pillow's name for the format that the file name's ending asks for. Raises RequestError for an ending that it cannot write."""
     from PIL import Image
 
+    path = path_of("path", path)
     Image.init()
     found = Image.EXTENSION.get(path.suffix.lower())
     if found not in Image.SAVE:
-        raise RequestError(f"cannot write pictures as {path.suffix or path.name!r}: use a name that ends in .png.")
+        ending = shown_path(path.suffix) or shown(path.name)
+        raise RequestError(f"cannot write images as {ending}: use a name that ends in .png.")
     return found
 
 
@@ -73,7 +136,8 @@ def animation_format(path: Path) -> str:
     """`picture_format` of a file that can move. Raises RequestError for one that cannot."""
     kind = picture_format(path)
     if kind not in ("GIF", "PNG", "WEBP"):
-        raise RequestError(f"cannot write an animation as {path.suffix}: use a name that ends in .gif, .png or .webp.")
+        ending = path_of("path", path).suffix
+        raise RequestError(f"cannot write an animation as {ending}: use a name that ends in .gif, .png or .webp.")
     return kind
 
 
@@ -84,15 +148,44 @@ def save(path: str | Path, picture: UInt8, least: int = 0) -> None:
     """
     from PIL import Image
 
-    path = Path(path)
+    path = path_of("path", path)
     kind = picture_format(path)
-    with replacing(path) as temporary:
-        Image.fromarray(_enlarged(picture, least)).save(temporary, kind)
+    image = Image.fromarray(_enlarged(_image_of(picture), least))
+    with replacing(path) as temporary, _writing(path):
+        image.save(temporary, kind)
+
+
+def _image_of(picture: Any) -> UInt8:
+    """One image, uint8 [H, W, C] with 1 to 4 channels. Raises RequestError for anything else."""
+    if (
+        not isinstance(picture, np.ndarray)
+        or picture.dtype != np.uint8
+        or picture.ndim != 3
+        or picture.size == 0
+        or picture.shape[2] > 4
+    ):
+        raise refused("picture", "a uint8 array [H, W, C] with 1 to 4 channels", picture)
+    return picture
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises while it writes into a RequestError. OSErrors stay as they are."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise RequestError(
+            f"{shown_path(path)} cannot be written: {reason(error)}. Use another format, such as .png, or a smaller image."
+        ) from error
 
 
 def _enlarged(picture: UInt8, least: int) -> UInt8:
     """[H, W, C] made at least `least` wide by a whole factor; [H, W] where C is 1."""
-    factor = max(1, math.ceil(least / picture.shape[1]))
+    H, W, C = picture.shape
+    factor = max(1, -(-integer("least", least, 0, MAX_BYTES) // W))
+    _size("an image", H * factor, W * factor, C)
     enlarged = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     return enlarged[..., 0] if picture.shape[2] == 1 else enlarged
 
@@ -112,6 +205,9 @@ def read(
     what: they are called in errors.
     Raises RequestError where there is no picture, and where one is of another size or mode and convert is false.
     """
+    convert = flag("convert", convert)
+    low, high = _range(low, high)
+    shape = size_of("shape", shape)
     if isinstance(pictures, np.ndarray) and pictures.ndim > (len(shape) if pictures.dtype.kind == "f" else 3):
         pictures = list(pictures)
     many = isinstance(pictures, (list, tuple))
@@ -119,7 +215,9 @@ def read(
     if not found:
         raise RequestError(f"no {what} was given.")
     names = [f"{what} {i}" if many else f"the {what}" for i in range(len(found))]
-    return np.stack([_sample(*pair, shape, low, high, convert) for pair in zip(found, names, strict=True)])
+    remedy = "Pass fewer images at a time."
+    with enough_memory(f"{len(found)} images of {shape}", remedy), np.errstate(invalid="ignore"):
+        return np.stack([_sample(*pair, shape, low, high, convert) for pair in zip(found, names, strict=True)])
 
 
 def _sample(picture: Any, name: str, shape: tuple[int, ...], low: float, high: float, convert: bool) -> Float32:
@@ -135,7 +233,14 @@ def _sample(picture: Any, name: str, shape: tuple[int, ...], low: float, high: f
         return picture.astype(np.float32)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise RequestError(f"samples of shape {shape} are no pictures: hand in float arrays of that shape.")
-    return from_uint8(_fitting(*_image(picture, name), shape, convert)[None], low, high)[0]
+    image, called = _image(picture, name)
+    try:
+        fitting = _fitting(image, called, shape, convert)
+    except (RequestError, MemoryError):
+        raise
+    except Exception as error:  # an image that is closed, empty or of an unusual mode
+        raise RequestError(f"{called} cannot be used as an image: {reason(error)}.") from error
+    return from_uint8(fitting[None], low, high)[0]
 
 
 def _image(picture: Any, name: str) -> tuple[Any, str]:
@@ -147,7 +252,8 @@ def _image(picture: Any, name: str) -> tuple[Any, str]:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
             raise RequestError(
-                f"{name} must be uint8 [H, W] or [H, W, C] or a float sample, found {picture.dtype} {picture.shape}."
+                f"{name} must be uint8 [H, W] or [H, W, C] or a float sample, "
+                f"got {picture.dtype} {picture.shape}."
             )
         flat = picture[..., 0] if picture.shape[2:] == (1,) else picture
         try:
@@ -155,15 +261,18 @@ def _image(picture: Any, name: str) -> tuple[Any, str]:
         except (TypeError, ValueError):
             raise RequestError(f"{name} has shape {picture.shape}: 1 to 4 channels come last.") from None
     if not isinstance(picture, (str, os.PathLike)):
-        raise RequestError(f"{name} must be a path, a Pillow image or an array, found {type(picture).__name__}.")
+        raise RequestError(
+            f"{name} must be a path, a Pillow image or an array, got {shown(picture)} ({type(picture).__name__})."
+        )
+    path = path_of(name, picture)
     try:
-        with Image.open(picture) as image:
+        with Image.open(path) as image:
             image.load()
-            return image, str(picture)
+            return image, shown_path(path)
     except FileNotFoundError:
-        raise RequestError(f"there is no picture {picture}.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{picture} cannot be read as a picture: {error}.") from error
+        raise RequestError(f"there is no image {shown_path(path)}.") from None
+    except Exception as error:  # damaged files raise many kinds of errors inside Pillow
+        raise RequestError(f"{shown_path(path)} cannot be read as an image: {reason(error)}.") from error
 
 
 def _fitting(image: Any, name: str, shape: tuple[int, ...], convert: bool) -> UInt8:
@@ -209,9 +318,13 @@ def save_animation(path: str | Path, frames: UInt8, least: int = 0, frame_ms: in
     """Write frames [n, H, W, C] as a GIF, an APNG or a WebP that repeats, by the file name's ending; enlarged as by `save`."""
     from PIL import Image
 
-    path = Path(path)
+    path = path_of("path", path)
     kind = animation_format(path)
-    images = [Image.fromarray(_enlarged(frame, least)) for frame in frames]
+    if len(_images(frames, "frames")) == 0:
+        raise RequestError("an animation needs at least 1 frame, got none.")
+    frame_ms = integer("frame_ms", frame_ms, 1, 60_000)
+    last_ms = integer("last_ms", last_ms, 1, 60_000)
+    images = [Image.fromarray(_enlarged(_image_of(frame), least)) for frame in frames]
     times = [frame_ms] * (len(images) - 1) + [last_ms]
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, _writing(path):
         images[0].save(temporary, kind, save_all=True, append_images=images[1:], duration=times, loop=0)

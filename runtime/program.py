@@ -9,15 +9,15 @@ The loop holds R registers of the sample's shape. Register 0 is x; the others ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import number
-from .errors import RequestError, unknown
+from .arguments import choice, function, instance, is_many, many, number, refused
+from .errors import RequestError
 from .grid import Grid
 from .schedule import Float64, Schedule, log_snr_of
 
@@ -154,7 +154,8 @@ def precondition(prediction: str, alpha: Float64, sigma: Float64, sigma_data: fl
         c = (1 / norm, alpha * sigma_data**2 / norm**2, sigma * sigma_data / norm)
         answer = (sigma / (sigma_data * norm), -alpha * sigma_data / norm)
     else:
-        raise unknown("prediction", prediction, PREDICTIONS)
+        choice("prediction", prediction, PREDICTIONS)
+        raise AssertionError(prediction)
     return np.stack(c, -1), np.stack(answer, -1)
 
 
@@ -190,11 +191,12 @@ def assemble(
 
 def _interval(value: Any) -> tuple[float, float]:
     """(low, high) of a guidance interval. Raises RequestError where it is not two numbers that rise from 0 or above; high may be infinite."""
-    if not isinstance(value, Sequence) or len(value) != 2:
-        raise RequestError(f"guidance_interval must be two noise levels (low, high) of sigma/alpha, found {value!r}.")
-    low, high = (number("guidance_interval", v, 0.0, np.inf) for v in value)
+    rule = "two noise levels (low, high) of sigma/alpha"
+    if not is_many(value) or len(value) != 2:
+        raise refused("guidance_interval", rule, value)
+    low, high = (number("guidance_interval", level, 0.0, np.inf) for level in many("guidance_interval", value, 2))
     if not low < high:
-        raise RequestError(f"guidance_interval must rise from low to high, found ({low:g}, {high:g}).")
+        raise RequestError(f"`guidance_interval` must rise from low to high, got ({low:g}, {high:g}).")
     return low, high
 
 
@@ -218,6 +220,12 @@ def run(
     Where guidance differs from 1, F = F_c + (g - 1)·(F_c - F_u) with F_u under `null_label` (Ho & Salimans 2022, eq. 6, with g = 1 + w).
     on_step(k, D) is called after each row.
     """
+    instance("program", program, Program, "Make one with make_program.")
+    function("network", network)
+    if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or x.ndim == 0:
+        raise refused("x", "a float array [B, *S]", x)
+    if label is not None and (not isinstance(label, np.ndarray) or label.shape != x.shape[:1]):
+        raise refused("label", f"an array of {len(x)} labels", label)
     state = np.zeros((R + 2, *x.shape), x.dtype)
     state[0] = x
     noisy = program.noisy

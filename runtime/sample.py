@@ -9,13 +9,14 @@ import time
 from .arguments import integer
 from .command import add_options, check_out, in_turn, load, progress, settings, write
 from .errors import status
+from .output import parse, say
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+    given = parse(_parser(), arguments)
 
     def action() -> int:
-        print(sample(given))
+        say(sample(given))
         return 0
 
     return status(action)

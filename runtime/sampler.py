@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import bind, integer, number
-from .backends import Backend, Float32, Timing, WholeLoop, open_backend
+from .arguments import (
+    bind,
+    choice,
+    enough_memory,
+    function,
+    instance,
+    integer,
+    is_many,
+    many,
+    number,
+    reason,
+    refused,
+    unwrapped,
+)
+from .backends import BACKENDS, Backend, Float32, Timing, WholeLoop, open_backend
 from .bundle import Bundle
 from .errors import RequestError
 from .loop import Loop, Preview, StepCallback, begin
@@ -26,6 +40,11 @@ PAINTING: dict[str, Any] = {"solver": "repaint"}
 OWN = {"label", "guidance", "start", "picture", "known", "mask"}
 """What `Sampler`'s methods take once for all samples or once each."""
 SHARED = {"solver", "steps", "grid", "guidance_interval", "strength", "up"}
+MAX_SAMPLES = 1_000_000
+"""Most samples of one call. A result that does not fit in memory is refused too."""
+ARGUMENTS = ("n", "seed", "label", "guidance", "guidance_interval", "solver", "steps", "grid", "start")
+ARGUMENTS += ("strength", "on_step", "convert")
+"""What a misspelled keyword may have meant, beside the solver's options."""
 
 
 class Inversion(NamedTuple):
@@ -54,9 +73,21 @@ class Sampler:
         threads: int | None = None,
         max_batch: int = 16,
     ) -> None:
-        self.bundle = bundle
-        self.max_batch = integer("max_batch", max_batch, 1)
-        self.backend = open_backend(bundle, backend, precision, threads) if isinstance(backend, str) else backend
+        self._named: tuple[str, str, int | None] | None = None  # what `__reduce__` opens again
+        self.bundle = instance("bundle", bundle, Bundle, "Sampler.load opens a folder.")
+        self.max_batch = integer("max_batch", max_batch, 1, MAX_SAMPLES)
+        precision = instance("precision", precision, str, 'Pass a name, such as "fp32".')
+        if len(precision) > 60:
+            raise refused("precision", "the name of a precision", precision)
+        if threads is not None:
+            threads = integer("threads", threads, 1, 1024)
+        if isinstance(backend, str):
+            choice("backend", backend, ["auto", *BACKENDS])
+            backend = open_backend(bundle, backend, precision, threads)
+            self._named = (backend.name, backend.precision, threads)
+        elif not callable(getattr(backend, "bind", None)):
+            raise refused("backend", "a name or a Backend", backend, f"Pass one of {', '.join(BACKENDS)}.")
+        self.backend = backend
         self._loop = Loop(self.backend, bundle.sample_shape, self.max_batch)
         self._planner = Planner(bundle)
 
@@ -87,9 +118,23 @@ class Sampler:
         return isinstance(self.backend, WholeLoop)
 
     def close(self) -> None:
-        """Give back the memory of a device that the backend holds. A CPU backend holds none."""
-        if isinstance(self.backend, WholeLoop):
-            self.backend.close()
+        """Free the device memory that the backend holds. Any later sampling raises BackendError.
+
+        In a forked child this does nothing: the memory belongs to the parent process.
+        """
+        self._loop.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the bundle and the settings: unpickling, or copying, opens the files again.
+
+        Raises RequestError if the sampler was given a Backend object instead of a name.
+        """
+        if self._named is None:
+            raise RequestError(
+                "a sampler made from a Backend object cannot be pickled or copied. "
+                f"Pass `backend` by name: {', '.join(BACKENDS)}."
+            )
+        return type(self), (self.bundle, *self._named, self.max_batch)
 
     def __enter__(self) -> Sampler:
         return self
@@ -130,12 +175,32 @@ class Sampler:
 
     def to_uint8(self, samples: Float32) -> UInt8:
         """Samples [..., C, H, W] in the data's range as pictures, uint8 [..., H, W, C]."""
-        flat = to_uint8(samples.reshape(-1, *samples.shape[-3:]), *self.bundle.sample_range)
+        if not isinstance(samples, np.ndarray) or samples.ndim < 3:
+            raise refused("samples", "an array [..., C, H, W]", samples)
+        shape = (math.prod(samples.shape[:-3]), *samples.shape[-3:])
+        flat = to_uint8(samples.reshape(shape), *self.bundle.sample_range)
         return flat.reshape(*samples.shape[:-3], *flat.shape[1:])
 
     def sample_requests(self, requests: Iterable[Request], on_step: StepCallback | None = None) -> Float32:
-        """One sample a request, float32 [n, *S]; requests of different solvers, steps, guidance and starts run in one batch."""
-        return self._loop.run([self._planner.job(request) for request in requests], on_step)
+        """One sample a request, float32 [n, *S].
+
+        Requests of different solvers, steps, guidance and starts run in one batch.
+
+        Args:
+            requests: at most 1,000,000, of any iterable.
+            on_step: called after each step, see `sample`.
+
+        Raises:
+            RequestError: an entry is no Request or cannot be used, `requests` raises an error of its
+                own while it is read (its cause), or the result does not fit in memory.
+            Cancelled: on_step returned False.
+        """
+        if on_step is not None:
+            function("on_step", on_step)
+        listed = _listed(requests)
+        self._check_size(len(listed))
+        with enough_memory(f"a batch of {len(listed)} samples", "Pass fewer, or a smaller max_batch."):
+            return self._loop.run([self._planner.job(request) for request in listed], on_step)
 
     def stylize(
         self, pictures: Any, strength: float = 0.5, seed: int = 0, *, convert: bool = False, **how: Any
@@ -195,9 +260,10 @@ class Sampler:
 
         The noise is interpolated on the sphere (Shoemake 1985; Song et al. 2021, eq. 67). how: as in `invert`.
         """
+        n = integer("n", n, 2, MAX_SAMPLES)
         how = INVERTING | how
         begins, ends = (self._noise_of(end, convert, how) for end in (first, second))
-        starts = [slerp(begins, ends, t) for t in np.linspace(0.0, 1.0, integer("n", n, 2))]
+        starts = [slerp(begins, ends, t) for t in np.linspace(0.0, 1.0, n)]
         return self._run(n, **_with(how, start=np.stack(starts)))
 
     def variations(
@@ -207,7 +273,9 @@ class Sampler:
 
         amount: 0 … 1, from the picture itself (but for the error of inverting) to the samples of those seeds.
         """
-        n, amount, how = integer("n", n, 1), number("amount", amount, 0.0, 1.0), INVERTING | how
+        n = integer("n", n, 1, MAX_SAMPLES)
+        amount = number("amount", amount, 0.0, 1.0)
+        how = INVERTING | how
         seed = integer("seed", seed, 0, MAX_SEED - n + 1)
         own = self._noise_of(self._read(picture, convert), convert, how)
         starts = [slerp(own, self._noise_of(seed + i, convert, how), amount) for i in range(n)]
@@ -228,15 +296,20 @@ class Sampler:
         The latter is the forward process q(x_t|x_{t-1}), level by level up the grid, with fresh noise at each; it needs no network.
         how: as in `sample`; for pictures steps and grid.
         """
+        n = integer("n", n, 1, MAX_SAMPLES)
+        if on_step is not None:
+            function("on_step", on_step)
         if pictures is not None:
             x = self._read(pictures, convert)
             if n not in (1, len(x)):
                 raise RequestError(
-                    f"n is the number of pictures, {len(x)}, where these are given, found {n}: leave it out."
+                    f"`n` must be the number of pictures, {len(x)}, if these are given, got {n}. Leave `n` out."
                 )
-            return bind("animate with pictures", self._forward, x, _seeds(seed, len(x)), **how)
+            with enough_memory("the animation", "Take fewer images or fewer steps."):
+                return bind("animate with pictures", self._forward, (x, _seeds(seed, len(x))), how, ARGUMENTS)
         jobs = [self._planner.job(request) for request in self._requests(n, seed, **how)]
-        frames = np.empty((len(jobs[0].table.call) + 1, n, *self.bundle.sample_shape), np.float32)
+        with enough_memory(f"an animation of {n} samples", "Take fewer samples or fewer steps."):
+            frames = np.empty((len(jobs[0].table.call) + 1, n, *self.bundle.sample_shape), np.float32)
         frames[0] = [begin(job, self.bundle.sample_shape) for job in jobs]
 
         def keep(preview: Preview) -> object:
@@ -265,18 +338,19 @@ class Sampler:
         if not isinstance(mask, np.ndarray):
             mask = read(mask, (1, *shape[1:]), 0.0, 1.0, convert, "mask")
         elif mask.dtype.kind not in "buif":
-            raise RequestError(f"mask must be an array of bool or numbers, found {mask.dtype}.")
-        found: Float32 = np.asarray(mask, np.float32)
+            raise refused("mask", "an array of bool or numbers", mask)
+        with np.errstate(over="ignore"):
+            found: Float32 = np.asarray(mask, np.float32)
         if mask.dtype == np.uint8 and found.max(initial=0) > 1:
             found = found / np.float32(255)
         try:
             found = np.broadcast_to(found, (n, *shape))
         except ValueError:
             raise RequestError(
-                f"mask has shape {mask.shape}, which does not go with {(n, *shape)}: give [H, W] or [n, 1, H, W]."
+                f"mask has shape {mask.shape}, which does not go with {(n, *shape)}. Pass [H, W] or [n, 1, H, W]."
             ) from None
         if not ((found >= 0) & (found <= 1)).all():
-            raise RequestError(f"mask must lie in 0 … 1 (1: known), found {found.min():g} … {found.max():g}.")
+            raise RequestError(f"`mask` must lie in 0 … 1 (1: known), got {found.min():g} … {found.max():g}.")
         return found
 
     def _climb(self, x: Float32, how: dict[str, Any]) -> Float32:
@@ -286,31 +360,46 @@ class Sampler:
 
     def _noise_of(self, end: Any, convert: bool, how: dict[str, Any]) -> Float32:
         """x_T [*S] of a seed, or of one picture."""
-        if isinstance(end, (int, np.integer)):
-            settings = {name: value for name, value in how.items() if name != "on_step"}
-            return begin(self._planner.job(self._requests(1, end, **settings)[0]), self.bundle.sample_shape)
+        seed = unwrapped(end)
+        if isinstance(seed, int):
+            settings = {name: value for name, value in how.items() if name not in ("on_step", "seed")}
+            return begin(self._planner.job(self._requests(1, seed, **settings)[0]), self.bundle.sample_shape)
         x = self._read(end, convert)
         if len(x) != 1:
-            raise RequestError(f"one picture is needed here, found {len(x)}.")
+            raise RequestError(f"one picture is needed here, got {len(x)}.")
         return self._climb(x, how)[0]
 
     def _run(self, n: int, seed: int | Sequence[int] = 0, on_step: StepCallback | None = None, **how: Any) -> Float32:
         return self.sample_requests(self._requests(n, seed, **how), on_step)
 
+    def _check_size(self, n: int) -> None:
+        """Raises RequestError if there is no memory for n samples."""
+        with enough_memory(f"a result of {n} samples", "Ask for fewer at a time."):
+            np.empty((n, *self.bundle.sample_shape), np.float32)
+
     def _requests(self, n: int, seed: Any, **how: Any) -> list[Request]:
         """n requests: what is a field of `Request`, one for all or one each, and the rest as the solver's options."""
-        n = integer("n", n, 1)
+        n = integer("n", n, 1, MAX_SAMPLES)
+        self._check_size(n)
         own = {"seed": _seeds(seed, n), **{name: _each(name, how.pop(name), n) for name in OWN & how.keys()}}
         shared = {name: how.pop(name) for name in SHARED & how.keys()}
+        self.bundle.check_options(shared.get("solver"), how, ARGUMENTS)
         return [Request(**{name: values[i] for name, values in own.items()}, **shared, options=how) for i in range(n)]
 
 
 def slerp(a: Float32, b: Float32, t: float) -> Float32:
     """The point t, 0 … 1, of the way from a to b on the sphere (Shoemake 1985): (sin((1-t)θ)·a + sin(tθ)·b)/sin θ, θ the angle between."""
+    t = number("t", t, 0.0, 1.0)
+    for name, value in (("a", a), ("b", b)):
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+            raise refused(name, "a float array", value)
+    if a.shape != b.shape:
+        raise RequestError(f"`a` and `b` must have one shape, got {a.shape} and {b.shape}.")
     if t in (0.0, 1.0):
         return b if t else a
     x, y = (v.astype(np.float64).ravel() for v in (a, b))
-    cos = np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1.0, 1.0)
+    norms = np.sqrt((x @ x) * (y @ y))
+    cos = np.clip(x @ y / norms, -1.0, 1.0) if norms > 0 else 1.0  # zero has no direction
     angle = np.arccos(cos)
     if np.sin(angle) < 1e-6:  # one direction, or opposite ones, between which no way is the shortest
         return ((1 - t) * a + t * b).astype(np.float32)
@@ -319,26 +408,35 @@ def slerp(a: Float32, b: Float32, t: float) -> Float32:
 
 def _with(how: dict[str, Any], **own: Any) -> dict[str, Any]:
     """`how`, and what a method decides itself. Raises RequestError for what was decided twice."""
-    if twice := sorted(how.keys() & own.keys()):
-        raise RequestError(f"{twice[0]!r} is not the caller's here, the method decides it: leave it out.")
+    if twice := sorted(how.keys() & {"n", *own}):
+        raise RequestError(f"`{twice[0]}` is set by this method. Leave it out.")
     return how | own
 
 
 def _seeds(seed: Any, n: int) -> list[Any]:
     """The seeds of n samples: seed + i, or those given."""
-    if _many(seed):
-        return _each("seed", seed, n)
+    if is_many(seed):
+        return many("seed", seed, n)
     return [integer("seed", seed, 0, MAX_SEED - n + 1) + i for i in range(n)]
 
 
-def _many(value: object) -> bool:
-    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
-
-
 def _each(name: str, value: Any, n: int) -> list[Any]:
-    """`value` for each of n samples. Raises RequestError where it is a sequence of another length."""
-    if not _many(value):
-        return [value] * n
-    if len(value) != n:
-        raise RequestError(f"{name} must be one value{f' or {n} of them' if n > 1 else ''}, found {len(value)}.")
-    return list(value)
+    """`value` for each of n samples. Raises RequestError for a sequence of another length."""
+    return many(name, value, n) if is_many(value) else [value] * n
+
+
+def _listed(requests: Any) -> list[Request]:
+    """The requests of any iterable as a list. Raises RequestError if it cannot be read as such."""
+    if isinstance(requests, (Request, Mapping, str, bytes)):
+        raise refused("requests", "a list of Requests", requests, "Pass [request] for one.")
+    try:
+        entries = iter(requests)
+    except Exception:
+        raise refused("requests", "a list of Requests", requests, "Pass [request] for one.") from None
+    try:
+        listed = list(itertools.islice(entries, MAX_SAMPLES + 1))
+    except Exception as error:
+        raise RequestError(f"`requests` raised {type(error).__name__}: {reason(error)}.") from error
+    if len(listed) > MAX_SAMPLES:
+        raise RequestError(f"`requests` must be at most {MAX_SAMPLES}, got more. Pass fewer at a time.")
+    return listed

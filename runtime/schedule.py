@@ -5,17 +5,20 @@ Every named schedule states its formula and source, because names collide betwee
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments import bind
-from .errors import RequestError, unknown
+from .arguments import MAX_LENGTH, bind, choice, integer, number, numbers, option_names, reason, refused, shown
+from .errors import RequestError
 
 Float64 = NDArray[np.float64]
 
@@ -55,21 +58,21 @@ class Schedule:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise refused("name", "a schedule's name", self.name)
+        if not isinstance(self.parameters, Mapping):
+            raise self._refused(f"parameters must be a dict, got {shown(self.parameters)}")
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
         for name in ("alpha", "sigma", "time"):
-            array = np.array(getattr(self, name))
-            if array.dtype.kind not in "fiu":
-                raise self._refused(f"{name} must be real numbers")
-            array = array.astype(np.float64)
+            array = self._numbers(name)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         alpha, sigma, time = self.alpha, self.sigma, self.time
         if alpha.ndim != 1 or alpha.size == 0 or not alpha.shape == sigma.shape == time.shape:
             raise self._refused(
-                f"alpha, sigma and time must be three vectors of one length, found {alpha.shape}, {sigma.shape}, {time.shape}"
+                "alpha, sigma and time must be three vectors of one length, "
+                f"got {alpha.shape}, {sigma.shape}, {time.shape}"
             )
-        if not all(np.isfinite(a).all() for a in (alpha, sigma, time)):
-            raise self._refused("alpha, sigma and time must be finite")
         if (alpha < 0).any() or (alpha[:-1] == 0).any() or (sigma <= 0).any():
             raise self._refused("alpha must be above 0 (0 at the last knot only) and sigma above 0")
         if (np.diff(alpha) > 0).any() or (np.diff(sigma) < 0).any():
@@ -80,7 +83,14 @@ class Schedule:
             raise self._refused("alpha² + sigma² must be 1 (to 1e-12) in a variance-preserving schedule")
 
     def _refused(self, why: str) -> RequestError:
-        return RequestError(f"schedule {self.name!r}: {why}.")
+        return RequestError(f"schedule {shown(self.name)}: {why}.")
+
+    def _numbers(self, name: str) -> Float64:
+        """A copy of a field as float64."""
+        try:
+            return np.array(numbers(name, getattr(self, name), "finite real numbers"))
+        except RequestError as error:
+            raise self._refused(f"{name} must be finite real numbers: {error}") from None
 
     def __len__(self) -> int:
         return self.alpha.size
@@ -107,20 +117,23 @@ class Schedule:
         Between knots a continuous schedule uses its formula, any other makes log-SNR linear in time.
         Raises RequestError outside [time[0], time[-1]].
         """
-        time = np.asarray(time, np.float64)
+        time = _floats("time", time)
         if not ((time >= self.time[0]) & (time <= self.time[-1])).all():
             raise RequestError(
-                f"time {time} is outside the schedule {self.name!r}, which runs from {self.time[0]} to {self.time[-1]}."
+                f"time {shown(time)} is outside the schedule {self.name!r}, "
+                f"which runs from {self.time[0]} to {self.time[-1]}."
             )
         return self._curve.level(time)
 
     def time_at(self, log_snr: ArrayLike) -> Float64:
         """The time (any shape) at which the schedule has this log-SNR. Raises RequestError outside its range."""
-        log_snr, knots = np.asarray(log_snr, np.float64), self.log_snr
+        log_snr = _floats("log_snr", log_snr)
+        knots = self.log_snr
         slack = 1e-9
         if not ((log_snr >= knots[-1] - slack) & (log_snr <= knots[0] + slack)).all():
             raise RequestError(
-                f"log-SNR {log_snr} is outside the schedule {self.name!r}, which runs from {knots[0]:.4g} down to {knots[-1]:.4g}."
+                f"log-SNR {shown(log_snr)} is outside the schedule {self.name!r}, "
+                f"which runs from {knots[0]:.4g} down to {knots[-1]:.4g}."
             )
         return np.clip(self._curve.time(log_snr), self.time[0], self.time[-1])
 
@@ -151,10 +164,13 @@ class Schedule:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Schedule:
         """The schedule that `to_json` wrote. Raises RequestError where the numbers are no schedule or are not what the name says."""
-        found = cls(value["name"], value["alpha"], value["sigma"], value["time"], value["parameters"])
-        parameters = dict(value["parameters"])
+        fields = ("name", "alpha", "sigma", "time", "parameters")
+        if not isinstance(value, Mapping) or not all(name in value for name in fields):
+            raise RequestError(f"a schedule must be an object with {', '.join(fields)}, got {shown(value)}.")
+        found = cls(*(value[name] for name in fields))
+        parameters = dict(found.parameters)
         zero = parameters.pop("zero_terminal_snr", False)
-        named = make_schedule(found.name, **parameters)
+        named = _named(found.name, parameters)
         named = named.zero_terminal_snr() if zero else named
         for name in ("alpha", "sigma", "time"):
             stored, formula = getattr(found, name), getattr(named, name)
@@ -167,6 +183,14 @@ class Schedule:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _floats(name: str, value: Any) -> Float64:
+    """`value` as a float64 array that may hold NaN and infinities. Raises RequestError for others."""
+    try:
+        return np.asarray(value, np.float64)
+    except Exception:
+        raise refused(name, "a number or an array of numbers", value) from None
 
 
 def _interpolated(time: Float64, log_snr: Float64) -> Curve:
@@ -210,16 +234,44 @@ def _from_beta(name: str, beta: Float64, parameters: Mapping[str, Any]) -> Sched
     return Schedule(name, np.exp(0.5 * log_alpha_bar), sigma, np.arange(beta.size, dtype=np.float64), parameters)
 
 
-def _knots(T: int) -> int:
-    if isinstance(T, bool) or not isinstance(T, int) or not 1 <= T <= 1_000_000:
-        raise RequestError(f"a schedule needs 1 to 1000000 knots, found T={T!r}.")
-    return T
+P = ParamSpec("P")
 
 
+def _formula(function: Callable[P, Schedule]) -> Callable[P, Schedule]:
+    """A schedule's function whose parameters are checked to be numbers, and whose failures are RequestErrors."""
+
+    names = option_names(function, 0)
+    what = f"schedule {function.__name__!r}"
+
+    @functools.wraps(function)
+    def checked(*positional: P.args, **named: P.kwargs) -> Schedule:
+        given = [_parameter(*pair) for pair in zip(names, positional, strict=False)]
+        options = {name: _parameter(name, value) for name, value in named.items()}
+        try:
+            with np.errstate(all="ignore"):  # Schedule refuses numbers that come to nothing
+                return function(*given, *positional[len(given) :], **options)  # type: ignore[arg-type]
+        except (ArithmeticError, ValueError) as error:
+            if isinstance(error, RequestError):
+                raise
+            values = {**dict(zip(names, given, strict=False)), **options}
+            raise RequestError(f"{what} cannot use {shown(values)}: {reason(error)}.") from error
+
+    return checked
+
+
+def _parameter(name: str, value: Any) -> int | float:
+    """A parameter as a plain number: T as an int, others finite. Raises RequestError for anything else."""
+    if name == "T":
+        return integer("T", value, 1, MAX_LENGTH)
+    found = number(name, value, -sys.float_info.max, sys.float_info.max)
+    return value if type(value) is int else found
+
+
+@_formula
 def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """β linear from beta_start to beta_end, both rescaled by 1000/T so that any T ends near the same noise (Ho et al. 2020; rescaling:
     Nichol & Dhariwal 2021's code). Refused where β ≥ 1, which is T ≤ 20 with the defaults."""
-    beta = np.linspace(beta_start, beta_end, _knots(T)) * (1000.0 / T)
+    beta = np.linspace(beta_start, beta_end, T) * (1000.0 / T)
     if (beta >= 1).any():
         raise RequestError(
             f"schedule 'linear': T={T} rescales beta to {beta.max():.3g}, which must stay below 1; use a larger T or 'linear_raw'."
@@ -227,34 +279,47 @@ def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> S
     return _from_beta("linear", beta, {"T": T, "beta_start": beta_start, "beta_end": beta_end})
 
 
+@_formula
 def linear_raw(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """β linear from beta_start to beta_end, not rescaled (Ho et al. 2020, as most libraries have it)."""
-    beta = np.linspace(beta_start, beta_end, _knots(T))
+    beta = np.linspace(beta_start, beta_end, T)
     return _from_beta("linear_raw", beta, {"T": T, "beta_start": beta_start, "beta_end": beta_end})
 
 
+@_formula
 def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
     """√β linear (Rombach et al. 2022, latent diffusion)."""
-    beta = np.linspace(beta_start**0.5, beta_end**0.5, _knots(T)) ** 2
+    beta = np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2
     return _from_beta("scaled_linear", beta, {"T": T, "beta_start": beta_start, "beta_end": beta_end})
 
 
+@_formula
 def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
     """ᾱ(t) = f(t)/f(0), f(t) = cos²((t + s)/(1 + s) · π/2), β_t = min(1 - ᾱ(t+1)/ᾱ(t), max_beta) (Nichol & Dhariwal 2021, eq. 17)."""
-    f = np.cos((np.arange(_knots(T) + 1) / T + s) / (1 + s) * (np.pi / 2)) ** 2
+    f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * (np.pi / 2)) ** 2
     return _from_beta("cosine", np.minimum(1.0 - f[1:] / f[:-1], max_beta), {"T": T, "s": s, "max_beta": max_beta})
 
 
-def from_betas(betas: Sequence[float]) -> Schedule:
-    """The schedule with exactly these β_t, each in (0, 1); the last may be 1."""
-    betas = tuple(float(b) for b in betas)
+def from_betas(betas: Iterable[float]) -> Schedule:
+    """The schedule with exactly these β_t, each in (0, 1); the last may be 1. At most 1,000,000."""
+    if not hasattr(betas, "__len__"):
+        try:
+            betas = list(itertools.islice(betas, MAX_LENGTH + 1))
+        except Exception as error:
+            raise RequestError(f"`betas` cannot be read: {reason(error)}.") from error
+    rule = f"a list of 1 to {MAX_LENGTH} numbers"
+    array = numbers("betas", betas, rule)
+    if array.ndim != 1:
+        raise refused("betas", rule, betas)
+    betas = tuple(array.tolist())
     return _from_beta("from_betas", np.array(betas), {"betas": betas})
 
 
+@_formula
 def sigmoid(T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, clip_min: float = 1e-9) -> Schedule:
     """ᾱ(t) = (S(end) - S(start + t·(end - start))) / (S(end) - S(start)), S(v) = sigmoid(v/tau), t = (i+1)/T, at least clip_min
     (Jabri et al. 2022, Algorithm 1 of the sigmoid schedule; Chen 2023, Code 1)."""
-    time = np.arange(_knots(T), dtype=np.float64)
+    time = np.arange(T, dtype=np.float64)
     parameters = {"T": T, "start": start, "end": end, "tau": tau, "clip_min": clip_min}
     return Schedule("sigmoid", *_sigmoid_curve(**parameters).level(time), time, parameters)
 
@@ -276,9 +341,10 @@ def _sigmoid_curve(T: int, start: float, end: float, tau: float, clip_min: float
     return Curve(level, back)
 
 
+@_formula
 def flow(T: int = 1000, time_scale: float = 1000.0) -> Schedule:
     """alpha = 1 - t, sigma = t, t = (i+1)/T; the network is told time_scale·t (rectified flow: Liu et al. 2023; Lipman et al. 2023)."""
-    t = np.arange(1, _knots(T) + 1) / T
+    t = np.arange(1, T + 1) / T
     return Schedule("flow", 1.0 - t, t, time_scale * t, {"T": T, "time_scale": time_scale})
 
 
@@ -289,11 +355,12 @@ def _flow_curve(T: int, time_scale: float) -> Curve:
     )
 
 
+@_formula
 def edm(
     T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, sigma_data: float = 0.5
 ) -> Schedule:
     """alpha = 1, sigma^(1/rho) linear from sigma_min to sigma_max; the network is told ln(sigma)/4 (Karras et al. 2022, eq. 5 and table 1)."""
-    ramp = np.linspace(0.0, 1.0, _knots(T))
+    ramp = np.linspace(0.0, 1.0, T)
     sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho
     parameters = {"T": T, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "sigma_data": sigma_data}
     return Schedule("edm", np.ones(T), sigma, np.log(sigma) / 4, parameters)
@@ -311,7 +378,9 @@ CURVES: Mapping[str, Callable[..., Curve]] = {"sigmoid": _sigmoid_curve, "flow":
 
 def make_schedule(name: str, **parameters: Any) -> Schedule:
     """The schedule called `name` with these parameters. Raises RequestError for an unknown name, parameter or value."""
-    if name not in SCHEDULES:
-        raise unknown("schedule", name, SCHEDULES)
-    with np.errstate(all="ignore"):  # numbers that come to nothing are refused by Schedule itself
-        return bind(f"schedule {name!r}", SCHEDULES[name], **parameters)
+    return _named(name, parameters)
+
+
+def _named(name: str, parameters: Mapping[str, Any]) -> Schedule:
+    found = choice("name", name, SCHEDULES, "schedule")
+    return bind(f"schedule {found!r}", SCHEDULES[found], (), parameters)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arguments import integer, shown
 from .errors import RequestError
 from .grid import make_grid
 from .program import Program, R, assemble
@@ -85,8 +86,8 @@ def choose(bundle: Bundle, steps: int | None, asked: Sequence[str]) -> Tuned:
     """
     if asked:
         raise RequestError(
-            f"solver {TUNED!r} walks its own levels, from pure noise down, and takes no options, found {', '.join(asked)}: "
-            "leave it out, or take another solver."
+            f"solver {TUNED!r} walks its own levels, from pure noise down, and takes no options, "
+            f"found {', '.join(str(name)[:60] for name in asked)}: leave it out, or use another solver."
         )
     if not bundle.tuned:
         raise RequestError(
@@ -94,7 +95,11 @@ def choose(bundle: Bundle, steps: int | None, asked: Sequence[str]) -> Tuned:
         )
     if steps is None:
         steps = bundle.defaults.steps if bundle.defaults.steps in bundle.tuned else max(bundle.tuned)
-    if type(steps) is not int or steps not in bundle.tuned:
-        known = ", ".join(map(str, sorted(bundle.tuned)))
-        raise RequestError(f"solver {TUNED!r} of {bundle.name} was fitted for steps of {known}, found steps={steps!r}.")
-    return bundle.tuned[steps]
+    known = sorted(bundle.tuned)
+    fitted = ", ".join(map(str, known))
+    count = integer("steps", steps, 1, None, f"Pass one of {fitted}.")
+    if count not in bundle.tuned:
+        raise RequestError(
+            f"solver {TUNED!r} of {bundle.name} was fitted for steps of {fitted}, found steps={shown(steps)}."
+        )
+    return bundle.tuned[count]

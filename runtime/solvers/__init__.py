@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..arguments import bind, number
-from ..errors import RequestError, unknown
+from ..arguments import bind, check_options, choice, instance, number, option_names
 from ..grid import Grid, make_grid
-from ..program import Program, Update, assemble
+from ..program import PREDICTIONS, Program, Update, assemble
 from ..schedule import Schedule
 from .ancestral import ddim, ddpm, euler, euler_ancestral, lcm, repaint
 from .multistep import deis, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, lms, plms, unipc
@@ -25,6 +24,16 @@ SOLVERS: Mapping[str, Callable[..., Update]] = {
         *(dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc, deis, lms, plms),
     )
 }
+
+LEAST_CLIP = 1e-300
+"""A bound on |D| is above 0."""
+ARGUMENTS = ("solver", "steps", "grid", "clip", "guidance", "guidance_interval")
+"""What `make_program` takes beside a solver's own options."""
+
+
+def options_of(solver: str) -> list[str]:
+    """The names of a solver's own options."""
+    return option_names(SOLVERS[solver], 1)
 
 
 def make_program(
@@ -46,14 +55,16 @@ def make_program(
     holds, None for all (Kynkäänniemi et al. 2024, section 3). options: the solver's own.
     Raises RequestError for anything unknown or out of range, with the nearest known name.
     """
-    if solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-    if clip is not None and not clip > 0:
-        raise RequestError(f"clip must be above 0, or None for no clipping, found {clip!r}.")
+    instance("schedule", schedule, Schedule, "Make one with make_schedule.")
+    choice("prediction", prediction, PREDICTIONS)
+    solver = choice("solver", solver, SOLVERS)
+    check_options(f"solver {solver!r}", options, options_of(solver), ARGUMENTS)
+    if clip is not None:
+        clip = number("clip", clip, LEAST_CLIP, float("inf"), "Pass a bound above 0, or None.")
     guidance = number("guidance", guidance, -1e3, 1e3)
     if not isinstance(grid, Grid):
         grid = make_grid(schedule, grid, steps)
-    update = bind(f"solver {solver!r}", SOLVERS[solver], grid, **options)
+    update = bind(f"solver {solver!r}", SOLVERS[solver], (grid,), options)
     return assemble(
         solver, update, schedule, prediction, clip=clip, guidance=guidance, guidance_interval=guidance_interval
     )

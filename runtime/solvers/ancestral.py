@@ -6,8 +6,7 @@ import itertools
 
 import numpy as np
 
-from ..arguments import integer, number
-from ..errors import unknown
+from ..arguments import choice, integer, number
 from ..grid import Grid
 from ..program import D, Update, Z, levels
 from .steps import fresh, intervals
@@ -35,8 +34,7 @@ def ddpm(grid: Grid, variance: str = "fixed_small") -> Update:
     variance: "fixed_small" is the posterior's β̃ = sigma'²·(1 - SNR/SNR'); "fixed_large" is β = sigma²·(1 - SNR/SNR') of the forward step
     (their section 3.2), which leaves the marginals by β - β̃ a step. The step onto the clean end adds none.
     """
-    if variance not in ("fixed_small", "fixed_large"):
-        raise unknown("variance", variance, ("fixed_small", "fixed_large"))
+    variance = choice("variance", variance, ("fixed_small", "fixed_large"))
     update = ddim(grid, eta=1.0)
     if variance == "fixed_large":
         share, inner = fresh(intervals(grid)), grid.sigma[1:] > 0

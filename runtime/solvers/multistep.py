@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..arguments import integer
-from ..errors import RequestError, unknown
+from ..arguments import choice, flag, integer
 from ..grid import Grid
 from ..program import D, Update, levels
 from ..schedule import Float64
@@ -63,10 +62,8 @@ def unipc(grid: Grid, order: int = 2, variant: str = "bh2", corrector: bool = Tr
     1 - e^-h; it matters where one difference alone is weighed. The corrector needs no x of the step before: it adds the change of weights.
     """
     order = integer("order", order, 2, 3)
-    if variant not in ("bh1", "bh2"):
-        raise unknown("variant", variant, ("bh1", "bh2"))
-    if not isinstance(corrector, bool):
-        raise RequestError(f"corrector must be true or false, found {corrector!r}.")
+    variant = choice("variant", variant, ("bh1", "bh2"))
+    corrector = flag("corrector", corrector)
     predicted = _predictor(grid, order, variant)
     if not corrector:
         return multistep(grid, predicted)

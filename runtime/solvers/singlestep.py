@@ -32,7 +32,8 @@ def edm(grid: Grid, churn: float = 0.0, s_min: float = 0.0, s_max: float = math.
     the row before; the first one is the start's own noise, at s_noise 1. No lift leaves the schedule: ρ̂ is at most that of the noisiest knot.
     """
     churn, s_noise = number("churn", churn, 0.0, 1e6), number("s_noise", s_noise, 0.0, 10.0)
-    s_min, s_max = number("s_min", s_min, 0.0, 1e9), math.inf if s_max == math.inf else number("s_max", s_max, 0.0, 1e9)
+    s_min = number("s_min", s_min, 0.0, 1e9)
+    s_max = number("s_max", s_max, 0.0, math.inf)
     gamma = min(churn / len(grid), math.sqrt(2) - 1)
     if gamma == 0:
         return heun(grid)

@@ -54,7 +54,7 @@ def test_an_unknown_backend_or_precision_is_refused_with_what_there_is(tiny_bund
         open_backend(bundle, precision="int8")
     with pytest.raises(RequestError, match="onnxruntime does not compute bf16"):
         open_backend(bundle, "onnxruntime", "bf16")
-    with pytest.raises(RequestError, match="threads must be from 1"):
+    with pytest.raises(RequestError, match="`threads` must be 1 to"):
         open_backend(bundle, threads=0)
 
 

@@ -95,7 +95,7 @@ def test_a_table_for_people_and_a_page_to_look_at(
     ("arguments", "message"),
     [
         ("--batch 1,x", "whole numbers with commas"),
-        ("--batch 0", "batch must be from 1"),
+        ("--batch 0", "`batch` must be 1 to"),
         ("--batch ,", "--batch needs"),
         ("--backend onnxruntme", "Did you mean 'onnxruntime'"),
         ("--precision fp8", "unknown precision 'fp8'"),
@@ -104,9 +104,9 @@ def test_a_table_for_people_and_a_page_to_look_at(
         ("--plot page.txt", "--plot writes .png"),
         ("--solver dimm", "Did you mean 'ddim'"),
         ("--label 12", "out of range"),
-        ("--pictures 0", "pictures must be at least 1"),
-        ("--seconds nan", "seconds must be a number"),
-        ("--threads 0", "threads must be from 1"),
+        ("--pictures 0", "`pictures` must be at least 1"),
+        ("--seconds nan", "`seconds` must be a number"),
+        ("--threads 0", "`threads` must be 1 to"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(

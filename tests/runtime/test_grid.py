@@ -57,22 +57,22 @@ def test_an_explicit_grid_takes_any_falling_times() -> None:
 @pytest.mark.parametrize(
     ("spacing", "steps", "message"),
     [
-        ("trailing", 0, "steps must be from 1 to 1000, found 0"),
-        ("trailing", -1, "steps must be from 1"),
-        ("trailing", 1001, "steps must be from 1 to 1000, found 1001"),
-        ("trailing", None, "steps must be an integer"),
-        ("trailing", 5.0, "steps must be an integer"),
-        ("trailing", True, "steps must be an integer"),
+        ("trailing", 0, "`steps` must be 1 to 1000, got 0"),
+        ("trailing", -1, "`steps` must be 1 to 1000"),
+        ("trailing", 1001, "`steps` must be 1 to 1000, got 1001"),
+        ("trailing", None, "`steps` must be an integer"),
+        ("trailing", 5.0, "`steps` must be an integer"),
+        ("trailing", True, "`steps` must be an integer"),
         ("leadin", 5, "Did you mean 'leading'"),
-        ([], None, "strictly falling"),
-        ([1, 2], None, "strictly falling"),
-        ([5, 5], None, "strictly falling"),
-        ([[5]], None, "strictly falling"),
+        ([], None, "strictly falling times"),
+        ([1, 2], None, "strictly falling times"),
+        ([5, 5], None, "strictly falling times"),
+        ([[5]], None, "strictly falling times"),
         ([1000], None, "outside the schedule"),
-        ([5, float("nan")], None, "strictly falling"),
-        (["a"], None, "a name .* or a list of times"),
-        (None, 5, "strictly falling"),
-        ([9, 3], 5, "takes 2 steps, found steps=5"),
+        ([5, float("nan")], None, "strictly falling times"),
+        (["a"], None, "a name .* or a list of strictly falling times"),
+        (None, 5, "strictly falling times"),
+        ([9, 3], 5, "takes 2 steps, got steps=5"),
     ],
 )
 def test_what_is_no_grid_is_refused(spacing, steps, message: str) -> None:
@@ -102,14 +102,14 @@ def test_karras_is_even_in_a_power_of_sigma_over_alpha(name: str, rho: float) ->
     [
         ("karras(x)", "rho as a number"),
         ("karras()", "rho as a number"),
-        ("karras(0)", "rho of grid 'karras' must be a number from 0.1 to 100"),
-        ("karras(nan)", "rho of grid 'karras' must be"),
+        ("karras(0)", "`rho` must be a number from 0.1 to 100"),
+        ("karras(nan)", "`rho` must be"),
         ("log_snr(x)", "its bound as a number"),
-        ("log_snr(0)", "bound of grid 'log_snr' must be a number from 0.1"),
+        ("log_snr(0)", "`bound` must be a number from 0.1"),
         ("trailing(3)", "takes no number"),
         ("leading(x)", "its offset in knots as a number"),
-        ("leading(1.5)", "offset of grid 'leading' must be an integer"),
-        ("leading(-1)", "offset of grid 'leading' must be from 0 to 999"),
+        ("leading(1.5)", "`offset` must be an integer"),
+        ("leading(-1)", "`offset` must be 0 to 999"),
         ("leading(500)", "asks for knot 1000 of 1000: take fewer steps"),
         ("karas(7)", "Did you mean 'karras'"),
         ([5.0, 5 - 1e-12], "neighbours of the same level"),
@@ -147,7 +147,7 @@ def test_the_tail_of_a_grid_is_its_last_levels_and_climbing_starts_at_the_least_
         make_grid(COSINE, [5, 0], None).tail(0.5).climbing()
     linspace = make_grid(COSINE, "linspace", 4)  # ends at the least noisy knot, which is not walked twice
     np.testing.assert_array_equal(linspace.climbing().time, linspace.time[:-1][::-1])
-    with pytest.raises(RequestError, match="strength must be a number from 0 to 1"):
+    with pytest.raises(RequestError, match="`strength` must be a number from 0 to 1"):
         grid.tail(1.5)
 
 

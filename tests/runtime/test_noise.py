@@ -130,7 +130,7 @@ def test_it_is_standard_normal() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True, "1", None])
 def test_what_is_no_seed_is_refused(seed: object) -> None:
-    with pytest.raises(RequestError, match="seed must be"):
+    with pytest.raises(RequestError, match="`seed` must be"):
         noise(seed, Stream.INITIAL, 0, (1,))  # type: ignore[arg-type]
 
 

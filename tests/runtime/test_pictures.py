@@ -42,21 +42,21 @@ def test_channels_go_last_in_pictures_and_second_in_samples() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (1, 2, 4, 4), (1, 4, 4, 3)])
 def test_samples_that_are_no_pictures_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(RequestError, match=r"pictures need samples \[n, 1 or 3, H, W\], found shape"):
+    with pytest.raises(RequestError, match=r"images need samples \[n, 1 or 3, H, W\], got shape"):
         to_uint8(np.zeros(shape))
 
 
 def test_a_sample_that_is_not_numbers_is_refused_and_named() -> None:
     samples = np.zeros((4, 3, 2, 2), np.float32)
     samples[2:, 1, 0, 1] = np.nan
-    with pytest.raises(RequestError, match=r"found NaN in 2 of 4 samples \(the first at 2\)"):
+    with pytest.raises(RequestError, match=r"got NaN in 2 of 4 samples \(the first is number 2\)"):
         to_uint8(samples)
     assert to_uint8(np.zeros((0, 3, 2, 2))).shape == (0, 2, 2, 3)
 
 
 @pytest.mark.parametrize("columns", [None, 3])
 def test_a_sheet_of_nothing_is_refused(columns: int | None) -> None:
-    with pytest.raises(RequestError, match=r"at least 1 picture, found none \(shape \(0, 2, 2, 3\)\)"):
+    with pytest.raises(RequestError, match=r"at least 1 image, got none \(shape \(0, 2, 2, 3\)\)"):
         tile(np.zeros((0, 2, 2, 3), np.uint8), columns)
 
 
@@ -110,7 +110,7 @@ def test_the_ending_chooses_the_format(ending: str, kind: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.psd", ".png"])  # .psd can be read and not written
 def test_an_ending_that_cannot_be_written_is_refused_and_leaves_nothing(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"cannot write pictures as .*: use a name that ends in \.png"):
+    with pytest.raises(RequestError, match=r"cannot write images as .*: use a name that ends in \.png"):
         save(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
 
@@ -147,14 +147,14 @@ def test_every_kind_of_picture_is_read_as_the_same_sample(tmp_path: Path) -> Non
         (Image.new("RGB", (6, 5)), "the picture is 6×5 RGB, 5×6 RGB expected: .*--convert"),
         ([COLOUR, Image.new("RGBA", (5, 6))], "picture 1 is 5×6 RGBA, 5×6 RGB expected"),
         (GREY, "the picture is 5×6 L, 5×6 RGB expected"),
-        (COLOUR.astype(np.int64), r"must be uint8 .* found int64 \(6, 5, 3\)"),
+        (COLOUR.astype(np.int64), r"must be uint8 .* got int64 \(6, 5, 3\)"),
         (np.zeros((6, 5, 7), np.uint8), "1 to 4 channels come last"),
         (np.zeros((6, 5, 3), np.float32), r"a float array of shape \(6, 5, 3\), a sample of \(3, 6, 5\)"),
         (np.full((3, 6, 5), 200.0), "values outside -1 … 1, .* 0 … 255 go in as uint8"),
         (np.full((3, 6, 5), np.nan), "values outside"),
         ([], "no picture was given"),
-        (7, "must be a path, a Pillow image or an array, found int"),
-        ("nowhere.png", "there is no picture nowhere.png"),
+        (7, "must be a path, a Pillow image or an array, got 7"),
+        ("nowhere.png", "there is no image nowhere.png"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value")

@@ -142,7 +142,7 @@ def test_an_unknown_prediction_is_refused() -> None:
 
 @pytest.mark.parametrize("clip", [0, -1.0, float("nan")])
 def test_a_clip_bound_must_be_above_0(clip: float) -> None:
-    with pytest.raises(RequestError, match="clip must be above 0"):
+    with pytest.raises(RequestError, match="`clip` must be a number"):
         make_program(SCHEDULES["cosine"], "v", clip=clip)
 
 

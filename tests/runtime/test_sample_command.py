@@ -38,15 +38,15 @@ def test_labels_are_listed(tiny_bundle: Path, capsys: pytest.CaptureFixture) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--n 0", "n must be at least 1"),
-        ("--steps 0", "steps must be from 1"),
+        ("--n 0", "`n` must be at least 1"),
+        ("--steps 0", "`steps` must be 1 to 1000"),
         ("--solver dimm", "Did you mean 'ddim'"),
         ("--label 12", "out of range"),
         ("--grid 1,x", "times with commas between"),
-        ("--option eta=7 --solver ddim", "eta must be a number from 0 to 1"),
+        ("--option eta=7 --solver ddim", "`eta` must be a number from 0 to 1"),
         ("--out grid.txt", "use a name that ends in .png"),
-        ("--columns 0", "columns must be at least 1"),
-        ("--seed -1", "seed must be from 0"),
+        ("--columns 0", "`columns` must be at least 1"),
+        ("--seed -1", "`seed` must be 0 to"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(

@@ -200,7 +200,7 @@ def test_unknown_names_and_parameters_are_refused_with_the_nearest() -> None:
         make_schedule("cosin")
     with pytest.raises(RequestError, match="Did you mean 'beta_end'"):
         make_schedule("linear", beta_and=0.1)
-    with pytest.raises(RequestError, match="1 to 1000000 knots, found T=0"):
+    with pytest.raises(RequestError, match="`T` must be 1 to 1000000, got 0"):
         make_schedule("cosine", T=0)
 
 

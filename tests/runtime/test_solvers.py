@@ -191,7 +191,7 @@ def test_unknown_solvers_and_options_are_refused() -> None:
     with pytest.raises(RequestError, match="solver 'euler' takes no options"):
         make_program(schedule, "v", "euler", eta=1)
     for eta in (-0.1, 1.1, float("nan"), "1", True):
-        with pytest.raises(RequestError, match="eta must be a number"):
+        with pytest.raises(RequestError, match="`eta` must be a number"):
             make_program(schedule, "v", "ddim", eta=eta)
 
 
