@@ -1,0 +1,69 @@
+"""A bundle of a few numbers and a backend in numpy, so that one sample takes a millisecond."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from runtime import Bundle, make_schedule
+from runtime.backends import shapes
+from runtime.bundle import MANIFEST, Defaults, File, Labels
+from runtime.files import to_json
+from runtime.program import C_IN, C_OUT, C_SKIP, CLIP
+
+SHAPE = (1, 4, 4)
+KNOTS = 8
+
+
+def write_small_bundle(path: Path) -> Bundle:
+    """A folder that Bundle.load opens. Its network is the one of `SmallBackend`: the files are empty."""
+    bundle = Bundle(
+        path=path,
+        name="small",
+        sample_shape=SHAPE,
+        sample_range=(-1.0, 1.0),
+        prediction="v",
+        schedule=make_schedule("cosine", T=KNOTS),
+        clip=1.0,
+        labels=Labels(("zero", "one", "two"), null_trained=True),
+        defaults=Defaults("ddim", 3, "trailing", 2.0),
+        files={"fp32/step.onnx": File("0" * 64, 0)},
+        provenance={},
+        report={},
+    )
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MANIFEST).write_text(to_json(bundle.to_json()))
+    return Bundle.load(path)
+
+
+class SmallBuffers:
+    """The update in numpy, of a network that returns half of what it is given."""
+
+    def __init__(self, bundle: Bundle, batch: int) -> None:
+        sizes = shapes(bundle, batch)
+        self.state, self.noise, self.call, self.update, self.denoised = (
+            np.zeros(sizes[name], np.float32) for name in ("state", "noise", "call", "update", "denoised")
+        )
+        self.label = np.zeros(sizes["label"], np.int64)
+
+    def step(self, guided: bool) -> None:
+        x = self.state[:, 0]
+        call = self.call.T[..., None, None, None]
+        denoised = call[C_SKIP] * x + 0.5 * call[C_OUT] * call[C_IN] * x
+        self.denoised = np.clip(denoised, -call[CLIP], call[CLIP])
+        columns = np.concatenate([self.state, self.denoised[:, None], self.noise[:, None]], axis=1)
+        self.state = np.einsum("brc,bcijk->brijk", self.update, columns)
+
+
+class SmallBackend:
+    """Stands in for an inference library."""
+
+    name = "onnxruntime"
+    precision = "fp32"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    def bind(self, batch: int) -> SmallBuffers:
+        return SmallBuffers(self.bundle, batch)
