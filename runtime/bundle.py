@@ -228,6 +228,8 @@ class Bundle:
         solver: None is the bundle's default. arguments: what the caller's function takes by name
         beside options: a misspelled option may have meant one of these.
         """
+        if not options:
+            return
         name = self.defaults.solver if solver is None else choice("solver", solver, self.solvers)
         if name == TUNED:
             mistaken = [option for option in options if get_close_matches(str(option), arguments)]

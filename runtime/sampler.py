@@ -160,10 +160,11 @@ class Sampler:
     ) -> Float32:
         """n samples, float32 [n, *S] in the data's range.
 
+        n: 1 … 1,000,000, as far as the result fits in memory. Numbers may be numpy scalars or 0-d arrays.
         seed: sample i has seed + i, or a sequence of n. label: a name or number for all, a sequence of n, None for the null label.
         guidance: classifier-free guidance scale, one or n, 1 is none. guidance_interval, start [n, *S], strength: see `Request`.
         solver, steps, grid, options: see `runtime.solvers`.
-        Raises RequestError for what makes no sense, Cancelled where on_step returns False.
+        Raises RequestError for an argument that cannot be used, Cancelled if on_step returns False.
         """
         settings = {"label": label, "guidance": guidance, "guidance_interval": guidance_interval, "solver": solver}
         settings |= {"steps": steps, "grid": grid, "start": start, "strength": strength}
@@ -195,8 +196,7 @@ class Sampler:
                 own while it is read (its cause), or the result does not fit in memory.
             Cancelled: on_step returned False.
         """
-        if on_step is not None:
-            function("on_step", on_step)
+        on_step = _callback(on_step)
         listed = _listed(requests)
         self._check_size(len(listed))
         with enough_memory(f"a batch of {len(listed)} samples", "Pass fewer, or a smaller max_batch."):
@@ -297,8 +297,7 @@ class Sampler:
         how: as in `sample`; for pictures steps and grid.
         """
         n = integer("n", n, 1, MAX_SAMPLES)
-        if on_step is not None:
-            function("on_step", on_step)
+        on_step = _callback(on_step)
         if pictures is not None:
             x = self._read(pictures, convert)
             if n not in (1, len(x)):
@@ -423,6 +422,14 @@ def _seeds(seed: Any, n: int) -> list[Any]:
 def _each(name: str, value: Any, n: int) -> list[Any]:
     """`value` for each of n samples. Raises RequestError for a sequence of another length."""
     return many(name, value, n) if is_many(value) else [value] * n
+
+
+def _callback(on_step: StepCallback | None) -> StepCallback | None:
+    """A step callback whose numpy False is a False. Raises RequestError for what is no function."""
+    if on_step is None:
+        return None
+    called = function("on_step", on_step)
+    return lambda preview: unwrapped(called(preview))
 
 
 def _listed(requests: Any) -> list[Request]:

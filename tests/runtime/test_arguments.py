@@ -20,6 +20,7 @@ import runtime.pictures as pictures
 import runtime.sampler
 from runtime import (
     Bundle,
+    Cancelled,
     Request,
     RequestError,
     Sampler,
@@ -228,6 +229,13 @@ def test_an_error_of_the_callers_generator_is_the_cause(small: Sampler) -> None:
         small.sample_requests(_raising())
     assert isinstance(refused.value.__cause__, OSError)
     assert small.sample_requests(iter([Request(0)])).shape == (1, *SHAPE)
+
+
+def test_a_numpy_false_cancels_too(small: Sampler) -> None:
+    with pytest.raises(Cancelled, match="after step 2 of 3"):
+        small.sample(on_step=lambda preview: np.int64(preview.step) < 2)
+    with pytest.raises(Cancelled, match="after step 2 of 3"):
+        small.animate(on_step=lambda preview: np.array(preview.step < 2))
 
 
 def test_an_error_of_the_callback_is_the_callers_own(small: Sampler) -> None:
