@@ -24,6 +24,7 @@ from runtime.backends.onnxruntime import PIXELS
 from runtime.bundle import MANIFEST, Bundle, File
 from runtime.errors import status, unknown
 from runtime.files import replacing_folder, to_json
+from runtime.output import parse, say
 from runtime.pictures import save, tile
 from runtime.sampler import Sampler
 
@@ -33,10 +34,12 @@ from .check import QUICK, Bounds, Plan, check, headroom, summary
 from .errors import ExportError
 from .folding import fold_upsampling
 from .from_module import from_module
+from .independence import require_independent, torch_inputs
 from .model import Model
 from .pixels import pixels_first
 from .precision import quantize, to_float16
 from .report import can_be_shown, card, draw, sheet_settings, worst_of
+from .rounding import same_alone, same_in_any_batch
 from .sources import add_options, named
 from .tuned import add_tuned, kept
 
@@ -56,13 +59,25 @@ def build(
     precisions: Collection[str] = (),
     calibration: Calibration | None = None,
     winograd: bool = True,
+    same_bytes: bool = True,
 ) -> Bundle:
-    """Convert, check, write: the bundle in the folder `out`, which takes the place of one that is there.
+    """Convert a model, compare it with PyTorch, and write it as a bundle.
 
-    bounds, plan: how far ONNX may be from PyTorch, and how much is compared; the report says both. precisions: "fp16" and "int8",
-    beside fp32, which is always there; int8 is written for CPUs (int8) and for TensorRT (int8-trt). calibration: how int8 is made.
-    winograd: whether large convolutions may be computed so on a CPU, see `export.pixels`.
-    Raises ExportError, with nothing written, where the export does not agree with PyTorch or `out` is something else than a bundle.
+    Args:
+        model: what is exported.
+        out: the bundle's folder. A bundle that is there is replaced.
+        bounds: how far ONNX may be from PyTorch.
+        plan: how much is compared. The report states both.
+        precisions: "fp16" and "int8", alongside fp32, which every bundle has. int8 is written for
+            CPUs (int8) and for TensorRT (int8-trt).
+        calibration: how int8 is made.
+        winograd: whether a CPU may compute large convolutions so, see `export.pixels`.
+        same_bytes: whether a sample must have the same bytes in any batch. If false, a library may
+            round it differently there, and the bundle declares `same_bytes: false`.
+
+    Raises:
+        ExportError: the module mixes samples, the export does not agree with PyTorch, or `out` is
+            something else than a bundle. Nothing is written.
     """
     for precision in precisions:
         if precision not in PRECISIONS:
@@ -70,18 +85,19 @@ def build(
     if out.exists() and not (out / MANIFEST).is_file():
         raise ExportError(f"{out} exists and is no bundle, so it is not replaced. Give another --out.")
     begun, bounds, calibration = time.perf_counter(), bounds or Bounds(), calibration or Calibration()
+    require_independent(model, torch_inputs(model), bounds.answer)
     model = dataclasses.replace(model, tuned=model.tuned or kept(model, out))
     with replacing_folder(out) as folder:
-        print("converting", flush=True)
-        steps = graph.steps(model)
-        folded = {name: fold_upsampling(step) for name, step in steps.items()}
+        say("converting", flush=True)
+        steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
+        folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
         faster = _for_cpus(steps) if winograd else {}
         graph.write_all(folded, model.sample_shape, folder / "fp32", faster)
         bundle = _write_manifest(folder, model, {})
         made = _other_precisions(steps, bundle, precisions, bounds, calibration)
         bundle = _write_manifest(folder, model, {})
         try:
-            report, pictures = check(model, bundle, bounds, plan, made)
+            report, pictures = check(model, bundle, bounds, plan, made, same_bytes)
         except ExportError as error:
             if not faster:
                 raise
@@ -92,16 +108,16 @@ def build(
         report["versions"] = versions()
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")
         draw(folder / "report.png", bundle, report, pictures)
-        bundle = dataclasses.replace(bundle, report=summary(report))
+        bundle = dataclasses.replace(bundle, report=summary(report), same_bytes=report["same_bytes"])
         if can_be_shown(model.sample_shape):
             save(folder / "samples.png", _sheet(bundle, (plan or Plan()).samples), least=512)
         add_tuned(folder, bundle)
         (folder / "README.md").write_text(card(dataclasses.replace(bundle, name=out.name)), encoding="utf-8")
-        _write_manifest(folder, model, bundle.report)
+        _write_manifest(folder, model, bundle.report, bundle.same_bytes)
     found = Bundle.load(out)
-    print(worst_of(found.report, report["bounds"]))
+    say(worst_of(found.report, report["bounds"]))
     size = sum(file.size for file in found.files.values())
-    print(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see {out / 'report.png'}")
+    say(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see {out / 'report.png'}")
     return found
 
 
@@ -146,16 +162,17 @@ def build_bundle(
     precisions: Collection[str] = (),
     calibration: Calibration | None = None,
     winograd: bool = True,
+    same_bytes: bool = True,
     **described: Any,
 ) -> Bundle:
     """Export any PyTorch module, module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S], and prove it.
 
-    out: the bundle's folder, bundles/ and the name if left out. bounds, plan, precisions, calibration, winograd: see `build`.
+    out: the bundle's folder, bundles/ and the name if left out. bounds, plan, precisions, calibration, winograd, same_bytes: see `build`.
     The rest says what the module is: sample_shape, prediction, schedule, and whatever else `from_module` takes. Raises ExportError and RequestError.
     """
     model = from_module(module, **described)
     folder = Path("bundles") / model.name if out is None else Path(out)
-    return build(model, folder, bounds, plan, precisions, calibration, winograd)
+    return build(model, folder, bounds, plan, precisions, calibration, winograd, same_bytes)
 
 
 def _sheet(bundle: Bundle, most: int) -> Any:
@@ -167,7 +184,7 @@ def _sheet(bundle: Bundle, most: int) -> Any:
     return tile(Sampler(bundle).pictures(count, label=labels, **sheet_settings(bundle)), fitting)
 
 
-def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any]) -> Bundle:
+def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any], same_bytes: bool = True) -> Bundle:
     """Write bundle.json over the files that are there, and read it back as a user would."""
     bundle = Bundle(
         path=folder,
@@ -183,6 +200,7 @@ def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any]) -> Bu
         provenance={**model.provenance, "versions": versions()},
         report=report,
         tuned=model.tuned,
+        same_bytes=same_bytes,
     )
     (folder / MANIFEST).write_text(to_json(bundle.to_json()), encoding="utf-8")
     return Bundle.load(folder)
@@ -219,10 +237,16 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="no second fp32 graph for CPUs, which computes large convolutions faster",
     )
+    parser.add_argument(
+        "--no-same-bytes",
+        action="store_true",
+        help="export although a library rounds a sample differently in other batches; "
+        "the bundle then declares same_bytes: false",
+    )
     for precision in PRECISIONS:
         parser.add_argument(f"--{precision}", action="store_true", help=HELP[precision])
     engines.add_engine_options(parser)
-    given = parser.parse_args(arguments)
+    given = parse(parser, arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
 
     def action() -> int:
@@ -232,7 +256,15 @@ def main(arguments: list[str] | None = None) -> int:
         precisions = [name for name in PRECISIONS if getattr(given, name)]
         plan, calibration = (QUICK, QUICK_CALIBRATION) if given.quick else (None, None)
         out = given.out or Path("bundles") / model.name
-        bundle = build(model, out, None, plan, precisions, calibration, not given.no_winograd)
+        bundle = build(
+            model,
+            out,
+            plan=plan,
+            precisions=precisions,
+            calibration=calibration,
+            winograd=not given.no_winograd,
+            same_bytes=not given.no_same_bytes,
+        )
         engines.after_export(bundle, order, bool(precisions))
         return 0
 

@@ -4,48 +4,71 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 from runtime.backends import BACKENDS, Backend, Buffers
-from runtime.backends.onnxruntime import OnnxRuntime
+from runtime.backends.onnxruntime import PIXELS, OnnxRuntime
 from runtime.bundle import Bundle
-from runtime.errors import BackendError
+from runtime.errors import BackendError, BundleError
 from runtime.noise import Stream, noise
+from runtime.output import say
 from runtime.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, D, Program, R, run
 from runtime.progress import Progress
 from runtime.sampler import Sampler
+from runtime.schedule import Schedule
 
 from .calibrate import Calibration, median_psnr, observe
 from .errors import ExportError
+from .independence import BATCH, Dependency, Inputs, neighbours, unsteady_node
 from .model import Model
 from .precision import tensors
 
 BATCHES = (1, 3, 16)
+SIZES = (2, 5, 8)
+"""Further sizes of a batch at which a sample must have the bytes that it has alone."""
+QUANTIZED_SIZES = (*range(2, 18), 24, 32, 33)
+"""The same for int8, whose kernels libraries switch at more sizes."""
 TIMES = 13
 PICTURES = 3
 """Samples a trajectory."""
 STEPS = 50
 """Grid intervals a trajectory."""
+REFERENCE = "onnxruntime"
+"""The backend whose misses fail the build. Another one that misses is not offered the precision."""
 ROUNDING = 4 * 2.0**-24
 """float32's, relative, of the four factors in c_skip·x + c_out·F."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is compared. batches: sizes, each at `times` levels across the schedule; pictures, steps: of every trajectory.
+    """How much is compared.
 
-    samples: how many the model card shows. judged, ways: pictures, and (solver, steps), that
-    another precision is held against fp32 by. Raises ExportError for numbers below 1.
+    Args:
+        batches: sizes that are compared with PyTorch, in every one of `times` shuffled batches.
+        sizes: further sizes, at which a sample is compared with itself alone, in one batch each.
+        quantized_sizes: the same for int8.
+        times: levels across the schedule.
+        pictures: samples of every trajectory.
+        steps: grid intervals of every trajectory.
+        samples: how many the model card shows.
+        judged: images by which another precision is compared with fp32.
+        ways: (solver, steps) of these images.
+
+    Raises:
+        ExportError: a number is below 1.
     """
 
     batches: tuple[int, ...] = BATCHES
+    sizes: tuple[int, ...] = SIZES
+    quantized_sizes: tuple[int, ...] = QUANTIZED_SIZES
     times: int = TIMES
     pictures: int = PICTURES
     steps: int = STEPS
@@ -62,7 +85,17 @@ class Plan:
                 raise ExportError(f"a plan needs {name} of at least 1, found {value}.")
 
 
-QUICK = Plan(batches=(1, 3), times=5, pictures=1, steps=10, samples=4, judged=2, ways=(("dpmpp_2m", 10), ("ddim", 10)))
+QUICK = Plan(
+    batches=(1, 3),
+    sizes=(2, 5),
+    quantized_sizes=(2, 4, 5, 8, 16),
+    times=5,
+    pictures=1,
+    steps=10,
+    samples=4,
+    judged=2,
+    ways=(("dpmpp_2m", 10), ("ddim", 10)),
+)
 """For large networks: about a twentieth of the work."""
 
 
@@ -115,33 +148,41 @@ def torch_network(model: Model) -> Callable[..., NDArray[np.float32]]:
     return network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Example:
-    """Inputs of one row for the largest batch, and PyTorch's answer: F and next_state in float32."""
+    """A shuffled batch [n, …], each sample at its own level, and what PyTorch makes of each alone.
 
-    time: float
-    sigma: float
+    knots, sigma, call, update, label, state, noise: of each sample's row. answer: F.
+    """
+
+    knots: NDArray[np.int64]
+    sigma: NDArray[np.float64]
+    call: NDArray[np.float64]
+    update: NDArray[np.float64]
+    label: NDArray[np.int64]
     state: NDArray[np.float32]
     noise: NDArray[np.float32]
-    label: NDArray[np.int64]
-    program: Program
     answer: NDArray[Any]
     next_state: NDArray[np.float32]
 
-    def share(self, answer_error: float) -> float:
-        """What a difference of F, and rounding it and x to float32, come to in next_state: the row multiplies them by its gain.
+    def share(self, i: int, answer_error: float) -> float:
+        """What a difference of F, and rounding it and x to float32, come to in next_state.
 
-        Zero where that is not finite, so that no bound is.
+        The row of sample i multiplies both by its gain. Zero if that is not finite, so that no
+        bound is.
         """
-        call, M = self.program.call[0], self.program.update[0]
-        gain = abs(M[0, D] * call[C_OUT])
-        largest = max(np.abs(self.answer).max(), np.abs(self.state[:, 0]).max())
+        gain = abs(self.update[i, 0, D] * self.call[i, C_OUT])
+        largest = max(np.abs(self.answer[i]).max(), np.abs(self.state[i, 0]).max())
         found = float(gain * (answer_error + ROUNDING * largest))
         return found if np.isfinite(found) else 0.0
 
 
 class Examples:
-    """Rows across the whole schedule on the model's own pictures, noised; both graphs are held against the same ones."""
+    """Rows across the whole schedule on the model's own images, noised, in shuffled batches.
+
+    In example k, sample i stands at another level than its neighbours, and over all examples every
+    sample stands at every level. All graphs are compared on the same ones.
+    """
 
     def __init__(self, model: Model, bundle: Bundle, plan: Plan) -> None:
         self.model, self.bundle, self.network, self.plan = model, bundle, torch_network(model), plan
@@ -149,16 +190,21 @@ class Examples:
         self.clean = self._pictures()
         T = len(bundle.schedule)
         self.knots = np.unique(np.round(np.linspace(T - 1, 0, plan.times)).astype(int))
+        self._answers: dict[tuple[int, bool], NDArray[Any]] = {}
 
-    def labels(self) -> NDArray[np.int64]:
-        """Every label in turn, the null label first."""
+    def __len__(self) -> int:
+        return len(self.knots)
+
+    def labels(self, turn: int = 0) -> NDArray[np.int64]:
+        """Every label in turn, the null label first; another first in each turn."""
         classes = self.bundle.num_classes
         null = bool(self.bundle.labels and self.bundle.labels.null_trained)
         order = np.r_[[classes] if null else [], np.arange(classes)] if classes else np.zeros(1)
-        return np.resize(order, self.count).astype(np.int64)
+        return np.roll(np.resize(order, self.count), turn).astype(np.int64)
 
     def draw(self, stream: Stream, step: int) -> NDArray[np.float32]:
-        return np.stack([noise(seed, stream, step, self.bundle.sample_shape) for seed in range(self.count)])
+        seeds = range(self.count)
+        return np.stack([noise(seed, stream, step, self.bundle.sample_shape) for seed in seeds])
 
     def _pictures(self) -> NDArray[np.float32]:
         program = self.bundle.program("ddim", min(10, self.plan.steps, len(self.bundle.schedule)))
@@ -168,96 +214,210 @@ class Examples:
             np.float32(program.start) * self.draw(Stream.INITIAL, 0),
             label=self.labels() if self.bundle.labels else None,
         )
-        # Without a clip an untrained network's reach sigma/alpha: what it is for, and what the bounds are for, is the data's range.
+        # Without a clip those of an untrained network reach sigma/alpha. What it is for, and what
+        # the bounds are for, is the data's range.
         low, high = self.bundle.sample_range
         return np.clip(found, low, high)
 
-    def answer(self, x: NDArray[np.float32], time: float, guidance: float) -> NDArray[Any]:
-        """PyTorch's F, guided where guidance is not 1."""
-        times, label = np.full(len(x), time, np.float32), self.labels()
-        F = self.network(x, times, label) if self.bundle.labels else self.network(x, times)
-        if guidance == 1:
-            return F
-        return F + np.float32(guidance - 1) * (F - self.network(x, times, np.full_like(label, self.bundle.num_classes)))
+    def guidances(self, guided: bool) -> NDArray[np.float64]:
+        """[n]: of each sample; the largest is the bundle's own, or 2."""
+        if not guided:
+            return np.ones(self.count)
+        largest = max(2.0, self.bundle.defaults.guidance)
+        return np.resize([largest, 1.5, 1.0, 0.0, largest / 2], self.count)
 
-    def at(self, knot: int, guidance: float) -> _Example:
-        """One ancestral row from this knot to the one halfway down, or to the clean end."""
-        schedule, eps = self.bundle.schedule, self.draw(Stream.ENCODE, knot)
-        times = [schedule.time[knot]] + ([schedule.time[knot // 2]] if knot else [])
-        program = self.bundle.program("ddim", grid=times, guidance=guidance, eta=1.0)
-        call, M = program.call[0], program.update[0]
-        state = np.zeros((self.count, R, *self.bundle.sample_shape), np.float32)
-        state[:, 0] = schedule.alpha[knot] * self.clean + schedule.sigma[knot] * eps
-        z = self.draw(Stream.STEP, knot)
-        F = self.answer(np.float32(call[C_IN]) * state[:, 0], call[TIME], guidance)
-        denoised = np.clip(call[C_SKIP] * state[:, 0] + call[C_OUT] * F.astype(np.float64), -call[CLIP], call[CLIP])
+    def at(self, turn: int, guided: bool) -> _Example:
+        """Example `turn`: an ancestral row for each sample, halfway down from its level to the end."""
+        schedule, count = self.bundle.schedule, self.count
+        knots = self.knots[(turn + 3 * np.arange(count)) % len(self.knots)]
+        rows = [self._row(int(k), g) for k, g in zip(knots, self.guidances(guided), strict=True)]
+        call, M = np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
+        columns = [-1, *[1] * len(self.bundle.sample_shape)]
+        alpha, sigma = (a[knots].reshape(columns) for a in (schedule.alpha, schedule.sigma))
+        state = np.zeros((count, R, *self.bundle.sample_shape), np.float32)
+        state[:, 0] = alpha * self.clean + sigma * self.draw(Stream.ENCODE, turn)
+        z, label = self.draw(Stream.STEP, turn), self.labels(turn)
+        F = self._answer(turn, False, state[:, 0], call, label)
+        if guided:
+            null = self._answer(turn, True, state[:, 0], call, label)
+            F = F + np.float32(call[:, GUIDANCE] - 1).reshape(columns) * (F - null)
+        c_skip, c_out, clip = (call[:, i].reshape(columns) for i in (C_SKIP, C_OUT, CLIP))
+        denoised = np.clip(c_skip * state[:, 0] + c_out * F.astype(np.float64), -clip, clip)
         known = np.concatenate([state.astype(np.float64), denoised[:, None], z[:, None]], axis=1)
-        next_state = np.einsum("rs,bs...->br...", M, known)
-        return _Example(
-            schedule.time[knot],
-            schedule.sigma[knot],
-            state,
-            z,
-            self.labels(),
-            program,
-            F,
-            next_state.astype(np.float32),
-        )
+        next_state = np.einsum("brs,bs...->br...", M, known).astype(np.float32)
+        return _Example(knots, schedule.sigma[knots], call, M, label, state, z, F, next_state)
+
+    def _row(self, knot: int, guidance: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The row from this knot to the one halfway down, or to the clean end."""
+        time = self.bundle.schedule.time
+        grid = [time[knot]] + ([time[knot // 2]] if knot else [])
+        program = self.bundle.program("ddim", grid=grid, guidance=guidance, eta=1.0)
+        return program.call[0], program.update[0]
+
+    def _answer(
+        self,
+        turn: int,
+        null: bool,
+        x: NDArray[np.float32],
+        call: NDArray[np.float64],
+        label: NDArray[np.int64],
+    ) -> NDArray[Any]:
+        """PyTorch's F of each sample alone, under its label or the null label; kept for the next graph."""
+        if (turn, null) not in self._answers:
+            columns = [-1, *[1] * (x.ndim - 1)]
+            scaled = np.float32(call[:, C_IN]).reshape(columns) * x
+            time = call[:, TIME].astype(np.float32)
+            label = np.full_like(label, self.bundle.num_classes) if null else label
+            inputs = Inputs(scaled, time, label if self.bundle.labels else None)
+            alone = (self.network(*inputs[i : i + 1].arguments()) for i in range(len(x)))
+            self._answers[turn, null] = np.concatenate(list(alone))
+        return self._answers[turn, null]
 
 
-def _step(
-    buffers: Buffers, example: _Example, guided: bool, only_answer: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(next_state, denoised) of the exported graph on the first samples of an example. only_answer: read as D = F."""
-    batch = len(buffers.label)
-    buffers.state[:], buffers.noise[:], buffers.label[:] = (
-        example.state[:batch],
-        example.noise[:batch],
-        example.label[:batch],
-    )
-    buffers.call[:], buffers.update[:] = example.program.call[0], example.program.update[0]
-    if only_answer:
-        buffers.call[:, [C_SKIP, C_OUT, CLIP]] = 0, 1, np.inf
-    buffers.step(guided)
-    return buffers.state.copy(), buffers.denoised.copy()
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What a graph makes of some samples [b, …]: next_state, and F, which it gives as D."""
+
+    state: NDArray[np.float32]
+    answer: NDArray[np.float32]
 
 
-def check_steps(examples: Examples, backend: Any, guided: bool, bounds: Bounds, bar: Progress) -> dict[str, Any]:
-    """One graph against PyTorch at every example, every batch size. Also whether a sample's bytes depend on its batch."""
-    guidance = max(2.0, examples.bundle.defaults.guidance) if guided else 1.0
+def _step(buffers: Buffers, example: _Example, who: NDArray[np.int64], guided: bool) -> _Found:
+    """Run the exported graph twice on the samples `who`: as it is, and with a row that reads D = F."""
+
+    def once(only_answer: bool) -> None:
+        for name in ("state", "noise", "label", "call", "update"):
+            getattr(buffers, name)[:] = getattr(example, name)[who]
+        if only_answer:
+            buffers.call[:, [C_SKIP, C_OUT, CLIP]] = 0, 1, np.inf
+        buffers.step(guided)
+
+    once(False)
+    state = buffers.state.copy()
+    once(True)
+    return _Found(state, buffers.denoised.copy())
+
+
+@dataclass
+class _Steps:
+    """What was found of one graph so far."""
+
+    graph: str
+    bounds: Bounds
+    schedule: Schedule
+    answer: Worst = NONE
+    next_state: Worst = NONE
+    not_finite: int = 0
+    by_knot: dict[int, tuple[float, float]] = field(default_factory=dict)
+    unlike: str = ""
+    """Where a sample first differed from itself alone; "" if nowhere."""
+
+    def compare(self, example: _Example, who: NDArray[np.int64], found: _Found) -> None:
+        """Compare each sample with PyTorch's."""
+        self.not_finite += int((~np.isfinite(found.answer)).sum())
+        for place, i in enumerate(who):
+            knot = int(example.knots[i])
+            where = f"{self.graph}, time {self.schedule.time[knot]:g}, batch {len(who)}"
+            answer_error = difference(found.answer[place], example.answer[i])
+            state_error = difference(found.state[place], example.next_state[i])
+            self.answer |= Worst(answer_error, self.bounds.answer, where)
+            allowed = self.bounds.next_state * max(1.0, float(example.sigma[i]))
+            allowed += example.share(i, answer_error)
+            self.next_state |= Worst(state_error, allowed, where)
+            before = self.by_knot.get(knot, (0.0, 0.0))
+            self.by_knot[knot] = max(before[0], answer_error), max(before[1], state_error)
+
+    def same(self, who: NDArray[np.int64], found: _Found, alone: Sequence[_Found]) -> None:
+        """Compare the bytes of each sample with those of the sample alone."""
+        for place, i in enumerate(who):
+            pairs = (found.state[place], alone[i].state[0]), (found.answer[place], alone[i].answer[0])
+            if not self.unlike and any(a.tobytes() != b.tobytes() for a, b in pairs):
+                self.unlike = (
+                    f"{self.graph}: at place {place} of a batch of {len(who)}, F differs by "
+                    f"{difference(*pairs[1]):.2g} from F of the same sample alone"
+                )
+
+    def record(self, guidance: float) -> dict[str, Any]:
+        """For the report."""
+        by_time = [
+            {
+                "time": float(self.schedule.time[knot]),
+                "sigma": float(self.schedule.sigma[knot]),
+                "answer": answer,
+                "next_state": next_state,
+            }
+            for knot, (answer, next_state) in sorted(self.by_knot.items())
+        ]
+        return {
+            "answer": vars(self.answer),
+            "next_state": vars(self.next_state),
+            "batch_invariant": not self.unlike,
+            "unlike_alone": self.unlike,
+            "not_finite": self.not_finite,
+            "guidance": guidance,
+            "by_time": by_time,
+        }
+
+
+def check_steps(examples: Examples, backend: Backend, guided: bool, bounds: Bounds, bar: Progress) -> dict[str, Any]:
+    """Compare one graph with PyTorch, and every sample with itself alone, in shuffled batches."""
+    plan = examples.plan
+    bound = {size: backend.bind(size) for size in {1, *plan.batches}}
     graph = "step_guided.onnx" if guided else "step.onnx"
-    bound = {batch: backend.bind(batch) for batch in examples.plan.batches}
-    worst_answer, worst_state, invariant, not_finite, by_time = NONE, NONE, True, 0, []
-    for knot in examples.knots:
-        example = examples.at(int(knot), guidance)
-        errors, first = [], []
-        for batch in examples.plan.batches:
-            where = f"{graph}, time {example.time:g}, batch {batch}"
-            state, _ = _step(bound[batch], example, guided, only_answer=False)
-            _, answer = _step(bound[batch], example, guided, only_answer=True)
-            state_error, answer_error = (
-                difference(state, example.next_state[:batch]),
-                difference(answer, example.answer[:batch]),
-            )
-            worst_answer |= Worst(answer_error, bounds.answer, where)
-            allowed = bounds.next_state * max(1.0, example.sigma) + example.share(answer_error)
-            worst_state |= Worst(state_error, allowed, where)
-            not_finite += int((~np.isfinite(answer)).sum())
-            errors.append((answer_error, state_error))
-            first.append(state[:1].tobytes() + answer[:1].tobytes())
+    steps = _Steps(graph, bounds, examples.bundle.schedule)
+    generator = np.random.Generator(np.random.Philox(key=0))
+    everyone = np.arange(examples.count)
+    for turn in range(len(examples)):
+        example = examples.at(turn, guided)
+        alone = [_step(bound[1], example, everyone[i : i + 1], guided) for i in everyone]
+        for i in everyone:
+            steps.compare(example, everyone[i : i + 1], alone[i])
+        for batch in plan.batches:
+            who = generator.permutation(examples.count)[:batch]
+            found = _step(bound[batch], example, who, guided)
+            steps.compare(example, who, found)
+            steps.same(who, found, alone)
             bar.advance()
-        invariant &= len(set(first)) == 1
-        answer_error, state_error = np.max(errors, axis=0)
-        row = {"time": example.time, "sigma": example.sigma, "answer": answer_error, "next_state": state_error}
-        by_time.append({name: float(value) for name, value in row.items()})
-    return {
-        "answer": vars(worst_answer),
-        "next_state": vars(worst_state),
-        "batch_invariant": invariant,
-        "not_finite": not_finite,
-        "guidance": guidance,
-        "by_time": by_time,
-    }
+        if turn == 0:
+            for size in plan.quantized_sizes if "int8" in backend.precision else plan.sizes:
+                who = np.resize(generator.permutation(examples.count), size)
+                steps.same(who, _step(backend.bind(size), example, who, guided), alone)
+    return steps.record(float(examples.guidances(guided).max()))
+
+
+def why_unlike(
+    bundle: Bundle, backend: Backend, examples: Examples, guided: bool
+) -> tuple[Dependency | None, str | None]:
+    """Why a sample's bytes depend on its batch: on other samples, or on how a node rounds."""
+    example = examples.at(0, guided)
+    count = min(BATCH, examples.count)
+    buffers = backend.bind(count)
+
+    def network(inputs: Inputs) -> NDArray[np.float32]:
+        buffers.state[:] = inputs.x
+        buffers.call[:] = example.call[:count]
+        buffers.call[:, TIME] = inputs.time
+        buffers.update[:], buffers.noise[:] = example.update[:count], example.noise[:count]
+        if inputs.label is not None:
+            buffers.label[:] = inputs.label
+        buffers.step(guided)
+        return buffers.denoised.copy()
+
+    def inputs(first: int) -> Inputs:
+        who = (np.arange(count) + first) % examples.count
+        label = example.label[who] if bundle.labels else None
+        return Inputs(example.state[who], example.call[who, TIME].astype(np.float32), label)
+
+    found = neighbours(network, inputs(0), inputs(1))
+    if found is not None or backend.name != REFERENCE:
+        return found, None
+    name = f"{backend.precision}/step{'_guided' if guided else ''}"
+    path = bundle.path / f"{name}{PIXELS}.onnx"
+    graph = onnx.load(path if path.exists() else bundle.path / f"{name}.onnx")
+    feeds = {n: getattr(example, n) for n in ("state", "noise", "label")}
+    feeds |= {n: getattr(example, n).astype(np.float32) for n in ("call", "update")}
+    taken = {i.name for i in graph.graph.input}
+    return None, unsteady_node(graph, {n: v for n, v in feeds.items() if n in taken})
 
 
 @dataclass(frozen=True)
@@ -363,20 +523,31 @@ def identity_holds(bundle: Bundle, backend: Any) -> bool:
 
 
 def candidates(bundle: Bundle) -> list[Backend]:
-    """Every precision of the bundle on every backend that this machine has, fp32 on ONNX Runtime first.
+    """Every precision of the bundle on every backend that this machine has, the reference first.
 
-    GPU backends are left out: engines are built once the bundle is written (export.engines), and tests/runtime/test_gpu.py holds them against this.
-    ONNX Runtime computes fp16 and int8-trt here in float32 where its CPU kernels lack them: that proves the graph, not what a GPU rounds.
+    GPU backends are left out: engines are built once the bundle is written (export.engines), and
+    tests/runtime/test_gpu.py compares them. ONNX Runtime computes fp16 and int8-trt here in float32
+    if its CPU kernels lack them: that proves the graph, not what a GPU rounds.
+
+    Raises:
+        ExportError: ONNX Runtime cannot run a graph.
     """
-    found: list[Backend] = [OnnxRuntime(bundle, precision, None) for precision in bundle.precisions]
-    for name, kind in ((name, kind) for name, kind in BACKENDS.items() if not kind.gpu):
-        for precision in (
-            p for p, folder in kind.folders.items() if name != "onnxruntime" and folder in bundle.precisions
-        ):
-            try:
-                found.append(kind.open(bundle, precision, None))
-            except BackendError as error:
-                print(f"not checked: {precision} on {name}: {error}")
+    found: list[Backend] = []
+    for precision in bundle.precisions:
+        try:
+            found.append(OnnxRuntime(bundle, precision, None))
+        except BundleError as error:
+            reason = str(error).partition("onnxruntime cannot load it: ")[2] or str(error)
+            raise ExportError(f"{bundle.name}: ONNX Runtime cannot run the {precision} network: {reason}") from error
+    for name, kind in BACKENDS.items():
+        if kind.gpu or name == REFERENCE:
+            continue
+        for precision, folder in kind.folders.items():
+            if folder in bundle.precisions:
+                try:
+                    found.append(kind.open(bundle, precision, None))
+                except (BackendError, BundleError) as error:
+                    say(f"not checked: {precision} on {name}: {error}")
     return found
 
 
@@ -386,12 +557,22 @@ def check(
     bounds: Bounds | None = None,
     plan: Plan | None = None,
     made: Mapping[str, Any] | None = None,
+    same_bytes: bool = True,
 ) -> tuple[dict[str, Any], Mapping[str, NDArray[Any]]]:
-    """Hold every precision of the bundle, on every backend there is, against the model it came from.
+    """Compare every precision of the bundle, on every backend there is, with the model it came from.
 
-    made: how other precisions were made, which goes into the report.
-    Returns the report and the pictures that it shows: "pytorch" and one entry a precision, each [plan.pictures, *S].
-    Raises ExportError with the worst case where a bound is missed.
+    Args:
+        bounds: the largest differences that pass.
+        plan: how much is compared.
+        made: how other precisions were made, which goes into the report.
+        same_bytes: whether a sample must have the same bytes in any batch.
+
+    Returns:
+        The report, and the images that it shows: "pytorch" and one entry a precision, each
+        [plan.pictures, *S].
+
+    Raises:
+        ExportError: a difference exceeds its bound; the message names the worst case.
     """
     bounds, plan = bounds or Bounds(), plan or Plan()
     ways, pictures = trajectories(bundle, plan), {}
@@ -421,10 +602,30 @@ def check(
                 pictures.setdefault(backend.precision, found)
                 bar.advance(10)
             entry["identity"] = identity_holds(bundle, backend)
+            _explain(bundle, backend, examples, entry["steps"])
             report["precisions"].setdefault(backend.precision, {})[backend.name] = entry
     _against_fp32(bundle, backends, plan, report["precisions"])
-    refuse_misses(report)
+    refuse_misses(report, same_bytes)
+    report["same_bytes"] = all(
+        step["batch_invariant"]
+        for entries in report["precisions"].values()
+        for entry in entries.values()
+        for step in entry["steps"].values()
+        if not entry["missed"]
+    )
     return report, pictures
+
+
+def _explain(bundle: Bundle, backend: Backend, examples: Examples, steps: Mapping[str, dict[str, Any]]) -> None:
+    """Add to each graph whose samples depend on their batch what they depend on."""
+    for name, step in steps.items():
+        if not step["batch_invariant"]:
+            dependency, node = why_unlike(bundle, backend, examples, name == "step_guided")
+            step["mixes_samples"] = dependency is not None
+            if dependency is not None:
+                step["unlike_alone"] += f"; {dependency}"
+            elif node:
+                step["unlike_alone"] += f"; the first node that rounds otherwise there is {node}"
 
 
 def _against_fp32(bundle: Bundle, backends: list[Backend], plan: Plan, entries: Mapping[str, Any]) -> None:
@@ -455,29 +656,54 @@ def _milliseconds(buffers: Buffers, calls: int = 7) -> float:
     return 1e3 * statistics.median(spent)
 
 
-REFERENCE = "onnxruntime"
-"""The backend whose misses fail the build. Where another one misses, it is not offered the precision, and the report says why."""
+def refuse_misses(report: Mapping[str, Any], same_bytes: bool = True) -> None:
+    """Note in every entry what it missed.
 
-
-def refuse_misses(report: Mapping[str, Any]) -> None:
-    """Note in every entry what it missed; raise ExportError with what ONNX Runtime did."""
+    Raises:
+        ExportError: the reference backend, ONNX Runtime, missed something.
+    """
     failures = [f"fp16: {miss}" for miss in report.get("headroom", {}).get("beyond", ())]
+    only_bytes = not failures
     for precision, entries in report["precisions"].items():
         for backend, entry in entries.items():
-            found = (
-                _misses_of_fp32(entry) if precision == "fp32" else _misses(entry, report["bounds"]["psnr"][precision])
-            )
-            entry["missed"] = found + _misses_of_any(entry)
+            found = _misses_of_any(entry)
+            if precision == "fp32":
+                found += _misses_of_fp32(entry)
+            else:
+                found += _misses(entry, report["bounds"]["psnr"][precision])
+            unlike = _unlike(entry, same_bytes)
+            entry["missed"] = found + unlike
             lines = [f"{precision} on {backend}: {miss}" for miss in entry["missed"]]
             if backend == REFERENCE:
                 failures += lines
+                only_bytes = only_bytes and not found and not _mixes(entry)
             else:
                 for line in lines:
-                    print(f"not offered: {line}")
+                    say(f"not offered: {line}")
     if failures:
-        raise ExportError(
-            "the export does not agree with PyTorch, and nothing was written:\n  " + "\n  ".join(failures)
-        )
+        remedy = f"\n{NO_SAME_BYTES}" if only_bytes else ""
+        what = "cannot keep the same bytes" if only_bytes else "does not agree with PyTorch"
+        raise ExportError(f"the export {what}, and nothing was written:\n  " + "\n  ".join(failures) + remedy)
+
+
+NO_SAME_BYTES = (
+    "The network treats samples alike; the inference library rounds them differently. If you can do "
+    "without the same bytes for a seed in any batch, export with --no-same-bytes "
+    "(same_bytes=False): the bundle then declares same_bytes: false."
+)
+
+
+def _unlike(entry: Mapping[str, Any], same_bytes: bool) -> list[str]:
+    """Where a sample's bytes depend on its batch, unless that is allowed."""
+    return [
+        f"a sample's bytes depend on the batch it stands in: {step['unlike_alone']}"
+        for step in entry["steps"].values()
+        if not step["batch_invariant"] and (same_bytes or step.get("mixes_samples"))
+    ]
+
+
+def _mixes(entry: Mapping[str, Any]) -> bool:
+    return any(step.get("mixes_samples") for step in entry["steps"].values())
 
 
 def _misses_of_fp32(entry: Mapping[str, Any]) -> list[str]:
@@ -500,8 +726,6 @@ def _misses(entry: Mapping[str, Any], least: float) -> list[str]:
 
 def _misses_of_any(entry: Mapping[str, Any]) -> list[str]:
     misses = []
-    if not all(step["batch_invariant"] for step in entry["steps"].values()):
-        misses.append("a sample's bytes depend on the batch it stands in")
     if not entry["identity"]:
         misses.append("an identity row changes the state")
     lost = sum(step["not_finite"] for step in entry["steps"].values())

@@ -23,6 +23,7 @@ from runtime.bundle import Bundle
 from runtime.engines import LIBRARIES, Entry, Gpu, Recipe
 from runtime.errors import BackendError, EngineError, NoGpuError, RequestError, status, unknown
 from runtime.files import replacing
+from runtime.output import parse, say
 from runtime.progress import Progress
 
 from .errors import ExportError
@@ -119,7 +120,7 @@ def after_export(bundle: Bundle, order: Order, typed: bool) -> None:
         try:
             choose(order)
         except BackendError as error:
-            print(f"no engine was built: {error}")
+            say(f"no engine was built: {error}")
             return
     build_all(bundle, order)
 
@@ -143,7 +144,7 @@ def ensure(bundle: Bundle, precision: str, graph: str, chosen: Chosen, order: Or
     if isinstance(found, Entry):
         try:
             engines.load(found)
-            print(f"there: {recipe}")
+            say(f"there: {recipe}")
             return found
         except EngineError as error:
             why = str(error)
@@ -155,7 +156,7 @@ def ensure(bundle: Bundle, precision: str, graph: str, chosen: Chosen, order: Or
     refuse_endless(model)
     engine = build(chosen, with_weights(model, bundle.read(f"{precision}/weights.bin")), order, f"{bundle.path / path}")
     entry = engines.store(recipe, engine)
-    print(f"built: {recipe}, {entry.size / 1e6:.1f} MB in {time.perf_counter() - begun:.1f} s")
+    say(f"built: {recipe}, {entry.size / 1e6:.1f} MB in {time.perf_counter() - begun:.1f} s")
     return entry
 
 
@@ -358,17 +359,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("list", help="the engines in the cache")
     gone = commands.add_parser("clear", help="remove engines from the cache")
     gone.add_argument("key", nargs="*", help="the beginning of a key, as list shows it [all]")
-    given = parser.parse_args(arguments)
+    given = parse(parser, arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
 
     def action() -> int:
         if given.command == "build":
             build_all(Bundle.load(given.bundle), ordered(given), given.precision)
         elif given.command == "list":
-            print("\n".join(listing()))
+            say("\n".join(listing()))
         else:
             keys = [k for k, _ in engines.entries() if not given.key or any(k.startswith(s) for s in given.key)]
-            print(f"{engines.clear(keys)} engines removed")
+            say(f"{engines.clear(keys)} engines removed")
         return 0
 
     return status(action)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import logging
 import math
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,13 @@ INLINE = 1024
 TRACED_BATCH = 31
 """Largest batch of the trace, whose graph takes any. diffusers branches at 64, which a guided batch of twice this stays below:
 without a bound PyTorch meets the branch, and traces a second time with one."""
+UNSUPPORTED: dict[int, str] = {
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.FLOAT8E4M3FN: "float8",
+    TensorProto.FLOAT8E5M2: "float8",
+}
+"""Types that a network may not compute in."""
 ALIGNMENT = 4096
 """Of each tensor in the weights file: a page, so that a runtime may map it."""
 
@@ -113,7 +121,21 @@ def trace(model: Model, guided: bool) -> ModelProto:
         )
     clean(proto)
     _name_weights(proto.graph, model.module)
+    _require_float32(model.name, proto)
     return proto
+
+
+def _require_float32(name: str, proto: ModelProto) -> None:
+    """Raises ExportError for a network that computes in a type that ONNX Runtime's CPU kernels lack."""
+    for node in proto.graph.node:
+        to = next((a.i for a in node.attribute if a.name == "to"), 0) if node.op_type == "Cast" else 0
+        if to in UNSUPPORTED:
+            where = node.name.rpartition("/")[0].removeprefix(NETWORK) or "forward"
+            raise ExportError(
+                f"{name}: {where} converts to {UNSUPPORTED[to]}, and networks are exported in float32. "
+                "Remove .to(…), .half(), .bfloat16() and torch.autocast from forward; "
+                "--fp16 and --int8 make other precisions of a float32 network."
+            )
 
 
 def _name_weights(graph: GraphProto, module: nn.Module) -> None:
@@ -137,29 +159,50 @@ def _name_weights(graph: GraphProto, module: nn.Module) -> None:
 
 
 def _why_not(name: str, error: BaseException) -> str:
-    """The first fact that a person can use of torch's long message, and what a traceable forward looks like."""
-    first = error
-    while first.__cause__ is not None:
-        first = first.__cause__
+    """The error of a failed trace: torch's first line, the user's line of code, and the remedy."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    first = chain[-1]
     line = next((line.strip() for line in str(first).splitlines() if line.strip()), "")
+    place = next(filter(None, map(_line_of_user, reversed(chain))), "")
     return (
-        f"{name}: PyTorch cannot trace the module ({type(first).__name__}: {line[:300]}). A forward that can be exported "
-        "takes no branch on the values of its inputs and keeps them tensors: no .item(), no numpy."
+        f"{name}: PyTorch cannot trace the module{place} "
+        f"({type(first).__name__}: {line[:300]}). A forward that can be exported takes no branch on "
+        "the values of its inputs and keeps them tensors: no .item(), no numpy. Write a branch as "
+        "torch.where(condition, a, b)."
     )
+
+
+def _line_of_user(error: BaseException) -> str:
+    """The innermost line of an error's traceback that is neither torch's nor ours; "" for none."""
+    ours, theirs = Path(__file__).parent, Path(torch.__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if frame.line and not path.is_relative_to(ours) and not path.is_relative_to(theirs):
+            return f" at {path.name}, line {frame.lineno}, `{frame.line}`"
+    return ""
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports its own progress and its own deprecations; neither helps who exports."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the exporter's progress, deprecations and dumps of traced graphs off the terminal.
+
+    What a user can act on is in the error that it raises.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 def clean(proto: ModelProto) -> ModelProto:

@@ -165,6 +165,12 @@ def _draw_lines(axes: Any, samples: Mapping[str, NDArray[Any]]) -> None:
     axes.legend(fontsize=7)
 
 
+UNLIKE = (
+    "**A seed may give other last bits in another batch**: an inference library rounds a node of this "
+    "network differently there. The bundle declares `same_bytes: false`."
+)
+
+
 def card(bundle: Bundle) -> str:
     """The model card, Markdown: what it is, what it was trained on, licence, a picture, how to use it, how it was checked."""
     d, pictures = bundle.defaults, can_be_shown(bundle.sample_shape)
@@ -188,6 +194,7 @@ def card(bundle: Bundle) -> str:
         f"Default: `{solver}`, {d.steps} steps on the `{d.grid}` grid, guidance {d.guidance:g}."
         + (" The picture: `ddim`, 50 steps." if pictures and sheet_settings(bundle) else ""),
         "",
+        *([] if bundle.same_bytes else [UNLIKE, ""]),
         *tuned_lines(bundle),
         *_origin(bundle.provenance),
         "## Checked",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import RequestError, unknown
+from runtime.output import say
 from runtime.schedule import SCHEDULES, Schedule, make_schedule
 
 from .arguments import bundle_name, printable
@@ -39,7 +40,7 @@ def named(given: argparse.Namespace) -> Model:
     run = given.run or newest_run(given.runs or Path("runs"))
     if is_bundle(run):
         _taken(given, BUNDLE)
-        print(f"the network in {printable(run)}, a bundle")
+        say(f"the network in {printable(run)}, a bundle")
         return from_bundle(run)
     return _diffusers(run, given) if is_diffusers(run) else _run(run, given)
 
@@ -49,13 +50,13 @@ def _run(run: Path, given: argparse.Namespace) -> Model:
     weights = options.get("weights", "ema")
     if weights not in ("ema", "weights"):
         raise unknown("--weights of a run", weights, ("ema", "weights"))
-    print(f"the network of {printable(run)}, {weights}")
+    say(f"the network of {printable(run)}, {weights}")
     return from_run(run, options.get("guidance", 2.0), weights)
 
 
 def _diffusers(folder: Path, given: argparse.Namespace) -> Model:
     options = _taken(given, DIFFUSERS)
-    print(f"the network in {printable(folder)}, a diffusers folder")
+    say(f"the network in {printable(folder)}, a diffusers folder")
     return from_diffusers(folder, schedule=_schedule(options), **options)
 
 
@@ -71,7 +72,7 @@ def _module(given: argparse.Namespace) -> Model:
     if weights is not None:
         load_weights(module, Path(weights))
     source = printable(weights) if weights else "with the weights that it comes with"
-    print(f"the network of {printable(given.module)}, {source}")
+    say(f"the network of {printable(given.module)}, {source}")
     name = options.pop("name", bundle_name(given.module.rpartition(":")[2]))
     options["options"] = _together("--option", options.pop("option", ()))
     return from_module(module.requires_grad_(False), schedule=schedule or "", name=name, **options)

@@ -18,6 +18,7 @@ from runtime.arguments import integer
 from runtime.bundle import MANIFEST, Bundle
 from runtime.errors import status
 from runtime.files import replacing_folder, to_json
+from runtime.output import parse, say
 from runtime.program import Network
 from runtime.tuned import Tuned
 
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--threads", type=int, help="of the bundle's own graph [one a core]")
     add_options(parser, flag="--run")
-    given = parser.parse_args(arguments)
+    given = parse(parser, arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
 
     def action() -> int:
@@ -151,8 +152,8 @@ def main(arguments: list[str] | None = None) -> int:
             given.threads,
         )
         for K in given.calls:
-            print(f"{K} calls: {compared(found.tuned[K])}")
-        print(
+            say(f"{K} calls: {compared(found.tuned[K])}")
+        say(
             f'{given.bundle}: written in {time.perf_counter() - begun:.0f} s; solver="tuned" and steps={"|".join(map(str, found.tuned))} choose them'
         )
         return 0

@@ -11,6 +11,7 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
 from runtime.files import from_json, to_json
+from runtime.output import say
 from runtime.tuned import Tuned
 
 from .check import torch_network
@@ -25,7 +26,7 @@ def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
     try:
         old = Bundle.load(out)
     except BundleError as error:
-        print(f"tuned solvers, if {out} had some, are dropped: {error}")
+        say(f"tuned solvers, if {out} had some, are dropped: {error}")
         return {}
     if not old.tuned:
         return {}
@@ -33,7 +34,7 @@ def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
     facts = [(b.prediction, b.clip, b.sample_shape, to_json(b.schedule.to_json())) for b in (old, model)]
     if facts[0] == facts[1] and all(same(t.made.get("network"), now) for t in old.tuned.values()):
         return old.tuned
-    print(
+    say(
         f"{out} has solvers fitted to another network; they are dropped. To fit new ones: python -m export.tune {out}"
     )
     return {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # which the library itself does not need
     import argparse
+    from collections.abc import Sequence
 
 BROKEN_PIPE = 141
 """Exit status of a command whose reader left early (`| head`): 128 + SIGPIPE, as in a shell."""
@@ -65,7 +66,7 @@ def be_robust() -> None:
             stream.reconfigure(errors=ESCAPES)
 
 
-def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse a command line; `--help` and usage errors print on any stream.
 
     Raises SystemExit, as argparse does.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from threading import Lock
 from typing import Any
 
@@ -134,7 +134,8 @@ class OpenVino:
         model = self._model(file)
         with self.blaming(file):
             whole = model.clone()
-            whole.reshape({i.any_name: list(shapes(self.bundle, batch)[i.any_name]) for i in whole.inputs})
+            sizes = shapes(self.bundle, batch)
+            whole.reshape({(n := name_of(i, sizes)): list(sizes[n]) for i in whole.inputs})
             parts = split(whole) if self.precision == "bf16" else [whole]
             compiled = [
                 self._core.compile_model(part, "CPU", config)
@@ -197,12 +198,13 @@ class OpenVinoBuffers(HostBuffers):
             request = part.create_infer_request()
             with self._backend.blaming(GUIDED if guided else PLAIN):
                 for port in part.inputs:
-                    request.set_tensor(port, tensors[port.any_name])
+                    request.set_tensor(port, tensors[name_of(port, tensors)])
                 for port in part.outputs:
-                    if port.any_name in tensors:
-                        request.set_tensor(port, tensors[port.any_name])
+                    name = name_of(port, tensors)
+                    if name in tensors:
+                        request.set_tensor(port, tensors[name])
                     else:  # a cut: the next part reads it where this one writes it
-                        tensors[port.any_name] = request.get_tensor(port)
+                        tensors[name] = request.get_tensor(port)
             requests.append(request)
 
         def run() -> None:
@@ -214,6 +216,14 @@ class OpenVinoBuffers(HostBuffers):
 
     def _said(self, error: Exception) -> str:
         return short(error)
+
+
+def name_of(port: Any, known: Collection[str]) -> str:
+    """The name of an input or output that is among the known ones, or any of its names.
+
+    OpenVINO drops a node that changes nothing, and then gives its names to the value it read.
+    """
+    return next((name for name in sorted(port.names) if name in known), port.any_name)
 
 
 def short(error: Exception) -> str:
