@@ -428,11 +428,11 @@ def test_animations(
         ("stylize {} none.png", "there is no image none.png"),
         ("stylize {} mask.txt", "mask.txt cannot be read as an image"),
         ("translate {} 0.png --from 3 --to three", "unknown label 'three'"),
-        ("animate {} 0.png --n 3", "n is the number of pictures, 1"),
+        ("animate {} 0.png --n 3", "`n` must be the number of pictures, 1"),
         ("animate {} 0.png --label 3", "unknown option of animate with pictures: 'label'"),
         ("stylize {} 0.png --columns -2", "`columns` must be at least 1"),
-        ("stylize {} 0.png --out a.xyz", "cannot write pictures as '.xyz'"),
-        ("stylize {} 0.png --guidance-interval 1,x", "--guidance-interval is two numbers"),
+        ("stylize {} 0.png --out a.xyz", "cannot write images as .xyz"),
+        ("stylize {} 0.png --guidance-interval 1,x", "--guidance-interval must be two numbers"),
         ("stylize nowhere 0.png", "nowhere is not a folder"),
     ],
 )
@@ -453,7 +453,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_sampled(
     monkeypatch.chdir(files)
     monkeypatch.setattr(OnnxRuntimeBuffers, "step", lambda *_: pytest.fail("sampled"))
     assert main(words.format(tiny_bundle).split()) == 2
-    assert re.search("cannot write|columns must be", capsys.readouterr().err)
+    assert re.search("cannot write|`columns` must be", capsys.readouterr().err)
 
 
 def test_every_verb_of_the_command_is_a_method(sampler: Sampler) -> None:
