@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -178,6 +180,21 @@ texts = st.one_of(
     st.text(st.characters(exclude_categories=()), max_size=8),
 )
 """What stands after an option on a command line."""
+
+
+def fuzz(count: int) -> settings:
+    """Hypothesis's settings for `count` cases, the same in every run.
+
+    UNNOISE_FUZZ_CASES=20000 tries so many, others in every run.
+    """
+    asked = os.environ.get("UNNOISE_FUZZ_CASES")
+    return settings(
+        max_examples=int(asked or count),
+        deadline=None,
+        database=None,
+        derandomize=not asked,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def one_of(strategies: list[st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:

@@ -6,27 +6,17 @@ tries more.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from runtime import RequestError, UnnoiseError, make_schedule
 
-from .arbitrary import Case, cases, one_of
+from .arbitrary import Case, cases, fuzz, one_of
 from .commands import Command, commands
 from .small_bundle import write_small_bundle
-
-CASES = int(os.environ.get("UNNOISE_FUZZ_CASES", "100"))
-FUZZ = settings(
-    max_examples=CASES,
-    deadline=None,
-    database=None,
-    derandomize=CASES <= 100,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 def left_out(*_: Any, **__: Any) -> Any:
@@ -98,7 +88,7 @@ def test_any_argument_of_build_bundle_is_used_or_refused() -> None:
     }
     required = ("module", "sample_shape", "prediction", "schedule")
 
-    @FUZZ
+    @fuzz(60)
     @given(one_of([cases("build_bundle", build_bundle, valid, required)]))
     def attempt(case: Case) -> None:
         with pytest.raises(UnnoiseError):
@@ -166,7 +156,7 @@ def _trainer_options() -> list[str]:
 
 @pytest.mark.usefixtures("there")
 def test_any_word_of_an_exporters_or_trainers_command_is_used_or_refused() -> None:
-    @FUZZ
+    @fuzz(60)
     @given(one_of(every_command()))
     def attempt(command: Command) -> None:
         assert command.fault() is None, command

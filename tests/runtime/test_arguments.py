@@ -5,14 +5,13 @@ UNNOISE_FUZZ_CASES=20000 tries more cases of arbitrary values.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -39,22 +38,13 @@ from runtime.sampler import MAX_SAMPLES, slerp
 from runtime.schedule import SCHEDULES
 from runtime.solvers import SOLVERS
 
-from ..arbitrary import Case, cases, hostile, one_of
+from ..arbitrary import Case, cases, fuzz, hostile, one_of
 from ..small_bundle import SmallBackend, write_small_bundle
 
-CASES = int(os.environ.get("UNNOISE_FUZZ_CASES", "400"))
-FUZZ = settings(
-    max_examples=CASES,
-    deadline=None,
-    database=None,
-    derandomize=CASES <= 400,
-    suppress_health_check=list(HealthCheck),
-)
 SHAPE = (1, 4, 4)
 IMAGE = np.zeros(SHAPE, np.float32)
 IMAGES = np.zeros((2, *SHAPE), np.float32)
 GREY = np.zeros((2, 4, 4, 1), np.uint8)
-TORCH_SCALARS = ["tensor", "0-d"]
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +90,6 @@ def test_a_tensor_without_dimensions_is_a_scalar(small: Sampler) -> None:
     for name in ("seed", "guidance", "steps"):
         with pytest.raises(RequestError, match=f"`{name}` must be .* array of torch"):
             small.sample(1, label=1, **{name: torch.tensor([[1]])})
-
-
-def _labels(small: Sampler, label: Any) -> Any:
-    return small.sample(2, label=label)
 
 
 @pytest.mark.parametrize(
@@ -479,7 +465,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.usefixtures("quick_backend")
 def test_any_value_of_any_argument_is_used_or_refused(small: Sampler, folder: Path, there: Path) -> None:
-    @FUZZ
+    @fuzz(400)
     @given(one_of(_targets(small, folder, there)))
     def attempt(case: Case) -> None:
         try:

@@ -19,10 +19,9 @@ import runtime.sampler
 from runtime import Bundle, RequestError, edit, info, sample
 from runtime.backends import open_backend
 
-from ..arbitrary import one_of
+from ..arbitrary import fuzz, one_of
 from ..commands import Command, commands
 from ..small_bundle import SmallBackend, write_small_bundle
-from .test_arguments import FUZZ
 
 SAMPLING = {
     "--seed": ["0", "3"],
@@ -114,7 +113,7 @@ def every_command() -> list[st.SearchStrategy[Command]]:
 
 @pytest.mark.usefixtures("there")
 def test_any_word_is_used_or_refused_with_a_message() -> None:
-    @FUZZ
+    @fuzz(150)
     @given(one_of(every_command()))
     def attempt(command: Command) -> None:
         assert command.fault() is None, command
