@@ -1,4 +1,4 @@
-"""Checks of what a caller passes in. Each error names the argument, the rule and the value received."""
+"""Checks of arguments. Each error names the argument, the rule and the value received."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def shown(value: object) -> str:
 
 
 def shown_path(path: object) -> str:
-    """A path for a message: as it is if it can be printed and is short, otherwise its shortened repr."""
+    """A path for a message: as it is if it is short and printable, otherwise its shortened repr."""
     text = str(path)
     return text if len(text) <= 200 and text.isprintable() else shown(text)
 
@@ -83,7 +83,11 @@ def reason(error: BaseException) -> str:
 def unwrapped(value: Any) -> Any:
     """The Python scalar in a numpy scalar, 0-d array or 0-d tensor; any other value as it is."""
     try:
-        if getattr(value, "shape", None) != () or getattr(value.dtype, "kind", "") in ("m", "M", "V"):
+        if getattr(value, "shape", None) != () or getattr(value.dtype, "kind", "") in (
+            "m",
+            "M",
+            "V",
+        ):
             return value
         return value.item()
     except Exception:  # the value is somebody's own class
@@ -120,7 +124,8 @@ def integer(name: str, value: Any, low: int, high: int | None = None, remedy: st
         example = remedy or f"Pass an int, such as {low}."
         raise refused(name, f"an integer, {bounds}", value, example) from None
     if found < low or (high is not None and found > high):
-        raise refused(name, bounds, found, remedy or f"Pass a {'larger' if found < low else 'smaller'} one.")
+        other = "larger" if found < low else "smaller"
+        raise refused(name, bounds, found, remedy or f"Pass a {other} one.")
     return found
 
 
@@ -190,7 +195,7 @@ def path_of(name: str, value: Any) -> Path:
 
 
 def is_many(value: Any) -> bool:
-    """Whether a value is several: a sequence or an array of one dimension or more, and no string."""
+    """Whether a value is a sequence or an array of one dimension or more, and no string."""
     if isinstance(value, (str, bytes, bytearray, memoryview)):
         return False
     try:
@@ -212,9 +217,9 @@ def many(name: str, value: Any, n: int) -> list[Any]:
 
 
 def numbers(name: str, value: Any, rule: str) -> NDArray[np.float64]:
-    """`value` as an array of finite float64, of any shape. Raises RequestError, with `rule`, for others.
+    """`value` as an array of finite float64, of any shape.
 
-    Booleans and strings are no numbers.
+    Raises RequestError, with `rule`, for anything else: booleans and strings are no numbers.
     """
     try:
         if hasattr(value, "__len__") and len(value) > MAX_LENGTH:
@@ -241,7 +246,10 @@ def _real(value: Any) -> float:
 
 
 def size_of(name: str, value: Any) -> tuple[int, ...]:
-    """A shape as a tuple of ints. Raises RequestError for anything else, and for more than `MAX_ELEMENTS`."""
+    """A shape as a tuple of ints.
+
+    Raises RequestError for anything else, and for more than `MAX_ELEMENTS`.
+    """
     if not is_many(value):
         raise refused(name, "a tuple of sizes", value, "Pass a tuple, such as (3, 32, 32).")
     if len(value) > MAX_DIMENSIONS:
@@ -254,7 +262,7 @@ def size_of(name: str, value: Any) -> tuple[int, ...]:
 
 @contextmanager
 def enough_memory(what: str, remedy: str) -> Iterator[None]:
-    """Turn a MemoryError of the block into a RequestError: `what` does not fit in memory, `remedy`."""
+    """Turn a MemoryError of the block into a RequestError about `what`, with `remedy`."""
     try:
         yield
     except MemoryError as error:
@@ -266,7 +274,12 @@ def option_names(function: Callable[..., object], skip: int) -> list[str]:
     return [p.name for p in inspect.signature(function).parameters.values()][skip:]
 
 
-def check_options(what: str, options: Mapping[Any, Any], known: Sequence[str], also: Iterable[str] = ()) -> None:
+def check_options(
+    what: str,
+    options: Mapping[Any, Any],
+    known: Sequence[str],
+    also: Iterable[str] = (),
+) -> None:
     """Raises RequestError for an option that is not `known`, with the nearest name.
 
     also: names of arguments that are no options, of which one may have been meant.
@@ -292,7 +305,8 @@ def bind(
 ) -> T:
     """Call `function` with keyword options from a user.
 
-    Raises RequestError for an option that it does not take or cannot use. also: see `check_options`.
+    Raises RequestError for an option that it does not take or cannot use.
+    also: see `check_options`.
     """
     check_options(what, options, option_names(function, len(positional)), also)
     try:

@@ -21,14 +21,92 @@ from runtime.arguments import shown
 INTEGERS = [-(10**400), -(2**64), -(2**31), -5, -1, 0, 1, 2, 3, 4]
 INTEGERS += [10**6 + 1, 2**31, 2**32 + 1, 2**63, 2**64 - 1, 2**64, 10**400]
 FLOATS = [math.nan, math.inf, -math.inf, 0.0, -0.0, 0.5, 1.0, 2.0, -1.5, 1e-320, 1e300, -1e300, 5.0]
-TEXTS = ["", " ", "x", "0", "1", "-1", "٣", "²", "1e999", "nan", "None", "\0", "a\0b", "\ud800", "\x1b[2J"]
-TEXTS += ["\n", "..", ".", "é" * 300, "x" * 100_000, "9" * 5000, "ddim", "trailing", "fp32", "auto", "one"]
-TEXTS += ["[" * 3000, "{}", "1,2", "3,2,1", "0,inf", "karras(1e999)", "leading(nan)", "log_snr(-1)", "a=b"]
-NAMES = ["setps", "gudance", "labl", "self", "what", "function", "schedule", "prediction", "clip", "up"]
-NAMES += ["eta", "steps", "seed", "n", "picture", "known", "mask", "on_step", "order", "resample", "x\0"]
+TEXTS = [
+    "",
+    " ",
+    "x",
+    "0",
+    "1",
+    "-1",
+    "٣",
+    "²",
+    "1e999",
+    "nan",
+    "None",
+    "\0",
+    "a\0b",
+    "\ud800",
+    "\x1b[2J",
+]
+TEXTS += [
+    "\n",
+    "..",
+    ".",
+    "é" * 300,
+    "x" * 100_000,
+    "9" * 5000,
+    "ddim",
+    "trailing",
+    "fp32",
+    "auto",
+    "one",
+]
+TEXTS += [
+    "[" * 3000,
+    "{}",
+    "1,2",
+    "3,2,1",
+    "0,inf",
+    "karras(1e999)",
+    "leading(nan)",
+    "log_snr(-1)",
+    "a=b",
+]
+NAMES = [
+    "setps",
+    "gudance",
+    "labl",
+    "self",
+    "what",
+    "function",
+    "schedule",
+    "prediction",
+    "clip",
+    "up",
+]
+NAMES += [
+    "eta",
+    "steps",
+    "seed",
+    "n",
+    "picture",
+    "known",
+    "mask",
+    "on_step",
+    "order",
+    "resample",
+    "x\0",
+]
 BIG = np.zeros((1000, 1000))
-SPECIAL = ("__repr__", "__len__", "__iter__", "__eq__", "__float__", "__index__", "__array__", "__bool__")
-SPECIAL += ("__str__", "__hash__", "__getattr__", "__fspath__", "__contains__", "__getitem__", "__lt__")
+SPECIAL = (
+    "__repr__",
+    "__len__",
+    "__iter__",
+    "__eq__",
+    "__float__",
+    "__index__",
+    "__array__",
+    "__bool__",
+)
+SPECIAL += (
+    "__str__",
+    "__hash__",
+    "__getattr__",
+    "__fspath__",
+    "__contains__",
+    "__getitem__",
+    "__lt__",
+)
 
 
 def _raise(*_: Any, **__: Any) -> Any:
@@ -74,11 +152,13 @@ def _tensors() -> list[Callable[[], Any]]:
     ]
 
 
+SCALARS = (math.nan, math.inf, "one", b"one", "ddim", None, 1 + 2j)
 ARRAYS: list[Callable[[], Any]] = [
-    *(lambda value=value, kind=kind: np.array(value, kind) for value in (0, 1) for kind in "?bBhiqQefdgFDSUO"),
+    *(lambda kind=kind: np.array(0, kind) for kind in "?bBhiqQefdgFDSUO"),
+    *(lambda kind=kind: np.array(1, kind) for kind in "?bBhiqQefdgFDSUO"),
     *(lambda kind=kind: np.ones((1, 4, 4), kind) for kind in "?BiqefdFUO"),
     *(lambda kind=kind: np.ones((2, 1, 4, 4), kind) for kind in "?BfdFO"),
-    *(lambda value=value: np.array(value) for value in (math.nan, math.inf, "one", b"one", "ddim", None, 1 + 2j)),
+    *(lambda value=value: np.array(value) for value in SCALARS),
     lambda: np.array([1]),
     lambda: np.array([1, 2]),
     lambda: np.array(["zero", "one"]),
@@ -236,7 +316,8 @@ def cases(
     valid: a list of values that are valid for each argument. more: add keywords of any name.
     """
     wrong = draw(st.lists(st.sampled_from(sorted(valid)), min_size=1, max_size=2, unique=True))
-    given = set(wrong) | set(required) | set(draw(st.lists(st.sampled_from(sorted(valid)), max_size=3)))
+    others = draw(st.lists(st.sampled_from(sorted(valid)), max_size=3))
+    given = {*wrong, *required, *others}
     arguments = {
         argument: draw(anything) if argument in wrong else draw(st.sampled_from(valid[argument]))
         for argument in sorted(given)

@@ -28,8 +28,12 @@ class Command:
         return f"{self.name} {' '.join(map(shown, self.words))}"
 
     def fault(self) -> str | None:
-        """What is wrong with how the command ends: neither status 0 nor 2, or a traceback. None if nothing is."""
-        streams = [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2)]
+        """What is wrong with how the command ends: another status than 0 and 2, or a traceback.
+
+        None if nothing is wrong.
+        """
+        buffers = [io.BytesIO(), io.BytesIO()]
+        streams = [io.TextIOWrapper(buffer, "utf-8") for buffer in buffers]
         try:
             with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
                 code: Any = self.main(self.words)
@@ -37,7 +41,7 @@ class Command:
             code = ending.code
         for stream in streams:
             stream.flush()
-        error = streams[1].buffer.getvalue().decode("utf-8", "replace")  # type: ignore[attr-defined]
+        error = buffers[1].getvalue().decode("utf-8", "replace")
         if code not in (0, 2) or "Traceback" in error:
             return f"status {code}: {error[-500:]}"
         if code == 2 and not error.strip():
@@ -62,8 +66,8 @@ def commands(
     words = [*first]
     for good in positional:
         words.append(draw(st.sampled_from(good)) if draw(st.integers(0, 9)) else _word(draw))
-    most = min(4, len(options))
-    for option in draw(st.lists(st.sampled_from(sorted(options) or ["-"]), max_size=most, unique=True)):
+    names = st.sampled_from(sorted(options) or ["-"])
+    for option in draw(st.lists(names, max_size=min(4, len(options)), unique=True)):
         value = _word(draw) if draw(st.booleans()) else draw(st.sampled_from(options[option]))
         words.append(f"{option}={value}")
     if flags:

@@ -17,7 +17,7 @@ KNOTS = 8
 
 
 def write_small_bundle(path: Path) -> Bundle:
-    """A folder that Bundle.load opens. Its network is the one of `SmallBackend`: the files are empty."""
+    """A folder that Bundle.load opens. The network is that of `SmallBackend`: there is no graph."""
     bundle = Bundle(
         path=path,
         name="small",
@@ -42,9 +42,11 @@ class SmallBuffers:
 
     def __init__(self, bundle: Bundle, batch: int) -> None:
         sizes = shapes(bundle, batch)
-        self.state, self.noise, self.call, self.update, self.denoised = (
-            np.zeros(sizes[name], np.float32) for name in ("state", "noise", "call", "update", "denoised")
-        )
+        self.state = np.zeros(sizes["state"], np.float32)
+        self.noise = np.zeros(sizes["noise"], np.float32)
+        self.call = np.zeros(sizes["call"], np.float32)
+        self.update = np.zeros(sizes["update"], np.float32)
+        self.denoised = np.zeros(sizes["denoised"], np.float32)
         self.label = np.zeros(sizes["label"], np.int64)
 
     def step(self, guided: bool) -> None:

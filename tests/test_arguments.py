@@ -1,7 +1,7 @@
 """Arbitrary values as arguments of `build_bundle` and of the exporter's and trainer's commands.
 
-They end in a typed error, or reach the work itself, which is left out here. UNNOISE_FUZZ_CASES=20000
-tries more.
+They end in a typed error, or reach the work itself, which is left out here.
+UNNOISE_FUZZ_CASES=20000 tries more.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _net() -> Any:
 
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a bundle and an image in it. Nothing is exported, fitted or trained."""
+    """The working folder, with a bundle and an image. Nothing is exported, fitted or trained."""
     from export import build, engines, tune
     from trainer import average, evaluate, fit
 
@@ -133,14 +133,32 @@ def every_command() -> list[Any]:
     evaluating = ("--n", "--solver", "--steps", "--guidance", "--features", "--device")
     return [
         commands(
-            "export.build", build.main, [bundle], {**modules, **for_gpus, "--out": ["out"]}, ("--quick", "--int8")
+            "export.build",
+            build.main,
+            [bundle],
+            {**modules, **for_gpus, "--out": ["out"]},
+            ("--quick", "--int8"),
         ),
-        commands("export.engines", engines.main, [["build"], bundle], {**for_gpus, "--precision": ["fp32"]}),
         commands(
-            "export.tune", tune.main, [bundle], {**modules, "--calls": ["2,3"], "--threads": ["1"], "--work": ["w"]}
+            "export.engines",
+            engines.main,
+            [["build"], bundle],
+            {**for_gpus, "--precision": ["fp32"]},
+        ),
+        commands(
+            "export.tune",
+            tune.main,
+            [bundle],
+            {**modules, "--calls": ["2,3"], "--threads": ["1"], "--work": ["w"]},
         ),
         commands("trainer.fit", fit.main, [], {**training, "--runs": ["runs"]}, ("--dry-run",)),
-        commands("trainer.evaluate", evaluate.main, [bundle], {name: ["1", "cpu"] for name in evaluating}, ("--best",)),
+        commands(
+            "trainer.evaluate",
+            evaluate.main,
+            [bundle],
+            {name: ["1", "cpu"] for name in evaluating},
+            ("--best",),
+        ),
         commands("trainer.average", average.main, [bundle], {"--width": ["0.1"]}),
         commands("trainer.report", report.main, [bundle], {}),
     ]

@@ -1,4 +1,4 @@
-"""Arguments: scalars of every kind are taken, anything else is a typed error that shows a short value.
+"""Arguments: scalars of every kind are taken, anything else is a typed error with a short value.
 
 UNNOISE_FUZZ_CASES=20000 tries more cases of arbitrary values.
 """
@@ -76,7 +76,10 @@ def small(folder: Path) -> Sampler:
         ({"label": 1, "guidance": np.float32(3)}, {"label": 1, "guidance": 3.0}),
         ({"solver": "ddim", "eta": np.array(0.5)}, {"solver": "ddim", "eta": 0.5}),
         ({"grid": np.array([7.0, 3.0])}, {"grid": [7.0, 3.0]}),
-        ({"label": 1, "guidance_interval": np.array([0.0, 2.0])}, {"label": 1, "guidance_interval": (0.0, 2.0)}),
+        (
+            {"label": 1, "guidance_interval": np.array([0.0, 2.0])},
+            {"label": 1, "guidance_interval": (0.0, 2.0)},
+        ),
     ],
 )
 def test_a_scalar_of_numpy_is_a_scalar(small: Sampler, arguments: dict, plain: dict) -> None:
@@ -85,7 +88,12 @@ def test_a_scalar_of_numpy_is_a_scalar(small: Sampler, arguments: dict, plain: d
 
 def test_a_tensor_without_dimensions_is_a_scalar(small: Sampler) -> None:
     torch = pytest.importorskip("torch")
-    found = small.sample(seed=torch.tensor(3), label=torch.tensor(1), guidance=torch.tensor(3.0), steps=torch.tensor(2))
+    found = small.sample(
+        seed=torch.tensor(3),
+        label=torch.tensor(1),
+        guidance=torch.tensor(3.0),
+        steps=torch.tensor(2),
+    )
     assert found.tobytes() == small.sample(seed=3, label=1, guidance=3.0, steps=2).tobytes()
     for name in ("seed", "guidance", "steps"):
         with pytest.raises(RequestError, match=f"`{name}` must be .* array of torch"):
@@ -100,7 +108,10 @@ def test_a_tensor_without_dimensions_is_a_scalar(small: Sampler) -> None:
             lambda s: s.sample(2, label=np.array([[0, 1], [1, 2]])),
             "`label` must be a name or a number from 0 to 2, got an array",
         ),
-        (lambda s: s.sample(label=b"x"), "`label` must be a name or a number from 0 to 2, got b'x' (bytes)."),
+        (
+            lambda s: s.sample(label=b"x"),
+            "`label` must be a name or a number from 0 to 2, got b'x' (bytes).",
+        ),
         (lambda s: s.sample(label={"one"}), "`label` must be a name"),
         (lambda s: s.sample(label=10**400), "label an integer of 1329 bits is out of range"),
         (lambda s: s.sample(label="--1"), "unknown label '--1'"),
@@ -116,18 +127,33 @@ def test_a_tensor_without_dimensions_is_a_scalar(small: Sampler) -> None:
         (lambda s: s.sample(seed=True), "`seed` must be an integer"),
         (lambda s: s.sample(seed=np.bool_(True)), "`seed` must be an integer"),
         (lambda s: s.sample(seed=b"ab"), "`seed` must be an integer"),
-        (lambda s: s.sample(seed=10**400), "`seed` must be 0 to 18446744073709551615, got an integer of 1329 bits"),
+        (
+            lambda s: s.sample(seed=10**400),
+            "`seed` must be 0 to 18446744073709551615, got an integer of 1329 bits",
+        ),
         (lambda s: s.sample(label=1, guidance=10**400), "`guidance` must be a number"),
         (lambda s: s.sample(label=1, guidance=1j), "`guidance` must be a number"),
         (lambda s: s.sample(label=1, guidance=np.array(True)), "`guidance` must be a number"),
-        (lambda s: s.sample(label=1, guidance=np.inf), "`guidance` must be a number from -1000 to 1000, got inf."),
+        (
+            lambda s: s.sample(label=1, guidance=np.inf),
+            "`guidance` must be a number from -1000 to 1000, got inf.",
+        ),
         (lambda s: s.sample(label=1, guidance=b"2"), "`guidance` must be a number"),
-        (lambda s: s.sample(label=1, guidance_interval="01"), "`guidance_interval` must be two noise levels"),
-        (lambda s: s.sample(label=1, guidance_interval=1.0), "`guidance_interval` must be two noise levels"),
+        (
+            lambda s: s.sample(label=1, guidance_interval="01"),
+            "`guidance_interval` must be two noise levels",
+        ),
+        (
+            lambda s: s.sample(label=1, guidance_interval=1.0),
+            "`guidance_interval` must be two noise levels",
+        ),
         (lambda s: s.sample(strength="1"), "`strength` must be a number from 0 to 1"),
         (lambda s: s.sample(on_step=5), "`on_step` must be a function, got 5."),
         (lambda s: s.animate(on_step=5), "`on_step` must be a function, got 5."),
-        (lambda s: s.sample(10**9), "`n` must be 1 to 1000000, got 1000000000. Pass a smaller one."),
+        (
+            lambda s: s.sample(10**9),
+            "`n` must be 1 to 1000000, got 1000000000. Pass a smaller one.",
+        ),
         (lambda s: s.sample(setps=5), "Did you mean 'steps'?"),
         (lambda s: s.sample(gudance=2), "Did you mean 'guidance'?"),
         (lambda s: s.sample(labl="one"), "Did you mean 'label'?"),
@@ -139,44 +165,92 @@ def test_a_tensor_without_dimensions_is_a_scalar(small: Sampler) -> None:
         (lambda s: s.sample(what=3, function=4), "unknown option of solver 'ddim': 'what'"),
         (lambda s: s.stylize(IMAGE, n=3), "`n` is set by this method. Leave it out."),
         (lambda s: s.invert(IMAGE, n=3), "`n` is set by this method. Leave it out."),
-        (lambda s: s.stylize(IMAGE, convert="yes"), "`convert` must be True or False, got 'yes' (str)."),
+        (
+            lambda s: s.stylize(IMAGE, convert="yes"),
+            "`convert` must be True or False, got 'yes' (str).",
+        ),
         (lambda s: s.stylize(None), "must be a path, a Pillow image or an array, got None"),
         (lambda s: s.stylize("\0"), "cannot be read as an image"),
         (lambda s: s.stylize("x" * 5000), "cannot be read as an image"),
         (lambda s: s.inpaint(IMAGE, np.full((4, 4), 1e300)), "`mask` must lie in 0 … 1"),
-        (lambda s: s.inpaint(IMAGE, np.zeros((4, 4), complex)), "`mask` must be an array of bool or numbers"),
+        (
+            lambda s: s.inpaint(IMAGE, np.zeros((4, 4), complex)),
+            "`mask` must be an array of bool or numbers",
+        ),
         (lambda s: s.sample(start=np.full(SHAPE, 1e300)[None]), "`start` must be finite floats"),
-        (lambda s: s.sample_requests(Request(0)), "`requests` must be a list of Requests, got Request(seed=0"),
+        (
+            lambda s: s.sample_requests(Request(0)),
+            "`requests` must be a list of Requests, got Request(seed=0",
+        ),
         (lambda s: s.sample_requests(None), "`requests` must be a list of Requests, got None."),
-        (lambda s: s.sample_requests({"seed": 0}), "`requests` must be a list of Requests, got {'seed': 0}"),
-        (lambda s: s.sample_requests([{"seed": 0}]), "`request` must be a Request, got {'seed': 0} (dict)."),
+        (
+            lambda s: s.sample_requests({"seed": 0}),
+            "`requests` must be a list of Requests, got {'seed': 0}",
+        ),
+        (
+            lambda s: s.sample_requests([{"seed": 0}]),
+            "`request` must be a Request, got {'seed': 0} (dict).",
+        ),
         (lambda s: s.sample_requests(5), "`requests` must be a list of Requests, got 5."),
         (
             lambda s: s.sample_requests([Request(0, options=None)]),
             "`options` must be a dict of the solver's options, got None.",
         ),
         (lambda s: s.sample_requests([Request(0, options=[1])]), "`options` must be a dict"),
-        (lambda s: s.sample_requests([Request(0, options={1: 2})]), "unknown option of solver 'ddim': '1'"),
-        (lambda s: s.sample_requests([Request(0, options={"steps": 2})]), "unknown option of solver 'ddim': 'steps'"),
+        (
+            lambda s: s.sample_requests([Request(0, options={1: 2})]),
+            "unknown option of solver 'ddim': '1'",
+        ),
+        (
+            lambda s: s.sample_requests([Request(0, options={"steps": 2})]),
+            "unknown option of solver 'ddim': 'steps'",
+        ),
         (lambda s: s.sample_requests([Request(0, up=1)]), "`up` must be True or False, got 1."),
         (lambda s: s.to_uint8([1]), "`samples` must be an array"),
-        (lambda s: Sampler(None), "`bundle` must be a Bundle, got None. Sampler.load opens a folder."),
-        (lambda s: Sampler(s.bundle, ["auto"]), "`backend` must be a name or a Backend, got ['auto'] (list)."),
+        (
+            lambda s: Sampler(None),
+            "`bundle` must be a Bundle, got None. Sampler.load opens a folder.",
+        ),
+        (
+            lambda s: Sampler(s.bundle, ["auto"]),
+            "`backend` must be a name or a Backend, got ['auto'] (list).",
+        ),
         (lambda s: Sampler(s.bundle, "auto", None), "`precision` must be a str, got None."),
-        (lambda s: Sampler(s.bundle, "auto", "x" * 10**6), "`precision` must be the name of a precision"),
+        (
+            lambda s: Sampler(s.bundle, "auto", "x" * 10**6),
+            "`precision` must be the name of a precision",
+        ),
         (lambda s: Sampler(s.bundle, threads=0), "`threads` must be 1 to 1024, got 0"),
         (lambda s: Sampler(s.bundle, max_batch=True), "`max_batch` must be an integer"),
-        (lambda s: Sampler.load(None), "`path` must be a path, got None. Pass a str or a pathlib.Path."),
+        (
+            lambda s: Sampler.load(None),
+            "`path` must be a path, got None. Pass a str or a pathlib.Path.",
+        ),
         (lambda s: Sampler.load(b"x"), "`path` must be a path, got b'x' (bytes)."),
         (lambda s: s.bundle.program(up="x"), "`up` must be True or False"),
         (lambda s: s.bundle.program(setps=3), "Did you mean 'steps'?"),
-        (lambda s: make_program(None, "v"), "`schedule` must be a Schedule, got None. Make one with make_schedule."),
-        (lambda s: make_program(s.bundle.schedule, ["v"], steps=2), "`prediction` must be a name, got ['v'] (list)."),
-        (lambda s: make_program(s.bundle.schedule, "v", steps=2, clip="1"), "`clip` must be a number"),
+        (
+            lambda s: make_program(None, "v"),
+            "`schedule` must be a Schedule, got None. Make one with make_schedule.",
+        ),
+        (
+            lambda s: make_program(s.bundle.schedule, ["v"], steps=2),
+            "`prediction` must be a name, got ['v'] (list).",
+        ),
+        (
+            lambda s: make_program(s.bundle.schedule, "v", steps=2, clip="1"),
+            "`clip` must be a number",
+        ),
         (lambda s: make_program(s.bundle.schedule, "v", stesp=2), "Did you mean 'steps'?"),
-        (lambda s: make_grid("cosine", "trailing", 2), "`schedule` must be a Schedule, got 'cosine' (str)."),
+        (
+            lambda s: make_grid("cosine", "trailing", 2),
+            "`schedule` must be a Schedule, got 'cosine' (str).",
+        ),
         (lambda s: make_schedule(["cosine"]), "`name` must be a name, got ['cosine'] (list)."),
-        (lambda s: make_schedule("cosine", T=4.0), "`T` must be an integer, 1 to 1000000, got 4.0."),
+        (
+            lambda s: make_schedule("cosine", T=4.0),
+            "`T` must be an integer, 1 to 1000000, got 4.0.",
+        ),
         (lambda s: make_schedule("edm", rho=b"7"), "`rho` must be a number"),
         (lambda s: SCHEDULES["edm"](rho=0), "cannot use"),
         (lambda s: SCHEDULES["from_betas"](0.5), "`betas`"),
@@ -211,7 +285,7 @@ def _raising() -> Iterator[Request]:
 
 
 def test_an_error_of_the_callers_generator_is_the_cause(small: Sampler) -> None:
-    with pytest.raises(RequestError, match=r"`requests` raised OSError: the disk is gone\.") as refused:
+    with pytest.raises(RequestError, match="`requests` raised OSError: the disk") as refused:
         small.sample_requests(_raising())
     assert isinstance(refused.value.__cause__, OSError)
     assert small.sample_requests(iter([Request(0)])).shape == (1, *SHAPE)
@@ -256,12 +330,15 @@ def test_a_value_in_a_message_is_short_and_always_shown(small: Sampler, value: A
         assert len(str(refused.value)) < 600
 
 
-def test_memory_that_cannot_be_had_is_a_request_error(small: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_does_not_fit_in_memory_is_refused(
+    small: Sampler,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def full(*_: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setattr(small._loop, "run", full)
-    with pytest.raises(RequestError, match="a batch of 2 samples does not fit in this machine's memory"):
+    with pytest.raises(RequestError, match="a batch of 2 samples does not fit in this"):
         small.sample(2)
     assert MAX_SAMPLES == 1_000_000
 
@@ -302,11 +379,30 @@ GOOD: dict[str, list[Any]] = {
     "timestep_scaling": [10.0],
     "sigma_data": [0.5],
 }
-OPTIONS = "eta order variant corrector variance churn s_min s_max s_noise r jump resample timestep_scaling sigma_data"
+OPTIONS = "eta order variant corrector variance churn s_min s_max s_noise r jump resample"
+OPTIONS += " timestep_scaling sigma_data"
 HOW = f"label guidance guidance_interval solver steps grid on_step {OPTIONS}"
-T = {"T": [1, 8], "beta_start": [1e-4, 1e-3], "beta_end": [0.02, 0.3], "s": [0.008], "max_beta": [0.999]}
-T |= {"start": [-3.0], "end": [3.0], "tau": [1.0], "clip_min": [1e-9], "time_scale": [1000.0], "rho": [7, 3.0]}
-T |= {"sigma_min": [0.002], "sigma_max": [80.0], "sigma_data": [0.5], "betas": [[0.1, 0.2], (0.5, 1.0)]}
+T = {
+    "T": [1, 8],
+    "beta_start": [1e-4, 1e-3],
+    "beta_end": [0.02, 0.3],
+    "s": [0.008],
+    "max_beta": [0.999],
+}
+T |= {
+    "start": [-3.0],
+    "end": [3.0],
+    "tau": [1.0],
+    "clip_min": [1e-9],
+    "time_scale": [1000.0],
+    "rho": [7, 3.0],
+}
+T |= {
+    "sigma_min": [0.002],
+    "sigma_max": [80.0],
+    "sigma_data": [0.5],
+    "betas": [[0.1, 0.2], (0.5, 1.0)],
+}
 
 
 def _good(names: str, **more: list[Any]) -> dict[str, list[Any]]:
@@ -322,7 +418,8 @@ def _targets(small: Sampler, folder: Path, out: Path) -> list[st.SearchStrategy[
     bundle = small.bundle
     schedule = bundle.schedule
     program = bundle.program(steps=2)
-    fields = "seed label guidance solver steps grid options guidance_interval start picture strength up known mask"
+    fields = "seed label guidance solver steps grid options guidance_interval start picture"
+    fields += " strength up known mask"
     requests = [[], [Request(0)], [Request(0, 1), Request(1, "two", steps=2)]]
     path = {"path": [folder, str(folder), "nowhere"]}
     opening = {"backend": ["auto", "onnxruntime"], "precision": ["auto", "fp32", "int8"]}
@@ -335,10 +432,16 @@ def _targets(small: Sampler, folder: Path, out: Path) -> list[st.SearchStrategy[
         cases("pictures", s.pictures, _good(f"n seed {HOW}"), more=True),
         cases("Request", _of_request(s), _good(fields), ("seed",)),
         cases("Request", _of_request(s), _good(fields), ("seed",)),
-        cases("sample_requests", s.sample_requests, _good("on_step", requests=requests), ("requests",)),
+        cases("requests", s.sample_requests, _good("on_step", requests=requests), ("requests",)),
         cases("to_uint8", s.to_uint8, {"samples": [IMAGES, IMAGE]}),
-        cases("stylize", s.stylize, _good(f"pictures seed strength convert {HOW}"), ("pictures",), True),
-        cases("invert", s.invert, _good(f"pictures seed strength convert {HOW}"), ("pictures",), True),
+        cases(
+            "stylize",
+            s.stylize,
+            _good(f"pictures seed strength convert {HOW}"),
+            ("pictures",),
+            True,
+        ),
+        cases("invert", s.invert, _good(f"pictures strength convert {HOW}"), ("pictures",), True),
         cases(
             "translate",
             s.translate,
@@ -349,7 +452,10 @@ def _targets(small: Sampler, folder: Path, out: Path) -> list[st.SearchStrategy[
         cases(
             "inpaint",
             s.inpaint,
-            _good(f"pictures seed convert {HOW}", mask=[np.ones((4, 4)), IMAGES > 0, Image.new("L", (4, 4))]),
+            _good(
+                f"pictures seed convert {HOW}",
+                mask=[np.ones((4, 4)), IMAGES > 0, Image.new("L", (4, 4))],
+            ),
             ("pictures", "mask"),
             True,
         ),
@@ -393,7 +499,13 @@ def _targets(small: Sampler, folder: Path, out: Path) -> list[st.SearchStrategy[
         cases(
             "Schedule",
             Schedule,
-            {"name": ["x"], "alpha": [[0.9, 0.5]], "sigma": [[0.1, 0.9]], "time": [[0, 1]], "parameters": [{}]},
+            {
+                "name": ["x"],
+                "alpha": [[0.9, 0.5]],
+                "sigma": [[0.1, 0.9]],
+                "time": [[0, 1]],
+                "parameters": [{}],
+            },
             ("name", "alpha", "sigma", "time"),
         ),
         cases("Schedule.from_json", Schedule.from_json, {"value": [schedule.to_json()]}),
@@ -418,20 +530,41 @@ def _targets(small: Sampler, folder: Path, out: Path) -> list[st.SearchStrategy[
             _good("pictures convert", shape=[SHAPE], low=[-1.0], high=[1.0]),
             ("pictures", "shape"),
         ),
-        cases("tile", pictures.tile, {"pictures": [GREY], "columns": [None, 2], "gap": [0, 2]}, ("pictures",)),
-        cases("save", pictures.save, {**where, "picture": [GREY[0]], "least": [0, 9]}, ("path", "picture")),
+        cases(
+            "tile",
+            pictures.tile,
+            {"pictures": [GREY], "columns": [None, 2], "gap": [0, 2]},
+            ("pictures",),
+        ),
+        cases(
+            "save",
+            pictures.save,
+            {**where, "picture": [GREY[0]], "least": [0, 9]},
+            ("path", "picture"),
+        ),
         cases(
             "save_animation",
             pictures.save_animation,
             {**where, "frames": [GREY], "least": [9], "frame_ms": [60], "last_ms": [100]},
             ("path", "frames"),
         ),
-        cases("runtime.to_uint8", pictures.to_uint8, {"samples": [IMAGES], "low": [-1.0], "high": [1.0]}, ("samples",)),
-        cases("from_uint8", pictures.from_uint8, {"pictures": [GREY], "low": [-1.0], "high": [1.0]}, ("pictures",)),
+        cases(
+            "runtime.to_uint8",
+            pictures.to_uint8,
+            {"samples": [IMAGES], "low": [-1.0], "high": [1.0]},
+            ("samples",),
+        ),
+        cases(
+            "from_uint8",
+            pictures.from_uint8,
+            {"pictures": [GREY], "low": [-1.0], "high": [1.0]},
+            ("pictures",),
+        ),
         cases("picture_format", pictures.picture_format, where),
         cases("animation_format", pictures.animation_format, where),
     ]
-    found += [cases(name, make, {key: T[key] for key in _parameters(make)}) for name, make in SCHEDULES.items()]
+    for name, make in SCHEDULES.items():
+        found.append(cases(name, make, {key: T[key] for key in _parameters(make)}))
     return found
 
 
@@ -464,7 +597,11 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.usefixtures("quick_backend")
-def test_any_value_of_any_argument_is_used_or_refused(small: Sampler, folder: Path, there: Path) -> None:
+def test_any_value_of_any_argument_is_used_or_refused(
+    small: Sampler,
+    folder: Path,
+    there: Path,
+) -> None:
     @fuzz(400)
     @given(one_of(_targets(small, folder, there)))
     def attempt(case: Case) -> None:

@@ -57,7 +57,7 @@ BENCH = SAMPLING | {
 
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a bundle and images in it. Nothing is measured, no library is opened."""
+    """The working folder, with a bundle and images. Nothing is measured, no library is opened."""
     write_small_bundle(tmp_path / "bundle")
     for name in ("0.png", "1.png"):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)
@@ -96,12 +96,29 @@ def every_command() -> list[st.SearchStrategy[Command]]:
             ("translate", "--from=0", "--to=1"),
         ),
         commands(
-            "inpaint", edit.main, [bundle, image], {**MAKING, "--mask": image}, convert, ("inpaint", "--mask=1.png")
+            "inpaint",
+            edit.main,
+            [bundle, image],
+            {**MAKING, "--mask": image},
+            convert,
+            ("inpaint", "--mask=1.png"),
         ),
         commands(
-            "interpolate", edit.main, [bundle, ["0", "0.png"], ["3", "1.png"]], several, convert, ("interpolate",)
+            "interpolate",
+            edit.main,
+            [bundle, ["0", "0.png"], ["3", "1.png"]],
+            several,
+            convert,
+            ("interpolate",),
         ),
-        commands("variations", edit.main, [bundle, image], {**several, "--amount": ["0.5"]}, convert, ("variations",)),
+        commands(
+            "variations",
+            edit.main,
+            [bundle, image],
+            {**several, "--amount": ["0.5"]},
+            convert,
+            ("variations",),
+        ),
         commands("animate", edit.main, [bundle], several, convert, ("animate",)),
         commands("animate", edit.main, [bundle, image], several, convert, ("animate",)),
         commands("edit", edit.main, [["x", "stylize"], bundle], {}),
