@@ -216,15 +216,35 @@ def many(name: str, value: Any, n: int) -> list[Any]:
     raise RequestError(f"`{name}` must be {rule}, got {count}. Pass one for all, or one each.")
 
 
+def array_of(value: Any, most: int = MAX_ELEMENTS) -> NDArray[Any]:
+    """`value` as an array: an array or a tensor of any size, or nested sequences of `most` entries.
+
+    Raises any Exception if it is none. numpy itself would fill all memory with range(10**10).
+    """
+    if getattr(value, "shape", None) is None:
+        _count(value, most)
+    return np.asarray(value)
+
+
+def _count(value: Any, most: int) -> int:
+    """The entries of nested sequences. Raises ValueError if there are more than `most`."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return 1
+    count = len(value)
+    if count <= most and not isinstance(value, range):
+        count = sum(_count(entry, most) for entry in value)
+    if count > most:
+        raise ValueError(f"more than {most} entries")
+    return count
+
+
 def numbers(name: str, value: Any, rule: str) -> NDArray[np.float64]:
     """`value` as an array of finite float64, of any shape.
 
     Raises RequestError, with `rule`, for anything else: booleans and strings are no numbers.
     """
     try:
-        if hasattr(value, "__len__") and len(value) > MAX_LENGTH:
-            raise ValueError
-        array = np.asarray(value)
+        array = array_of(value, MAX_LENGTH)
         if array.dtype == object and array.ndim == 1:  # Fractions, Decimals, very large integers
             array = np.array([_real(entry) for entry in array.tolist()])
         if array.dtype.kind not in "fiu":

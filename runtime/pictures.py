@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import (
+    array_of,
     enough_memory,
     flag,
     integer,
@@ -66,7 +67,7 @@ def _range(low: Any, high: Any) -> tuple[float, float]:
 def _array(name: str, value: Any, kinds: str, rule: str) -> NDArray[Any]:
     """`value` as an array of one of these kinds of numbers. Raises RequestError for anything else."""
     try:
-        array = np.asarray(value)
+        array = array_of(value)
         if array.dtype.kind in kinds:
             return array
     except Exception:
@@ -252,8 +253,7 @@ def _image(picture: Any, name: str) -> tuple[Any, str]:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
             raise RequestError(
-                f"{name} must be uint8 [H, W] or [H, W, C] or a float sample, "
-                f"got {picture.dtype} {picture.shape}."
+                f"{name} must be uint8 [H, W] or [H, W, C] or a float sample, got {picture.dtype} {picture.shape}."
             )
         flat = picture[..., 0] if picture.shape[2:] == (1,) else picture
         try:

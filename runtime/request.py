@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import flag, instance, integer, number, refused, shown, unwrapped
+from .arguments import array_of, flag, instance, integer, number, refused, shown, unwrapped
 from .backends import Float32
 from .bundle import Bundle
 from .errors import RequestError
@@ -95,7 +95,7 @@ class Planner:
         shape = self.bundle.sample_shape
         rule = f"finite floats of shape {shape} for each sample"
         try:
-            array = np.asarray(value)
+            array = array_of(value)
         except Exception:  # the value is somebody's own class, or a tensor that needs a gradient
             raise refused(name, rule, value) from None
         if array.shape != shape or array.dtype.kind != "f":

@@ -17,7 +17,19 @@ from typing import Any, NamedTuple, ParamSpec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments import MAX_LENGTH, bind, choice, integer, number, numbers, option_names, reason, refused, shown
+from .arguments import (
+    MAX_LENGTH,
+    array_of,
+    bind,
+    choice,
+    integer,
+    number,
+    numbers,
+    option_names,
+    reason,
+    refused,
+    shown,
+)
 from .errors import RequestError
 
 Float64 = NDArray[np.float64]
@@ -188,7 +200,7 @@ def _plain(value: Any) -> Any:
 def _floats(name: str, value: Any) -> Float64:
     """`value` as a float64 array that may hold NaN and infinities. Raises RequestError for others."""
     try:
-        return np.asarray(value, np.float64)
+        return np.asarray(array_of(value, MAX_LENGTH), np.float64)
     except Exception:
         raise refused(name, "a number or an array of numbers", value) from None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -275,6 +277,22 @@ def fuzz(count: int) -> settings:
         derandomize=not asked,
         suppress_health_check=list(HealthCheck),
     )
+
+
+@contextmanager
+def bounded_memory(size: int = 6 << 30) -> Iterator[None]:
+    """Let the block allocate `size` bytes at most, on Linux: what asks for more is a MemoryError."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        yield
+        return
+    used = int(status.read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def one_of(strategies: list[st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:

@@ -14,7 +14,7 @@ from hypothesis import given
 
 from runtime import RequestError, UnnoiseError, make_schedule
 
-from .arbitrary import Case, cases, fuzz, one_of
+from .arbitrary import Case, bounded_memory, cases, fuzz, one_of
 from .commands import Command, commands
 from .small_bundle import write_small_bundle
 
@@ -94,7 +94,8 @@ def test_any_argument_of_build_bundle_is_used_or_refused() -> None:
         with pytest.raises(UnnoiseError):
             case.run()
 
-    attempt()
+    with bounded_memory():
+        attempt()
 
 
 def every_command() -> list[Any]:
@@ -179,4 +180,5 @@ def test_any_word_of_an_exporters_or_trainers_command_is_used_or_refused() -> No
     def attempt(command: Command) -> None:
         assert command.fault() is None, command
 
-    attempt()
+    with bounded_memory():
+        attempt()

@@ -38,7 +38,7 @@ from runtime.sampler import MAX_SAMPLES, slerp
 from runtime.schedule import SCHEDULES
 from runtime.solvers import SOLVERS
 
-from ..arbitrary import Case, cases, fuzz, hostile, one_of
+from ..arbitrary import Case, bounded_memory, cases, fuzz, hostile, one_of
 from ..small_bundle import SmallBackend, write_small_bundle
 
 SHAPE = (1, 4, 4)
@@ -261,6 +261,10 @@ def test_a_tensor_without_dimensions_is_a_scalar(small: Sampler) -> None:
         (lambda s: noise(0, Stream.STEP, 0, (-1,)), "`shape` must be 0 to"),
         (lambda s: noise(0, Stream.STEP, 0, (10**5, 10**5)), "`shape` must be of at most"),
         (lambda s: slerp(IMAGE, IMAGE[0], 0.5), "`a` and `b` must have one shape"),
+        (lambda s: s.bundle.schedule.level(range(10**10)), "`time` must be a number or an array"),
+        (lambda s: s.bundle.schedule.time_at([range(10**10)]), "`log_snr` must be a number or an"),
+        (lambda s: s.sample_requests([Request(0, start=range(10**10))]), "`start` must be finite"),
+        (lambda s: pictures.to_uint8([[range(10**10)]]), "`samples` must be an array of numbers"),
         (lambda s: slerp(None, IMAGE, 0.5), "`a` must be a float array"),
         (lambda s: pictures.tile(None), "`pictures` must be a uint8 array [n, H, W, C], got None."),
         (lambda s: pictures.tile(GREY, columns=10**7), "is too large"),
@@ -613,4 +617,5 @@ def test_any_value_of_any_argument_is_used_or_refused(
             return
         assert len(message) < 2000, message
 
-    attempt()
+    with bounded_memory():
+        attempt()

@@ -19,7 +19,7 @@ import runtime.sampler
 from runtime import Bundle, RequestError, edit, info, sample
 from runtime.backends import open_backend
 
-from ..arbitrary import fuzz, one_of
+from ..arbitrary import bounded_memory, fuzz, one_of
 from ..commands import Command, commands
 from ..small_bundle import SmallBackend, write_small_bundle
 
@@ -135,4 +135,5 @@ def test_any_word_is_used_or_refused_with_a_message() -> None:
     def attempt(command: Command) -> None:
         assert command.fault() is None, command
 
-    attempt()
+    with bounded_memory():
+        attempt()
