@@ -16,18 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from runtime.arguments import number
 from runtime.errors import status
-from runtime.files import from_json, to_json, write_text
+from runtime.files import to_json, write_text
 from runtime.schedule import Float64
 
 from . import checkpoint as checkpoints
 from .checkpoint import Tensors
 from .config import Config
 from .errors import CheckpointError
+from .runs import read_run
 
 
 def half_life_decay(batch: int, half_life: float, step: int) -> float:
@@ -103,11 +105,20 @@ def combination(snapshots: Sequence[tuple[float, float]], t: float, gamma: float
 
 
 def stored(run: Path) -> dict[tuple[int, float], Path]:
-    """The snapshots of a run: (step, width) → file."""
-    return {
-        (int(path.parent.name.removeprefix("step-")), float(path.stem.removeprefix("power-"))): path
-        for path in sorted(run.glob("snapshots/step-*/power-*.safetensors"))
-    }
+    """Return the snapshots of a run: (step, width) → file.
+
+    Raises:
+        CheckpointError: A file there has another name than a snapshot.
+    """
+    found = {}
+    for path in sorted(run.glob("snapshots/step-*/power-*.safetensors")):
+        step = path.parent.name.removeprefix("step-")
+        try:
+            width = number("width", float(path.stem.removeprefix("power-")), 1e-3, 0.28)
+            found[int(step), width] = path
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not named like a snapshot. Move it away.") from error
+    return found
 
 
 def post_hoc(run: Path, width: float, step: int) -> Tensors:
@@ -120,8 +131,15 @@ def post_hoc(run: Path, width: float, step: int) -> Tensors:
     weights = combination([(s, exponent(w)) for s, w in found], step, exponent(width))
     total: dict[str, Tensor] = {}
     for weight, path in zip(weights.tolist(), found.values(), strict=True):
-        for name, tensor in load_file(path).items():
-            total[name] = total.get(name, torch.zeros_like(tensor, dtype=torch.float64)) + weight * tensor.double()
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"the snapshot {path} is damaged ({error}). Delete it.") from error
+        if total and {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in total.items()}:
+            raise CheckpointError(f"the snapshot {path} is of another network. Delete it.")
+        for name, tensor in tensors.items():
+            before = total.get(name, torch.zeros_like(tensor, dtype=torch.float64))
+            total[name] = before + weight * tensor.double()
     return {name: tensor.float() for name, tensor in total.items()}
 
 
@@ -132,10 +150,13 @@ def write_run(run: Path, width: float) -> Path:
     if checkpoint is None:
         raise CheckpointError(f"{run} has no checkpoint. Train it first: python -m trainer.fit.")
     out = run.with_name(f"{run.name}-ema-{width:.3f}")
-    record = from_json((run / "config.json").read_bytes())
-    write_text(out / "config.json", to_json({**record, "name": out.name}))
+    config, rest = read_run(run)
+    record = replace(config, name=out.name).to_json() | rest
     average = post_hoc(run, width, checkpoint.step)
+    if {k: v.shape for k, v in average.items()} != {k: v.shape for k, v in checkpoint.ema.items()}:
+        raise CheckpointError(f"the snapshots of {run} are of another network than its checkpoint.")
     checkpoints.write(out / "checkpoints", replace(checkpoint, ema=average), keep=1)
+    write_text(out / "config.json", to_json(record))
     return out
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from runtime.files import from_json, replacing_folder, to_json
 
 from .errors import CheckpointError
+from .objective import BUCKETS
 from .sharding import as_held
 
 Tensors = dict[str, Tensor]
@@ -130,6 +131,8 @@ def read(path: Path) -> Checkpoint:
 
     try:
         state = from_json((path / "state.json").read_bytes())
+        if fault := _fault(state):
+            raise damaged(f"state.json {fault}")
         if path.name != _name(state["step"]):
             raise damaged(f"state.json is that of step {state['step']}")
         parts = {}
@@ -152,6 +155,30 @@ def read(path: Path) -> Checkpoint:
         raise damaged(f"{Path(error.filename).name} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _fault(state: Any) -> str:
+    """Return what is wrong with a state.json, or "" if it has the entries that `write` gives it."""
+    if not isinstance(state, dict):
+        return "is not a JSON object"
+    more = state.get("state", {})
+    if not all(isinstance(value, dict) for value in (state.get("sha256"), state.get("environment"), more)):
+        return "has no sha256, environment or state by name"
+    if type(state.get("step")) is not int or state["step"] < 0:
+        return "has no step"
+    if type(state.get("seconds")) not in (int, float):
+        return "has no seconds"
+    bad = more.get("bad", [])
+    if not isinstance(bad, list) or not all(type(i) is int and i >= 0 for i in bad):
+        return "has a damaged list of unreadable images"
+    buckets = more.get("buckets", [[0.0] * BUCKETS] * 2)
+    rows = buckets if isinstance(buckets, list) else []
+    sound = [isinstance(row, list) and len(row) == BUCKETS and _are_numbers(row) for row in rows]
+    return "" if sound == [True, True] else "has damaged losses"
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
 
 
 def newest(folder: Path) -> Checkpoint | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from runtime.errors import RequestError, unknown
 from runtime.program import PREDICTIONS, Program
 from runtime.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.solvers import make_program
+
+from .labels import text_fault
 
 
 def option(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
@@ -30,6 +33,8 @@ KINDS = {
 """What --data may start with; where something is said of it, a place follows after a colon."""
 FREE = ("workers", "cache_mb", "keep", "bad_pictures", "quality_batch", "sample_every", "checkpoint_every")
 """Options that may differ when a run goes on: they do not change what is learned."""
+LONGEST_NAME = 200
+"""Bytes of a run's name: file systems allow 255, and temporary names are longer than the name."""
 
 
 @dataclass(frozen=True)
@@ -139,33 +144,60 @@ class Config:
 
     def __post_init__(self) -> None:
         if isinstance(self.ema_half_life, int) and not isinstance(self.ema_half_life, bool):
-            object.__setattr__(self, "ema_half_life", (self.ema_half_life,))
-        for f in dataclasses.fields(self):
-            choices, value = f.metadata["choices"], getattr(self, f.name)
-            if choices and value not in choices:
-                raise unknown(f"value for --{flag(f.name)}", value, [c or "''" for c in choices])
-        for name in _COUNTS:
-            integer(flag(name), getattr(self, name), 1)
-        for name in ("size", "warmup", "sample_every", "quality_every", "in_memory_mb", "cache_mb"):
-            integer(flag(name), getattr(self, name), 0)
-        integer("workers", self.workers, -1, 256)
-        integer("seed", self.seed, 0, 2**63 - 1)
+            self._set("ema_half_life", (self.ema_half_life,))
+        self._check_types()
+        for name, (low, high) in _COUNTS.items():
+            self._set(name, integer(flag(name), getattr(self, name), low, high))
         for name, (low, high) in _NUMBERS.items():
-            number(flag(name), getattr(self, name), low, high)
+            self._set(name, number(flag(name), getattr(self, name), low, high))
         self._check_network()
         self._check_averages()
         self._check_data()
-        if "/" in self.name or "\\" in self.name or self.name.startswith("."):
-            raise RequestError(f"a run's name is a plain folder name, found {self.name!r}.")
+        self._check_name()
         if self.make_schedule().alpha[-1] == 0 and self.prediction == "epsilon":
             raise RequestError(
                 "an epsilon network says nothing at zero terminal SNR: use --prediction v, x0 or flow, or another schedule."
             )
         self.sample_program()  # or the first grid, hours later, would be where a wrong solver is found
 
+    def _set(self, name: str, value: Any) -> None:
+        """Store a value as Python's own type: numpy's are not JSON."""
+        object.__setattr__(self, name, value)
+
+    def _check_types(self) -> None:
+        """Check text, booleans, tuples and choices; numbers have their own checks."""
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            choices = f.metadata["choices"]
+            if isinstance(f.default, bool) and not isinstance(value, bool):
+                raise RequestError(f"{flag(f.name)} must be True or False, got {ascii(value)[:80]}.")
+            if isinstance(f.default, tuple) and not isinstance(value, tuple):
+                raise RequestError(f"{flag(f.name)} must be a tuple of numbers, got {ascii(value)[:80]}.")
+            if isinstance(f.default, str):
+                text(f"--{flag(f.name)}", value)
+            if choices and value not in choices:
+                raise unknown(f"value for --{flag(f.name)}", value, [c or "''" for c in choices])
+
+    def _check_name(self) -> None:
+        text("a run's name", self.name)
+        if "/" in self.name or "\\" in self.name or self.name.startswith("."):
+            raise RequestError(f"a run's name is a plain folder name, got {self.name!r}. Choose another --name.")
+        if not self.name.strip() or len(self.name.encode()) > LONGEST_NAME:
+            raise RequestError(
+                f"a run's name must have 1 to {LONGEST_NAME} bytes and not be blank, "
+                f"got {self.name[:80]!r} ({len(self.name.encode())} bytes). Choose another --name."
+            )
+
     def _check_network(self) -> None:
-        if not self.channels or not all(type(c) is int and c >= 8 and c % 8 == 0 for c in self.channels):
+        for value in self.channels:
+            if type(value) is not int or value % 8:
+                raise RequestError(f"channels must be multiples of 8, found {self.channels}.")
+            integer("channels", value, 8, 2**16)
+        if not self.channels:
             raise RequestError(f"channels must be multiples of 8, found {self.channels}.")
+        if len(self.channels) > 16:
+            raise RequestError(f"channels must be at most 16 numbers, got {len(self.channels)}.")
+        self._set("attention", tuple(integer("attention", v, 1, 2**14) for v in self.attention))
         if self.width % (4 * self.heads):
             raise RequestError(
                 f"width must be a multiple of 4 times the heads, found {self.width} with {self.heads} heads."
@@ -178,10 +210,10 @@ class Config:
     def _check_averages(self) -> None:
         if not self.ema_half_life:
             raise RequestError("ema-half-life needs at least one half-life in pictures, such as 10000.")
-        for value in self.ema_half_life:
-            integer("ema-half-life", value, 1)
-        for value in self.ema_power:
-            number("ema-power", value, 1e-3, 0.28)
+        lives = tuple(integer("ema-half-life", value, 1, 10**15) for value in self.ema_half_life)
+        self._set("ema_half_life", lives)
+        powers = tuple(number("ema-power", value, 1e-3, 0.28) for value in self.ema_power)
+        self._set("ema_power", powers)
         for name in ("ema_half_life", "ema_power"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise RequestError(f"{flag(name)} must differ from each other, found {getattr(self, name)}.")
@@ -195,8 +227,7 @@ class Config:
                 f"data {kind!r} needs a place: --data {kind}:{'PATH' if kind == 'folder' else 'PLACE'}, {KINDS[kind]}."
             )
         if not self.name:
-            name = Path(place).resolve().name if kind == "folder" else Path(place.split("{")[0]).stem if place else kind
-            object.__setattr__(self, "name", name.lstrip(".") or "run")
+            self._set("name", _default_name(kind, place).lstrip(".") or "run")
 
     def make_schedule(self) -> Schedule:
         """The schedule of the runtime that this config names."""
@@ -224,10 +255,33 @@ class Config:
         return cls(**given)
 
 
-_COUNTS = (
-    *("T", "steps", "batch", "accumulate", "blocks", "patch", "width", "depth", "heads", "snapshot_every"),
-    *("checkpoint_every", "keep", "log_every", "sample_steps", "quality_samples", "quality_batch"),
-)
+MANY = 10**12
+_COUNTS = {
+    "size": (0, 2**14),
+    "in_memory_mb": (0, 2**24),
+    "cache_mb": (0, 2**24),
+    "workers": (-1, 256),
+    "T": (1, 10**6),
+    "steps": (1, MANY),
+    "batch": (1, 2**20),
+    "accumulate": (1, 2**20),
+    "blocks": (1, 1000),
+    "patch": (1, 2**14),
+    "width": (1, 2**16),
+    "depth": (1, 1000),
+    "heads": (1, 2**14),
+    "warmup": (0, MANY),
+    "seed": (0, 2**63 - 1),
+    "snapshot_every": (1, MANY),
+    "checkpoint_every": (1, MANY),
+    "keep": (1, MANY),
+    "sample_every": (0, MANY),
+    "sample_steps": (1, MANY),
+    "quality_every": (0, MANY),
+    "quality_samples": (1, MANY),
+    "quality_batch": (1, 2**20),
+    "log_every": (1, MANY),
+}
 _NUMBERS = {
     "learning_rate": (1e-12, 1e3),
     "gradient_clip": (1e-12, 1e12),
@@ -240,5 +294,24 @@ _NUMBERS = {
 }
 
 
+def _default_name(kind: str, place: str) -> str:
+    if kind == "folder":
+        return os.path.basename(os.path.realpath(place))
+    return Path(place.split("{")[0]).stem if place else kind
+
+
 def flag(name: str) -> str:
     return name.replace("_", "-")
+
+
+def text(name: str, value: Any) -> str:
+    """Return text that config.json can hold.
+
+    Raises:
+        RequestError: It is not text, not UTF-8, or contains a control character.
+    """
+    if not isinstance(value, str):
+        raise RequestError(f"{name} must be text, got {ascii(value)[:80]} ({type(value).__name__}).")
+    if fault := text_fault(value):
+        raise RequestError(f"{name} {ascii(value)[:200]} {fault}. Rename it, or choose another one.")
+    return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def of_bundle(folder: Path, guidance: float | None, device: str, **changes: Any)
 
     sampler = Sampler.load(folder)
     record = sampler.bundle.provenance.get("config")
-    if record is None:
+    if not isinstance(record, Mapping):
         raise RequestError(
             f"{folder} did not come from a run of trainer.fit: nothing says what data it is to be held against."
         )

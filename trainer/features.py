@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +21,8 @@ from runtime.files import replacing
 from .config import Config
 from .data import Pictures, Source
 from .decode import UnreadablePicture
+from .errors import DataError
+from .log import move_aside
 from .network import norm
 
 Features = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -56,6 +60,8 @@ def read_some(source: Source, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
             found.append(source.read(i))
         except UnreadablePicture:
             continue
+    if not found:
+        raise DataError(f"none of the {len(indices)} images to compare with can be read.")
     return np.stack(found)
 
 
@@ -127,12 +133,8 @@ def features_of(config: Config, source: Source, folder: Path | None, device: tor
 
 def _classifier(source: Source, folder: Path | None, device: torch.device) -> Callable[[NDArray[np.uint8]], Tensor]:
     path = folder / f"features-{source.fingerprint[:16]}.safetensors" if folder else None
-    if path is not None and path.exists():
-        weights = load_file(path)
-        C, H, W = source.sample_shape
-        network = Classifier(C, len(weights["out.bias"]), max(0, min(4, int(np.log2(min(H, W))) - 1))).to(device).eval()
-        network.load_state_dict(weights)
-    else:
+    network = _stored(path, source, device) if path is not None and os.path.lexists(path) else None
+    if network is None:
         network = train_classifier(source, device)
         if path is not None:
             with replacing(path) as temporary:
@@ -140,8 +142,24 @@ def _classifier(source: Source, folder: Path | None, device: torch.device) -> Ca
     return lambda pictures: network.features(_samples(pictures, device))
 
 
+def _stored(path: Path, source: Source, device: torch.device) -> Classifier | None:
+    """Return the classifier of a file. One that is damaged is moved aside, and None is returned."""
+    C, H, W = source.sample_shape
+    halvings = max(0, min(4, int(np.log2(min(H, W))) - 1))
+    try:
+        weights = load_file(path)
+        network = Classifier(C, len(weights["out.bias"]), halvings).to(device).eval()
+        network.load_state_dict(weights)
+    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
+        move_aside(path, f"{path} is not a classifier that was trained here ({str(error)[:200]}).")
+        return None
+    return network
+
+
 def _inception(path: str, device: torch.device) -> Callable[[NDArray[np.uint8]], Tensor]:
     """A TorchScript file such as StyleGAN's inception-2015-12-05.pt: uint8 [B, 3, H, W] → [B, 2048]."""
+    if not Path(path).is_file():
+        raise RequestError(f"--features {path}: there is no such file.")
     try:
         network = torch.jit.load(path, map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
@@ -149,6 +167,15 @@ def _inception(path: str, device: torch.device) -> Callable[[NDArray[np.uint8]],
 
     def call(pictures: NDArray[np.uint8]) -> Tensor:
         x = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(device)
-        return network(x.expand(-1, 3, -1, -1), return_features=True)
+        try:
+            found = network(x.expand(-1, 3, -1, -1), return_features=True)
+        except Exception as error:  # a TorchScript program may raise anything
+            raise RequestError(
+                f"--features {path} cannot be called as Inception's file is, with uint8 [B, 3, H, W] "
+                f"and return_features=True ({str(error)[:200]})."
+            ) from error
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(pictures):
+            raise RequestError(f"--features {path} must give features [B, d], a row per image.")
+        return found
 
     return call

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import logging
 import math
+import shlex
 import signal
 import sys
 import time
@@ -27,8 +28,10 @@ from runtime.progress import Progress, clock
 from . import checkpoint as checkpoints
 from . import data
 from .checkpoint import Checkpoint
-from .config import Config
+from .config import Config, text
+from .errors import TrainingError
 from .evaluate import Judge, require_comparable
+from .labels import unused
 from .log import BUCKET_COLUMNS, Log
 from .networks import cost, peak_flops
 from .options import add_arguments, from_arguments
@@ -36,7 +39,7 @@ from .processes import Processes, join, leave
 from .runs import claim, note_start, open_run
 from .start import fitting, start_of
 from .step import Trainer
-from .streams import Stream, too_many, too_many_error
+from .streams import Stream, too_many, too_many_error, vanished
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +71,26 @@ def fit(config: Config, runs: Path = Path("runs")) -> bool:
     """
     with asked_to_stop() as stop:
         processes = join(config.device)
-        with processes.together(), ExitStack() as held:
+        with processes.together(), enough_memory(config), ExitStack() as held:
             return Run(config, runs / config.name, processes, held).train(stop)
+
+
+@contextmanager
+def enough_memory(config: Config) -> Iterator[None]:
+    """Turn what torch and numpy raise when memory runs out into a TrainingError with the remedy."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in OUT_OF_MEMORY):
+            raise
+        raise TrainingError(
+            f"memory ran out ({' '.join(str(error).split())[:200] or 'MemoryError'}). Use a smaller "
+            f"--batch (now {config.batch}), more --accumulate (now {config.accumulate}), a smaller "
+            "network or --size, or --checkpointing."
+        ) from error
+
+
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")
 
 
 class Run:
@@ -79,6 +100,8 @@ class Run:
         """held: to be closed when the run is left."""
         self.config, self.folder, self.processes = config, folder, processes
         old = folder.is_dir()
+        if not processes.main:
+            logging.getLogger("trainer").setLevel(logging.ERROR)  # the first one warns for all
         if processes.main and old:
             held.enter_context(claim(folder))
         processes.wait()  # or one might read a checkpoint that another does not see yet
@@ -149,7 +172,8 @@ class Run:
                 f"{'done' if done else 'stopped'} after step {trainer.step} of {config.steps}, "
                 f"{clock(trainer.seconds)} of training: {self.folder}"
             )
-            print(f"next: python -m export.build {self.folder}" if done else "the same command again goes on from here")
+            build = shlex.join(["python", "-m", "export.build", str(self.folder)])
+            print(f"next: {build}" if done else "the same command again goes on from here")
         return done
 
     def _after_step(self, found: dict[str, float]) -> None:
@@ -209,6 +233,16 @@ class Run:
                 temporary.write_text("\n".join(names) + "\n", encoding="utf-8", errors="surrogateescape")
         if too_many(len(bad), len(self.source)):
             raise too_many_error(names, len(self.source))
+        if self.source.classes and (gone := self._vanished(bad, self.source)):
+            raise vanished(gone)
+
+    @staticmethod
+    def _vanished(bad: set[int], source: Stream) -> list[str]:
+        """Return the classes that have images of which none can be read."""
+        kept = np.ones(len(source), bool)
+        kept[list(bad)] = False
+        gone = set(unused(source.classes, source.labels[kept])) - set(unused(source.classes, source.labels))
+        return sorted(gone)
 
     def save_grid(self) -> None:
         trainer = self.trainer
@@ -240,7 +274,7 @@ class Run:
         if self.log is not None and self.log.quality is not None:
             self.judge = self.judge or Judge(self.config, self.source, self.folder, trainer.device)
             found = self.judge(lambda n, seed, label: trainer.sample(n, seed=seed, label=label, weights=ema))
-            before = [float(row["frechet"]) for row in self.log.quality.rows]
+            before = [float(row["frechet"]) for row in self.log.quality.rows if row.get("frechet")]
             better = found["frechet"] < min(before, default=math.inf)
             self.log.quality_row({"step": trainer.step, **found})
         if self.processes.any(better):
@@ -288,7 +322,14 @@ def describe(config: Config, trainer: Trainer, cost: Any) -> None:
 
 def dry_run(config: Config) -> None:
     """Everything but the training: load the data, make the network, take three steps, say how long the whole would take; write nothing."""
+    with enough_memory(config):
+        _dry_run(config)
+
+
+def _dry_run(config: Config) -> None:
     source = data.load(config)
+    if config.quality_every:
+        require_comparable(config, source)
     trainer = Trainer(config, source)
     start(trainer)
     describe(config, trainer, cost(config, source.sample_shape, trainer.num_classes))
@@ -317,6 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def action() -> int:
         config = from_arguments(given)
+        text("--runs", str(given.runs))
         if given.dry_run:
             dry_run(config)
             return 0

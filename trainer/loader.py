@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from .config import Config
 from .data import Pictures, Source
@@ -28,6 +29,13 @@ from .decode import UnreadablePicture
 from .errors import DataError
 from .processes import Processes
 from .streams import Stream
+
+SHARED_MEMORY = "/dev/shm"
+"""Where workers put batches for the process that trains."""
+SHARED_MEMORY_WORDS = ("shared memory", "shm", "bus error", "no space left", "torch_", "semaphore", "semlock")
+AHEAD = 4
+"""Batches that each worker reads ahead."""
+LABEL_BYTES = 8
 
 
 @lru_cache(maxsize=2)
@@ -117,7 +125,18 @@ class Reading(Dataset[Batch]):
         indices = np.array([i for i, _ in pictures])
         images = np.stack([picture for _, picture in pictures]).transpose(0, 3, 1, 2)
         labels = self.stream.labels[indices]
-        return Batch(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels), tuple(sorted(set(bad))))
+        batch = Batch(
+            torch.from_numpy(np.ascontiguousarray(images)),
+            torch.from_numpy(labels),
+            tuple(sorted(set(bad))),
+        )
+        if get_worker_info() is not None:
+            try:  # here, because DataLoader does it in a thread whose errors nobody sees
+                batch.images.share_memory_()
+                batch.labels.share_memory_()
+            except (RuntimeError, OSError) as error:
+                return Batch(torch.empty(0), torch.empty(0), error=str(shared_memory_full(error)))
+        return batch
 
     def _picture(self, i: int, crop: float, bad: list[int]) -> tuple[int, NDArray[np.uint8]]:
         for k in range(100):
@@ -133,6 +152,38 @@ class Reading(Dataset[Batch]):
                 self.decoded.put(at, found)
             return at, found
         raise DataError(f"{self.stream.names[i]} and the 99 pictures after it cannot be read.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def shared_memory_full(error: Exception) -> DataError:
+    return DataError(
+        f"workers cannot pass images to the process that trains, through {SHARED_MEMORY} "
+        f"({_first_line(error)}). Make it larger (docker run --shm-size 1g), or use --workers 0."
+    )
+
+
+def require_shared_memory(workers: int, batch_bytes: int) -> None:
+    """Check that the batches that workers read ahead fit in shared memory.
+
+    If they do not, the system kills a worker with a bus error in the middle of a run.
+
+    Raises:
+        DataError: There is too little room.
+    """
+    needed = workers * AHEAD * batch_bytes
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:  # not Linux
+        return
+    if needed > free:
+        raise DataError(
+            f"{SHARED_MEMORY} has {free / 2**20:.1f} MiB left, and {workers} workers that read "
+            f"{AHEAD} batches ahead need {needed / 2**20:.1f} MiB there. Make it larger "
+            "(docker run --shm-size 1g), use fewer --workers, or use --workers 0."
+        )
 
 
 def _same(batch: Any) -> Any:
@@ -176,15 +227,17 @@ class Batches:
         return Batch(self._images[index].contiguous(), self._labels[index])
 
     def _from_stream(self, step: int) -> Batch:
-        if step != self._next:
-            self._ahead, self._next = iter(self._loader(step)), step
-        self._next += 1
         try:
+            if step != self._next:
+                self._ahead, self._next = iter(self._loader(step)), step
+            self._next += 1
             found = next(self._ahead)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
+            if any(word in str(error).lower() for word in SHARED_MEMORY_WORDS):
+                raise shared_memory_full(error) from error
             raise DataError(
-                f"a process that reads pictures is gone ({str(error).splitlines()[0]}). "
-                "Where memory ran out, use fewer --workers or a smaller --cache-mb."
+                f"a process that reads images is gone ({_first_line(error)}). If memory ran out, use "
+                "fewer --workers or a smaller --cache-mb; --workers 0 reads in the process that trains."
             ) from error
         if found.error:
             raise DataError(found.error)
@@ -197,6 +250,8 @@ class Batches:
         if "fork" not in multiprocessing.get_all_start_methods():
             workers = 0  # what is decoded is kept in memory that only forked processes share
         assert isinstance(self.source, Stream)
+        share = self.config.batch // self.processes.count
+        require_shared_memory(workers, share * (int(np.prod(self.source.shape)) + LABEL_BYTES))
         return DataLoader(
             Reading(self.source, self._decoded),
             batch_sampler=self._wanted(first),
@@ -204,7 +259,7 @@ class Batches:
             worker_init_fn=_worker,
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=AHEAD if workers else None,
             pin_memory=self.processes.device.type == "cuda",
             generator=torch.Generator(),  # or it would draw from the global one
         )

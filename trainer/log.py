@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import itertools
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,8 +16,10 @@ import numpy as np
 
 from runtime.files import replacing
 
+from .errors import CheckpointError
 from .objective import BUCKETS
 
+log = logging.getLogger(__name__)
 BUCKET_COLUMNS = tuple(f"loss_{i}" for i in range(BUCKETS))
 TIME_COLUMNS = ("pictures_per_s", "seconds", "waiting", "of_peak")
 """Columns that tell the time; all others are the same for every run of one config."""
@@ -26,16 +30,24 @@ QUALITY_COLUMNS = ("step", "frechet", "kernel", "precision", "recall")
 
 
 class Table:
-    """A CSV file of rows by step. Rows after `step` are cut, so that a resumed run has no step twice."""
+    """A CSV file of rows by step. Rows after `step` are cut, so that a resumed run has no step twice.
+
+    A file that is no such table is moved aside: a log must not keep a run from resuming.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
         self.columns = columns
-        self.rows = [row for row in read(path) if int(row["step"]) <= step]
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        try:
+            rows = read(path)
+        except CheckpointError as error:
+            rows = []
+            move_aside(path, str(error))
+        self.rows = [row for row in rows if int(row["step"]) <= step]
+        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        self._file = path.open("a", newline="")
+        self._file = path.open("a", newline="", encoding="utf-8")
         self._writer: Any = csv.DictWriter(self._file, columns, restval="")
 
     def row(self, values: Mapping[str, float]) -> None:
@@ -55,11 +67,36 @@ def _text(value: float) -> str:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a table, none where there is no file. A row that a kill cut short is left out."""
-    if not path.exists():
+    """Return the whole rows of a table, none if there is no file.
+
+    A row that a kill cut short is left out.
+
+    Raises:
+        CheckpointError: The file is not a table with a column `step` whose values are numbers.
+    """
+    if not os.path.lexists(path):
         return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row["step"] and None not in row.values()]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            if "step" not in (table.fieldnames or ()):
+                raise ValueError("its first line names no column `step`")
+            rows = [row for row in table if row["step"] and None not in row.values()]
+        for row in rows:
+            int(row["step"])
+            for value in row.values():
+                float(value or 0)
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise CheckpointError(f"{path} is not a log that trainer.fit wrote ({error}).") from error
+    return rows
+
+
+def move_aside(path: Path, reason: str) -> None:
+    """Rename a damaged file that is a mere record to a free name beside it, with a warning."""
+    others = (path.with_name(f"{path.name}.damaged{i or ''}") for i in itertools.count())
+    aside = next(other for other in others if not os.path.lexists(other))
+    path.rename(aside)
+    log.warning("%s It was moved to %s, and the run goes on without it.", reason, aside.name)
 
 
 class Log:
@@ -70,7 +107,10 @@ class Log:
 
         self.steps = Table(folder / "log.csv", COLUMNS, step)
         self.quality = Table(folder / "quality.csv", QUALITY_COLUMNS, step) if config["quality_every"] else None
-        self._events: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        events = folder / "tensorboard"
+        if os.path.lexists(events) and not events.is_dir():
+            move_aside(events, f"{events} is not a folder.")
+        self._events: Any = SummaryWriter(str(events), purge_step=step + 1)
         self._wandb = _wandb(folder, config)
 
     def row(self, values: Mapping[str, float]) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import status
-from runtime.files import from_json, write_text
+from runtime.files import write_text
 
 from . import log
 from .log import BUCKET_COLUMNS, QUALITY_COLUMNS
-from .runs import read_run
+from .runs import read_run, read_starts
 
 WIDTH, HEIGHT, EDGE = 460, 220, 44
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
@@ -29,7 +29,8 @@ Points = list[tuple[float, float]]
 
 def points(rows: Iterable[dict[str, str]], column: str) -> Points:
     """(step, value) of the rows that have one."""
-    return [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]
+    found = [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]
+    return [(x, y) for x, y in found if math.isfinite(y)]
 
 
 def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> str:
@@ -75,7 +76,7 @@ def table(pairs: Iterable[tuple[str, Any]]) -> str:
 
 def picture(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{path.stem}</figcaption></figure>'
+    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{html.escape(path.stem)}</figcaption></figure>'
 
 
 def chosen(paths: Sequence[Path], most: int = 6) -> list[Path]:
@@ -119,9 +120,10 @@ def summary(run: Path) -> list[tuple[str, Any]]:
         found += [
             (
                 "trained",
-                f"{last['step']} of {config.steps} steps, {last['pictures']} pictures, {float(last['seconds']):.0f} s",
+                f"{last['step']} of {config.steps} steps, {last.get('pictures') or '?'} pictures, "
+                f"{float(last.get('seconds') or 0):.0f} s",
             ),
-            ("last loss", last["loss"]),
+            ("last loss", last.get("loss") or "not finite"),
             ("pictures that could not be read", last.get("bad") or 0),
         ]
     if best := sorted((run / "best").glob("step-*")):
@@ -130,9 +132,9 @@ def summary(run: Path) -> list[tuple[str, Any]]:
 
 
 def report(run: Path) -> str:
-    """The page. Raises CheckpointError where `run` is no run."""
+    """Return the page. Raises CheckpointError if `run` is no run, or its logs are damaged."""
     config, _ = read_run(run)
-    starts = from_json((run / "starts.json").read_bytes()) if (run / "starts.json").exists() else []
+    starts = read_starts(run)
     grids = [picture(path) for path in chosen(sorted(run.glob("samples/step-*.png")))]
     parts = [
         f"<h1>{html.escape(run.name)}</h1>",
@@ -146,11 +148,11 @@ def report(run: Path) -> str:
         "<h2>Starts</h2>",
     ]
     for start in starts:
-        title = html.escape(f"{start['time']}, from step {start['step']}, commit {start['commit']}")
+        title = html.escape(f"{start['time']}, from step {start['step']}, commit {start.get('commit')}")
         rest = {
-            **start["environment"],
-            **start["versions"],
-            **{k: start[k] for k in ("parameters", "flops", "peak_flops")},
+            **start.get("environment", {}),
+            **start.get("versions", {}),
+            **{k: start[k] for k in ("parameters", "flops", "peak_flops") if k in start},
         }
         parts.append(f"<details><summary>{title}</summary>{table(rest.items())}</details>")
     head = f"<!doctype html><meta charset=utf-8><title>{html.escape(run.name)}</title><style>{STYLE}</style>"

@@ -301,14 +301,22 @@ class Trainer:
             if {n: w.shape for n, w in mine.items()} != {n: w.shape for n, w in found.items()}:
                 raise CheckpointError("the checkpoint's weights are not those of this config's network.")
             take(mine, found)
-        checkpoints.restore_optimizer(self.optimizer, list(self.weights), checkpoint.optimizer)
+        try:
+            checkpoints.restore_optimizer(self.optimizer, list(self.weights), checkpoint.optimizer)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint's optimizer state is not that of this config's network ({error})."
+            ) from error
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
         state = checkpoint.state
         self.bad = set(state.get("bad", ()))
         if "buckets" in state:
             self.bucket_losses = torch.tensor(state["buckets"], dtype=torch.float64)
         if self.scaler.is_enabled() and "scaler" in state:
-            self.scaler.load_state_dict(state["scaler"])
+            try:
+                self.scaler.load_state_dict(state["scaler"])
+            except (KeyError, TypeError, RuntimeError) as error:
+                raise CheckpointError(f"the checkpoint's loss scale is damaged ({error}).") from error
 
     def take_bucket_losses(self) -> list[float]:
         """The mean loss in each stretch of knots since this was last asked; NaN where none was drawn."""

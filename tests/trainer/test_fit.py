@@ -488,7 +488,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tmp_path: Path, capsys:
         (["--data", "emojis"], "error: unknown data 'emojis'. Did you mean 'emoji'?"),
         (["--data", "folder:nowhere"], "error: nowhere is not a folder."),
         (["--data", "digits", "--channels", "8,8,8,8,8"], "error: pictures of 8x8 cannot be halved 4 times"),
-        (["--steps", "0"], "error: steps must be at least 1, found 0."),
+        (["--steps", "0"], "error: `steps` must be 1 to 1000000000000, got 0."),
     ],
 )
 def test_what_cannot_be_done_is_one_line_on_standard_error_and_status_2(
