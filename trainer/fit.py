@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import logging
 import math
+import os
 import shlex
 import signal
 import sys
@@ -33,7 +34,7 @@ from .errors import TrainingError
 from .evaluate import Judge, require_comparable
 from .labels import unused
 from .log import BUCKET_COLUMNS, Log
-from .networks import cost, peak_flops
+from .networks import Cost, cost, peak_flops
 from .options import add_arguments, from_arguments
 from .processes import Processes, join, leave
 from .runs import claim, note_start, open_run
@@ -90,6 +91,26 @@ def enough_memory(config: Config) -> Iterator[None]:
         ) from error
 
 
+def require_memory(spent: Cost, processes: Processes) -> None:
+    """Check that weights, average and both moments of the optimizer fit in this machine's memory.
+
+    Otherwise the system kills the process without a word.
+
+    Raises:
+        TrainingError: They do not fit.
+    """
+    if processes.device.type != "cpu" or processes.sharding or not hasattr(os, "sysconf"):
+        return
+    needed = spent.parameters * 4 * BYTES_OF_FLOAT
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise TrainingError(
+            f"a network of {spent.parameters / 1e6:.0f} M parameters needs at least {needed / 2**30:.0f} GiB "
+            f"to train, and this machine has {there / 2**30:.0f} GiB. Use smaller --channels, --width or --depth."
+        )
+
+
+BYTES_OF_FLOAT = 4
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")
 
 
@@ -108,6 +129,8 @@ class Run:
         self.source = data.load(config)
         if config.quality_every:
             require_comparable(config, self.source)
+        self.cost = cost(config, self.source.sample_shape, len(self.source.classes))
+        require_memory(self.cost, processes)
         self.trainer = Trainer(config, self.source, processes)
         self.started: dict[str, str] = {}
         checkpoint = checkpoints.newest(folder / "checkpoints")
@@ -119,7 +142,6 @@ class Run:
             open_run(folder, config, self.source)
         processes.wait()  # until config.json is there, or this process is alone because it was refused
         self.written = self._resume(checkpoint)
-        self.cost = cost(config, self.source.sample_shape, self.trainer.num_classes)
         self.peak = peak_flops(self.trainer.device, self.trainer.precision)
         if processes.main:
             describe(config, self.trainer, self.cost)
@@ -330,9 +352,12 @@ def _dry_run(config: Config) -> None:
     source = data.load(config)
     if config.quality_every:
         require_comparable(config, source)
-    trainer = Trainer(config, source)
+    spent = cost(config, source.sample_shape, len(source.classes))
+    processes = join(config.device)
+    require_memory(spent, processes)
+    trainer = Trainer(config, source, processes)
     start(trainer)
-    describe(config, trainer, cost(config, source.sample_shape, trainer.num_classes))
+    describe(config, trainer, spent)
     trainer.train_step()
     begun = time.perf_counter()
     losses = [trainer.train_step()["loss"] for _ in range(2)]

@@ -189,6 +189,16 @@ def test_memory_that_runs_out_is_named_with_the_remedy(tmp_path: Path, monkeypat
         fit(TINY, tmp_path)
 
 
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_network_that_no_memory_holds_is_refused(
+    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--data=digits", "--channels=65536,65536", "--attention=", "--device=cpu", f"--runs={tmp_path / 'runs'}"]
+    assert main([*command, *options]) == 2
+    assert "Use smaller --channels" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_next_command_can_be_copied(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(TINY, run.parent)
     (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("next: ")]
