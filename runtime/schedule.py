@@ -276,7 +276,8 @@ def _parameter(name: str, value: Any) -> int | float:
     if name == "T":
         return integer("T", value, 1, MAX_LENGTH)
     found = number(name, value, -sys.float_info.max, sys.float_info.max)
-    return value if type(value) is int else found
+    # A whole number stays as it was given, so that bundle.json shows it so.
+    return value if type(value) is int and abs(value) < 2**53 else found
 
 
 @_formula

@@ -253,6 +253,7 @@ def test_a_tensor_without_dimensions_is_a_scalar(small: Sampler) -> None:
         ),
         (lambda s: make_schedule("edm", rho=b"7"), "`rho` must be a number"),
         (lambda s: SCHEDULES["edm"](rho=0), "cannot use"),
+        (lambda s: SCHEDULES["linear"](beta_start=-(2**64), beta_end=0.3), "every beta must lie"),
         (lambda s: SCHEDULES["from_betas"](0.5), "`betas`"),
         (lambda s: Schedule("x", [1, None], [1, 2], [0, 1]), "alpha must be finite real numbers"),
         (lambda s: Schedule.from_json(None), "a schedule must be an object with name"),
