@@ -20,6 +20,7 @@ from typing import Any
 from onnx import ModelProto
 from torch import nn
 
+from runtime.arguments import check_options, choice, flag, instance, option_names, path_of, refused
 from runtime.backends.onnxruntime import PIXELS
 from runtime.bundle import MANIFEST, Bundle, File
 from runtime.errors import status, unknown
@@ -170,9 +171,23 @@ def build_bundle(
     out: the bundle's folder, bundles/ and the name if left out. bounds, plan, precisions, calibration, winograd, same_bytes: see `build`.
     The rest says what the module is: sample_shape, prediction, schedule, and whatever else `from_module` takes. Raises ExportError and RequestError.
     """
+    check_options("build_bundle", described, option_names(from_module, 1), option_names(build_bundle, 1)[:-1])
+    for name, value, kind in (
+        ("bounds", bounds, Bounds),
+        ("plan", plan, Plan),
+        ("calibration", calibration, Calibration),
+    ):
+        if value is not None:
+            instance(name, value, kind, "Leave it out for the default.")
+    if not isinstance(precisions, (list, tuple, set, frozenset)):
+        raise refused("precisions", "a list of names", precisions, f"Pass some of {', '.join(PRECISIONS)}.")
+    chosen = [choice("precisions", precision, PRECISIONS, "precision") for precision in precisions]
+    winograd = flag("winograd", winograd)
+    same_bytes = flag("same_bytes", same_bytes)
+    folder = None if out is None else path_of("out", out)
     model = from_module(module, **described)
-    folder = Path("bundles") / model.name if out is None else Path(out)
-    return build(model, folder, bounds, plan, precisions, calibration, winograd, same_bytes)
+    folder = folder or Path("bundles") / model.name
+    return build(model, folder, bounds, plan, chosen, calibration, winograd, same_bytes)
 
 
 def _sheet(bundle: Bundle, most: int) -> Any:

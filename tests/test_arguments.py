@@ -81,7 +81,7 @@ def test_any_argument_of_build_bundle_is_used_or_refused() -> None:
         "provenance": [None, {"a": 1}],
         "bounds": [None],
         "plan": [None],
-        "precisions": [()],
+        "precisions": [(), ["fp16"]],
         "calibration": [None],
         "winograd": [True],
         "same_bytes": [True],
@@ -96,6 +96,27 @@ def test_any_argument_of_build_bundle_is_used_or_refused() -> None:
 
     with bounded_memory():
         attempt()
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"out": ()}, r"`out` must be a path, got \(\) \(tuple\)"),
+        ({"precisions": "fp16"}, "`precisions` must be a list of names, got 'fp16'"),
+        ({"precisions": ["fp61"]}, "unknown precision 'fp61'. Did you mean 'fp16'"),
+        ({"plan": "quick"}, "`plan` must be a Plan, got 'quick'"),
+        ({"winograd": 1}, "`winograd` must be True or False, got 1"),
+        ({"label_name": ["a"]}, "Did you mean 'label_names'"),
+        ({"plna": None}, "Did you mean 'plan'"),
+    ],
+)
+def test_a_wrong_argument_of_build_bundle_is_named(argument: dict, message: str) -> None:
+    from export import build_bundle
+
+    given = {"sample_shape": (1, 8, 8), "prediction": "v", "schedule": "cosine", **argument}
+    with pytest.raises(RequestError, match=message):
+        build_bundle(_net(), **given)
 
 
 def every_command() -> list[Any]:
