@@ -24,9 +24,9 @@ from figures import fill, machine
 from step import bare_network, runner
 
 from export import build_bundle
-from export.calibrate import QUICK_CALIBRATION
-from export.check import QUICK
-from export.from_bundle import from_bundle
+from export.graph.calibrate import QUICK_CALIBRATION
+from export.proof.check import QUICK
+from export.sources.bundle import from_bundle
 from runtime import BackendError, Bundle, RequestError, Sampler
 from runtime.progress import Progress
 
@@ -78,7 +78,12 @@ def cifar(folder: Path) -> tuple[Bundle, torch.nn.Module]:
     """The CIFAR-shaped network's bundle with int8, and its module."""
     module = Cifar().eval().requires_grad_(False)
     if not (folder / "bundle.json").is_file():
-        described = {"sample_shape": (3, 32, 32), "prediction": "epsilon", "schedule": "linear_raw", "clip": 1.0}
+        described = {
+            "sample_shape": (3, 32, 32),
+            "prediction": "epsilon",
+            "schedule": "linear_raw",
+            "clip": 1.0,
+        }
         made = {"plan": QUICK, "precisions": ("int8",), "calibration": QUICK_CALIBRATION}
         build_bundle(module, folder, name="cifar10", **described, **made)
     return Bundle.load(folder), module
@@ -91,7 +96,11 @@ def sides(bundle: Bundle, module: torch.nn.Module, batch: int) -> dict[str, Call
     found: dict[str, Callable[[], object]] = {}
     for name in EAGER:
         layout = torch.channels_last if "last" in name else torch.contiguous_format
-        network = module.to(memory_format=layout) if name == EAGER[0] else _copy(module).to(memory_format=layout)
+        network = (
+            module.to(memory_format=layout)
+            if name == EAGER[0]
+            else _copy(module).to(memory_format=layout)
+        )
         inputs = [torch.from_numpy(x).to(memory_format=layout), torch.full((batch,), 500.0)]
         inputs += [torch.from_numpy(label)] if bundle.labels else []
         found[name] = lambda network=network, inputs=inputs: network(*inputs)
@@ -114,7 +123,11 @@ def _copy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def alternate(
-    sides: Mapping[str, Callable[[], object]], calls: int, rounds: int, bar: Progress, settle: bool = False
+    sides: Mapping[str, Callable[[], object]],
+    calls: int,
+    rounds: int,
+    bar: Progress,
+    settle: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds a call of every side in every round; the order turns by one from round to round.
 
@@ -145,16 +158,26 @@ def over(spent: Mapping[str, list[float]], slow: str, fast: str) -> list[float]:
 
 def distance(bundle: Bundle) -> dict[str, float]:
     """Median PSNR of final pictures against ONNX Runtime's fp32, 20-step DPM-Solver++(2M), as the export found it, dB."""
-    return {f"{b} {p}": entry["psnr_db"] for p, entries in bundle.report.items() for b, entry in entries.items()}
+    return {
+        f"{b} {p}": entry["psnr_db"]
+        for p, entries in bundle.report.items()
+        for b, entry in entries.items()
+    }
 
 
 def loop_overhead(bundle: Bundle, batch: int, rounds: int, bar: Progress) -> list[float]:
     """Quartiles of: time of sampling through `Sampler` / of as many calls of the bare network in a loop with no update."""
     sampler = Sampler(bundle)
     label = (np.arange(batch) % bundle.num_classes).tolist() if bundle.labels else None
-    network = ort.InferenceSession(bare_network(bundle).SerializeToString(), providers=["CPUExecutionProvider"])
+    network = ort.InferenceSession(
+        bare_network(bundle).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     shape = (batch, *bundle.sample_shape)
-    values = [np.zeros(shape, np.float32), np.full(batch, 500, np.float32), np.zeros(batch, np.int64)]
+    values = [
+        np.zeros(shape, np.float32),
+        np.full(batch, 500, np.float32),
+        np.zeros(batch, np.int64),
+    ]
     feeds = dict(zip((i.name for i in network.get_inputs()), values, strict=False))
     bare = runner(network, feeds, {network.get_outputs()[0].name: shape})
 
@@ -170,7 +193,9 @@ def loop_overhead(bundle: Bundle, batch: int, rounds: int, bar: Progress) -> lis
     return over(spent, "ours", "theirs")
 
 
-def table(name: str, batch: int, spent: Mapping[str, list[float]], psnr: Mapping[str, float]) -> str:
+def table(
+    name: str, batch: int, spent: Mapping[str, list[float]], psnr: Mapping[str, float]
+) -> str:
     """Every side's time, and how many times faster than eager and than ONNX Runtime's fp32."""
     eager = min(EAGER, key=lambda side: statistics.median(spent[side]))
     lines = [
@@ -180,14 +205,22 @@ def table(name: str, batch: int, spent: Mapping[str, list[float]], psnr: Mapping
         "|---|---|---|---|---|---|",
     ]
     for side, times in spent.items():
-        ratios = [f"{over(spent, slow, side)[1]:.2f}" for slow in (EAGER[0], eager, "onnxruntime fp32")]
-        near = "–" if side in EAGER or side not in psnr or psnr[side] >= 199 else f"{psnr[side]:.0f}"
-        lines.append(f"| {side} | {1e3 * statistics.median(times):.2f} | {' | '.join(ratios)} | {near} |")
+        ratios = [
+            f"{over(spent, slow, side)[1]:.2f}" for slow in (EAGER[0], eager, "onnxruntime fp32")
+        ]
+        near = (
+            "–" if side in EAGER or side not in psnr or psnr[side] >= 199 else f"{psnr[side]:.0f}"
+        )
+        lines.append(
+            f"| {side} | {1e3 * statistics.median(times):.2f} | {' | '.join(ratios)} | {near} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--write", action="store_true", help="refresh docs/precisions.md")
     given = parser.parse_args()

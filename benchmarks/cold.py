@@ -132,7 +132,9 @@ def run(program: str, environment: Mapping[str, str]) -> dict[str, float]:
     """One fresh process."""
     begun = time.perf_counter()
     place = {**os.environ, "PYTHONPATH": str(Path.cwd()), **environment}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=place) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=place
+    ) as child:
         assert child.stdout is not None
         line = child.stdout.readline()
         first = time.perf_counter() - begun
@@ -157,7 +159,10 @@ def measure(network: Network, runs: int) -> dict[str, Any]:
                 continue
             if r:
                 found.setdefault(name, []).append(one)
-    return {name: {k: statistics.median(one[k] for one in each) for k in each[0]} for name, each in found.items()}
+    return {
+        name: {k: statistics.median(one[k] for one in each) for k in each[0]}
+        for name, each in found.items()
+    }
 
 
 def installed(names: tuple[str, ...]) -> float:
@@ -172,7 +177,11 @@ def installed(names: tuple[str, ...]) -> float:
             found = metadata.distribution(name)
         except metadata.PackageNotFoundError:  # of another system or Python
             continue
-        size += sum(path.stat().st_size for f in found.files or [] if (path := Path(str(f.locate()))).is_file())
+        size += sum(
+            path.stat().st_size
+            for f in found.files or []
+            if (path := Path(str(f.locate()))).is_file()
+        )
         required = [r for r in found.requires or [] if "extra ==" not in r and "win32" not in r]
         waiting += [match[0] for r in required if (match := re.match(r"[\w.-]+", r))]
     return size / 1e6
@@ -189,7 +198,15 @@ def table(found: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float]) 
         times = [f"{one[k]:.2f}" for k in ("first_picture_s", "import_s", "load_s", "sample_s")]
         size = next(mb for key, mb in sizes.items() if name.startswith(key))
         rows.append([name, *times, f"{one['peak_mib']:.0f}", f"{size:.0f}"])
-    head = ["", "first picture, s", "of it: import", "load", "10 steps", "peak memory, MiB", "installed, MB"]
+    head = [
+        "",
+        "first picture, s",
+        "of it: import",
+        "load",
+        "10 steps",
+        "peak memory, MiB",
+        "installed, MB",
+    ]
     return markdown(head, rows)
 
 
@@ -201,13 +218,20 @@ def draw(path: Path, found: Mapping[str, Mapping[str, float]], sizes: Mapping[st
     from matplotlib import pyplot as plt
 
     names = list(found)
-    colors = ["#0072b2" if n.startswith("unnoise") else "#d55e00" if n.startswith("diff") else "#777777" for n in names]
-    picture, axes = plt.subplots(1, 3, figsize=(13, 0.9 + 0.5 * len(names)), sharey=True, layout="constrained")
+    colors = [
+        "#0072b2" if n.startswith("unnoise") else "#d55e00" if n.startswith("diff") else "#777777"
+        for n in names
+    ]
+    picture, axes = plt.subplots(
+        1, 3, figsize=(13, 0.9 + 0.5 * len(names)), sharey=True, layout="constrained"
+    )
     for i, name in enumerate(names):
         one, left = found[name], 0.0
         start = one["first_picture_s"] - one["import_s"] - one["load_s"] - one["sample_s"]
         for part, alpha in zip(
-            (start, one["import_s"], one["load_s"], one["sample_s"]), (0.25, 0.45, 0.7, 1.0), strict=True
+            (start, one["import_s"], one["load_s"], one["sample_s"]),
+            (0.25, 0.45, 0.7, 1.0),
+            strict=True,
         ):
             axes[0].barh(i, part, left=left, color=colors[i], alpha=alpha)
             left += part
@@ -220,7 +244,11 @@ def draw(path: Path, found: Mapping[str, Mapping[str, float]], sizes: Mapping[st
             if axis is not axes[0]:
                 axis.barh(i, value, color=colors[i])
             axis.text(value, i, text, va="center", fontsize=9)
-    titles = ("first picture, s: start, import, load, ten steps", "peak memory, MiB", "installed, MB")
+    titles = (
+        "first picture, s: start, import, load, ten steps",
+        "peak memory, MiB",
+        "installed, MB",
+    )
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.18)
@@ -231,19 +259,28 @@ def draw(path: Path, found: Mapping[str, Mapping[str, float]], sizes: Mapping[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="3 runs of each instead of 9")
-    parser.add_argument("--write", action="store_true", help="refresh docs/benchmarks.md and docs/cold.png")
+    parser.add_argument(
+        "--write", action="store_true", help="refresh docs/benchmarks.md and docs/cold.png"
+    )
     given = parser.parse_args()
     load, network, runs = busy(), tiny(), 3 if given.quick else 9
     found = measure(network, runs)
-    sizes = {name: installed(names) + ("unnoise" in name) * own_size() for name, names in INSTALLED.items()}
+    sizes = {
+        name: installed(names) + ("unnoise" in name) * own_size()
+        for name, names in INSTALLED.items()
+    }
     source = (
         f"Measured by `benchmarks/cold.py` on {machine()}; a network of {network.parameters:.2f} M parameters, "
         f"medians of {runs} fresh processes in turn; "
         f"torch is the build for CPUs alone.{load}"
     )
-    print(table(found, sizes), source, json.dumps({"runs": found, "installed_mb": sizes}), sep="\n\n")
+    print(
+        table(found, sizes), source, json.dumps({"runs": found, "installed_mb": sizes}), sep="\n\n"
+    )
     if given.write:
         draw(Path("docs/cold.png"), found, sizes)
         plot = "![First picture, peak memory and size on disk](cold.png)"

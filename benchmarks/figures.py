@@ -25,7 +25,9 @@ ROUNDS = 15
 WORK = Path("out/benchmarks")
 
 
-def ratio(a: Callable[[], object], b: Callable[[], object], calls: int, bar: Progress) -> dict[str, float]:
+def ratio(
+    a: Callable[[], object], b: Callable[[], object], calls: int, bar: Progress
+) -> dict[str, float]:
     """Time of a over time of b, `calls` calls of each in every round, which side first changing from round to round."""
     ratios, times = [], {"a": [], "b": []}
     for f in (a, b):
@@ -70,9 +72,13 @@ def machine() -> str:
 def fill(path: Path, marker: str, text: str) -> None:
     """Replace what stands between <!-- marker --> and <!-- /marker -->. Raises SystemExit where the markers are not there once."""
     between = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
-    new, found = re.subn(between, lambda m: m[1] + text + "\n" + m[2], path.read_text(), flags=re.DOTALL)
+    new, found = re.subn(
+        between, lambda m: m[1] + text + "\n" + m[2], path.read_text(), flags=re.DOTALL
+    )
     if found != 1:
-        raise SystemExit(f"{path} has the markers <!-- {marker} --> … <!-- /{marker} --> {found} times, not once.")
+        raise SystemExit(
+            f"{path} has the markers <!-- {marker} --> … <!-- /{marker} --> {found} times, not once."
+        )
     path.write_text(new)
 
 

@@ -30,7 +30,7 @@ from figures import WORK, busy, fill, kept, machine, markdown
 from systems import Network, cifar10, emoji32, random_unet
 
 from runtime import BackendError, RequestError, Sampler
-from runtime.bench_plot import plain
+from runtime.bench.plot import plain
 from runtime.progress import Progress
 
 SIDES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
@@ -55,13 +55,18 @@ def samplers(network: Network, threads: int | None = None) -> Iterator[tuple[str
         try:
             yield f"{backend} {precision}", Sampler(network.bundle, backend, precision, threads, 64)
         except (BackendError, RequestError) as error:
-            print(f"left out: {network.name} on {backend} {precision}: {str(error)[:120]}", file=sys.stderr)
+            print(
+                f"left out: {network.name} on {backend} {precision}: {str(error)[:120]}",
+                file=sys.stderr,
+            )
 
 
 def timed(sides: Mapping[tuple[str, str], Callable[[], object]], rounds: int, title: str) -> Curve:
     """Medians, ms, by name and x."""
     with Progress(title, rounds) as bar:
-        spent = alternate({json.dumps(key): run for key, run in sides.items()}, 1, rounds, bar, settle=True)
+        spent = alternate(
+            {json.dumps(key): run for key, run in sides.items()}, 1, rounds, bar, settle=True
+        )
     found: Curve = {}
     for key, times in spent.items():
         name, x = json.loads(key)
@@ -70,12 +75,20 @@ def timed(sides: Mapping[tuple[str, str], Callable[[], object]], rounds: int, ti
 
 
 def by_batch(network: Network, batches: Sequence[int], rounds: int) -> Curve:
-    return timed({(name, str(b)): call(s, b) for name, s in samplers(network) for b in batches}, rounds, "batch")
+    return timed(
+        {(name, str(b)): call(s, b) for name, s in samplers(network) for b in batches},
+        rounds,
+        "batch",
+    )
 
 
 def by_pixels(sizes: Sequence[int], rounds: int) -> Curve:
     """The shipped network's shape with random weights, batch 1."""
-    return timed({(n, str(p)): call(s, 1) for p in sizes for n, s in samplers(random_unet(p))}, rounds, "pixels")
+    return timed(
+        {(n, str(p)): call(s, 1) for p in sizes for n, s in samplers(random_unet(p))},
+        rounds,
+        "pixels",
+    )
 
 
 def by_steps(network: Network, steps: Sequence[int], rounds: int) -> Curve:
@@ -85,13 +98,22 @@ def by_steps(network: Network, steps: Sequence[int], rounds: int) -> Curve:
         label = 0 if network.bundle.labels else None
         return lambda: sampler.sample(1, 0, label=label, guidance=1.0, solver="dpmpp_2m", steps=n)
 
-    return timed({(name, str(n)): sample(s, n) for name, s in samplers(network) for n in steps}, rounds, "steps")
+    return timed(
+        {(name, str(n)): sample(s, n) for name, s in samplers(network) for n in steps},
+        rounds,
+        "steps",
+    )
 
 
 def by_threads(network: Network, threads: Sequence[int], rounds: int) -> Curve:
     """x is threads and batch."""
     return timed(
-        {(name, f"{t} {b}"): call(s, b) for t in threads for name, s in samplers(network, t) for b in (1, 16)},
+        {
+            (name, f"{t} {b}"): call(s, b)
+            for t in threads
+            for name, s in samplers(network, t)
+            for b in (1, 16)
+        },
         rounds,
         "threads",
     )
@@ -106,7 +128,9 @@ def multiply_adds(network: Network) -> int:
         inputs = module.weight[0].numel()  # a convolution's: input channels by kernel
         total += output.numel() * inputs
 
-    layers = [m for m in network.module.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    layers = [
+        m for m in network.module.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))
+    ]
     hooks = [m.register_forward_hook(count) for m in layers]
     labels = network.labels(1)
     extra = [] if labels is None else [torch.from_numpy(labels)]
@@ -120,20 +144,29 @@ def multiply_adds(network: Network) -> int:
 def rates(rounds: int) -> dict[str, dict[str, float]]:
     """This machine's own rate, 10⁹ multiply-adds a second, by precision: matrix product of 2048³, and convolution; the best of what was tried."""
     n, channels, side, batch, layers = 2048, 128, 32, 8, 8
-    work = {"matrix product": float(n**3), "convolution": float(layers * batch * channels * channels * 9 * side * side)}
+    work = {
+        "matrix product": float(n**3),
+        "convolution": float(layers * batch * channels * channels * 9 * side * side),
+    }
     sides: dict[tuple[str, str], Callable[[], object]] = {}
     for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a = torch.randn(n, n, dtype=kind)
         sides[precision, "matrix product, PyTorch"] = lambda a=a: a @ a
-        convs = torch.nn.Sequential(*[torch.nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers)])
+        convs = torch.nn.Sequential(
+            *[torch.nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers)]
+        )
         convs = convs.to(kind).to(memory_format=torch.channels_last).requires_grad_(False)
-        x = torch.randn(batch, channels, side, side, dtype=kind).to(memory_format=torch.channels_last)
+        x = torch.randn(batch, channels, side, side, dtype=kind).to(
+            memory_format=torch.channels_last
+        )
         sides[precision, "convolution, PyTorch"] = lambda convs=convs, x=x: convs(x)
     whole = torch.randint(-127, 127, (n, n), dtype=torch.int8)
     sides["int8", "matrix product, PyTorch"] = lambda: torch._int_mm(whole, whole)
     for precision in COLORS:
         sides[precision, "matrix product, OpenVINO"] = chain(precision, (n, n), None, 1)
-        sides[precision, "convolution, OpenVINO"] = chain(precision, (batch, channels, side, side), 3, layers)
+        sides[precision, "convolution, OpenVINO"] = chain(
+            precision, (batch, channels, side, side), 3, layers
+        )
     good = {}
     for key, run in sides.items():
         try:
@@ -147,11 +180,15 @@ def rates(rounds: int) -> dict[str, dict[str, float]]:
         for name, ms in each.items():
             kind = name.split(",")[0]
             rate = work[kind] / ms / 1e6
-            found.setdefault(precision, {})[kind] = max(rate, found.get(precision, {}).get(kind, 0.0))
+            found.setdefault(precision, {})[kind] = max(
+                rate, found.get(precision, {}).get(kind, 0.0)
+            )
     return found
 
 
-def chain(precision: str, shape: tuple[int, ...], kernel: int | None, layers: int) -> Callable[[], object]:
+def chain(
+    precision: str, shape: tuple[int, ...], kernel: int | None, layers: int
+) -> Callable[[], object]:
     """Layers one after another in OpenVINO: products with a matrix, or convolutions with as many channels out as in."""
     import openvino
     from openvino import opset13 as op
@@ -160,7 +197,9 @@ def chain(precision: str, shape: tuple[int, ...], kernel: int | None, layers: in
     x = first = op.parameter(shape, np.float32)
     for _ in range(layers):
         size = (shape[1], shape[1]) if kernel is None else (shape[1], shape[1], kernel, kernel)
-        weights: Any = op.constant((rng.normal(size=size) / np.sqrt(np.prod(size[1:]))).astype(np.float32))
+        weights: Any = op.constant(
+            (rng.normal(size=size) / np.sqrt(np.prod(size[1:]))).astype(np.float32)
+        )
         if precision == "int8":
             x = quantized(op, x, 4.0, 256)
             weights = quantized(op, weights, 0.2, 255)
@@ -169,8 +208,15 @@ def chain(precision: str, shape: tuple[int, ...], kernel: int | None, layers: in
             if kernel is None
             else op.convolution(x, weights, [1, 1], [1, 1], [1, 1], [1, 1])
         )
-    hint = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(openvino.Model([x], [first]), "CPU", hint).create_infer_request()
+    hint = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = (
+        openvino.Core()
+        .compile_model(openvino.Model([x], [first]), "CPU", hint)
+        .create_infer_request()
+    )
     request.set_input_tensor(openvino.Tensor(rng.normal(size=shape).astype(np.float32)))
 
     def run() -> None:
@@ -200,7 +246,9 @@ def profiled_onnxruntime() -> Iterator[list[Any]]:
         yield sessions
 
 
-def profile(network: Network, backend: str, precision: str, batch: int, calls: int = 10) -> dict[str, float]:
+def profile(
+    network: Network, backend: str, precision: str, batch: int, calls: int = 10
+) -> dict[str, float]:
     """Which share of the nodes' time is spent in nodes of each type, largest first."""
     spent: Counter[str] = Counter()
     WORK.mkdir(parents=True, exist_ok=True)
@@ -219,13 +267,18 @@ def profile(network: Network, backend: str, precision: str, batch: int, calls: i
 
         configs = OpenVino._configs
         watched = lambda self, parts: [{**c, "PERF_COUNT": True} for c in configs(self, parts)]  # noqa: E731
-        with mock.patch.object(OpenVino, "_configs", watched), mock.patch.dict(os.environ, {"UNNOISE_CACHE": "off"}):
+        with (
+            mock.patch.object(OpenVino, "_configs", watched),
+            mock.patch.dict(os.environ, {"UNNOISE_CACHE": "off"}),
+        ):
             sampler = Sampler(network.bundle, backend, precision)
             parts = sampler.backend.compiled(False, batch)  # type: ignore[attr-defined]
         for part in parts:
             request = part.create_infer_request()
             for _ in range(calls):
-                request.infer({p: np.zeros(list(p.shape), p.element_type.to_dtype()) for p in part.inputs})
+                request.infer(
+                    {p: np.zeros(list(p.shape), p.element_type.to_dtype()) for p in part.inputs}
+                )
                 for node in request.get_profiling_info():
                     spent[node.node_type] += node.real_time.total_seconds()
     total = sum(spent.values()) or 1.0
@@ -263,9 +316,18 @@ def rate_table(machines: Mapping[str, Mapping[str, float]], found: Mapping[str, 
     for name, one in found.items():
         own = machines[name.split()[-1]]
         where = ", ".join(f"{op} {share:.0%}" for op, share in list(one["profile"].items())[:4])
-        share = [f"{one['rate'] / own[k]:.0%}" if k in own else "–" for k in ("matrix product", "convolution")]
+        share = [
+            f"{one['rate'] / own[k]:.0%}" if k in own else "–"
+            for k in ("matrix product", "convolution")
+        ]
         rows.append([name, *share, f"{one['rate']:.0f}", where])
-    head = ["", "matrix product", "convolution", "10⁹ multiply-adds a second", "time by kind of node"]
+    head = [
+        "",
+        "matrix product",
+        "convolution",
+        "10⁹ multiply-adds a second",
+        "time by kind of node",
+    ]
     return markdown(head, rows)
 
 
@@ -289,8 +351,17 @@ def words(found: Mapping[str, Curve]) -> str:
         gains = [curve[f"1 {b}"] / curve[f"2 {b}"] for b in (1, 16) if f"2 {b}" in curve]
         if gains:
             threads.append(f"`{side}` {' and '.join(f'{g:.2f}' for g in gains)}")
-    text = ["Batch:", *(f"- {line}" for line in lines), "", f"Steps, whole pictures of batch 1: {'; '.join(steps)}."]
-    return "\n".join([*text, "", f"Two threads over one, batch 1 and 16: {'; '.join(threads)}."] if threads else text)
+    text = [
+        "Batch:",
+        *(f"- {line}" for line in lines),
+        "",
+        f"Steps, whole pictures of batch 1: {'; '.join(steps)}.",
+    ]
+    return "\n".join(
+        [*text, "", f"Two threads over one, batch 1 and 16: {'; '.join(threads)}."]
+        if threads
+        else text
+    )
 
 
 def draw(path: Path, found: Mapping[str, Curve]) -> None:
@@ -311,7 +382,15 @@ def draw(path: Path, found: Mapping[str, Curve]) -> None:
             xs = sorted(map(int, curve))
             ys = [curve[str(x)] / (x if name == "batch" else 1) for x in xs]
             style = "o-" if side.startswith("onnxruntime") else "s--"
-            axis.plot(xs, ys, style, color=COLORS[side.split()[1]], label=side, markersize=5, linewidth=1.4)
+            axis.plot(
+                xs,
+                ys,
+                style,
+                color=COLORS[side.split()[1]],
+                label=side,
+                markersize=5,
+                linewidth=1.4,
+            )
         if name == "pixels":
             low = min(xs)
             axis.plot(
@@ -325,7 +404,12 @@ def draw(path: Path, found: Mapping[str, Curve]) -> None:
         axis.minorticks_off()
         axis.set_xticks(xs, [str(x) for x in xs])
         plain(
-            axis.yaxis, [ms / (int(x) if name == "batch" else 1) for c in found[name].values() for x, ms in c.items()]
+            axis.yaxis,
+            [
+                ms / (int(x) if name == "batch" else 1)
+                for c in found[name].values()
+                for x, ms in c.items()
+            ],
         )
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
@@ -341,14 +425,20 @@ def draw(path: Path, found: Mapping[str, Curve]) -> None:
                     hatch=hatch,
                     edgecolor="white",
                 )
-    axes[3].set_xticks(range(len(found["threads"])), [s.replace(" ", "\n") for s in found["threads"]], fontsize=8)
+    axes[3].set_xticks(
+        range(len(found["threads"])), [s.replace(" ", "\n") for s in found["threads"]], fontsize=8
+    )
     axes[3].axhline(2, color="#999999", linestyle=":")
-    axes[3].set(title="two threads over one (batch 1, hatched: 16)", ylabel="times as fast", ylim=(0, 2.3))
+    axes[3].set(
+        title="two threads over one (batch 1, hatched: 16)", ylabel="times as fast", ylim=(0, 2.3)
+    )
     picture.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(picture)
 
 
-def draw_rates(path: Path, machines: Mapping[str, Mapping[str, float]], found: Mapping[str, Any]) -> None:
+def draw_rates(
+    path: Path, machines: Mapping[str, Mapping[str, float]], found: Mapping[str, Any]
+) -> None:
     """Rate of every side against the machine's, and where its time goes."""
     import matplotlib
 
@@ -356,7 +446,9 @@ def draw_rates(path: Path, machines: Mapping[str, Mapping[str, float]], found: M
     from matplotlib import pyplot as plt
 
     names = list(found)
-    picture, axes = plt.subplots(1, 2, figsize=(14, 1.2 + 0.42 * len(names)), sharey=True, layout="constrained")
+    picture, axes = plt.subplots(
+        1, 2, figsize=(14, 1.2 + 0.42 * len(names)), sharey=True, layout="constrained"
+    )
     for i, name in enumerate(names):
         precision = name.split()[-1]
         axes[0].barh(i, found[name]["rate"], color=COLORS[precision])
@@ -367,10 +459,14 @@ def draw_rates(path: Path, machines: Mapping[str, Mapping[str, float]], found: M
         own = machines[precision].get("convolution")
         if own:
             share = f"{found[name]['rate'] / own:.0%} of convolution "
-            axes[0].text(found[name]["rate"], i, share, va="center", ha="right", fontsize=8, color="white")
+            axes[0].text(
+                found[name]["rate"], i, share, va="center", ha="right", fontsize=8, color="white"
+            )
         left = 0.0
         for k, (op, part) in enumerate(found[name]["profile"].items()):
-            axes[1].barh(i, part, left=left, color=COLORS[precision], alpha=1 - 0.17 * k, edgecolor="white")
+            axes[1].barh(
+                i, part, left=left, color=COLORS[precision], alpha=1 - 0.17 * k, edgecolor="white"
+            )
             if part > 0.09:
                 axes[1].text(
                     left + part / 2,
@@ -386,7 +482,8 @@ def draw_rates(path: Path, machines: Mapping[str, Mapping[str, float]], found: M
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     axes[0].set(xscale="log")
     axes[0].set_title(
-        "10⁹ multiply-adds a second\nline: the machine's convolution, dotted: its matrix product", fontsize=10
+        "10⁹ multiply-adds a second\nline: the machine's convolution, dotted: its matrix product",
+        fontsize=10,
     )
     axes[0].minorticks_off()
     own_rates = [r for each in machines.values() for r in each.values()]
@@ -397,10 +494,14 @@ def draw_rates(path: Path, machines: Mapping[str, Mapping[str, float]], found: M
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="3 rounds, fewer points")
     parser.add_argument(
-        "--write", action="store_true", help="refresh docs/benchmarks.md, docs/growth.png and docs/rate.png"
+        "--write",
+        action="store_true",
+        help="refresh docs/benchmarks.md, docs/growth.png and docs/rate.png",
     )
     given = parser.parse_args()
     quick, load = given.quick, busy()
@@ -412,22 +513,41 @@ def main() -> None:
     small = networks["emoji32"]
     files = [{k: f.sha256 for k, f in n.bundle.files.items()} for n in networks.values()]
     curves = {
-        "batch": kept("growth-batch", (rounds, batches, files), lambda: by_batch(small, batches, rounds)),
+        "batch": kept(
+            "growth-batch", (rounds, batches, files), lambda: by_batch(small, batches, rounds)
+        ),
         "pixels": kept("growth-pixels", (rounds, sizes), lambda: by_pixels(sizes, rounds)),
-        "steps": kept("growth-steps", (rounds, steps, files), lambda: by_steps(small, steps, rounds)),
-        "threads": kept("growth-threads", (rounds, threads, files), lambda: by_threads(small, threads, rounds)),
+        "steps": kept(
+            "growth-steps", (rounds, steps, files), lambda: by_steps(small, steps, rounds)
+        ),
+        "threads": kept(
+            "growth-threads", (rounds, threads, files), lambda: by_threads(small, threads, rounds)
+        ),
     }
     own = kept("growth-rates", (rounds,), lambda: rates(max(5, rounds)))
     reached = kept("growth-shares", (rounds, files), lambda: shares(networks, rounds))
     source = f"Measured by `benchmarks/growth.py` on {machine()}; medians of {rounds} alternating rounds.{load}"
-    print(words(curves), rate_table(own, reached), source, json.dumps([curves, own, reached]), sep="\n\n")
+    print(
+        words(curves),
+        rate_table(own, reached),
+        source,
+        json.dumps([curves, own, reached]),
+        sep="\n\n",
+    )
     if given.write:
         docs = Path("docs")
         draw(docs / "growth.png", curves)
         draw_rates(docs / "rate.png", own, reached)
-        plots = "![Cost against batch, pixels, steps and threads](growth.png)", "![Rates and profiles](rate.png)"
+        plots = (
+            "![Cost against batch, pixels, steps and threads](growth.png)",
+            "![Rates and profiles](rate.png)",
+        )
         fill(docs / "benchmarks.md", "growth", "\n\n".join([plots[0], words(curves), source]))
-        fill(docs / "benchmarks.md", "rate", "\n\n".join([plots[1], rate_table(own, reached), source]))
+        fill(
+            docs / "benchmarks.md",
+            "rate",
+            "\n\n".join([plots[1], rate_table(own, reached), source]),
+        )
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.pictures import from_uint8
+from runtime.images import from_uint8
 from runtime.progress import track
-from trainer.data import EMOJI, held_out
+from trainer.data.dataset import EMOJI, held_out
 
 Images = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
@@ -44,16 +44,24 @@ class Emoji(NamedTuple):
 def emoji() -> tuple[Emoji, Emoji]:
     """Those that train, and those held out; of the latter only those never seen in either style."""
     with np.load(EMOJI, allow_pickle=False) as file:
-        images, category, categories = file["images"], file["category"].astype(np.int64), tuple(file["categories"])
+        images, category, categories = (
+            file["images"],
+            file["category"].astype(np.int64),
+            tuple(file["categories"]),
+        )
     held = held_out(len(images))
     seen = {picture.tobytes() for pair in images[~held] for picture in pair}
     new = held & [not any(picture.tobytes() in seen for picture in pair) for pair in images]
-    return Emoji(images[~held], category[~held], categories), Emoji(images[new], category[new], categories)
+    return Emoji(images[~held], category[~held], categories), Emoji(
+        images[new], category[new], categories
+    )
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
     )
 
 
@@ -106,11 +114,15 @@ class Judges:
         self.style = _kept("style", Style(), train_style, train)
         self.content = _kept("content", Content(), train_content, train)
         self.held = held
-        self.places = [judge(self.style, self.content, held.images[:, style]).place for style in (0, 1)]
+        self.places = [
+            judge(self.style, self.content, held.images[:, style]).place for style in (0, 1)
+        ]
 
     def __call__(self, made: Made) -> Scores:
         """Noto's pictures are held against Twemoji's counterparts, and the other way round."""
-        return Scores(*(np.stack(v) for v in zip(*(self._one(made[s], 1 - s) for s in (0, 1)), strict=True)))
+        return Scores(
+            *(np.stack(v) for v in zip(*(self._one(made[s], 1 - s) for s in (0, 1)), strict=True))
+        )
 
     def _one(self, made: Images, target: int) -> tuple[NDArray[Any], ...]:
         apart = from_uint8(made).astype(np.float64) - from_uint8(self.held.images[:, target])
@@ -124,7 +136,9 @@ class Judges:
 def _kept(name: str, net: Any, train: Callable[[Images], Any], emoji: Emoji) -> Any:
     """The judge as it was trained before by the same code on the same pictures and version of torch, or trained now."""
     source = Path(__file__).with_name("judges.py").read_bytes()
-    key = hashlib.sha256(source + emoji.images.tobytes() + torch.__version__.encode()).hexdigest()[:16]
+    key = hashlib.sha256(source + emoji.images.tobytes() + torch.__version__.encode()).hexdigest()[
+        :16
+    ]
     path = OUT / f"judge-{name}-{key}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +166,9 @@ def train_style(pairs: Images) -> Style:
 
     def loss(net: nn.Module, x: Tensor, draw: torch.Generator) -> Tensor:
         answer = torch.tensor([0.0, 1.0]).repeat(len(x))
-        return F.binary_cross_entropy_with_logits(net(_worn(_shifted(x.flatten(0, 1), draw), draw, 0.05)), answer)
+        return F.binary_cross_entropy_with_logits(
+            net(_worn(_shifted(x.flatten(0, 1), draw), draw, 0.05)), answer
+        )
 
     torch.manual_seed(0)
     return _fit(Style(), loss, pairs, STYLE_BATCH, STYLE_EPOCHS)
@@ -173,8 +189,15 @@ def train_content(pairs: Images) -> Content:
 def _fit(net: Net, loss: Callable[..., Tensor], pairs: Images, size: int, epochs: int) -> Net:
     """net, trained on batches of `size` pairs, both styles of which are mirrored together or not at all."""
     draw = torch.Generator().manual_seed(0)
-    x = torch.from_numpy(from_uint8(pairs.reshape(-1, *pairs.shape[2:]))).unflatten(0, pairs.shape[:2])
-    batches = [b for _ in range(epochs) for b in torch.randperm(len(x), generator=draw).split(size) if len(b) == size]
+    x = torch.from_numpy(from_uint8(pairs.reshape(-1, *pairs.shape[2:]))).unflatten(
+        0, pairs.shape[:2]
+    )
+    batches = [
+        b
+        for _ in range(epochs)
+        for b in torch.randperm(len(x), generator=draw).split(size)
+        if len(b) == size
+    ]
     optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=DECAY)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, len(batches))
     net.train()
@@ -201,7 +224,9 @@ def _bent(x: Tensor, draw: torch.Generator) -> Tensor:
 
     turn, size, way = between(-0.15, 0.15), between(-0.15, 0.15).exp(), between(-0.12, 0.12, 2)
     cos, sin = size * turn.cos(), size * turn.sin()
-    affine = torch.stack([torch.stack([cos, -sin, way[:, 0]], 1), torch.stack([sin, cos, way[:, 1]], 1)], 1)
+    affine = torch.stack(
+        [torch.stack([cos, -sin, way[:, 0]], 1), torch.stack([sin, cos, way[:, 1]], 1)], 1
+    )
     grid = F.affine_grid(affine, list(x.shape), align_corners=False)
     return F.grid_sample(x - 1, grid, align_corners=False) * between(0.8, 1.2, 3, 1, 1) + 1
 

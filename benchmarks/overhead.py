@@ -22,9 +22,9 @@ from figures import ROUNDS, fill, machine, most_steps, ratio
 
 from runtime import Sampler
 from runtime.bundle import Bundle
-from runtime.noise import Stream, noises
+from runtime.diffusion.noise import Stream, noises
+from runtime.diffusion.solvers import SOLVERS
 from runtime.progress import Progress
-from runtime.solvers import SOLVERS
 
 BUILDS = 9
 BATCH, STEPS = 16, 10
@@ -86,16 +86,24 @@ def table(found: dict[str, Any]) -> str:
         )
     for name, what, bound in (
         ("noise / step", f"noise of {BATCH} samples / a step of {BATCH}", f"{NOISE_BOUND:.0%}"),
-        ("ddpm loop / its steps", f"{STEPS} rows of `ddpm` through `Sampler`, noise and all / its steps alone", "–"),
+        (
+            "ddpm loop / its steps",
+            f"{STEPS} rows of `ddpm` through `Sampler`, noise and all / its steps alone",
+            "–",
+        ),
     ):
         r = found["ratios"][name]
         quartiles = f"{r['quartile_low']:.1%} … {r['quartile_high']:.1%}"
-        lines.append(f"| {what} | {r['ratio']:.1%} ({quartiles}), {r['a_ms']:.1f} / {r['b_ms']:.1f} ms | {bound} |")
+        lines.append(
+            f"| {what} | {r['ratio']:.1%} ({quartiles}), {r['a_ms']:.1f} / {r['b_ms']:.1f} ms | {bound} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
     parser.add_argument("--write", action="store_true", help="refresh docs/design.md")
     given = parser.parse_args()
@@ -104,7 +112,10 @@ def main() -> None:
         found = {"build_ms": builds(sampler.bundle, bar), "ratios": ratios(sampler, bar)}
     source = f"Measured by `benchmarks/overhead.py` on {machine()}; medians of {BUILDS} builds and of {ROUNDS} rounds."
     for rows, times in found["build_ms"].items():
-        print(f"{rows} rows: " + ", ".join(f"{solver} {spent:.2f} ms" for solver, spent in times.items()))
+        print(
+            f"{rows} rows: "
+            + ", ".join(f"{solver} {spent:.2f} ms" for solver, spent in times.items())
+        )
     print(table(found), source, json.dumps({"bundle": sampler.bundle.name, **found}), sep="\n")
     if given.write:
         fill(Path("docs/design.md"), "overhead", f"{table(found)}\n\n{source}")

@@ -17,15 +17,15 @@ import torch
 from figures import fill, machine, markdown
 from numpy.typing import NDArray
 
-from export.from_bundle import from_bundle
+from export.sources.bundle import from_bundle
 from runtime import Sampler
-from runtime.pictures import from_uint8, save, tile
+from runtime.images import from_uint8, save, tile
 from trainer.config import Config
-from trainer.data import Pictures, emoji, held_out
+from trainer.data.dataset import Pictures, emoji, held_out
 from trainer.evaluate import Judge
 from trainer.forward import ForwardProcess
-from trainer.objective import draw_knots
-from trainer.quality import compare, frechet
+from trainer.objectives.denoising import draw_knots
+from trainer.quality.distances import compare, frechet
 
 SOLVER, STEPS, DRAWS = "unipc", 12, 8
 ROWS = 3
@@ -36,7 +36,9 @@ Features = NDArray[np.float32]
 def unseen() -> Pictures:
     everything = emoji("all")
     kept = np.repeat(held_out(len(everything.images) // 2), 2)
-    return dataclasses.replace(everything, images=everything.images[kept], labels=everything.labels[kept])
+    return dataclasses.replace(
+        everything, images=everything.images[kept], labels=everything.labels[kept]
+    )
 
 
 @torch.inference_mode()
@@ -47,12 +49,17 @@ def losses(folder: Path, pictures: Pictures) -> NDArray[np.float64]:
     generator = torch.Generator().manual_seed(0)
     errors = []
     for at in np.array_split(np.arange(len(pictures.images)), max(1, len(pictures.images) // 64)):
-        x0, label = torch.from_numpy(from_uint8(pictures.images[at])), torch.from_numpy(pictures.labels[at])
+        x0, label = (
+            torch.from_numpy(from_uint8(pictures.images[at])),
+            torch.from_numpy(pictures.labels[at]),
+        )
         each = []
         for _ in range(DRAWS):
             t = draw_knots(Config(batch=len(at), T=len(model.schedule)), model.schedule, generator)
             eps = torch.randn(x0.shape, generator=generator)
-            answer = model.module(process.network_input(process.jump(x0, t, eps), t), process.time[t], label)
+            answer = model.module(
+                process.network_input(process.jump(x0, t, eps), t), process.time[t], label
+            )
             each.append((answer - process.target(x0, t, eps)).square().flatten(1).mean(1))
         errors.append(torch.stack(each).mean(0))
     return torch.cat(errors).double().numpy()
@@ -73,10 +80,14 @@ def nearer(real: Features, before: Features, after: Features, draws: int = 100) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--write", action="store_true", help="refresh docs/training.md and docs/retraining.png")
+    parser.add_argument(
+        "--write", action="store_true", help="refresh docs/training.md and docs/retraining.png"
+    )
     given = parser.parse_args()
     samplers = {name: Sampler.load(getattr(given, name)) for name in ("before", "after")}
     bundle = samplers["after"].bundle
@@ -90,19 +101,45 @@ def main() -> None:
     for name, sampler in samplers.items():
         for guidance in guidances:
 
-            def sample(n: int, seed: int, label: Any, sampler: Any = sampler, guidance: float = guidance) -> Any:
+            def sample(
+                n: int, seed: int, label: Any, sampler: Any = sampler, guidance: float = guidance
+            ) -> Any:
                 return sampler.pictures(
-                    n, seed=seed, label=label.tolist(), guidance=guidance, solver=SOLVER, steps=STEPS
+                    n,
+                    seed=seed,
+                    label=label.tolist(),
+                    guidance=guidance,
+                    solver=SOLVER,
+                    steps=STEPS,
                 )
 
             made[name, guidance] = judge.features_of(sample)
             found = compare(judge.real, made[name, guidance])
-            distances = [f"{found['frechet']:.2f}", *(f"{found[k]:.3f}" for k in ("kernel", "precision", "recall"))]
-            rows.append([name, f"{guidance:g}", *distances, *(f"{values.mean():.4f}" for values in apart[name])])
+            distances = [
+                f"{found['frechet']:.2f}",
+                *(f"{found[k]:.3f}" for k in ("kernel", "precision", "recall")),
+            ]
+            rows.append(
+                [
+                    name,
+                    f"{guidance:g}",
+                    *distances,
+                    *(f"{values.mean():.4f}" for values in apart[name]),
+                ]
+            )
             print(rows[-1], flush=True)
     changes = [nearer(judge.real, made["before", g], made["after", g]) for g in guidances]
     seen, held = (mean(a - b) for b, a in zip(apart["before"], apart["after"], strict=True))
-    head = ["bundle", "guidance", "Fréchet", "kernel", "precision", "recall", "loss, training", "loss, held out"]
+    head = [
+        "bundle",
+        "guidance",
+        "Fréchet",
+        "kernel",
+        "precision",
+        "recall",
+        "loss, training",
+        "loss, held out",
+    ]
     text = (
         f"{markdown(head, rows)}\n\nAfter less before: the loss {seen} on {len(few.images)} training pictures and {held} on "
         f"{len(unseen().images)} held-out ones, {DRAWS} noise levels each; the Fréchet distance {changes[0]} without guidance and {changes[1]} with "

@@ -36,9 +36,9 @@ from systems import Network, diffusers_loop, emoji32
 from tuned import classifier, features, frechet
 
 from runtime import BackendError, RequestError, Sampler
-from runtime.pictures import from_uint8
+from runtime.images import from_uint8
 from runtime.progress import Progress
-from trainer.data import emoji
+from trainer.data.dataset import emoji
 
 BATCH = 16
 SCALED = 50
@@ -67,7 +67,11 @@ Make = Callable[[int], NDArray[np.float32]]
 def settings(network: Network, quick: bool) -> dict[Setting, Make]:
     """Everything that is timed."""
     found: dict[Setting, Make] = {}
-    ddim, fast = ((10, 50), (5, 8, 12, 20)) if quick else ((10, 20, 50, 100), (4, 5, 6, 8, 10, 12, 16, 20, 30))
+    ddim, fast = (
+        ((10, 50), (5, 8, 12, 20))
+        if quick
+        else ((10, 20, 50, 100), (4, 5, 6, 8, 10, 12, 16, 20, 30))
+    )
     grid = {"ddim": "trailing", "ddpm": "trailing", "dpmpp_2m": "log_snr(7)"}
     for backend, precision in OURS:
         try:
@@ -80,7 +84,9 @@ def settings(network: Network, quick: bool) -> dict[Setting, Make]:
         for solver, steps in ways:
             how = {"solver": solver, "steps": steps, "guidance": 1.0}
             how |= {"grid": grid[solver]} if solver in grid else {}
-            found[Setting(f"unnoise, {backend} {precision}", solver, steps)] = own(network, sampler, how)
+            found[Setting(f"unnoise, {backend} {precision}", solver, steps)] = own(
+                network, sampler, how
+            )
     for name, layout in (
         ("diffusers, eager", torch.contiguous_format),
         ("diffusers, channels_last", torch.channels_last),
@@ -113,7 +119,9 @@ def _moved(module: torch.nn.Module, layout: torch.memory_format) -> torch.nn.Mod
     return copy.deepcopy(module).to(memory_format=layout)
 
 
-def theirs(network: Network, module: Any, solver: str, steps: int, layout: torch.memory_format) -> Make:
+def theirs(
+    network: Network, module: Any, solver: str, steps: int, layout: torch.memory_format
+) -> Make:
     def make(r: int) -> NDArray[np.float32]:
         moved = network.with_seeds(r * BATCH)
         torch.manual_seed(r)  # of DDPM's noise
@@ -140,7 +148,9 @@ class Rounds:
         every, found, before = self.every, [], None
         with Progress(f"round {r + 1}", len(every)) as bar:
             for setting, make in every[r % len(every) :] + every[: r % len(every)]:
-                if setting.system != before:  # so that it is not charged for the threads and caches of the one before
+                if (
+                    setting.system != before
+                ):  # so that it is not charged for the threads and caches of the one before
                     next(m for s, m in every if s.system == setting.system)(r)
                 before = setting.system
                 begun = time.perf_counter()
@@ -154,7 +164,11 @@ class Rounds:
 
 
 def pictures_of(setting: Setting, r: int, quick: bool) -> Path:
-    name = "-".join([*map(str, setting), str(r), "quick" if quick else "full"]).replace(", ", "-").replace(" ", "-")
+    name = (
+        "-".join([*map(str, setting), str(r), "quick" if quick else "full"])
+        .replace(", ", "-")
+        .replace(" ", "-")
+    )
     folder = WORK / "same-quality"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name}.npy"
@@ -181,13 +195,20 @@ def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str,
     files = {name: f.sha256 for name, f in network.bundle.files.items()}
     exact, marks = (
         [
-            kept(f"same-quality-{solver}-{r}", (calls, files), lambda s=solver, r=r: reference(network, s, calls, r))
+            kept(
+                f"same-quality-{solver}-{r}",
+                (calls, files),
+                lambda s=solver, r=r: reference(network, s, calls, r),
+            )
             for r in range(rounds)
         ]
         for solver in ("ddim", "ddpm")
     )
     rounds_of = Rounds(network, quick)
-    done = [kept(f"same-quality-round-{r}", (quick, files), lambda r=r: rounds_of(r)) for r in range(rounds)]
+    done = [
+        kept(f"same-quality-round-{r}", (quick, files), lambda r=r: rounds_of(r))
+        for r in range(rounds)
+    ]
     data = emoji()
     net = classifier(data, WORK)
     real = features(net, from_uint8(data.images))
@@ -220,7 +241,9 @@ def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str,
     }
 
 
-def standard_error(found: NDArray[np.float64], real: NDArray[np.float64], draws: int = 200) -> float:
+def standard_error(
+    found: NDArray[np.float64], real: NDArray[np.float64], draws: int = 200
+) -> float:
     """Of the Fréchet distance of so few pictures: its standard deviation over samples of them, drawn with replacement (Efron 1979)."""
     rng, n = np.random.default_rng(0), len(found)
     return float(np.std([frechet(found[rng.integers(0, n, n)], real) for _ in range(draws)]))
@@ -228,14 +251,20 @@ def standard_error(found: NDArray[np.float64], real: NDArray[np.float64], draws:
 
 def cost(found: Mapping[str, Any], system: str) -> float:
     """Milliseconds a picture by DDPM with all its calls."""
-    ms = next(one["ms"] for one in found["settings"] if one["setting"][:2] in ((system, "ddpm"), [system, "ddpm"]))
+    ms = next(
+        one["ms"]
+        for one in found["settings"]
+        if one["setting"][:2] in ((system, "ddpm"), [system, "ddpm"])
+    )
     return ms * found["calls"] / SCALED
 
 
 def good(found: Mapping[str, Any], system: str) -> Mapping[str, Any] | None:
     """A system's cheapest setting that reaches the mark, as far as so many pictures tell."""
     enough = found["mark"] + found["spread"]
-    reached = [one for one in found["settings"] if one["setting"][0] == system and one["frechet"] <= enough]
+    reached = [
+        one for one in found["settings"] if one["setting"][0] == system and one["frechet"] <= enough
+    ]
     return min(reached, key=lambda one: one["ms"], default=None)
 
 
@@ -287,7 +316,11 @@ def draw(path: Path, found: Mapping[str, Any]) -> None:
         for system, color in COLORS.items():
             for solver, style in styles:
                 line = sorted(
-                    (one for one in found["settings"] if one["setting"][0] == system and one["setting"][1] == solver),
+                    (
+                        one
+                        for one in found["settings"]
+                        if one["setting"][0] == system and one["setting"][1] == solver
+                    ),
                     key=lambda one: one["ms"],
                 )
                 if line:
@@ -327,10 +360,16 @@ def draw(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer settings, 250 calls in place of 1,000")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer settings, 250 calls in place of 1,000"
+    )
     parser.add_argument("--pictures", type=int, default=96, help="[96]")
-    parser.add_argument("--write", action="store_true", help="refresh docs/benchmarks.md and docs/same-quality.png")
+    parser.add_argument(
+        "--write", action="store_true", help="refresh docs/benchmarks.md and docs/same-quality.png"
+    )
     given = parser.parse_args()
     load, network = busy(), emoji32()
     rounds, calls = given.pictures // BATCH, 250 if given.quick else 1000

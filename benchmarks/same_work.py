@@ -22,7 +22,7 @@ from backends import alternate, over
 from figures import busy, fill, kept, machine, markdown
 from systems import EAGER, REFERENCE, Network, Systems, cifar10, emoji32, large
 
-from runtime.bench_plot import plain
+from runtime.bench.plot import plain
 from runtime.progress import Progress
 
 NETWORKS: Mapping[str, tuple[Callable[[], Network], int, int, tuple[str, ...]]] = {
@@ -38,11 +38,16 @@ HALF = ("bf16", "int8")
 COLORS = {"unnoise": "#0072b2", "diffusers": "#d55e00", "denoising": "#cc79a7", "raw": "#777777"}
 
 
-def measure(network: Network, steps: int, batch: int, rounds: int, modes: Sequence[str]) -> dict[str, Any]:
+def measure(
+    network: Network, steps: int, batch: int, rounds: int, modes: Sequence[str]
+) -> dict[str, Any]:
     """One cell: every system's seconds in each round, and how far its pictures are from ours."""
     systems = Systems(network, modes)
     every = systems.all(batch, steps)
-    apart = {name: difference(made, systems.expected(name, batch, steps)) for name, (_, made) in every.items()}
+    apart = {
+        name: difference(made, systems.expected(name, batch, steps))
+        for name, (_, made) in every.items()
+    }
     for name, (largest, _) in apart.items():
         if largest > SAME and not any(p in name for p in HALF):
             systems.left_out[name] = f"its pictures are others: {largest:.1e} apart"
@@ -50,7 +55,12 @@ def measure(network: Network, steps: int, batch: int, rounds: int, modes: Sequen
     sides = {name: make for name, (make, _) in every.items() if name not in systems.left_out}
     with Progress(f"{network.name}, batch {batch}", rounds) as bar:
         spent = alternate(sides, 1, rounds, bar, settle=True)
-    return {"spent": spent, "apart": apart, "left_out": systems.left_out, "parameters": network.parameters}
+    return {
+        "spent": spent,
+        "apart": apart,
+        "left_out": systems.left_out,
+        "parameters": network.parameters,
+    }
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
@@ -75,16 +85,26 @@ def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
                 row.append("–")
                 continue
             low, middle, high = over(cell["spent"], EAGER, name)
-            row.append(f"{per_picture(cell, name, batch):.1f} ({middle:.2f} ×, {low:.2f} … {high:.2f})")
+            row.append(
+                f"{per_picture(cell, name, batch):.1f} ({middle:.2f} ×, {low:.2f} … {high:.2f})"
+            )
         rms = max(cell["apart"][name][1] for cell in cells.values() if name in cell["apart"])
         rows.append([*row, "–" if name == REFERENCE else f"{rms:.0e}"])
-    head = ["", *(f"batch {b}: ms a picture (× eager, quartiles)" for b in cells), "RMS from ours, fp32"]
+    head = [
+        "",
+        *(f"batch {b}: ms a picture (× eager, quartiles)" for b in cells),
+        "RMS from ours, fp32",
+    ]
     return markdown(head, rows)
 
 
 def best(cell: Mapping[str, Any], wanted: Callable[[str], bool]) -> str | None:
     """The fastest of some systems."""
-    return min(filter(wanted, cell["spent"]), key=lambda name: statistics.median(cell["spent"][name]), default=None)
+    return min(
+        filter(wanted, cell["spent"]),
+        key=lambda name: statistics.median(cell["spent"][name]),
+        default=None,
+    )
 
 
 def short(found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> str:
@@ -101,13 +121,18 @@ def short(found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> s
             cell = cells[batch]
             if EAGER not in cell["spent"]:
                 continue
-            row = [f"{network}, {steps[network]} steps, batch {batch}", f"{per_picture(cell, EAGER, batch):.1f}"]
+            row = [
+                f"{network}, {steps[network]} steps, batch {batch}",
+                f"{per_picture(cell, EAGER, batch):.1f}",
+            ]
             for wanted in kinds.values():
                 name = best(cell, wanted)
                 if name is None:
                     row.append("–")
                     continue
-                row.append(f"{per_picture(cell, name, batch):.1f} ({over(cell['spent'], EAGER, name)[1]:.1f} ×)")
+                row.append(
+                    f"{per_picture(cell, name, batch):.1f} ({over(cell['spent'], EAGER, name)[1]:.1f} ×)"
+                )
             rows.append(row)
     return markdown(["ms a picture (× diffusers, eager)", EAGER, *kinds], rows)
 
@@ -119,7 +144,11 @@ def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str,
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = list(dict.fromkeys(n for cells in found.values() for cell in cells.values() for n in cell["spent"]))
+    names = list(
+        dict.fromkeys(
+            n for cells in found.values() for cell in cells.values() for n in cell["spent"]
+        )
+    )
     picture, axes = plt.subplots(
         1,
         len(found),
@@ -141,32 +170,53 @@ def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str,
                     )
             axis.plot([], [], marker, color="#444444", label=f"batch {batch}")
             if EAGER in cell["spent"]:
-                axis.axvline(per_picture(cell, EAGER, batch), color="#d55e00", alpha=0.25, linewidth=0.8)
+                axis.axvline(
+                    per_picture(cell, EAGER, batch), color="#d55e00", alpha=0.25, linewidth=0.8
+                )
         millions = next(iter(cells.values()))["parameters"]
         axis.set(
-            xscale="log", xlabel="ms a picture", title=f"{network}: {millions:.1f} M parameters, {steps[network]} steps"
+            xscale="log",
+            xlabel="ms a picture",
+            title=f"{network}: {millions:.1f} M parameters, {steps[network]} steps",
         )
         axis.minorticks_off()
-        plain(axis.xaxis, [per_picture(cell, name, batch) for batch, cell in cells.items() for name in cell["spent"]])
+        plain(
+            axis.xaxis,
+            [
+                per_picture(cell, name, batch)
+                for batch, cell in cells.items()
+                for name in cell["spent"]
+            ],
+        )
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    picture.suptitle("the same pictures, the same steps: left is faster; lines are diffusers, eager")
+    picture.suptitle(
+        "the same pictures, the same steps: left is faster; lines are diffusers, eager"
+    )
     picture.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(picture)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="small batches, torch.compile on the smallest network alone"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, help="[5 of the shipped network, 3 of the large ones]")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small batches, torch.compile on the smallest network alone",
+    )
+    parser.add_argument(
+        "--rounds", type=int, help="[5 of the shipped network, 3 of the large ones]"
+    )
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="[all]")
     parser.add_argument("--batch", type=int, action="append", help="[1, 4, 16; fewer with --quick]")
     parser.add_argument(
-        "--write", action="store_true", help="refresh docs/benchmarks.md, docs/same-work.png and README.md"
+        "--write",
+        action="store_true",
+        help="refresh docs/benchmarks.md, docs/same-work.png and README.md",
     )
     given = parser.parse_args()
     load = busy()
@@ -179,7 +229,9 @@ def main() -> None:
         steps[network.name] = count
         if given.quick:
             modes = modes[:1] if key == "emoji32" else ()
-        batches = given.batch or ((1, 4, 16) if not given.quick else (1, 4) if key == "emoji32" else (1,))
+        batches = given.batch or (
+            (1, 4, 16) if not given.quick else (1, 4) if key == "emoji32" else (1,)
+        )
         files = {name: file.sha256 for name, file in network.bundle.files.items()}
         found[network.name] = {
             b: kept(
@@ -200,7 +252,9 @@ def main() -> None:
         f"medians of {given.rounds or '3 to 5'} alternating rounds.{load}"
         + "".join(f" Left out: {what}." for what in sorted(left))
     )
-    parts = [f"{name}, DDIM, {steps[name]} steps:\n\n{table(cells)}" for name, cells in found.items()]
+    parts = [
+        f"{name}, DDIM, {steps[name]} steps:\n\n{table(cells)}" for name, cells in found.items()
+    ]
     brief = short(found, steps)
     print(*parts, brief, source, json.dumps(found), sep="\n\n")
     if given.write:

@@ -23,7 +23,7 @@ import numpy as np
 from figures import fill, machine, most_steps
 
 from runtime import Sampler
-from runtime.grid import GRIDS as NAMED
+from runtime.diffusion.grid import GRIDS as NAMED
 from runtime.progress import Progress
 
 GRIDS = (*NAMED, "log_snr(7)")
@@ -87,13 +87,24 @@ def measure(sampler: Sampler, seeds: int, budgets: Sequence[int]) -> tuple[list[
     with Progress("measuring", chunks * (2 * most + sum(run.calls for run in runs))) as bar:
 
         def sample(solver: str, steps: int, grid: str, **options: Any) -> np.ndarray:
-            given = {"label": labels, "guidance": 1.0, "solver": solver, "steps": steps, "grid": grid, **options}
-            return sampler.sample(seeds, 0, on_step=lambda _: bar.advance(), **given).astype(np.float64)
+            given = {
+                "label": labels,
+                "guidance": 1.0,
+                "solver": solver,
+                "steps": steps,
+                "grid": grid,
+                **options,
+            }
+            return sampler.sample(seeds, 0, on_step=lambda _: bar.advance(), **given).astype(
+                np.float64
+            )
 
         reference = sample("ddim", most, "trailing")
 
         def error(solver: str, steps: int, grid: str, **options: Any) -> float:
-            return float(np.sqrt(np.mean((sample(solver, steps, grid, **options) - reference) ** 2)))
+            return float(
+                np.sqrt(np.mean((sample(solver, steps, grid, **options) - reference) ** 2))
+            )
 
         floor = error("dpmpp_2m", most, "trailing")
         done = []
@@ -105,7 +116,9 @@ def measure(sampler: Sampler, seeds: int, budgets: Sequence[int]) -> tuple[list[
 
 def best(runs: Sequence[Run], solvers: Sequence[str], budget: int) -> Run:
     """The run with the least error among some solvers, on any grid."""
-    return min((r for r in runs if r.solver in solvers and r.budget == budget), key=lambda r: r.error)
+    return min(
+        (r for r in runs if r.solver in solvers and r.budget == budget), key=lambda r: r.error
+    )
 
 
 def shown(name: str) -> str:
@@ -124,7 +137,10 @@ def figure(error: float) -> str:
 
 def by_calls(runs: Sequence[Run], budgets: Sequence[int]) -> str:
     """The table of every solver at its best grid: a column a budget, with the calls really made where they are fewer."""
-    lines = ["| calls, at most | " + " | ".join(map(str, budgets)) + " |", "|---" * (len(budgets) + 1) + "|"]
+    lines = [
+        "| calls, at most | " + " | ".join(map(str, budgets)) + " |",
+        "|---" * (len(budgets) + 1) + "|",
+    ]
     for name in SOLVERS:
         cells = []
         for run in (best(runs, [name], budget) for budget in budgets):
@@ -151,16 +167,16 @@ def verdict(runs: Sequence[Run]) -> str:
         return ""
     few = best(runs, [name for name in SOLVERS if "unipc" in name or "dpmpp" in name], 10)
     many = best(runs, ["ddim"], 50)
-    outcome = (
-        f"{'nearer' if few.error < many.error else 'not as near'}, {figure(few.error / many.error)} of that distance"
-    )
+    outcome = f"{'nearer' if few.error < many.error else 'not as near'}, {figure(few.error / many.error)} of that distance"
     return (
         f"The best of UniPC and DPM-Solver++ at {few.calls} calls ({shown(few.solver)} on `{few.grid}`) ends {figure(few.error)} away, "
         f"DDIM at {many.calls} calls (`{many.grid}`) {figure(many.error)}: {outcome}."
     )
 
 
-def draw(path: Path, runs: Sequence[Run], budgets: Sequence[int], floor: float, bundle: str) -> None:
+def draw(
+    path: Path, runs: Sequence[Run], budgets: Sequence[int], floor: float, bundle: str
+) -> None:
     """Error against calls, both logarithmic: a panel a family, DDIM in each, every solver at its best grid; grey where the reference errs as much."""
     import matplotlib
 
@@ -168,9 +184,13 @@ def draw(path: Path, runs: Sequence[Run], budgets: Sequence[int], floor: float, 
     from matplotlib import pyplot as plt
 
     styles = [("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D")]
-    picture, axes = plt.subplots(2, 2, figsize=(10, 7.5), sharex=True, sharey=True, layout="constrained")
+    picture, axes = plt.subplots(
+        2, 2, figsize=(10, 7.5), sharex=True, sharey=True, layout="constrained"
+    )
     for axis, (title, names) in zip(axes.flat, PANELS.items(), strict=True):
-        for name, (color, marker) in zip(("ddim", *names), [("#555555", "."), *styles], strict=False):
+        for name, (color, marker) in zip(
+            ("ddim", *names), [("#555555", "."), *styles], strict=False
+        ):
             line = [best(runs, [name], budget) for budget in budgets]
             axis.plot(
                 [run.calls for run in line],
@@ -199,12 +219,21 @@ def draw(path: Path, runs: Sequence[Run], budgets: Sequence[int], floor: float, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
-    parser.add_argument("--seeds", type=int, default=16, help="samples, each with its own seed and label (default 16)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=16,
+        help="samples, each with its own seed and label (default 16)",
+    )
     parser.add_argument("--calls", type=int, nargs="+", default=CALLS, help="budgets of calls")
     parser.add_argument("--plot", type=Path, help="write the plot here too")
-    parser.add_argument("--write", action="store_true", help="refresh docs/solvers.md and docs/solvers.png")
+    parser.add_argument(
+        "--write", action="store_true", help="refresh docs/solvers.md and docs/solvers.png"
+    )
     given = parser.parse_args()
     sampler, budgets = Sampler.load(given.bundle), sorted(set(given.calls))
     runs, floor = measure(sampler, given.seeds, budgets)
@@ -214,14 +243,27 @@ def main() -> None:
         f"DPM-Solver++(2M) with as many calls as the reference ends {figure(floor)} from it: figures as small as that say nothing."
     )
     print(verdict(runs), by_calls(runs, budgets), by_grid(runs, budgets), source, sep="\n\n")
-    print(json.dumps({"bundle": name, "seeds": given.seeds, "floor": floor, "runs": [r._asdict() for r in runs]}))
+    print(
+        json.dumps(
+            {
+                "bundle": name,
+                "seeds": given.seeds,
+                "floor": floor,
+                "runs": [r._asdict() for r in runs],
+            }
+        )
+    )
     if given.plot:
         draw(given.plot, runs, budgets, floor, name)
     if given.write:
         docs = Path("docs")
         draw(docs / "solvers.png", runs, budgets, floor, name)
         plot = "![Error against calls, both logarithmic, a panel a family of solvers](solvers.png)"
-        fill(docs / "solvers.md", "error", "\n\n".join([verdict(runs), plot, by_calls(runs, budgets), source]).strip())
+        fill(
+            docs / "solvers.md",
+            "error",
+            "\n\n".join([verdict(runs), plot, by_calls(runs, budgets), source]).strip(),
+        )
         fill(docs / "solvers.md", "grids", by_grid(runs, budgets))
 
 

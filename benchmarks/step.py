@@ -24,13 +24,13 @@ import onnxruntime as ort
 from figures import ROUNDS, fill, machine, ratio
 from onnx.utils import Extractor
 
-from export.graph import NETWORK
-from export.precision import scope
+from export.graph.precision import scope
+from export.graph.trace import NETWORK
 from runtime import Sampler
 from runtime.backends.onnxruntime import PIXELS
 from runtime.bundle import Bundle
-from runtime.noise import Stream, noise
-from runtime.program import D
+from runtime.diffusion.noise import Stream, noise
+from runtime.diffusion.program import D
 from runtime.progress import Progress
 
 STEPS = 10
@@ -44,19 +44,33 @@ def bare_network(bundle: Bundle) -> onnx.ModelProto:
     inside = [node for node in nodes if f"{scope(node)}.".startswith(NETWORK)]
     made = {output for node in inside for output in node.output}
     constants = {tensor.name for tensor in model.graph.initializer}
-    goes_in = dict.fromkeys(name for node in inside for name in node.input if name and name not in made | constants)
-    comes_out = next(name for node in nodes if node not in inside for name in node.input if name in made)
+    goes_in = dict.fromkeys(
+        name for node in inside for name in node.input if name and name not in made | constants
+    )
+    comes_out = next(
+        name for node in nodes if node not in inside for name in node.input if name in made
+    )
     ranks = {"time": [], "x": list(bundle.sample_shape)}
     readers = {name: node.op_type for node in inside for name in node.input if name in goes_in}
     value = onnx.helper.make_tensor_value_info
     del model.graph.value_info[:]
     names = {}
     for name in goes_in:
-        kind = "label" if name == "label" else "time" if readers[name] in ("Unsqueeze", "Reshape", "Mul") else "x"
+        kind = (
+            "label"
+            if name == "label"
+            else "time"
+            if readers[name] in ("Unsqueeze", "Reshape", "Mul")
+            else "x"
+        )
         names[kind] = name
         if kind != "label":
-            model.graph.value_info.append(value(name, onnx.TensorProto.FLOAT, ["batch", *ranks[kind]]))
-    model.graph.value_info.append(value(comes_out, onnx.TensorProto.FLOAT, ["batch", *bundle.sample_shape]))
+            model.graph.value_info.append(
+                value(name, onnx.TensorProto.FLOAT, ["batch", *ranks[kind]])
+            )
+    model.graph.value_info.append(
+        value(comes_out, onnx.TensorProto.FLOAT, ["batch", *bundle.sample_shape])
+    )
     order = [names[kind] for kind in ("x", "time", "label") if kind in names]
     return Extractor(model).extract_model(order, [comes_out])
 
@@ -83,8 +97,12 @@ def runner(
 def measure(bundle: Bundle) -> dict[str, Any]:
     """The ratios at batch 1 and 16, and how far the two sides' outputs are apart."""
     sampler, shape = Sampler(bundle), bundle.sample_shape
-    network = ort.InferenceSession(bare_network(bundle).SerializeToString(), providers=["CPUExecutionProvider"])
-    loop = ort.InferenceSession(str(bundle.path / "fp32" / "sampler.onnx"), providers=["CPUExecutionProvider"])
+    network = ort.InferenceSession(
+        bare_network(bundle).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    loop = ort.InferenceSession(
+        str(bundle.path / "fp32" / "sampler.onnx"), providers=["CPUExecutionProvider"]
+    )
     program = bundle.program("ddim", STEPS)
     call, update = program.call.astype(np.float32), program.update.astype(np.float32)
     found: dict[str, Any] = {}
@@ -112,7 +130,9 @@ def measure(bundle: Bundle) -> dict[str, Any]:
             }
 
             def step_loop(batch: int = batch, label: np.ndarray = label) -> np.ndarray:
-                return sampler.sample(batch, 0, label=label, guidance=1.0, solver="ddim", steps=STEPS)
+                return sampler.sample(
+                    batch, 0, label=label, guidance=1.0, solver="ddim", steps=STEPS
+                )
 
             feeds = {
                 "x": x,
@@ -137,7 +157,9 @@ def fresh(code: str, runs: int = 9) -> list[dict[str, float]]:
     found = []
     for _ in range(runs + 1):
         begun = time.perf_counter()
-        out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
         found.append({**json.loads(out), "process_s": time.perf_counter() - begun})
     return found[1:]
 
@@ -158,7 +180,10 @@ def cold(bundle: Path) -> dict[str, float]:
     )
     return {
         "import_beyond_numpy_s": statistics.median(r["s"] for r in imports),
-        **{name: statistics.median(r[name] for r in first) for name in ("load_s", "first_s", "process_s", "peak_mib")},
+        **{
+            name: statistics.median(r[name] for r in first)
+            for name in ("load_s", "first_s", "process_s", "peak_mib")
+        },
     }
 
 
@@ -168,13 +193,18 @@ def table(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, r in found.items():
-        spread, times = f"{r['quartile_low']:.3f} … {r['quartile_high']:.3f}", f"{r['a_ms']:.1f} / {r['b_ms']:.1f}"
+        spread, times = (
+            f"{r['quartile_low']:.3f} … {r['quartile_high']:.3f}",
+            f"{r['a_ms']:.1f} / {r['b_ms']:.1f}",
+        )
         lines.append(f"| {name} | {r['ratio']:.3f} | {spread} | {times} | {r['difference']:.0e} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
     parser.add_argument("--write", action="store_true", help="refresh README.md")
     given = parser.parse_args()

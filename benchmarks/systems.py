@@ -29,10 +29,10 @@ from backends import cifar
 from numpy.typing import NDArray
 
 from export import build_bundle
-from export.check import QUICK
-from export.from_bundle import from_bundle
+from export.proof.check import QUICK
+from export.sources.bundle import from_bundle
 from runtime import Bundle, Sampler
-from runtime.noise import Stream, noises
+from runtime.diffusion.noise import Stream, noises
 
 Float32 = NDArray[np.float32]
 Make = Callable[[], Float32]
@@ -62,7 +62,12 @@ class Network:
 
     def start(self, batch: int) -> Float32:
         """x_T of the first seed and those that follow."""
-        return noises(range(self.first_seed, self.first_seed + batch), Stream.INITIAL, 0, self.bundle.sample_shape)
+        return noises(
+            range(self.first_seed, self.first_seed + batch),
+            Stream.INITIAL,
+            0,
+            self.bundle.sample_shape,
+        )
 
     def labels(self, batch: int) -> NDArray[np.int64] | None:
         """Every class in turn."""
@@ -82,7 +87,7 @@ def random_unet(
     pixels: int, channels: tuple[int, ...] = (32, 64, 128), colours: int = 3, attention: int = 8
 ) -> Network:
     """A U-Net of ours with random weights and no labels, exported into out/benchmarks on the first run."""
-    from trainer.network import UNet
+    from trainer.networks.unet import UNet
 
     torch.manual_seed(0)
     shape = (colours, pixels, pixels)
@@ -124,9 +129,13 @@ class Systems:
                     if "compile" in name:  # it has been seen to compile again on the second
                         make()
                 found[name] = make, pictures
-            except Exception as error:  # a peer may fail in ways of its own: it is named and left out
+            except (
+                Exception
+            ) as error:  # a peer may fail in ways of its own: it is named and left out
                 said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-                self.left_out[name] = textwrap.shorten(said.split(". ")[0].removesuffix("."), 160, placeholder=" …")
+                self.left_out[name] = textwrap.shorten(
+                    said.split(". ")[0].removesuffix("."), 160, placeholder=" …"
+                )
                 print(f"left out: {name}: {self.left_out[name]}", file=sys.stderr)
         return found
 
@@ -134,26 +143,46 @@ class Systems:
         n = self.network
         for backend, precisions in OURS.items():
             for precision in precisions:
-                yield f"unnoise, {backend} {precision}", lambda b=backend, p=precision: self.ours(batch, steps, b, p)
+                yield (
+                    f"unnoise, {backend} {precision}",
+                    lambda b=backend, p=precision: self.ours(batch, steps, b, p),
+                )
         yield EAGER, self.lazily(lambda: diffusers_loop(n, n.module, batch, steps))
         last = torch.channels_last
         yield (
             "diffusers, channels_last",
-            self.lazily(lambda: diffusers_loop(n, copy.deepcopy(n.module).to(memory_format=last), batch, steps, last)),
+            self.lazily(
+                lambda: diffusers_loop(
+                    n, copy.deepcopy(n.module).to(memory_format=last), batch, steps, last
+                )
+            ),
         )
         for mode in self.modes:
             yield (
                 "diffusers, torch.compile" + (f" ({mode})" if mode != "default" else ""),
-                self.lazily(lambda mode=mode: diffusers_loop(n, _compiled(n.module, mode), batch, steps)),
+                self.lazily(
+                    lambda mode=mode: diffusers_loop(n, _compiled(n.module, mode), batch, steps)
+                ),
             )
         yield (
             "diffusers, bf16 autocast",
-            self.lazily(lambda: diffusers_loop(n, _learning(n.module), batch, steps, autocast=True)),
+            self.lazily(
+                lambda: diffusers_loop(n, _learning(n.module), batch, steps, autocast=True)
+            ),
         )
         yield "denoising-diffusion-pytorch", self.lazily(lambda: lucidrains(n, batch, steps))
-        yield "raw ONNX Runtime, fp32", self.lazily(lambda: raw_loop(n, raw_onnxruntime(n), batch, steps))
-        yield "raw OpenVINO, fp32", self.lazily(lambda: raw_loop(n, raw_openvino(n, batch, "f32"), batch, steps))
-        yield "raw OpenVINO, bf16", self.lazily(lambda: raw_loop(n, raw_openvino(n, batch, "bf16"), batch, steps))
+        yield (
+            "raw ONNX Runtime, fp32",
+            self.lazily(lambda: raw_loop(n, raw_onnxruntime(n), batch, steps)),
+        )
+        yield (
+            "raw OpenVINO, fp32",
+            self.lazily(lambda: raw_loop(n, raw_openvino(n, batch, "f32"), batch, steps)),
+        )
+        yield (
+            "raw OpenVINO, bf16",
+            self.lazily(lambda: raw_loop(n, raw_openvino(n, batch, "bf16"), batch, steps)),
+        )
 
     @staticmethod
     def lazily(opened: Callable[[], Make]) -> Make:
@@ -167,13 +196,17 @@ class Systems:
 
         return make
 
-    def ours(self, batch: int, steps: int | None, backend: str, precision: str, **how: Any) -> Float32:
+    def ours(
+        self, batch: int, steps: int | None, backend: str, precision: str, **how: Any
+    ) -> Float32:
         key = f"{backend} {precision}"
         if key not in self._samplers:
             self._samplers[key] = Sampler(self.bundle, backend, precision, max_batch=64)
         labels = self.network.labels(batch)
         how = {"solver": "ddim", "steps": steps, "grid": "trailing", "guidance": 1.0, **how}
-        return self._samplers[key].sample(batch, 0, label=None if labels is None else labels.tolist(), **how)
+        return self._samplers[key].sample(
+            batch, 0, label=None if labels is None else labels.tolist(), **how
+        )
 
     def expected(self, name: str, batch: int, steps: int) -> Float32:
         """What a system's pictures are held against: ours in fp32, on its grid."""
@@ -199,11 +232,17 @@ def scheduler(bundle: Bundle, kind: str = "ddim", steps: int = 10) -> Any:
 
     betas = 1 - (bundle.schedule.alpha / np.concatenate([[1.0], bundle.schedule.alpha[:-1]])) ** 2
     prediction = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}[bundle.prediction]
-    shared = {"trained_betas": betas.tolist(), "prediction_type": prediction, "timestep_spacing": "trailing"}
+    shared = {
+        "trained_betas": betas.tolist(),
+        "prediction_type": prediction,
+        "timestep_spacing": "trailing",
+    }
     if kind == "ddim":
         made = diffusers.DDIMScheduler(**shared, clip_sample=bundle.clip is not None)
     elif kind == "ddpm":
-        made = diffusers.DDPMScheduler(**shared, clip_sample=bundle.clip is not None, variance_type="fixed_small")
+        made = diffusers.DDPMScheduler(
+            **shared, clip_sample=bundle.clip is not None, variance_type="fixed_small"
+        )
     else:  # it cannot clip as we do; its thresholding is Imagen's
         made = diffusers.DPMSolverMultistepScheduler(**shared, solver_order=2)
     made.set_timesteps(steps)
@@ -244,14 +283,18 @@ def diffusers_loop(
 
 def own_times(steps: int, T: int = 1000) -> list[float]:
     """The grid of denoising-diffusion-pytorch's ddim_sample, without its end."""
-    return [float(t) for t in reversed(torch.linspace(-1, T - 1, steps=steps + 1).int().tolist())][:-1]
+    return [float(t) for t in reversed(torch.linspace(-1, T - 1, steps=steps + 1).int().tolist())][
+        :-1
+    ]
 
 
 def denoising_diffusion_pytorch() -> Any:
     """Its module, which imports torchvision at the top to read a folder: an empty module stands for that while it is imported."""
     empty: Any = types.ModuleType("torchvision")
     empty.transforms = empty.utils = empty
-    with mock.patch.dict(sys.modules, {} if importlib.util.find_spec("torchvision") else {"torchvision": empty}):
+    with mock.patch.dict(
+        sys.modules, {} if importlib.util.find_spec("torchvision") else {"torchvision": empty}
+    ):
         return importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
 
 
@@ -269,7 +312,9 @@ def lucidrains(network: Network, batch: int, steps: int) -> Make:
             super().__init__()
             self.network = network.module
 
-        def forward(self, x: torch.Tensor, t: torch.Tensor, x_self_cond: Any = None) -> torch.Tensor:
+        def forward(
+            self, x: torch.Tensor, t: torch.Tensor, x_self_cond: Any = None
+        ) -> torch.Tensor:
             return self.network(x, t.float(), *extra)
 
     own = theirs.GaussianDiffusion(
@@ -277,7 +322,9 @@ def lucidrains(network: Network, batch: int, steps: int) -> Make:
         image_size=bundle.sample_shape[-1],
         sampling_timesteps=steps,
         objective={"v": "pred_v", "epsilon": "pred_noise", "x0": "pred_x0"}[bundle.prediction],
-        beta_schedule={"cosine": "cosine", "linear_raw": "linear", "linear": "linear"}[bundle.schedule.name],
+        beta_schedule={"cosine": "cosine", "linear_raw": "linear", "linear": "linear"}[
+            bundle.schedule.name
+        ],
         auto_normalize=False,
     ).eval()
     x_T = torch.from_numpy(network.start(batch))
@@ -295,7 +342,9 @@ def network_onnx(network: Network) -> Path:
     digest = hashlib.sha256()
     for p in network.module.parameters():
         digest.update(p.numpy().tobytes())
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which is not there
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it warns of torchvision, which is not there
     path = WORK / f"network-{digest.hexdigest()[:12]}.onnx"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -306,7 +355,12 @@ def network_onnx(network: Network) -> Path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its own dependencies' deprecations
             program = torch.onnx.export(
-                network.module, arguments, dynamo=True, input_names=names, dynamic_shapes=dims, verbose=False
+                network.module,
+                arguments,
+                dynamo=True,
+                input_names=names,
+                dynamic_shapes=dims,
+                verbose=False,
             )
         assert program is not None
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -330,7 +384,9 @@ def raw_openvino(network: Network, batch: int, precision: str) -> Raw:
     core = openvino.Core()
     model = core.read_model(network_onnx(network))
     model.reshape({i.any_name: [batch, *list(i.partial_shape)[1:]] for i in model.inputs})
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"})
+    compiled = core.compile_model(
+        model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    )
     request = compiled.create_infer_request()
     return lambda feeds: request.infer(feeds, share_inputs=True, share_outputs=True)[0]
 
@@ -340,7 +396,8 @@ def raw_loop(network: Network, run: Raw, batch: int, steps: int) -> Make:
     bundle, labels = network.bundle, network.labels(batch)
     x_T, T, clip = network.start(batch), len(bundle.schedule), bundle.clip
     alpha, sigma = (
-        np.float32(np.append(v, end)) for v, end in ((bundle.schedule.alpha, 1), (bundle.schedule.sigma, 0))
+        np.float32(np.append(v, end))
+        for v, end in ((bundle.schedule.alpha, 1), (bundle.schedule.sigma, 0))
     )
     knots = [round(T - i * T / steps) - 1 for i in range(steps)] + [T]  # index T: the clean end
     fixed = {} if labels is None else {"label": labels}
@@ -349,7 +406,11 @@ def raw_loop(network: Network, run: Raw, batch: int, steps: int) -> Make:
         x = x_T
         for k, after in itertools.pairwise(knots):
             F = run({"x": x, "time": np.full(batch, k, np.float32), **fixed})
-            D = alpha[k] * x - sigma[k] * F if bundle.prediction == "v" else (x - sigma[k] * F) / alpha[k]
+            D = (
+                alpha[k] * x - sigma[k] * F
+                if bundle.prediction == "v"
+                else (x - sigma[k] * F) / alpha[k]
+            )
             D = np.clip(D, -clip, clip) if clip else D
             eps = (x - alpha[k] * D) / sigma[k]
             x = alpha[after] * D + sigma[after] * eps

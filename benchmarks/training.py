@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.progress import Progress
-from trainer import data
 from trainer.config import Config
-from trainer.networks import cost
+from trainer.data import dataset as data
+from trainer.networks.cost import cost
 from trainer.step import Trainer
 
 Step = Callable[[], object]
@@ -63,7 +63,9 @@ def network_alone(config: Config, source: data.Pictures) -> Step:
     """Forward, backward, clipping, optimizer; what a step trains on stands ready."""
     trainer = Trainer(config, source)
     draws, network = trainer.draw(0), trainer.network
-    x = trainer.forward_process.jump(draws.x0, draws.t, draws.eps).contiguous(memory_format=torch.channels_last)
+    x = trainer.forward_process.jump(draws.x0, draws.t, draws.eps).contiguous(
+        memory_format=torch.channels_last
+    )
     time = trainer.forward_process.time[draws.t]
     target = trainer.forward_process.target(draws.x0, draws.t, draws.eps)
 
@@ -122,8 +124,12 @@ def lucidrains_step(config: Config, source: data.Pictures, flops: int) -> tuple[
     Its pictures are taken from memory, in this process, in place of its folder; it draws no bar.
     """
     theirs = denoising_diffusion_pytorch()
-    network, found = _same_cost(lambda width: theirs.Unet(width, dim_mults=(1, 2, 4)), 2, source, flops)
-    diffusion = theirs.GaussianDiffusion(network, image_size=source.sample_shape[1], auto_normalize=False)
+    network, found = _same_cost(
+        lambda width: theirs.Unet(width, dim_mults=(1, 2, 4)), 2, source, flops
+    )
+    diffusion = theirs.GaussianDiffusion(
+        network, image_size=source.sample_shape[1], auto_normalize=False
+    )
     theirs.Dataset, theirs.cpu_count = lambda *_, **__: Picturewise(source.images), lambda: 0
     theirs.tqdm = mock.MagicMock()
     made = {"train_batch_size": config.batch, "calculate_fid": False, "results_folder": "out"}
@@ -137,7 +143,9 @@ def lucidrains_step(config: Config, source: data.Pictures, flops: int) -> tuple[
     return step, found
 
 
-def _same_cost(make: Callable[[int], nn.Module], apart: int, source: data.Pictures, flops: int) -> tuple[Any, int]:
+def _same_cost(
+    make: Callable[[int], nn.Module], apart: int, source: data.Pictures, flops: int
+) -> tuple[Any, int]:
     """make(width) of the width whose operations are nearest to so many, of widths so far apart; and how many they are."""
 
     def made(width: int) -> tuple[Any, int]:
@@ -146,7 +154,9 @@ def _same_cost(make: Callable[[int], nn.Module], apart: int, source: data.Pictur
             network(torch.zeros(1, *source.sample_shape), torch.zeros(1, dtype=torch.int64))
         return network, counter.get_total_flops()
 
-    return min((made(width) for width in range(16, 64, apart)), key=lambda pair: abs(pair[1] - flops))
+    return min(
+        (made(width) for width in range(16, 64, apart)), key=lambda pair: abs(pair[1] - flops)
+    )
 
 
 def measure(batch: int) -> str:
@@ -176,7 +186,9 @@ def measure(batch: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/training.py", description=__doc__)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--write", action="store_true", help="put the figures into docs/training.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the figures into docs/training.md"
+    )
     given = parser.parse_args()
     text = measure(given.batch)
     print(text)

@@ -2,7 +2,7 @@
 
     python benchmarks/translate.py [BUNDLE] [--minutes M] [--write]
 
-Every held-out emoji of trainer/assets/emoji32.npz (index % 10 == 0) is translated both ways, its category kept and its style switched, but for
+Every held-out emoji of trainer/data/assets/emoji32.npz (index % 10 == 0) is translated both ways, its category kept and its style switched, but for
 those whose picture in either style is, byte for byte, one of the training pictures. Judged are pictures as people get them, of 0 … 255:
 
     RMS     distance to the counterpart, over pixels and channels in -1 … 1, mean over emoji
@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 
 from runtime import Sampler
 from runtime.files import replacing
-from runtime.pictures import from_uint8, save, tile, to_uint8
+from runtime.images import from_uint8, save, tile, to_uint8
 from runtime.progress import track
-from trainer.data import STYLES
+from trainer.data.dataset import STYLES
 
 GUIDANCES = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0)
 STRENGTHS = {
@@ -64,7 +64,11 @@ class Setting(NamedTuple):
 
     def __str__(self) -> str:
         """ "guidance 3, strength 0.6, 25 steps"."""
-        told = [f"`{v}`" if isinstance(v, str) else f"{k.replace('_', ' ')} {v}" for k, v in self.how if k != "steps"]
+        told = [
+            f"`{v}`" if isinstance(v, str) else f"{k.replace('_', ' ')} {v}"
+            for k, v in self.how
+            if k != "steps"
+        ]
         return ", ".join([*told, *(f"{v} steps" for k, v in self.how if k == "steps")])
 
 
@@ -73,7 +77,8 @@ def setting(verb: str, **how: Any) -> Setting:
 
 
 PLAIN, AGAIN = (
-    setting(verb, solver="dpmpp_2m", grid="log_snr", steps=50, guidance=1.0) for verb in ("translate", "again")
+    setting(verb, solver="dpmpp_2m", grid="log_snr", steps=50, guidance=1.0)
+    for verb in ("translate", "again")
 )
 DEFAULT = setting("translate", strength=0.4, guidance=3.0, steps=50)
 ANEW = setting("stylize", strength=1.0, guidance=2.0, steps=STEPS)
@@ -91,7 +96,9 @@ def plan() -> dict[str, list[Setting]]:
         for verb, tried in STRENGTHS.items()
     }
     within = product(INTERVALS, (3.0, 5.0))
-    sweeps["within"] = [setting("translate", guidance_interval=i, guidance=g, steps=STEPS) for i, g in within]
+    sweeps["within"] = [
+        setting("translate", guidance_interval=i, guidance=g, steps=STEPS) for i, g in within
+    ]
     walks = [
         setting(verb, solver=solver, grid=grid, steps=steps, guidance=1.0)
         for (solver, grid, steps), verb in product(WALKS, ("translate", "again"))
@@ -105,7 +112,10 @@ class Maker:
     def __init__(self, sampler: Sampler, held: Emoji) -> None:
         self.sampler, self.held = sampler, held
         files = sampler.bundle.files
-        same = [files[name].sha256 for name in ("fp32/step.onnx", "fp32/step_guided.onnx", "fp32/weights.bin")]
+        same = [
+            files[name].sha256
+            for name in ("fp32/step.onnx", "fp32/step_guided.onnx", "fp32/weights.bin")
+        ]
         self.key = json.dumps([same, hashlib.sha256(held.images.tobytes()).hexdigest()])
 
     def path(self, setting: Setting) -> Path:
@@ -125,7 +135,9 @@ class Maker:
         x = list(self.held.images[:, style])
         if setting.verb == "stylize":
             return self.sampler.stylize(x, label=target, **dict(setting.how))
-        return self.sampler.translate(x, source, source if setting.verb == "again" else target, **dict(setting.how))
+        return self.sampler.translate(
+            x, source, source if setting.verb == "again" else target, **dict(setting.how)
+        )
 
 
 def untouched(held: Emoji) -> Made:
@@ -138,7 +150,8 @@ def recoloured(held: Emoji, train: Emoji) -> Made:
     made = np.empty_like(untouched(held))
     for style, category in product((0, 1), range(len(held.categories))):
         here, there = (
-            train.images[train.category == category, s].reshape(-1, 3).astype(float) for s in (style, 1 - style)
+            train.images[train.category == category, s].reshape(-1, 3).astype(float)
+            for s in (style, 1 - style)
         )
         mine = held.category == category
         z = (held.images[mine, style] - here.mean(0)) / here.std(0)
@@ -156,7 +169,9 @@ def looked_up(held: Emoji, train: Emoji) -> Made:
     return made
 
 
-def chosen(settings: Sequence[Setting], scores: Mapping[Setting, Scores]) -> tuple[Setting, Setting]:
+def chosen(
+    settings: Sequence[Setting], scores: Mapping[Setting, Scores]
+) -> tuple[Setting, Setting]:
     """For the even emoji the setting with most hits on the odd ones, and the other way round."""
 
     def best(half: int) -> Setting:
@@ -189,7 +204,11 @@ def methods(rows: Mapping[str, Scores]) -> str:
     """The table of methods, noto → twemoji / twemoji → noto."""
     head = ("noto → twemoji / twemoji → noto", "RMS", "style, %", "top 1, %", "top 5, %", "hit, %")
     return table(
-        head, [(name, both(s.rms, lambda v: f"{v.mean():.2f}"), *(both(v) for v in s[1:])) for name, s in rows.items()]
+        head,
+        [
+            (name, both(s.rms, lambda v: f"{v.mean():.2f}"), *(both(v) for v in s[1:]))
+            for name, s in rows.items()
+        ],
     )
 
 
@@ -205,16 +224,24 @@ def sweep(settings: Sequence[Setting], scores: Mapping[Setting, Scores], by: str
     return table((f"{by.replace('_', ' ')} \\ guidance", *(f"{g:g}" for g in guidances)), rows)
 
 
-def walks(settings: Sequence[Setting], scores: Mapping[Setting, Scores], held: Emoji, made: Maker) -> str:
+def walks(
+    settings: Sequence[Setting], scores: Mapping[Setting, Scores], held: Emoji, made: Maker
+) -> str:
     """How nearly a picture comes back under its own label, and what translating then scores, by solver, grid and steps."""
     rows = []
     for there, again in zip(settings[::2], settings[1::2], strict=True):
         how, found = dict(there.how), scores[there]
-        apart = from_uint8(made(again).reshape(-1, 32, 32, 3)) - from_uint8(untouched(held).reshape(-1, 32, 32, 3))
+        apart = from_uint8(made(again).reshape(-1, 32, 32, 3)) - from_uint8(
+            untouched(held).reshape(-1, 32, 32, 3)
+        )
         error = np.sqrt((apart**2).mean((1, 2, 3))).mean()
         numbers = (percent(v) for v in (found.style, found.first, found.five, found.hit))
-        rows.append((f"`{how['solver']}` on `{how['grid']}`", str(how["steps"]), f"{error:.3f}", *numbers))
-    return table(("", "steps", "round trip, RMS", "style, %", "top 1, %", "top 5, %", "hit, %"), rows)
+        rows.append(
+            (f"`{how['solver']}` on `{how['grid']}`", str(how["steps"]), f"{error:.3f}", *numbers)
+        )
+    return table(
+        ("", "steps", "round trip, RMS", "style, %", "top 1, %", "top 5, %", "hit, %"), rows
+    )
 
 
 def by_category(rows: Mapping[str, Scores], held: Emoji) -> str:
@@ -243,7 +270,10 @@ def picture(path: Path, rows: Mapping[str, Made], held: Emoji, every: int) -> No
     some, margin, scale = slice(every // 2, None, every), 150, 2
     sheets = []
     for style in (0, 1):
-        stack = {f"{STYLES[style]}": untouched(held)[style], **{n: m[style] for n, m in rows.items()}}
+        stack = {
+            f"{STYLES[style]}": untouched(held)[style],
+            **{n: m[style] for n, m in rows.items()},
+        }
         stack[f"{STYLES[1 - style]}, true"] = held.images[:, 1 - style]
         pictures = np.concatenate([images[some] for images in stack.values()])
         sheet = tile(pictures, len(pictures) // len(stack)).repeat(scale, 0).repeat(scale, 1)
@@ -257,12 +287,22 @@ def picture(path: Path, rows: Mapping[str, Made], held: Emoji, every: int) -> No
 
 
 def report(
-    judges: Judges, made: Maker, train: Emoji, held: Emoji, todo: Mapping[str, list[Setting]], write: bool
+    judges: Judges,
+    made: Maker,
+    train: Emoji,
+    held: Emoji,
+    todo: Mapping[str, list[Setting]],
+    write: bool,
 ) -> None:
     """Judge all that was made; print the tables, or write them where they belong."""
     scores = {s: judges(made(s)) for group in todo.values() for s in group}
-    ours, theirs = (chosen(group, scores) for group in ([*todo["translate"], *todo["within"]], todo["stylize"]))
-    best = {name: mixed(*(made(s) for s in pair)) for name, pair in (("translate", ours), ("SDEdit", theirs))}
+    ours, theirs = (
+        chosen(group, scores) for group in ([*todo["translate"], *todo["within"]], todo["stylize"])
+    )
+    best = {
+        name: mixed(*(made(s) for s in pair))
+        for name, pair in (("translate", ours), ("SDEdit", theirs))
+    }
     own = {name: judges(pictures) for name, pictures in best.items()}
     rows = {
         "left alone": judges(untouched(held)),
@@ -299,16 +339,25 @@ def report(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
     parser.add_argument(
-        "--minutes", type=float, default=1e9, help="start nothing new after so many; what is left is said"
+        "--minutes",
+        type=float,
+        default=1e9,
+        help="start nothing new after so many; what is left is said",
     )
     parser.add_argument(
-        "--backend", default="auto", help="of the sampler [onnxruntime]; what is kept is used whatever made it"
+        "--backend",
+        default="auto",
+        help="of the sampler [onnxruntime]; what is kept is used whatever made it",
     )
     parser.add_argument("--precision", default="auto", help="of the sampler [fp32]")
-    parser.add_argument("--write", action="store_true", help="refresh docs/translation.md and docs/translation.png")
+    parser.add_argument(
+        "--write", action="store_true", help="refresh docs/translation.md and docs/translation.png"
+    )
     given = parser.parse_args()
     stop = time.monotonic() + 60 * given.minutes
     train, held = emoji()
@@ -317,7 +366,9 @@ def main() -> None:
     left = [s for s in every if not made.path(s).exists()]
     for done, s in enumerate(track(left, "translating")):
         if time.monotonic() > stop:
-            raise SystemExit(f"{len(left) - done} of {len(every)} settings are left: the same command goes on.")
+            raise SystemExit(
+                f"{len(left) - done} of {len(every)} settings are left: the same command goes on."
+            )
         made(s)
     report(Judges(train, held), made, train, held, todo, given.write)
 

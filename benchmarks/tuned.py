@@ -30,9 +30,9 @@ from torch import nn
 from runtime import Sampler
 from runtime.bundle import Bundle
 from runtime.files import from_json, replacing, to_json, write_text
-from runtime.pictures import from_uint8, save, tile, to_uint8
+from runtime.images import from_uint8, save, tile, to_uint8
 from runtime.progress import track
-from trainer.data import Pictures, emoji
+from trainer.data.dataset import Pictures, emoji
 
 OUT = Path("out/tuned")
 EVERY_GRID = (*GRIDS, "log_snr(4)", "log_snr(5)", "log_snr(6)")
@@ -83,16 +83,22 @@ class Bench:
             to_json({k: t.to_json() for k, t in bundle.tuned.items()}),
         )
         self.folder = OUT / f"{bundle.name}-{weights[:12]}"
-        self.known = {path.name: from_json(path.read_bytes()) for path in self.folder.glob("errors-*.json")}
+        self.known = {
+            path.name: from_json(path.read_bytes()) for path in self.folder.glob("errors-*.json")
+        }
         self.fitted = hashlib.sha256(fitted.encode()).hexdigest()[:8]
 
-    def sample(self, first: int, count: int, guidance: float, **settings: Any) -> NDArray[np.float32]:
+    def sample(
+        self, first: int, count: int, guidance: float, **settings: Any
+    ) -> NDArray[np.float32]:
         if time.monotonic() > self.until:
             raise OutOfTime
         labels = (first + np.arange(count)) % self.sampler.bundle.num_classes
         return self.sampler.sample(count, first, label=labels, guidance=guidance, **settings)
 
-    def samples(self, name: str, count: int, guidance: float, **settings: Any) -> NDArray[np.float32]:
+    def samples(
+        self, name: str, count: int, guidance: float, **settings: Any
+    ) -> NDArray[np.float32]:
         """Of seeds 0 …, from the folder where they are there."""
         found, size = [], self.sampler.max_batch
         for first in range(0, count, size):
@@ -106,7 +112,9 @@ class Bench:
         return np.concatenate(found)[:count]
 
     def reference(self, count: int, guidance: float) -> NDArray[np.float32]:
-        return self.samples("reference", count, guidance, solver="ddim", steps=REFERENCE, grid="trailing")
+        return self.samples(
+            "reference", count, guidance, solver="ddim", steps=REFERENCE, grid="trailing"
+        )
 
     def errors(self, run: Run, count: int) -> NDArray[np.float64]:
         key = f"{run}{' ' + self.fitted if run.solver == 'tuned' else ''}"
@@ -135,7 +143,9 @@ def plan(bench: Bench, guidance: float) -> Iterator[Run]:
     names, grids = (SOLVERS, EVERY_GRID) if guidance == 1 else (LIKELY, LIKELY_GRIDS)
     for name, grid, budget in product(names, grids, CALLS):
         solver, options = SOLVERS[name]
-        steps = most_steps(budget, lambda n, s=solver, g=grid, o=options: bundle.program(s, n, g, **o))
+        steps = most_steps(
+            budget, lambda n, s=solver, g=grid, o=options: bundle.program(s, n, g, **o)
+        )
         if steps:
             yield Run(name, grid, budget, steps, guidance)
 
@@ -143,21 +153,35 @@ def plan(bench: Bench, guidance: float) -> Iterator[Run]:
 def measure(bench: Bench, seeds: int, guidance: float) -> dict[Run, NDArray[np.float64]]:
     """Errors [seeds]: every solver on its best grid, whatever comes near the best, and the tuned ones."""
     runs = list(plan(bench, guidance))
-    screened = {run: rms(bench.errors(run, SCREENED)) for run in track(runs, f"guidance {guidance:g}, every grid")}
+    screened = {
+        run: rms(bench.errors(run, SCREENED))
+        for run in track(runs, f"guidance {guidance:g}, every grid")
+    }
     chosen = []
     for budget in CALLS:
         of = [run for run in runs if run.calls == budget]
         least = min(screened[run] for run in of)
-        chosen += [min((r for r in of if r.solver == name), key=screened.__getitem__, default=None) for name in SOLVERS]
+        chosen += [
+            min((r for r in of if r.solver == name), key=screened.__getitem__, default=None)
+            for name in SOLVERS
+        ]
         chosen += [run for run in of if screened[run] <= NEAR * least]
     tuned = [Run("tuned", "its own", K, K, guidance) for K in sorted(bench.sampler.bundle.tuned)]
     unique = list(dict.fromkeys(run for run in [*chosen, *tuned] if run))
-    return {run: bench.errors(run, seeds) for run in track(unique, f"guidance {guidance:g}, all seeds")}
+    return {
+        run: bench.errors(run, seeds) for run in track(unique, f"guidance {guidance:g}, all seeds")
+    }
 
 
-def best(found: dict[Run, NDArray[np.float64]], calls: int, solver: str | None = None) -> Run | None:
+def best(
+    found: dict[Run, NDArray[np.float64]], calls: int, solver: str | None = None
+) -> Run | None:
     """The run with the least error at this budget: of one solver, or of all untuned ones."""
-    runs = [r for r in found if r.calls == calls and (r.solver == solver if solver else r.solver != "tuned")]
+    runs = [
+        r
+        for r in found
+        if r.calls == calls and (r.solver == solver if solver else r.solver != "tuned")
+    ]
     return min(runs, key=lambda r: rms(found[r]), default=None)
 
 
@@ -171,13 +195,18 @@ def cell(run: Run | None, error: NDArray[np.float64] | None) -> str:
 
 def table(found: dict[Run, NDArray[np.float64]]) -> str:
     """Every solver at its best grid, a column a budget."""
-    lines = ["| calls, at most | " + " | ".join(map(str, CALLS)) + " |", "|---" * (len(CALLS) + 1) + "|"]
+    lines = [
+        "| calls, at most | " + " | ".join(map(str, CALLS)) + " |",
+        "|---" * (len(CALLS) + 1) + "|",
+    ]
     for name in ("tuned", *SOLVERS):
         runs = [best(found, calls, name) for calls in CALLS]
         if not any(runs):
             continue
         cells = [cell(run, found[run] if run else None) for run in runs]
-        lines.append(f"| {'**`tuned`**' if name == 'tuned' else shown(name)} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {'**`tuned`**' if name == 'tuned' else shown(name)} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -201,7 +230,10 @@ def verdicts(found: dict[Run, NDArray[np.float64]]) -> str:
 
 def record(bundle: Bundle) -> str:
     """What the tuned solvers' own record in bundle.json says: errors on the held-out samples they were judged by when they were fitted."""
-    lines = ["| calls | tuned | guidance 1 | guided | the best untuned with as many calls |", "|---" * 5 + "|"]
+    lines = [
+        "| calls | tuned | guidance 1 | guided | the best untuned with as many calls |",
+        "|---" * 5 + "|",
+    ]
     for K, program in sorted(bundle.tuned.items()):
         held, untuned = program.made["errors"]["held_out"], program.made["untuned"]
         apart = [figure(found["rms"]) for _, found in sorted(held["guidance"].items())]
@@ -219,7 +251,12 @@ class Classifier(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for inputs, outputs in ((3, width), (width, 2 * width), (2 * width, 2 * width)):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, padding=1),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
         self.layers, self.out = nn.Sequential(*layers), nn.Linear(2 * width, classes)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -230,11 +267,16 @@ class Classifier(nn.Module):
 def classifier(data: Pictures, folder: Path, epochs: int = 15) -> Classifier:
     """Trained on the pictures the bundle was trained on, to tell their labels; deterministic, and kept."""
     torch.manual_seed(0)
-    net, path = Classifier(len(data.classes)), folder / f"classifier-{data.fingerprint[:12]}-{epochs}.pt"
+    net, path = (
+        Classifier(len(data.classes)),
+        folder / f"classifier-{data.fingerprint[:12]}-{epochs}.pt",
+    )
     if not path.exists():
         draw = torch.Generator().manual_seed(0)
         x, label = torch.from_numpy(from_uint8(data.images)), torch.from_numpy(data.labels)
-        batches = [b for _ in range(epochs) for b in torch.randperm(len(x), generator=draw).split(64)]
+        batches = [
+            b for _ in range(epochs) for b in torch.randperm(len(x), generator=draw).split(64)
+        ]
         optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.05)
         for batch in track(batches, "training the classifier"):
             optimizer.zero_grad()
@@ -269,7 +311,12 @@ def fitted_otherwise(other: Bundle, bundle: Bundle, calls: int) -> bool:
 
 
 def looks(
-    bench: Bench, also: Bench | None, found: dict[Run, NDArray[np.float64]], seeds: int, count: int, sheet: Path | None
+    bench: Bench,
+    also: Bench | None,
+    found: dict[Run, NDArray[np.float64]],
+    seeds: int,
+    count: int,
+    sheet: Path | None,
 ) -> str:
     """Fréchet distance to the training pictures and fine detail against many calls', at guidance 1; and the pictures themselves, a row each.
 
@@ -287,17 +334,24 @@ def looks(
         for by, run in ((bench, tuned), (other, tuned), (bench, untuned)):
             if by is None:
                 continue
-            name = f"tuned-{K}-{by.fitted}" if run == tuned else f"untuned-{run.solver}-{run.grid}-{K}"
+            name = (
+                f"tuned-{K}-{by.fitted}" if run == tuned else f"untuned-{run.solver}-{run.grid}-{K}"
+            )
             x = by.samples(name.replace(" ", "-"), count, 1.0, **run.settings())
             loss = by.sampler.bundle.tuned[K].made["settings"].get("loss", "pixels")
             how = f", fitted by {loss}" if run == tuned else f" `{run.grid}`"
             rows.append((f"{K}, {shown(run.solver)}{how}", figure(rms(by.errors(run, seeds))), x))
             strips.append(x)
-    lines = ["| calls | RMS | Fréchet distance | of it beyond many calls' | fine detail left |", "|---" * 5 + "|"]
+    lines = [
+        "| calls | RMS | Fréchet distance | of it beyond many calls' | fine detail left |",
+        "|---" * 5 + "|",
+    ]
     floor, sharp = frechet(features(net, many), shown_real), detail(many)
     for name, error, x in rows:
         distance = frechet(features(net, x), shown_real)
-        lines.append(f"| {name} | {error} | {distance:.2f} | {distance - floor:+.2f} | {detail(x) / sharp:.0%} |")
+        lines.append(
+            f"| {name} | {error} | {distance:.2f} | {distance - floor:+.2f} | {detail(x) / sharp:.0%} |"
+        )
     if sheet:
         columns = bundle.num_classes
         save(sheet, tile(to_uint8(np.concatenate([x[:columns] for x in strips])), columns), 1200)
@@ -321,8 +375,16 @@ def draw(path: Path, found: dict[Run, NDArray[np.float64]], name: str) -> None:
     }
     for solver in (*SOLVERS, "tuned"):
         runs = [run for calls in CALLS if (run := best(found, calls, solver))]
-        how = {"color": colours[solver], "linewidth": 2, "label": solver} if solver in colours else {"color": "#cccccc"}
-        marker = {"marker": "*", "markersize": 13} if solver == "tuned" else {"marker": ".", "markersize": 5}
+        how = (
+            {"color": colours[solver], "linewidth": 2, "label": solver}
+            if solver in colours
+            else {"color": "#cccccc"}
+        )
+        marker = (
+            {"marker": "*", "markersize": 13}
+            if solver == "tuned"
+            else {"marker": ".", "markersize": 5}
+        )
         axis.plot(
             [r.calls for r in runs],
             [rms(found[r]) for r in runs],
@@ -349,26 +411,46 @@ def draw(path: Path, found: dict[Run, NDArray[np.float64]], name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
     parser.add_argument(
-        "--also", type=Path, metavar="BUNDLE", help="the same network with solvers fitted by another loss, to compare"
+        "--also",
+        type=Path,
+        metavar="BUNDLE",
+        help="the same network with solvers fitted by another loss, to compare",
     )
     parser.add_argument("--seeds", type=int, default=64, help="at guidance 1 [64]")
-    parser.add_argument("--guided", type=int, default=16, help="seeds at the bundle's own guidance [16]")
+    parser.add_argument(
+        "--guided", type=int, default=16, help="seeds at the bundle's own guidance [16]"
+    )
     parser.add_argument("--pictures", type=int, default=256, help="for the Fréchet distance [256]")
-    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many; the same command goes on")
+    parser.add_argument(
+        "--minutes", type=float, default=1e6, help="stop after so many; the same command goes on"
+    )
     parser.add_argument("--threads", type=int, help="of the inference library [one a core]")
-    parser.add_argument("--write", action="store_true", help="refresh docs/tuned-solvers.md and its pictures")
+    parser.add_argument(
+        "--write", action="store_true", help="refresh docs/tuned-solvers.md and its pictures"
+    )
     given = parser.parse_args()
     bench = Bench(Sampler.load(given.bundle, threads=given.threads), given.minutes)
     bundle, docs = bench.sampler.bundle, Path("docs")
     try:
         plain = measure(bench, given.seeds, 1.0)
         guided = measure(bench, given.guided, bundle.defaults.guidance)
-        also = Bench(Sampler.load(given.also, threads=given.threads), given.minutes) if given.also else None
+        also = (
+            Bench(Sampler.load(given.also, threads=given.threads), given.minutes)
+            if given.also
+            else None
+        )
         seen = looks(
-            bench, also, plain, given.seeds, given.pictures, docs / "tuned-pictures.png" if given.write else None
+            bench,
+            also,
+            plain,
+            given.seeds,
+            given.pictures,
+            docs / "tuned-pictures.png" if given.write else None,
         )
     except OutOfTime:
         raise SystemExit("out of time; the same command goes on from here") from None

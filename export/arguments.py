@@ -72,7 +72,9 @@ def json_object(name: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise RequestError(f"{name} must be a dictionary, got {shown(value)} ({type(value).__name__}).")
+        raise RequestError(
+            f"{name} must be a dictionary, got {shown(value)} ({type(value).__name__})."
+        )
     try:
         plain = _plain(value)
         to_json(plain).encode("utf-8")

@@ -25,24 +25,25 @@ from runtime.backends.onnxruntime import PIXELS
 from runtime.bundle import MANIFEST, Bundle, File
 from runtime.errors import status, unknown
 from runtime.files import replacing_folder, to_json
+from runtime.images import save, tile
 from runtime.output import parse, say
-from runtime.pictures import save, tile
 from runtime.sampler import Sampler
 
-from . import engines, graph
-from .calibrate import QUICK_CALIBRATION, Calibration, Judge, choose, ranges
-from .check import QUICK, Bounds, Plan, check, headroom, summary
+from . import engines
 from .errors import ExportError
-from .folding import fold_upsampling
-from .from_module import from_module
-from .independence import require_independent, torch_inputs
-from .model import Model
-from .pixels import pixels_first
-from .precision import quantize, to_float16
-from .report import can_be_shown, card, draw, sheet_settings, worst_of
-from .rounding import same_alone, same_in_any_batch
-from .sources import add_options, named
-from .tuned import add_tuned, kept
+from .graph import trace as graph
+from .graph.calibrate import QUICK_CALIBRATION, Calibration, Judge, choose, ranges
+from .graph.folding import fold_upsampling
+from .graph.pixels import pixels_first
+from .graph.precision import quantize, to_float16
+from .graph.rounding import same_alone, same_in_any_batch
+from .proof.check import QUICK, Bounds, Plan, check, headroom, summary
+from .proof.independence import require_independent, torch_inputs
+from .proof.report import can_be_shown, card, draw, sheet_settings, worst_of
+from .sources.command_line import add_options, named
+from .sources.model import Model
+from .sources.module import from_module
+from .tuning.record import add_tuned, kept
 
 PRECISIONS = ("fp16", "int8")
 """What can be asked for beside fp32."""
@@ -72,7 +73,7 @@ def build(
         precisions: "fp16" and "int8", alongside fp32, which every bundle has. int8 is written for
             CPUs (int8) and for TensorRT (int8-trt).
         calibration: how int8 is made.
-        winograd: whether a CPU may compute large convolutions so, see `export.pixels`.
+        winograd: whether a CPU may compute large convolutions so, see `export.graph.pixels`.
         same_bytes: whether a sample must have the same bytes in any batch. If false, a library may
             round it differently there, and the bundle declares `same_bytes: false`.
 
@@ -84,8 +85,14 @@ def build(
         if precision not in PRECISIONS:
             raise unknown("precision", precision, PRECISIONS)
     if out.exists() and not (out / MANIFEST).is_file():
-        raise ExportError(f"{out} exists and is no bundle, so it is not replaced. Give another --out.")
-    begun, bounds, calibration = time.perf_counter(), bounds or Bounds(), calibration or Calibration()
+        raise ExportError(
+            f"{out} exists and is no bundle, so it is not replaced. Give another --out."
+        )
+    begun, bounds, calibration = (
+        time.perf_counter(),
+        bounds or Bounds(),
+        calibration or Calibration(),
+    )
     require_independent(model, torch_inputs(model), bounds.answer)
     model = dataclasses.replace(model, tuned=model.tuned or kept(model, out))
     with replacing_folder(out) as folder:
@@ -109,23 +116,33 @@ def build(
         report["versions"] = versions()
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")
         draw(folder / "report.png", bundle, report, pictures)
-        bundle = dataclasses.replace(bundle, report=summary(report), same_bytes=report["same_bytes"])
+        bundle = dataclasses.replace(
+            bundle, report=summary(report), same_bytes=report["same_bytes"]
+        )
         if can_be_shown(model.sample_shape):
             save(folder / "samples.png", _sheet(bundle, (plan or Plan()).samples), least=512)
         add_tuned(folder, bundle)
-        (folder / "README.md").write_text(card(dataclasses.replace(bundle, name=out.name)), encoding="utf-8")
+        (folder / "README.md").write_text(
+            card(dataclasses.replace(bundle, name=out.name)), encoding="utf-8"
+        )
         _write_manifest(folder, model, bundle.report, bundle.same_bytes)
     found = Bundle.load(out)
     say(worst_of(found.report, report["bounds"]))
     size = sum(file.size for file in found.files.values())
-    say(f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see {out / 'report.png'}")
+    say(
+        f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see {out / 'report.png'}"
+    )
     return found
 
 
 def _for_cpus(steps: Mapping[str, ModelProto]) -> dict[str, ModelProto]:
     """The step graphs pixels first, by their names; none where nothing in them is large enough to gain."""
     made = {name: pixels_first(step) for name, step in steps.items()}
-    return {name.replace(".onnx", f"{PIXELS}.onnx"): fold_upsampling(step) for name, step in made.items() if step}
+    return {
+        name.replace(".onnx", f"{PIXELS}.onnx"): fold_upsampling(step)
+        for name, step in made.items()
+        if step
+    }
 
 
 def _other_precisions(
@@ -139,7 +156,11 @@ def _other_precisions(
     step, found = steps["step.onnx"], {}
 
     def write(name: str, change: Callable[[ModelProto], ModelProto]) -> None:
-        graph.write_all({file: change(proto) for file, proto in steps.items()}, bundle.sample_shape, bundle.path / name)
+        graph.write_all(
+            {file: change(proto) for file, proto in steps.items()},
+            bundle.sample_shape,
+            bundle.path / name,
+        )
 
     if "fp16" in precisions:
         found["headroom"] = headroom(step, bundle, calibration)
@@ -171,7 +192,9 @@ def build_bundle(
     out: the bundle's folder, bundles/ and the name if left out. bounds, plan, precisions, calibration, winograd, same_bytes: see `build`.
     The rest says what the module is: sample_shape, prediction, schedule, and whatever else `from_module` takes. Raises ExportError and RequestError.
     """
-    check_options("build_bundle", described, option_names(from_module, 1), option_names(build_bundle, 1)[:-1])
+    check_options(
+        "build_bundle", described, option_names(from_module, 1), option_names(build_bundle, 1)[:-1]
+    )
     for name, value, kind in (
         ("bounds", bounds, Bounds),
         ("plan", plan, Plan),
@@ -180,7 +203,9 @@ def build_bundle(
         if value is not None:
             instance(name, value, kind, "Leave it out for the default.")
     if not isinstance(precisions, (list, tuple, set, frozenset)):
-        raise refused("precisions", "a list of names", precisions, f"Pass some of {', '.join(PRECISIONS)}.")
+        raise refused(
+            "precisions", "a list of names", precisions, f"Pass some of {', '.join(PRECISIONS)}."
+        )
     chosen = [choice("precisions", precision, PRECISIONS, "precision") for precision in precisions]
     winograd = flag("winograd", winograd)
     same_bytes = flag("same_bytes", same_bytes)
@@ -199,7 +224,9 @@ def _sheet(bundle: Bundle, most: int) -> Any:
     return tile(Sampler(bundle).pictures(count, label=labels, **sheet_settings(bundle)), fitting)
 
 
-def _write_manifest(folder: Path, model: Model, report: Mapping[str, Any], same_bytes: bool = True) -> Bundle:
+def _write_manifest(
+    folder: Path, model: Model, report: Mapping[str, Any], same_bytes: bool = True
+) -> Bundle:
     """Write bundle.json over the files that are there, and read it back as a user would."""
     bundle = Bundle(
         path=folder,
@@ -243,9 +270,13 @@ def versions() -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.build", description=__doc__)
     add_options(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder [bundles/ and the name]")
     parser.add_argument(
-        "--quick", action="store_true", help="compare less, for a large network: fewer levels, batches and steps"
+        "--out", type=Path, metavar="DIR", help="the bundle's folder [bundles/ and the name]"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="compare less, for a large network: fewer levels, batches and steps",
     )
     parser.add_argument(
         "--no-winograd",

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime import cache, engines
-from runtime.backends.cuda import Cuda, cudart
+from runtime.backends import cache
+from runtime.backends.nvidia import engine_cache as engines
+from runtime.backends.nvidia.cuda import Cuda, cudart
+from runtime.backends.nvidia.engine_cache import LIBRARIES, Entry, Gpu, Recipe
+from runtime.backends.nvidia.tensorrt_engine import load_library, logger
 from runtime.backends.onnxfile import refuse_endless, with_weights
-from runtime.backends.tensorrt_engine import load_library, logger
 from runtime.bundle import Bundle
-from runtime.engines import LIBRARIES, Entry, Gpu, Recipe
 from runtime.errors import BackendError, EngineError, NoGpuError, RequestError, status, unknown
 from runtime.files import replacing
 from runtime.output import parse, say
@@ -52,9 +53,13 @@ class Order:
         if self.engine not in ENGINES:
             raise unknown("engine", self.engine, ENGINES)
         if not self.buckets or list(self.buckets) != sorted({b for b in self.buckets if b > 0}):
-            raise RequestError(f"batch buckets must be rising numbers from 1, found {list(self.buckets)}.")
+            raise RequestError(
+                f"batch buckets must be rising numbers from 1, found {list(self.buckets)}."
+            )
         if self.compute_capability and self.engine == "tensorrt":
-            raise RequestError("TensorRT builds for the GPU it runs on; --compute-capability is for tensorrt-rtx.")
+            raise RequestError(
+                "TensorRT builds for the GPU it runs on; --compute-capability is for tensorrt-rtx."
+            )
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,20 @@ class Chosen:
 
 def choose(order: Order) -> Chosen:
     """The first library of the order that can build here. Raises BackendError that says of each why it cannot."""
-    names = [n for n in LIBRARIES if order.engine in (n, AUTO) and not (order.compute_capability and n == "tensorrt")]
+    names = [
+        n
+        for n in LIBRARIES
+        if order.engine in (n, AUTO) and not (order.compute_capability and n == "tensorrt")
+    ]
     reasons = []
     for name in names:
         try:
             library = load_library(name)
-            gpu = Gpu("", order.compute_capability, "") if order.compute_capability else Cuda(cudart()).gpu()
+            gpu = (
+                Gpu("", order.compute_capability, "")
+                if order.compute_capability
+                else Cuda(cudart()).gpu()
+            )
             if library.__name__ == "tensorrt_rtx":
                 _capability(library, gpu)
             return Chosen(library, gpu)
@@ -98,7 +111,12 @@ def build_all(bundle: Bundle, order: Order, precisions: Collection[str] = ()) ->
         if precision not in bundle.precisions:
             raise unknown("precision", precision, bundle.precisions)
     wanted = precisions or [p for p in TYPED if p in bundle.precisions] or ["fp32"]
-    graphs = [(p, g) for p in wanted for g in ("step.onnx", "step_guided.onnx") if f"{p}/{g}" in bundle.files]
+    graphs = [
+        (p, g)
+        for p in wanted
+        for g in ("step.onnx", "step_guided.onnx")
+        if f"{p}/{g}" in bundle.files
+    ]
     return [ensure(bundle, precision, graph, chosen, order) for precision, graph in graphs]
 
 
@@ -154,7 +172,12 @@ def ensure(bundle: Bundle, precision: str, graph: str, chosen: Chosen, order: Or
     path = f"{precision}/{graph}"
     model = bundle.read(path)
     refuse_endless(model)
-    engine = build(chosen, with_weights(model, bundle.read(f"{precision}/weights.bin")), order, f"{bundle.path / path}")
+    engine = build(
+        chosen,
+        with_weights(model, bundle.read(f"{precision}/weights.bin")),
+        order,
+        f"{bundle.path / path}",
+    )
     entry = engines.store(recipe, engine)
     say(f"built: {recipe}, {entry.size / 1e6:.1f} MB in {time.perf_counter() - begun:.1f} s")
     return entry
@@ -169,7 +192,9 @@ def build(chosen: Chosen, model: bytes, order: Order, name: str) -> bytes:
     log = logger(trt)
     try:
         builder = trt.Builder(log)
-    except TypeError as error:  # a factory function that returned nullptr: TensorRT's own message went to the log
+    except (
+        TypeError
+    ) as error:  # a factory function that returned nullptr: TensorRT's own message went to the log
         raise NoGpuError(f"{trt.__name__} cannot build here ({log.said() or error}).") from error
     network = _parse(trt, builder, log, model, name)
     config = _configure(chosen, builder, log)
@@ -214,19 +239,25 @@ def monitor(trt: Any, bar: Progress) -> Any:
 
 def _parse(trt: Any, builder: Any, log: Any, model: bytes, name: str) -> Any:
     """The network of an ONNX model. Raises ExportError with the nodes that the parser refuses."""
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # TensorRT 11 knows no other kind
+    typed = getattr(
+        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
+    )  # TensorRT 11 knows no other kind
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         said = "; ".join(f"{e.node_name() or 'the graph'}: {e.desc()}" for e in errors[:3])
-        raise ExportError(f"{name}: {trt.__name__} {trt.__version__} cannot parse it. {said or log.said()}")
+        raise ExportError(
+            f"{name}: {trt.__name__} {trt.__version__} cannot parse it. {said or log.said()}"
+        )
     return network
 
 
 def _flags(trt: Any) -> tuple[str, ...]:
     """How the builder's flags are set: TF32 off; and where there is the choice, an engine whose memory we give, so that it can be captured."""
-    user = ("REQUIRE_USER_ALLOCATION",) if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION") else ()
+    user = (
+        ("REQUIRE_USER_ALLOCATION",) if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION") else ()
+    )
     return ("-TF32", *user)
 
 
@@ -241,7 +272,9 @@ def _configure(chosen: Chosen, builder: Any, log: Any) -> Any:
         capability = _capability(trt, chosen.gpu)
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(capability, 0):
-            raise ExportError(f"{trt.__name__} does not build for compute capability {capability.name}: {log.said()}")
+            raise ExportError(
+                f"{trt.__name__} does not build for compute capability {capability.name}: {log.said()}"
+            )
     return config
 
 
@@ -309,7 +342,9 @@ def _stale(recipe: Recipe) -> str:
                 recipe.library,
             ):
                 changed = [
-                    f for f in ("onnx", "version", "gpu", "buckets", "flags") if getattr(other, f) != getattr(recipe, f)
+                    f
+                    for f in ("onnx", "version", "gpu", "buckets", "flags")
+                    if getattr(other, f) != getattr(recipe, f)
                 ]
                 told = [f"{f} was {getattr(other, f)}, is {getattr(recipe, f)}" for f in changed]
                 return f"the engine of {other.bundle} {other.precision} {other.graph} in the cache is another: {'; '.join(told)}"
@@ -319,9 +354,24 @@ def _stale(recipe: Recipe) -> str:
 def add_engine_options(parser: argparse.ArgumentParser, default: str = AUTO) -> None:
     add = parser.add_argument
     add("--engine", default=default, metavar="NAME", help=f"{', '.join(ENGINES)} [{default}]")
-    add("--compute-capability", metavar="X.Y", help="of the GPU that tensorrt-rtx builds for [this machine's]")
-    add("--batch-buckets", type=_sizes, default=BUCKETS, metavar="N,N", help="batch sizes to build for [1,2,4,8,16]")
-    add("--timing-cache", type=Path, metavar="FILE", help="of TensorRT's timings [one beside the engines]")
+    add(
+        "--compute-capability",
+        metavar="X.Y",
+        help="of the GPU that tensorrt-rtx builds for [this machine's]",
+    )
+    add(
+        "--batch-buckets",
+        type=_sizes,
+        default=BUCKETS,
+        metavar="N,N",
+        help="batch sizes to build for [1,2,4,8,16]",
+    )
+    add(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="of TensorRT's timings [one beside the engines]",
+    )
 
 
 def ordered(given: argparse.Namespace) -> Order:
@@ -332,7 +382,9 @@ def _sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"needs numbers with commas between, found {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"needs numbers with commas between, found {text!r}"
+        ) from None
 
 
 def listing() -> list[str]:
@@ -353,7 +405,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make = commands.add_parser("build", help="build the engines of a bundle")
     make.add_argument("bundle", type=Path, metavar="BUNDLE")
     make.add_argument(
-        "--precision", action="append", default=[], help="a folder of the bundle [fp16 and int8-trt, or fp32]"
+        "--precision",
+        action="append",
+        default=[],
+        help="a folder of the bundle [fp16 and int8-trt, or fp32]",
     )
     add_engine_options(make)
     commands.add_parser("list", help="the engines in the cache")
@@ -368,7 +423,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif given.command == "list":
             say("\n".join(listing()))
         else:
-            keys = [k for k, _ in engines.entries() if not given.key or any(k.startswith(s) for s in given.key)]
+            keys = [
+                k
+                for k, _ in engines.entries()
+                if not given.key or any(k.startswith(s) for s in given.key)
+            ]
             say(f"{engines.clear(keys)} engines removed")
         return 0
 

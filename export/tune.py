@@ -16,21 +16,21 @@ from pathlib import Path
 
 from runtime.arguments import integer
 from runtime.bundle import MANIFEST, Bundle
+from runtime.diffusion.program import Network
+from runtime.diffusion.tuned import Tuned
 from runtime.errors import status
 from runtime.files import replacing_folder, to_json
 from runtime.output import parse, say
-from runtime.program import Network
-from runtime.tuned import Tuned
 
 from .build import listed
-from .check import torch_network
 from .errors import ExportError
-from .fitting import LOSSES
-from .report import card
-from .sources import add_options, named
-from .teacher import network_of, probe, same
-from .tuned import add_tuned
-from .tuning import Settings, fit, prepare
+from .proof.check import torch_network
+from .proof.report import card
+from .sources.command_line import add_options, named
+from .tuning.gauss_newton import LOSSES
+from .tuning.record import add_tuned
+from .tuning.reference import network_of, probe, same
+from .tuning.search import Settings, fit, prepare
 
 WORK = Path("out/tune")
 """Where targets and fits are kept."""
@@ -77,7 +77,9 @@ def helps(tuned: Tuned) -> bool:
 def compared(tuned: Tuned) -> str:
     """Its held-out error and the untuned program's, in words."""
     own, untuned = tuned.made["errors"]["held_out"]["rms"], tuned.made["untuned"]
-    return f"{own:.4f} from the teacher where {untuned['name']} ends {untuned['held_out']['rms']:.4f}"
+    return (
+        f"{own:.4f} from the teacher where {untuned['name']} ends {untuned['held_out']['rms']:.4f}"
+    )
 
 
 def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
@@ -86,7 +88,9 @@ def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         found = dataclasses.replace(bundle, path=folder, tuned=tuned)
         add_tuned(folder, found)
-        (folder / "README.md").write_text(card(dataclasses.replace(found, name=bundle.path.name)), encoding="utf-8")
+        (folder / "README.md").write_text(
+            card(dataclasses.replace(found, name=bundle.path.name)), encoding="utf-8"
+        )
         (folder / MANIFEST).write_text(
             to_json(dataclasses.replace(found, files=listed(folder)).to_json()), encoding="utf-8"
         )
@@ -112,7 +116,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.tune", description=__doc__)
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder; it is written anew")
-    add("--calls", type=_integers, default=(4, 6, 8), metavar="K,K,…", help="a solver for each number of calls [4,6,8]")
+    add(
+        "--calls",
+        type=_integers,
+        default=(4, 6, 8),
+        metavar="K,K,…",
+        help="a solver for each number of calls [4,6,8]",
+    )
     for name, text in SETTINGS.items():
         add(
             f"--{name.replace('_', '-')}",
@@ -141,7 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def action() -> int:
         bundle = Bundle.load(given.bundle)
-        network = None if given.run is None and given.module is None else torch_network(named(given))
+        network = (
+            None if given.run is None and given.module is None else torch_network(named(given))
+        )
         begun = time.perf_counter()
         found = tune(
             bundle,

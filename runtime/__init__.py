@@ -1,15 +1,15 @@
 """Sample from an unnoise bundle: numpy and one inference library, never torch."""
 
 from .bundle import Bundle
+from .diffusion.noise import Stream, noise
+from .diffusion.program import Program, run
+from .diffusion.schedule import Schedule, make_schedule
+from .diffusion.solvers import make_program
 from .errors import BackendError, BundleError, RequestError, UnnoiseError
+from .images import to_uint8
 from .loop import Cancelled, Preview
-from .noise import Stream, noise
-from .pictures import to_uint8
-from .program import Program, run
 from .request import Request
 from .sampler import Inversion, Sampler
-from .schedule import Schedule, make_schedule
-from .solvers import make_program
 
 __all__ = [
     "BackendError",

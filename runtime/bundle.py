@@ -18,14 +18,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .arguments import check_options, choice, flag, integer, number, path_of, refused, shown, shown_path, unwrapped
+from .arguments import (
+    check_options,
+    choice,
+    flag,
+    integer,
+    number,
+    path_of,
+    refused,
+    shown,
+    shown_path,
+    unwrapped,
+)
+from .diffusion.grid import Grid, make_grid, spacing_of
+from .diffusion.program import PREDICTIONS, Program
+from .diffusion.schedule import Schedule
+from .diffusion.solvers import SOLVERS, make_program, options_of
+from .diffusion.tuned import TUNED, Tuned
 from .errors import BundleError, RequestError, UnnoiseError
 from .files import from_json, to_json
-from .grid import Grid, make_grid, spacing_of
-from .program import PREDICTIONS, Program
-from .schedule import Schedule
-from .solvers import SOLVERS, make_program, options_of
-from .tuned import TUNED, Tuned, choose
 
 FORMAT = 1
 """The format that this version writes and the newest that it reads."""
@@ -140,7 +151,11 @@ class Bundle:
             if self.labels is None
             else {"names": list(self.labels.names), "null_trained": self.labels.null_trained},
             "defaults": {**vars(self.defaults), "options": dict(self.defaults.options)},
-            **({"tuned": {str(K): found.to_json() for K, found in sorted(self.tuned.items())}} if self.tuned else {}),
+            **(
+                {"tuned": {str(K): found.to_json() for K, found in sorted(self.tuned.items())}}
+                if self.tuned
+                else {}
+            ),
             "same_bytes": self.same_bytes,
             "report": dict(self.report),
             "provenance": dict(self.provenance),
@@ -172,7 +187,9 @@ class Bundle:
             )
         path, expected = self.path / name, self.files[name]
         if not path.resolve().is_relative_to(self.path.resolve()):
-            raise BundleError(f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use it.")
+            raise BundleError(
+                f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use it."
+            )
         again = "Fetch or export the bundle again."
         try:
             size = path.stat().st_size
@@ -180,7 +197,9 @@ class Bundle:
                 raise BundleError(f"{path} has {size} bytes, {expected.size} expected. {again}")
             data = path.read_bytes()
         except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror or error}. {again}") from error
+            raise BundleError(
+                f"{path} cannot be read: {error.strerror or error}. {again}"
+            ) from error
         digest = hashlib.sha256(data).hexdigest()
         if digest != expected.sha256:
             raise BundleError(
@@ -193,12 +212,16 @@ class Bundle:
         label = unwrapped(label)
         if self.labels is None:
             if label is not None:
-                raise RequestError(f"{self.name} has no labels, got label={shown(label)}. Leave `label` out.")
+                raise RequestError(
+                    f"{self.name} has no labels, got label={shown(label)}. Leave `label` out."
+                )
             return 0
         names, count = self.labels.names, self.num_classes
         if label is None:
             if not self.labels.null_trained:
-                raise RequestError(f"{self.name} was trained with labels only: give one of {', '.join(names)}.")
+                raise RequestError(
+                    f"{self.name} was trained with labels only: give one of {', '.join(names)}."
+                )
             return count
         if isinstance(label, str):
             if label in names:
@@ -222,7 +245,9 @@ class Bundle:
         """The names of the solvers that `program` takes."""
         return [*SOLVERS, TUNED]
 
-    def check_options(self, solver: str | None, options: Mapping[Any, Any], arguments: Iterable[str]) -> None:
+    def check_options(
+        self, solver: str | None, options: Mapping[Any, Any], arguments: Iterable[str]
+    ) -> None:
         """Raises RequestError for an option that the solver does not take, with the nearest name.
 
         solver: None is the bundle's default. arguments: what the caller's function takes by name
@@ -270,7 +295,9 @@ class Bundle:
         how: dict[str, Any] = {"guidance": guidance, "guidance_interval": guidance_interval}
         if solver == TUNED:
             asked = {"a grid": grid is not None, "strength": strength != 1, "a way up": up}
-            found = choose(self, steps, [name for name, given in asked.items() if given] + list(options))
+            found = _tuned_for(
+                self, steps, [name for name, given in asked.items() if given] + list(options)
+            )
             return found.program(self.schedule, self.prediction, clip=self.clip, **how)
         way = self.grid(steps, grid).tail(strength)
         return make_program(
@@ -305,6 +332,34 @@ def _layout(shape: Sequence[int]) -> str:
     return {1: "L", 2: "CL", 3: "CHW"}.get(len(shape), "")
 
 
+def _tuned_for(bundle: Bundle, steps: int | None, asked: Sequence[str]) -> Tuned:
+    """The solver fitted for `steps` calls; None: for the bundle's default number where there is one, else for the most.
+
+    asked: what the caller asked for that a tuned solver cannot do. Raises RequestError for any, and where no solver was fitted for so many.
+    """
+    if asked:
+        raise RequestError(
+            f"solver {TUNED!r} walks its own levels, from pure noise down, and takes no options, "
+            f"found {', '.join(str(name)[:60] for name in asked)}: leave it out, or use another solver."
+        )
+    if not bundle.tuned:
+        raise RequestError(
+            f"{bundle.name} carries no tuned solver. One is fitted to it by: python -m export.tune {bundle.path}"
+        )
+    if steps is None:
+        steps = (
+            bundle.defaults.steps if bundle.defaults.steps in bundle.tuned else max(bundle.tuned)
+        )
+    known = sorted(bundle.tuned)
+    fitted = ", ".join(map(str, known))
+    count = integer("steps", steps, 1, None, f"Pass one of {fitted}.")
+    if count not in bundle.tuned:
+        raise RequestError(
+            f"solver {TUNED!r} of {bundle.name} was fitted for steps of {fitted}, found steps={shown(steps)}."
+        )
+    return bundle.tuned[count]
+
+
 class _Reader:
     """Checks a bundle.json value field by field, and reports every fault at once."""
 
@@ -317,14 +372,18 @@ class _Reader:
                 f"{manifest} has format {found}, newer than {FORMAT}, which this version reads. Upgrade: pip install -U unnoise."
             )
         if found != FORMAT or isinstance(found, bool):
-            raise BundleError(f"{manifest} is not a bundle's: format is {found!r}, {FORMAT} expected.")
+            raise BundleError(
+                f"{manifest} is not a bundle's: format is {found!r}, {FORMAT} expected."
+            )
 
     def fields(self) -> dict[str, Any]:
         found = {
             "name": self.take("name", str, bool),
             "sample_shape": self.shape(),
             "sample_range": self.range(),
-            "prediction": self.take("prediction", str, lambda v: v in PREDICTIONS, f"one of {', '.join(PREDICTIONS)}"),
+            "prediction": self.take(
+                "prediction", str, lambda v: v in PREDICTIONS, f"one of {', '.join(PREDICTIONS)}"
+            ),
             "schedule": self.schedule(),
             "clip": self.take(
                 "clip",
@@ -364,26 +423,45 @@ class _Reader:
         wrong_bool = isinstance(value, bool) and kind is not bool
         if not isinstance(value, kind) or wrong_bool or not check(value):
             kinds = kind if isinstance(kind, tuple) else (kind,)
-            expected = expected or " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            expected = expected or " or ".join(
+                "null" if k is type(None) else k.__name__ for k in kinds
+            )
             self.faults.append(f"{name!r} is {_short(value)}, {expected} expected")
             return None
         return value
 
     def shape(self) -> tuple[int, ...]:
         def fits(v: Any) -> bool:
-            return 0 < len(v) <= 4 and all(type(i) is int and 0 < i <= 65536 for i in v) and math.prod(v) <= 2**28
+            return (
+                0 < len(v) <= 4
+                and all(type(i) is int and 0 < i <= 65536 for i in v)
+                and math.prod(v) <= 2**28
+            )
 
-        return tuple(self.take("shape", list, fits, "1 to 4 positive integers", self.value.get("sample")) or ())
+        return tuple(
+            self.take("shape", list, fits, "1 to 4 positive integers", self.value.get("sample"))
+            or ()
+        )
 
     def range(self) -> tuple[float, ...]:
         ok = lambda v: len(v) == 2 and all(_real(i) for i in v) and v[0] < v[1]  # noqa: E731
-        return tuple(self.take("range", list, ok, "two rising numbers", self.value.get("sample")) or ())
+        return tuple(
+            self.take("range", list, ok, "two rising numbers", self.value.get("sample")) or ()
+        )
 
     def schedule(self) -> Schedule | None:
         value = self.take("schedule", dict)
         try:
             return value and Schedule.from_json(value)
-        except (UnnoiseError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
+        except (
+            UnnoiseError,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            MemoryError,
+        ) as error:
             self.faults.append(f"'schedule' is not one ({_short(str(error), 200)})")
             return None
 
@@ -420,7 +498,9 @@ class _Reader:
                 one.program(schedule, prediction, clip=clip)
                 found[len(one)] = one
             except UnnoiseError as error:
-                self.faults.append(f"tuned solver {_short(calls)!r} is none ({_short(str(error), 200)})")
+                self.faults.append(
+                    f"tuned solver {_short(calls)!r} is none ({_short(str(error), 200)})"
+                )
         return MappingProxyType(found)
 
     def files(self) -> dict[str, File]:
@@ -430,9 +510,15 @@ class _Reader:
                 self.faults.append(f"file {name!r} is not a plain path inside the bundle")
                 continue
             sha256 = self.take(
-                "sha256", str, lambda v: re.fullmatch("[0-9a-f]{64}", v) is not None, "64 hexadecimal digits", entry
+                "sha256",
+                str,
+                lambda v: re.fullmatch("[0-9a-f]{64}", v) is not None,
+                "64 hexadecimal digits",
+                entry,
             )
-            found[name] = File(sha256, self.take("size", int, lambda v: 0 <= v < 2**40, "a size in bytes", entry))
+            found[name] = File(
+                sha256, self.take("size", int, lambda v: 0 <= v < 2**40, "a size in bytes", entry)
+            )
         if "fp32/step.onnx" not in found:
             self.faults.append("no file 'fp32/step.onnx', which every bundle has")
         return found
@@ -441,14 +527,24 @@ class _Reader:
 def _is_report(value: Mapping[str, Any]) -> bool:
     """Whether this is {precision: {backend: {what: number, or numbers by name}}}."""
     entries = [
-        entry for backends in value.values() for entry in (backends.values() if isinstance(backends, dict) else [None])
+        entry
+        for backends in value.values()
+        for entry in (backends.values() if isinstance(backends, dict) else [None])
     ]
-    found = [v for entry in entries for v in (entry.values() if isinstance(entry, dict) else [None])]
-    return all(_real(number) for v in found for number in (v.values() if isinstance(v, dict) else [v]))
+    found = [
+        v for entry in entries for v in (entry.values() if isinstance(entry, dict) else [None])
+    ]
+    return all(
+        _real(number) for v in found for number in (v.values() if isinstance(v, dict) else [v])
+    )
 
 
 def _real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
 
 
 def _short(value: Any, length: int = 60) -> str:

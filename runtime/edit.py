@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .command import add_options, check_out, in_turn, load, progress, settings, write
+from .diffusion.noise import MAX_SEED
 from .errors import RequestError, status
-from .noise import MAX_SEED
+from .images import animation_format, picture_format, read, save_animation, tile
+from .options import add_options, check_out, in_turn, load, progress, settings, write
 from .output import parse, say
-from .pictures import animation_format, picture_format, read, save_animation, tile
 from .sampler import Sampler
 
 
@@ -23,7 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def action() -> int:
         sampler, _ = load(given)
-        check_out(given, sampler.bundle, animation_format if given.verb == "animate" else picture_format)
+        check_out(
+            given, sampler.bundle, animation_format if given.verb == "animate" else picture_format
+        )
         how = settings(given)
         if given.verb != "translate":
             how["label"] = in_turn(given.label, _count(given))
@@ -53,17 +55,26 @@ def _invert(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) ->
 def _translate(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
     x = _read(sampler, given)
     source, target = (in_turn(labels, len(x)) for labels in (given.source, given.target))
-    return _beside(sampler, given, x, sampler.translate(x, source, target, strength=given.strength, **how))
+    return _beside(
+        sampler, given, x, sampler.translate(x, source, target, strength=given.strength, **how)
+    )
 
 
 def _inpaint(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
     x = _read(sampler, given)
-    return _beside(sampler, given, x, sampler.inpaint(x, given.mask, given.seed, convert=given.convert, **how))
+    return _beside(
+        sampler, given, x, sampler.inpaint(x, given.mask, given.seed, convert=given.convert, **how)
+    )
 
 
 def _interpolate(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
     first, last = (_end(text) for text in (given.first, given.last))
-    _write(sampler, given, sampler.interpolate(first, last, given.n, convert=given.convert, **how), given.n)
+    _write(
+        sampler,
+        given,
+        sampler.interpolate(first, last, given.n, convert=given.convert, **how),
+        given.n,
+    )
     return f"{given.n} pictures from {given.first} to {given.last}"
 
 
@@ -74,7 +85,9 @@ def _end(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:  # thousands of digits
-        raise RequestError(f"a seed must be 0 to {MAX_SEED}, got one of {len(text)} digits.") from None
+        raise RequestError(
+            f"a seed must be 0 to {MAX_SEED}, got one of {len(text)} digits."
+        ) from None
 
 
 def _variations(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
@@ -104,7 +117,9 @@ def _count(given: argparse.Namespace) -> int:
 
 def _read(sampler: Sampler, given: argparse.Namespace) -> Any:
     pictures, shape, span = given.pictures, sampler.bundle.sample_shape, sampler.bundle.sample_range
-    return read(pictures if isinstance(pictures, list) else [pictures], shape, *span, convert=given.convert)
+    return read(
+        pictures if isinstance(pictures, list) else [pictures], shape, *span, convert=given.convert
+    )
 
 
 def _beside(sampler: Sampler, given: argparse.Namespace, before: Any, after: Any) -> str:
@@ -130,14 +145,24 @@ class Verb(NamedTuple):
 
 VERBS: Mapping[str, Verb] = {
     "stylize": Verb(
-        _stylize, "noise pictures to a chosen strength and bring them back, under another label if asked (SDEdit)"
+        _stylize,
+        "noise pictures to a chosen strength and bring them back, under another label if asked (SDEdit)",
     ),
-    "invert": Verb(_invert, "find the noise that pictures come from, and how nearly they come back from it"),
-    "translate": Verb(_translate, "invert pictures under one label and bring them back under another: style transfer"),
+    "invert": Verb(
+        _invert, "find the noise that pictures come from, and how nearly they come back from it"
+    ),
+    "translate": Verb(
+        _translate,
+        "invert pictures under one label and bring them back under another: style transfer",
+    ),
     "inpaint": Verb(_inpaint, "paint anew what a mask leaves black"),
     "interpolate": Verb(_interpolate, "the way from one seed or picture to another"),
     "variations": Verb(_variations, "pictures like one that is given"),
-    "animate": Verb(_animate, "a sample on its way from noise; or a picture on its way to noise", "animation.gif"),
+    "animate": Verb(
+        _animate,
+        "a sample on its way from noise; or a picture on its way to noise",
+        "animation.gif",
+    ),
 }
 
 
@@ -147,7 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, verb in VERBS.items():
         own = verbs.add_parser(name, help=verb.help, description=verb.help)
         add_options(own, verb.out)
-        own.add_argument("--convert", action="store_true", help="bring pictures to the bundle's size and mode")
+        own.add_argument(
+            "--convert", action="store_true", help="bring pictures to the bundle's size and mode"
+        )
         _add_own(name, own.add_argument)
     return parser
 
@@ -159,7 +186,12 @@ def _add_own(verb: str, add: Callable[..., Any]) -> None:
         add("last", metavar="LAST", help="a picture, or a seed")
     elif verb == "variations":
         add("pictures", metavar="PICTURE", help="the picture")
-        add("--amount", type=float, default=0.3, help="0: the picture itself, 1: nothing of it [0.3]")
+        add(
+            "--amount",
+            type=float,
+            default=0.3,
+            help="0: the picture itself, 1: nothing of it [0.3]",
+        )
     else:
         add(
             "pictures",
@@ -201,7 +233,11 @@ def _add_own(verb: str, add: Callable[..., Any]) -> None:
             help=f"the share of the grid that is walked, 0 to 1 [{strength:g}]",
         )
     if verb == "inpaint":
-        add("--mask", required=True, help="a picture of the same size: white is kept, black is painted anew")
+        add(
+            "--mask",
+            required=True,
+            help="a picture of the same size: white is kept, black is painted anew",
+        )
 
 
 if __name__ == "__main__":

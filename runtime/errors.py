@@ -47,7 +47,9 @@ class RequestError(UnnoiseError, ValueError):
     """The caller asked for something that does not exist or makes no sense."""
 
 
-def unknown(kind: str, name: object, known: Iterable[object], error: type[UnnoiseError] = RequestError) -> UnnoiseError:
+def unknown(
+    kind: str, name: object, known: Iterable[object], error: type[UnnoiseError] = RequestError
+) -> UnnoiseError:
     """The error for a name that is not among `known`, with the nearest known name as a suggestion."""
     names = [str(k) for k in known]
     near = difflib.get_close_matches(str(name), names, n=1)
@@ -79,7 +81,9 @@ def status(action: Callable[[], int]) -> int:
         output.discard()
         return output.BROKEN_PIPE
     except OSError as error:
-        return _failed(f"error: {error}. Nothing half-written was left; files written before are whole.")
+        return _failed(
+            f"error: {error}. Nothing half-written was left; files written before are whole."
+        )
     except KeyboardInterrupt:
         _failed("interrupted")
         return 130

@@ -13,12 +13,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .backends import BACKENDS, GPU, offered
+from .backends.registry import BACKENDS, GPU, offered
 from .bundle import Bundle
 from .errors import BackendError, status
 from .output import parse, say
 
-INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "bf16", "amx_tile": "AMX"}
+INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "VNNI",
+    "avx512_bf16": "bf16",
+    "amx_tile": "AMX",
+}
 """What decides how fast a processor multiplies, by Linux's name for it."""
 
 
@@ -82,7 +88,7 @@ def _version(name: str) -> str | None:
 
 def _no_gpu(name: str) -> str | None:
     """Why this process cannot use an NVIDIA GPU, in one line; None where it can, or where that cannot be told."""
-    from .backends.cuda import Cuda, cudart
+    from .backends.nvidia.cuda import Cuda, cudart
 
     try:
         api = cudart()
@@ -142,21 +148,44 @@ def describe(found: dict[str, Any]) -> str:
 
 def _describe_bundle(b: dict[str, Any]) -> list[str]:
     d = b["defaults"]
-    shape, labels = "×".join(map(str, b["shape"])), f"{len(b['labels'])} labels" if b["labels"] else "no labels"
+    shape, labels = (
+        "×".join(map(str, b["shape"])),
+        f"{len(b['labels'])} labels" if b["labels"] else "no labels",
+    )
     lines = [
         f"bundle    {b['name']}: samples of {shape} in {b['range'][0]:g} … {b['range'][1]:g}, {labels}, {b['bytes'] / 1e6:.1f} MB",
         f"network   prediction {b['prediction']}, schedule {b['schedule']} with {b['knots']} knots",
         f"default   {d['solver']}, {d['steps']} steps on {d['grid']}, guidance {d['guidance']:g}",
         "",
     ]
-    rows = [["precision", "backend", "here", "F apart", "PSNR to fp32", "ms a call where it was exported"]]
+    rows = [
+        [
+            "precision",
+            "backend",
+            "here",
+            "F apart",
+            "PSNR to fp32",
+            "ms a call where it was exported",
+        ]
+    ]
     for run in b["runs"]:
         checked = run["checked"] or {}
-        ms = ", ".join(f"{time:.1f} (batch {batch})" for batch, time in checked.get("ms_a_call", {}).items())
+        ms = ", ".join(
+            f"{time:.1f} (batch {batch})" for batch, time in checked.get("ms_a_call", {}).items()
+        )
         psnr = checked.get("psnr_db")
         near = "–" if psnr is None or run["precision"] == "fp32" else f"{psnr:.1f} dB"
         apart = f"{checked['answer']:.1e}" if "answer" in checked else "not checked"
-        rows.append([run["precision"], run["backend"], "yes" if run["runs_here"] else "no", apart, near, ms or "–"])
+        rows.append(
+            [
+                run["precision"],
+                run["backend"],
+                "yes" if run["runs_here"] else "no",
+                apart,
+                near,
+                ms or "–",
+            ]
+        )
     lines += columns(rows)
     if b["for_gpus"]:
         lines += ["", f"for GPUs  {', '.join(b['for_gpus'])}"]
@@ -166,13 +195,20 @@ def _describe_bundle(b: dict[str, Any]) -> list[str]:
 def columns(rows: list[list[str]]) -> list[str]:
     """The rows as lines, their cells under each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m runtime.info", description=__doc__)
     parser.add_argument(
-        "bundle", nargs="?", type=Path, metavar="BUNDLE", help="a bundle's folder [none: the machine alone]"
+        "bundle",
+        nargs="?",
+        type=Path,
+        metavar="BUNDLE",
+        help="a bundle's folder [none: the machine alone]",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     given = parse(parser, arguments)

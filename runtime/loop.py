@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, BufferPool, Buffers, Float32, Rows, Timing, WholeLoop
+from .backends.base import Backend, BufferPool, Buffers, Float32, Rows, Timing, WholeLoop
 from .backends.forks import ForkGuard
+from .diffusion.noise import Stream, noise, noises
+from .diffusion.program import GUIDANCE, D, Program, R
 from .errors import BackendError, UnnoiseError
-from .noise import Stream, noise, noises
-from .program import GUIDANCE, D, Program, R
 
 
 class Cancelled(UnnoiseError):
@@ -84,7 +84,11 @@ class Loop:
 
     def __init__(self, backend: Backend, sample_shape: tuple[int, ...], max_batch: int) -> None:
         most = getattr(backend, "largest", None)
-        self.backend, self.shape, self.max_batch = backend, sample_shape, min(max_batch, most or max_batch)
+        self.backend, self.shape, self.max_batch = (
+            backend,
+            sample_shape,
+            min(max_batch, most or max_batch),
+        )
         self._pool, self._own = BufferPool(backend), local()
         self._guard = ForkGuard(backend.name, self)
         self._closed = False
@@ -107,7 +111,11 @@ class Loop:
         self._own.timings = []
         for first in range(0, len(jobs), self.max_batch):
             chunk = jobs[first : first + self.max_batch]
-            whole = isinstance(self.backend, WholeLoop) and not on_step and all(job.known is None for job in chunk)
+            whole = (
+                isinstance(self.backend, WholeLoop)
+                and not on_step
+                and all(job.known is None for job in chunk)
+            )
             found = self._run_whole(chunk) if whole else self._run(chunk, first, on_step)
             result[first : first + self.max_batch] = found
         return result
@@ -129,7 +137,9 @@ class Loop:
         result = np.empty((len(jobs), *self.shape), np.float32)
         assert isinstance(self.backend, WholeLoop)
         for members in alike(jobs):
-            result[members], timing = self.backend.run_rows(rows([jobs[i] for i in members], self.shape))
+            result[members], timing = self.backend.run_rows(
+                rows([jobs[i] for i in members], self.shape)
+            )
             self._own.timings.append(timing)
         return result
 
@@ -145,7 +155,11 @@ class Loop:
                 guided = np.zeros(len(jobs), bool)
                 for i in active:
                     table = jobs[i].table
-                    buffers.call[i], buffers.update[i], guided[i] = table.call[k], table.update[k], table.guided[k]
+                    buffers.call[i], buffers.update[i], guided[i] = (
+                        table.call[k],
+                        table.update[k],
+                        table.guided[k],
+                    )
                 self._draw(jobs, buffers, quiet, active, k)
                 for scaled in (False, True):
                     rows = active[guided[active] == scaled]
@@ -163,7 +177,12 @@ class Loop:
             return buffers.state[:, 0].copy()
 
     def _draw(
-        self, jobs: list[Job], buffers: Buffers, quiet: NDArray[np.bool_], active: NDArray[np.intp], k: int
+        self,
+        jobs: list[Job],
+        buffers: Buffers,
+        quiet: NDArray[np.bool_],
+        active: NDArray[np.intp],
+        k: int,
     ) -> None:
         """Fill the noise of row k, and clear what an earlier row left (`quiet` tells whose buffer is zero)."""
         noisy = [i for i in active if jobs[i].table.noisy[k]]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from .arguments import array_of, flag, instance, integer, number, refused, shown, unwrapped
-from .backends import Float32
+from .backends.base import Float32
 from .bundle import Bundle
+from .diffusion.grid import spacing_of
+from .diffusion.noise import MAX_SEED, Stream, noise
 from .errors import RequestError
-from .grid import spacing_of
 from .loop import Job, Known, Table
-from .noise import MAX_SEED, Stream, noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,9 @@ class Planner:
         seed = integer("seed", request.seed, 0, MAX_SEED)
         label = bundle.label_number(request.label)
         default = bundle.defaults.guidance if bundle.can_guide else 1.0
-        guidance = default if request.guidance is None else number("guidance", request.guidance, -1e3, 1e3)
+        guidance = (
+            default if request.guidance is None else number("guidance", request.guidance, -1e3, 1e3)
+        )
         if guidance != 1 and not bundle.can_guide:
             raise RequestError(
                 f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a trained null label."
@@ -71,22 +73,31 @@ class Planner:
         if unwrapped(request.label) is None:
             guidance = 1.0  # F_c is F_u: guidance changes no bit, and need not be paid for
         start, picture, known, mask = (
-            self._array(name, getattr(request, name)) for name in ("start", "picture", "known", "mask")
+            self._array(name, getattr(request, name))
+            for name in ("start", "picture", "known", "mask")
         )
         if start is not None and picture is not None:
-            raise RequestError("a request starts from `start` or from `picture`, got both. Pass one of them.")
+            raise RequestError(
+                "a request starts from `start` or from `picture`, got both. Pass one of them."
+            )
         strength = number("strength", request.strength, 0.0, 1.0)
         up = flag("up", request.up)
         if start is None and picture is None and (strength != 1 or up):
-            raise RequestError("`strength` and `up` need an image to start from. Pass `picture` or `start` too.")
+            raise RequestError(
+                "`strength` and `up` need an image to start from. Pass `picture` or `start` too."
+            )
         if (known is None) != (mask is None):
             raise RequestError("`known` and `mask` go together, got one of them. Pass both.")
         if mask is not None and not ((mask >= 0) & (mask <= 1)).all():
             raise RequestError(f"`mask` must lie in 0 … 1, got {mask.min():g} … {mask.max():g}.")
         table = self._table(request, guidance, strength, up)
         if picture is not None:
-            start = table.level[0] * picture + table.level[1] * noise(seed, Stream.ENCODE, 0, bundle.sample_shape)
-        return Job(seed, label, table, start, None if known is None or mask is None else Known(known, mask))
+            start = table.level[0] * picture + table.level[1] * noise(
+                seed, Stream.ENCODE, 0, bundle.sample_shape
+            )
+        return Job(
+            seed, label, table, start, None if known is None or mask is None else Known(known, mask)
+        )
 
     def _array(self, name: str, value: Any) -> Float32 | None:
         """A request's array, checked."""
@@ -103,12 +114,16 @@ class Planner:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
-            raise RequestError(f"`{name}` must be {rule}, got NaN, infinities or values beyond float32.")
+            raise RequestError(
+                f"`{name}` must be {rule}, got NaN, infinities or values beyond float32."
+            )
         return array
 
     def _table(self, request: Request, guidance: float, strength: float, up: bool) -> Table:
         if not isinstance(request.options, Mapping):
-            raise refused("options", "a dict of the solver's options", request.options, "Pass {} for none.")
+            raise refused(
+                "options", "a dict of the solver's options", request.options, "Pass {} for none."
+            )
         self.bundle.check_options(request.solver, request.options, FIELDS)
         settings = {
             "solver": request.solver,
@@ -127,7 +142,9 @@ class Planner:
         try:
             table = Table.of(self.bundle.program(**settings))
         except MemoryError as error:
-            raise RequestError(f"a program of {shown(settings)} does not fit in memory. Take fewer steps.") from error
+            raise RequestError(
+                f"a program of {shown(settings)} does not fit in memory. Take fewer steps."
+            ) from error
         with self._lock:
             if key is not None:
                 if len(self._tables) >= 256:

@@ -7,8 +7,8 @@ import sys
 import time
 
 from .arguments import integer
-from .command import add_options, check_out, in_turn, load, progress, settings, write
 from .errors import status
+from .options import add_options, check_out, in_turn, load, progress, settings, write
 from .output import parse, say
 
 
@@ -28,17 +28,26 @@ def sample(given: argparse.Namespace) -> str:
     bundle = sampler.bundle
     if given.labels:
         names = bundle.labels.names if bundle.labels else ()
-        return "\n".join(f"{i:3d}  {name}" for i, name in enumerate(names)) or f"{bundle.name} has no labels"
+        return (
+            "\n".join(f"{i:3d}  {name}" for i, name in enumerate(names))
+            or f"{bundle.name} has no labels"
+        )
     integer("n", given.n, 1)
     check_out(given, bundle)
     begun = time.perf_counter()
     with progress("sampling", sampler) as count:
         samples = sampler.sample(
-            given.n, given.seed, label=in_turn(given.label, given.n), on_step=count, **settings(given)
+            given.n,
+            given.seed,
+            label=in_turn(given.label, given.n),
+            on_step=count,
+            **settings(given),
         )
     spent = time.perf_counter() - begun
     write(given.out, samples, sampler, given.columns, given.width)
-    ran = "".join(f" ({timing.how}{timing.note and ': ' + timing.note})" for timing in sampler.timings[-1:])
+    ran = "".join(
+        f" ({timing.how}{timing.note and ': ' + timing.note})" for timing in sampler.timings[-1:]
+    )
     sampler.close()
     return (
         f"{given.n} of {bundle.name} on {sampler.backend.name} {sampler.backend.precision}: loaded in {loaded:.2f} s, "

@@ -25,12 +25,13 @@ from .arguments import (
     refused,
     unwrapped,
 )
-from .backends import BACKENDS, Backend, Float32, Timing, WholeLoop, open_backend
+from .backends.base import Backend, Float32, Timing, WholeLoop
+from .backends.registry import BACKENDS, open_backend
 from .bundle import Bundle
+from .diffusion.noise import MAX_SEED, Stream, noises
 from .errors import RequestError
+from .images import UInt8, read, to_uint8
 from .loop import Loop, Preview, StepCallback, begin
-from .noise import MAX_SEED, Stream, noises
-from .pictures import UInt8, read, to_uint8
 from .request import Planner, Request
 
 INVERTING: dict[str, Any] = {"solver": "dpmpp_2m", "grid": "log_snr", "guidance": 1.0}
@@ -42,7 +43,17 @@ OWN = {"label", "guidance", "start", "picture", "known", "mask"}
 SHARED = {"solver", "steps", "grid", "guidance_interval", "strength", "up"}
 MAX_SAMPLES = 1_000_000
 """Most samples of one call. A result that does not fit in memory is refused too."""
-ARGUMENTS = ("n", "seed", "label", "guidance", "guidance_interval", "solver", "steps", "grid", "start")
+ARGUMENTS = (
+    "n",
+    "seed",
+    "label",
+    "guidance",
+    "guidance_interval",
+    "solver",
+    "steps",
+    "grid",
+    "start",
+)
 ARGUMENTS += ("strength", "on_step", "convert")
 """What a misspelled keyword may have meant, beside the solver's options."""
 
@@ -62,7 +73,7 @@ class Sampler:
     else is in the batch and wherever in it the request stands.
 
     Everything is made of requests, see `sample_requests`; the other methods make them. Those that take pictures take what
-    `runtime.pictures.read` does: paths, Pillow images, uint8 arrays, float samples; one, or a sequence. Picture i has seed + i.
+    `runtime.images.read` does: paths, Pillow images, uint8 arrays, float samples; one, or a sequence. Picture i has seed + i.
     """
 
     def __init__(
@@ -86,7 +97,9 @@ class Sampler:
             backend = open_backend(bundle, backend, precision, threads)
             self._named = (backend.name, backend.precision, threads)
         elif not callable(getattr(backend, "bind", None)):
-            raise refused("backend", "a name or a Backend", backend, f"Pass one of {', '.join(BACKENDS)}.")
+            raise refused(
+                "backend", "a name or a Backend", backend, f"Pass one of {', '.join(BACKENDS)}."
+            )
         self.backend = backend
         self._loop = Loop(self.backend, bundle.sample_shape, self.max_batch)
         self._planner = Planner(bundle)
@@ -163,10 +176,15 @@ class Sampler:
         n: 1 … 1,000,000, as far as the result fits in memory. Numbers may be numpy scalars or 0-d arrays.
         seed: sample i has seed + i, or a sequence of n. label: a name or number for all, a sequence of n, None for the null label.
         guidance: classifier-free guidance scale, one or n, 1 is none. guidance_interval, start [n, *S], strength: see `Request`.
-        solver, steps, grid, options: see `runtime.solvers`.
+        solver, steps, grid, options: see `runtime.diffusion.solvers`.
         Raises RequestError for an argument that cannot be used, Cancelled if on_step returns False.
         """
-        settings = {"label": label, "guidance": guidance, "guidance_interval": guidance_interval, "solver": solver}
+        settings = {
+            "label": label,
+            "guidance": guidance,
+            "guidance_interval": guidance_interval,
+            "solver": solver,
+        }
         settings |= {"steps": steps, "grid": grid, "start": start, "strength": strength}
         return self._run(n, seed, on_step, **settings, **options)
 
@@ -182,7 +200,9 @@ class Sampler:
         flat = to_uint8(samples.reshape(shape), *self.bundle.sample_range)
         return flat.reshape(*samples.shape[:-3], *flat.shape[1:])
 
-    def sample_requests(self, requests: Iterable[Request], on_step: StepCallback | None = None) -> Float32:
+    def sample_requests(
+        self, requests: Iterable[Request], on_step: StepCallback | None = None
+    ) -> Float32:
         """One sample a request, float32 [n, *S].
 
         Requests of different solvers, steps, guidance and starts run in one batch.
@@ -199,15 +219,23 @@ class Sampler:
         on_step = _callback(on_step)
         listed = _listed(requests)
         self._check_size(len(listed))
-        with enough_memory(f"a batch of {len(listed)} samples", "Pass fewer, or a smaller max_batch."):
+        with enough_memory(
+            f"a batch of {len(listed)} samples", "Pass fewer, or a smaller max_batch."
+        ):
             return self._loop.run([self._planner.job(request) for request in listed], on_step)
 
     def stylize(
-        self, pictures: Any, strength: float = 0.5, seed: int = 0, *, convert: bool = False, **how: Any
+        self,
+        pictures: Any,
+        strength: float = 0.5,
+        seed: int = 0,
+        *,
+        convert: bool = False,
+        **how: Any,
     ) -> Float32:
         """Pictures noised with q(x_t|x_0) to where the grid's last `strength` begins, and brought back (SDEdit: Meng et al. 2022).
 
-        strength: 0 … 1, from one step to a picture forgotten. convert: see `runtime.pictures.read`. how: label and the rest of what `sample` takes.
+        strength: 0 … 1, from one step to a picture forgotten. convert: see `runtime.images.read`. how: label and the rest of what `sample` takes.
         """
         x = self._read(pictures, convert)
         return self._run(len(x), seed, **_with(how, picture=x, strength=strength))
@@ -246,16 +274,22 @@ class Sampler:
         noise = self._climb(x, _with(how, label=source))
         return self._run(len(x), **{**_with(how, label=target, start=noise), "guidance": guidance})
 
-    def inpaint(self, pictures: Any, mask: Any, seed: int = 0, *, convert: bool = False, **how: Any) -> Float32:
+    def inpaint(
+        self, pictures: Any, mask: Any, seed: int = 0, *, convert: bool = False, **how: Any
+    ) -> Float32:
         """Pictures painted anew where `mask` is 0; where it is 1 they are returned to the bit.
 
         mask: a path or Pillow image (white is 1), or an array of bool or 0 … 1 that goes with [n, *S]; between 0 and 1 it mixes.
         how: as in `sample`; solver "repaint" (the default), with its options jump and resample, goes back and forth so that the parts agree.
         """
         x = self._read(pictures, convert)
-        return self._run(len(x), seed, **_with(PAINTING | how, known=x, mask=self._mask(mask, len(x), convert)))
+        return self._run(
+            len(x), seed, **_with(PAINTING | how, known=x, mask=self._mask(mask, len(x), convert))
+        )
 
-    def interpolate(self, first: Any, second: Any, n: int = 8, *, convert: bool = False, **how: Any) -> Float32:
+    def interpolate(
+        self, first: Any, second: Any, n: int = 8, *, convert: bool = False, **how: Any
+    ) -> Float32:
         """n samples on the way from `first` to `second`, both ends among them: each a seed or a picture, which is inverted.
 
         The noise is interpolated on the sphere (Shoemake 1985; Song et al. 2021, eq. 67). how: as in `invert`.
@@ -267,7 +301,14 @@ class Sampler:
         return self._run(n, **_with(how, start=np.stack(starts)))
 
     def variations(
-        self, picture: Any, n: int = 8, amount: float = 0.3, seed: int = 0, *, convert: bool = False, **how: Any
+        self,
+        picture: Any,
+        n: int = 8,
+        amount: float = 0.3,
+        seed: int = 0,
+        *,
+        convert: bool = False,
+        **how: Any,
     ) -> Float32:
         """n pictures like this one: its noise, turned by `amount` toward the noise of seeds seed + i. how: as in `invert`.
 
@@ -305,10 +346,18 @@ class Sampler:
                     f"`n` must be the number of pictures, {len(x)}, if these are given, got {n}. Leave `n` out."
                 )
             with enough_memory("the animation", "Take fewer images or fewer steps."):
-                return bind("animate with pictures", self._forward, (x, _seeds(seed, len(x))), how, ARGUMENTS)
+                return bind(
+                    "animate with pictures",
+                    self._forward,
+                    (x, _seeds(seed, len(x))),
+                    how,
+                    ARGUMENTS,
+                )
         jobs = [self._planner.job(request) for request in self._requests(n, seed, **how)]
         with enough_memory(f"an animation of {n} samples", "Take fewer samples or fewer steps."):
-            frames = np.empty((len(jobs[0].table.call) + 1, n, *self.bundle.sample_shape), np.float32)
+            frames = np.empty(
+                (len(jobs[0].table.call) + 1, n, *self.bundle.sample_shape), np.float32
+            )
         frames[0] = [begin(job, self.bundle.sample_shape) for job in jobs]
 
         def keep(preview: Preview) -> object:
@@ -318,7 +367,9 @@ class Sampler:
         self._loop.run(jobs, keep)
         return frames
 
-    def _forward(self, x: Float32, seeds: list[int], steps: int | None = None, grid: Any = None) -> Float32:
+    def _forward(
+        self, x: Float32, seeds: list[int], steps: int | None = None, grid: Any = None
+    ) -> Float32:
         way = self.bundle.grid(steps, grid)
         levels = np.stack([way.alpha, way.sigma], -1)[::-1]
         frames = [x]
@@ -349,7 +400,9 @@ class Sampler:
                 f"mask has shape {mask.shape}, which does not go with {(n, *shape)}. Pass [H, W] or [n, 1, H, W]."
             ) from None
         if not ((found >= 0) & (found <= 1)).all():
-            raise RequestError(f"`mask` must lie in 0 … 1 (1: known), got {found.min():g} … {found.max():g}.")
+            raise RequestError(
+                f"`mask` must lie in 0 … 1 (1: known), got {found.min():g} … {found.max():g}."
+            )
         return found
 
     def _climb(self, x: Float32, how: dict[str, Any]) -> Float32:
@@ -361,14 +414,20 @@ class Sampler:
         """x_T [*S] of a seed, or of one picture."""
         seed = unwrapped(end)
         if isinstance(seed, int):
-            settings = {name: value for name, value in how.items() if name not in ("on_step", "seed")}
-            return begin(self._planner.job(self._requests(1, seed, **settings)[0]), self.bundle.sample_shape)
+            settings = {
+                name: value for name, value in how.items() if name not in ("on_step", "seed")
+            }
+            return begin(
+                self._planner.job(self._requests(1, seed, **settings)[0]), self.bundle.sample_shape
+            )
         x = self._read(end, convert)
         if len(x) != 1:
             raise RequestError(f"one picture is needed here, got {len(x)}.")
         return self._climb(x, how)[0]
 
-    def _run(self, n: int, seed: int | Sequence[int] = 0, on_step: StepCallback | None = None, **how: Any) -> Float32:
+    def _run(
+        self, n: int, seed: int | Sequence[int] = 0, on_step: StepCallback | None = None, **how: Any
+    ) -> Float32:
         return self.sample_requests(self._requests(n, seed, **how), on_step)
 
     def _check_size(self, n: int) -> None:
@@ -380,10 +439,16 @@ class Sampler:
         """n requests: what is a field of `Request`, one for all or one each, and the rest as the solver's options."""
         n = integer("n", n, 1, MAX_SAMPLES)
         self._check_size(n)
-        own = {"seed": _seeds(seed, n), **{name: _each(name, how.pop(name), n) for name in OWN & how.keys()}}
+        own = {
+            "seed": _seeds(seed, n),
+            **{name: _each(name, how.pop(name), n) for name in OWN & how.keys()},
+        }
         shared = {name: how.pop(name) for name in SHARED & how.keys()}
         self.bundle.check_options(shared.get("solver"), how, ARGUMENTS)
-        return [Request(**{name: values[i] for name, values in own.items()}, **shared, options=how) for i in range(n)]
+        return [
+            Request(**{name: values[i] for name, values in own.items()}, **shared, options=how)
+            for i in range(n)
+        ]
 
 
 def slerp(a: Float32, b: Float32, t: float) -> Float32:
@@ -400,9 +465,13 @@ def slerp(a: Float32, b: Float32, t: float) -> Float32:
     norms = np.sqrt((x @ x) * (y @ y))
     cos = np.clip(x @ y / norms, -1.0, 1.0) if norms > 0 else 1.0  # zero has no direction
     angle = np.arccos(cos)
-    if np.sin(angle) < 1e-6:  # one direction, or opposite ones, between which no way is the shortest
+    if (
+        np.sin(angle) < 1e-6
+    ):  # one direction, or opposite ones, between which no way is the shortest
         return ((1 - t) * a + t * b).astype(np.float32)
-    return ((np.sin((1 - t) * angle) * a.astype(np.float64) + np.sin(t * angle) * b) / np.sin(angle)).astype(np.float32)
+    return (
+        (np.sin((1 - t) * angle) * a.astype(np.float64) + np.sin(t * angle) * b) / np.sin(angle)
+    ).astype(np.float32)
 
 
 def _with(how: dict[str, Any], **own: Any) -> dict[str, Any]:
@@ -439,11 +508,15 @@ def _listed(requests: Any) -> list[Request]:
     try:
         entries = iter(requests)
     except Exception:
-        raise refused("requests", "a list of Requests", requests, "Pass [request] for one.") from None
+        raise refused(
+            "requests", "a list of Requests", requests, "Pass [request] for one."
+        ) from None
     try:
         listed = list(itertools.islice(entries, MAX_SAMPLES + 1))
     except Exception as error:
         raise RequestError(f"`requests` raised {type(error).__name__}: {reason(error)}.") from error
     if len(listed) > MAX_SAMPLES:
-        raise RequestError(f"`requests` must be at most {MAX_SAMPLES}, got more. Pass fewer at a time.")
+        raise RequestError(
+            f"`requests` must be at most {MAX_SAMPLES}, got more. Pass fewer at a time."
+        )
     return listed

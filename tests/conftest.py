@@ -11,7 +11,15 @@ from runtime.files import from_json, to_json
 from runtime.sampler import Sampler
 
 ROOT = Path(__file__).parent.parent
-TINY = {"data": "digits", "name": "tiny", "channels": (8, 16), "attention": (4,), "steps": 30, "batch": 32, "warmup": 5}
+TINY = {
+    "data": "digits",
+    "name": "tiny",
+    "channels": (8, 16),
+    "attention": (4,),
+    "steps": 30,
+    "batch": 32,
+    "warmup": 5,
+}
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +42,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run's bundle. Read it, do not write it."""
     from export.build import build
-    from export.model import from_run
+    from export.sources.model import from_run
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     build(from_run(tiny_run, guidance=2.0), out)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from runtime import Bundle, make_schedule
-from runtime.backends import shapes
+from runtime.backends.base import shapes
 from runtime.bundle import MANIFEST, Defaults, File, Labels
+from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP
 from runtime.files import to_json
-from runtime.program import C_IN, C_OUT, C_SKIP, CLIP
 
 SHAPE = (1, 4, 4)
 KNOTS = 8

@@ -21,7 +21,12 @@ def _blocks(language: str) -> list[str]:
 
 
 def _commands() -> list[str]:
-    return [line for block in _blocks("sh") for line in block.splitlines() if line and line not in SOURCED]
+    return [
+        line
+        for block in _blocks("sh")
+        for line in block.splitlines()
+        if line and line not in SOURCED
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,9 @@ def test_ci_runs_what_this_file_does_not() -> None:
 def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder: Path) -> None:
     """The two long commands: training is stopped as the README says one may, and export takes the run that it leaves."""
     assert {"python -m trainer.fit", "python -m export.build"} <= set(_commands())
-    training = subprocess.Popen([sys.executable, "-m", "trainer.fit"], cwd=folder, stdout=subprocess.PIPE, text=True)
+    training = subprocess.Popen(
+        [sys.executable, "-m", "trainer.fit"], cwd=folder, stdout=subprocess.PIPE, text=True
+    )
     assert training.stdout is not None
     for line in training.stdout:
         if "epochs" in line:  # the last line before the loop

@@ -8,7 +8,7 @@ import pytest
 
 from runtime import Bundle, Sampler
 from trainer.config import Config
-from trainer.data import EMOJI, emoji
+from trainer.data.dataset import EMOJI, emoji
 
 
 def test_every_file_is_whole_and_the_fp32_files_are_under_16_mb(shipped: Bundle) -> None:
@@ -29,7 +29,9 @@ def test_it_was_trained_on_what_its_logs_say(root: Path, shipped: Bundle) -> Non
     for name in ("emoji32-1", "emoji32"):
         with (root / "bundles" / f"{name}.log.csv").open(newline="") as file:
             ends.append([*csv.DictReader(file)][-1])
-    assert float(ends[1]["seconds"]) == pytest.approx(shipped.provenance["training_seconds"], abs=30)
+    assert float(ends[1]["seconds"]) == pytest.approx(
+        shipped.provenance["training_seconds"], abs=30
+    )
     assert int(ends[1]["pictures"]) == shipped.provenance["pictures_seen"]
     assert sum(float(end["seconds"]) for end in ends) >= 90 * 60
 
@@ -39,7 +41,9 @@ def test_it_agreed_with_pytorch_when_it_was_made(shipped: Bundle) -> None:
         assert worst["answer"] <= 1e-4
         assert worst["next_state"] <= 1e-4
         assert worst["trajectory"] <= 2e-3
-    assert all(worst["psnr_db"] >= 35 for p in ("int8", "int8-trt") for worst in shipped.report[p].values())
+    assert all(
+        worst["psnr_db"] >= 35 for p in ("int8", "int8-trt") for worst in shipped.report[p].values()
+    )
     assert all(worst["psnr_db"] >= 40 for worst in shipped.report["fp16"].values())
 
 
@@ -52,7 +56,9 @@ def test_its_samples_keep_the_same_bytes_in_a_batch(shipped: Bundle) -> None:
     assert sampler.sample(1, seed=3, label=17, steps=2).tobytes() == batch[3].tobytes()
 
 
-def test_translating_emoji_that_it_never_saw_brings_them_nearer_to_their_counterparts(shipped: Bundle) -> None:
+def test_translating_emoji_that_it_never_saw_brings_them_nearer_to_their_counterparts(
+    shipped: Bundle,
+) -> None:
     """Each way, over every 160th emoji: docs/translation.md has 0.53 of RMS before and 0.48 after, over all of them."""
     with np.load(EMOJI) as file:
         pictures, category = file["images"][::160], file["category"][::160].astype(int)

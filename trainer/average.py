@@ -21,15 +21,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from runtime.arguments import number
+from runtime.diffusion.schedule import Float64
 from runtime.errors import status
 from runtime.files import to_json, write_text
-from runtime.schedule import Float64
 
-from . import checkpoint as checkpoints
-from .checkpoint import Tensors
 from .config import Config
 from .errors import CheckpointError
-from .runs import read_run
+from .runs import checkpoint as checkpoints
+from .runs.checkpoint import Tensors
+from .runs.folder import read_run
 
 
 def half_life_decay(batch: int, half_life: float, step: int) -> float:
@@ -61,7 +61,8 @@ class Averages:
         self.half_lives = {"ema": first, **{f"ema-{n}": n for n in others}}
         self.widths = {power_name(width): width for width in config.ema_power}
         self.of: dict[str, Tensors] = {
-            name: {k: w.detach().clone() for k, w in weights.items()} for name in (*self.half_lives, *self.widths)
+            name: {k: w.detach().clone() for k, w in weights.items()}
+            for name in (*self.half_lives, *self.widths)
         }
 
     def decay(self, name: str, step: int) -> float:
@@ -134,8 +135,12 @@ def post_hoc(run: Path, width: float, step: int) -> Tensors:
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"the snapshot {path} is damaged ({error}). Delete it.") from error
-        if total and {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in total.items()}:
+            raise CheckpointError(
+                f"the snapshot {path} is damaged ({error}). Delete it."
+            ) from error
+        if total and {k: v.shape for k, v in tensors.items()} != {
+            k: v.shape for k, v in total.items()
+        }:
             raise CheckpointError(f"the snapshot {path} is of another network. Delete it.")
         for name, tensor in tensors.items():
             before = total.get(name, torch.zeros_like(tensor, dtype=torch.float64))
@@ -162,8 +167,12 @@ def write_run(run: Path, width: float) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.average", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run that was trained with --ema-power")
-    parser.add_argument("--width", type=float, default=0.1, help="of the profile, relative to the training [0.1]")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run that was trained with --ema-power"
+    )
+    parser.add_argument(
+        "--width", type=float, default=0.1, help="of the profile, relative to the training [0.1]"
+    )
     given = parser.parse_args(arguments)
 
     def action() -> int:

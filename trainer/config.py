@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from runtime.arguments import integer, number
+from runtime.diffusion.program import PREDICTIONS, Program
+from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
+from runtime.diffusion.solvers import make_program
 from runtime.errors import RequestError, unknown
-from runtime.program import PREDICTIONS, Program
-from runtime.schedule import SCHEDULES, Schedule, make_schedule
-from runtime.solvers import make_program
 
-from .labels import text_fault
+from .data.labels import text_fault
 
 
 def option(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
@@ -31,7 +31,15 @@ KINDS = {
     "wds": "tar shards, such as data/{000..099}.tar",
 }
 """What --data may start with; where something is said of it, a place follows after a colon."""
-FREE = ("workers", "cache_mb", "keep", "bad_pictures", "quality_batch", "sample_every", "checkpoint_every")
+FREE = (
+    "workers",
+    "cache_mb",
+    "keep",
+    "bad_pictures",
+    "quality_batch",
+    "sample_every",
+    "checkpoint_every",
+)
 """Options that may differ when a run goes on: they do not change what is learned."""
 LONGEST_NAME = 200
 """Bytes of a run's name: file systems allow 255, and temporary names are longer than the name."""
@@ -42,7 +50,8 @@ class Config:
     """Everything that decides what a run learns. Two runs with equal configs on one machine end with equal weights."""
 
     data: str = option(
-        "emoji", "emoji, digits, folder:PATH (a class per subfolder), npz:FILE, hf:NAME_OR_PATH, or wds:SHARDS"
+        "emoji",
+        "emoji, digits, folder:PATH (a class per subfolder), npz:FILE, hf:NAME_OR_PATH, or wds:SHARDS",
     )
     name: str = option("", "the run's name, its folder under runs/ (default: the data's name)")
     split: str = option(
@@ -51,10 +60,15 @@ class Config:
         ("train", "all"),
     )
     size: int = option(
-        0, "files: resize the shorter side to this many pixels and crop; 0 asks that all pictures be alike"
+        0,
+        "files: resize the shorter side to this many pixels and crop; 0 asks that all pictures be alike",
     )
-    mode: str = option("", "files: convert pictures to this mode; empty asks that all be alike", ("", "RGB", "L"))
-    crop: str = option("centre", "files: where a picture that is no square is cropped", ("centre", "random"))
+    mode: str = option(
+        "", "files: convert pictures to this mode; empty asks that all be alike", ("", "RGB", "L")
+    )
+    crop: str = option(
+        "centre", "files: where a picture that is no square is cropped", ("centre", "random")
+    )
     flips: bool = option(False, "mirror half of the pictures, drawn anew every epoch")
     bad_pictures: str = option(
         "skip",
@@ -62,21 +76,31 @@ class Config:
         ("skip", "refuse"),
     )
     labels: bool = option(True, "tell the network each picture's class")
-    label_file: str = option("", "folder: a JSON file that gives each picture's class, instead of subfolders")
+    label_file: str = option(
+        "", "folder: a JSON file that gives each picture's class, instead of subfolders"
+    )
     image_column: str = option(
         "", "hf, wds: the column or ending that holds the picture (default: the first that does)"
     )
     label_column: str = option(
         "", "hf, wds: the column or ending that holds the class (default: label or cls, if there)"
     )
-    in_memory_mb: int = option(64, "files: decoded at the start where all of them take less than this, else streamed")
+    in_memory_mb: int = option(
+        64, "files: decoded at the start where all of them take less than this, else streamed"
+    )
     cache_mb: int = option(512, "files that are streamed: how much of them is kept decoded")
-    workers: int = option(-1, "processes that decode streamed pictures; -1 takes one a core, 8 at most")
+    workers: int = option(
+        -1, "processes that decode streamed pictures; -1 takes one a core, 8 at most"
+    )
 
     network: str = option("unet", "the kind of network", ("unet", "dit"))
-    channels: tuple[int, ...] = option((32, 64, 128), "unet: width at each resolution, halved each time")
+    channels: tuple[int, ...] = option(
+        (32, 64, 128), "unet: width at each resolution, halved each time"
+    )
     blocks: int = option(1, "unet: residual blocks a resolution")
-    attention: tuple[int, ...] = option((8,), "unet: picture heights at which the network has attention")
+    attention: tuple[int, ...] = option(
+        (8,), "unet: picture heights at which the network has attention"
+    )
     patch: int = option(2, "dit: side of a patch in pixels")
     width: int = option(384, "dit: channels")
     depth: int = option(12, "dit: blocks")
@@ -84,11 +108,19 @@ class Config:
     dropout: float = option(0.0, "unet: share of activations dropped in each residual block")
 
     prediction: str = option("v", "what the network learns to answer", PREDICTIONS)
-    schedule: str = option("cosine", "the variance schedule", tuple(s for s in SCHEDULES if s != "from_betas"))
+    schedule: str = option(
+        "cosine", "the variance schedule", tuple(s for s in SCHEDULES if s != "from_betas")
+    )
     T: int = option(1000, "knots of the schedule")
-    zero_terminal_snr: bool = option(False, "rescale the schedule so that its last knot is pure noise")
-    weighting: str = option("uniform", "what each noise level weighs in the loss", ("uniform", "min_snr", "edm"))
-    min_snr_gamma: float = option(5.0, "min_snr: the signal-to-noise ratio beyond which a level weighs no more")
+    zero_terminal_snr: bool = option(
+        False, "rescale the schedule so that its last knot is pure noise"
+    )
+    weighting: str = option(
+        "uniform", "what each noise level weighs in the loss", ("uniform", "min_snr", "edm")
+    )
+    min_snr_gamma: float = option(
+        5.0, "min_snr: the signal-to-noise ratio beyond which a level weighs no more"
+    )
     times: str = option(
         "stratified",
         "how noise levels are drawn: a stretch of knots for each picture, knots, or ln(sigma/alpha) normal",
@@ -100,31 +132,47 @@ class Config:
     steps: int = option(4200, "optimizer steps in all")
     batch: int = option(64, "pictures a step, over all processes")
     accumulate: int = option(1, "parts that a process takes its share of a step in, to save memory")
-    learning_rate: float = option(1e-3, "peak learning rate, after the warm-up and before the decay")
+    learning_rate: float = option(
+        1e-3, "peak learning rate, after the warm-up and before the decay"
+    )
     decay: str = option(
-        "cosine", "the learning rate after the warm-up: a half cosine down to 0, or constant", ("cosine", "constant")
+        "cosine",
+        "the learning rate after the warm-up: a half cosine down to 0, or constant",
+        ("cosine", "constant"),
     )
     warmup: int = option(200, "steps of linear warm-up")
     weight_decay: float = option(0.01, "AdamW's weight decay")
     gradient_clip: float = option(1.0, "largest gradient norm")
-    label_dropout: float = option(0.1, "share of labels replaced by the null label, which guidance needs")
+    label_dropout: float = option(
+        0.1, "share of labels replaced by the null label, which guidance needs"
+    )
     ema_half_life: tuple[int, ...] = option(
-        (10_000,), "half-lives of the weights' moving averages in pictures, shorter at first; the first is sampled"
+        (10_000,),
+        "half-lives of the weights' moving averages in pictures, shorter at first; the first is sampled",
     )
     ema_power: tuple[float, ...] = option(
-        (), "relative widths of power-function averages kept as snapshots, such as 0.05,0.1, for trainer.average"
+        (),
+        "relative widths of power-function averages kept as snapshots, such as 0.05,0.1, for trainer.average",
     )
     snapshot_every: int = option(1000, "steps between those snapshots")
-    start_from: str = option("", "begin with the averaged weights of this run or bundle in place of random ones")
+    start_from: str = option(
+        "", "begin with the averaged weights of this run or bundle in place of random ones"
+    )
     seed: int = option(0, "all randomness is a function of (seed, step)")
 
     device: str = option("auto", "auto takes cuda where there is one", ("auto", "cpu", "cuda"))
     precision: str = option(
-        "auto", "auto takes bf16 on a GPU that has it, else fp32; fp16 needs a GPU", ("auto", "fp32", "bf16", "fp16")
+        "auto",
+        "auto takes bf16 on a GPU that has it, else fp32; fp16 needs a GPU",
+        ("auto", "fp32", "bf16", "fp16"),
     )
-    channels_last: bool = option(True, "keep the network's weights and pictures with their channels last")
+    channels_last: bool = option(
+        True, "keep the network's weights and pictures with their channels last"
+    )
     compile: bool = option(False, "compile the network with torch.compile")
-    checkpointing: bool = option(False, "compute activations again in the backward pass, to save memory")
+    checkpointing: bool = option(
+        False, "compute activations again in the backward pass, to save memory"
+    )
     checkpoint_every: int = option(250, "steps between checkpoints")
     keep: int = option(3, "checkpoints kept, the newest")
     sample_every: int = option(500, "steps between sample grids; 0 for none")
@@ -170,9 +218,13 @@ class Config:
             value = getattr(self, f.name)
             choices = f.metadata["choices"]
             if isinstance(f.default, bool) and not isinstance(value, bool):
-                raise RequestError(f"{flag(f.name)} must be True or False, got {ascii(value)[:80]}.")
+                raise RequestError(
+                    f"{flag(f.name)} must be True or False, got {ascii(value)[:80]}."
+                )
             if isinstance(f.default, tuple) and not isinstance(value, tuple):
-                raise RequestError(f"{flag(f.name)} must be a tuple of numbers, got {ascii(value)[:80]}.")
+                raise RequestError(
+                    f"{flag(f.name)} must be a tuple of numbers, got {ascii(value)[:80]}."
+                )
             if isinstance(f.default, str):
                 text(f"--{flag(f.name)}", value)
             if choices and value not in choices:
@@ -181,7 +233,9 @@ class Config:
     def _check_name(self) -> None:
         text("a run's name", self.name)
         if "/" in self.name or "\\" in self.name or self.name.startswith("."):
-            raise RequestError(f"a run's name is a plain folder name, got {self.name!r}. Choose another --name.")
+            raise RequestError(
+                f"a run's name is a plain folder name, got {self.name!r}. Choose another --name."
+            )
         if not self.name.strip() or len(self.name.encode()) > LONGEST_NAME:
             raise RequestError(
                 f"a run's name must have 1 to {LONGEST_NAME} bytes and not be blank, "
@@ -209,19 +263,25 @@ class Config:
 
     def _check_averages(self) -> None:
         if not self.ema_half_life:
-            raise RequestError("ema-half-life needs at least one half-life in pictures, such as 10000.")
+            raise RequestError(
+                "ema-half-life needs at least one half-life in pictures, such as 10000."
+            )
         lives = tuple(integer("ema-half-life", value, 1, 10**15) for value in self.ema_half_life)
         self._set("ema_half_life", lives)
         powers = tuple(number("ema-power", value, 1e-3, 0.28) for value in self.ema_power)
         self._set("ema_power", powers)
         for name in ("ema_half_life", "ema_power"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise RequestError(f"{flag(name)} must differ from each other, found {getattr(self, name)}.")
+                raise RequestError(
+                    f"{flag(name)} must differ from each other, found {getattr(self, name)}."
+                )
 
     def _check_data(self) -> None:
         kind, colon, place = self.data.partition(":")
         if kind not in KINDS or bool(colon) > bool(KINDS[kind]):
-            raise unknown("data", self.data, [f"{k}:PLACE" if what else k for k, what in KINDS.items()])
+            raise unknown(
+                "data", self.data, [f"{k}:PLACE" if what else k for k, what in KINDS.items()]
+            )
         if KINDS[kind] and not place.strip(":"):
             raise RequestError(
                 f"data {kind!r} needs a place: --data {kind}:{'PATH' if kind == 'folder' else 'PLACE'}, {KINDS[kind]}."
@@ -238,11 +298,17 @@ class Config:
         """What grids and samples that are judged are made with. Raises RequestError for a solver that there is not."""
         chosen = solver or self.sample_solver
         return make_program(
-            self.make_schedule(), self.prediction, chosen, min(steps or self.sample_steps, self.T), clip=1.0
+            self.make_schedule(),
+            self.prediction,
+            chosen,
+            min(steps or self.sample_steps, self.T),
+            clip=1.0,
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Config:
@@ -251,7 +317,9 @@ class Config:
         for key in value:
             if key not in known:
                 raise unknown("config key", key, sorted(known))
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
         return cls(**given)
 
 
@@ -311,7 +379,11 @@ def text(name: str, value: Any) -> str:
         RequestError: It is not text, not UTF-8, or contains a control character.
     """
     if not isinstance(value, str):
-        raise RequestError(f"{name} must be text, got {ascii(value)[:80]} ({type(value).__name__}).")
+        raise RequestError(
+            f"{name} must be text, got {ascii(value)[:80]} ({type(value).__name__})."
+        )
     if fault := text_fault(value):
-        raise RequestError(f"{name} {ascii(value)[:200]} {fault}. Rename it, or choose another one.")
+        raise RequestError(
+            f"{name} {ascii(value)[:200]} {fault}. Rename it, or choose another one."
+        )
     return value

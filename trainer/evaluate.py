@@ -1,4 +1,4 @@
-"""How good the samples are: python -m trainer.evaluate RUN_OR_BUNDLE. Distances from the data by features, see `trainer.quality`.
+"""How good the samples are: python -m trainer.evaluate RUN_OR_BUNDLE. Distances from the data by features, see `trainer.quality.distances`.
 
 The numbers of a run and of the bundle made from it may be compared, and those of runs on the same data; with the features of the classifier that
 is trained here they are not those of the literature, which are Inception's.
@@ -21,15 +21,15 @@ from runtime.bundle import MANIFEST
 from runtime.errors import RequestError, status
 from runtime.files import to_json, write_text
 
-from . import checkpoint as checkpoints
-from . import data
 from .config import Config
-from .data import Source
+from .data import dataset as data
+from .data.dataset import Source
 from .errors import CheckpointError
-from .features import features_of, read_some
 from .processes import join
-from .quality import NEIGHBOURS, compare
-from .runs import read_run
+from .quality.distances import NEIGHBOURS, compare
+from .quality.features import features_of, read_some
+from .runs import checkpoint as checkpoints
+from .runs.folder import read_run
 from .step import Trainer
 
 Sample = Callable[[int, int, NDArray[np.int64]], NDArray[np.uint8]]
@@ -45,13 +45,17 @@ def require_comparable(config: Config, source: Source) -> None:
 
 def require_enough(count: int) -> None:
     if count <= NEIGHBOURS:
-        raise RequestError(f"{count} pictures are too few to compare with: more than {NEIGHBOURS} are needed.")
+        raise RequestError(
+            f"{count} pictures are too few to compare with: more than {NEIGHBOURS} are needed."
+        )
 
 
 class Judge:
     """Pictures of the data, chosen once, and their features; calling it with a sampler gives frechet, kernel, precision, recall."""
 
-    def __init__(self, config: Config, source: Source, folder: Path | None, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, source: Source, folder: Path | None, device: torch.device
+    ) -> None:
         self.config = config
         self.features = features_of(config, source, folder, device)
         order = np.random.Generator(np.random.Philox(key=[0, 1])).permutation(len(source.labels))
@@ -81,7 +85,9 @@ def of_run(run: Path, best: bool, device: str, **changes: Any) -> dict[str, Any]
     if checkpoint is None:
         raise CheckpointError(f"{run} has no {'best ' if best else ''}checkpoint yet.")
     trainer.resume(checkpoint)
-    found = Judge(config, source, run, trainer.device)(lambda n, seed, label: trainer.sample(n, seed=seed, label=label))
+    found = Judge(config, source, run, trainer.device)(
+        lambda n, seed, label: trainer.sample(n, seed=seed, label=label)
+    )
     return {"of": str(run), "step": checkpoint.step, "samples": config.quality_samples, **found}
 
 
@@ -100,8 +106,12 @@ def of_bundle(folder: Path, guidance: float | None, device: str, **changes: Any)
     labelled = bool(sampler.bundle.num_classes)
 
     def sample(n: int, seed: int, label: NDArray[np.int64]) -> NDArray[np.uint8]:
-        how: dict[str, Any] = {"label": label.tolist(), "guidance": guidance or 1.0} if labelled else {}
-        return sampler.pictures(n, seed=seed, solver=config.sample_solver, steps=config.sample_steps, **how)
+        how: dict[str, Any] = (
+            {"label": label.tolist(), "guidance": guidance or 1.0} if labelled else {}
+        )
+        return sampler.pictures(
+            n, seed=seed, solver=config.sample_solver, steps=config.sample_steps, **how
+        )
 
     found = Judge(config, source, None, join(device).device)(sample)
     return {"of": str(folder), "samples": config.quality_samples, **found}
@@ -110,11 +120,15 @@ def of_bundle(folder: Path, guidance: float | None, device: str, **changes: Any)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description=__doc__)
     parser.add_argument("what", type=Path, metavar="RUN_OR_BUNDLE")
-    parser.add_argument("--n", type=int, help="samples, and pictures of the data [the run's quality-samples]")
+    parser.add_argument(
+        "--n", type=int, help="samples, and pictures of the data [the run's quality-samples]"
+    )
     parser.add_argument("--solver", help="[the run's sample-solver]")
     parser.add_argument("--steps", type=int, help="[the run's sample-steps]")
     parser.add_argument("--guidance", type=float, help="of a bundle [none]")
-    parser.add_argument("--best", action="store_true", help="a run's best checkpoint in place of its newest")
+    parser.add_argument(
+        "--best", action="store_true", help="a run's best checkpoint in place of its newest"
+    )
     parser.add_argument("--features", help="a TorchScript file of Inception [the run's]")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
     given = parser.parse_args(arguments)

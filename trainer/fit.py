@@ -23,24 +23,24 @@ import numpy as np
 
 from runtime.errors import status
 from runtime.files import replacing, to_json
-from runtime.pictures import save, tile
+from runtime.images import save, tile
 from runtime.progress import Progress, clock
 
-from . import checkpoint as checkpoints
-from . import data
-from .checkpoint import Checkpoint
 from .config import Config, text
+from .data import dataset as data
+from .data.labels import unused
+from .data.stream import Stream, too_many, too_many_error, vanished
 from .errors import TrainingError
 from .evaluate import Judge, require_comparable
-from .labels import unused
-from .log import BUCKET_COLUMNS, Log
-from .networks import Cost, cost, peak_flops
-from .options import add_arguments, from_arguments
+from .networks.cost import Cost, cost, peak_flops
+from .presets import add_arguments, from_arguments
 from .processes import Processes, join, leave
-from .runs import claim, note_start, open_run
-from .start import fitting, start_of
+from .runs import checkpoint as checkpoints
+from .runs.checkpoint import Checkpoint
+from .runs.folder import claim, note_start, open_run
+from .runs.log import BUCKET_COLUMNS, Log
+from .runs.start import fitting, start_of
 from .step import Trainer
-from .streams import Stream, too_many, too_many_error, vanished
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,10 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
         if asked and number == signal.SIGINT:  # a launcher and its scheduler may each send SIGTERM
             raise KeyboardInterrupt
         asked = True
-        print("\nstopping after this step; once more to stop at once, without a checkpoint", file=sys.stderr)
+        print(
+            "\nstopping after this step; once more to stop at once, without a checkpoint",
+            file=sys.stderr,
+        )
 
     before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -82,7 +85,9 @@ def enough_memory(config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in OUT_OF_MEMORY):
+        if not isinstance(error, MemoryError) and not any(
+            word in str(error) for word in OUT_OF_MEMORY
+        ):
             raise
         raise TrainingError(
             f"memory ran out ({' '.join(str(error).split())[:200] or 'MemoryError'}). Use a smaller "
@@ -111,7 +116,12 @@ def require_memory(spent: Cost, processes: Processes) -> None:
 
 
 BYTES_OF_FLOAT = 4
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+)
 
 
 class Run:
@@ -157,7 +167,11 @@ class Run:
             return -1
         trainer.resume(checkpoint)
         here, there = trainer.environment, checkpoint.environment
-        differing = [f"{k} {there.get(k)} → {here.get(k)}" for k in {**there, **here} if there.get(k) != here.get(k)]
+        differing = [
+            f"{k} {there.get(k)} → {here.get(k)}"
+            for k in {**there, **here}
+            if there.get(k) != here.get(k)
+        ]
         if differing and self.processes.main:
             log.warning(
                 "the checkpoint was written elsewhere (%s): the weights may differ in the last bits",
@@ -168,14 +182,22 @@ class Run:
         return trainer.step
 
     def _open_log(self) -> Log:
-        spent = {"parameters": self.cost.parameters, "flops": self.cost.flops, "peak_flops": self.peak}
+        spent = {
+            "parameters": self.cost.parameters,
+            "flops": self.cost.flops,
+            "peak_flops": self.peak,
+        }
         note_start(self.folder, self.trainer.step, self.trainer.environment, spent | self.started)
         return Log(self.folder, self.trainer.step, self.config.to_json())
 
     def train(self, stop: Callable[[], bool]) -> bool:
         config, trainer = self.config, self.trainer
         try:
-            with Progress("training", config.steps, trainer.step) if self.processes.main else nullcontext() as bar:
+            with (
+                Progress("training", config.steps, trainer.step)
+                if self.processes.main
+                else nullcontext() as bar
+            ):
                 while trainer.step < config.steps and not self.processes.any(stop()):
                     begun = time.perf_counter()
                     found = trainer.train_step()
@@ -204,7 +226,8 @@ class Run:
         def due(every: int, at_the_end: bool = True, of: int = 1) -> bool:
             """Whether this step is the first to reach a multiple of `every`, where a step counts as `of`."""
             return bool(every) and (
-                step * of // every > (step - 1) * of // every or (at_the_end and step == config.steps)
+                step * of // every > (step - 1) * of // every
+                or (at_the_end and step == config.steps)
             )
 
         if due(config.log_every):
@@ -241,9 +264,16 @@ class Run:
                     **dict(zip(BUCKET_COLUMNS, losses, strict=True)),
                 }
             )
-            if waited > 0.1 * seconds and trainer.step > 2 * self.config.log_every and not self.starved:
+            if (
+                waited > 0.1 * seconds
+                and trainer.step > 2 * self.config.log_every
+                and not self.starved
+            ):
                 self.starved = True
-                log.warning("%.0f %% of the time goes to waiting for pictures: more --workers?", 100 * waited / seconds)
+                log.warning(
+                    "%.0f %% of the time goes to waiting for pictures: more --workers?",
+                    100 * waited / seconds,
+                )
         self._name_bad(bad)
 
     def _name_bad(self, bad: set[int]) -> None:
@@ -252,7 +282,9 @@ class Run:
         names = [self.source.names[i] for i in sorted(bad)]
         if self.processes.main:
             with replacing(self.folder / "bad-pictures.txt") as temporary:
-                temporary.write_text("\n".join(names) + "\n", encoding="utf-8", errors="surrogateescape")
+                temporary.write_text(
+                    "\n".join(names) + "\n", encoding="utf-8", errors="surrogateescape"
+                )
         if too_many(len(bad), len(self.source)):
             raise too_many_error(names, len(self.source))
         if self.source.classes and (gone := self._vanished(bad, self.source)):
@@ -263,7 +295,9 @@ class Run:
         """Return the classes that have images of which none can be read."""
         kept = np.ones(len(source), bool)
         kept[list(bad)] = False
-        gone = set(unused(source.classes, source.labels[kept])) - set(unused(source.classes, source.labels))
+        gone = set(unused(source.classes, source.labels[kept])) - set(
+            unused(source.classes, source.labels)
+        )
         return sorted(gone)
 
     def save_grid(self) -> None:
@@ -271,10 +305,15 @@ class Run:
         ema = trainer.whole(trainer.ema)
         if self.log is None:
             return
-        count, size = 2 * trainer.num_classes if 1 < trainer.num_classes <= 32 else 64, self.config.quality_batch
+        count, size = (
+            2 * trainer.num_classes if 1 < trainer.num_classes <= 32 else 64,
+            self.config.quality_batch,
+        )
         seeds = np.split(np.arange(count), range(size, count, size))
         classes = max(1, trainer.num_classes)
-        parts = [trainer.sample(len(s), seed=int(s[0]), label=s % classes, weights=ema) for s in seeds]
+        parts = [
+            trainer.sample(len(s), seed=int(s[0]), label=s % classes, weights=ema) for s in seeds
+        ]
         sheet = tile(np.concatenate(parts))
         save(self.folder / "samples" / f"step-{trainer.step:08d}.png", sheet, least=512)
         self.log.picture(sheet, trainer.step)
@@ -285,7 +324,9 @@ class Run:
             average = self.trainer.whole(self.trainer.averages.of[name])
             if not self.processes.main:
                 continue
-            path = self.folder / "snapshots" / f"step-{self.trainer.step:08d}" / f"{name}.safetensors"
+            path = (
+                self.folder / "snapshots" / f"step-{self.trainer.step:08d}" / f"{name}.safetensors"
+            )
             with replacing(path) as temporary:
                 temporary.write_bytes(checkpoints.to_bytes(average))
 
@@ -295,7 +336,9 @@ class Run:
         ema = trainer.whole(trainer.ema)
         if self.log is not None and self.log.quality is not None:
             self.judge = self.judge or Judge(self.config, self.source, self.folder, trainer.device)
-            found = self.judge(lambda n, seed, label: trainer.sample(n, seed=seed, label=label, weights=ema))
+            found = self.judge(
+                lambda n, seed, label: trainer.sample(n, seed=seed, label=label, weights=ema)
+            )
             before = [float(row["frechet"]) for row in self.log.quality.rows if row.get("frechet")]
             better = found["frechet"] < min(before, default=math.inf)
             self.log.quality_row({"step": trainer.step, **found})
@@ -322,10 +365,14 @@ def start(trainer: Trainer) -> dict[str, str]:
         return {}
     place = Path(trainer.config.start_from)
     weights, classes = start_of(place)
-    found = fitting(weights, trainer.weights, place, same_classes=classes == tuple(trainer.source.classes))
+    found = fitting(
+        weights, trainer.weights, place, same_classes=classes == tuple(trainer.source.classes)
+    )
     trainer.start_from(found)
     if trainer.processes.main:
-        anew = "" if len(found) == len(trainer.weights) else ", but for the labels, which are others"
+        anew = (
+            "" if len(found) == len(trainer.weights) else ", but for the labels, which are others"
+        )
         print(f"starting from the weights of {place}{anew}")
     return {"start_sha256": hashlib.sha256(checkpoints.to_bytes(found)).hexdigest()}
 
@@ -373,10 +420,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.fit", description=__doc__)
     add_arguments(parser)
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that holds the runs [runs]"
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="the folder that holds the runs [runs]",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="take three steps, say what the run would be and take, and write nothing"
+        "--dry-run",
+        action="store_true",
+        help="take three steps, say what the run would be and take, and write nothing",
     )
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.program import precondition
-from runtime.schedule import Schedule
+from runtime.diffusion.program import precondition
+from runtime.diffusion.schedule import Schedule
 
 
 class ForwardProcess:
@@ -27,8 +27,14 @@ class ForwardProcess:
         self.alpha, self.sigma = column(schedule.alpha.copy()), column(schedule.sigma.copy())
         self.step_scale = column(schedule.alpha / np.r_[1.0, schedule.alpha[:-1]])
         self.step_noise = column(np.sqrt(schedule.beta))
-        c, answer = precondition(prediction, schedule.alpha, schedule.sigma, schedule.parameters.get("sigma_data", 0.5))
-        self.c_in, self.of_clean, self.of_noise = column(c[:, 0]), column(answer[:, 0]), column(answer[:, 1])
+        c, answer = precondition(
+            prediction, schedule.alpha, schedule.sigma, schedule.parameters.get("sigma_data", 0.5)
+        )
+        self.c_in, self.of_clean, self.of_noise = (
+            column(c[:, 0]),
+            column(answer[:, 0]),
+            column(answer[:, 1]),
+        )
 
     @staticmethod
     def _at(values: Tensor, t: Tensor, x: Tensor) -> Tensor:
@@ -43,7 +49,7 @@ class ForwardProcess:
         return self._at(self.step_scale, t, x) * x + self._at(self.step_noise, t, x) * eps
 
     def target(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """What a perfect network answers at x_t: a mixture of x_0 and eps that the prediction fixes (`runtime.program.precondition`)."""
+        """What a perfect network answers at x_t: a mixture of x_0 and eps that the prediction fixes (`runtime.diffusion.program.precondition`)."""
         return self._at(self.of_clean, t, x0) * x0 + self._at(self.of_noise, t, x0) * eps
 
     def network_input(self, x: Tensor, t: Tensor) -> Tensor:

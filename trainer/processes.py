@@ -62,7 +62,11 @@ class Processes:
 
     def any(self, value: bool) -> bool:
         """Whether it is true in one of them."""
-        return value if self.count == 1 else bool(self.sum(torch.tensor([float(value)], dtype=torch.float64)) > 0)
+        return (
+            value
+            if self.count == 1
+            else bool(self.sum(torch.tensor([float(value)], dtype=torch.float64)) > 0)
+        )
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every process, by index."""
@@ -84,7 +88,9 @@ class Processes:
         from torch.nn.parallel import DistributedDataParallel
 
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            network, devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
 
     def alone(self, network: nn.Module, last: bool) -> Any:
         """A context in which gradients are kept back, for all parts of a step but the last; where they are split, none are: each part's sum is."""
@@ -132,14 +138,20 @@ def join(device: str) -> Processes:
             return Processes(0, 1, torch.device("cuda" if cuda else "cpu"))
         from accelerate import PartialState
     except ImportError as error:
-        raise RequestError("training in many processes needs accelerate: pip install 'unnoise[train]'.") from error
+        raise RequestError(
+            "training in many processes needs accelerate: pip install 'unnoise[train]'."
+        ) from error
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if cuda and here > torch.cuda.device_count():
-        raise RequestError(f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: start one for each.")
+        raise RequestError(
+            f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: start one for each."
+        )
     try:
         state: Any = PartialState(cpu=not cuda, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
-        raise RequestError(f"one of {count} processes that do not find each other: {_told(error)}") from error
+        raise RequestError(
+            f"one of {count} processes that do not find each other: {_told(error)}"
+        ) from error
     if state.num_processes != count:
         raise RequestError(
             f"one of {count} processes that accelerate does not join: start them with accelerate launch --multi_gpu, or torchrun."

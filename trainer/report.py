@@ -14,12 +14,23 @@ from typing import Any
 from runtime.errors import status
 from runtime.files import write_text
 
-from . import log
-from .log import BUCKET_COLUMNS, QUALITY_COLUMNS
-from .runs import read_run, read_starts
+from .runs import log
+from .runs.folder import read_run, read_starts
+from .runs.log import BUCKET_COLUMNS, QUALITY_COLUMNS
 
 WIDTH, HEIGHT, EDGE = 460, 220, 44
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+COLOURS = (
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#7f7f7f",
+    "#bcbd22",
+    "#17becf",
+)
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:62em;padding:0 1em;color:#222}
 h1,h2{font-weight:600}figure{display:inline-block;margin:0 1em 1em 0;vertical-align:top}figcaption{color:#555}
 table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top}
@@ -35,7 +46,10 @@ def points(rows: Iterable[dict[str, str]], column: str) -> Points:
 
 def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> str:
     """Curves over steps as an SVG figure; nothing where there are no points."""
-    curves = {name: [(x, y) for x, y in found if y > 0 or not logarithmic] for name, found in curves.items()}
+    curves = {
+        name: [(x, y) for x, y in found if y > 0 or not logarithmic]
+        for name, found in curves.items()
+    }
     curves = {name: found for name, found in curves.items() if found}
     if not curves:
         return ""
@@ -55,9 +69,13 @@ def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> s
     drawn = []
     for i, (name, found) in enumerate(curves.items()):
         colour, path = COLOURS[i % len(COLOURS)], " ".join(place(x, y) for x, y in found)
-        drawn.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>')
+        drawn.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>'
+        )
         if len(curves) > 1:
-            drawn.append(f'<text x="{EDGE + 6 + i * 40}" y="12" style="fill:{colour}">{html.escape(name)}</text>')
+            drawn.append(
+                f'<text x="{EDGE + 6 + i * 40}" y="12" style="fill:{colour}">{html.escape(name)}</text>'
+            )
     ends = [(y_low, HEIGHT - 22), (y_high, 20)]
     drawn += [f'<text x="2" y="{y}">{10**v if logarithmic else v:.3g}</text>' for v, y in ends]
     drawn += [f'<text x="{EDGE}" y="{HEIGHT - 4}">step {x_low:.0f}</text>']
@@ -70,7 +88,9 @@ def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> s
 
 
 def table(pairs: Iterable[tuple[str, Any]]) -> str:
-    rows = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in pairs)
+    rows = "".join(
+        f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in pairs
+    )
     return f"<table>{rows}</table>"
 
 
@@ -96,7 +116,9 @@ def curves_of(run: Path) -> str:
     return "".join(
         [
             one("loss", "loss", logarithmic=True),
-            chart("loss in each tenth of the schedule, 0 the least noisy", tenths, logarithmic=True),
+            chart(
+                "loss in each tenth of the schedule, 0 the least noisy", tenths, logarithmic=True
+            ),
             one("norm of the gradient before clipping", "grad_norm", logarithmic=True),
             one("learning rate", "learning_rate"),
             one("pictures a second", "pictures_per_s"),
@@ -111,7 +133,10 @@ def summary(run: Path) -> list[tuple[str, Any]]:
     config, rest = read_run(run)
     rows, record = log.read(run / "log.csv"), rest["data_record"]
     found = [
-        ("data", f"{record['name']}: {record['pictures']} pictures of {rest['sample_shape']}, {record['note']}"),
+        (
+            "data",
+            f"{record['name']}: {record['pictures']} pictures of {rest['sample_shape']}, {record['note']}",
+        ),
         ("fingerprint", record["fingerprint"]),
         ("classes", len(rest["classes"])),
     ]
@@ -148,7 +173,9 @@ def report(run: Path) -> str:
         "<h2>Starts</h2>",
     ]
     for start in starts:
-        title = html.escape(f"{start['time']}, from step {start['step']}, commit {start.get('commit')}")
+        title = html.escape(
+            f"{start['time']}, from step {start['step']}, commit {start.get('commit')}"
+        )
         rest = {
             **start.get("environment", {}),
             **start.get("versions", {}),

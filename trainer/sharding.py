@@ -16,15 +16,27 @@ from runtime.errors import RequestError
 
 OFF = ("", "0", "false", "no")
 SUPPORTED = {
-    "FSDP_VERSION": (("2",), "launch with --fsdp_version 2, or fsdp_version: 2 in accelerate's config"),
+    "FSDP_VERSION": (
+        ("2",),
+        "launch with --fsdp_version 2, or fsdp_version: 2 in accelerate's config",
+    ),
     "FSDP_AUTO_WRAP_POLICY": (
         ("", "no_wrap", "transformer_based_wrap"),
         "TRANSFORMER_BASED_WRAP takes the network's own blocks",
     ),
-    "FSDP_OFFLOAD_PARAMS": (OFF, "parameters stay on their device: leave --fsdp_offload_params out"),
-    "FSDP_ACTIVATION_CHECKPOINTING": (OFF, "trainer.fit's own --checkpointing computes activations again"),
+    "FSDP_OFFLOAD_PARAMS": (
+        OFF,
+        "parameters stay on their device: leave --fsdp_offload_params out",
+    ),
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        OFF,
+        "trainer.fit's own --checkpointing computes activations again",
+    ),
     "FSDP_IGNORED_MODULES": (OFF, "every parameter is split: leave --fsdp_ignored_modules out"),
-    "ACCELERATE_USE_PARALLELISM_CONFIG": (OFF, "all processes are one group: leave --use_parallelism_config out"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (
+        OFF,
+        "all processes are one group: leave --use_parallelism_config out",
+    ),
 }
 """What accelerate's config may say, and what to do where it says something else."""
 
@@ -92,4 +104,6 @@ def as_held(tensor: Tensor, of: Any) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(of.device), of.device_mesh, of.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor.to(of.device), of.device_mesh, of.placements, src_data_rank=None
+    )

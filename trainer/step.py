@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runtime.diffusion.noise import Stream as NoiseStream
+from runtime.diffusion.noise import noises
+from runtime.diffusion.program import run
 from runtime.errors import RequestError
-from runtime.noise import Stream as NoiseStream
-from runtime.noise import noises
-from runtime.pictures import to_uint8
-from runtime.program import run
+from runtime.images import to_uint8
 
-from . import checkpoint as checkpoints
 from .average import Averages
-from .checkpoint import Checkpoint, Tensors
 from .config import Config
-from .data import Source
+from .data.dataset import Source
+from .data.loader import Batches
 from .errors import CheckpointError, TrainingError
 from .forward import ForwardProcess
-from .loader import Batches
-from .networks import make_network
-from .objective import BUCKETS, buckets, draw_knots, loss_weights
+from .networks.cost import make_network
+from .objectives.denoising import BUCKETS, buckets, draw_knots, loss_weights
 from .processes import Processes, join
+from .runs import checkpoint as checkpoints
+from .runs.checkpoint import Checkpoint, Tensors
 from .sharding import as_held, hollow, own, split, whole
 
 MASK = 2**64 - 1
@@ -36,7 +36,10 @@ MASK = 2**64 - 1
 def mixed(seed: int, stream: int, number: int) -> int:
     """A seed of 64 bits for what is drawn apart (splitmix64's finalizer, Steele et al. 2014)."""
     z = (
-        seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + number * 0x8CB92BA72F3D8DD7 + 0x9E3779B97F4A7C15
+        seed * 0x9E3779B97F4A7C15
+        + stream * 0xD1B54A32D192ED03
+        + number * 0x8CB92BA72F3D8DD7
+        + 0x9E3779B97F4A7C15
     ) & MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
@@ -50,7 +53,9 @@ STEP, NOISE, DROPOUT = range(3)
 def learning_rate(config: Config, step: int) -> float:
     """Linear warm-up, then constant, or a half cosine down to 0 at the last step (Loshchilov & Hutter 2017)."""
     warm = min(1.0, (step + 1) / max(1, config.warmup))
-    falling = 0.5 * (1.0 + math.cos(math.pi * step / config.steps)) if config.decay == "cosine" else 1.0
+    falling = (
+        0.5 * (1.0 + math.cos(math.pi * step / config.steps)) if config.decay == "cosine" else 1.0
+    )
     return config.learning_rate * warm * falling
 
 
@@ -74,9 +79,13 @@ class Draws:
 def precision_of(config: Config, device: torch.device) -> torch.dtype:
     """What the network computes in. auto on a GPU: bf16 where it has it. Raises RequestError for fp16 on a CPU."""
     if config.precision == "fp16" and device.type == "cpu":
-        raise RequestError("fp16 trains on a GPU alone, and there is none here: use --precision bf16 or fp32.")
+        raise RequestError(
+            "fp16 trains on a GPU alone, and there is none here: use --precision bf16 or fp32."
+        )
     if config.precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+            config.precision
+        ]
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bf16 else torch.float32
 
@@ -102,10 +111,16 @@ class Trainer:
                 f"{f' in {config.accumulate} parts each' if config.accumulate > 1 else ''}: choose another --batch."
             )
         if config.compile and self.processes.sharding:
-            raise TrainingError("--compile fails with FSDP in this version of PyTorch: leave one of them out.")
+            raise TrainingError(
+                "--compile fails with FSDP in this version of PyTorch: leave one of them out."
+            )
         self.precision = precision_of(config, self.device)
-        self.autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)  # pyright: ignore[reportPrivateImportUsage]
+        self.autocast = torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        )
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.precision == torch.float16
+        )  # pyright: ignore[reportPrivateImportUsage]
         self.num_classes = len(source.classes)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = make_network(config, source.sample_shape, self.num_classes).to(self.device)
@@ -118,11 +133,17 @@ class Trainer:
         self.weights = dict(self.network.named_parameters())
         self.averages = Averages(config, self.weights)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay, fused=True
+            self.network.parameters(),
+            config.learning_rate,
+            (0.9, 0.99),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.schedule = config.make_schedule()
         self.forward_process = ForwardProcess(self.schedule, config.prediction, self.device)
-        self.loss_weight = torch.as_tensor(loss_weights(config, self.schedule), dtype=torch.float32, device=self.device)
+        self.loss_weight = torch.as_tensor(
+            loss_weights(config, self.schedule), dtype=torch.float32, device=self.device
+        )
         self.batches = Batches(config, source, self.processes)
         self.step, self.seconds = 0, 0.0
         self.bad: set[int] = set()
@@ -150,7 +171,9 @@ class Trainer:
         shape = (1, *self.source.sample_shape)
         zero = torch.zeros(1, dtype=torch.int64, device=self.device)
         with self.autocast:
-            found = network(torch.zeros(shape, device=self.device), self.forward_process.time[:1], zero)
+            found = network(
+                torch.zeros(shape, device=self.device), self.forward_process.time[:1], zero
+            )
         found.float().sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -195,13 +218,23 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step. Raises TrainingError, before the weights are touched, where the loss or its gradient is not finite."""
-        c, draws, network = self.config, self.draw(self.step), self.answer  # made now: what follows has its own seed
+        c, draws, network = (
+            self.config,
+            self.draw(self.step),
+            self.answer,
+        )  # made now: what follows has its own seed
         mean = torch.zeros((), device=self.device)
         seen = torch.zeros(2, BUCKETS, dtype=torch.float64)
         for i in range(c.accumulate):
             part, last = draws.part(i, c.accumulate), i + 1 == c.accumulate
             if c.dropout:
-                torch.manual_seed(mixed(c.seed, DROPOUT, (self.step * c.accumulate + i) * 4096 + self.processes.index))
+                torch.manual_seed(
+                    mixed(
+                        c.seed,
+                        DROPOUT,
+                        (self.step * c.accumulate + i) * 4096 + self.processes.index,
+                    )
+                )
             with self.processes.alone(network, last):
                 losses = self.losses(part)
                 loss = (losses * self.loss_weight[part.t]).mean() / c.accumulate
@@ -232,7 +265,9 @@ class Trainer:
         return {"loss": whole[0].item()}
 
     def _require_finite(self, found: dict[str, float]) -> None:
-        skipped = self.scaler.is_enabled() and self.scaler.get_scale() > 1e-3  # fp16 finds its scale by overflowing
+        skipped = (
+            self.scaler.is_enabled() and self.scaler.get_scale() > 1e-3
+        )  # fp16 finds its scale by overflowing
         if math.isfinite(found["loss"]) and (math.isfinite(found["grad_norm"]) or skipped):
             return
         self.optimizer.zero_grad(set_to_none=True)
@@ -246,7 +281,9 @@ class Trainer:
     def to_checkpoint(self) -> Checkpoint:
         """What `resume` needs; every process calls this, and the first one alone gets the tensors. Raises TrainingError where a weight is not
         finite: such a run can only go on from before."""
-        bad = next((name for name, w in self.weights.items() if not torch.isfinite(own(w)).all()), None)
+        bad = next(
+            (name for name, w in self.weights.items() if not torch.isfinite(own(w)).all()), None
+        )
         for name in filter(None, self.processes.gather(bad)):
             raise TrainingError(
                 f"step {self.step}: {name} is not finite, so no checkpoint is written. "
@@ -262,21 +299,29 @@ class Trainer:
             ema=self.whole(self.ema),
             optimizer=self.whole(checkpoints.optimizer_tensors(self.optimizer, list(self.weights))),
             environment=self.environment,
-            more={name: self.whole(tensors) for name, tensors in self.averages.of.items() if name != "ema"},
+            more={
+                name: self.whole(tensors)
+                for name, tensors in self.averages.of.items()
+                if name != "ema"
+            },
             state=state,
         )
 
     @property
     def environment(self) -> dict[str, Any]:
         """What decides the last bit of a step besides the config."""
-        return checkpoints.environment(self.device, self.processes.count, bool(self.processes.sharding))
+        return checkpoints.environment(
+            self.device, self.processes.count, bool(self.processes.sharding)
+        )
 
     def whole(self, tensors: Tensors) -> Tensors:
         """These tensors in the first process, with the rows that others hold, on the CPU where there are such. Every process calls this."""
         if not self.processes.sharding:
             return tensors
         found = {}
-        for name, tensor in sorted(tensors.items()):  # in one order in all processes: safetensors reads in any
+        for name, tensor in sorted(
+            tensors.items()
+        ):  # in one order in all processes: safetensors reads in any
             full = whole(tensor)
             if self.processes.main:
                 found[name] = full.cpu()
@@ -299,7 +344,9 @@ class Trainer:
                 pairs.append((mine, checkpoint.more.get(name, {})))
         for mine, found in pairs:
             if {n: w.shape for n, w in mine.items()} != {n: w.shape for n, w in found.items()}:
-                raise CheckpointError("the checkpoint's weights are not those of this config's network.")
+                raise CheckpointError(
+                    "the checkpoint's weights are not those of this config's network."
+                )
             take(mine, found)
         try:
             checkpoints.restore_optimizer(self.optimizer, list(self.weights), checkpoint.optimizer)
@@ -316,7 +363,9 @@ class Trainer:
             try:
                 self.scaler.load_state_dict(state["scaler"])
             except (KeyError, TypeError, RuntimeError) as error:
-                raise CheckpointError(f"the checkpoint's loss scale is damaged ({error}).") from error
+                raise CheckpointError(
+                    f"the checkpoint's loss scale is damaged ({error})."
+                ) from error
 
     def take_bucket_losses(self) -> list[float]:
         """The mean loss in each stretch of knots since this was last asked; NaN where none was drawn."""
@@ -346,7 +395,11 @@ class Trainer:
 
         average = {name: tensor.to(self.device) for name, tensor in (weights or self.ema).items()}
         seeds = [seed + i for i in range(count)]
-        labels = np.arange(count) % max(1, self.num_classes) if label is None else np.asarray(label, np.int64)
+        labels = (
+            np.arange(count) % max(1, self.num_classes)
+            if label is None
+            else np.asarray(label, np.int64)
+        )
         x = noises(seeds, NoiseStream.INITIAL, 0, shape) * np.float32(program.start)
         self.plain.eval()
         found = run(

@@ -18,7 +18,12 @@ LIMIT = 2**31 - 1
 DEPTH = 32
 """Of graphs within graphs; a step graph has one."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_NAME, _EXTERNAL, _WHERE, _RAW = 8, 13, 14, 9  # TensorProto: name, external_data, data_location, raw_data
+_NAME, _EXTERNAL, _WHERE, _RAW = (
+    8,
+    13,
+    14,
+    9,
+)  # TensorProto: name, external_data, data_location, raw_data
 _SMALL = 32  # bytes of an attribute that has no room for a graph with a loop
 _READS, _MAKES, _OPERATOR = 1, 2, 4  # NodeProto: input, output, op_type
 
@@ -29,7 +34,14 @@ _HOLDS: Mapping[str, Mapping[int, str]] = {
     "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
     "Function": {7: "Node", 11: "Attribute"},
     "Node": {5: "Attribute"},
-    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "Attribute": {
+        5: "Tensor",
+        6: "Graph",
+        10: "Tensor",
+        11: "Graph",
+        22: "SparseTensor",
+        23: "SparseTensor",
+    },
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
 }
 _PLAIN: Mapping[str, frozenset[int]] = {
@@ -50,7 +62,9 @@ def with_weights(model: bytes, weights: bytes, file: str = "weights.bin") -> byt
     """
     chunks = _Walk(memoryview(weights), file).message("Model", memoryview(model), 0)
     if (size := sum(map(len, chunks))) > LIMIT:
-        raise BundleError(f"an ONNX file with its weights inside would have {size} bytes; {LIMIT} is the most.")
+        raise BundleError(
+            f"an ONNX file with its weights inside would have {size} bytes; {LIMIT} is the most."
+        )
     return b"".join(chunks)
 
 
@@ -85,7 +99,9 @@ def _node(data: memoryview, depth: int) -> tuple[set[bytes], set[bytes]]:
         if field in names:
             names[field].add(bytes(value))
         elif field == _OPERATOR and bytes(value) in (b"Loop", b"Scan"):
-            raise BundleError(f"no step graph: it has a {bytes(value).decode()}, which might not end.")
+            raise BundleError(
+                f"no step graph: it has a {bytes(value).decode()}, which might not end."
+            )
         elif wire == _BYTES and _HOLDS["Node"].get(field) == "Attribute" and len(value) > _SMALL:
             refuse_endless(value, "Attribute", depth)
     return names[_READS], names[_MAKES]

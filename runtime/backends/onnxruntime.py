@@ -10,7 +10,7 @@ from typing import Any
 from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BundleError
-from . import HostBuffers, missing, shapes
+from .base import HostBuffers, missing, shapes
 from .forks import ForkGuard
 from .onnxfile import refuse_endless
 
@@ -50,13 +50,17 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
-        options.add_external_initializers_from_files_in_memory(["weights.bin"], [self._weights], [len(self._weights)])
+        options.add_external_initializers_from_files_in_memory(
+            ["weights.bin"], [self._weights], [len(self._weights)]
+        )
         model = self.bundle.read(path)
         try:
             refuse_endless(model)
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class
-            raise BundleError(f"{self.bundle.path / path}: onnxruntime cannot load it: {error}") from error
+            raise BundleError(
+                f"{self.bundle.path / path}: onnxruntime cannot load it: {error}"
+            ) from error
         check_ports(self.bundle, path, session.get_inputs(), session.get_outputs())
         return session
 
@@ -73,7 +77,11 @@ class OnnxRuntime:
 
 def check_ports(bundle: Bundle, file: str, inputs: Iterable[Any], outputs: Iterable[Any]) -> None:
     """Raises BundleError where a graph's inputs and outputs are not a step graph's for the bundle's samples, of any batch."""
-    wanted = {name: list(shape[1:]) for name, shape in shapes(bundle, 1).items() if name != "label" or bundle.labels}
+    wanted = {
+        name: list(shape[1:])
+        for name, shape in shapes(bundle, 1).items()
+        if name != "label" or bundle.labels
+    }
     for port in (*inputs, *outputs):
         kind = "tensor(int64)" if port.name == "label" else "tensor(float)"
         if (
@@ -89,7 +97,9 @@ def check_ports(bundle: Bundle, file: str, inputs: Iterable[Any], outputs: Itera
                 "Fetch or export the bundle again."
             )
     if wanted.keys() - {"label"}:
-        raise BundleError(f"{bundle.path / file} lacks {', '.join(sorted(wanted))}. Fetch or export the bundle again.")
+        raise BundleError(
+            f"{bundle.path / file} lacks {', '.join(sorted(wanted))}. Fetch or export the bundle again."
+        )
 
 
 class OnnxRuntimeBuffers(HostBuffers):
@@ -102,7 +112,10 @@ class OnnxRuntimeBuffers(HostBuffers):
     def _bind(self, guided: bool, current: int) -> Callable[[], object]:
         session, arrays = self._backend.session(guided), self._arrays(current, self._batch)
         binding = session.io_binding()
-        for bind, ports in ((binding.bind_input, session.get_inputs()), (binding.bind_output, session.get_outputs())):
+        for bind, ports in (
+            (binding.bind_input, session.get_inputs()),
+            (binding.bind_output, session.get_outputs()),
+        ):
             for port in ports:
                 array = arrays[port.name]
                 bind(port.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import cache
 from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError
-from . import BACKENDS, HostBuffers, missing, shapes
+from . import cache
+from .base import HostBuffers, missing, shapes
 from .forks import ForkGuard
 from .onnxfile import refuse_endless, with_weights
 from .openvino_parts import PARTS, split
@@ -77,20 +77,26 @@ class OpenVino:
         self.guard = ForkGuard(self.name, self)
         self.threads = None if threads is None else integer("threads", threads, 1, 1024)
         if precision == "bf16" and "BF16" not in capabilities(openvino):
-            raise BackendError("this CPU does not compute in bf16 (it has neither AVX-512 BF16 nor AMX): use fp32.")
+            raise BackendError(
+                "this CPU does not compute in bf16 (it has neither AVX-512 BF16 nor AMX): use fp32."
+            )
         self._library: Any = openvino
         self._core = openvino.Core()
         self._lock = Lock()
         self._models: dict[str, Any] = {}
         self._compiled: dict[tuple[str, int], list[Any]] = {}
-        self._kept: list[Any] = []  # memory that compiled models out of the cache read their weights from
+        self._kept: list[
+            Any
+        ] = []  # memory that compiled models out of the cache read their weights from
         with own_signal_stack():
             self._read_once()
 
     def _read_once(self) -> None:
         if cache.load(self._key(PLAIN, 0)) is None:
             self._model(PLAIN)
-            cache.store(self._key(PLAIN, 0), [])  # it was read once, and need not be before it is known for which batch
+            cache.store(
+                self._key(PLAIN, 0), []
+            )  # it was read once, and need not be before it is known for which batch
 
     def bind(self, batch: int) -> OpenVinoBuffers:
         return OpenVinoBuffers(self, batch)
@@ -114,16 +120,20 @@ class OpenVino:
         try:
             yield path
         except Exception as error:  # OpenVINO's own errors share no base class
-            raise BundleError(f"{self.bundle.path / path}: openvino cannot load it: {short(error)}") from error
+            raise BundleError(
+                f"{self.bundle.path / path}: openvino cannot load it: {short(error)}"
+            ) from error
 
     @property
     def _folder(self) -> str:
-        return BACKENDS[self.name].folders[self.precision]
+        return "fp32" if self.precision == "bf16" else self.precision
 
     def _model(self, file: str) -> Any:
         """One of the bundle's graphs, for any batch size. The weights are put inside: no path in the file is ever followed."""
         if file not in self._models:
-            graph, weights = (self.bundle.read(f"{self._folder}/{name}") for name in (file, WEIGHTS))
+            graph, weights = (
+                self.bundle.read(f"{self._folder}/{name}") for name in (file, WEIGHTS)
+            )
             with self.blaming(file):
                 refuse_endless(graph)
                 self._models[file] = self._core.read_model(with_weights(graph, weights))
@@ -161,7 +171,10 @@ class OpenVino:
 
     def _key(self, file: str, batch: int) -> str:
         files = [self.bundle.files.get(f"{self._folder}/{name}") for name in (file, WEIGHTS)]
-        cpu = self._core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(capabilities(self._library))
+        cpu = (
+            self._core.get_property("CPU", "FULL_DEVICE_NAME"),
+            sorted(capabilities(self._library)),
+        )
         made_by = CACHED, self.name, self._library.__version__, cpu
         return cache.key(made_by, files, self.bundle.sample_shape, batch, self._configs(len(PARTS)))
 
@@ -192,7 +205,9 @@ class OpenVinoBuffers(HostBuffers):
         """A request for each part of the step graph, which run one after another."""
         alone = guided and self._backend.precision == "int8"
         size = max(self._batch, LEAST_GUIDED) if alone else self._batch
-        tensors = {name: self._backend.tensor(array) for name, array in self._arrays(current, size).items()}
+        tensors = {
+            name: self._backend.tensor(array) for name, array in self._arrays(current, size).items()
+        }
         requests = []
         for part in self._backend.compiled(guided, size):
             request = part.create_infer_request()

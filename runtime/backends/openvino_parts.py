@@ -34,10 +34,15 @@ def split(model: Any) -> list[Any]:
         return [model]
     results, parameters = model.get_results(), model.get_parameters()
     cuts = list(_cuts(nodes, network))
-    into, out_of = ([result for inward, result, _ in cuts if inward == way] for way in (True, False))
+    into, out_of = (
+        [result for inward, result, _ in cuts if inward == way] for way in (True, False)
+    )
     made = [*parameters, *(parameter for _, _, parameter in cuts)]
     Model: Any = openvino.Model
-    return [Model(ends, _needed(ends, made), name) for name, ends in zip(PARTS, (into, out_of, results), strict=True)]
+    return [
+        Model(ends, _needed(ends, made), name)
+        for name, ends in zip(PARTS, (into, out_of, results), strict=True)
+    ]
 
 
 def _cuts(nodes: list[Any], network: set[str]) -> Iterator[tuple[bool, Any, Any]]:
@@ -45,10 +50,14 @@ def _cuts(nodes: list[Any], network: set[str]) -> Iterator[tuple[bool, Any, Any]
     from openvino import opset13
 
     names = (f"cut{i}" for i in range(len(nodes)))
-    values = [v for n in nodes if n.get_type_name() not in ("Constant", "Parameter") for v in n.outputs()]
+    values = [
+        v for n in nodes if n.get_type_name() not in ("Constant", "Parameter") for v in n.outputs()
+    ]
     for value in values:
         inside = value.get_node().get_name() in network
-        readers = [r for r in value.get_target_inputs() if (r.get_node().get_name() in network) != inside]
+        readers = [
+            r for r in value.get_target_inputs() if (r.get_node().get_name() in network) != inside
+        ]
         if readers:
             result = opset13.result(value)
             parameter = opset13.parameter(value.get_partial_shape(), value.get_element_type())

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from export import build as building
-from export import check
 from export.build import build, main
 from export.errors import ExportError
-from export.model import from_run, newest_run
+from export.proof import check
+from export.sources.model import from_run, newest_run
 from runtime import Bundle, Sampler, run
+from runtime.diffusion.noise import Stream, noise
 from runtime.files import from_json
-from runtime.noise import Stream, noise
 
 
 def test_the_runtimes_pictures_are_pytorchs(tiny_run: Path, sampler: Sampler) -> None:
@@ -65,7 +65,10 @@ def test_the_report_covers_the_schedule_every_graph_and_every_batch(tiny_bundle:
 
 
 def test_the_pictures_and_the_card_can_be_read(tiny_bundle: Path) -> None:
-    with Image.open(tiny_bundle / "report.png") as report, Image.open(tiny_bundle / "samples.png") as samples:
+    with (
+        Image.open(tiny_bundle / "report.png") as report,
+        Image.open(tiny_bundle / "samples.png") as samples,
+    ):
         assert report.size[0] > 800
         assert samples.size[0] >= 512
     card = (tiny_bundle / "README.md").read_text()
@@ -94,7 +97,9 @@ def test_a_missed_bound_fails_the_build_names_the_worst_case_and_writes_nothing(
         return traced
 
     monkeypatch.setattr(building.graph, "steps", swap)
-    with pytest.raises(ExportError, match=r"answer: 0\.001.* > 0\.0001 at step\.onnx, time .*, batch"):
+    with pytest.raises(
+        ExportError, match=r"answer: 0\.001.* > 0\.0001 at step\.onnx, time .*, batch"
+    ):
         build(from_run(tiny_run, 2.0), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -102,7 +107,12 @@ def test_a_missed_bound_fails_the_build_names_the_worst_case_and_writes_nothing(
 def test_a_nan_is_never_within_bounds() -> None:
     worst = check.NONE | check.Worst(float("nan"), 1e-4, "here") | check.Worst(1e-9, 1e-4, "there")
     assert worst.where == "here"
-    step = {"answer": vars(worst), "next_state": vars(check.NONE), "batch_invariant": True, "not_finite": 0}
+    step = {
+        "answer": vars(worst),
+        "next_state": vars(check.NONE),
+        "batch_invariant": True,
+        "not_finite": 0,
+    }
     entry = {"steps": {"step": step}, "trajectories": [], "identity": True}
     with pytest.raises(ExportError, match=r"nan > 0\.0001 at here"):
         check.refuse_misses({"precisions": {"fp32": {"onnxruntime": entry}}})
@@ -127,7 +137,9 @@ def test_a_failing_build_leaves_the_bundle_that_was_there(
 def test_a_kill_in_the_middle_leaves_no_bundle(tiny_run: Path, tmp_path: Path, root: Path) -> None:
     """SIGKILL once the conversion has written files: what is there cannot be taken for a bundle."""
     command = [sys.executable, "-m", "export.build", str(tiny_run), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while process.poll() is None and not list(tmp_path.glob(".out.*/fp32/weights.bin")):
         os.sched_yield()
     process.send_signal(signal.SIGKILL)
@@ -146,7 +158,9 @@ def test_the_newest_run_is_the_default(tiny_run: Path, tmp_path: Path) -> None:
     assert newest_run(tmp_path).name == "new"
 
 
-def test_with_no_run_the_error_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_with_no_run_the_error_says_how_to_make_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert main(["--runs", str(tmp_path)]) == 2
     assert "python -m trainer.fit" in capsys.readouterr().err
 
@@ -161,7 +175,8 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"), [("cut", "is damaged"), ("empty", "has no checkpoint yet"), ("no config", "is no run")]
+    ("damage", "message"),
+    [("cut", "is damaged"), ("empty", "has no checkpoint yet"), ("no config", "is no run")],
 )
 def test_a_run_that_cannot_be_exported_is_named(
     tiny_run: Path, tmp_path: Path, damage: str, message: str, capsys: pytest.CaptureFixture
@@ -182,8 +197,13 @@ def test_a_run_that_cannot_be_exported_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_where_another_backend_misses_it_is_not_offered_and_the_build_goes_on(capsys: pytest.CaptureFixture) -> None:
-    step = {k: vars(check.NONE) for k in ("answer", "next_state")} | {"batch_invariant": False, "not_finite": 0}
+def test_where_another_backend_misses_it_is_not_offered_and_the_build_goes_on(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    step = {k: vars(check.NONE) for k in ("answer", "next_state")} | {
+        "batch_invariant": False,
+        "not_finite": 0,
+    }
     entry = {"steps": {"step": step}, "trajectories": [], "identity": True}
     report: dict = {"precisions": {"fp32": {"openvino": entry}}}
     check.refuse_misses(report)

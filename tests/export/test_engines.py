@@ -17,10 +17,11 @@ import pytest
 from export import engines as builder
 from export.engines import Chosen, Order, build, build_all, choose, ensure
 from export.errors import ExportError
-from export.precision import Range, layers, quantize, to_float16
-from runtime import BackendError, Bundle, RequestError, engines
-from runtime.backends import shapes
-from runtime.engines import Entry
+from export.graph.precision import Range, layers, quantize, to_float16
+from runtime import BackendError, Bundle, RequestError
+from runtime.backends.base import shapes
+from runtime.backends.nvidia import engine_cache as engines
+from runtime.backends.nvidia.engine_cache import Entry
 from runtime.errors import EngineError, NoDriverError, NoGpuError
 
 ADA = Order("tensorrt-rtx", "8.9", (2,))
@@ -41,7 +42,11 @@ class Recorded:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._module, name)
-        return self.wrapped(name, found) if name in ("Builder", "OnnxParser", "IBuilderConfig") else found
+        return (
+            self.wrapped(name, found)
+            if name in ("Builder", "OnnxParser", "IBuilderConfig")
+            else found
+        )
 
     def wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -82,7 +87,9 @@ def as_tensorrt(returns: dict[str, Any]) -> Chosen:
     return Chosen(recorded, engines.Gpu("L4", "8.9", "CUDA 13.0"))
 
 
-def check_network(recorded: Recorded, wanted: dict[str, tuple[int, ...]], buckets: tuple[int, ...]) -> None:
+def check_network(
+    recorded: Recorded, wanted: dict[str, tuple[int, ...]], buckets: tuple[int, ...]
+) -> None:
     """The parsed network's inputs and outputs, their types and shapes, and each profile, are those of a step graph."""
     (_, network), *_ = recorded.seen["create_network"]
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
@@ -93,10 +100,14 @@ def check_network(recorded: Recorded, wanted: dict[str, tuple[int, ...]], bucket
         assert tuple(port.shape) == (-1, *wanted[port.name][1:])
         assert port.dtype == (trt.int64 if port.name == "label" else trt.float32)
     profiles = [given[0] for given, _ in recorded.seen["add_optimization_profile"]]
-    assert [index for _, index in recorded.seen["add_optimization_profile"]] == list(range(len(buckets)))
+    assert [index for _, index in recorded.seen["add_optimization_profile"]] == list(
+        range(len(buckets))
+    )
     for bucket, profile in zip(buckets, profiles, strict=True):
         for port in inputs:
-            assert [tuple(s) for s in profile.get_shape(port.name)] == [(bucket, *wanted[port.name][1:])] * 3
+            assert [tuple(s) for s in profile.get_shape(port.name)] == [
+                (bucket, *wanted[port.name][1:])
+            ] * 3
     (_, config), *_ = recorded.seen["create_builder_config"]
     assert not config.get_flag(trt.BuilderFlag.TF32)
     assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
@@ -127,8 +138,8 @@ def test_a_network_of_cifars_shape_builds_in_every_precision(root: Path) -> None
     torch = pytest.importorskip("torch")
     from diffusers import UNet2DModel
 
-    from export import graph
-    from export.from_module import from_module
+    from export.graph import trace as graph
+    from export.sources.module import from_module
 
     sys.path.insert(0, str(root / "benchmarks"))
     try:
@@ -146,11 +157,18 @@ def test_a_network_of_cifars_shape_builds_in_every_precision(root: Path) -> None
 
     module = Network().eval().requires_grad_(False)
     step = graph.steps(
-        from_module(module, name="cifar", sample_shape=(3, 32, 32), prediction="epsilon", schedule="linear")
+        from_module(
+            module, name="cifar", sample_shape=(3, 32, 32), prediction="epsilon", schedule="linear"
+        )
     )["step.onnx"]
     found = layers(step)
     assert sum(p.numel() for p in module.parameters()) == 35_746_307
-    wanted = {"state": (2, 4, 3, 32, 32), "noise": (2, 3, 32, 32), "call": (2, 6), "update": (2, 4, 6)}
+    wanted = {
+        "state": (2, 4, 3, 32, 32),
+        "noise": (2, 3, 32, 32),
+        "call": (2, 6),
+        "update": (2, 4, 6),
+    }
     wanted |= {"next_state": (2, 4, 3, 32, 32), "denoised": (2, 3, 32, 32)}
     sizes = {}
     for name, change in (
@@ -159,7 +177,9 @@ def test_a_network_of_cifars_shape_builds_in_every_precision(root: Path) -> None
         ("int8-trt", lambda p: quantize(p, [Range(-3.0, 3.0)] * len(found), (), signed=True)),
     ):
         chosen, recorded = spying()
-        sizes[name] = len(build(chosen, change(step).SerializeToString(), ADA, f"cifar/{name}/step.onnx"))
+        sizes[name] = len(
+            build(chosen, change(step).SerializeToString(), ADA, f"cifar/{name}/step.onnx")
+        )
         check_network(recorded, wanted, (2,))
     assert sizes["int8-trt"] < sizes["fp16"] < sizes["fp32"]
 
@@ -213,11 +233,17 @@ def test_a_plan_in_a_bundle_is_never_read(small: Bundle, place: Path, bundle_cop
         (folder / f"{entry.sha256}.engine").write_bytes(data)
         (folder / f"{entry.recipe.key}.json").write_bytes(record)
     copy = Bundle.load(bundle_copy)
-    with pytest.raises(EngineError, match=r"no engine of .* Build it: python -m export.engines build"):
-        engines.find(copy, "fp32", "step.onnx", trt.__name__, trt.__version__, engines.Gpu("", "8.9", ""))
+    with pytest.raises(
+        EngineError, match=r"no engine of .* Build it: python -m export.engines build"
+    ):
+        engines.find(
+            copy, "fp32", "step.onnx", trt.__name__, trt.__version__, engines.Gpu("", "8.9", "")
+        )
 
 
-def test_what_is_asked_for_and_cannot_be_built_is_an_error(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_asked_for_and_cannot_be_built_is_an_error(
+    small: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(RequestError, match=r"unknown engine 'tensort'. Did you mean"):
         Order("tensort")
     with pytest.raises(RequestError, match="rising numbers"):
@@ -243,7 +269,9 @@ REFUSALS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("call", REFUSALS)
-def test_a_call_that_returns_false_or_none_is_an_export_error(call: str, small: Bundle, place: Path) -> None:
+def test_a_call_that_returns_false_or_none_is_an_export_error(
+    call: str, small: Bundle, place: Path
+) -> None:
     returned, said = REFUSALS[call]
     chosen, _ = spying({call: returned})
     with pytest.raises(ExportError, match=said):
@@ -269,7 +297,9 @@ def test_weights_come_from_memory_and_no_path_is_followed(shipped: Bundle, tmp_p
         with_weights(model.SerializeToString(), shipped.read("fp32/weights.bin"))
 
 
-def test_the_command_builds_lists_and_clears(tiny_bundle: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_builds_lists_and_clears(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture
+) -> None:
     rtx = ["--engine", "tensorrt-rtx", "--compute-capability", "8.9", "--batch-buckets", "1"]
     assert builder.main(["build", str(tiny_bundle), *rtx]) == 0
     capsys.readouterr()
@@ -308,8 +338,18 @@ def test_auto_without_a_gpu_says_that_no_engine_was_built_and_why(
         builder.after_export(small, Order("tensorrt-rtx"), typed=True)
 
 
-def test_two_processes_build_at_once(small: Bundle, tiny_bundle: Path, root: Path, place: Path) -> None:
-    command = [sys.executable, "-m", "export.engines", "build", str(tiny_bundle), "--engine", "tensorrt-rtx"]
+def test_two_processes_build_at_once(
+    small: Bundle, tiny_bundle: Path, root: Path, place: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "export.engines",
+        "build",
+        str(tiny_bundle),
+        "--engine",
+        "tensorrt-rtx",
+    ]
     command += ["--compute-capability", "8.9", "--batch-buckets", "1"]
     running = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate() and process.returncode for process in running] == [0, 0]
@@ -359,11 +399,15 @@ def test_a_builder_that_finds_no_gpu_is_told(small: Bundle) -> None:
         log.log(trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    with pytest.raises(NoGpuError, match=r"tensorrt cannot build here .CUDA initialization failure with error: 35"):
+    with pytest.raises(
+        NoGpuError, match=r"tensorrt cannot build here .CUDA initialization failure with error: 35"
+    ):
         ensure(small, "fp32", "step.onnx", as_tensorrt({"Builder": nothing}), Order("tensorrt"))
 
 
-def test_an_engine_of_tensorrt_is_for_one_gpu_and_driver_and_one_of_rtx_for_a_capability(small: Bundle) -> None:
+def test_an_engine_of_tensorrt_is_for_one_gpu_and_driver_and_one_of_rtx_for_a_capability(
+    small: Bundle,
+) -> None:
     gpu = engines.Gpu("L4", "8.9", "CUDA 13.0")
     assert engines.target("tensorrt", gpu) == gpu
     assert engines.target("tensorrt_rtx", gpu) == engines.Gpu("", "8.9", "")
@@ -371,7 +415,11 @@ def test_an_engine_of_tensorrt_is_for_one_gpu_and_driver_and_one_of_rtx_for_a_ca
 
 @pytest.mark.skipif(not no_gpu(), reason="this machine has a GPU")
 def test_export_builds_the_engine_that_is_asked_for_or_fails_before_it_begins(
-    tiny_run: Path, small: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tiny_run: Path,
+    small: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     from export import build as command
 

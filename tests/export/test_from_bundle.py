@@ -6,18 +6,24 @@ import pytest
 import torch
 
 from export.errors import ExportError
-from export.from_bundle import from_bundle
-from export.model import from_run
-from trainer.checkpoint import newest, to_bytes
-from trainer.start import fitting, start_of
+from export.sources.bundle import from_bundle
+from export.sources.model import from_run
+from trainer.runs.checkpoint import newest, to_bytes
+from trainer.runs.start import fitting, start_of
 
 
-def test_a_bundle_gives_back_the_network_it_was_made_from(tiny_run: Path, tiny_bundle: Path) -> None:
+def test_a_bundle_gives_back_the_network_it_was_made_from(
+    tiny_run: Path, tiny_bundle: Path
+) -> None:
     before, after = from_run(tiny_run, 2.0), from_bundle(tiny_bundle)
     expected, found = before.module.state_dict(), after.module.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert (after.labels, after.defaults, after.prediction) == (before.labels, before.defaults, before.prediction)
+    assert (after.labels, after.defaults, after.prediction) == (
+        before.labels,
+        before.defaults,
+        before.prediction,
+    )
     assert after.schedule.to_json() == before.schedule.to_json()
 
 

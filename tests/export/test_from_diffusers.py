@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from export.build import build
-from export.check import Plan
-from export.diffusers_config import Config, scheduler_config
-from export.diffusers_convert import FLOW, SAME_FORWARD_PROCESS, advice
 from export.errors import ExportError
-from export.from_diffusers import from_diffusers, is_diffusers, read_schedule, read_scheduler
+from export.proof.check import Plan
+from export.sources.diffusers import from_diffusers, is_diffusers, read_schedule, read_scheduler
+from export.sources.diffusers_config import Config, scheduler_config
+from export.sources.diffusers_convert import FLOW, SAME_FORWARD_PROCESS, advice
 from runtime import Sampler
+from runtime.diffusion.noise import Stream, noise
 from runtime.errors import RequestError
-from runtime.noise import Stream, noise
 
 CIFAR10 = {
     "sample_size": 32,
@@ -75,7 +75,9 @@ SMALL = {
     "upsample_type": "resnet",
 }
 """Another make: scale and shift by time, resampling inside the blocks, several heads."""
-QUICK = Plan(batches=(1, 2), times=3, pictures=1, steps=3, samples=1, judged=1, ways=(("dpmpp_2m", 3),))
+QUICK = Plan(
+    batches=(1, 2), times=3, pictures=1, steps=3, samples=1, judged=1, ways=(("dpmpp_2m", 3),)
+)
 LEVEL = 1 / 255
 
 
@@ -88,10 +90,14 @@ def draws(count: int, shape: tuple[int, ...], seed: int = 0) -> Iterator[torch.T
     """The noise that `Sampler` uses: the start, then every row's."""
     for k in range(-1, 1000):
         stream, step = (Stream.INITIAL, 0) if k < 0 else (Stream.STEP, k)
-        yield torch.from_numpy(np.stack([noise(seed + i, stream, step, shape) for i in range(count)]))
+        yield torch.from_numpy(
+            np.stack([noise(seed + i, stream, step, shape) for i in range(count)])
+        )
 
 
-def theirs(pipeline: Any, count: int, steps: int, label: list[int] | None = None, **options: Any) -> np.ndarray:
+def theirs(
+    pipeline: Any, count: int, steps: int, label: list[int] | None = None, **options: Any
+) -> np.ndarray:
     """The pipeline's pictures [n, H, W, C] in 0 … 1 from `Sampler`'s noise. Pipelines take no label: it is put in at the network."""
     import importlib
 
@@ -105,12 +111,18 @@ def theirs(pipeline: Any, count: int, steps: int, label: list[int] | None = None
         return usual(x, t, class_labels=torch.tensor(label))
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("pipelines.ddpm.pipeline_ddpm", "pipelines.ddim.pipeline_ddim", "schedulers.scheduling_ddpm"):
+        for name in (
+            "pipelines.ddpm.pipeline_ddpm",
+            "pipelines.ddim.pipeline_ddim",
+            "schedulers.scheduling_ddpm",
+        ):
             module = importlib.import_module(f"diffusers.{name}")
             patch.setattr(module, "randn_tensor", lambda *a, **k: next(drawn))
         if label is not None:
             patch.setattr(unet, "forward", labelled)
-        return pipeline(batch_size=count, num_inference_steps=steps, output_type="np", **options).images
+        return pipeline(
+            batch_size=count, num_inference_steps=steps, output_type="np", **options
+        ).images
 
 
 def ours(sampler: Sampler, count: int, steps: int, **options: Any) -> np.ndarray:
@@ -123,12 +135,16 @@ def ours(sampler: Sampler, count: int, steps: int, **options: Any) -> np.ndarray
 def cifar10(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sampler]:
     """The published network with its published scheduler, at full size, in the repository's own layout: all files side by side."""
     folder = tmp_path_factory.mktemp("cifar10") / "ddpm-cifar10-32"
-    pipeline = diffusers.DDPMPipeline(network(CIFAR10), diffusers.DDPMScheduler(**CIFAR10_SCHEDULER))
+    pipeline = diffusers.DDPMPipeline(
+        network(CIFAR10), diffusers.DDPMScheduler(**CIFAR10_SCHEDULER)
+    )
     pipeline.unet.save_pretrained(folder)
     pipeline.scheduler.save_pretrained(folder)
     pipeline.save_config(folder)
     # By default it would take 1000 steps, and 50 for the card's picture: too many for a test of this size.
-    return pipeline, Sampler(build(from_diffusers(folder, steps=4), folder.parent / "bundle", plan=QUICK))
+    return pipeline, Sampler(
+        build(from_diffusers(folder, steps=4), folder.parent / "bundle", plan=QUICK)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -150,34 +166,57 @@ def celeba(celeba_folder: Path) -> tuple[Any, Sampler]:
 def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sampler]:
     """Five labels, the first of them the null label."""
     folder = tmp_path_factory.mktemp("classes") / "five"
-    scheduler = diffusers.DDPMScheduler(prediction_type="sample", beta_schedule="squaredcos_cap_v2", steps_offset=1)
+    scheduler = diffusers.DDPMScheduler(
+        prediction_type="sample", beta_schedule="squaredcos_cap_v2", steps_offset=1
+    )
     pipeline = diffusers.DDPMPipeline(network({**SMALL, "num_class_embeds": 5}), scheduler)
     pipeline.save_pretrained(folder)
-    return pipeline, Sampler(build(from_diffusers(folder, null_label=0), folder.parent / "bundle", plan=QUICK))
+    return pipeline, Sampler(
+        build(from_diffusers(folder, null_label=0), folder.parent / "bundle", plan=QUICK)
+    )
 
 
-def test_the_published_cifar10_network_gives_ddpm_pipelines_pictures(cifar10: tuple[Any, Sampler]) -> None:
+def test_the_published_cifar10_network_gives_ddpm_pipelines_pictures(
+    cifar10: tuple[Any, Sampler],
+) -> None:
     pipeline, sampler = cifar10
     bundle, defaults = sampler.bundle, sampler.bundle.defaults
     assert sum(p.numel() for p in pipeline.unet.parameters()) == 35_746_307
-    assert (bundle.name, bundle.sample_shape, bundle.labels) == ("ddpm-cifar10-32", (3, 32, 32), None)
+    assert (bundle.name, bundle.sample_shape, bundle.labels) == (
+        "ddpm-cifar10-32",
+        (3, 32, 32),
+        None,
+    )
     assert (bundle.prediction, bundle.schedule.name, bundle.clip) == ("epsilon", "linear_raw", 1.0)
-    assert (defaults.solver, dict(defaults.options), defaults.grid) == ("ddpm", {"variance": "fixed_large"}, "leading")
+    assert (defaults.solver, dict(defaults.options), defaults.grid) == (
+        "ddpm",
+        {"variance": "fixed_large"},
+        "leading",
+    )
     pictures = theirs(pipeline, 2, 4)
     assert ((pictures > 0) & (pictures < 1)).mean() > 0.4, "or clipping hides what is compared"
     # Both in float32: sigma/alpha of 157 multiplies rounding, of theirs in ᾱ too.
     np.testing.assert_allclose(ours(sampler, 2, 4), pictures, rtol=0, atol=1e-4)
 
 
-def test_nothing_of_the_cifar10_graph_is_computed_that_is_known_but_for_the_batch(cifar10: tuple[Any, Sampler]) -> None:
+def test_nothing_of_the_cifar10_graph_is_computed_that_is_known_but_for_the_batch(
+    cifar10: tuple[Any, Sampler],
+) -> None:
     import onnx
 
     proto = onnx.load(cifar10[1].bundle.path / "fp32/step.onnx", load_external_data=False)
-    assert not {n.op_type for n in proto.graph.node} & {"Shape", "Expand", "Size", "ConstantOfShape"}
+    assert not {n.op_type for n in proto.graph.node} & {
+        "Shape",
+        "Expand",
+        "Size",
+        "ConstantOfShape",
+    }
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
-def test_ddim_pipelines_pictures_where_eps_is_taken_from_the_clipped_estimate(celeba: tuple[Any, Sampler]) -> None:
+def test_ddim_pipelines_pictures_where_eps_is_taken_from_the_clipped_estimate(
+    celeba: tuple[Any, Sampler],
+) -> None:
     pipeline, sampler = celeba
     pictures = theirs(pipeline, 2, 8, use_clipped_model_output=True)
     assert pictures.shape == (2, 64, 32, 3)
@@ -192,7 +231,9 @@ def test_ddim_pipelines_default_differs_where_the_clip_bites(celeba: tuple[Any, 
     assert apart.max() > 5 * LEVEL
 
 
-def test_ddim_pipelines_pictures_without_clipping(celeba: tuple[Any, Sampler], tmp_path: Path) -> None:
+def test_ddim_pipelines_pictures_without_clipping(
+    celeba: tuple[Any, Sampler], tmp_path: Path
+) -> None:
     """The clip is an input of the graphs, so the same ones serve; the folder's model must say that there is none."""
     import dataclasses
 
@@ -217,7 +258,9 @@ def test_labels_keep_their_meaning_where_the_null_label_comes_first(
     assert sampler.bundle.labels.names == ("class1", "class2", "class3", "class4")
     pictures = theirs(pipeline, 2, 10, label=[number, number])
     assert ((pictures > 0) & (pictures < 1)).mean() > 0.9
-    np.testing.assert_allclose(ours(sampler, 2, 10, label=label, guidance=1.0), pictures, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        ours(sampler, 2, 10, label=label, guidance=1.0), pictures, rtol=0, atol=1e-5
+    )
 
 
 def test_guidance_mixes_the_answers_under_both_labels(classes: tuple[Any, Sampler]) -> None:
@@ -246,7 +289,11 @@ SCHEDULES = [
     {"beta_schedule": "sigmoid"},
     {"trained_betas": np.linspace(1e-4, 0.03, 50).tolist(), "num_train_timesteps": 50},
     {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
-    {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"},
+    {
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+        "beta_schedule": "squaredcos_cap_v2",
+    },
 ]
 
 
@@ -264,13 +311,17 @@ def test_schedules_are_those_of_diffusers(config: dict) -> None:
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("steps", [2, 7, 50, 999])
-def test_default_grids_are_their_timesteps(kind: str, spacing: str, offset: int, steps: int) -> None:
-    from runtime.grid import make_grid
+def test_default_grids_are_their_timesteps(
+    kind: str, spacing: str, offset: int, steps: int
+) -> None:
+    from runtime.diffusion.grid import make_grid
 
     own = getattr(diffusers, kind)(timestep_spacing=spacing, steps_offset=offset)
     own.set_timesteps(steps)
     read = read_scheduler(config_of(own.config, kind))
-    np.testing.assert_array_equal(make_grid(read.schedule, read.grid, steps).time[:-1], own.timesteps.numpy())
+    np.testing.assert_array_equal(
+        make_grid(read.schedule, read.grid, steps).time[:-1], own.timesteps.numpy()
+    )
 
 
 def test_a_grid_that_starts_at_one_has_a_step_less() -> None:
@@ -282,19 +333,27 @@ def test_a_grid_that_starts_at_one_has_a_step_less() -> None:
         own.step(torch.zeros(1, 1), own.timesteps[0], torch.zeros(1, 1))
 
 
-@pytest.mark.parametrize("kind", ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"])
+@pytest.mark.parametrize(
+    "kind", ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"]
+)
 def test_variances_are_those_of_diffusers(kind: str) -> None:
     from runtime import make_program
-    from runtime.program import Z
+    from runtime.diffusion.program import Z
 
     own = diffusers.DDPMScheduler(variance_type=kind)
     own.set_timesteps(10)
     read = read_scheduler(config_of(own.config))
-    found = make_program(read.schedule, "epsilon", "ddpm", 10, "leading", **read.options).update[:-1, 0, Z]
+    found = make_program(read.schedule, "epsilon", "ddpm", 10, "leading", **read.options).update[
+        :-1, 0, Z
+    ]
     with np.errstate(invalid="ignore"):
         theirs = np.array([float(own._get_variance(t)) for t in own.timesteps[:-1]])
-    as_variance = {"fixed_small_log": theirs**2, "fixed_large_log": np.exp(theirs)}.get(kind, theirs)
-    np.testing.assert_allclose(found**2, as_variance, rtol=1e-3)  # their 1 - ᾱ of the first knot has four digits
+    as_variance = {"fixed_small_log": theirs**2, "fixed_large_log": np.exp(theirs)}.get(
+        kind, theirs
+    )
+    np.testing.assert_allclose(
+        found**2, as_variance, rtol=1e-3
+    )  # their 1 - ᾱ of the first knot has four digits
 
 
 def test_fixed_large_log_is_nan_in_diffusers() -> None:
@@ -321,7 +380,9 @@ def test_what_a_folder_says_is_what_the_model_says(folder: Path) -> None:
     model = from_diffusers(folder)
     assert is_diffusers(folder)
     assert model.name == "small"
-    assert model.defaults.steps == 1000, "as DDPMPipeline, which runs every step unless told otherwise"
+    assert model.defaults.steps == 1000, (
+        "as DDPMPipeline, which runs every step unless told otherwise"
+    )
     assert not any(p.requires_grad for p in model.module.parameters())
     assert model.provenance["source"] == "diffusers, DDPMPipeline"
     assert str(folder.parent) not in json.dumps(dict(model.provenance)), "no path of the machine"
@@ -343,9 +404,13 @@ def test_what_a_folder_says_is_what_the_model_says(folder: Path) -> None:
         ("sample_size", None),
     ],
 )
-def test_an_unsupported_setting_of_the_network_is_named(folder: Path, setting: str, value: Any) -> None:
+def test_an_unsupported_setting_of_the_network_is_named(
+    folder: Path, setting: str, value: Any
+) -> None:
     edit(folder / "unet/config.json", **{setting: value})
-    with pytest.raises(ExportError, match=rf"config\.json: {setting}={value!r} cannot be exported: "):
+    with pytest.raises(
+        ExportError, match=rf"config\.json: {setting}={value!r} cannot be exported: "
+    ):
         from_diffusers(folder)
 
 
@@ -354,7 +419,10 @@ def test_an_unsupported_setting_of_the_network_is_named(folder: Path, setting: s
     [
         ({"variance_type": "learned"}, "variance_type='learned' cannot be exported"),
         ({"variance_type": "learned_range"}, "variance_type='learned_range' cannot be exported"),
-        ({"variance_type": "fixed_smal"}, "variance_type must be one of.*Did you mean 'fixed_small'"),
+        (
+            {"variance_type": "fixed_smal"},
+            "variance_type must be one of.*Did you mean 'fixed_small'",
+        ),
         ({"thresholding": True}, "thresholding=True cannot be exported"),
         ({"set_alpha_to_one": False}, "set_alpha_to_one=False cannot be exported"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True cannot be exported"),
@@ -367,7 +435,9 @@ def test_an_unsupported_setting_of_the_network_is_named(folder: Path, setting: s
     ],
     ids=str,
 )
-def test_an_unsupported_setting_of_the_scheduler_is_named(folder: Path, changes: dict, message: str) -> None:
+def test_an_unsupported_setting_of_the_scheduler_is_named(
+    folder: Path, changes: dict, message: str
+) -> None:
     if "set_alpha_to_one" in changes:
         edit(folder / "model_index.json", _class_name="DDIMPipeline")
     edit(folder / "scheduler/scheduler_config.json", **changes)
@@ -409,7 +479,10 @@ WRONG_OF_A_NETWORK = [
     *(("in_channels", value) for value in (None, "1", 1.0, 0, True)),
     *(("num_class_embeds", value) for value in (0, -1, "5", 5.0, True, [5])),
     *(("center_input_sample", value) for value in (None, "false", 0)),
-    *(("resnet_time_scale_shift", value) for value in (None, "ada_group", "scale-shift", ["default"])),
+    *(
+        ("resnet_time_scale_shift", value)
+        for value in (None, "ada_group", "scale-shift", ["default"])
+    ),
     *(("block_out_channels", value) for value in (None, [], 16, ["16"], [16.0, 32.0])),
     *(("down_block_types", value) for value in (None, [], "DownBlock2D", [1])),
     *(("mid_block_type", value) for value in ("UNetMidBlock2DCrossAttn", 1)),
@@ -421,7 +494,9 @@ WRONG_OF_A_NETWORK = [
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_OF_A_NETWORK, ids=str)
-def test_every_value_of_a_network_has_its_type_and_its_range(folder: Path, key: str, value: Any) -> None:
+def test_every_value_of_a_network_has_its_type_and_its_range(
+    folder: Path, key: str, value: Any
+) -> None:
     edit(folder / "unet/config.json", **{key: value})
     with pytest.raises(ExportError, match=rf"config\.json: {key} must be .*, got .*\."):
         from_diffusers(folder)
@@ -469,14 +544,16 @@ def test_old_configs_mean_what_diffusers_says_in_todays_words(old: dict, today: 
     expected = own.alphas_cumprod.double().numpy()
     np.testing.assert_allclose(found.schedule.alpha**2, expected, rtol=2e-5, atol=1e-12)
     assert (found.clip is not None) == own.config.clip_sample
-    assert len(config.mapped) == len({"predict_epsilon", "timesteps", "clip_predicted_image"} & {*old})
+    assert len(config.mapped) == len(
+        {"predict_epsilon", "timesteps", "clip_predicted_image"} & {*old}
+    )
 
     # One step of theirs, with the network's output 0.5, has the D that the prediction says.
     x = torch.full((1, 1, 2, 2), 0.25)
     F = torch.full_like(x, 0.5)
     t = len(found.schedule) // 2
     theirs = own.step(F, t, x).pred_original_sample.numpy()
-    from runtime.program import precondition
+    from runtime.diffusion.program import precondition
 
     alpha, sigma = found.schedule.alpha[[t]], found.schedule.sigma[[t]]
     _, c_skip, c_out = precondition(found.prediction, alpha, sigma)[0][0]
@@ -487,8 +564,14 @@ def test_old_configs_mean_what_diffusers_says_in_todays_words(old: dict, today: 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"predict_epsilon": False, "prediction_type": "epsilon"}, "predict_epsilon and prediction"),
-        ({"predict_epsilon": True, "prediction_type": "v_prediction"}, "predict_epsilon and predic"),
+        (
+            {"predict_epsilon": False, "prediction_type": "epsilon"},
+            "predict_epsilon and prediction",
+        ),
+        (
+            {"predict_epsilon": True, "prediction_type": "v_prediction"},
+            "predict_epsilon and predic",
+        ),
         ({"predict_epsilon": "false"}, "predict_epsilon must be true or false"),
         ({"timesteps": 100, "num_train_timesteps": 1000}, "timesteps and num_train_timesteps must"),
         ({"timesteps": "100"}, "num_train_timesteps must be an integer"),
@@ -496,7 +579,10 @@ def test_old_configs_mean_what_diffusers_says_in_todays_words(old: dict, today: 
         ({"use_flow_sigmas": True}, "use_flow_sigmas=True cannot be exported"),
         ({"use_flow_sigmas": 0}, "use_flow_sigmas=0 cannot be exported"),
         ({"timestep_type": "continuous"}, "timestep_type='continuous' cannot be exported"),
-        ({"trained_betas": [0.1] * 7}, "trained_betas must have num_train_timesteps numbers, got 7"),
+        (
+            {"trained_betas": [0.1] * 7},
+            "trained_betas must have num_train_timesteps numbers, got 7",
+        ),
         ({"beta_start": 1.0, "beta_end": 1.0}, "the betas make no schedule"),
         ({"num_train_timesteps": 1, "rescale_betas_zero_snr": True}, "the betas make no schedule"),
     ],
@@ -530,9 +616,13 @@ def save_as(folder: Path, config: dict) -> Path:
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 @pytest.mark.parametrize("kind", SAME_FORWARD_PROCESS)
 @pytest.mark.parametrize(
-    "changes", [{}, {"beta_schedule": "scaled_linear", "clip_sample": True}, {"LEAN": True}], ids=str
+    "changes",
+    [{}, {"beta_schedule": "scaled_linear", "clip_sample": True}, {"LEAN": True}],
+    ids=str,
 )
-def test_the_conversion_that_is_advised_keeps_the_forward_process(kind: str, changes: dict, tmp_path: Path) -> None:
+def test_the_conversion_that_is_advised_keeps_the_forward_process(
+    kind: str, changes: dict, tmp_path: Path
+) -> None:
     """The advice is run, word for word, and its result compared with the scheduler's own table."""
     changes = dict(changes)
     lean = changes.pop("LEAN", False)
@@ -574,7 +664,9 @@ def test_the_conversion_that_is_advised_keeps_the_forward_process(kind: str, cha
         ("FlaxDDPMScheduler", {}, "Set _class_name to 'DDPMScheduler'"),
     ],
 )  # fmt: skip
-def test_a_conversion_that_would_be_wrong_is_not_advised(kind: str, config: dict, message: str, tmp_path: Path) -> None:
+def test_a_conversion_that_would_be_wrong_is_not_advised(
+    kind: str, config: dict, message: str, tmp_path: Path
+) -> None:
     found = {"_class_name": kind, **config}
     text = advice(tmp_path / "scheduler_config.json", found, kind)
     assert "DDPMScheduler.from_config" not in text
@@ -587,8 +679,8 @@ def test_a_conversion_that_would_be_wrong_is_not_advised(kind: str, config: dict
 
 def test_the_schedules_that_are_advised_are_those_schedulers_own() -> None:
     """EDM's preconditioning, and what flow's network is conditioned on, at one level each."""
-    from runtime.program import precondition
-    from runtime.schedule import make_schedule
+    from runtime.diffusion.program import precondition
+    from runtime.diffusion.schedule import make_schedule
 
     own = diffusers.EDMEulerScheduler()
     x, F, sigma = (torch.tensor(value, dtype=torch.float64) for value in (0.7, 0.3, 2.5))
@@ -612,7 +704,9 @@ def test_a_conversion_that_was_wrong_is_refused(kind: str, folder: Path) -> None
     own = getattr(diffusers, kind)()
     stated = {key: value for key, value in own.config.items() if not key.startswith("_")}
     diffusers.DDPMScheduler.from_config(stated).save_pretrained(folder / "scheduler")
-    with pytest.raises(ExportError, match=r"scheduler_config.json: .*(unknown key|cannot be exported)"):
+    with pytest.raises(
+        ExportError, match=r"scheduler_config.json: .*(unknown key|cannot be exported)"
+    ):
         from_diffusers(folder)
 
 
@@ -624,7 +718,11 @@ def checkpoint(tmp_path: Path) -> Path:
     root = tmp_path / "output" / "checkpoint-500"
     unet = network(SMALL)
     unet.save_pretrained(root / "unet")
-    average = EMAModel(network(SMALL, seed=1).parameters(), model_cls=diffusers.UNet2DModel, model_config=unet.config)
+    average = EMAModel(
+        network(SMALL, seed=1).parameters(),
+        model_cls=diffusers.UNet2DModel,
+        model_config=unet.config,
+    )
     average.save_pretrained(root / "unet_ema")
     for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"):
         (root / name).write_bytes(b"not read")
@@ -649,7 +747,9 @@ def test_a_checkpoint_of_a_training_script_says_which_network_to_choose(checkpoi
     assert from_diffusers(checkpoint, **told).name == "checkpoint-500"
 
 
-@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json", "model_index.json"])
+@pytest.mark.parametrize(
+    "file", ["unet/config.json", "scheduler/scheduler_config.json", "model_index.json"]
+)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -665,9 +765,23 @@ def test_a_checkpoint_of_a_training_script_says_which_network_to_choose(checkpoi
         (lambda b: b.rstrip()[:-1] + b', "_class_name": "UNet2DModel"}', "'_class_name' twice"),
         (None, "must be a file|cannot be read"),
     ],
-    ids=["bom", "utf16", "utf16-le", "latin", "list", "number", "empty", "deep", "long", "twice", "folder"],
+    ids=[
+        "bom",
+        "utf16",
+        "utf16-le",
+        "latin",
+        "list",
+        "number",
+        "empty",
+        "deep",
+        "long",
+        "twice",
+        "folder",
+    ],
 )
-def test_a_file_that_is_no_config_is_explained(folder: Path, file: str, change: Any, message: str) -> None:
+def test_a_file_that_is_no_config_is_explained(
+    folder: Path, file: str, change: Any, message: str
+) -> None:
     path = folder / file
     data = path.read_bytes()
     path.unlink()
@@ -686,9 +800,18 @@ def test_a_file_that_is_no_config_is_explained(folder: Path, file: str, change: 
         ({"_class_name": None}, "_class_name must be DDPMPipeline or DDIMPipeline, got null"),
         ({"_class_name": ["p", "DDPMPipeline"]}, "_class_name must be DDPMPipeline"),
         ({"_class_name": "FlaxDDPMPipeline"}, "_class_name must be DDPMPipeline"),
-        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "must be 'UNet2DConditionModel'.*in model_index"),
-        ({"scheduler": ["diffusers", "PNDMScheduler"]}, "must be 'PNDMScheduler', as in model_index"),
-        ({"scheduler": ["diffusers", "DDIMScheduler"]}, "must be 'DDIMScheduler', as in model_index"),
+        (
+            {"unet": ["diffusers", "UNet2DConditionModel"]},
+            "must be 'UNet2DConditionModel'.*in model_index",
+        ),
+        (
+            {"scheduler": ["diffusers", "PNDMScheduler"]},
+            "must be 'PNDMScheduler', as in model_index",
+        ),
+        (
+            {"scheduler": ["diffusers", "DDIMScheduler"]},
+            "must be 'DDIMScheduler', as in model_index",
+        ),
         ({"unet": ["mine", "Net"]}, "unet must be .*with --module"),
         ({"unet": "UNet2DModel"}, 'unet must be .*got "UNet2DModel"'),
         ({"unet": [None]}, "unet must be"),
@@ -747,7 +870,10 @@ def test_the_default_steps_are_the_pipelines(folder: Path) -> None:
         *({"steps": value} for value in ("3", 0, 1.5, True)),
         *({"grid": value} for value in (5, [1, 2], "trailin")),
         *({"guidance": value} for value in (None, "2", float("nan"))),
-        *({"provenance": value} for value in (5, "x", {1: 2}, {"a": float("nan")}, {"a": object()})),
+        *(
+            {"provenance": value}
+            for value in (5, "x", {1: 2}, {"a": float("nan")}, {"a": object()})
+        ),
     ],
     ids=str,
 )
@@ -786,7 +912,9 @@ def test_a_ddim_pipeline_with_ddpms_scheduler_samples_with_ddim(folder: Path) ->
 def test_a_network_alone_needs_to_be_told_schedule_and_prediction(folder: Path) -> None:
     alone = folder / "unet"
     assert is_diffusers(alone)
-    with pytest.raises(ExportError, match=r"no scheduler_config\.json.*--schedule linear_raw --prediction epsilon"):
+    with pytest.raises(
+        ExportError, match=r"no scheduler_config\.json.*--schedule linear_raw --prediction epsilon"
+    ):
         from_diffusers(alone)
     model = from_diffusers(alone, schedule="cosine", prediction="v")
     assert (model.schedule.name, model.prediction) == ("cosine", "v")
@@ -807,12 +935,17 @@ def half(folder: Path) -> None:
     unet.save_pretrained(folder / "unet", variant="fp16")
 
 
-@pytest.mark.parametrize(("make", "options", "atol"), [(sharded, {}, 0), (half, {"variant": "fp16"}, 1e-3)])
+@pytest.mark.parametrize(
+    ("make", "options", "atol"), [(sharded, {}, 0), (half, {"variant": "fp16"}, 1e-3)]
+)
 def test_weights_in_shards_and_in_half_precision_are_read_as_float32(
     folder: Path, make: Callable[[Path], None], options: dict, atol: float
 ) -> None:
     make(folder)
-    found, expected = from_diffusers(folder, **options).module.state_dict(), network(SMALL).state_dict()
+    found, expected = (
+        from_diffusers(folder, **options).module.state_dict(),
+        network(SMALL).state_dict(),
+    )
     for key, tensor in expected.items():
         torch.testing.assert_close(found[f"unet.{key}"], tensor, rtol=0, atol=atol)
 
@@ -830,21 +963,41 @@ def drop(folder: Path, key: str) -> None:
     ("damage", "message"),
     [
         (half, "no plain weights. It has the variants fp16: name one with --variant"),
-        (lambda f: drop(f, "conv_in.weight"), "'conv_in.weight' is missing; 'other.weight' is unexpected"),
-        (lambda f: edit(f / "unet/config.json", block_out_channels=[16, 64]), "cannot load the network"),
-        (lambda f: edit(f / "unet/config.json", up_block_types=["UpBlock2D"]), "cannot load the network"),
+        (
+            lambda f: drop(f, "conv_in.weight"),
+            "'conv_in.weight' is missing; 'other.weight' is unexpected",
+        ),
+        (
+            lambda f: edit(f / "unet/config.json", block_out_channels=[16, 64]),
+            "cannot load the network",
+        ),
+        (
+            lambda f: edit(f / "unet/config.json", up_block_types=["UpBlock2D"]),
+            "cannot load the network",
+        ),
         (
             lambda f: edit(f / "unet/config.json", _class_name="UNet2DConditionModel"),
             "_class_name must be .UNet2DModel",
         ),
         (lambda f: edit(f / "unet/config.json", sample_size=9), r"x \[2, 1, 9, 9\].*fails with"),
-        (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"no"), "cannot load the network"),
-        (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(), "has no diffusion_pytorch_model.saf"),
         (
-            lambda f: (f / "unet/diffusion_pytorch_model.safetensors").rename(f / "unet/diffusion_pytorch_model.bin"),
+            lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"no"),
+            "cannot load the network",
+        ),
+        (
+            lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(),
+            "has no diffusion_pytorch_model.saf",
+        ),
+        (
+            lambda f: (f / "unet/diffusion_pytorch_model.safetensors").rename(
+                f / "unet/diffusion_pytorch_model.bin"
+            ),
             r"as \.bin only.*save_pretrained",
         ),
-        (lambda f: shutil.rmtree(f / "scheduler"), r"without its scheduler: .*scheduler_config\.json is missing"),
+        (
+            lambda f: shutil.rmtree(f / "scheduler"),
+            r"without its scheduler: .*scheduler_config\.json is missing",
+        ),
         (lambda f: (f / "unet/config.json").unlink(), r"has no unet/config\.json"),
         (lambda f: (f / "unet/config.json").write_text("{"), "cannot be read as JSON"),
         (lambda f: (f / "unet/config.json").write_text("[]"), "must be a JSON object"),
@@ -873,14 +1026,19 @@ def test_labels_that_the_network_does_not_have_are_refused(folder: Path) -> None
     network({**SMALL, "num_class_embeds": 3}).save_pretrained(folder / "unet")
     with pytest.raises(RequestError, match=r"null_label.* must be .*0 to 2, .* 3"):
         from_diffusers(folder, null_label=3)
-    assert from_diffusers(folder, null_label=2, label_names=["cat", "dog"]).labels.names == ("cat", "dog")
+    assert from_diffusers(folder, null_label=2, label_names=["cat", "dog"]).labels.names == (
+        "cat",
+        "dog",
+    )
     every = from_diffusers(folder)
     assert every.labels.names == ("0", "1", "2")
     assert not every.labels.null_trained
     assert every.defaults.guidance == 1
 
 
-def test_without_diffusers_the_error_says_how_to_install_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_diffusers_the_error_says_how_to_install_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "diffusers", None)

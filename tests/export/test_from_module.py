@@ -12,17 +12,20 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export import ExportError, build_bundle, graph
-from export.check import Plan, torch_network
-from export.from_module import from_module, load_module, load_weights, make_labels
+from export import ExportError, build_bundle
+from export.graph import trace as graph
+from export.proof.check import Plan, torch_network
+from export.sources.module import from_module, load_module, load_weights, make_labels
 from runtime import Sampler, make_schedule, run
+from runtime.diffusion.noise import Stream, noise
+from runtime.diffusion.schedule import Schedule
 from runtime.errors import RequestError
 from runtime.files import from_json
-from runtime.noise import Stream, noise
 from runtime.sample import main as sample_command
-from runtime.schedule import Schedule
 
-QUICK = Plan(batches=(1, 3), times=3, pictures=2, steps=5, samples=4, judged=2, ways=(("dpmpp_2m", 5),))
+QUICK = Plan(
+    batches=(1, 3), times=3, pictures=2, steps=5, samples=4, judged=2, ways=(("dpmpp_2m", 5),)
+)
 EPSILON: dict[str, Any] = {"prediction": "epsilon", "schedule": "linear_raw"}
 
 
@@ -31,7 +34,9 @@ class Signal(nn.Module):
 
     def __init__(self, labels: int = 0) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv1d(2, 8, 5, padding=2), nn.SiLU(), nn.Conv1d(8, 2, 5, padding=2))
+        self.layers = nn.Sequential(
+            nn.Conv1d(2, 8, 5, padding=2), nn.SiLU(), nn.Conv1d(8, 2, 5, padding=2)
+        )
         self.time = nn.Linear(1, 2)
         self.label = nn.Embedding(labels, 2) if labels else None
 
@@ -50,7 +55,15 @@ def signal(labels: int = 0) -> Signal:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("signal") / "signal"
-    build_bundle(signal(), out, sample_shape=(2, 64), plan=QUICK, name="waves", prediction="epsilon", schedule="cosine")
+    build_bundle(
+        signal(),
+        out,
+        sample_shape=(2, 64),
+        plan=QUICK,
+        name="waves",
+        prediction="epsilon",
+        schedule="cosine",
+    )
     return out
 
 
@@ -62,7 +75,9 @@ def test_signals_are_sampled_as_pytorch_does(bundle: Path) -> None:
         return np.stack([noise(seed, stream, k, (2, 64)) for seed in (5, 6, 7)])
 
     program = sampler.bundle.program("ddpm", 12)
-    expected = run(program, torch_network(model), draw(Stream.INITIAL, 0), lambda k: draw(Stream.STEP, k))
+    expected = run(
+        program, torch_network(model), draw(Stream.INITIAL, 0), lambda k: draw(Stream.STEP, k)
+    )
     found = sampler.sample(3, 5, solver="ddpm", steps=12)
     assert found.shape == (3, 2, 64)
     # Nothing is clipped, so values reach sigma/alpha = 20000.
@@ -74,17 +89,23 @@ def test_bounds_leave_room_for_what_the_schedule_makes_of_rounding(bundle: Path)
     report = from_json((bundle / "report.json").read_bytes())
     entry = report["precisions"]["fp32"]["onnxruntime"]
     step = entry["steps"]["step"]
-    assert step["by_time"][-1]["next_state"] > report["bounds"]["next_state"], "or this tests nothing"
+    assert step["by_time"][-1]["next_state"] > report["bounds"]["next_state"], (
+        "or this tests nothing"
+    )
     assert step["by_time"][0]["next_state"] < 1e-6
     assert step["next_state"]["error"] <= step["next_state"]["bound"] < 1
-    assert step["answer"]["error"] < step["answer"]["bound"] == 1e-4, "the network's own answer gets no such leave"
+    assert step["answer"]["error"] < step["answer"]["bound"] == 1e-4, (
+        "the network's own answer gets no such leave"
+    )
     for trajectory in entry["trajectories"]:
         assert trajectory["bound"] > report["bounds"]["trajectory"]
         assert trajectory["error"] < 1e-2 * trajectory["bound"]
     assert report["plan"]["batches"] == [1, 3]
 
 
-def test_what_cannot_be_shown_as_a_picture_has_a_report_and_a_card_all_the_same(bundle: Path) -> None:
+def test_what_cannot_be_shown_as_a_picture_has_a_report_and_a_card_all_the_same(
+    bundle: Path,
+) -> None:
     with Image.open(bundle / "report.png") as report:
         assert report.size[0] > 800
     assert not (bundle / "samples.png").exists()
@@ -98,16 +119,29 @@ def test_what_cannot_be_shown_as_a_picture_has_a_report_and_a_card_all_the_same(
 def test_the_sample_command_writes_signals_as_numbers(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert sample_command([str(bundle), "--n", "2", "--steps", "3", "--out", str(tmp_path / "x.png")]) == 2
+    assert (
+        sample_command([str(bundle), "--n", "2", "--steps", "3", "--out", str(tmp_path / "x.png")])
+        == 2
+    )
     assert "the samples of waves are 2×64" in (said := capsys.readouterr().err)
     assert "--out samples.npy" in said
-    assert sample_command([str(bundle), "--n", "2", "--steps", "3", "--out", str(tmp_path / "x.npy")]) == 0
+    assert (
+        sample_command([str(bundle), "--n", "2", "--steps", "3", "--out", str(tmp_path / "x.npy")])
+        == 0
+    )
     assert np.load(tmp_path / "x.npy").shape == (2, 2, 64)
 
 
 def test_labels_and_guidance_of_any_module(tmp_path: Path) -> None:
-    described = {"sample_shape": (2, 16), "num_classes": 3, "null_label": 1, "label_names": ["a", "b", "c"]}
-    found = build_bundle(signal(4), tmp_path / "out", plan=QUICK, clip=1.0, guidance=1.5, **described, **EPSILON)
+    described = {
+        "sample_shape": (2, 16),
+        "num_classes": 3,
+        "null_label": 1,
+        "label_names": ["a", "b", "c"],
+    }
+    found = build_bundle(
+        signal(4), tmp_path / "out", plan=QUICK, clip=1.0, guidance=1.5, **described, **EPSILON
+    )
     assert (found.labels.names, found.defaults.guidance) == (("a", "b", "c"), 1.5)
     sampler, network, start = Sampler(found), signal(4), [float(found.schedule.time[-1])]
     x = torch.from_numpy(np.stack([noise(seed, Stream.INITIAL, 0, (2, 16)) for seed in (0, 1)]))
@@ -135,7 +169,11 @@ def test_a_bundles_defaults_are_the_callers(tmp_path: Path) -> None:
         provenance={"data": data},
     )
     assert (model.name, model.clip, model.sample_range) == ("signal", 2.0, (-2.0, 2.0))
-    assert (model.defaults.solver, model.defaults.steps, model.defaults.guidance) == ("ddpm", 50, 1.0)
+    assert (model.defaults.solver, model.defaults.steps, model.defaults.guidance) == (
+        "ddpm",
+        50,
+        1.0,
+    )
     assert model.provenance["data"] == data
 
 
@@ -156,7 +194,9 @@ class Branching(Signal):
         (Branching, "depends on other samples"),
     ],
 )
-def test_a_module_that_cannot_be_traced_is_explained(module: type[Signal], message: str, tmp_path: Path) -> None:
+def test_a_module_that_cannot_be_traced_is_explained(
+    module: type[Signal], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ExportError, match=message):
         build_bundle(module().eval(), tmp_path / "out", sample_shape=(2, 16), plan=QUICK, **EPSILON)
     assert list(tmp_path.iterdir()) == []
@@ -204,12 +244,18 @@ def in_training() -> nn.Module:
     ("module", "message"),
     [
         (Answer(lambda x: x[:, :1]).eval(), r"returns \[2, 1, 16\], \[2, 2, 16\] expected"),
-        (Answer(lambda x: torch.cat([x, x], 1)).eval(), r"returns \[2, 4, 16\].*twice the channels"),
+        (
+            Answer(lambda x: torch.cat([x, x], 1)).eval(),
+            r"returns \[2, 4, 16\].*twice the channels",
+        ),
         (Answer(lambda x: (x,)).eval(), "returns tuple, a tensor expected"),
         (Answer(lambda x: x.double()).eval(), "returns float64, float32 expected"),
         (Answer(lambda x: x / 0).eval(), "returns NaN or infinity"),
         (Answer(lambda x: torch.rand_like(x)).eval(), "answers otherwise the second time"),
-        (Answer(broken).eval(), r"module\(x \[2, 2, 16\], time \[2\]\) fails with ValueError: no such thing"),
+        (
+            Answer(broken).eval(),
+            r"module\(x \[2, 2, 16\], time \[2\]\) fails with ValueError: no such thing",
+        ),
         (nn.Identity().eval(), "fails with TypeError.*Does it take as many inputs"),
         (Signal(), "Signal is in training mode.*Call module.eval"),
         (in_training(), r"layers\.1 is in training mode"),
@@ -224,7 +270,9 @@ def test_a_module_that_does_not_fit_is_explained(module: Any, message: str) -> N
 
 
 def test_labels_out_of_the_modules_range_are_found_before_the_export() -> None:
-    with pytest.raises(ExportError, match="with label 4, its labels being 0 to 4, fails with IndexError"):
+    with pytest.raises(
+        ExportError, match="with label 4, its labels being 0 to 4, fails with IndexError"
+    ):
         from_module(signal(4), sample_shape=(2, 16), num_classes=4, null_label=4, **EPSILON)
 
 
@@ -233,7 +281,10 @@ def test_labels_out_of_the_modules_range_are_found_before_the_export() -> None:
     [
         ({"prediction": "epsilom"}, "Did you mean 'epsilon'"),
         ({"schedule": "linear_row"}, "Did you mean 'linear_raw'"),
-        ({"schedule": make_schedule("cosine").zero_terminal_snr()}, "says nothing at zero terminal SNR"),
+        (
+            {"schedule": make_schedule("cosine").zero_terminal_snr()},
+            "says nothing at zero terminal SNR",
+        ),
         ({"solver": "dddim"}, "unknown solver"),
         ({"grid": "leadin"}, "Did you mean 'leading'"),
         ({"steps": 0}, "steps.* must be"),
@@ -347,7 +398,9 @@ def test_a_schedule_that_a_bundle_cannot_hold_is_refused() -> None:
             from_module(signal(), sample_shape=(2, 16), prediction="v", schedule=schedule)
 
 
-@pytest.mark.parametrize("value", [None, 5, b"mynet:net", ["mynet:net"], Strange()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [None, 5, b"mynet:net", ["mynet:net"], Strange()], ids=lambda v: type(v).__name__
+)
 def test_loaders_take_strings_and_paths(value: Any) -> None:
     with pytest.raises(RequestError, match="spec must be a string"):
         load_module(value)

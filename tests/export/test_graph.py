@@ -8,12 +8,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export import graph
-from export.check import run_loop_graph
-from export.model import Model
+from export.graph import trace as graph
+from export.proof.check import run_loop_graph
+from export.sources.model import Model
 from runtime import Bundle, Sampler, make_schedule
 from runtime.bundle import Defaults
-from runtime.noise import Stream, noise
+from runtime.diffusion.noise import Stream, noise
 
 GRAPHS = ("step.onnx", "step_guided.onnx", "sampler.onnx", "sampler_guided.onnx")
 
@@ -27,17 +27,29 @@ def _nodes(proto: onnx.GraphProto):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_no_stack_trace_and_no_path_of_the_build_machine_is_shipped(tiny_bundle: Path, root: Path, name: str) -> None:
+def test_no_stack_trace_and_no_path_of_the_build_machine_is_shipped(
+    tiny_bundle: Path, root: Path, name: str
+) -> None:
     data = (tiny_bundle / "fp32" / name).read_bytes()
-    for leak in (b".py", b"site-packages", b"stack_trace", str(root).encode(), str(Path.home()).encode() + b"/"):
+    for leak in (
+        b".py",
+        b"site-packages",
+        b"stack_trace",
+        str(root).encode(),
+        str(Path.home()).encode() + b"/",
+    ):
         assert leak not in data
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_shapes_that_are_known_but_for_the_batch_are_not_computed_at_run_time(tiny_bundle: Path, name: str) -> None:
+def test_shapes_that_are_known_but_for_the_batch_are_not_computed_at_run_time(
+    tiny_bundle: Path, name: str
+) -> None:
     model = onnx.load(tiny_bundle / "fp32" / name, load_external_data=False)
     shapes = [node for node in _nodes(model.graph) if node.op_type == "Shape"]
-    assert len(shapes) == (1 if name.startswith("sampler") else 0), "only the loop asks for its number of rows"
+    assert len(shapes) == (1 if name.startswith("sampler") else 0), (
+        "only the loop asks for its number of rows"
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +79,10 @@ def test_shapes_that_are_known_but_for_the_batch_are_not_computed_at_run_time(ti
 )
 def test_inputs_are_those_that_the_design_names(tiny_bundle: Path, name: str, inputs: dict) -> None:
     model = onnx.load(tiny_bundle / "fp32" / name, load_external_data=False)
-    found = {i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
+    found = {
+        i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in model.graph.input
+    }
     assert found == inputs
     assert model.opset_import[0].version == graph.OPSET
 
@@ -85,7 +100,9 @@ def test_the_weights_lie_in_one_file_once(tiny_bundle: Path) -> None:
     assert places["step.onnx"] == places["sampler.onnx"]
     assert places["step_guided.onnx"] == places["sampler_guided.onnx"]
     every = set.union(*places.values())
-    assert (tiny_bundle / "fp32/weights.bin").stat().st_size == max(offset + length for offset, length in every)
+    assert (tiny_bundle / "fp32/weights.bin").stat().st_size == max(
+        offset + length for offset, length in every
+    )
     assert places["step.onnx"] & places["step_guided.onnx"] == places["step.onnx"]
 
 
@@ -104,7 +121,12 @@ def test_the_loop_in_one_graph_gives_the_step_loops_bytes(
     program, label = bundle.program(solver, 6, guidance=guidance), np.array([1, 7], np.int64)
     x = np.stack([noise(s, Stream.INITIAL, 0, (1, 8, 8)) for s in (20, 21)])
     looped = run_loop_graph(
-        bundle, "fp32", program, x, lambda k: np.stack([noise(s, Stream.STEP, k, (1, 8, 8)) for s in (20, 21)]), label
+        bundle,
+        "fp32",
+        program,
+        x,
+        lambda k: np.stack([noise(s, Stream.STEP, k, (1, 8, 8)) for s in (20, 21)]),
+        label,
     )
     stepped = sampler.sample(2, 20, label=[1, 7], guidance=guidance, solver=solver, steps=6)
     assert looped.tobytes() == stepped.tobytes()
@@ -123,12 +145,24 @@ class Signal(torch.nn.Module):
 
 def test_samples_of_another_rank_without_labels_export_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Model("signal", Signal().eval(), (2, 16), "epsilon", make_schedule("linear"), None, None, Defaults(), {})
+    model = Model(
+        "signal",
+        Signal().eval(),
+        (2, 16),
+        "epsilon",
+        make_schedule("linear"),
+        None,
+        None,
+        Defaults(),
+        {},
+    )
     graph.write_all(graph.steps(model), model.sample_shape, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"step.onnx", "sampler.onnx", "weights.bin"}
     proto = onnx.load(tmp_path / "step.onnx")
     assert [i.name for i in proto.graph.input] == ["state", "noise", "call", "update"]
-    assert numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name.endswith("layer.weight"))).shape == (
+    assert numpy_helper.to_array(
+        next(t for t in proto.graph.initializer if t.name.endswith("layer.weight"))
+    ).shape == (
         2,
         2,
         3,

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export import build as building
-from export import check
 from export.build import build_bundle, main
-from export.check import Plan
 from export.errors import ExportError
+from export.proof import check
+from export.proof.check import Plan
 from runtime import Bundle, Sampler
 from runtime.files import from_json
 
@@ -29,7 +29,12 @@ SMALL = Plan(
     judged=1,
     ways=(("dpmpp_2m", 3),),
 )
-DESCRIBED = {"sample_shape": (3, 8, 8), "prediction": "epsilon", "schedule": "linear_raw", "clip": 1.0}
+DESCRIBED = {
+    "sample_shape": (3, 8, 8),
+    "prediction": "epsilon",
+    "schedule": "linear_raw",
+    "clip": 1.0,
+}
 
 
 class Net(nn.Module):
@@ -91,7 +96,9 @@ def test_a_network_that_mixes_samples_is_refused_and_told_why(kind: str, tmp_pat
 def test_one_label_for_the_whole_batch_is_refused(tmp_path: Path) -> None:
     net = Net(lambda x, t, label, c, e: c(x) + column(e(label)[:1, 0]), labels=4)
     with pytest.raises(ExportError, match=r"labels of other samples.*label\[0\]"):
-        build_bundle(net.eval(), tmp_path / "out", plan=SMALL, num_classes=3, null_label=3, **DESCRIBED)
+        build_bundle(
+            net.eval(), tmp_path / "out", plan=SMALL, num_classes=3, null_label=3, **DESCRIBED
+        )
 
 
 def test_a_network_that_fails_on_a_lone_sample_is_refused(tmp_path: Path) -> None:
@@ -136,12 +143,18 @@ def test_an_honest_network_exports(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("channels", "length"), [(16, 32), (17, 33)])
-def test_an_honest_network_along_one_axis_exports(channels: int, length: int, tmp_path: Path) -> None:
+def test_an_honest_network_along_one_axis_exports(
+    channels: int, length: int, tmp_path: Path
+) -> None:
     described = DESCRIBED | {"sample_shape": (2, length)}
-    assert build_bundle(Sequence(channels).eval(), tmp_path / "out", plan=SMALL, **described).same_bytes
+    assert build_bundle(
+        Sequence(channels).eval(), tmp_path / "out", plan=SMALL, **described
+    ).same_bytes
 
 
-def test_a_conversion_that_mixes_samples_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_that_mixes_samples_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The module is honest, and the graph adds to D a little of the first sample's state."""
 
     def mixed(proto: ModelProto) -> ModelProto:
@@ -214,8 +227,10 @@ def test_a_bundle_of_before_has_the_same_bytes_in_any_batch(edited: Callable) ->
     assert Bundle.load(edited(lambda value: value.pop("same_bytes"))).same_bytes
 
 
-def test_every_sample_is_compared_at_every_level_beside_other_levels(tiny_bundle: Path, tiny_run: Path) -> None:
-    from export.model import from_run
+def test_every_sample_is_compared_at_every_level_beside_other_levels(
+    tiny_bundle: Path, tiny_run: Path
+) -> None:
+    from export.sources.model import from_run
 
     examples = check.Examples(from_run(tiny_run, 2.0), Bundle.load(tiny_bundle), Plan())
     found = [examples.at(turn, guided=True) for turn in range(len(examples))]
@@ -236,13 +251,17 @@ def test_a_forward_in_another_precision_is_refused_by_name(tmp_path: Path) -> No
         build_bundle(Net(half).eval(), tmp_path / "out", plan=SMALL, **DESCRIBED)
 
 
-def test_a_branch_on_values_is_one_error_that_shows_the_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_branch_on_values_is_one_error_that_shows_the_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     def branch(x: Tensor, t: Tensor, _: None, c: nn.Module, e: nn.Module) -> Tensor:
         if torch.isnan(x).any():
             return x
         return c(x)
 
-    with pytest.raises(ExportError, match=r"test_independence\.py, line \d+, `if torch\.isnan\(x\)"):
+    with pytest.raises(
+        ExportError, match=r"test_independence\.py, line \d+, `if torch\.isnan\(x\)"
+    ):
         build_bundle(Net(branch).eval(), tmp_path / "out", plan=SMALL, **DESCRIBED)
     printed = capfd.readouterr()
     assert printed.out + printed.err == "converting\n"

@@ -11,15 +11,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from export import build_bundle, graph
-from export.check import Plan
-from export.from_module import from_module
-from export.pixels import TILE, pixels_first, winograd
+from export import build_bundle
+from export.graph import trace as graph
+from export.graph.pixels import TILE, pixels_first, winograd
+from export.proof.check import Plan
+from export.sources.module import from_module
 from runtime import Bundle, Sampler
-from trainer.network import UNet
+from trainer.networks.unet import UNet
 
 DESCRIBED = {"prediction": "v", "schedule": "cosine", "clip": 1.0, "name": "wide"}
-TINY_PLAN = Plan(batches=(1, 3), times=3, pictures=1, steps=3, samples=1, judged=1, ways=(("dpmpp_2m", 3),))
+TINY_PLAN = Plan(
+    batches=(1, 3), times=3, pictures=1, steps=3, samples=1, judged=1, ways=(("dpmpp_2m", 3),)
+)
 
 
 class Odd(nn.Module):
@@ -28,7 +31,10 @@ class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.last = nn.Conv2d(2, 96, 3, padding=1), nn.Conv2d(96, 2, 3, padding=1)
-        self.second, self.third = nn.Conv2d(96, 100, 3, padding=1), nn.Conv2d(100, 96, 3, padding=1, bias=False)
+        self.second, self.third = (
+            nn.Conv2d(96, 100, 3, padding=1),
+            nn.Conv2d(100, 96, 3, padding=1, bias=False),
+        )
         self.norm, self.own = nn.GroupNorm(4, 100), nn.InstanceNorm2d(96, affine=True)
         self.row = nn.Parameter(torch.randn(1, 100, 1, 1))
 
@@ -58,7 +64,9 @@ def step_of(
 
 def run(proto: onnx.ModelProto, shape: tuple[int, ...], batch: int) -> np.ndarray:
     """F, by reading it as the denoised estimate."""
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     r = np.random.default_rng(0)
     sizes = {"state": (5, 4, *shape), "noise": (5, *shape), "update": (5, 4, 6)}
     feeds = {name: r.normal(size=size).astype(np.float32)[:batch] for name, size in sizes.items()}
@@ -84,8 +92,12 @@ def test_a_wide_network_answers_the_same_in_any_batch(guided: bool) -> None:
     made = pixels_first(step)
     assert made is not None
     onnx.checker.check_model(made, full_check=True)
-    assert {t.name for t in step.graph.initializer if "conv1" in t.name} <= {t.name for t in made.graph.initializer}
-    kinds = [n.op_type for n in made.graph.node if n.name.startswith("network.down.0.residual.conv1/")]
+    assert {t.name for t in step.graph.initializer if "conv1" in t.name} <= {
+        t.name for t in made.graph.initializer
+    }
+    kinds = [
+        n.op_type for n in made.graph.node if n.name.startswith("network.down.0.residual.conv1/")
+    ]
     assert "Gather" in kinds
     assert "Conv" not in kinds
     expected, whole = run(step, (3, 16, 16), 5), run(made, (3, 16, 16), 5)
@@ -116,7 +128,9 @@ def test_a_bundle_has_both_forms_and_onnxruntime_runs_the_faster(tmp_path: Path)
     torch.manual_seed(0)
     module, pictures = Odd().eval(), []
     for name, by_winograd in (("both", True), ("plain", False)):
-        bundle = build_bundle(module, tmp_path / name, plan=TINY_PLAN, winograd=by_winograd, **described)
+        bundle = build_bundle(
+            module, tmp_path / name, plan=TINY_PLAN, winograd=by_winograd, **described
+        )
         assert ("fp32/step_pixels.onnx" in bundle.files) == by_winograd
         pictures.append(Sampler(Bundle.load(tmp_path / name)).sample(2, 0, steps=3))
     assert not np.array_equal(*pictures)

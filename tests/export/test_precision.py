@@ -8,18 +8,37 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from export import graph
 from export.build import build
-from export.calibrate import QUICK_CALIBRATION, Judge, Trajectories, best, choose, median_psnr, ranges, session
-from export.check import QUICK, Bounds, headroom
 from export.errors import ExportError
-from export.from_module import from_module
-from export.model import from_run
-from export.precision import NORMS, Layer, Range, layers, network_nodes, quantize, scope, to_float16, weight_scales
+from export.graph import trace as graph
+from export.graph.calibrate import (
+    QUICK_CALIBRATION,
+    Judge,
+    Trajectories,
+    best,
+    choose,
+    median_psnr,
+    ranges,
+    session,
+)
+from export.graph.precision import (
+    NORMS,
+    Layer,
+    Range,
+    layers,
+    network_nodes,
+    quantize,
+    scope,
+    to_float16,
+    weight_scales,
+)
+from export.proof.check import QUICK, Bounds, headroom
+from export.sources.model import from_run
+from export.sources.module import from_module
 from runtime import Bundle, RequestError, Sampler
 from runtime.backends.onnxruntime import OnnxRuntime
+from runtime.diffusion.program import R
 from runtime.files import from_json
-from runtime.program import R
 
 
 @pytest.fixture(scope="module")
@@ -43,31 +62,48 @@ def seen(step: onnx.ModelProto, bundle: Bundle) -> list[tuple[Range, Range]]:
 
 
 def pictures(proto: onnx.ModelProto, bundle: Bundle, count: int = 8) -> np.ndarray:
-    return Trajectories(bundle, count, 77).run(session(proto), bundle.program("dpmpp_2m", 12, guidance=1.0))
+    return Trajectories(bundle, count, 77).run(
+        session(proto), bundle.program("dpmpp_2m", 12, guidance=1.0)
+    )
 
 
 def types(proto: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph
-    return {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input, *inferred.output]}
+    return {
+        v.name: v.type.tensor_type.elem_type
+        for v in [*inferred.value_info, *inferred.input, *inferred.output]
+    }
 
 
-def test_float16_is_the_network_alone_and_its_norms_and_softmax_stay_float32(steps: dict[str, onnx.ModelProto]) -> None:
+def test_float16_is_the_network_alone_and_its_norms_and_softmax_stay_float32(
+    steps: dict[str, onnx.ModelProto],
+) -> None:
     for proto in steps.values():
         half, inside = to_float16(proto), {n.name for n in network_nodes(proto.graph)}
         onnx.checker.check_model(half, full_check=True)
         found = types(half)
-        assert all(found[i.name] != TensorProto.FLOAT16 for i in [*half.graph.input, *half.graph.output])
-        computed = {n.name: {found.get(o) for o in n.output} for n in half.graph.node if n.op_type != "Cast"}
+        assert all(
+            found[i.name] != TensorProto.FLOAT16 for i in [*half.graph.input, *half.graph.output]
+        )
+        computed = {
+            n.name: {found.get(o) for o in n.output} for n in half.graph.node if n.op_type != "Cast"
+        }
         halves = {name for name, kinds in computed.items() if TensorProto.FLOAT16 in kinds}
         assert halves <= inside
         assert all(n.name in halves for n in half.graph.node if n.op_type == "Conv")
         norms = {scope(n) for n in half.graph.node if n.op_type in NORMS}
         for node in half.graph.node:
-            if node.op_type == "Softmax" or scope(node) in norms or scope(node).startswith("network.time"):
+            if (
+                node.op_type == "Softmax"
+                or scope(node) in norms
+                or scope(node).startswith("network.time")
+            ):
                 assert node.name not in halves, node.name
 
 
-def test_float16_halves_the_weights_and_hardly_moves_the_pictures(step: onnx.ModelProto, bundle: Bundle) -> None:
+def test_float16_halves_the_weights_and_hardly_moves_the_pictures(
+    step: onnx.ModelProto, bundle: Bundle
+) -> None:
     half = to_float16(step)
     assert len(half.SerializeToString()) < 0.75 * len(step.SerializeToString())
     assert median_psnr(pictures(half, bundle), pictures(step, bundle), bundle.sample_range) > 45
@@ -88,7 +124,9 @@ def test_int8_is_q_dq_with_a_scale_an_output_and_float_biases(
         zero = constants[value.input[2]]
         assert zero.dtype == (np.int8 if signed else np.uint8)
         assert not (signed and zero.any())
-        assert constants[weight.input[1]].shape == (len(constants[node.input[2]]),), "a scale an output"
+        assert constants[weight.input[1]].shape == (len(constants[node.input[2]]),), (
+            "a scale an output"
+        )
         assert not constants[weight.input[2]].any()
         assert constants[node.input[2]].dtype == np.float32
     assert median_psnr(pictures(proto, bundle), pictures(step, bundle), bundle.sample_range) > 25
@@ -102,12 +140,18 @@ def test_weights_are_rounded_by_less_than_half_a_step_of_their_own_output() -> N
     scale = weight_scales(weight.astype(np.float32), 0)
     q = np.round(weight / scale[:, None, None, None])
     assert np.abs(q).max() == 127
-    assert (np.abs(q * scale[:, None, None, None] - weight).max(axis=(1, 2, 3)) <= 0.5001 * scale).all()
+    assert (
+        np.abs(q * scale[:, None, None, None] - weight).max(axis=(1, 2, 3)) <= 0.5001 * scale
+    ).all()
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize(("low", "high"), [(-0.28, 6.0), (-3.0, 2.0), (0.0, 0.0), (1.0, 5.0), (-7.0, -2.0)])
-def test_zero_has_a_number_of_its_own_and_the_range_fits(low: float, high: float, signed: bool) -> None:
+@pytest.mark.parametrize(
+    ("low", "high"), [(-0.28, 6.0), (-3.0, 2.0), (0.0, 0.0), (1.0, 5.0), (-7.0, -2.0)]
+)
+def test_zero_has_a_number_of_its_own_and_the_range_fits(
+    low: float, high: float, signed: bool
+) -> None:
     scale, zero = Range(low, high).grid(signed)
     ends = (np.array([-127, 127]) if signed else np.array([0, 255])) * scale - int(zero) * scale
     assert scale > 0
@@ -131,7 +175,9 @@ def test_multiply_adds_are_those_of_the_layers() -> None:
         def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             return self.b(torch.relu(self.a(x)) + time[:, None, None, None])
 
-    model = from_module(Net().eval(), sample_shape=(3, 8, 8), prediction="epsilon", schedule="linear", name="net")
+    model = from_module(
+        Net().eval(), sample_shape=(3, 8, 8), prediction="epsilon", schedule="linear", name="net"
+    )
     found = layers(graph.trace(model, False))
     assert [(layer.name, layer.multiply_adds) for layer in found] == [
         ("network.a", 64 * 8 * 27),
@@ -160,7 +206,9 @@ def test_where_no_layer_may_be_int8_the_worst_are_named(
     step: onnx.ModelProto, seen: list[tuple[Range, Range]], bundle: Bundle
 ) -> None:
     judge = Judge(step, bundle, QUICK_CALIBRATION)
-    with pytest.raises(ExportError, match=r"int8 misses 150 dB with any layer in it. The worst: network\.\S+ alone"):
+    with pytest.raises(
+        ExportError, match=r"int8 misses 150 dB with any layer in it. The worst: network\.\S+ alone"
+    ):
         choose(step, judge, [pair[False] for pair in seen], False, 150.0)
 
 
@@ -193,10 +241,16 @@ def test_int8_samples_and_what_is_for_a_gpu_is_refused_on_a_cpu(precise: Path) -
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-trt"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_an_identity_row_is_exact_in_every_precision(precise: Path, precision: str, guided: bool) -> None:
+def test_an_identity_row_is_exact_in_every_precision(
+    precise: Path, precision: str, guided: bool
+) -> None:
     buffers = OnnxRuntime(Bundle.load(precise), precision, 1).bind(2)
     state = np.random.default_rng(0).normal(size=buffers.state.shape).astype(np.float32) * 1e4
-    buffers.state[:], buffers.call[:], buffers.update[:] = state, (999, 1, 0, 0, 1, 2), np.eye(R, R + 2)
+    buffers.state[:], buffers.call[:], buffers.update[:] = (
+        state,
+        (999, 1, 0, 0, 1, 2),
+        np.eye(R, R + 2),
+    )
     buffers.step(guided)
     assert buffers.state.tobytes() == state.tobytes()
 
@@ -214,9 +268,17 @@ class Loud(torch.nn.Module):
 
 def test_what_float16_cannot_hold_fails_the_build_and_names_the_layer(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    described = {"sample_shape": (1, 4, 4), "prediction": "v", "schedule": "cosine", "clip": 1.0, "name": "loud"}
+    described = {
+        "sample_shape": (1, 4, 4),
+        "prediction": "v",
+        "schedule": "cosine",
+        "clip": 1.0,
+        "name": "loud",
+    }
     model = from_module(Loud(3e5).eval(), **described)
-    with pytest.raises(ExportError, match=r"fp16: network\S*/\S+ reaches .* of float16's largest value"):
+    with pytest.raises(
+        ExportError, match=r"fp16: network\S*/\S+ reaches .* of float16's largest value"
+    ):
         build(model, tmp_path / "out", Bounds(), QUICK, ("fp16",), QUICK_CALIBRATION)
     assert list(tmp_path.iterdir()) == []
     quiet = from_module(Loud(3.0).eval(), **described)
@@ -224,7 +286,9 @@ def test_what_float16_cannot_hold_fails_the_build_and_names_the_layer(tmp_path: 
     assert not headroom(graph.trace(quiet, False), found, QUICK_CALIBRATION)["beyond"]
 
 
-def test_an_unknown_precision_is_refused_before_anything_is_done(tiny_run: Path, tmp_path: Path) -> None:
+def test_an_unknown_precision_is_refused_before_anything_is_done(
+    tiny_run: Path, tmp_path: Path
+) -> None:
     with pytest.raises(RequestError, match=r"unknown precision 'fp61'. Did you mean 'fp16'"):
         build(from_run(tiny_run, 2.0), tmp_path / "out", precisions=("fp61",))
 

@@ -1,4 +1,4 @@
-"""export.rounding: every operator gives a sample the same bytes in any batch, and the right value."""
+"""export.graph.rounding: every operator gives a sample the same bytes in any batch, and the right value."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from scipy import special
 
-from export.rounding import same_alone, same_in_any_batch
+from export.graph.rounding import same_alone, same_in_any_batch
 
 SELU = (1.67326319217681884765625, 1.05070102214813232421875)
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from export import build as building
 from export.build import main
-from export.model import Model
+from export.sources.model import Model
 from runtime import Bundle
 
 CODE = """
@@ -89,13 +89,25 @@ def test_a_module_with_its_weights_becomes_a_bundle(
 ) -> None:
     weight, bias = torch.full((2, 2, 3), 0.25), torch.tensor([0.5, -0.5])
     save_file({"layer.weight": weight, "layer.bias": bias}, tmp_path / "w.safetensors")
-    options = ["--weights", str(tmp_path / "w.safetensors"), "--schedule-option", "T=200", "--steps", "5"]
+    options = [
+        "--weights",
+        str(tmp_path / "w.safetensors"),
+        "--schedule-option",
+        "T=200",
+        "--steps",
+        "5",
+    ]
     out = tmp_path / "bundle"
-    assert main(["--module", "mine.nets:net", *DESCRIBED, *options, "--quick", "--out", str(out)]) == 0, (
-        capsys.readouterr().err
-    )
+    assert (
+        main(["--module", "mine.nets:net", *DESCRIBED, *options, "--quick", "--out", str(out)]) == 0
+    ), capsys.readouterr().err
     bundle = Bundle.load(out)
-    assert (bundle.name, bundle.sample_shape, len(bundle.schedule), bundle.defaults.steps) == ("net", (2, 16), 200, 5)
+    assert (bundle.name, bundle.sample_shape, len(bundle.schedule), bundle.defaults.steps) == (
+        "net",
+        (2, 16),
+        200,
+        5,
+    )
     weights = (out / "fp32/step.onnx").read_bytes()
     assert weight.numpy().tobytes() in weights
     assert bias.numpy().tobytes() in weights
@@ -106,7 +118,11 @@ def test_every_option_of_a_module_arrives(package: Path, built: list[Model]) -> 
     assert main(["--module", "mine.nets:ready", *DESCRIBED, *options.split()]) == 0
     model = built[0]
     assert (model.clip, model.sample_range, model.name) == (2.0, (-2.0, 2.0), "mine")
-    assert (model.defaults.solver, model.defaults.grid, model.defaults.steps) == ("ddim", "leading", 7)
+    assert (model.defaults.solver, model.defaults.grid, model.defaults.steps) == (
+        "ddim",
+        "leading",
+        7,
+    )
     assert model.defaults.options == {"eta": 0.5}
 
 
@@ -166,7 +182,10 @@ def test_a_factory_that_makes_no_module_is_explained(
             {"layer.bias": (2,), "lay.weight": (1,)},
             "'tied' is missing; 'layer.weight' is missing; 'lay.weight' is unexpected.",
         ),
-        ({"layer.weight": (2, 2, 5), "layer.bias": (2,)}, "'layer.weight' is [2, 2, 5], [2, 2, 3] expected"),
+        (
+            {"layer.weight": (2, 2, 5), "layer.bias": (2,)},
+            "'layer.weight' is [2, 2, 5], [2, 2, 3] expected",
+        ),
         ({f"w{i}": (1,) for i in range(9)}, "and 7 more"),
         (None, "there is no such file"),
         (b"no", "cannot be read as safetensors"),
@@ -178,7 +197,11 @@ def test_a_factory_that_makes_no_module_is_explained(
     ids=["names", "shape", "many", "none", "damaged", "empty", "cut", "list", "folder"],
 )
 def test_weights_that_do_not_fit_are_listed(
-    package: Path, tmp_path: Path, stored: dict | bytes | str | None, message: str, capsys: pytest.CaptureFixture
+    package: Path,
+    tmp_path: Path,
+    stored: dict | bytes | str | None,
+    message: str,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     path = tmp_path / "w.safetensors"
     if isinstance(stored, bytes):
@@ -191,7 +214,9 @@ def test_weights_that_do_not_fit_are_listed(
     assert message in capsys.readouterr().err
 
 
-def test_weights_that_can_run_code_are_not_opened(package: Path, capsys: pytest.CaptureFixture) -> None:
+def test_weights_that_can_run_code_are_not_opened(
+    package: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert main(["--module", "mine.nets:net", *DESCRIBED, "--weights", "model.pt"]) == 2
     assert "other formats can run code" in capsys.readouterr().err
 
@@ -199,22 +224,45 @@ def test_weights_that_can_run_code_are_not_opened(package: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--module", "mine.nets:net"], "--module needs --sample-shape, --prediction, --schedule too"),
+        (
+            ["--module", "mine.nets:net"],
+            "--module needs --sample-shape, --prediction, --schedule too",
+        ),
         (["somewhere", "--module", "mine.nets:net"], "give a folder or --module, not both"),
-        (["--module", "mine.nets:net", *DESCRIBED, "--variant", "fp16"], "--variant is for a diffusers folder, and"),
-        (["--module", "mine.nets:net", *DESCRIBED, "--schedule-option", "U=3"], "unknown option of schedule"),
-        (["--module", "mine.nets:net", "--schedule-option", "T=3"], "--schedule-option needs --schedule"),
-        (["--module", "mine.nets:net", *DESCRIBED, "--option", "eta=0", "--option", "eta=1"], "'eta' twice"),
+        (
+            ["--module", "mine.nets:net", *DESCRIBED, "--variant", "fp16"],
+            "--variant is for a diffusers folder, and",
+        ),
+        (
+            ["--module", "mine.nets:net", *DESCRIBED, "--schedule-option", "U=3"],
+            "unknown option of schedule",
+        ),
+        (
+            ["--module", "mine.nets:net", "--schedule-option", "T=3"],
+            "--schedule-option needs --schedule",
+        ),
+        (
+            ["--module", "mine.nets:net", *DESCRIBED, "--option", "eta=0", "--option", "eta=1"],
+            "'eta' twice",
+        ),
         (["--module", "mine.nets:net", *DESCRIBED, "--name", ""], "name must be"),
         (["nowhere"], "nowhere is no run"),
         (["RUN", "--weights", "emma"], "Did you mean 'ema'?"),
         (["RUN", "--clip", "1"], "--clip is for --module, and this is a run: leave it out"),
-        (["FOLDER", "--weights", "ema"], "--weights is for a run and --module, and this is a diffusers folder"),
+        (
+            ["FOLDER", "--weights", "ema"],
+            "--weights is for a run and --module, and this is a diffusers folder",
+        ),
         (["FOLDER", "--runs", "runs"], "--runs is for a run, and this is a diffusers folder"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(
-    package: Path, tiny_run: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
+    package: Path,
+    tiny_run: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     folder = tmp_path / "pipeline"
     folder.mkdir()
@@ -224,12 +272,16 @@ def test_options_that_do_not_go_together_are_named(
     assert message in capsys.readouterr().err
 
 
-def test_a_run_and_a_diffusers_folder_are_told_apart(tiny_run: Path, tmp_path: Path, built: list[Model]) -> None:
+def test_a_run_and_a_diffusers_folder_are_told_apart(
+    tiny_run: Path, tmp_path: Path, built: list[Model]
+) -> None:
     import diffusers
 
     network = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"))  # fmt: skip
-    diffusers.DDIMPipeline(network, diffusers.DDIMScheduler()).save_pretrained(tmp_path / "pipeline")
+    diffusers.DDIMPipeline(network, diffusers.DDIMScheduler()).save_pretrained(
+        tmp_path / "pipeline"
+    )
     assert main([str(tiny_run), "--weights", "weights"]) == 0
     assert main([str(tmp_path / "pipeline"), "--steps", "20", "--name", "other"]) == 0
     run, folder = built

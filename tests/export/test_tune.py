@@ -8,21 +8,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import tuning
-from export.check import run_loop_graph, torch_network
 from export.errors import ExportError
-from export.fitting import LOSSES, Fit, Form, _normal_equations, begin, errors, looked_at, rms, step
-from export.from_bundle import from_bundle
-from export.model import from_run
-from export.teacher import Walker, draw, network_of, probe, same, taught
+from export.proof.check import run_loop_graph, torch_network
+from export.sources.bundle import from_bundle
+from export.sources.model import from_run
 from export.tune import helps, main, tune
-from export.tuned import add_tuned, kept
-from export.tuning import Settings, even_programs, named_programs
+from export.tuning import search as tuning
+from export.tuning.gauss_newton import (
+    LOSSES,
+    Fit,
+    Form,
+    _normal_equations,
+    begin,
+    errors,
+    looked_at,
+    rms,
+    step,
+)
+from export.tuning.record import add_tuned, kept
+from export.tuning.reference import Walker, draw, network_of, probe, same, taught
+from export.tuning.search import Settings, even_programs, named_programs
 from runtime.bundle import MANIFEST, Bundle
+from runtime.diffusion.noise import Stream, noise
+from runtime.diffusion.program import run
 from runtime.errors import BundleError, RequestError
 from runtime.files import from_json, to_json
-from runtime.noise import Stream, noise
-from runtime.program import run
 from runtime.sample import main as sample_command
 from runtime.sampler import Sampler
 
@@ -51,7 +61,9 @@ def test_it_is_nearer_than_the_best_untuned_solver_on_samples_it_never_saw(tuned
     assert sorted(tuned.tuned) == [3, 5]
     for K, found in tuned.tuned.items():
         assert helps(found)
-        assert len(found) == K == len(found.program(tuned.schedule, tuned.prediction, clip=tuned.clip))
+        assert (
+            len(found) == K == len(found.program(tuned.schedule, tuned.prediction, clip=tuned.clip))
+        )
         held_out = found.made["errors"]["held_out"]
         assert set(held_out["guidance"]) == {"1", "2"}
         assert held_out["rms"] < 0.7 * found.made["untuned"]["held_out"]["rms"]
@@ -111,7 +123,9 @@ def test_what_was_fitted_is_applied_to_the_same_network_again_without_a_step(
 ) -> None:
     monkeypatch.setattr(tuning, "advance", None)
     again = tune(Bundle.load(bundle_copy), CALLS, settings=FEW, work=work)
-    assert {K: t.to_json() for K, t in again.tuned.items()} == {K: t.to_json() for K, t in tuned.tuned.items()}
+    assert {K: t.to_json() for K, t in again.tuned.items()} == {
+        K: t.to_json() for K, t in tuned.tuned.items()
+    }
 
 
 def test_solvers_for_other_numbers_of_calls_stay(copied: Path, tuned: Bundle, work: Path) -> None:
@@ -120,7 +134,9 @@ def test_solvers_for_other_numbers_of_calls_stay(copied: Path, tuned: Bundle, wo
     assert found.tuned[5].to_json() == tuned.tuned[5].to_json()
 
 
-def test_where_it_does_not_help_nothing_is_written(bundle_copy: Path, tmp_path: Path, monkeypatch) -> None:
+def test_where_it_does_not_help_nothing_is_written(
+    bundle_copy: Path, tmp_path: Path, monkeypatch
+) -> None:
     def spoilt(form: Form, walker: Walker, fit: Fit, *_: Any) -> Fit:
         """As a fit that learned its samples by heart would be: good there alone."""
         return dataclasses.replace(
@@ -130,7 +146,8 @@ def test_where_it_does_not_help_nothing_is_written(bundle_copy: Path, tmp_path: 
     monkeypatch.setattr(tuning, "step", spoilt)
     before = {p: p.read_bytes() for p in bundle_copy.rglob("*") if p.is_file()}
     with pytest.raises(
-        ExportError, match=r"does not help on held-out samples.*nothing was written: 3 calls: 0\.\d+ from the teacher"
+        ExportError,
+        match=r"does not help on held-out samples.*nothing was written: 3 calls: 0\.\d+ from the teacher",
     ):
         tune(Bundle.load(bundle_copy), [3], settings=FEW, work=tmp_path / "work")
     assert {p: p.read_bytes() for p in bundle_copy.rglob("*") if p.is_file()} == before
@@ -142,14 +159,18 @@ def test_another_network_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("calls", [1, 65, 2.0])
-def test_numbers_of_calls_that_make_no_sense_are_refused(tiny_bundle: Path, tmp_path: Path, calls: Any) -> None:
+def test_numbers_of_calls_that_make_no_sense_are_refused(
+    tiny_bundle: Path, tmp_path: Path, calls: Any
+) -> None:
     with pytest.raises(RequestError, match="calls must be"):
         tune(Bundle.load(tiny_bundle), [calls], settings=FEW, work=tmp_path)
     with pytest.raises(RequestError, match="samples must be"):
         Settings(samples=0)
 
 
-def test_the_run_and_the_bundle_are_one_network_and_another_is_not(tiny_bundle: Path, tiny_run: Path) -> None:
+def test_the_run_and_the_bundle_are_one_network_and_another_is_not(
+    tiny_bundle: Path, tiny_run: Path
+) -> None:
     bundle, model = Bundle.load(tiny_bundle), from_run(tiny_run, 2.0)
     ours = probe(network_of(bundle), bundle)
     assert same(ours, probe(torch_network(model), model))
@@ -187,7 +208,9 @@ def _double(tiny_run: Path) -> Any:
     import torch
 
     module = from_run(tiny_run, 2.0).module.double()
-    return lambda *given: module(*(torch.from_numpy(np.ascontiguousarray(v)) for v in given)).detach().numpy()
+    return lambda *given: (
+        module(*(torch.from_numpy(np.ascontiguousarray(v)) for v in given)).detach().numpy()
+    )
 
 
 def test_guidance_in_an_interval_and_a_mixed_batch_work(tuned: Bundle) -> None:
@@ -204,7 +227,9 @@ def test_guidance_in_an_interval_and_a_mixed_batch_work(tuned: Bundle) -> None:
 
 def test_without_a_number_of_steps_it_is_that_of_the_most_calls(tuned: Bundle) -> None:
     np.testing.assert_array_equal(tuned.program("tuned").update, tuned.program("tuned", 5).update)
-    default = dataclasses.replace(tuned, defaults=dataclasses.replace(tuned.defaults, solver="tuned", steps=3))
+    default = dataclasses.replace(
+        tuned, defaults=dataclasses.replace(tuned.defaults, solver="tuned", steps=3)
+    )
     assert len(default.program()) == 3
 
 
@@ -219,7 +244,9 @@ def test_without_a_number_of_steps_it_is_that_of_the_most_calls(tuned: Bundle) -
         ({"steps": 5, "eta": 0.5}, "found eta"),
     ],
 )
-def test_what_a_tuned_solver_cannot_do_is_refused(tuned: Bundle, asked: dict[str, Any], message: str) -> None:
+def test_what_a_tuned_solver_cannot_do_is_refused(
+    tuned: Bundle, asked: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
         tuned.program("tuned", **asked)
 
@@ -258,8 +285,12 @@ def test_hostile_values_are_refused_when_the_bundle_is_read(copied: Path, change
         Bundle.load(copied)
 
 
-@pytest.mark.parametrize("made", [{}, {"errors": 3, "untuned": {}}, {"network": "no", "errors": {"held_out": []}}])
-def test_a_record_that_makes_no_sense_is_an_error_to_the_exporter_too(tuned: Bundle, tmp_path: Path, made: Any) -> None:
+@pytest.mark.parametrize(
+    "made", [{}, {"errors": 3, "untuned": {}}, {"network": "no", "errors": {"held_out": []}}]
+)
+def test_a_record_that_makes_no_sense_is_an_error_to_the_exporter_too(
+    tuned: Bundle, tmp_path: Path, made: Any
+) -> None:
     shutil.copy(tuned.path / "report.json", tmp_path)
     spoilt = dataclasses.replace(tuned, tuned={5: dataclasses.replace(tuned.tuned[5], made=made)})
     with pytest.raises(BundleError, match="does not say how it was made"):
@@ -293,65 +324,107 @@ def test_the_walk_is_the_reference_loop_and_a_step_goes_down_the_true_slope(
     program = bundle.program("unipc", 4, "log_snr(4)", order=3, guidance=2.0)
     table, guided = (program.call, program.update), samples.guidance == 2
     found = walker.walk(*table, samples)
-    expected = run(program, walker.network, samples.x[guided], label=samples.label[guided], null_label=10)
+    expected = run(
+        program, walker.network, samples.x[guided], label=samples.label[guided], null_label=10
+    )
     np.testing.assert_allclose(found[guided], expected, atol=1e-5)
 
     theta, scale = form.vector(program), 0.1
     H, gradient = _normal_equations(form, walker, theta, samples, scale, loss)
-    apart = lambda theta: looked_at(walker.walk(*form.table(theta), samples), loss) - looked_at(samples.target, loss)  # noqa: E731
+    target = looked_at(samples.target, loss)
+
+    def apart(theta):
+        return looked_at(walker.walk(*form.table(theta), samples), loss) - target
+
     r = apart(theta)
     columns = []
-    for e in np.diag(form.steps):  # whole walks, where the fit goes on from the first row that moves
+    for e in np.diag(
+        form.steps
+    ):  # whole walks, where the fit goes on from the first row that moves
         columns.append((apart(theta + e) - r) / e.sum())
     J, w = np.stack(columns), 1 / (1 + (r**2).mean(1) / scale**2) / r.size
     np.testing.assert_allclose(H, np.einsum("n,pni,qni->pq", w, J, J), atol=1e-3 * H.max())
-    np.testing.assert_allclose(gradient, np.einsum("n,pni,ni->p", w, J, r), atol=1e-3 * np.abs(gradient).max())
+    np.testing.assert_allclose(
+        gradient, np.einsum("n,pni,ni->p", w, J, r), atol=1e-3 * np.abs(gradient).max()
+    )
 
     before = begin(form, walker, theta, samples, loss)
     after = step(form, walker, before, samples, scale, loss)
     assert after.loss(scale) < 0.8 * before.loss(scale)
-    np.testing.assert_array_equal(after.error, errors(walker, form.table(after.theta), samples, loss))
+    np.testing.assert_array_equal(
+        after.error, errors(walker, form.table(after.theta), samples, loss)
+    )
 
 
 def test_contrast_tells_a_blurred_sample_from_one_whose_detail_lies_elsewhere() -> None:
     x = np.random.default_rng(0).normal(size=(1, 3, 16, 16))
     elsewhere, blurred = np.roll(x, 1, -1), 0 * x
     away = {
-        loss: [rms(looked_at(other, loss) - looked_at(x, loss)) for other in (elsewhere, blurred)] for loss in LOSSES
+        loss: [rms(looked_at(other, loss) - looked_at(x, loss)) for other in (elsewhere, blurred)]
+        for loss in LOSSES
     }
     assert away["pixels"][1] < 0.8 * away["pixels"][0]
     assert away["contrast"][1] > 1.2 * away["contrast"][0]
 
 
-def test_a_loss_is_refused_that_is_unknown_or_cannot_see_the_samples(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_loss_is_refused_that_is_unknown_or_cannot_see_the_samples(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
     with pytest.raises(RequestError, match="Did you mean 'contrast'"):
         Settings(loss="contrasts")
     flat = dataclasses.replace(Bundle.load(tiny_bundle), sample_shape=(64,))
     with pytest.raises(RequestError, match=r"samples of \(64,\) have not: use pixels"):
-        tuning.prepare(flat, lambda *_: None, [], dataclasses.replace(FEW, loss="contrast"), tmp_path)
+        tuning.prepare(
+            flat, lambda *_: None, [], dataclasses.replace(FEW, loss="contrast"), tmp_path
+        )
 
 
-def test_pictures_are_fitted_by_contrast_and_told_in_pixels(tuned: Bundle, bundle_copy: Path, work: Path) -> None:
+def test_pictures_are_fitted_by_contrast_and_told_in_pixels(
+    tuned: Bundle, bundle_copy: Path, work: Path
+) -> None:
     assert tuned.tuned[3].made["settings"]["loss"] == "contrast"
-    found = tune(Bundle.load(bundle_copy), [3], settings=dataclasses.replace(FEW, loss="pixels"), work=work).tuned[3]
+    found = tune(
+        Bundle.load(bundle_copy), [3], settings=dataclasses.replace(FEW, loss="pixels"), work=work
+    ).tuned[3]
     assert found.made["settings"]["loss"] == "pixels"
     assert found.made["untuned"] == tuned.tuned[3].made["untuned"]
     assert helps(found)
 
 
-def test_samples_that_are_no_pictures_are_fitted_by_pixels(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_samples_that_are_no_pictures_are_fitted_by_pixels(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
     flat = dataclasses.replace(Bundle.load(tiny_bundle), sample_shape=(64,))
     assert tuning.prepare(flat, lambda x, *_: x, [], FEW, tmp_path).settings.loss == "pixels"
 
 
-def test_the_command_fits_and_the_sampler_samples_it(bundle_copy: Path, tiny_run: Path, tmp_path: Path, capsys) -> None:
+def test_the_command_fits_and_the_sampler_samples_it(
+    bundle_copy: Path, tiny_run: Path, tmp_path: Path, capsys
+) -> None:
     few = [f"--{name.replace('_', '-')}={value}" for name, value in vars(FEW).items()]
-    given = [str(bundle_copy), "--calls", "3", "--run", str(tiny_run), "--work", str(tmp_path / "work"), *few]
+    given = [
+        str(bundle_copy),
+        "--calls",
+        "3",
+        "--run",
+        str(tiny_run),
+        "--work",
+        str(tmp_path / "work"),
+        *few,
+    ]
     assert main(given) == 0
     assert "3 calls: 0." in capsys.readouterr().out
     out = tmp_path / "grid.png"
-    assert sample_command([str(bundle_copy), "--n", "4", "--solver", "tuned", "--steps", "3", "--out", str(out)]) == 0
+    assert (
+        sample_command(
+            [str(bundle_copy), "--n", "4", "--solver", "tuned", "--steps", "3", "--out", str(out)]
+        )
+        == 0
+    )
     assert out.exists()
-    assert sample_command([str(bundle_copy), "--solver", "tuned", "--steps", "4", "--out", str(out)]) == 2
+    assert (
+        sample_command([str(bundle_copy), "--solver", "tuned", "--steps", "4", "--out", str(out)])
+        == 2
+    )
     assert "fitted for steps of 3, found steps=4" in capsys.readouterr().err
     assert main([str(tmp_path), "--calls", "3"]) == 2

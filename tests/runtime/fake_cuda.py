@@ -50,7 +50,9 @@ class Stream:
 class World:
     """One process's view of a machine: memory, streams, failures to come. eager: the numbers of the streams that run at once."""
 
-    def __init__(self, driver: int = 13000, gpus: int = 1, capacity: int = 2**30, eager: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, driver: int = 13000, gpus: int = 1, capacity: int = 2**30, eager: tuple[int, ...] = ()
+    ) -> None:
         self.driver, self.gpus, self.capacity, self.eager = driver, gpus, capacity, eager
         self.name, self.capability = b"Fake L4", (8, 9)
         self.device: dict[int, tuple[Any, int]] = {}
@@ -111,7 +113,10 @@ class World:
         return op
 
     def capturing(self) -> Stream | None:
-        return next((s for s in self.handles.values() if isinstance(s, Stream) and s.recording is not None), None)
+        return next(
+            (s for s in self.handles.values() if isinstance(s, Stream) and s.recording is not None),
+            None,
+        )
 
 
 class Event:
@@ -225,7 +230,9 @@ def _allocate(w: World, size: int, where: dict[int, Any]) -> Any:
         return E.cudaErrorStreamCaptureUnsupported
     if where is w.device and w.used + size > w.capacity:
         return E.cudaErrorMemoryAllocation
-    block = ctypes.create_string_buffer(b"\xff" * (size + 256), size + 256)  # NaN, and no label's number
+    block = ctypes.create_string_buffer(
+        b"\xff" * (size + 256), size + 256
+    )  # NaN, and no label's number
     address = -(-ctypes.addressof(block) // 256) * 256
     where[address] = block, size
     return E.cudaSuccess, address
@@ -244,17 +251,25 @@ def cudaMemGetInfo(w: World) -> Any:
 
 
 def cudaMemcpyAsync(w: World, to: int, source: int, count: int, kind: Any, handle: Any) -> Any:
-    up = {real.cudaMemcpyKind.cudaMemcpyHostToDevice: True, real.cudaMemcpyKind.cudaMemcpyDeviceToHost: False}[kind]
+    up = {
+        real.cudaMemcpyKind.cudaMemcpyHostToDevice: True,
+        real.cudaMemcpyKind.cudaMemcpyDeviceToHost: False,
+    }[kind]
     stream = w.stream(handle)
     if stream is None:
         return E.cudaErrorInvalidResourceHandle
     try:
-        w.view(to, count, "device" if up else "host"), w.view(source, count, "host" if up else "device")
+        (
+            w.view(to, count, "device" if up else "host"),
+            w.view(source, count, "host" if up else "device"),
+        )
     except MemoryError:
         return E.cudaErrorInvalidValue
 
     def run() -> None:
-        w.view(to, count, "device" if up else "host")[:] = w.view(source, count, "host" if up else "device")
+        w.view(to, count, "device" if up else "host")[:] = w.view(
+            source, count, "host" if up else "device"
+        )
 
     w.enqueue(stream, run)
     return E.cudaSuccess

@@ -18,7 +18,12 @@ from .fake_cuda import World
 
 real: Any = pytest.importorskip("tensorrt_rtx")
 MAGIC = b"fake plan\n"
-RTX_ONLY = {"ComputeCapability", "CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy", "IRuntimeCache"}
+RTX_ONLY = {
+    "ComputeCapability",
+    "CudaGraphStrategy",
+    "DynamicShapesKernelSpecializationStrategy",
+    "IRuntimeCache",
+}
 KINDS = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 _sessions: dict[bytes, Any] = {}
 
@@ -74,7 +79,9 @@ class Strict:
         known, failed = overloads(getattr(cls.like, name)), cls.failing.get(name)
 
         def call(self: Any, *arguments: Any) -> Any:
-            assert any(fits(parameters, arguments) for parameters in known), f"{name}{arguments} is none of {known}"
+            assert any(fits(parameters, arguments) for parameters in known), (
+                f"{name}{arguments} is none of {known}"
+            )
             if name in cls.failing and self._world.fails(name):
                 if isinstance(failed, Exception):
                     raise failed
@@ -84,7 +91,9 @@ class Strict:
         return call
 
     def __setattr__(self, name: str, value: Any) -> None:
-        assert name.startswith("_") or hasattr(self.like, name), f"{self.like.__name__} has no {name}"
+        assert name.startswith("_") or hasattr(self.like, name), (
+            f"{self.like.__name__} has no {name}"
+        )
         object.__setattr__(self, name, value)
 
 
@@ -131,8 +140,15 @@ class Engine(Strict, like=real.ICudaEngine, failing={"create_execution_context":
         if model not in _sessions:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
-            _sessions[model] = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._world, self._library, self._session, self._buckets = world, library, _sessions[model], buckets
+            _sessions[model] = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        self._world, self._library, self._session, self._buckets = (
+            world,
+            library,
+            _sessions[model],
+            buckets,
+        )
         self._inputs, self._outputs = (
             {p.name: p for p in f()} for f in (self._session.get_inputs, self._session.get_outputs)
         )
@@ -146,7 +162,9 @@ class Engine(Strict, like=real.ICudaEngine, failing={"create_execution_context":
         return real.TensorIOMode.INPUT if name in self._inputs else real.TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return {np.float32: real.DataType.FLOAT, np.int64: real.DataType.INT64}[KINDS[self._ports[name].type]]
+        return {np.float32: real.DataType.FLOAT, np.int64: real.DataType.INT64}[
+            KINDS[self._ports[name].type]
+        ]
 
     def get_tensor_location(self, name: str) -> Any:
         return real.TensorLocation.DEVICE
@@ -172,7 +190,11 @@ class Engine(Strict, like=real.ICudaEngine, failing={"create_execution_context":
             how = how._strategy
         else:
             assert self._library.__name__ == "tensorrt"
-        return (RtxContext if self._library.__name__ == "tensorrt_rtx" else Context)(self) if how == managed else None
+        return (
+            (RtxContext if self._library.__name__ == "tensorrt_rtx" else Context)(self)
+            if how == managed
+            else None
+        )
 
 
 class RuntimeConfig(Strict, like=real.IRuntimeConfig, failing={"set_runtime_cache": False}):
@@ -191,7 +213,9 @@ class RuntimeConfig(Strict, like=real.IRuntimeConfig, failing={"set_runtime_cach
         return isinstance(cache, RuntimeCache)
 
 
-class RuntimeCache(Strict, like=real.IRuntimeCache, failing={"serialize": None, "deserialize": False}):
+class RuntimeCache(
+    Strict, like=real.IRuntimeCache, failing={"serialize": None, "deserialize": False}
+):
     def __init__(self, world: World) -> None:
         self._world, self._data = world, b""
 
@@ -263,7 +287,9 @@ class Context(
 
         def run() -> None:
             self._world.view(memory, size)[:] = b"\xee" * size
-            feeds = {name: self._array(name, addresses[name]).copy() for name in self._engine._inputs}
+            feeds = {
+                name: self._array(name, addresses[name]).copy() for name in self._engine._inputs
+            }
             names = list(self._engine._outputs)
             for name, value in zip(names, self._engine._session.run(names, feeds), strict=True):
                 self._array(name, addresses[name])[...] = value
@@ -275,14 +301,19 @@ class Context(
         return (self._bucket, *self._engine._ports[name].shape[1:])
 
     def _size(self, name: str) -> int:
-        return int(np.prod(self._shape(name))) * np.dtype(KINDS[self._engine._ports[name].type]).itemsize
+        return (
+            int(np.prod(self._shape(name)))
+            * np.dtype(KINDS[self._engine._ports[name].type]).itemsize
+        )
 
     def _array(self, name: str, address: int) -> Any:
         data = self._world.view(address, self._size(name))
         return np.frombuffer(data, KINDS[self._engine._ports[name].type]).reshape(self._shape(name))
 
 
-class RtxContext(Context, like=real.IExecutionContext, failing={**Context.failing, "is_stream_capturable": False}):
+class RtxContext(
+    Context, like=real.IExecutionContext, failing={**Context.failing, "is_stream_capturable": False}
+):
     """TensorRT-RTX's can also be asked whether it can be captured."""
 
     def is_stream_capturable(self, stream: int) -> bool:

@@ -29,7 +29,7 @@ from onnx import ModelProto, TensorProto, helper
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from runtime import BundleError, Sampler
-from runtime.backends import BACKENDS
+from runtime.backends.registry import BACKENDS
 
 SECONDS = 30
 MEMORY = 6 << 30
@@ -95,7 +95,17 @@ def change_json(text: str, r: random.Random) -> bytes:
         return change_bytes(text.encode(), r)
     if r.random() < 0.06:
         return r.choice(
-            [b"[" * 100000, b'{"a":' * 50000, b"", b"null", b"1e999", b'{"format":1}', b"\xff\xfe", b"[1, 2", b"{}" * 2]
+            [
+                b"[" * 100000,
+                b'{"a":' * 50000,
+                b"",
+                b"null",
+                b"1e999",
+                b'{"format":1}',
+                b"\xff\xfe",
+                b"[1, 2",
+                b"{}" * 2,
+            ]
         )
     value = json.loads(text)
     for _ in range(r.choice([1, 1, 2, 3])):
@@ -108,14 +118,27 @@ def change_json(text: str, r: random.Random) -> bytes:
             del parent[last]
         elif kind == 1 and isinstance(parent, dict):
             parent[r.choice(["", "x", "format", last + "_"])] = parent.pop(last)
-        elif kind == 2 and isinstance(parent[last], (int, float)) and not isinstance(parent[last], bool):
-            parent[last] = parent[last] * r.choice([-1, 0, 2, 1e10, 1 + 1e-9, 0.5]) + r.choice([0, 1, -1, 1e-6])
+        elif (
+            kind == 2
+            and isinstance(parent[last], (int, float))
+            and not isinstance(parent[last], bool)
+        ):
+            parent[last] = parent[last] * r.choice([-1, 0, 2, 1e10, 1 + 1e-9, 0.5]) + r.choice(
+                [0, 1, -1, 1e-6]
+            )
         elif kind == 3 and isinstance(parent[last], list):
             items = parent[last]
             parent[last] = r.choice([items + items, items[:-1], items[::-1], items[1:], [items]])
         elif kind == 4 and isinstance(parent[last], str):
             parent[last] = r.choice(
-                ["", parent[last] + "\0", "../" + parent[last], "/" + parent[last], parent[last][::-1], "𝕏"]
+                [
+                    "",
+                    parent[last] + "\0",
+                    "../" + parent[last],
+                    "/" + parent[last],
+                    parent[last][::-1],
+                    "𝕏",
+                ]
             )
         else:
             parent[last] = copy.deepcopy(r.choice(STRANGE))
@@ -157,7 +180,15 @@ def _external(model: ModelProto, r: random.Random) -> None:
     tensors = [t for t in model.graph.initializer if t.external_data]
     if tensors:
         entry = r.choice(r.choice(tensors).external_data)
-        paths = ["../weights.bin", "/etc/passwd", "", "step.onnx", "weights.bin\0", "*/_ORT_MEM_ADDR_/*", "x" * 5000]
+        paths = [
+            "../weights.bin",
+            "/etc/passwd",
+            "",
+            "step.onnx",
+            "weights.bin\0",
+            "*/_ORT_MEM_ADDR_/*",
+            "x" * 5000,
+        ]
         numbers = ["-1", "0", "1", str(2**63), str(2**64), str(10**30), "4096", "abc", "1e3", ""]
         entry.value = r.choice(paths if entry.key == "location" else numbers)
 
@@ -183,12 +214,28 @@ def _node(model: ModelProto, r: random.Random) -> None:
     node, kind = graph.node[i], r.randrange(8)
     if kind == 0:
         node.op_type = r.choice(
-            ["Conv", "Add", "Loop", "If", "Scan", "NoSuchOp", "Identity", "MatMul", "Reshape", "Sqrt", ""]
+            [
+                "Conv",
+                "Add",
+                "Loop",
+                "If",
+                "Scan",
+                "NoSuchOp",
+                "Identity",
+                "MatMul",
+                "Reshape",
+                "Sqrt",
+                "",
+            ]
         )
     elif kind == 1:
         node.domain = r.choice(["com.microsoft", "ai.onnx.ml", "evil", "com.microsoft.nchwc"])
     elif kind == 2 and node.input:
-        others = [name for n in graph.node for name in n.output] + [t.name for t in graph.initializer] + ["", "nothing"]
+        others = (
+            [name for n in graph.node for name in n.output]
+            + [t.name for t in graph.initializer]
+            + ["", "nothing"]
+        )
         node.input[r.randrange(len(node.input))] = r.choice(others)
     elif kind == 3:
         del graph.node[i]
@@ -222,7 +269,9 @@ def _port(model: ModelProto, r: random.Random) -> None:
     elif kind == 3:
         ports.remove(port)
     else:
-        ports.append(helper.make_tensor_value_info("more", r.choice([1, 7, 8]), [r.choice([1, 2**40])]))
+        ports.append(
+            helper.make_tensor_value_info("more", r.choice([1, 7, 8]), [r.choice([1, 2**40])])
+        )
 
 
 def _head(model: ModelProto, r: random.Random) -> None:
@@ -248,7 +297,9 @@ def _endless(model: ModelProto, r: random.Random) -> None:
     )
     model.graph.initializer.append(helper.make_tensor("far", TensorProto.INT64, [], [2**62]))
     model.graph.initializer.append(helper.make_tensor("yes", B, [], [True]))
-    model.graph.node.insert(0, helper.make_node("Loop", ["far", "yes", "state"], ["state_looped"], body=body))
+    model.graph.node.insert(
+        0, helper.make_node("Loop", ["far", "yes", "state"], ["state_looped"], body=body)
+    )
     for node in model.graph.node[1:]:
         for i, name in enumerate(node.input):
             if name == "state":
@@ -320,7 +371,9 @@ def child(bundle: Path, case: int, work: Path, backend: str, precision: str) -> 
     os._exit(outcome)
 
 
-def run(bundle: Path, cases: list[int], backend: str, precision: str) -> tuple[Counter[str], list[str]]:
+def run(
+    bundle: Path, cases: list[int], backend: str, precision: str
+) -> tuple[Counter[str], list[str]]:
     """Every case in a child, two at a time: how many ended how, and what went wrong."""
     __import__(backend)
     counts: Counter[str] = Counter()
@@ -343,21 +396,29 @@ def run(bundle: Path, cases: list[int], backend: str, precision: str) -> tuple[C
             counts[ended] += 1
             if code not in (RAN, REFUSED):
                 log = work / f"{case}.log"
-                text = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+                text = (
+                    log.read_text(errors="replace").strip().splitlines()[-1:]
+                    if log.exists()
+                    else []
+                )
                 wrong.append(f"case {case}: {ended} (exit {code}) {' '.join(text)[:300]}")
             shutil.rmtree(work / str(case), ignore_errors=True)
     return counts, wrong
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--case", type=int, action="append")
     parser.add_argument("--backend", default="onnxruntime", choices=BACKENDS)
     parser.add_argument("--precision", default="fp32")
     given = parser.parse_args()
-    counts, wrong = run(given.bundle, given.case or list(range(given.cases)), given.backend, given.precision)
+    counts, wrong = run(
+        given.bundle, given.case or list(range(given.cases)), given.backend, given.precision
+    )
     print(json.dumps({"counts": counts, "wrong": wrong}, indent=1))
     return 1 if wrong else 0
 

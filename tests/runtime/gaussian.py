@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from runtime.grid import Grid
-from runtime.program import CLEAN, D, R, Update, Z
-from runtime.schedule import Schedule
+from runtime.diffusion.grid import Grid
+from runtime.diffusion.program import CLEAN, D, R, Update, Z
+from runtime.diffusion.schedule import Schedule
 
 MU, S = 0.3, 0.6
 
@@ -24,7 +24,9 @@ def exact(x: float, here: np.ndarray, there: np.ndarray) -> float:
     return there[0] * MU + deviation * (x - here[0] * MU)
 
 
-def finite_grid(schedule: Schedule, n: int, spacing: str, low: float = -5.0, high: float = 4.0) -> Grid:
+def finite_grid(
+    schedule: Schedule, n: int, spacing: str, low: float = -5.0, high: float = 4.0
+) -> Grid:
     """log(alpha/sigma) from low to high in n intervals, even in ρ^(1/7) ("karras") or in itself ("even"); both ends finite."""
     lam = np.linspace(low, high, n + 1)
     if spacing == "karras":
@@ -36,7 +38,9 @@ def finite_grid(schedule: Schedule, n: int, spacing: str, low: float = -5.0, hig
 def walk(update: Update, state: np.ndarray, first: int = 0, last: int | None = None) -> np.ndarray:
     """The registers after rows first … last-1, noise left out."""
     for M, (level, *_) in zip(
-        update.M[first:last], update.moments[first:-1][: None if last is None else last - first], strict=True
+        update.M[first:last],
+        update.moments[first:-1][: None if last is None else last - first],
+        strict=True,
     ):
         state = M[:, :R] @ state + M[:, D] * ideal(state[0], level)
     return state

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import runtime.pictures as pictures
+import runtime.images as pictures
 import runtime.sampler
 from runtime import (
     Bundle,
@@ -28,15 +28,15 @@ from runtime import (
     UnnoiseError,
     make_program,
     make_schedule,
-    noise,
     run,
 )
 from runtime.arguments import shown
-from runtime.backends import open_backend
-from runtime.grid import make_grid
+from runtime.backends.registry import open_backend
+from runtime.diffusion import noise
+from runtime.diffusion.grid import make_grid
+from runtime.diffusion.schedule import SCHEDULES
+from runtime.diffusion.solvers import SOLVERS
 from runtime.sampler import MAX_SAMPLES, slerp
-from runtime.schedule import SCHEDULES
-from runtime.solvers import SOLVERS
 
 from ..arbitrary import Case, bounded_memory, cases, fuzz, hostile, one_of
 from ..small_bundle import SmallBackend, write_small_bundle

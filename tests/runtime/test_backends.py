@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 
 from runtime import BackendError, Bundle, RequestError, Sampler
-from runtime.backends import open_backend
+from runtime.backends.registry import open_backend
 
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_an_identity_row_returns_the_state_bit_for_bit(sampler: Sampler, guided: bool) -> None:
     buffers = sampler.backend.bind(3)
-    state = np.random.Generator(np.random.Philox(key=1)).standard_normal(buffers.state.shape).astype(np.float32)
+    state = (
+        np.random.Generator(np.random.Philox(key=1))
+        .standard_normal(buffers.state.shape)
+        .astype(np.float32)
+    )
     buffers.state[:] = state
     buffers.call[:] = (999, 1, 0, 0, 1, 2)
     buffers.update[:] = np.eye(4, 6)
@@ -44,12 +48,15 @@ def test_the_memory_of_a_batch_is_reused(sampler: Sampler, monkeypatch: pytest.M
 
 def test_an_unknown_backend_or_precision_is_refused_with_what_there_is(tiny_bundle: Path) -> None:
     bundle = Bundle.load(tiny_bundle)
-    with pytest.raises(RequestError, match=r"unknown backend 'onnxruntim'. Did you mean 'onnxruntime'"):
+    with pytest.raises(
+        RequestError, match=r"unknown backend 'onnxruntim'. Did you mean 'onnxruntime'"
+    ):
         open_backend(bundle, "onnxruntim")
     with pytest.raises(RequestError, match=r"unknown precision 'fp61'. Did you mean 'fp16'"):
         open_backend(bundle, precision="fp61")
     with pytest.raises(
-        RequestError, match=r"tiny has no int8; export it with --int8. This bundle runs as: onnxruntime fp32"
+        RequestError,
+        match=r"tiny has no int8; export it with --int8. This bundle runs as: onnxruntime fp32",
     ):
         open_backend(bundle, precision="int8")
     with pytest.raises(RequestError, match="onnxruntime does not compute bf16"):
@@ -58,7 +65,9 @@ def test_an_unknown_backend_or_precision_is_refused_with_what_there_is(tiny_bund
         open_backend(bundle, threads=0)
 
 
-def test_a_missing_library_says_how_to_install_it(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_says_how_to_install_it(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendError, match=r"pip install 'unnoise\[cpu\]'"):
         Sampler.load(tiny_bundle)
@@ -66,4 +75,6 @@ def test_a_missing_library_says_how_to_install_it(tiny_bundle: Path, monkeypatch
 
 def test_the_thread_count_is_taken(tiny_bundle: Path, sampler: Sampler) -> None:
     one = Sampler.load(tiny_bundle, threads=1)
-    np.testing.assert_allclose(one.sample(2, label=1, steps=3), sampler.sample(2, label=1, steps=3), atol=1e-5)
+    np.testing.assert_allclose(
+        one.sample(2, label=1, steps=3), sampler.sample(2, label=1, steps=3), atol=1e-5
+    )

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import Sampler, bench, timing
+from runtime import Sampler
+from runtime.bench import measure as timing
+from runtime.bench import table as bench
 
 QUICK = ["--seconds", "0.01", "--steps", "2", "--pictures", "2"]
 
@@ -17,9 +19,22 @@ QUICK = ["--seconds", "0.01", "--steps", "2", "--pictures", "2"]
 @pytest.fixture(scope="module")
 def found(precise: Path) -> dict:
     """The line for programs, of every pair of the tiny bundle."""
-    arguments = [*QUICK, "--backend", "all", "--precision", "all", "--batch", "2,1", "--cold", "1", "--json"]
+    arguments = [
+        *QUICK,
+        "--backend",
+        "all",
+        "--precision",
+        "all",
+        "--batch",
+        "2,1",
+        "--cold",
+        "1",
+        "--json",
+    ]
     run = [sys.executable, "-m", "runtime.bench", str(precise), *arguments]
-    out = subprocess.run(run, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        run, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True
+    ).stdout
     assert out.count("\n") == 1, "one line"
     return json.loads(out)
 
@@ -55,10 +70,15 @@ def test_memory_is_the_childs_own(precise: Path) -> None:
 
 def test_the_distance_is_that_of_the_samplers_pictures(found: dict, precise: Path) -> None:
     fp32, int8 = (
-        Sampler.load(precise, "onnxruntime", p).sample(2, label=[0, 1], steps=2).astype(float) for p in ("fp32", "int8")
+        Sampler.load(precise, "onnxruntime", p).sample(2, label=[0, 1], steps=2).astype(float)
+        for p in ("fp32", "int8")
     )
-    run = next(r for r in found["runs"] if (r["backend"], r["precision"]) == ("onnxruntime", "int8"))
-    reference = next(r for r in found["runs"] if (r["backend"], r["precision"]) == ("onnxruntime", "fp32"))
+    run = next(
+        r for r in found["runs"] if (r["backend"], r["precision"]) == ("onnxruntime", "int8")
+    )
+    reference = next(
+        r for r in found["runs"] if (r["backend"], r["precision"]) == ("onnxruntime", "fp32")
+    )
     assert run["rms"] == pytest.approx(np.sqrt(np.mean((int8 - fp32) ** 2)), rel=1e-9)
     assert (reference["rms"], reference["psnr_db"]) == (None, None)
 
@@ -82,10 +102,28 @@ def test_a_table_for_people_and_a_page_to_look_at(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "bench.png"
-    arguments = [*QUICK, "--batch", "1,2", "--cold", "0", "--label", "3", "--guidance", "2", "--plot", str(out)]
+    arguments = [
+        *QUICK,
+        "--batch",
+        "1,2",
+        "--cold",
+        "0",
+        "--label",
+        "3",
+        "--guidance",
+        "2",
+        "--plot",
+        str(out),
+    ]
     assert bench.main([str(tiny_bundle), *arguments]) == 0
     text = capsys.readouterr().out
-    for part in ("onnxruntime  fp32", "2 of them guided", "reference", "p99 is the slowest", "ms a call"):
+    for part in (
+        "onnxruntime  fp32",
+        "2 of them guided",
+        "reference",
+        "p99 is the slowest",
+        "ms a call",
+    ):
         assert part in text
     with Image.open(out) as page:
         assert page.size[0] > 1000
@@ -118,8 +156,20 @@ def test_wrong_input_is_one_line_and_status_2(
     assert message in error
 
 
-def test_what_a_machine_cannot_run_is_said(tiny_bundle: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = [*QUICK, "--cold", "0", "--batch", "1", "--backend", "onnxruntime", "--precision", "fp32,bf16"]
+def test_what_a_machine_cannot_run_is_said(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [
+        *QUICK,
+        "--cold",
+        "0",
+        "--batch",
+        "1",
+        "--backend",
+        "onnxruntime",
+        "--precision",
+        "fp32,bf16",
+    ]
     assert bench.main([str(tiny_bundle), *arguments]) == 0
     assert "left out: onnxruntime bf16" in capsys.readouterr().out
 

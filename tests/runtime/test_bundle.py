@@ -41,7 +41,9 @@ def test_a_changed_byte_and_a_cut_file_are_found(bundle_copy: Path, name: str, d
     data = bytearray((bundle_copy / name).read_bytes())
     data[len(data) // 2] ^= 1
     (bundle_copy / name).write_bytes(data if damage == "flip" else data[:-1])
-    with pytest.raises(BundleError, match="changed or damaged" if damage == "flip" else "bytes, .* expected"):
+    with pytest.raises(
+        BundleError, match="changed or damaged" if damage == "flip" else "bytes, .* expected"
+    ):
         Sampler.load(bundle_copy).sample(1, label=1, guidance=2.0, steps=1)
 
 
@@ -51,7 +53,8 @@ def test_a_newer_format_is_refused_with_advice(edited) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret", "/etc/passwd", "fp32/../../secret", "a//b", "C:\\x", ".hidden", "a/./b", ""]
+    "name",
+    ["../secret", "/etc/passwd", "fp32/../../secret", "a//b", "C:\\x", ".hidden", "a/./b", ""],
 )
 def test_a_path_that_leaves_the_folder_is_refused(edited, name: str) -> None:
     with pytest.raises(BundleError, match="not a plain path"):
@@ -91,7 +94,10 @@ def _set(*path: str, to: object):
         (_set("labels", "null_trained", to=1), "'null_trained' is 1"),
         (_set("schedule", "alpha", to=[0.5]), "'schedule' is not one"),
         (_set("schedule", "name", to="cosin"), "Did you mean 'cosine'"),
-        (_set("schedule", "parameters", to={"T": 1000, "s": 0.1}), "is not what its name and parameters give"),
+        (
+            _set("schedule", "parameters", to={"T": 1000, "s": 0.1}),
+            "is not what its name and parameters give",
+        ),
         (_set("schedule", to=None), "'schedule' is None"),
         (_set("files", "fp32/step.onnx", to={"sha256": "xyz", "size": -1}), "'sha256' is 'xyz'"),
         (lambda v: v.pop("provenance"), "'provenance' is missing"),
@@ -109,7 +115,17 @@ def test_all_faults_are_told_at_once(edited) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"format": NaN}', '{"format": 1, "format": 1}', "[" * 100_000, '{"format": true}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"format": NaN}',
+        '{"format": 1, "format": 1}',
+        "[" * 100_000,
+        '{"format": true}',
+    ],
 )
 def test_what_is_no_bundle_json_is_refused(bundle_copy: Path, text: str) -> None:
     (bundle_copy / MANIFEST).write_text(text)
@@ -125,14 +141,18 @@ def test_nan_in_the_schedule_is_not_json(bundle_copy: Path) -> None:
         Bundle.load(bundle_copy)
 
 
-def test_a_folder_that_is_no_bundle_and_a_path_that_is_no_folder_are_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_bundle_and_a_path_that_is_no_folder_are_refused(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(BundleError, match=r"has no bundle\.json"):
         Bundle.load(tmp_path)
     with pytest.raises(BundleError, match=r"is not a folder.*export\.build"):
         Bundle.load(tmp_path / "nowhere")
 
 
-def test_a_graph_that_is_no_onnx_is_a_bundle_error_even_with_matching_hashes(bundle_copy: Path, edited) -> None:
+def test_a_graph_that_is_no_onnx_is_a_bundle_error_even_with_matching_hashes(
+    bundle_copy: Path, edited
+) -> None:
     import hashlib
 
     (bundle_copy / "fp32/step.onnx").write_bytes(b"not onnx")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import cache
+from runtime.backends import cache
 
 PARTS = [b"head\nhead", b"", bytes(range(256)) * 10]
 
@@ -33,8 +33,13 @@ def test_an_entry_that_was_changed_anywhere_is_none_and_goes(place: Path) -> Non
     cache.store("a", PARTS)
     whole = (place / "a.compiled").read_bytes()
     damaged = [whole[:i] for i in (0, 10, 32, 33, len(whole) - 1)] + [whole + b"x"]
-    damaged += [whole[:32] + lengths + whole[whole.index(b"\n", 32) :] for lengths in (b"", b"-1", b"9" * 30, b"x")]
-    damaged += [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in (0, 31, 32, 40, len(whole) - 1)]
+    damaged += [
+        whole[:32] + lengths + whole[whole.index(b"\n", 32) :]
+        for lengths in (b"", b"-1", b"9" * 30, b"x")
+    ]
+    damaged += [
+        whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in (0, 31, 32, 40, len(whole) - 1)
+    ]
     for data in damaged:
         (place / "a.compiled").write_bytes(data)
         assert cache.load("a") is None
@@ -47,7 +52,9 @@ def test_a_key_tells_everything_apart() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
-def test_the_folder_is_made_for_the_user_alone_and_not_used_where_others_may_write(place: Path) -> None:
+def test_the_folder_is_made_for_the_user_alone_and_not_used_where_others_may_write(
+    place: Path,
+) -> None:
     cache.store("a", PARTS)
     assert place.stat().st_mode & 0o777 == 0o700
     place.chmod(0o770)
@@ -73,14 +80,18 @@ def test_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.folder() == tmp_path / "home" / ".cache" / "unnoise"
 
 
-def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_made_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("UNNOISE_CACHE", str(tmp_path / "file" / "cache"))
     cache.store("a", PARTS)
     assert cache.load("a") is None
 
 
-def test_what_was_unused_for_longest_goes_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_unused_for_longest_goes_first(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "LIMIT", 420)
     for i, name in enumerate("abc"):
         cache.store(name, [bytes(100)])
@@ -102,5 +113,7 @@ def test_several_processes_write_and_read_at_once(root: Path) -> None:
         "    found = cache.load('a')\n"
         "    assert found and len(found[0]) == 100_000 and len(set(found[0].tolist())) == 1, found"
     )
-    running = [subprocess.Popen([sys.executable, "-c", code, letter], cwd=root) for letter in "wxyz"]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, letter], cwd=root) for letter in "wxyz"
+    ]
     assert [process.wait() for process in running] == [0] * 4

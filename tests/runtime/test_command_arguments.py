@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import runtime.bench
+import runtime.bench.table
 import runtime.sampler
 from runtime import Bundle, RequestError, edit, info, sample
-from runtime.backends import open_backend
+from runtime.backends.registry import open_backend
 
 from ..arbitrary import bounded_memory, fuzz, one_of
 from ..commands import Command, commands
@@ -71,7 +71,7 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise RequestError("nothing is measured here")
 
     monkeypatch.setattr(runtime.sampler, "open_backend", opened)
-    monkeypatch.setattr(runtime.bench, "measure", measure)
+    monkeypatch.setattr(runtime.bench.table, "measure", measure)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -123,7 +123,7 @@ def every_command() -> list[st.SearchStrategy[Command]]:
         commands("animate", edit.main, [bundle, image], several, convert, ("animate",)),
         commands("edit", edit.main, [["x", "stylize"], bundle], {}),
         commands("info", info.main, [bundle], {}, ("--json",)),
-        commands("bench", runtime.bench.main, [bundle], BENCH, ("--json",)),
+        commands("bench", runtime.bench.table.main, [bundle], BENCH, ("--json",)),
     ]
     return found
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from runtime import RequestError, make_schedule
-from runtime.program import D, Update, Z, assemble
-from runtime.solvers import SOLVERS
-from runtime.solvers.multistep import _ago
-from runtime.solvers.steps import growing, multistep, orders
+from runtime.diffusion.program import D, Update, Z, assemble
+from runtime.diffusion.solvers import SOLVERS
+from runtime.diffusion.solvers.multistep import _ago
+from runtime.diffusion.solvers.steps import growing, multistep, orders
 
 from .gaussian import MU, S, exact, finite_grid, mean_and_variance, seeded, walk
 
@@ -28,7 +28,11 @@ ODE = [
     ("dpmpp_2m", {}, 2),
     ("dpmpp_3m", {}, 3),
     *[("unipc", {"order": p, "variant": v}, p + 1) for p in (2, 3) for v in ("bh1", "bh2")],
-    *[("unipc", {"order": p, "variant": v, "corrector": False}, p) for p in (2, 3) for v in ("bh1", "bh2")],
+    *[
+        ("unipc", {"order": p, "variant": v, "corrector": False}, p)
+        for p in (2, 3)
+        for v in ("bh1", "bh2")
+    ],
     *[("deis", {"order": p}, p) for p in (1, 2, 3)],
     *[("lms", {"order": p}, p) for p in (1, 2, 3, 4)],
     ("plms", {}, 2),
@@ -68,13 +72,20 @@ def error(solver: str, options: dict, grid: tuple[str, str], n: int, seed_histor
 
 @pytest.mark.parametrize("grid", GRIDS, ids="-".join)
 @pytest.mark.parametrize(("solver", "options", "order"), ODE, ids=str)
-def test_order_of_convergence_to_the_exact_trajectory(solver, options, order, grid, record_property) -> None:
-    found = {seed: slope([error(solver, options, grid, n, seed) for n in (96, 384)]) for seed in (True, False)}
+def test_order_of_convergence_to_the_exact_trajectory(
+    solver, options, order, grid, record_property
+) -> None:
+    found = {
+        seed: slope([error(solver, options, grid, n, seed) for n in (96, 384)])
+        for seed in (True, False)
+    }
     record_property("slope with the shipped start", round(found[False], 2))
     assert found[True] >= order - 0.2, f"slope {found}"
     # The first steps of lower order are taken where lambda changes nothing yet: no solver loses its order to them here.
     assert found[False] >= order - 0.2, f"slope {found}"
-    if grid[1] == "karras":  # the even grid cancels the leading error of three-point formulas: 3.8 for 3
+    if (
+        grid[1] == "karras"
+    ):  # the even grid cancels the leading error of three-point formulas: 3.8 for 3
         assert found[True] <= order + 0.2, f"slope {found}"
 
 
@@ -112,17 +123,26 @@ def test_mean_and_variance_converge_to_the_datas(solver, options, order, grid) -
 def test_for_one_picture_every_level_is_kept_and_what_leaves_it_is_declared(solver: str) -> None:
     """Data that is one point: D is x_0, so mean and variance follow from M alone, and must be the declared ones at every row."""
     update = SOLVERS[solver](
-        finite_grid(SCHEDULES["linear"], 40, "karras"), **({"churn": 10.0} if solver == "edm" else {})
+        finite_grid(SCHEDULES["linear"], 40, "karras"),
+        **({"churn": 10.0} if solver == "edm" else {}),
     )
-    mean, n = update.moments[0, :, 0] * MU, update.moments[0, :, 1:]  # n: noise, one column for each independent draw
+    mean, n = (
+        update.moments[0, :, 0] * MU,
+        update.moments[0, :, 1:],
+    )  # n: noise, one column for each independent draw
     for k, M in enumerate(update.M):
         mean = M[:, :4] @ mean + M[:, D] * MU
         n = np.hstack([M[:, :4] @ n, M[:, Z:]])
         if solver == "lcm":  # f keeps a little of x, so what it adds on purpose adds up
-            assert abs(mean[0] - update.moments[k + 1, 0, 0] * MU) <= abs(MU * update.bias).sum() + 1e-12
+            assert (
+                abs(mean[0] - update.moments[k + 1, 0, 0] * MU)
+                <= abs(MU * update.bias).sum() + 1e-12
+            )
         else:
             np.testing.assert_allclose(mean, update.moments[k + 1, :, 0] * MU, atol=1e-12)
-            np.testing.assert_allclose((n[0] ** 2).sum(), update.moments[k + 1, 0, 1] ** 2, rtol=1e-10)
+            np.testing.assert_allclose(
+                (n[0] ** 2).sum(), update.moments[k + 1, 0, 1] ** 2, rtol=1e-10
+            )
 
 
 def third_order_as_commonly_coded(grid) -> Update:
@@ -151,16 +171,21 @@ def flipped_2m(grid) -> Update:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "order", "low", "high"), [(third_order_as_commonly_coded, 3, 1.8, 2.2), (flipped_2m, 2, 0.8, 1.2)]
+    ("wrong", "order", "low", "high"),
+    [(third_order_as_commonly_coded, 3, 1.8, 2.2), (flipped_2m, 2, 0.8, 1.2)],
 )
-def test_wrong_history_passes_the_proof_and_is_found_here(wrong, order: int, low: float, high: float) -> None:
+def test_wrong_history_passes_the_proof_and_is_found_here(
+    wrong, order: int, low: float, high: float
+) -> None:
     errors = []
     for n in (96, 384):
         update = wrong(finite_grid(SCHEDULES["linear"], n, "karras"))
         assemble("wrong", update, SCHEDULES["linear"], "v")  # raises nothing
         levels = update.moments[:, 0]
         x = 1.7 * np.hypot(levels[0, 0] * S, levels[0, 1])
-        errors.append(abs(walk(update, seeded(update, 4, x), 4)[0] - exact(x, levels[0], levels[-1])))
+        errors.append(
+            abs(walk(update, seeded(update, 4, x), 4)[0] - exact(x, levels[0], levels[-1]))
+        )
     assert low < slope(errors) < high < order
 
 
@@ -173,14 +198,18 @@ def test_a_grid_that_climbs_inverts(solver: str) -> None:
     there, back = SOLVERS[solver](up), SOLVERS[solver](down)
     x = 0.9
     noise = walk(there, seeded(there, 0, x))[0]
-    assert abs(noise - exact(x, there.moments[0, 0], there.moments[-1, 0])) < (0.2 if solver == "ddim" else 0.01)
+    assert abs(noise - exact(x, there.moments[0, 0], there.moments[-1, 0])) < (
+        0.2 if solver == "ddim" else 0.01
+    )
     state = seeded(back, 0, noise)
     assert abs(walk(back, state)[0] - x) < (0.05 if solver == "ddim" else 0.005)
 
 
 def test_a_grid_that_climbs_takes_no_fresh_noise() -> None:
     down = finite_grid(SCHEDULES["linear"], 5, "even")
-    up = type(down)("up", *(v[::-1] for v in (down.time, down.alpha, down.sigma)), SCHEDULES["linear"])
+    up = type(down)(
+        "up", *(v[::-1] for v in (down.time, down.alpha, down.sigma)), SCHEDULES["linear"]
+    )
     for solver in ("ddpm", "euler_ancestral", "repaint", "dpmpp_2m_sde", "dpmpp_2s_sde"):
         with pytest.raises(RequestError, match="climbs"):
             SOLVERS[solver](up)
@@ -188,7 +217,9 @@ def test_a_grid_that_climbs_takes_no_fresh_noise() -> None:
 
 def test_the_worked_example_of_the_docs(root: Path) -> None:
     """docs/adding-a-solver.md: its code is a solver of order 2, and with its sign flipped the proof still passes and this does not."""
-    code = (root / "docs" / "adding-a-solver.md").read_text().split("```python\n")[1].split("```")[0]
+    code = (
+        (root / "docs" / "adding-a-solver.md").read_text().split("```python\n")[1].split("```")[0]
+    )
     found: dict[str, Any] = {}
     for name, text in (("right", code), ("flipped", code.replace("[(1 +", "[-(1 +"))):
         exec(text, names := {})
@@ -198,7 +229,9 @@ def test_the_worked_example_of_the_docs(root: Path) -> None:
             assemble(name, update, SCHEDULES["linear"], "v")
             levels = update.moments[:, 0]
             x = 1.7 * np.hypot(levels[0, 0] * S, levels[0, 1])
-            errors.append(abs(walk(update, seeded(update, 0, x))[0] - exact(x, levels[0], levels[-1])))
+            errors.append(
+                abs(walk(update, seeded(update, 0, x))[0] - exact(x, levels[0], levels[-1]))
+            )
         found[name] = slope(errors)
     assert found["right"] > 1.8
     assert found["flipped"] < 1.2

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import Request, RequestError, Sampler, Stream, noise
+from runtime import Request, RequestError, Sampler, Stream
 from runtime.backends.onnxruntime import OnnxRuntimeBuffers
+from runtime.diffusion import noise
 from runtime.edit import VERBS, main
 from runtime.sampler import slerp
 
@@ -20,7 +21,7 @@ LABELS = [3, 1, 4, 1, 5]
 @pytest.fixture(scope="module")
 def digits() -> np.ndarray:
     """Five real digits, uint8 [5, 8, 8, 1]."""
-    from trainer.data import digits
+    from trainer.data.dataset import digits
 
     return digits().images[[3, 1, 4, 11, 5]]
 
@@ -34,10 +35,16 @@ MASK = np.zeros((8, 8), bool)
 MASK[:5] = True
 VERB_CALLS: dict[str, Callable[[Sampler, Any, Any, int], np.ndarray]] = {
     "stylize": lambda s, x, label, seed: s.stylize(x, 0.6, seed, label=label, steps=6),
-    "stylize, ddpm": lambda s, x, label, seed: s.stylize(x, 0.6, seed, label=label, steps=6, solver="ddpm"),
+    "stylize, ddpm": lambda s, x, label, seed: s.stylize(
+        x, 0.6, seed, label=label, steps=6, solver="ddpm"
+    ),
     "invert": lambda s, x, label, seed: s.invert(x, label=label, steps=6).noise,
-    "translate": lambda s, x, label, seed: s.translate(x, label, 7, steps=6, guidance=2.0, strength=0.8),
-    "inpaint": lambda s, x, label, seed: s.inpaint(x, MASK, seed, label=label, steps=6, jump=3, resample=2),
+    "translate": lambda s, x, label, seed: s.translate(
+        x, label, 7, steps=6, guidance=2.0, strength=0.8
+    ),
+    "inpaint": lambda s, x, label, seed: s.inpaint(
+        x, MASK, seed, label=label, steps=6, jump=3, resample=2
+    ),
 }
 
 
@@ -57,7 +64,10 @@ def test_what_lies_between_and_variations_keep_their_bytes_in_any_batch(
     sampler: Sampler, tiny_bundle: Path, digits: np.ndarray
 ) -> None:
     small, how = Sampler.load(tiny_bundle, max_batch=2), {"label": 3, "steps": 6, "guidance": 2.0}
-    three, five = sampler.interpolate(digits[0], 77, 3, **how), small.interpolate(digits[0], 77, 5, **how)
+    three, five = (
+        sampler.interpolate(digits[0], 77, 3, **how),
+        small.interpolate(digits[0], 77, 5, **how),
+    )
     assert five[[0, 2, 4]].tobytes() == three.tobytes()
     together = sampler.variations(digits[0], 5, 0.4, 40, **how)
     assert small.variations(digits[0], 5, 0.4, 40, **how).tobytes() == together.tobytes()
@@ -67,7 +77,13 @@ def test_what_lies_between_and_variations_keep_their_bytes_in_any_batch(
 def test_paths_pillow_images_and_arrays_are_the_same_pictures(
     sampler: Sampler, digits: np.ndarray, x0: np.ndarray, files: Path
 ) -> None:
-    kinds = [files / "0.png", str(files / "0.png"), Image.fromarray(digits[0, ..., 0]), digits[0], x0[0]]
+    kinds = [
+        files / "0.png",
+        str(files / "0.png"),
+        Image.fromarray(digits[0, ..., 0]),
+        digits[0],
+        x0[0],
+    ]
     calls: list[Callable[[Any], np.ndarray]] = [
         lambda p: sampler.stylize(p, steps=3, label=3),
         lambda p: sampler.invert(p, steps=3, label=3).noise,
@@ -82,7 +98,9 @@ def test_paths_pillow_images_and_arrays_are_the_same_pictures(
         assert len({call([kind]).tobytes() for kind in kinds}) == 1
 
 
-def test_requests_of_different_verbs_share_a_batch_and_keep_their_bytes(sampler: Sampler, x0: np.ndarray) -> None:
+def test_requests_of_different_verbs_share_a_batch_and_keep_their_bytes(
+    sampler: Sampler, x0: np.ndarray
+) -> None:
     mask = np.broadcast_to(MASK, (1, 8, 8)).astype(np.float32)
     requests = [
         Request(5, label=3, picture=x0[0], strength=0.5, steps=8),
@@ -96,7 +114,9 @@ def test_requests_of_different_verbs_share_a_batch_and_keep_their_bytes(sampler:
         assert sampler.sample_requests([request])[0].tobytes() == sample.tobytes()
 
 
-def test_stylize_starts_from_q_of_x_t_given_x_0(sampler: Sampler, digits: np.ndarray, x0: np.ndarray) -> None:
+def test_stylize_starts_from_q_of_x_t_given_x_0(
+    sampler: Sampler, digits: np.ndarray, x0: np.ndarray
+) -> None:
     found = sampler.stylize(list(digits), 0.6, 20, label=3, steps=10)
     level = sampler.bundle.program(steps=10, strength=0.6).level[0].astype(np.float32)
     assert level[1] == np.float32(sampler.bundle.schedule.sigma[599])
@@ -106,7 +126,9 @@ def test_stylize_starts_from_q_of_x_t_given_x_0(sampler: Sampler, digits: np.nda
     assert found.tobytes() == by_hand.tobytes()
 
 
-def test_the_less_strength_the_nearer_the_picture(sampler: Sampler, digits: np.ndarray, x0: np.ndarray) -> None:
+def test_the_less_strength_the_nearer_the_picture(
+    sampler: Sampler, digits: np.ndarray, x0: np.ndarray
+) -> None:
     apart = [np.abs(sampler.stylize(digits, s, steps=20) - x0).mean() for s in (0.05, 0.4, 1.0)]
     assert apart[0] < 0.5 * apart[1]
     assert apart[1] < 0.8 * apart[2]
@@ -122,7 +144,9 @@ def test_what_was_inverted_comes_back_and_more_nearly_by_a_higher_order(
         how = {"solver": solver, "grid": "log_snr", "guidance": 1.0, "label": LABELS}
         back = sampler.sample(5, start=found.noise, steps=30, strength=strength, **how)
         assert back.tobytes() == found.back.tobytes()
-        np.testing.assert_allclose(found.error, np.sqrt(((back - x0) ** 2).mean(axis=(1, 2, 3))), rtol=1e-5)
+        np.testing.assert_allclose(
+            found.error, np.sqrt(((back - x0) ** 2).mean(axis=(1, 2, 3))), rtol=1e-5
+        )
         errors[solver] = found.error.mean()
     assert errors["dpmpp_2m"] < 0.05
     assert errors["dpmpp_2m"] < 0.5 * errors["ddim"]
@@ -134,7 +158,9 @@ def test_inversion_climbs_unclipped_from_the_least_noisy_knot(sampler: Sampler) 
     schedule = sampler.bundle.schedule
     assert np.isinf(program.call[:, 4]).all()
     np.testing.assert_allclose(program.level[0], (schedule.alpha[0], schedule.sigma[0]), rtol=1e-12)
-    np.testing.assert_allclose(program.moments[-1, 0], (schedule.alpha[-1], schedule.sigma[-1]), rtol=1e-12)
+    np.testing.assert_allclose(
+        program.moments[-1, 0], (schedule.alpha[-1], schedule.sigma[-1]), rtol=1e-12
+    )
     assert (np.diff(program.level[:, 1]) > 0).all()
 
 
@@ -142,25 +168,44 @@ def test_translate_is_inverting_under_one_label_and_coming_back_under_another(
     sampler: Sampler, digits: np.ndarray
 ) -> None:
     for strength in (1.0, 0.5):
-        found = sampler.translate(digits, LABELS, [7, 7, 7, 8, 8], steps=8, strength=strength, guidance=2.0)
+        found = sampler.translate(
+            digits, LABELS, [7, 7, 7, 8, 8], steps=8, strength=strength, guidance=2.0
+        )
         noises = sampler.invert(digits, label=LABELS, steps=8, strength=strength).noise
-        how = {"solver": "dpmpp_2m", "grid": "log_snr", "steps": 8, "strength": strength, "guidance": 2.0}
-        assert sampler.sample(5, label=[7, 7, 7, 8, 8], start=noises, **how).tobytes() == found.tobytes()
+        how = {
+            "solver": "dpmpp_2m",
+            "grid": "log_snr",
+            "steps": 8,
+            "strength": strength,
+            "guidance": 2.0,
+        }
+        assert (
+            sampler.sample(5, label=[7, 7, 7, 8, 8], start=noises, **how).tobytes()
+            == found.tobytes()
+        )
         same = sampler.translate(digits, LABELS, LABELS, steps=8, strength=strength, guidance=1.0)
-        assert same.tobytes() == sampler.invert(digits, label=LABELS, steps=8, strength=strength).back.tobytes()
+        assert (
+            same.tobytes()
+            == sampler.invert(digits, label=LABELS, steps=8, strength=strength).back.tobytes()
+        )
 
 
 def test_translate_walks_part_of_the_way_and_is_guided_where_the_bundle_can_be(
     sampler: Sampler, digits: np.ndarray, edited: Callable[[Callable[[dict], object]], Path]
 ) -> None:
     found = sampler.translate(digits, LABELS, 7, steps=8)
-    assert sampler.translate(digits, LABELS, 7, steps=8, strength=0.4, guidance=3.0).tobytes() == found.tobytes()
+    assert (
+        sampler.translate(digits, LABELS, 7, steps=8, strength=0.4, guidance=3.0).tobytes()
+        == found.tobytes()
+    )
     never_null = Sampler.load(edited(lambda value: value["labels"].update(null_trained=False)))
     plain = sampler.translate(digits, LABELS, 7, steps=8, guidance=1.0)
     assert never_null.translate(digits, LABELS, 7, steps=8).tobytes() == plain.tobytes()
 
 
-@pytest.mark.parametrize("how", [{}, {"solver": "ddim"}, {"solver": "dpmpp_3m"}, {"solver": "heun"}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{}, {"solver": "ddim"}, {"solver": "dpmpp_3m"}, {"solver": "heun"}], ids=str
+)
 def test_inpainting_keeps_what_is_known_to_the_bit_and_paints_the_rest(
     how: dict, sampler: Sampler, digits: np.ndarray, x0: np.ndarray
 ) -> None:
@@ -177,7 +222,9 @@ def test_inpainting_walks_the_known_part_along_its_own_noise(
 ) -> None:
     """D is the known picture there, so DDIM's x is alpha·x_0 + sigma·eps at every level, eps the seed's (to the last knot's alpha, 5e-5)."""
     program, seen = sampler.bundle.program("ddim", 8), []
-    sampler.inpaint(digits[:1], MASK, 3, label=2, guidance=1.0, steps=8, solver="ddim", on_step=seen.append)
+    sampler.inpaint(
+        digits[:1], MASK, 3, label=2, guidance=1.0, steps=8, solver="ddim", on_step=seen.append
+    )
     eps = noise(3, Stream.INITIAL, 0, (1, 8, 8))
     for k, preview in enumerate(seen):
         alpha, sigma = program.moments[k + 1, 0]
@@ -187,7 +234,9 @@ def test_inpainting_walks_the_known_part_along_its_own_noise(
         assert np.abs(preview.x[0, :, 5:] - expected[:, 5:]).max() > 1e-3
 
 
-def test_masks_of_nothing_and_of_every_kind(sampler: Sampler, digits: np.ndarray, x0: np.ndarray) -> None:
+def test_masks_of_nothing_and_of_every_kind(
+    sampler: Sampler, digits: np.ndarray, x0: np.ndarray
+) -> None:
     plain = sampler.sample(2, 3, label=2, steps=5, solver="repaint")
     nothing = sampler.inpaint(digits[:2], np.zeros((8, 8)), 3, label=2, steps=5)
     np.testing.assert_allclose(nothing, plain, atol=1e-6)
@@ -196,14 +245,22 @@ def test_masks_of_nothing_and_of_every_kind(sampler: Sampler, digits: np.ndarray
     expected = sampler.inpaint(digits[:2], MASK, 3, steps=5).tobytes()
     white = MASK.astype(np.uint8) * 255
     image = Image.fromarray(white)
-    kinds = [white, MASK.astype(np.float64), image, image.convert("1"), np.broadcast_to(MASK, (2, 1, 8, 8))]
+    kinds = [
+        white,
+        MASK.astype(np.float64),
+        image,
+        image.convert("1"),
+        np.broadcast_to(MASK, (2, 1, 8, 8)),
+    ]
     for kind in kinds:
         assert sampler.inpaint(digits[:2], kind, 3, steps=5).tobytes() == expected
     half = sampler.inpaint(digits[:2], np.full((8, 8), 0.5), 3, steps=5, solver="ddim", label=2)
     assert np.abs(half - x0[:2]).mean() < 0.7 * np.abs(plain - x0[:2]).mean()
 
 
-def test_interpolation_has_both_ends_and_stays_on_the_sphere(sampler: Sampler, digits: np.ndarray) -> None:
+def test_interpolation_has_both_ends_and_stays_on_the_sphere(
+    sampler: Sampler, digits: np.ndarray
+) -> None:
     how = {"solver": "ddim", "grid": "trailing", "steps": 6, "label": 3}
     found = sampler.interpolate(5, 900, 5, **how)
     ends = sampler.sample(2, [5, 900], guidance=1.0, **how)
@@ -230,7 +287,9 @@ def test_slerp_turns_at_an_even_rate() -> None:
     np.testing.assert_allclose(slerp(a, a, 0.5), a, rtol=1e-6)
 
 
-def test_variations_run_from_the_picture_to_the_seeds_samples(sampler: Sampler, digits: np.ndarray) -> None:
+def test_variations_run_from_the_picture_to_the_seeds_samples(
+    sampler: Sampler, digits: np.ndarray
+) -> None:
     how = {"label": 3, "steps": 6}
     none = sampler.variations(digits[0], 3, 0.0, 40, **how)
     back = sampler.invert(digits[0], **how).back
@@ -258,7 +317,9 @@ def test_the_forward_animation_is_the_forward_process(sampler: Sampler, x0: np.n
     program = sampler.bundle.program("ddim", 10)
     assert frames[0].tobytes() == many.tobytes()
     levels = [(1.0, 0.0), *program.level[::-1]]
-    for (alpha, sigma), frame, before, after in zip(levels[1:], frames[1:], frames, levels[:-1], strict=False):
+    for (alpha, sigma), frame, before, after in zip(
+        levels[1:], frames[1:], frames, levels[:-1], strict=False
+    ):
         left = frame - np.float32(alpha) * many
         assert left.mean() == pytest.approx(0, abs=0.02)
         assert left.std() == pytest.approx(sigma, rel=0.02)
@@ -352,7 +413,9 @@ ZEROS = np.zeros((8, 8), np.uint8)
         (lambda s: s.sample(1, label=3, guidance=2.0, guidance_interval=(-1, 3)), "from 0 to inf"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused(call: Callable[[Sampler], Any], message: str, sampler: Sampler) -> None:
+def test_what_makes_no_sense_is_refused(
+    call: Callable[[Sampler], Any], message: str, sampler: Sampler
+) -> None:
     with pytest.raises(RequestError, match=message):
         call(sampler)
 
@@ -380,7 +443,13 @@ def files(digits: np.ndarray, tmp_path: Path) -> Path:
     ],
 )
 def test_each_verb_writes_a_sheet(
-    verb: str, words: str, size: tuple[int, int], files: Path, tiny_bundle: Path, monkeypatch, capsys
+    verb: str,
+    words: str,
+    size: tuple[int, int],
+    files: Path,
+    tiny_bundle: Path,
+    monkeypatch,
+    capsys,
 ) -> None:
     monkeypatch.chdir(files)
     assert main([verb, str(tiny_bundle), *words.split(), "--steps", "4", "--width", "1"]) == 0
@@ -393,7 +462,18 @@ def test_the_sheet_shows_before_above_after_and_arrays_are_whole(
     files: Path, tiny_bundle: Path, sampler: Sampler, x0: np.ndarray, monkeypatch
 ) -> None:
     monkeypatch.chdir(files)
-    given = ["translate", str(tiny_bundle), "0.png", "1.png", "--from", "3", "--to", "7", "--steps", "4"]
+    given = [
+        "translate",
+        str(tiny_bundle),
+        "0.png",
+        "1.png",
+        "--from",
+        "3",
+        "--to",
+        "7",
+        "--steps",
+        "4",
+    ]
     assert main([*given, "--out", "after.npy"]) == 0
     found = np.load(files / "after.npy")
     assert found.tobytes() == sampler.translate(x0[:2], 3, 7, steps=4).tobytes()
@@ -408,10 +488,21 @@ def test_the_sheet_shows_before_above_after_and_arrays_are_whole(
 
 @pytest.mark.parametrize(
     ("name", "kind", "words", "frames"),
-    [("a.gif", "GIF", "--n 2 --label 3", 6), ("a.png", "PNG", "0.png", 6), ("a.webp", "WEBP", "--n 1", 6)],
+    [
+        ("a.gif", "GIF", "--n 2 --label 3", 6),
+        ("a.png", "PNG", "0.png", 6),
+        ("a.webp", "WEBP", "--n 1", 6),
+    ],
 )
 def test_animations(
-    name: str, kind: str, words: str, frames: int, files: Path, tiny_bundle: Path, monkeypatch, capsys
+    name: str,
+    kind: str,
+    words: str,
+    frames: int,
+    files: Path,
+    tiny_bundle: Path,
+    monkeypatch,
+    capsys,
 ) -> None:
     monkeypatch.chdir(files)
     assert main(["animate", str(tiny_bundle), *words.split(), "--steps", "5", "--out", name]) == 0
@@ -446,7 +537,9 @@ def test_wrong_words_end_in_a_line_that_says_why(
     assert not (files / "edited.png").exists()
 
 
-@pytest.mark.parametrize("words", ["animate {} --out a.bmp", "stylize {} 0.png --out a.xyz", "animate {} --columns 0"])
+@pytest.mark.parametrize(
+    "words", ["animate {} --out a.bmp", "stylize {} 0.png --out a.xyz", "animate {} --columns 0"]
+)
 def test_what_cannot_be_written_is_refused_before_anything_is_sampled(
     words: str, files: Path, tiny_bundle: Path, monkeypatch, capsys
 ) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from runtime import engines
-from runtime.engines import Entry, Gpu, Recipe
+from runtime.backends.nvidia import engine_cache as engines
+from runtime.backends.nvidia.engine_cache import Entry, Gpu, Recipe
 from runtime.errors import EngineError
 
 L4 = Gpu("L4", "8.9", "CUDA 13.0, 580.95")
-RECIPE = Recipe("emoji", "fp16", "step.onnx", "ab" * 32, "tensorrt", "11.4.0", L4, (1, 2, 4), ("-TF32",))
+RECIPE = Recipe(
+    "emoji", "fp16", "step.onnx", "ab" * 32, "tensorrt", "11.4.0", L4, (1, 2, 4), ("-TF32",)
+)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,11 @@ def test_what_is_stored_is_found_and_loaded(place: Path) -> None:
     assert entry.sha256 == hashlib.sha256(b"engine").hexdigest()
     assert [key for key, _ in engines.entries()] == [RECIPE.key]
     record = json.loads((place / f"{RECIPE.key}.json").read_text())
-    assert record["recipe"]["gpu"] == {"name": "L4", "compute_capability": "8.9", "driver": "CUDA 13.0, 580.95"}
+    assert record["recipe"]["gpu"] == {
+        "name": "L4",
+        "compute_capability": "8.9",
+        "driver": "CUDA 13.0, 580.95",
+    }
     assert record["recipe"]["buckets"] == [1, 2, 4]
 
 
@@ -44,7 +50,10 @@ def test_every_part_of_a_recipe_but_the_bundles_name_makes_another_entry() -> No
         "gpu": L4._replace(driver="CUDA 13.1"), "buckets": (1, 2), "flags": (),
     }  # fmt: skip
     assert other.keys() | {"bundle"} == {f.name for f in dataclasses.fields(Recipe)}
-    keys = {RECIPE.key, *(dataclasses.replace(RECIPE, **{name: value}).key for name, value in other.items())}
+    keys = {
+        RECIPE.key,
+        *(dataclasses.replace(RECIPE, **{name: value}).key for name, value in other.items()),
+    }
     keys |= {dataclasses.replace(RECIPE, gpu=L4._replace(**{f: "x"})).key for f in Gpu._fields}
     assert len(keys) == 1 + len(other) + len(Gpu._fields)
     assert dataclasses.replace(RECIPE, bundle="renamed").key == RECIPE.key
@@ -74,7 +83,9 @@ def test_a_changed_engine_is_an_error_and_a_changed_record_is_told(place: Path) 
         assert [said in str(found) for _, found in engines.entries()] == [True]
 
 
-def test_a_new_engine_takes_the_old_ones_place_and_what_nobody_names_goes_in_time(place: Path) -> None:
+def test_a_new_engine_takes_the_old_ones_place_and_what_nobody_names_goes_in_time(
+    place: Path,
+) -> None:
     engines.store(RECIPE, b"old")
     other = dataclasses.replace(RECIPE, graph="step_guided.onnx")
     engines.store(other, b"same")
@@ -82,11 +93,18 @@ def test_a_new_engine_takes_the_old_ones_place_and_what_nobody_names_goes_in_tim
     engines.store(RECIPE, b"new")
     names = {hashlib.sha256(data).hexdigest() for data in (b"same", b"new")}
     assert {p.stem for p in place.glob("*.engine")} == names
-    for name, age in (("lost.engine", 2 * engines._ABANDONED), (".half", 2 * engines._ABANDONED), (".fresh", 0.0)):
+    for name, age in (
+        ("lost.engine", 2 * engines._ABANDONED),
+        (".half", 2 * engines._ABANDONED),
+        (".fresh", 0.0),
+    ):
         (place / name).touch()
         os.utime(place / name, (0, time.time() - age))
     engines.store(RECIPE, b"new")
-    assert {p.name for p in place.iterdir() if p.suffix != ".json"} == {*(f"{n}.engine" for n in names), ".fresh"}
+    assert {p.name for p in place.iterdir() if p.suffix != ".json"} == {
+        *(f"{n}.engine" for n in names),
+        ".fresh",
+    }
     assert engines.clear([other.key]) == 1
     assert engines.clear() == 1
     assert not list(place.iterdir())
@@ -115,14 +133,16 @@ def test_without_a_cache_there_are_no_engines(monkeypatch: pytest.MonkeyPatch) -
 def test_several_processes_store_and_load_at_once(root: Path, place: Path) -> None:
     """Each its own bytes under one recipe: what is loaded is always whole, and in the end one engine is left."""
     code = (
-        "import sys; from runtime import engines; from runtime.engines import Gpu, Recipe\n"
+        "import sys; from runtime import engines; from runtime.backends.nvidia.engine_cache import Gpu, Recipe\n"
         f"recipe = {RECIPE!r}\n"
         "for i in range(40):\n"
         "    engines.store(recipe, (sys.argv[1] * 50_000 + str(i)).encode())\n"
         "    found = engines.lookup(recipe)\n"
         "    assert len(set(engines.load(found)[:50_000])) == 1, found"
     )
-    running = [subprocess.Popen([sys.executable, "-c", code, letter], cwd=root) for letter in "wxyz"]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, letter], cwd=root) for letter in "wxyz"
+    ]
     assert [process.wait() for process in running] == [0] * 4
     found = engines.lookup(RECIPE)
     assert isinstance(found, Entry)

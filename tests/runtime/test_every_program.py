@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime import Program, RequestError, make_program, make_schedule, run
-from runtime.grid import GRIDS, make_grid
-from runtime.program import C_IN, C_OUT, C_SKIP, PREDICTIONS, D
-from runtime.solvers import SOLVERS
+from runtime.diffusion.grid import GRIDS, make_grid
+from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, PREDICTIONS, D
+from runtime.diffusion.solvers import SOLVERS
 
 SCHEDULES = {
     "linear": make_schedule("linear"),
@@ -31,7 +31,13 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "repaint": [{}, {"jump": 2, "resample": 3}, {"resample": 1, "eta": 0.5}],
     "edm": [{}, {"churn": 40.0}, {"churn": 10.0, "s_noise": 1.003, "s_min": 0.05, "s_max": 50.0}],
     "dpmpp_2s": [{}, {"r": 0.8}],
-    "unipc": [{}, {"variant": "bh1"}, {"order": 3}, {"order": 3, "variant": "bh1"}, {"order": 3, "corrector": False}],
+    "unipc": [
+        {},
+        {"variant": "bh1"},
+        {"order": 3},
+        {"order": 3, "variant": "bh1"},
+        {"order": 3, "corrector": False},
+    ],
     "deis": [{"order": p} for p in (1, 2, 3)],
     "lms": [{"order": p} for p in (1, 2, 3, 4)],
 }
@@ -54,7 +60,9 @@ def ends_where_it_says(program: Program) -> None:
     found = run(program, perfect, start, lambda k: noises[k])
     assert program.moments[-1, 0].tolist() == [1, 0]
     # x = D, but for lcm, whose last row keeps some of x, and so of what the rows before left in it on purpose: 5 deviations of that.
-    allowed = (5 * np.sqrt(np.abs(program.excess).sum()) + np.abs(program.bias).sum()) * (program.excess[-1] != 0)
+    allowed = (5 * np.sqrt(np.abs(program.excess).sum()) + np.abs(program.bias).sum()) * (
+        program.excess[-1] != 0
+    )
     # Next to pure noise an epsilon network's rounding is multiplied by sigma/alpha.
     rounding = 1e-8 + 1e-13 * np.abs(program.call[:, [C_SKIP, C_OUT]]).max()
     assert np.abs(found - x0).max() <= rounding + allowed
@@ -65,7 +73,12 @@ def stays_finite(program: Program) -> None:
     assert np.isfinite(program.update.astype(np.float32)).all()
     random = np.random.Generator(np.random.Philox(key=10))
     x = program.start * random.standard_normal((2, 3))
-    found = run(program, lambda x, t: np.tanh(x + 0.001 * t[:, None]), x, lambda k: random.standard_normal((2, 3)))
+    found = run(
+        program,
+        lambda x, t: np.tanh(x + 0.001 * t[:, None]),
+        x,
+        lambda k: random.standard_normal((2, 3)),
+    )
     assert np.isfinite(found).all()
 
 
@@ -74,15 +87,21 @@ def stays_finite(program: Program) -> None:
 def test_one_two_three_and_all_steps_on_every_grid(solver: str, name: str) -> None:
     schedule = SCHEDULES[name]
     T = len(schedule)
-    for options, steps, grid in product(OPTIONS.get(solver, [{}]), (1, 2, 3, T), [*GRIDS, "karras(3)", "log_snr(7)"]):
+    for options, steps, grid in product(
+        OPTIONS.get(solver, [{}]), (1, 2, 3, T), [*GRIDS, "karras(3)", "log_snr(7)"]
+    ):
         program = make_program(schedule, "v", solver, steps, grid, **options)
         assert program.moments[-1, 0].tolist() == [1, 0]
         assert np.isfinite(program.update).all()
         if solver != "lcm":
-            assert program.update[-1, 0, : D + 1].tolist() == [0, 0, 0, 0, 1], "the step onto sigma = 0 is x = D"
+            assert program.update[-1, 0, : D + 1].tolist() == [0, 0, 0, 0, 1], (
+                "the step onto sigma = 0 is x = D"
+            )
         calls = CALLS.get(solver, 1)
         noise_start = int(make_grid(schedule, grid, steps).alpha[0] == 0)
-        full = max(steps - 1 - noise_start, 0)  # but for the steps from pure noise and onto the clean end
+        full = max(
+            steps - 1 - noise_start, 0
+        )  # but for the steps from pure noise and onto the clean end
         once = steps + full * (calls - 1) + (solver == "plms" and full > 0)
         assert len(program) == once * options.get("resample", 4 if solver == "repaint" else 1)
         if steps <= 3 or grid == "trailing":
@@ -153,33 +172,53 @@ PLACES = st.lists(st.floats(0, 1), min_size=1, max_size=12, unique=True)
 SPACING: dict[str, st.SearchStrategy[Any]] = {
     **{name: st.just(name) for name in GRIDS},
     "karras": st.one_of(st.just("karras"), st.floats(0.5, 12).map(lambda rho: f"karras({rho})")),
-    "log_snr": st.one_of(st.just("log_snr"), st.floats(3, 20).map(lambda bound: f"log_snr({bound})")),
+    "log_snr": st.one_of(
+        st.just("log_snr"), st.floats(3, 20).map(lambda bound: f"log_snr({bound})")
+    ),
     "explicit": PLACES.map(np.array),
 }
 
 
 @st.composite
-def requests(draw: st.DrawFn, solver: str, spacing: str) -> tuple[tuple[str, dict[str, Any]], bool, dict[str, Any]]:
+def requests(
+    draw: st.DrawFn, solver: str, spacing: str
+) -> tuple[tuple[str, dict[str, Any]], bool, dict[str, Any]]:
     described = draw(SCHEDULE)
     schedule = make_schedule(described[0], **described[1])
     zero = schedule.variance_preserving and len(schedule) > 1 and draw(st.booleans())
     options = {name: draw(OPTION[name]) for name in taken(solver) if draw(st.booleans())}
     steps: int | None = draw(
-        st.one_of(st.integers(1, min(len(schedule), 60)), st.just(len(schedule)), st.just(len(schedule) + 1))
+        st.one_of(
+            st.integers(1, min(len(schedule), 60)),
+            st.just(len(schedule)),
+            st.just(len(schedule) + 1),
+        )
     )
     grid: Any = draw(SPACING[spacing])
     if spacing == "explicit":
-        grid, steps = sorted(schedule.time[0] + grid * (schedule.time[-1] - schedule.time[0]), reverse=True), None
+        grid, steps = (
+            sorted(schedule.time[0] + grid * (schedule.time[-1] - schedule.time[0]), reverse=True),
+            None,
+        )
     clip = draw(st.sampled_from([None, 1.0, 2.5]))
     prediction = draw(st.sampled_from(PREDICTIONS))
     return (
         described,
         zero,
-        {"prediction": prediction, "solver": solver, "steps": steps, "grid": grid, "clip": clip, **options},
+        {
+            "prediction": prediction,
+            "solver": solver,
+            "steps": steps,
+            "grid": grid,
+            "clip": clip,
+            **options,
+        },
     )
 
 
-RAN: dict[str, Counter[str]] = {kind: Counter() for kind in ("solver", "schedule", "prediction", "grid", "steps")}
+RAN: dict[str, Counter[str]] = {
+    kind: Counter() for kind in ("solver", "schedule", "prediction", "grid", "steps")
+}
 """How many requests ran, by what they asked for."""
 
 
@@ -188,7 +227,13 @@ RAN: dict[str, Counter[str]] = {kind: Counter() for kind in ("solver", "schedule
 def test_any_request_is_refused_with_a_reason_or_runs_to_its_end(solver: str, spacing: str) -> None:
     ran = 0
 
-    @settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=8,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(requests(solver, spacing))
     def one(drawn: tuple[tuple[str, dict[str, Any]], bool, dict[str, Any]]) -> None:
         nonlocal ran
@@ -201,14 +246,18 @@ def test_any_request_is_refused_with_a_reason_or_runs_to_its_end(solver: str, sp
             refusal = str(error)
         if program is None:
             assert len(refusal) > 30, "a refusal says why"
-            assert " comes to " not in refusal, "no solver makes a program that its own proof refuses"
+            assert " comes to " not in refusal, (
+                "no solver makes a program that its own proof refuses"
+            )
             assert "not finite" not in refusal
             return
         ran += 1
         ends_where_it_says(program)
         stays_finite(program)
         whole = "all" if len(schedule) == request["steps"] else "some"
-        for kind, found in zip(RAN, (solver, name, request["prediction"], spacing, whole), strict=True):
+        for kind, found in zip(
+            RAN, (solver, name, request["prediction"], spacing, whole), strict=True
+        ):
             RAN[kind][found] += 1
 
     one()

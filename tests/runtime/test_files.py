@@ -37,12 +37,16 @@ def test_the_old_file_stands_until_the_block_ends(tmp_path: Path) -> None:
     path.write_text("old")
     with replacing(path) as temporary:
         temporary.write_text("new")
-        assert temporary.parent == path.parent, "only a rename inside one folder is sure to be atomic"
+        assert temporary.parent == path.parent, (
+            "only a rename inside one folder is sure to be atomic"
+        )
         assert path.read_text() == "old"
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
-def test_a_failure_leaves_the_old_file_and_no_temporary(failure: BaseException, tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_file_and_no_temporary(
+    failure: BaseException, tmp_path: Path
+) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(type(failure)), replacing(path) as temporary:
@@ -70,7 +74,9 @@ def test_a_folder_takes_its_place_and_nothing_of_the_old_one_is_mixed_in(tmp_pat
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
-def test_a_failure_leaves_the_old_folder_and_no_temporary(failure: BaseException, tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_folder_and_no_temporary(
+    failure: BaseException, tmp_path: Path
+) -> None:
     path = tmp_path / "bundle"
     path.mkdir()
     (path / "a.bin").write_bytes(b"old")
@@ -102,7 +108,9 @@ def test_the_old_folder_is_put_back_when_the_new_one_cannot_take_its_place(
 
 # path / "." is the file itself.
 @pytest.mark.parametrize(("writer", "file"), [("replacing", "."), ("replacing_folder", "a.bin")])
-def test_a_process_that_dies_while_writing_leaves_the_old(writer: str, file: str, tmp_path: Path, root: Path) -> None:
+def test_a_process_that_dies_while_writing_leaves_the_old(
+    writer: str, file: str, tmp_path: Path, root: Path
+) -> None:
     """os._exit runs no handler, as a kill does."""
     path = tmp_path / "it"
     if writer == "replacing_folder":
@@ -122,8 +130,14 @@ def test_text_is_utf8_on_every_machine(tmp_path: Path) -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=10,
 )
 

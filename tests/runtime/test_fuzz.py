@@ -28,7 +28,9 @@ def test_2000_damaged_bundles_end_well(tiny_bundle: Path) -> None:
     assert found["counts"]["refused"] > 1000, "or nothing was damaged"
 
 
-def test_the_whole_bundle_runs_so_that_a_refusal_means_something(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_the_whole_bundle_runs_so_that_a_refusal_means_something(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
     sys.path.insert(0, str(FUZZING.parent))
     try:
         import fuzzing

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.calibrate import median_psnr
 from export.engines import Order, build_all
+from export.graph.calibrate import median_psnr
 from runtime import BackendError, Bundle, Sampler
-from runtime.backends import cuda, offered
-from runtime.backends.cuda import Cuda, cudart
+from runtime.backends.nvidia import cuda
+from runtime.backends.nvidia.cuda import Cuda, cudart
+from runtime.backends.registry import offered
 from runtime.errors import CaptureError
 
 pytestmark = pytest.mark.gpu
@@ -39,14 +40,19 @@ def reference(shipped: Bundle) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def backend(
-    request: pytest.FixtureRequest, device: Cuda, shipped: Bundle, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    device: Cuda,
+    shipped: Bundle,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     """A backend that this machine has, its engines built into a cache of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNNOISE_CACHE", str(tmp_path_factory.mktemp("cache")))
         try:
             if request.param != "onnxruntime-cuda":
-                build_all(shipped, Order(request.param, buckets=(1, 4)), ["fp32", "fp16", "int8-trt"])
+                build_all(
+                    shipped, Order(request.param, buckets=(1, 4)), ["fp32", "fp16", "int8-trt"]
+                )
             Sampler(shipped, request.param).close()
         except BackendError as error:
             pytest.skip(str(error))
@@ -61,7 +67,9 @@ def opened(request: pytest.FixtureRequest, backend: str, shipped: Bundle) -> Ite
         yield sampler
 
 
-def test_the_pictures_are_onnxruntimes_within_the_bounds(opened: Sampler, reference: list[np.ndarray]) -> None:
+def test_the_pictures_are_onnxruntimes_within_the_bounds(
+    opened: Sampler, reference: list[np.ndarray]
+) -> None:
     for way, expected in zip(WAYS, reference, strict=True):
         found = opened.sample(3, 7, **way)
         if opened.backend.precision == "fp32":
@@ -71,14 +79,16 @@ def test_the_pictures_are_onnxruntimes_within_the_bounds(opened: Sampler, refere
             assert psnr >= LEAST_DB[opened.backend.precision]
 
 
-def test_the_loop_is_one_graph_and_gives_the_same_bytes_again(opened: Sampler, capsys: pytest.CaptureFixture) -> None:
+def test_the_loop_is_one_graph_and_gives_the_same_bytes_again(
+    opened: Sampler, capsys: pytest.CaptureFixture
+) -> None:
     for way in WAYS:
         first = opened.sample(3, 7, **way)
         assert opened.sample(3, 7, **way).tobytes() == first.tobytes()
         (timing,) = opened.timings
-        assert timing.how == ("a graph a row" if opened.backend.name == "onnxruntime-cuda" else "one graph"), (
-            timing.note
-        )
+        assert timing.how == (
+            "a graph a row" if opened.backend.name == "onnxruntime-cuda" else "one graph"
+        ), timing.note
         assert not timing.captured
         begun = time.perf_counter()
         opened.sample(3, 7, **way)
@@ -94,7 +104,11 @@ def test_an_identity_row_returns_the_state_bit_for_bit(opened: Sampler) -> None:
     buffers = opened.backend.bind(3)
     state = np.random.default_rng(1).standard_normal(buffers.state.shape).astype(np.float32)
     for guided in (False, True):
-        buffers.state[:], buffers.call[:], buffers.update[:] = state, (999, 1, 0, 0, 1, 2), np.eye(4, 6)
+        buffers.state[:], buffers.call[:], buffers.update[:] = (
+            state,
+            (999, 1, 0, 0, 1, 2),
+            np.eye(4, 6),
+        )
         buffers.step(guided)
         assert buffers.state.tobytes() == state.tobytes()
 
@@ -116,7 +130,9 @@ def test_plain_enqueues_give_what_the_graph_gives(
             assert plain.timings[0].how == "plain enqueues"
 
 
-def test_closing_gives_the_memory_back(backend: str, shipped: Bundle, device: Cuda, tmp_path: Path) -> None:
+def test_closing_gives_the_memory_back(
+    backend: str, shipped: Bundle, device: Cuda, tmp_path: Path
+) -> None:
     def once() -> int:
         with Sampler(shipped, backend) as sampler:
             sampler.sample(4, steps=5)

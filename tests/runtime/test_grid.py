@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime import RequestError, make_schedule
-from runtime.grid import GRIDS, Grid, make_grid
+from runtime.diffusion.grid import GRIDS, Grid, make_grid
 
 COSINE = make_schedule("cosine")
 
@@ -12,9 +12,13 @@ COSINE = make_schedule("cosine")
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 61, 103, 121, 999, 1000])
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize(
-    "schedule", [COSINE, make_schedule("flow"), make_schedule("edm"), COSINE.zero_terminal_snr()], ids=lambda s: s.name
+    "schedule",
+    [COSINE, make_schedule("flow"), make_schedule("edm"), COSINE.zero_terminal_snr()],
+    ids=lambda s: s.name,
 )
-def test_a_grid_has_its_number_of_falling_intervals_inside_the_schedule(name: str, steps: int, schedule) -> None:
+def test_a_grid_has_its_number_of_falling_intervals_inside_the_schedule(
+    name: str, steps: int, schedule
+) -> None:
     """61, 103 and 121 are step counts at which a trailing grid made with a float range has one interval too many."""
     grid = make_grid(schedule, name, steps)
     assert len(grid) == steps
@@ -28,9 +32,24 @@ def test_a_grid_has_its_number_of_falling_intervals_inside_the_schedule(name: st
 
 
 def test_the_index_grids_are_their_definitions() -> None:
-    times = {name: make_grid(COSINE, name, 4).time[:-1].tolist() for name in ("leading", "trailing", "linspace")}
-    assert times == {"leading": [750, 500, 250, 0], "trailing": [999, 749, 499, 249], "linspace": [999, 666, 333, 0]}
-    assert make_grid(COSINE, "trailing", 7).time[:-1].tolist() == [999, 856, 713, 570, 428, 285, 142]
+    times = {
+        name: make_grid(COSINE, name, 4).time[:-1].tolist()
+        for name in ("leading", "trailing", "linspace")
+    }
+    assert times == {
+        "leading": [750, 500, 250, 0],
+        "trailing": [999, 749, 499, 249],
+        "linspace": [999, 666, 333, 0],
+    }
+    assert make_grid(COSINE, "trailing", 7).time[:-1].tolist() == [
+        999,
+        856,
+        713,
+        570,
+        428,
+        285,
+        142,
+    ]
     # 999·¾ = 749.25, 499.5 (to even: 500), 249.75: rounded down it would be 499 and 249.
     assert make_grid(COSINE, "linspace", 5).time[:-1].tolist() == [999, 749, 500, 250, 0]
 
@@ -42,7 +61,9 @@ def test_one_step_starts_at_the_last_knot(name: str) -> None:
 
 def test_the_log_snr_grid_is_even_in_log_snr() -> None:
     lam = make_grid(COSINE, "log_snr", 20).log_snr[:-1]
-    np.testing.assert_allclose(np.diff(lam), (COSINE.log_snr[0] - COSINE.log_snr[-1]) / 19, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.diff(lam), (COSINE.log_snr[0] - COSINE.log_snr[-1]) / 19, rtol=1e-6
+    )
     zero = make_grid(COSINE.zero_terminal_snr(), "log_snr", 20).log_snr[:-1]
     assert zero[0] == -np.inf
     assert np.ptp(np.diff(zero[1:])) < 1e-6
@@ -94,7 +115,9 @@ def test_karras_is_even_in_a_power_of_sigma_over_alpha(name: str, rho: float) ->
     np.testing.assert_allclose(steps, (0.002 ** (1 / rho) - 80 ** (1 / rho)) / 17, rtol=1e-8)
     zero = make_grid(COSINE.zero_terminal_snr(), name, 5)
     assert zero.alpha[0] == 0
-    assert np.ptp(np.diff((zero.sigma[1:-1] / zero.alpha[1:-1]) ** (1 / rho))) < 1e-6 * (zero.sigma[1] / zero.alpha[1])
+    assert np.ptp(np.diff((zero.sigma[1:-1] / zero.alpha[1:-1]) ** (1 / rho))) < 1e-6 * (
+        zero.sigma[1] / zero.alpha[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +157,9 @@ def test_a_bounded_log_snr_grid_starts_at_the_last_knot_and_is_even_within_the_b
     assert make_grid(COSINE, "log_snr(7)", 1).time[0] == COSINE.time[-1]
 
 
-def test_the_tail_of_a_grid_is_its_last_levels_and_climbing_starts_at_the_least_noisy_knot() -> None:
+def test_the_tail_of_a_grid_is_its_last_levels_and_climbing_starts_at_the_least_noisy_knot() -> (
+    None
+):
     grid = make_grid(COSINE, "trailing", 10)
     tail = grid.tail(0.3)
     np.testing.assert_array_equal(tail.alpha, grid.alpha[-4:])
@@ -145,7 +170,9 @@ def test_the_tail_of_a_grid_is_its_last_levels_and_climbing_starts_at_the_least_
     np.testing.assert_allclose(up.sigma, COSINE.sigma[[0, 99, 199, 299]], rtol=1e-14)
     with pytest.raises(RequestError, match="no level above the least noisy"):
         make_grid(COSINE, [5, 0], None).tail(0.5).climbing()
-    linspace = make_grid(COSINE, "linspace", 4)  # ends at the least noisy knot, which is not walked twice
+    linspace = make_grid(
+        COSINE, "linspace", 4
+    )  # ends at the least noisy knot, which is not walked twice
     np.testing.assert_array_equal(linspace.climbing().time, linspace.time[:-1][::-1])
     with pytest.raises(RequestError, match="`strength` must be a number from 0 to 1"):
         grid.tail(1.5)

@@ -17,14 +17,25 @@ def test_the_machine_and_its_backends(capsys: pytest.CaptureFixture) -> None:
     assert "fp32, int8" in out
 
 
-def test_a_bundle_with_every_pair_and_what_was_checked(precise: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_bundle_with_every_pair_and_what_was_checked(
+    precise: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert info.main([str(precise)]) == 0
     out = capsys.readouterr().out
-    for part in ("1×8×8", "10 labels", "prediction v", "guidance 2", "dB", "for GPUs  fp16, int8-trt"):
+    for part in (
+        "1×8×8",
+        "10 labels",
+        "prediction v",
+        "guidance 2",
+        "dB",
+        "for GPUs  fp16, int8-trt",
+    ):
         assert part in out
     assert info.main([str(precise), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["bundle"]
-    assert {("fp32", "onnxruntime"), ("int8", "onnxruntime")} <= {(r["precision"], r["backend"]) for r in found["runs"]}
+    assert {("fp32", "onnxruntime"), ("int8", "onnxruntime")} <= {
+        (r["precision"], r["backend"]) for r in found["runs"]
+    }
     assert all(r["runs_here"] for r in found["runs"] if r["backend"] == "onnxruntime")
     assert found["labels"] == [str(i) for i in range(10)]
 

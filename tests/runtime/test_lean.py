@@ -27,7 +27,11 @@ def _with_dependencies(*distributions: str) -> set[str]:
         if name not in found:
             found.add(name)
             required = [r for r in metadata.requires(name) or [] if "extra ==" not in r]
-            waiting += [re.match(r"[\w.-]+", r).group() for r in required if "sys_platform == 'win32'" not in r]
+            waiting += [
+                re.match(r"[\w.-]+", r).group()
+                for r in required
+                if "sys_platform == 'win32'" not in r
+            ]
     return found
 
 
@@ -40,7 +44,9 @@ def test_the_runtime_samples_where_torch_and_onnx_are_not_installed(
     (site / "runtime").symlink_to(root / "runtime")
     for name in _with_dependencies("numpy", "onnxruntime", "pillow"):
         distribution = metadata.distribution(name)
-        for top in {f.parts[0] for f in distribution.files or [] if f.parts[0] not in ("..", "__pycache__")}:
+        for top in {
+            f.parts[0] for f in distribution.files or [] if f.parts[0] not in ("..", "__pycache__")
+        }:
             if not (site / top).exists():
                 (site / top).symlink_to(distribution.locate_file(top))
     code = (
@@ -51,5 +57,7 @@ def test_the_runtime_samples_where_torch_and_onnx_are_not_installed(
         f"sampler = Sampler.load({str(tiny_bundle)!r})\n"
         "sys.stdout.buffer.write(sampler.sample(3, seed=5, label=4, steps=3).tobytes())\n"
     )
-    run = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, check=True, capture_output=True
+    )
     assert run.stdout == sampler.sample(3, seed=5, label=4, steps=3).tobytes()

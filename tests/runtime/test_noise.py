@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from runtime import RequestError, Stream, noise
-from runtime.noise import CHUNK, MAX_SEED, _cos_sin_turn, _log, noises
+from runtime import RequestError, Stream
+from runtime.diffusion import noise
+from runtime.diffusion.noise import CHUNK, MAX_SEED, _cos_sin_turn, _log, noises
 
 M = 2**64 - 1
 
@@ -24,9 +25,11 @@ def philox(key: tuple[int, int], counter: list[int]) -> list[int]:
 
 def reference(seed: int, stream: int, step: int, count: int) -> list[float]:
     """The definition in docs/noise.md with the mathematical library's functions."""
-    return [element for block in range(-(-count // 4)) for element in reference_block(seed, stream, step, block)][
-        :count
-    ]
+    return [
+        element
+        for block in range(-(-count // 4))
+        for element in reference_block(seed, stream, step, block)
+    ][:count]
 
 
 def reference_block(seed: int, stream: int, step: int, block: int) -> list[float]:
@@ -42,10 +45,18 @@ def reference_block(seed: int, stream: int, step: int, block: int) -> list[float
 
 @pytest.mark.parametrize(
     ("seed", "stream", "step"),
-    [(0, Stream.INITIAL, 0), (7, Stream.STEP, 999), (MAX_SEED, Stream.ENCODE, 3), (2**63, Stream.STEP, 1)],
+    [
+        (0, Stream.INITIAL, 0),
+        (7, Stream.STEP, 999),
+        (MAX_SEED, Stream.ENCODE, 3),
+        (2**63, Stream.STEP, 1),
+    ],
 )
 def test_it_is_what_the_definition_says(seed: int, stream: Stream, step: int) -> None:
-    found, expected = noise(seed, stream, step, (5, 41)).reshape(-1), np.float32(reference(seed, stream, step, 205))
+    found, expected = (
+        noise(seed, stream, step, (5, 41)).reshape(-1),
+        np.float32(reference(seed, stream, step, 205)),
+    )
     # Two float64 evaluations a few ulp apart round to the same float32 but for rare ties: at most one float32 ulp.
     np.testing.assert_array_max_ulp(found, expected, maxulp=1)
     assert (found == expected).mean() > 0.99
@@ -54,7 +65,11 @@ def test_it_is_what_the_definition_says(seed: int, stream: Stream, step: int) ->
 def test_logarithm_cosine_and_sine_are_those_of_the_mathematical_library() -> None:
     """A polynomial one term short is off by 2e-14 in ln and 4e-14 or more in cos and sin: too little to show in most float32 elements."""
     unit = np.r_[
-        (np.arange(20_000) + 0.5) / 20_000, 2.0 ** -np.arange(1.0, 54), 0.75, np.nextafter(0.75, 0), 1 - 2.0**-53
+        (np.arange(20_000) + 0.5) / 20_000,
+        2.0 ** -np.arange(1.0, 54),
+        0.75,
+        np.nextafter(0.75, 0),
+        1 - 2.0**-53,
     ]
     # A few roundings of 1e-16, relative also near p = 1, where ln p vanishes.
     np.testing.assert_allclose(_log(unit), [math.log(p) for p in unit], rtol=2e-15, atol=0)
@@ -100,14 +115,21 @@ def test_an_element_does_not_depend_on_how_many_are_drawn_or_in_what_shape() -> 
     for count in (0, 1, 2, 7, 1999, 2 * CHUNK - 1, 2 * CHUNK + 1, 4 * CHUNK):
         np.testing.assert_array_equal(noise(3, Stream.STEP, 4, (count,)), long[:count])
     np.testing.assert_array_equal(noise(3, Stream.STEP, 4, (CHUNK, 1, 5)).reshape(-1), long)
-    tail = [element for block in (CHUNK // 2 - 1, CHUNK // 2) for element in reference_block(3, Stream.STEP, 4, block)]
+    tail = [
+        element
+        for block in (CHUNK // 2 - 1, CHUNK // 2)
+        for element in reference_block(3, Stream.STEP, 4, block)
+    ]
     np.testing.assert_array_max_ulp(
         long[2 * CHUNK - 4 : 2 * CHUNK + 4], np.float32(tail), maxulp=1
     )  # across a chunk's end
 
 
 def test_seeds_streams_and_steps_give_unlike_draws() -> None:
-    keys = [(0, s, k) for s in Stream for k in (0, 1)] + [(1, Stream.INITIAL, 0), (2**64 - 1, Stream.INITIAL, 0)]
+    keys = [(0, s, k) for s in Stream for k in (0, 1)] + [
+        (1, Stream.INITIAL, 0),
+        (2**64 - 1, Stream.INITIAL, 0),
+    ]
     draws = np.stack([noise(*key, (4096,)) for key in keys])
     correlation = np.corrcoef(draws) - np.eye(len(keys))
     assert np.abs(correlation).max() < 5 / 4096**0.5  # five standard errors
@@ -125,7 +147,9 @@ def test_it_is_standard_normal() -> None:
     assert abs(((pairs[:, 0] ** 2 - 1) * (pairs[:, 1] ** 2 - 1)).mean()) < 5 * 2 / (n / 2) ** 0.5
     ordered = np.sort(z)
     normal = 0.5 * (1 + np.vectorize(math.erf)(ordered / 2**0.5))
-    assert np.abs(normal - (np.arange(n) + 0.5) / n).max() < 1.95 / n**0.5  # Kolmogorov-Smirnov at 0.1 %
+    assert (
+        np.abs(normal - (np.arange(n) + 0.5) / n).max() < 1.95 / n**0.5
+    )  # Kolmogorov-Smirnov at 0.1 %
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True, "1", None])

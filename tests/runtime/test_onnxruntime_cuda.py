@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from runtime import BackendError, Bundle, Cancelled, Request, RequestError, Sampler
-from runtime.backends.onnxruntime_cuda import OPTIONS, PROVIDER, SESSION
+from runtime.backends.nvidia.onnxruntime_cuda import OPTIONS, PROVIDER, SESSION
 from runtime.errors import GpuError
 
 KNOWN_OPTIONS = {"device_id", "enable_cuda_graph", "use_tf32"}
@@ -42,14 +42,23 @@ class Binding:
 class Session:
     """A session on the CPU that says it is on the GPU. providers: what it says."""
 
-    def __init__(self, fake: "Library", model: bytes, options: Any, providers: list[Any], enable_fallback: int) -> None:
+    def __init__(
+        self,
+        fake: "Library",
+        model: bytes,
+        options: Any,
+        providers: list[Any],
+        enable_fallback: int,
+    ) -> None:
         assert enable_fallback == 0
         assert providers == [(PROVIDER, OPTIONS)]
         assert OPTIONS.keys() <= KNOWN_OPTIONS
         if fake.refuses:
             raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient")
         self._fake, self._graphs = fake, dict[int, Any]()
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
         self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
         self.io_binding = lambda: Binding(self._session)
 
@@ -91,7 +100,9 @@ class Library:
     def get_available_providers(self) -> list[str]:
         return self.available
 
-    def InferenceSession(self, model: bytes, options: Any, providers: list[Any], enable_fallback: int) -> Session:
+    def InferenceSession(
+        self, model: bytes, options: Any, providers: list[Any], enable_fallback: int
+    ) -> Session:
         return Session(self, model, options, providers, enable_fallback)
 
 
@@ -107,14 +118,26 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return Bundle.load(tiny_bundle)
 
 
-def test_the_pictures_are_those_of_onnxruntime_to_the_bit(library: Library, bundle: Bundle, sampler: Sampler) -> None:
+def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
+    library: Library, bundle: Bundle, sampler: Sampler
+) -> None:
     ways: list[dict[str, Any]] = [
         {"n": 3, "label": [1, 2, None], "solver": "ddpm", "steps": 5},
         {"n": 1, "label": 4, "solver": "dpmpp_2m", "steps": 4, "guidance": 3.0},
-        {"n": 4, "label": 7, "solver": "ddpm", "steps": 6, "guidance": 2.0, "guidance_interval": (0.3, 2.0)},
+        {
+            "n": 4,
+            "label": 7,
+            "solver": "ddpm",
+            "steps": 6,
+            "guidance": 2.0,
+            "guidance_interval": (0.3, 2.0),
+        },
         {"n": 3, "label": 1, "solver": "ddim", "steps": 3, "guidance": 1.0},
     ]
-    mixed = [Request(1, label=3, guidance=2.0, solver="ddim", steps=4), Request(2, label=1, solver="ddpm", steps=6)]
+    mixed = [
+        Request(1, label=3, guidance=2.0, solver="ddim", steps=4),
+        Request(2, label=1, solver="ddpm", steps=6),
+    ]
     with Sampler(bundle, "onnxruntime-cuda") as found:
         for way in ways:
             assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes(), way
@@ -128,7 +151,9 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(library: Library, bund
         found.sample(1)
 
 
-def test_who_looks_at_the_steps_gets_them_one_by_one(library: Library, bundle: Bundle, sampler: Sampler) -> None:
+def test_who_looks_at_the_steps_gets_them_one_by_one(
+    library: Library, bundle: Bundle, sampler: Sampler
+) -> None:
     found = Sampler(bundle, "onnxruntime-cuda")
     seen: list[list[bytes]] = [[], []]
     for who, kept in zip((found, sampler), seen, strict=True):
@@ -149,14 +174,17 @@ def test_who_looks_at_the_steps_gets_them_one_by_one(library: Library, bundle: B
 
 def test_nothing_falls_back_to_the_cpu(library: Library, bundle: Bundle) -> None:
     library.providers = ["CPUExecutionProvider"]
-    with pytest.raises(BackendError, match="would run on CPUExecutionProvider, which was not asked for"):
+    with pytest.raises(
+        BackendError, match="would run on CPUExecutionProvider, which was not asked for"
+    ):
         Sampler(bundle, "onnxruntime-cuda")
     library.refuses = True
     with pytest.raises(BackendError, match=r"CUDA provider does not take it: CUDA failure 35"):
         Sampler(bundle, "onnxruntime-cuda")
     library.available = ["CPUExecutionProvider"]
     with pytest.raises(
-        BackendError, match=r"has no CUDA: pip uninstall onnxruntime, then pip install 'unnoise\[cuda\]'"
+        BackendError,
+        match=r"has no CUDA: pip uninstall onnxruntime, then pip install 'unnoise\[cuda\]'",
     ):
         Sampler(bundle, "onnxruntime-cuda")
     with pytest.raises(RequestError, match="leave them out"):
@@ -166,7 +194,9 @@ def test_nothing_falls_back_to_the_cpu(library: Library, bundle: Bundle) -> None
 def test_a_run_that_fails_is_a_typed_error(library: Library, bundle: Bundle) -> None:
     found = Sampler(bundle, "onnxruntime-cuda")
     library.fails = True
-    with pytest.raises(GpuError, match=r"could not run a batch of 2: Failed to allocate .* smaller max_batch"):
+    with pytest.raises(
+        GpuError, match=r"could not run a batch of 2: Failed to allocate .* smaller max_batch"
+    ):
         found.sample(2, label=1, steps=2)
     with pytest.raises(GpuError, match="could not run a batch of 2"):
         found.sample(2, label=1, steps=2, on_step=lambda p: None)
@@ -175,7 +205,9 @@ def test_a_run_that_fails_is_a_typed_error(library: Library, bundle: Bundle) -> 
 def test_the_real_library_knows_the_keys_that_it_would_take_in_silence() -> None:
     """A session's and a run's config take any key; those in use stand in the library's own code."""
     folder = Path(onnxruntime.__file__).parent / "capi"
-    code = next(p for p in folder.iterdir() if p.name.startswith("onnxruntime_pybind11_state")).read_bytes()
+    code = next(
+        p for p in folder.iterdir() if p.name.startswith("onnxruntime_pybind11_state")
+    ).read_bytes()
     for key in (*SESSION, "gpu_graph_id"):
         assert key.encode() in code
 

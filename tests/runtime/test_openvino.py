@@ -10,12 +10,13 @@ import pytest
 from onnx import external_data_helper
 
 from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
-from runtime import cache as cache_module
-from runtime.backends import offered, open_backend, shapes
+from runtime.backends import cache as cache_module
+from runtime.backends.base import shapes
 from runtime.backends.onnxfile import refuse_endless, with_weights
 from runtime.backends.openvino import GUIDED, PLAIN, OpenVino
 from runtime.backends.openvino_parts import split
-from runtime.program import R
+from runtime.backends.registry import offered, open_backend
+from runtime.diffusion.program import R
 
 openvino = pytest.importorskip("openvino")
 BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -40,7 +41,9 @@ def opened(request: pytest.FixtureRequest, precise: Path) -> OpenVino:
     return open_backend(Bundle.load(precise), "openvino", request.param)
 
 
-def one_row(backend: OpenVino, state: np.ndarray, guided: bool, time: float = 999) -> tuple[np.ndarray, np.ndarray]:
+def one_row(
+    backend: OpenVino, state: np.ndarray, guided: bool, time: float = 999
+) -> tuple[np.ndarray, np.ndarray]:
     buffers = backend.bind(len(state))
     buffers.state[:], buffers.label[:] = state, np.arange(len(state))
     buffers.call[:], buffers.update[:] = (time, 1, 0, 1, np.inf, 2), np.eye(R, R + 2)
@@ -59,8 +62,13 @@ def test_a_sample_keeps_its_bytes_whatever_its_batch(opened: OpenVino) -> None:
     labels = [3, None, 7, 0, 3, 3, 9]
     batch = sampler.sample(7, 20, label=labels, solver="dpmpp_2m", steps=6)
     for i in (0, 1, 4, 6):
-        assert sampler.sample(1, 20 + i, label=labels[i], solver="dpmpp_2m", steps=6).tobytes() == batch[i].tobytes()
-    mixed = sampler.sample(3, 20, label=labels[:3], guidance=[2.0, None, 1.0], solver="dpmpp_2m", steps=6)
+        assert (
+            sampler.sample(1, 20 + i, label=labels[i], solver="dpmpp_2m", steps=6).tobytes()
+            == batch[i].tobytes()
+        )
+    mixed = sampler.sample(
+        3, 20, label=labels[:3], guidance=[2.0, None, 1.0], solver="dpmpp_2m", steps=6
+    )
     assert mixed[0].tobytes() == batch[0].tobytes()
 
 
@@ -71,7 +79,9 @@ def test_the_time_is_not_rounded_to_bf16(precise: Path) -> None:
     state = np.random.default_rng(1).normal(size=(2, R, 1, 8, 8)).astype(np.float32)
     exact, rounded = (OpenVino(Bundle.load(precise), p, 1) for p in ("fp32", "bf16"))
     answers = {t: one_row(rounded, state, False, t)[1] for t in (996.0, 998.0, 1000.0)}
-    assert len({a.tobytes() for a in answers.values()}) == 3, "bf16 would round all three times to 1000 or 996"
+    assert len({a.tobytes() for a in answers.values()}) == 3, (
+        "bf16 would round all three times to 1000 or 996"
+    )
     error = np.abs(answers[998.0] - one_row(exact, state, False, 998.0)[1]).max()
     assert 0 < error < 0.05
 
@@ -85,10 +95,13 @@ def test_float32_agrees_with_onnx_runtime(precise: Path, sampler: Sampler) -> No
 def test_int8_is_offered_where_it_was_checked_and_nowhere_else(precise: Path, edited) -> None:
     bundle = Bundle.load(precise)
     assert ("openvino", "int8") in offered(bundle)
-    unchecked = {p: {b: w for b, w in entry.items() if b != "openvino"} for p, entry in bundle.report.items()}
+    unchecked = {
+        p: {b: w for b, w in entry.items() if b != "openvino"} for p, entry in bundle.report.items()
+    }
     object.__setattr__(bundle, "report", unchecked)
     with pytest.raises(
-        RequestError, match="int8 of tiny was not checked on openvino; export it where openvino is installed"
+        RequestError,
+        match="int8 of tiny was not checked on openvino; export it where openvino is installed",
     ):
         open_backend(bundle, "openvino", "int8")
     with pytest.raises(RequestError, match="openvino does not compute int8-trt, which is for GPUs"):
@@ -105,7 +118,9 @@ def test_a_processor_without_bf16_is_told(precise: Path, monkeypatch: pytest.Mon
         open_backend(Bundle.load(precise), "openvino", "bf16")
 
 
-def test_a_missing_library_says_how_to_install_it(precise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_says_how_to_install_it(
+    precise: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendError, match=r"pip install 'unnoise\[openvino\]'"):
         Sampler.load(precise, "openvino")
@@ -132,8 +147,13 @@ def test_a_damaged_cache_changes_nothing(precise: Path, cache: Path, damage: str
         if damage == "foreign":
             cache_module.store(entry.stem, [b"what no OpenVINO has written"])
         else:
-            entry.write_bytes({"flip": bytes(data), "cut": data[: len(data) // 2], "empty": b""}[damage])
-    assert Sampler.load(precise, "openvino").sample(1, label=0, steps=2).tobytes() == expected.tobytes()
+            entry.write_bytes(
+                {"flip": bytes(data), "cut": data[: len(data) // 2], "empty": b""}[damage]
+            )
+    assert (
+        Sampler.load(precise, "openvino").sample(1, label=0, steps=2).tobytes()
+        == expected.tobytes()
+    )
     assert sorted(cache.iterdir()) == sorted(entries)
 
 
@@ -172,7 +192,9 @@ def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
     backend = OpenVino(Bundle.load(precise), "fp32", 1)
     whole = one_row(backend, STATE, guided)
     model = backend._model(GUIDED if guided else PLAIN).clone()
-    model.reshape({i.any_name: list(shapes(backend.bundle, len(STATE))[i.any_name]) for i in model.inputs})
+    model.reshape(
+        {i.any_name: list(shapes(backend.bundle, len(STATE))[i.any_name]) for i in model.inputs}
+    )
     head, network, tail = split(model)
     assert {i.any_name for i in head.inputs} == {"state", "call", "label"}
     assert all(i.any_name.startswith("cut") for i in network.inputs)
@@ -187,7 +209,11 @@ def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
 
 def test_weights_are_put_inside_byte_for_byte(precise: Path) -> None:
     """In a Loop's body too. onnx reads the external data itself, and then notes where each tensor's lies now."""
-    for folder, name in (("fp32", "step.onnx"), ("int8", "step.onnx"), ("fp32", "sampler_guided.onnx")):
+    for folder, name in (
+        ("fp32", "step.onnx"),
+        ("int8", "step.onnx"),
+        ("fp32", "sampler_guided.onnx"),
+    ):
         path = precise / folder / name
         inside = onnx.load_model_from_string(
             with_weights(path.read_bytes(), (path.parent / "weights.bin").read_bytes())
@@ -209,7 +235,9 @@ def test_a_graph_that_may_never_be_read_to_its_end_is_refused(precise: Path) -> 
     for bad in (early, own):
         with pytest.raises(BundleError, match="read before it is made"):
             refuse_endless(bad.SerializeToString())
-    body = onnx.helper.make_graph([onnx.helper.make_node("Loop", ["n", "go"], ["x"])], "then", [], [])
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Loop", ["n", "go"], ["x"])], "then", [], []
+    )
     branch = onnx.helper.make_node("If", ["yes"], ["x"], then_branch=body)
     model.graph.node.append(branch)
     with pytest.raises(BundleError, match="it has a Loop"):
@@ -221,7 +249,11 @@ def test_a_graph_that_may_never_be_read_to_its_end_is_refused(precise: Path) -> 
     [
         ("location", "../secret", "lies in the file '../secret'"),
         ("location", "/etc/passwd", "keep weights in 'weights.bin' alone"),
-        ("location", "*/_ORT_MEM_ADDR_/*", "keep weights in 'weights.bin' alone"),  # to OpenVINO: at that address
+        (
+            "location",
+            "*/_ORT_MEM_ADDR_/*",
+            "keep weights in 'weights.bin' alone",
+        ),  # to OpenVINO: at that address
         ("offset", str(10**12), "which has"),
         ("length", "-1", "is said to lie at byte"),
     ],
@@ -234,7 +266,9 @@ def test_no_path_in_a_graph_is_followed(precise: Path, key: str, value: str, mes
         with_weights(model.SerializeToString(), (precise / "fp32" / "weights.bin").read_bytes())
 
 
-@pytest.mark.parametrize("data", [b"\xff" * 40, b"\x0a\xff\xff\xff\xff\x0f", b"\x3a\x7f\x00", bytes(range(1, 200))])
+@pytest.mark.parametrize(
+    "data", [b"\xff" * 40, b"\x0a\xff\xff\xff\xff\x0f", b"\x3a\x7f\x00", bytes(range(1, 200))]
+)
 def test_what_is_no_onnx_is_refused(data: bytes) -> None:
     with pytest.raises(BundleError, match="no step graph"):
         with_weights(data, b"")
@@ -246,5 +280,7 @@ def test_what_missed_its_bounds_is_not_offered(precise: Path) -> None:
     report["int8"]["openvino"]["missed"] = 2
     object.__setattr__(bundle, "report", report)
     assert ("openvino", "int8") not in offered(bundle)
-    with pytest.raises(RequestError, match=r"int8 of tiny missed its bounds on openvino when it was exported"):
+    with pytest.raises(
+        RequestError, match=r"int8 of tiny missed its bounds on openvino when it was exported"
+    ):
         open_backend(bundle, "openvino", "int8")

@@ -29,7 +29,9 @@ def run(*arguments: str, shell: str = "", **environment: str) -> subprocess.Comp
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-@pytest.mark.parametrize("arguments", [["bundles/emoji32"], ["bundles/emoji32", "--json"], ["--help"], ["σ🙂"]])
+@pytest.mark.parametrize(
+    "arguments", [["bundles/emoji32"], ["bundles/emoji32", "--json"], ["--help"], ["σ🙂"]]
+)
 def test_a_command_prints_in_every_encoding(arguments: list[str], encoding: str) -> None:
     done = run("-m", "runtime.info", *arguments, PYTHONIOENCODING=encoding)
     assert done.returncode == (2 if arguments == ["σ🙂"] else 0)
@@ -50,7 +52,9 @@ def test_the_c_locale_without_the_utf_8_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_status_and_say_spell_out_what_an_encoding_lacks(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_and_say_spell_out_what_an_encoding_lacks(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for prints in (lambda: print(TEXT), lambda: output.say(TEXT)):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, "stdout", stream)
@@ -86,7 +90,9 @@ def closed_stream() -> io.TextIOWrapper:
 
 @pytest.mark.parametrize("stream", [lambda: None, io.StringIO, closed_stream])
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_streams_that_are_missing_closed_or_replaced(name: str, stream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_that_are_missing_closed_or_replaced(
+    name: str, stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replaced = stream()
     monkeypatch.setattr(sys, name, replaced)
 

@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 
 from runtime import make_program, make_schedule, run
-from runtime.grid import make_grid
-from runtime.program import D, Z, assemble
-from runtime.schedule import Schedule
-from runtime.solvers.multistep import dpmpp_2m
-from runtime.solvers.singlestep import dpmpp_2s_sde, dpmpp_3s
-from runtime.solvers.steps import exact, singlestep
+from runtime.diffusion.grid import make_grid
+from runtime.diffusion.program import D, Z, assemble
+from runtime.diffusion.schedule import Schedule
+from runtime.diffusion.solvers.multistep import dpmpp_2m
+from runtime.diffusion.solvers.singlestep import dpmpp_2s_sde, dpmpp_3s
+from runtime.diffusion.solvers.steps import exact, singlestep
 
 from .gaussian import finite_grid, gain
 from .test_convergence import slope, third_order_as_commonly_coded
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # torch's, of numpy 2
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation:DeprecationWarning"
+    ),  # torch's, of numpy 2
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
 ]
 
@@ -80,7 +82,11 @@ def by_row(k: int) -> np.ndarray:
 
 
 def theirs(
-    own: Any, steps: int | None, noise: Any = by_row, start: np.ndarray = DRAWS[0], **step_options: Any
+    own: Any,
+    steps: int | None,
+    noise: Any = by_row,
+    start: np.ndarray = DRAWS[0],
+    **step_options: Any,
 ) -> tuple[Recorder, np.ndarray]:
     """diffusers' own loop. steps None: its tables were set by the caller. Schedulers in x/alpha get x/alpha."""
     import sys
@@ -93,7 +99,11 @@ def theirs(
             own.set_timesteps(steps)
         module = sys.modules[type(own).__module__]
         if hasattr(module, "randn_tensor"):
-            patch.setattr(module, "randn_tensor", lambda *a, **o: torch.from_numpy(noise(len(called.times) - 1)))
+            patch.setattr(
+                module,
+                "randn_tensor",
+                lambda *a, **o: torch.from_numpy(noise(len(called.times) - 1)),
+            )
         first = own.timesteps[0]
         scale = 1.0
         if not type(own).__name__.startswith("EDM"):
@@ -106,7 +116,12 @@ def theirs(
 
 
 def ours(
-    solver: str, times: Any, *, schedule: Schedule = LINEAR, prediction: str = "epsilon", **options: Any
+    solver: str,
+    times: Any,
+    *,
+    schedule: Schedule = LINEAR,
+    prediction: str = "epsilon",
+    **options: Any,
 ) -> tuple[Recorder, np.ndarray]:
     called = Recorder()
     program = make_program(schedule, prediction, solver, None, list(times), **options)
@@ -114,12 +129,17 @@ def ours(
 
 
 def agree(
-    a: tuple[Recorder, np.ndarray], b: tuple[Recorder, np.ndarray], calls: int | None = None, atol: float = ATOL
+    a: tuple[Recorder, np.ndarray],
+    b: tuple[Recorder, np.ndarray],
+    calls: int | None = None,
+    atol: float = ATOL,
 ) -> None:
     """The same calls at the same times; all, and the result, unless only so many are said to agree."""
     assert len(a[0].times) == len(b[0].times)
     np.testing.assert_allclose(a[0].times[:calls], b[0].times[:calls], rtol=1e-12, atol=1e-9)
-    np.testing.assert_allclose(np.array(a[0].inputs[:calls]), np.array(b[0].inputs[:calls]), rtol=0, atol=atol)
+    np.testing.assert_allclose(
+        np.array(a[0].inputs[:calls]), np.array(b[0].inputs[:calls]), rtol=0, atol=atol
+    )
     if calls is None:
         np.testing.assert_allclose(a[1], b[1], rtol=0, atol=atol)
 
@@ -157,7 +177,11 @@ def test_solvers_in_sigma_over_alpha(name, config, solver, options, spacing, ste
 
 @pytest.mark.parametrize(
     ("name", "solver"),
-    [(name, solver) for name, _, solver, _ in ONE_STEP if "2" not in name and "Ancestral" not in name],
+    [
+        (name, solver)
+        for name, _, solver, _ in ONE_STEP
+        if "2" not in name and "Ancestral" not in name
+    ],
 )
 def test_karras_spacing_in_sigma_over_alpha(name: str, solver: str) -> None:
     """Their Karras levels lie between knots, with log(sigma/alpha) linear in time as ours, and are our grid "karras"."""
@@ -197,8 +221,18 @@ def on(own: Any, program: Any) -> Any:
     [
         ("DPMSolverMultistepScheduler", {}, "dpmpp_2m", {}),
         ("UniPCMultistepScheduler", {}, "unipc", {}),
-        ("UniPCMultistepScheduler", {"solver_type": "bh1", "lower_order_final": True}, "unipc", {"variant": "bh1"}),
-        ("UniPCMultistepScheduler", {"disable_corrector": list(range(99))}, "unipc", {"corrector": False}),
+        (
+            "UniPCMultistepScheduler",
+            {"solver_type": "bh1", "lower_order_final": True},
+            "unipc",
+            {"variant": "bh1"},
+        ),
+        (
+            "UniPCMultistepScheduler",
+            {"disable_corrector": list(range(99))},
+            "unipc",
+            {"corrector": False},
+        ),
     ],
 )
 def test_between_knots_given_the_same_times_and_levels(name, config, solver, options, grid) -> None:
@@ -206,11 +240,17 @@ def test_between_knots_given_the_same_times_and_levels(name, config, solver, opt
     program = make_program(LINEAR, "epsilon", solver, 20, grid, **options)
     # Their bh1 divides by h, infinite at the end: NaN, see below.
     calls = 20 if options.get("variant") == "bh1" else None
-    agree(ours(solver, program.call[:, 0], **options), theirs(on(scheduler(name, **config), program), None), calls)
+    agree(
+        ours(solver, program.call[:, 0], **options),
+        theirs(on(scheduler(name, **config), program), None),
+        calls,
+    )
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
-@pytest.mark.parametrize(("spacing", "steps"), [("leading", 20), ("trailing", 20), ("linspace", 27)])
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [("leading", 20), ("trailing", 20), ("linspace", 27)]
+)
 def test_unipc_order_2(spacing: str, steps: int, variant: str) -> None:
     own = scheduler("UniPCMultistepScheduler", timestep_spacing=spacing, solver_type=variant)
     found = theirs(own, steps)
@@ -224,7 +264,9 @@ def test_unipc_order_2(spacing: str, steps: int, variant: str) -> None:
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 def test_unipc_order_3_but_for_the_order_of_the_last_but_one_step(variant: str) -> None:
     """diffusers lowers the order to 2 there, without need; up to there the calls are the same."""
-    own = scheduler("UniPCMultistepScheduler", timestep_spacing="trailing", solver_type=variant, solver_order=3)
+    own = scheduler(
+        "UniPCMultistepScheduler", timestep_spacing="trailing", solver_type=variant, solver_order=3
+    )
     found = theirs(own, 20)
     mine = ours("unipc", own.timesteps, order=3, variant=variant)
     agree(mine, found, 19)
@@ -255,7 +297,9 @@ def test_lms_but_for_its_last_step(spacing: str) -> None:
 
 
 def test_plms_but_for_its_last_step() -> None:
-    own = scheduler("PNDMScheduler", skip_prk_steps=True, timestep_spacing="leading", set_alpha_to_one=True)
+    own = scheduler(
+        "PNDMScheduler", skip_prk_steps=True, timestep_spacing="leading", set_alpha_to_one=True
+    )
     found = theirs(own, 20)
     mine = ours("plms", whole(own.timesteps))
     assert len(found[0].times) == 21
@@ -266,7 +310,9 @@ def test_plms_but_for_its_last_step() -> None:
 def test_plms_steps_elsewhere_in_linspace_and_trailing() -> None:
     """As DDIM: the previous time is re-derived as t - T//n (diffusers issue 12633)."""
     for spacing, steps in (("linspace", 20), ("trailing", 7)):
-        own = scheduler("PNDMScheduler", skip_prk_steps=True, timestep_spacing=spacing, set_alpha_to_one=True)
+        own = scheduler(
+            "PNDMScheduler", skip_prk_steps=True, timestep_spacing=spacing, set_alpha_to_one=True
+        )
         found = theirs(own, steps)
         mine = ours("plms", whole(own.timesteps))
         assert mine[0].times == found[0].times
@@ -282,14 +328,18 @@ def test_lcm(steps: int, clip: float | None) -> None:
 
 
 def test_ddpm_fixed_large() -> None:
-    own = scheduler("DDPMScheduler", variance_type="fixed_large", clip_sample=False, timestep_spacing="leading")
+    own = scheduler(
+        "DDPMScheduler", variance_type="fixed_large", clip_sample=False, timestep_spacing="leading"
+    )
     found = theirs(own, 20)
     agree(ours("ddpm", own.timesteps, variance="fixed_large"), found)
 
 
 def test_ddpm_fixed_large_leaves_noise_at_the_end_of_trailing() -> None:
     """diffusers adds noise on every step but that from t = 0, which trailing has not: its result is the estimate plus noise. Ours adds none."""
-    own = scheduler("DDPMScheduler", variance_type="fixed_large", clip_sample=False, timestep_spacing="trailing")
+    own = scheduler(
+        "DDPMScheduler", variance_type="fixed_large", clip_sample=False, timestep_spacing="trailing"
+    )
     found, quiet = theirs(own, 20), theirs(own, 20, lambda k: DRAWS[1 + k] * (k < 19))
     agree(ours("ddpm", own.timesteps, variance="fixed_large"), quiet)
     assert 0.05 < np.std(found[1] - quiet[1]) < 0.5
@@ -328,10 +378,18 @@ def test_dpmpp_3s_but_for_its_second_inner_point(grid: str) -> None:
 def test_dpmpp_3m_as_in_diffusers_has_order_2() -> None:
     """Its second difference stands at half of its weight. With it so ours is theirs, and test_convergence finds order 2 for that."""
     own = scheduler(
-        "DPMSolverMultistepScheduler", solver_order=3, timestep_spacing="trailing", final_sigmas_type="zero"
+        "DPMSolverMultistepScheduler",
+        solver_order=3,
+        timestep_spacing="trailing",
+        final_sigmas_type="zero",
     )
     found = theirs(own, 20)
-    program = assemble("common", third_order_as_commonly_coded(make_grid(LINEAR, "trailing", 20)), LINEAR, "epsilon")
+    program = assemble(
+        "common",
+        third_order_as_commonly_coded(make_grid(LINEAR, "trailing", 20)),
+        LINEAR,
+        "epsilon",
+    )
     called = Recorder()
     agree((called, run(program, called, DRAWS[0])), found)
     assert distance(ours("dpmpp_3m", own.timesteps), found) > 1e-5
@@ -340,7 +398,9 @@ def test_dpmpp_3m_as_in_diffusers_has_order_2() -> None:
 def test_dpmpp_2s_sde_given_the_noise_of_one_path() -> None:
     """diffusers draws the noise of the whole step anew; ours continues the inner point's. Handed the sum of both halves, theirs is ours."""
     program = make_program(LINEAR, "epsilon", "dpmpp_2s_sde", 10, "log_snr")
-    own = scheduler("DPMSolverSinglestepScheduler", lower_order_final=True, algorithm_type="sde-dpmsolver++")
+    own = scheduler(
+        "DPMSolverSinglestepScheduler", lower_order_final=True, algorithm_type="sde-dpmsolver++"
+    )
     level, Mz = np.concatenate([program.level, [[1.0, 0.0]]]), program.update[:, 0, Z]
 
     def path(k: int) -> np.ndarray:
@@ -369,7 +429,9 @@ def test_dpmpp_2s_sde_with_independent_draws_has_order_1_in_variance() -> None:
                 after, d0 = M[1, 0, 0] + M[1, 0, D] * g1, M[1, 0, 1] * g0
                 kept = z1 * (after if kind == "one path" else M[1, 0, D] * g1)
                 new = (
-                    M[1, 0, Z] if kind == "one path" else exact(level[k : k + 1], level[k + 2 : k + 3], sde=True)[2][0]
+                    M[1, 0, Z]
+                    if kind == "one path"
+                    else exact(level[k : k + 1], level[k + 2 : k + 3], sde=True)[2][0]
                 )
                 variance = (after * inner + d0) ** 2 * variance + kept**2 + new**2
             found.append(abs(variance - (level[-1, 0] * 0.6) ** 2 - level[-1, 1] ** 2))
@@ -377,7 +439,9 @@ def test_dpmpp_2s_sde_with_independent_draws_has_order_1_in_variance() -> None:
     assert 0.8 < slope(errors["independent"]) < 1.2
 
 
-def algorithm_2(times: list[float], churn: float, s_min: float, s_max: float, s_noise: float, noise: Any) -> np.ndarray:
+def algorithm_2(
+    times: list[float], churn: float, s_min: float, s_max: float, s_noise: float, noise: Any
+) -> np.ndarray:
     """Karras et al. 2022, Algorithm 2, line by line, in y = x/alpha; the first lift is the start's."""
     t = np.r_[LINEAR.level(times)[1] / LINEAR.level(times)[0], 0.0]
     n, row, y = len(times), 0, None
@@ -419,7 +483,9 @@ def test_diffusers_churn_lifts_after_it_has_asked_the_network() -> None:
     """Algorithm 2 asks at the lifted x; EulerDiscreteScheduler asks at x before, and calls that the estimate at the lifted level."""
     own = scheduler("EulerDiscreteScheduler", timestep_spacing="trailing")
     plain, churned = theirs(own, 10), theirs(own, 10, s_churn=3.0)
-    np.testing.assert_array_equal(plain[0].inputs[0], churned[0].inputs[0])  # lifted, and asked at the same x
+    np.testing.assert_array_equal(
+        plain[0].inputs[0], churned[0].inputs[0]
+    )  # lifted, and asked at the same x
     assert churned[0].times == plain[0].times  # and of the same level
 
 
@@ -438,8 +504,12 @@ def test_heun_on_flow_is_not_diffusers_heun_on_flow() -> None:
     called, x = Recorder(), torch.from_numpy(DRAWS[0])
     with in_float64():
         for t in own.timesteps:
-            x = own.step(torch.from_numpy(called(x.numpy(), np.full(len(x), float(t)))), t, x).prev_sample
-    np.testing.assert_allclose(mine[0].inputs[1], called.inputs[1], atol=1e-12)  # Euler's step is the same
+            x = own.step(
+                torch.from_numpy(called(x.numpy(), np.full(len(x), float(t)))), t, x
+            ).prev_sample
+    np.testing.assert_allclose(
+        mine[0].inputs[1], called.inputs[1], atol=1e-12
+    )  # Euler's step is the same
     assert 1e-4 < np.abs(mine[1] - x.numpy()).max() < 0.5
 
 
@@ -451,16 +521,22 @@ def test_euler_on_flow() -> None:
     own = FlowMatchEulerDiscreteScheduler()
     own.set_timesteps(10)
     times = make_grid(flow, "trailing", 10).time[:-1]
-    own.timesteps, own.sigmas = torch.from_numpy(times.copy()), torch.from_numpy(np.r_[times, 0.0] / 1000)
+    own.timesteps, own.sigmas = (
+        torch.from_numpy(times.copy()),
+        torch.from_numpy(np.r_[times, 0.0] / 1000),
+    )
     called, x = Recorder(), torch.from_numpy(DRAWS[0])
     with in_float64():
         for t in own.timesteps:
-            x = own.step(torch.from_numpy(called(x.numpy(), np.full(len(x), float(t)))), t, x).prev_sample
+            x = own.step(
+                torch.from_numpy(called(x.numpy(), np.full(len(x), float(t)))), t, x
+            ).prev_sample
     agree(ours("euler", times, schedule=flow, prediction="flow"), (called, x.numpy()))
 
 
 @pytest.mark.parametrize(
-    ("name", "solver"), [("EDMEulerScheduler", "euler"), ("EDMDPMSolverMultistepScheduler", "dpmpp_2m")]
+    ("name", "solver"),
+    [("EDMEulerScheduler", "euler"), ("EDMDPMSolverMultistepScheduler", "dpmpp_2m")],
 )
 def test_edm_schedule_and_preconditioning(name: str, solver: str) -> None:
     edm = make_schedule("edm")
@@ -474,10 +550,17 @@ def test_edm_schedule_and_preconditioning(name: str, solver: str) -> None:
 
 def test_which_named_grids_are_theirs() -> None:
     """`leading` is T//n in Euler and T//(n+1) in DPM-Solver++; `linspace` calls t = 0 in Euler and not in DPM-Solver++."""
-    grids = {name: make_grid(LINEAR, name, 10).time[:-1].tolist() for name in ("leading", "linspace", "trailing")}
+    grids = {
+        name: make_grid(LINEAR, name, 10).time[:-1].tolist()
+        for name in ("leading", "linspace", "trailing")
+    }
     for spacing, grid in grids.items():
         tables = {}
-        for name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        for name in (
+            "EulerDiscreteScheduler",
+            "DPMSolverMultistepScheduler",
+            "UniPCMultistepScheduler",
+        ):
             own = scheduler(name, timestep_spacing=spacing)
             with in_float64():
                 own.set_timesteps(10)
@@ -508,7 +591,9 @@ def test_karras_in_diffusers_dpm_rounds_the_time_and_keeps_the_level() -> None:
     off = np.log(own.sigmas.numpy()[:-1] / (sigma / alpha))
     assert np.abs(off).max() > 5e-3
     program = make_program(LINEAR, "epsilon", "dpmpp_2m", 12, "karras")
-    np.testing.assert_allclose(program.level[:, 1] / program.level[:, 0], own.sigmas.numpy()[:-1], rtol=1e-9)
+    np.testing.assert_allclose(
+        program.level[:, 1] / program.level[:, 0], own.sigmas.numpy()[:-1], rtol=1e-9
+    )
 
 
 def test_2m_at_its_first_and_last_step_is_ddim() -> None:

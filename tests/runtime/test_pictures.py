@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from runtime import RequestError
-from runtime.pictures import from_uint8, read, save, save_animation, tile, to_uint8
+from runtime.images import from_uint8, read, save, save_animation, tile, to_uint8
 
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (-3.0, 0.5)]
 
@@ -74,14 +74,18 @@ def test_a_sheet_holds_its_pictures_row_by_row_on_white() -> None:
     ]
 
 
-@pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (4, 2, 2), (5, 2, 3), (10, 3, 4)])
+@pytest.mark.parametrize(
+    ("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (4, 2, 2), (5, 2, 3), (10, 3, 4)]
+)
 def test_a_sheet_is_as_square_as_it_gets(n: int, rows: int, columns: int) -> None:
     assert tile(np.zeros((n, 1, 1, 3), np.uint8), gap=0).shape == (rows, columns, 3)
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
 def test_a_png_reads_back_to_the_byte(channels: int, mode: str, tmp_path: Path) -> None:
-    picture = np.random.Generator(np.random.Philox(key=1)).integers(0, 256, (4, 6, channels), np.uint8)
+    picture = np.random.Generator(np.random.Philox(key=1)).integers(
+        0, 256, (4, 6, channels), np.uint8
+    )
     save(tmp_path / "a.PNG", picture)
     with Image.open(tmp_path / "a.PNG") as image:
         assert (image.format, image.mode) == ("PNG", mode)
@@ -108,9 +112,15 @@ def test_the_ending_chooses_the_format(ending: str, kind: str, tmp_path: Path) -
         assert image.format == kind
 
 
-@pytest.mark.parametrize("name", ["a.xyz", "a", "a.psd", ".png"])  # .psd can be read and not written
-def test_an_ending_that_cannot_be_written_is_refused_and_leaves_nothing(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"cannot write images as .*: use a name that ends in \.png"):
+@pytest.mark.parametrize(
+    "name", ["a.xyz", "a", "a.psd", ".png"]
+)  # .psd can be read and not written
+def test_an_ending_that_cannot_be_written_is_refused_and_leaves_nothing(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        RequestError, match=r"cannot write images as .*: use a name that ends in \.png"
+    ):
         save(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
 
@@ -134,7 +144,11 @@ def test_every_kind_of_picture_is_read_as_the_same_sample(tmp_path: Path) -> Non
     ):
         for given in (one, [one], (one,)):
             assert read(given, (3, 6, 5)).tobytes() == expected.tobytes()
-    for batch in (np.stack([COLOUR, COLOUR]), [image, COLOUR], np.concatenate([expected, expected])):
+    for batch in (
+        np.stack([COLOUR, COLOUR]),
+        [image, COLOUR],
+        np.concatenate([expected, expected]),
+    ):
         assert read(batch, (3, 6, 5)).tobytes() == 2 * expected.tobytes()
     grey = from_uint8(GREY[None], 0.0, 1.0)
     for given in (GREY, GREY[..., 0], Image.fromarray(GREY[..., 0])):
@@ -149,7 +163,10 @@ def test_every_kind_of_picture_is_read_as_the_same_sample(tmp_path: Path) -> Non
         (GREY, "the picture is 5×6 L, 5×6 RGB expected"),
         (COLOUR.astype(np.int64), r"must be uint8 .* got int64 \(6, 5, 3\)"),
         (np.zeros((6, 5, 7), np.uint8), "1 to 4 channels come last"),
-        (np.zeros((6, 5, 3), np.float32), r"a float array of shape \(6, 5, 3\), a sample of \(3, 6, 5\)"),
+        (
+            np.zeros((6, 5, 3), np.float32),
+            r"a float array of shape \(6, 5, 3\), a sample of \(3, 6, 5\)",
+        ),
         (np.full((3, 6, 5), 200.0), "values outside -1 … 1, .* 0 … 255 go in as uint8"),
         (np.full((3, 6, 5), np.nan), "values outside"),
         ([], "no picture was given"),
@@ -195,14 +212,23 @@ def test_a_picture_is_converted_when_asked() -> None:
     clear = Image.new("RGBA", (5, 6), (255, 0, 0, 0))
     assert (read(clear, (3, 6, 5), convert=True) == 1).all(), "what is transparent is white"
     palette = Image.fromarray(COLOUR).quantize(4)
-    assert read(palette, (3, 6, 5), convert=True).tobytes() == read(palette.convert("RGB"), (3, 6, 5)).tobytes()
+    assert (
+        read(palette, (3, 6, 5), convert=True).tobytes()
+        == read(palette.convert("RGB"), (3, 6, 5)).tobytes()
+    )
     wide = Image.new("RGB", (50, 6), "white")
     wide.paste("black", (0, 0, 20, 6))
     assert (read(wide, (3, 6, 6), convert=True)[0, :, :, 1:] == 1).all(), "the middle is kept"
     turned = Image.fromarray(COLOUR)
     turned.getexif()[0x0112] = 3  # upside down
-    assert read(turned, (3, 6, 5), convert=True).tobytes() == read(COLOUR[::-1, ::-1], (3, 6, 5)).tobytes()
-    assert read(Image.fromarray(COLOUR), (3, 6, 5), convert=True).tobytes() == read(COLOUR, (3, 6, 5)).tobytes()
+    assert (
+        read(turned, (3, 6, 5), convert=True).tobytes()
+        == read(COLOUR[::-1, ::-1], (3, 6, 5)).tobytes()
+    )
+    assert (
+        read(Image.fromarray(COLOUR), (3, 6, 5), convert=True).tobytes()
+        == read(COLOUR, (3, 6, 5)).tobytes()
+    )
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.gif", "GIF"), ("a.png", "PNG"), ("a.webp", "WEBP")])
@@ -210,7 +236,12 @@ def test_an_animation_has_its_frames_and_repeats(name: str, kind: str, tmp_path:
     frames = np.stack([np.full((4, 3, 3), 60 * i, np.uint8) for i in range(4)])
     save_animation(tmp_path / name, frames, least=6, frame_ms=40, last_ms=500)
     with Image.open(tmp_path / name) as image:
-        assert (image.format, image.n_frames, image.size, image.info["loop"]) == (kind, 4, (6, 8), 0)
+        assert (image.format, image.n_frames, image.size, image.info["loop"]) == (
+            kind,
+            4,
+            (6, 8),
+            0,
+        )
         for i in range(4):
             image.seek(i)
             assert np.abs(np.asarray(image.convert("RGB")).astype(int) - 60 * i).max() <= 3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from runtime import RequestError, make_program, make_schedule, run
-from runtime.grid import GRIDS
-from runtime.program import C_OUT, C_SKIP, PREDICTIONS, D, Z, precondition
+from runtime.diffusion.grid import GRIDS
+from runtime.diffusion.program import C_OUT, C_SKIP, PREDICTIONS, D, Z, precondition
 
 SCHEDULES = {
     "cosine": make_schedule("cosine"),
@@ -30,18 +30,26 @@ def perfect(prediction: str, schedule, x0: np.ndarray):
         s = np.hypot(sigma, 0.5 * alpha) if prediction == "edm" else 1.0
         x = scaled * s
         eps = (x - alpha * x0) / sigma
-        if prediction == "edm":  # Karras et al. 2022, eq. 7 solved for F, on x / alpha at noise sigma / alpha
+        if (
+            prediction == "edm"
+        ):  # Karras et al. 2022, eq. 7 solved for F, on x / alpha at noise sigma / alpha
             y, r = x / alpha, sigma / alpha
             return (x0 - 0.25 / (r**2 + 0.25) * y) / (0.5 * r / np.hypot(r, 0.5))
-        return {"epsilon": eps, "x0": x0, "v": alpha * eps - sigma * x0, "flow": eps - x0}[prediction]
+        return {"epsilon": eps, "x0": x0, "v": alpha * eps - sigma * x0, "flow": eps - x0}[
+            prediction
+        ]
 
     return network
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("solver", "options"), [("ddim", {}), ("ddim", {"eta": 0.6}), ("ddpm", {})])
-def test_a_perfect_network_gives_the_picture_back(prediction: str, name: str, solver: str, options: dict) -> None:
+@pytest.mark.parametrize(
+    ("solver", "options"), [("ddim", {}), ("ddim", {"eta": 0.6}), ("ddpm", {})]
+)
+def test_a_perfect_network_gives_the_picture_back(
+    prediction: str, name: str, solver: str, options: dict
+) -> None:
     """In float64, along the whole loop and for every prediction; grids that epsilon and edm cannot start at pure noise are left out."""
     schedule = SCHEDULES[name]
     grid = "leading" if schedule.alpha[-1] == 0 and prediction in ("epsilon", "edm") else "trailing"
@@ -185,7 +193,13 @@ def test_guidance_is_fc_plus_g_minus_1_times_the_difference_and_1_asks_once() ->
 
     x, label = np.zeros((2, 3)), np.array([1, 2])
     found = {
-        g: run(make_program(SCHEDULES["cosine"], "x0", steps=1, guidance=g), network, x, label=label, null_label=9)
+        g: run(
+            make_program(SCHEDULES["cosine"], "x0", steps=1, guidance=g),
+            network,
+            x,
+            label=label,
+            null_label=9,
+        )
         for g in (1.0, 3.0, 0.0)
     }
     np.testing.assert_allclose(found[1.0], 1.0)

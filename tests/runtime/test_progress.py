@@ -29,7 +29,9 @@ class Terminal:
         tty.setraw(end)
         self.end = end
         self.resize(columns)
-        opened = partial(open, end, "w", encoding=encoding, errors="backslashreplace", closefd=False)
+        opened = partial(
+            open, end, "w", encoding=encoding, errors="backslashreplace", closefd=False
+        )
         self.stderr = opened()
         self.stdout = opened(buffering=1)
 
@@ -111,7 +113,8 @@ def training(steps: int = 40, of: int = 200_000, start: int = 100_000) -> None:
 
 @pytest.mark.parametrize(
     "terminal",
-    [(columns, "utf-8") for columns in (200, 80, 60, 40, 20, 8, 2)] + [(60, "ascii"), (60, "cp1252")],
+    [(columns, "utf-8") for columns in (200, 80, 60, 40, 20, 8, 2)]
+    + [(60, "ascii"), (60, "cp1252")],
     indirect=True,
 )
 def test_no_row_is_wider_than_the_terminal(terminal: Terminal) -> None:
@@ -130,9 +133,12 @@ def test_no_row_is_wider_than_the_terminal(terminal: Terminal) -> None:
 
 @pytest.mark.parametrize("terminal", [(40, "utf-8")], indirect=True)
 @pytest.mark.parametrize(
-    "title", ["reading 写真のフォルダ" * 3, "emoji 🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂", "two\nlines\r\tand a tab"]
+    "title",
+    ["reading 写真のフォルダ" * 3, "emoji 🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂", "two\nlines\r\tand a tab"],
 )
-def test_wide_characters_and_control_characters_take_their_columns(terminal: Terminal, title: str) -> None:
+def test_wide_characters_and_control_characters_take_their_columns(
+    terminal: Terminal, title: str
+) -> None:
     terminal.attach()
     with Progress(title, 10) as bar:
         for _ in range(5):
@@ -201,7 +207,9 @@ def test_a_bar_that_an_error_leaves_ends_its_row(terminal: Terminal) -> None:
     assert rows(terminal.read())[1] == "afterwards"
 
 
-def test_a_quick_bar_is_never_drawn(terminal: Terminal, seconds: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quick_bar_is_never_drawn(
+    terminal: Terminal, seconds: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal.attach()
     monkeypatch.setattr(seconds, "monotonic", lambda: 0.0)
     assert list(track(range(3), "quick")) == [0, 1, 2]
@@ -209,7 +217,9 @@ def test_a_quick_bar_is_never_drawn(terminal: Terminal, seconds: Clock, monkeypa
 
 
 @pytest.mark.parametrize("terminal", [(60, "utf-8")], indirect=True)
-def test_a_dumb_terminal_gets_plain_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dumb_terminal_gets_plain_lines(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal.attach()
     monkeypatch.setenv("TERM", "dumb")
     training(steps=70)
@@ -238,7 +248,9 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize("stream", [lambda: None, closed_stream, Broken, object])
-def test_a_missing_closed_or_broken_stream_stops_nothing(stream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_closed_or_broken_stream_stops_nothing(
+    stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stderr", stream())
     training(steps=70)
 

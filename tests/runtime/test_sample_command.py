@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from runtime import Sampler
-from runtime.pictures import tile
+from runtime.images import tile
 from runtime.sample import main
 
 
@@ -22,7 +22,9 @@ def test_the_sheet_holds_the_samplers_pictures(
     assert str(out) in capsys.readouterr().out
 
 
-def test_labels_in_turn_options_and_explicit_grids(tiny_bundle: Path, sampler: Sampler, tmp_path: Path) -> None:
+def test_labels_in_turn_options_and_explicit_grids(
+    tiny_bundle: Path, sampler: Sampler, tmp_path: Path
+) -> None:
     out = tmp_path / "samples.npy"
     arguments = "--n 3 --label 1 --label 2 --solver ddim --option eta=0.5 --grid 900,400,10 --out"
     assert main([str(tiny_bundle), *arguments.split(), str(out)]) == 0
@@ -70,7 +72,22 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "has no bundle.json" in capsys.readouterr().err
 
 
-def test_a_place_that_cannot_be_written(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_place_that_cannot_be_written(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
-    assert main([str(tiny_bundle), "--n", "1", "--steps", "1", "--out", str(tmp_path / "file" / "grid.png")]) == 2
+    assert (
+        main(
+            [
+                str(tiny_bundle),
+                "--n",
+                "1",
+                "--steps",
+                "1",
+                "--out",
+                str(tmp_path / "file" / "grid.png"),
+            ]
+        )
+        == 2
+    )
     assert "Nothing half-written was left" in capsys.readouterr().err

@@ -8,14 +8,16 @@ import pytest
 
 from runtime import Cancelled, Preview, Request, RequestError, Sampler
 from runtime.backends.onnxruntime import OnnxRuntimeBuffers
-from runtime.noise import MAX_SEED
+from runtime.diffusion.noise import MAX_SEED
 
 MIXED = [
     Request(seed=7, label=3, guidance=2.0, solver="ddim", steps=5),
     Request(seed=8, label="4", guidance=1.0, solver="ddpm", steps=9),
     Request(seed=9, label=None, solver="ddim", steps=1),
     Request(seed=MAX_SEED, label=0, guidance=3.5, solver="ddpm", steps=4),
-    Request(seed=7, label=3, guidance=0.0, solver="ddim", steps=7, grid="linspace", options={"eta": 0.3}),
+    Request(
+        seed=7, label=3, guidance=0.0, solver="ddim", steps=7, grid="linspace", options={"eta": 0.3}
+    ),
     Request(seed=11, label=9, guidance=-1.0, solver="ddim", steps=3, grid=(900.0, 500.5, 20.0)),
 ]
 
@@ -25,7 +27,9 @@ def alone(sampler: Sampler) -> list[bytes]:
     return [sampler.sample_requests([request]).tobytes() for request in MIXED]
 
 
-def test_a_request_has_the_same_bytes_beside_neighbours_of_other_settings(sampler: Sampler, alone: list[bytes]) -> None:
+def test_a_request_has_the_same_bytes_beside_neighbours_of_other_settings(
+    sampler: Sampler, alone: list[bytes]
+) -> None:
     together = sampler.sample_requests(MIXED)
     assert [sample[None].tobytes() for sample in together] == alone
 
@@ -53,7 +57,11 @@ def test_sample_i_is_seed_plus_i_in_chunks_of_any_size(tiny_bundle: Path, sample
 
 def test_eight_threads_get_the_bytes_of_one(sampler: Sampler, alone: list[bytes]) -> None:
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: sampler.sample_requests([MIXED[i % len(MIXED)]]).tobytes(), range(48)))
+        found = list(
+            pool.map(
+                lambda i: sampler.sample_requests([MIXED[i % len(MIXED)]]).tobytes(), range(48)
+            )
+        )
     assert found == [alone[i % len(MIXED)] for i in range(48)]
 
 
@@ -75,20 +83,30 @@ def test_a_label_goes_by_name_or_number(sampler: Sampler) -> None:
     assert by_number[0].tobytes() != sampler.sample(1, label=6, steps=3).tobytes()
 
 
-def test_guidance_of_one_is_the_plain_network_to_the_bit_in_the_guided_graph_too(sampler: Sampler) -> None:
+def test_guidance_of_one_is_the_plain_network_to_the_bit_in_the_guided_graph_too(
+    sampler: Sampler,
+) -> None:
     """Run a row of guidance 1 through both graphs by hand."""
     found = []
     for guided in (False, True):
         buffers = sampler.backend.bind(2)
-        buffers.state[:] = np.linspace(-1, 1, buffers.state.size, dtype=np.float32).reshape(buffers.state.shape)
+        buffers.state[:] = np.linspace(-1, 1, buffers.state.size, dtype=np.float32).reshape(
+            buffers.state.shape
+        )
         program = sampler.bundle.program("ddim", 3)
-        buffers.call[:], buffers.update[:], buffers.label[:] = program.call[1], program.update[1], (3, 8)
+        buffers.call[:], buffers.update[:], buffers.label[:] = (
+            program.call[1],
+            program.update[1],
+            (3, 8),
+        )
         buffers.step(guided)
         found.append(buffers.state.tobytes() + buffers.denoised.tobytes())
     assert found[0] == found[1]
 
 
-def test_rows_without_guidance_never_pay_for_it(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_without_guidance_never_pay_for_it(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[tuple[bool, int]] = []
     step = OnnxRuntimeBuffers.step
 
@@ -98,10 +116,14 @@ def test_rows_without_guidance_never_pay_for_it(sampler: Sampler, monkeypatch: p
 
     monkeypatch.setattr(OnnxRuntimeBuffers, "step", counted)
     sampler.sample(3, label=[1, 2, None], guidance=[1.0, 2.0, 3.0], steps=2)
-    assert calls == [(False, 2), (True, 1)] * 2, "the plain label and the null label go together, the guided one alone"
+    assert calls == [(False, 2), (True, 1)] * 2, (
+        "the plain label and the null label go together, the guided one alone"
+    )
 
 
-def test_no_label_is_the_null_label_if_it_was_trained_and_refused_if_not(sampler: Sampler, edited) -> None:
+def test_no_label_is_the_null_label_if_it_was_trained_and_refused_if_not(
+    sampler: Sampler, edited
+) -> None:
     assert np.isfinite(sampler.sample(1, steps=2)).all()
     untrained = Sampler.load(edited(lambda v: v["labels"].update(null_trained=False)))
     with pytest.raises(RequestError, match="trained with labels only"):
@@ -121,7 +143,9 @@ def test_the_callback_sees_every_step_and_ends_at_the_result(sampler: Sampler) -
     np.testing.assert_array_equal(seen[-1].denoised, found)  # the step onto sigma = 0 is x = D
 
 
-def test_the_callback_names_samples_across_chunks_and_leaves_out_finished_ones(tiny_bundle: Path) -> None:
+def test_the_callback_names_samples_across_chunks_and_leaves_out_finished_ones(
+    tiny_bundle: Path,
+) -> None:
     seen: list[Preview] = []
     requests = [Request(seed=i, label=1, steps=1 + i) for i in range(3)]
     Sampler.load(tiny_bundle, max_batch=2).sample_requests(requests, seen.append)
@@ -172,7 +196,9 @@ def test_the_callback_can_cancel_and_the_sampler_goes_on_working(sampler: Sample
         ({"label": 1, "guidance": "2"}, "`guidance` must be a number"),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_named(sampler: Sampler, arguments: dict, message: str) -> None:
+def test_what_makes_no_sense_is_refused_and_named(
+    sampler: Sampler, arguments: dict, message: str
+) -> None:
     with pytest.raises(RequestError) as refused:
         sampler.sample(**{"steps": 2, **arguments})
     assert message in str(refused.value)

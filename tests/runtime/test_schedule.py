@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import RequestError, Schedule, make_schedule
+from runtime.diffusion.schedule import SCHEDULES, log_snr_of
 from runtime.files import from_json, to_json
-from runtime.schedule import SCHEDULES, log_snr_of
 
 NAMED = [name for name in SCHEDULES if name != "from_betas"]
 EVERY = [
@@ -39,7 +39,10 @@ def alpha_bar(betas: np.ndarray) -> np.ndarray:
             np.array(
                 [
                     min(
-                        0.999, 1 - np.cos((i + 1 + 8) / 1008 * np.pi / 2) ** 2 / np.cos((i + 8) / 1008 * np.pi / 2) ** 2
+                        0.999,
+                        1
+                        - np.cos((i + 1 + 8) / 1008 * np.pi / 2) ** 2
+                        / np.cos((i + 8) / 1008 * np.pi / 2) ** 2,
                     )
                     for i in range(1000)
                 ]
@@ -57,15 +60,23 @@ def test_alpha_and_sigma_are_the_products_of_the_papers_betas(name: str, betas: 
 
 
 def test_linear_keeps_its_end_for_any_number_of_knots_and_is_refused_where_beta_reaches_1() -> None:
-    np.testing.assert_allclose(make_schedule("linear", T=100).beta[[0, -1]], [1e-3, 0.2], rtol=1e-12)
-    np.testing.assert_allclose(make_schedule("linear_raw", T=100).beta[[0, -1]], [1e-4, 0.02], rtol=1e-9)
+    np.testing.assert_allclose(
+        make_schedule("linear", T=100).beta[[0, -1]], [1e-3, 0.2], rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        make_schedule("linear_raw", T=100).beta[[0, -1]], [1e-4, 0.02], rtol=1e-9
+    )
     with pytest.raises(RequestError, match=r"T=20 rescales beta to 1.*linear_raw"):
         make_schedule("linear", T=20)
     assert len(make_schedule("linear", T=21)) == 21
 
 
 def test_flow_sigmoid_and_edm_are_their_formulas() -> None:
-    flow, edm, sigmoid = make_schedule("flow", T=4), make_schedule("edm", T=5), make_schedule("sigmoid", T=8)
+    flow, edm, sigmoid = (
+        make_schedule("flow", T=4),
+        make_schedule("edm", T=5),
+        make_schedule("sigmoid", T=8),
+    )
     np.testing.assert_allclose(flow.sigma, [0.25, 0.5, 0.75, 1.0])
     np.testing.assert_allclose(flow.alpha, [0.75, 0.5, 0.25, 0.0])
     np.testing.assert_allclose(flow.time, [250, 500, 750, 1000])
@@ -74,7 +85,9 @@ def test_flow_sigmoid_and_edm_are_their_formulas() -> None:
     np.testing.assert_allclose(edm.time, np.log(ramp) / 4, rtol=1e-12)
     S = lambda v: 1 / (1 + np.exp(-v))  # noqa: E731
     t = np.arange(1, 9) / 8
-    np.testing.assert_allclose(sigmoid.alpha**2, np.maximum((S(3) - S(6 * t - 3)) / (S(3) - S(-3)), 1e-9), rtol=1e-9)
+    np.testing.assert_allclose(
+        sigmoid.alpha**2, np.maximum((S(3) - S(6 * t - 3)) / (S(3) - S(-3)), 1e-9), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize(("name", "parameters"), EVERY)
@@ -93,7 +106,9 @@ def test_what_every_schedule_is(name: str, parameters: dict) -> None:
 
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize(("name", "parameters"), EVERY)
-def test_level_and_time_at_are_inverse_and_exact_at_the_knots(name: str, parameters: dict, zero: bool) -> None:
+def test_level_and_time_at_are_inverse_and_exact_at_the_knots(
+    name: str, parameters: dict, zero: bool
+) -> None:
     s = make_schedule(name, **parameters)
     s = s.zero_terminal_snr() if zero and s.variance_preserving else s
     alpha, sigma = s.level(s.time)
@@ -109,7 +124,9 @@ def test_between_knots_log_snr_is_linear_in_time() -> None:
     s = make_schedule("cosine")
     middle = log_snr_of(*s.level([10.5, 500.25]))
     np.testing.assert_allclose(
-        middle, [(s.log_snr[10] + s.log_snr[11]) / 2, 0.75 * s.log_snr[500] + 0.25 * s.log_snr[501]], rtol=1e-9
+        middle,
+        [(s.log_snr[10] + s.log_snr[11]) / 2, 0.75 * s.log_snr[500] + 0.25 * s.log_snr[501]],
+        rtol=1e-9,
     )
 
 
@@ -166,7 +183,9 @@ def test_numbers_that_are_not_what_the_name_says_are_refused(name: str, array: s
     moved = range(9) if (name, array) == ("edm", "alpha") else [4]
     for i in moved:
         value[array][i] *= 1 + 1e-6
-    with pytest.raises(RequestError, match=f"the stored {array} is not what its name and parameters give"):
+    with pytest.raises(
+        RequestError, match=f"the stored {array} is not what its name and parameters give"
+    ):
         Schedule.from_json(value)
 
 
@@ -205,7 +224,12 @@ def test_unknown_names_and_parameters_are_refused_with_the_nearest() -> None:
 
 
 VALUES = st.one_of(
-    st.floats(), st.integers(-5, 40), st.none(), st.text(max_size=3), st.booleans(), st.lists(st.floats(), max_size=3)
+    st.floats(),
+    st.integers(-5, 40),
+    st.none(),
+    st.text(max_size=3),
+    st.booleans(),
+    st.lists(st.floats(), max_size=3),
 )
 
 

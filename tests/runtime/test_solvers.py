@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from runtime import RequestError, make_program, make_schedule, run
-from runtime.grid import Grid
-from runtime.program import D, Z
-from runtime.solvers import SOLVERS, ddim
+from runtime.diffusion.grid import Grid
+from runtime.diffusion.program import D, Z
+from runtime.diffusion.solvers import SOLVERS, ddim
 
 MU, S = 0.3, 0.6
 """Data N(MU, S²), for which everything is known in closed form."""
@@ -47,7 +47,9 @@ def test_for_one_picture_the_variance_is_exact_at_every_level(eta: float) -> Non
     for k in range(50):
         mean = M[k, 0, 0] * mean + M[k, 0, D] * MU
         variance = M[k, 0, 0] ** 2 * variance + M[k, 0, Z] ** 2
-        np.testing.assert_allclose([mean, variance], [grid.alpha[k + 1] * MU, grid.sigma[k + 1] ** 2], rtol=1e-12)
+        np.testing.assert_allclose(
+            [mean, variance], [grid.alpha[k + 1] * MU, grid.sigma[k + 1] ** 2], rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -56,7 +58,11 @@ def test_for_gaussian_data_the_variance_converges_to_the_datas(eta: float) -> No
     errors = []
     for n in (100, 400):
         grid = even_grid(n, 1.0)
-        M, mean, variance = ddim(grid, eta).M, grid.alpha[0] * MU, grid.alpha[0] ** 2 * S**2 + grid.sigma[0] ** 2
+        M, mean, variance = (
+            ddim(grid, eta).M,
+            grid.alpha[0] * MU,
+            grid.alpha[0] ** 2 * S**2 + grid.sigma[0] ** 2,
+        )
         for k in range(n):
             gain = grid.alpha[k] * S**2 / (grid.alpha[k] ** 2 * S**2 + grid.sigma[k] ** 2)
             slope = M[k, 0, 0] + M[k, 0, D] * gain
@@ -65,7 +71,9 @@ def test_for_gaussian_data_the_variance_converges_to_the_datas(eta: float) -> No
         assert abs(mean - grid.alpha[-1] * MU) < 1e-9
         errors.append(abs(variance - grid.alpha[-1] ** 2 * S**2 - grid.sigma[-1] ** 2))
     assert errors[0] < 0.05
-    assert 3.4 < errors[0] / errors[1] < 4.6  # order 1: four times the steps, a quarter of the error
+    assert (
+        3.4 < errors[0] / errors[1] < 4.6
+    )  # order 1: four times the steps, a quarter of the error
 
 
 def test_ddpm_is_the_papers_posterior() -> None:
@@ -75,11 +83,17 @@ def test_ddpm_is_the_papers_posterior() -> None:
     beta = schedule.beta
     bar = schedule.alpha**2
     for row, t in ((0, 999), (500, 499), (998, 1)):
-        np.testing.assert_allclose(program.update[row, 0, D], np.sqrt(bar[t - 1]) * beta[t] / (1 - bar[t]), rtol=1e-8)
         np.testing.assert_allclose(
-            program.update[row, 0, 0], np.sqrt(1 - beta[t]) * (1 - bar[t - 1]) / (1 - bar[t]), rtol=1e-8
+            program.update[row, 0, D], np.sqrt(bar[t - 1]) * beta[t] / (1 - bar[t]), rtol=1e-8
         )
-        np.testing.assert_allclose(program.update[row, 0, Z] ** 2, beta[t] * (1 - bar[t - 1]) / (1 - bar[t]), rtol=1e-7)
+        np.testing.assert_allclose(
+            program.update[row, 0, 0],
+            np.sqrt(1 - beta[t]) * (1 - bar[t - 1]) / (1 - bar[t]),
+            rtol=1e-8,
+        )
+        np.testing.assert_allclose(
+            program.update[row, 0, Z] ** 2, beta[t] * (1 - bar[t - 1]) / (1 - bar[t]), rtol=1e-7
+        )
 
 
 def network(x: np.ndarray, time: np.ndarray) -> np.ndarray:
@@ -114,19 +128,32 @@ def theirs(scheduler, steps: int, draws: np.ndarray, network=network, **step_opt
 
 
 def ours(
-    steps: int, grid: str, draws: np.ndarray, solver: str = "ddim", clip: float | None = None, **options
+    steps: int,
+    grid: str,
+    draws: np.ndarray,
+    solver: str = "ddim",
+    clip: float | None = None,
+    **options,
 ) -> np.ndarray:
-    program = make_program(make_schedule("linear"), "epsilon", solver, steps, grid, clip=clip, **options)
+    program = make_program(
+        make_schedule("linear"), "epsilon", solver, steps, grid, clip=clip, **options
+    )
     return run(program, network, draws[0], lambda k: draws[1 + k])
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
-@pytest.mark.parametrize(("grid", "steps"), [("leading", 50), ("leading", 7), ("trailing", 50), ("trailing", 8)])
+@pytest.mark.parametrize(
+    ("grid", "steps"), [("leading", 50), ("leading", 7), ("trailing", 50), ("trailing", 8)]
+)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ddim_is_diffusers_ddim(grid: str, steps: int, eta: float, clip: float | None, draws: np.ndarray) -> None:
+def test_ddim_is_diffusers_ddim(
+    grid: str, steps: int, eta: float, clip: float | None, draws: np.ndarray
+) -> None:
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler(clip_sample=clip is not None, timestep_spacing=grid, set_alpha_to_one=True)
+    scheduler = DDIMScheduler(
+        clip_sample=clip is not None, timestep_spacing=grid, set_alpha_to_one=True
+    )
     expected = theirs(scheduler, steps, draws, eta=eta, use_clipped_model_output=True)
     # float64 on both sides; epsilon at the noisy end is divided by alpha ~ 6e-3.
     np.testing.assert_allclose(ours(steps, grid, draws, eta=eta, clip=clip), expected, atol=1e-10)
@@ -137,13 +164,17 @@ def test_ddim_is_diffusers_ddim(grid: str, steps: int, eta: float, clip: float |
 def test_ddpm_is_diffusers_ddpm(steps: int, clip: float | None, draws: np.ndarray) -> None:
     from diffusers import DDPMScheduler
 
-    scheduler = DDPMScheduler(variance_type="fixed_small", clip_sample=clip is not None, timestep_spacing="leading")
+    scheduler = DDPMScheduler(
+        variance_type="fixed_small", clip_sample=clip is not None, timestep_spacing="leading"
+    )
     expected = theirs(scheduler, steps, draws)
     # diffusers clamps the variance at 1e-20, which the last step reaches: std 1e-10 of noise at the end.
     np.testing.assert_allclose(ours(steps, "leading", draws, "ddpm", clip), expected, atol=1e-9)
 
 
-def test_clipped_ddim_keeps_the_unclipped_epsilon_in_diffusers_by_default_and_ours_does_not(draws: np.ndarray) -> None:
+def test_clipped_ddim_keeps_the_unclipped_epsilon_in_diffusers_by_default_and_ours_does_not(
+    draws: np.ndarray,
+) -> None:
     from diffusers import DDIMScheduler
 
     default = theirs(DDIMScheduler(clip_sample=True, timestep_spacing="leading"), 20, draws)
@@ -170,7 +201,9 @@ def test_diffusers_steps_to_t_minus_T_over_n_where_the_grid_goes_elsewhere(
 
     def off() -> float:
         """The farthest that x was from the exact trajectory at the times asked."""
-        return max(np.abs(x - schedule.alpha[t] * x_0 - schedule.sigma[t] * eps).max() for t, x in asked)
+        return max(
+            np.abs(x - schedule.alpha[t] * x_0 - schedule.sigma[t] * eps).max() for t, x in asked
+        )
 
     run(make_program(schedule, "epsilon", "ddim", steps, grid), knows, draws[0])
     ours_asked = [t for t, _ in asked]

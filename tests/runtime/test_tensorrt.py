@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import BackendError, Bundle, Cancelled, Request, RequestError, Sampler, engines
-from runtime.backends import Timing, cuda, device_loop, tensorrt
+from runtime import BackendError, Bundle, Cancelled, Request, RequestError, Sampler
+from runtime.backends.base import Timing
+from runtime.backends.nvidia import cuda, device_loop, tensorrt
+from runtime.backends.nvidia import engine_cache as engines
+from runtime.backends.nvidia.engine_cache import LIBRARIES, Gpu, Recipe
 from runtime.backends.onnxfile import with_weights
-from runtime.engines import LIBRARIES, Gpu, Recipe
 from runtime.errors import EngineError, GpuError, GpuMemoryError, NoDriverError, NoGpuError
 
 from . import fake_cuda
@@ -25,7 +27,12 @@ from .fake_tensorrt import Library, Strict, plan, real
 
 BUCKETS = (1, 2, 4)
 VERSION = "11.4.0"
-SCHEDULES: dict[str, tuple[int, ...]] = {"late": (), "at once": (0, 1), "copies at once": (1,), "work at once": (0,)}
+SCHEDULES: dict[str, tuple[int, ...]] = {
+    "late": (),
+    "at once": (0, 1),
+    "copies at once": (1,),
+    "work at once": (0,),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +46,29 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return Bundle.load(tiny_bundle)
 
 
-def keep(bundle: Bundle, library: str, gpu: Gpu, buckets: tuple[int, ...] = BUCKETS, version: str = VERSION) -> None:
+def keep(
+    bundle: Bundle,
+    library: str,
+    gpu: Gpu,
+    buckets: tuple[int, ...] = BUCKETS,
+    version: str = VERSION,
+) -> None:
     """Put the fakes' engines of both graphs into the cache."""
     weights = bundle.read("fp32/weights.bin")
     for graph in ("step.onnx", "step_guided.onnx"):
         module = LIBRARIES[library]
         onnx = engines.source(bundle, "fp32", graph)
-        recipe = Recipe(bundle.name, "fp32", graph, onnx, module, version, engines.target(module, gpu), buckets, ())
+        recipe = Recipe(
+            bundle.name,
+            "fp32",
+            graph,
+            onnx,
+            module,
+            version,
+            engines.target(module, gpu),
+            buckets,
+            (),
+        )
         engines.store(recipe, plan(with_weights(bundle.read(f"fp32/{graph}"), weights), buckets))
 
 
@@ -62,7 +85,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> Callable[..., Wo
         made = World(**world)
         monkeypatch.setattr(cuda, "cudart", lambda: Cudart(made))
         monkeypatch.setattr(tensorrt, "cudart", lambda: Cudart(made))
-        monkeypatch.setattr(tensorrt, "load_library", lambda name: Library(made, LIBRARIES[name], VERSION))
+        monkeypatch.setattr(
+            tensorrt, "load_library", lambda name: Library(made, LIBRARIES[name], VERSION)
+        )
         monkeypatch.setattr(cuda, "PROC", Path("/nowhere"))
         if engines_for:
             keep(bundle, library, Gpu("Fake L4", "8.9", "CUDA 13.0"), engines_for)
@@ -72,7 +97,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> Callable[..., Wo
 
 
 @pytest.fixture
-def gpu(machine: Callable[..., World], library: str, bundle: Bundle) -> Iterator[tuple[Sampler, World]]:
+def gpu(
+    machine: Callable[..., World], library: str, bundle: Bundle
+) -> Iterator[tuple[Sampler, World]]:
     """A sampler on a fake machine; after the test all is given back."""
     world = machine(library)
     with Sampler(bundle, library) as sampler:
@@ -91,14 +118,25 @@ WAYS: list[dict[str, Any]] = [
     {"n": 2, "label": 1, "solver": "ddim", "steps": 4, "guidance": 1.0},
     {"n": 3, "label": [1, 2, None], "solver": "ddpm", "steps": 5, "guidance": 1.0},
     {"n": 1, "label": 4, "solver": "dpmpp_2m", "steps": 5, "guidance": 3.0},
-    {"n": 4, "label": 7, "solver": "ddpm", "steps": 6, "guidance": 2.0, "guidance_interval": (0.3, 2.0)},
+    {
+        "n": 4,
+        "label": 7,
+        "solver": "ddpm",
+        "steps": 6,
+        "guidance": 2.0,
+        "guidance_interval": (0.3, 2.0),
+    },
     {"n": 6, "label": 7, "solver": "heun", "steps": 3, "guidance": 2.0},
 ]
 
 
 @pytest.mark.parametrize("eager", SCHEDULES.values(), ids=SCHEDULES)
 def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
-    machine: Callable[..., World], library: str, bundle: Bundle, sampler: Sampler, eager: tuple[int, ...]
+    machine: Callable[..., World],
+    library: str,
+    bundle: Bundle,
+    sampler: Sampler,
+    eager: tuple[int, ...],
 ) -> None:
     """The fake computes with ONNX Runtime, whose samples do not depend on their batch: what differs is the loop alone."""
     world = machine(library, eager=eager)
@@ -115,7 +153,9 @@ def test_a_batch_is_padded_to_its_bucket_and_split_where_none_is_large_enough(
     gpu: tuple[Sampler, World], sampler: Sampler
 ) -> None:
     found, _ = gpu
-    assert found.sample(7, label=1, steps=3).tobytes() == sampler.sample(7, label=1, steps=3).tobytes()
+    assert (
+        found.sample(7, label=1, steps=3).tobytes() == sampler.sample(7, label=1, steps=3).tobytes()
+    )
     assert [(t.batch, t.bucket, t.rows) for t in found.timings] == [(4, 4, 3), (3, 4, 3)]
     assert found.timings[0].captured
     assert not found.timings[1].captured
@@ -130,7 +170,15 @@ def test_a_graph_is_launched_again_for_another_program_of_as_many_rows(
 ) -> None:
     found, world = gpu
     ways = [
-        {"n": 2, "label": 1, "steps": 4, "solver": solver, "guidance": 1.0, "seed": seed, "grid": grid}
+        {
+            "n": 2,
+            "label": 1,
+            "steps": 4,
+            "solver": solver,
+            "guidance": 1.0,
+            "seed": seed,
+            "grid": grid,
+        }
         for seed, (solver, grid) in enumerate(
             [("ddim", None), ("dpmpp_2m", None), ("euler", "trailing"), ("ddim", None)]
         )
@@ -157,7 +205,14 @@ def test_noise_that_is_too_much_travels_in_chunks_while_the_loop_runs(
     world = machine("tensorrt", eager=eager)
     with Sampler(bundle, "tensorrt") as found:
         for seed in (0, 10):
-            way = {"n": 2, "seed": seed, "label": 1, "solver": "ddpm", "steps": steps, "guidance": 1.0}
+            way = {
+                "n": 2,
+                "seed": seed,
+                "label": 1,
+                "solver": "ddpm",
+                "steps": steps,
+                "guidance": 1.0,
+            }
             assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes()
             assert found.timings[0].how == f"{-(-steps // 2)} graphs"
     assert not world.held()
@@ -190,19 +245,34 @@ def test_where_capture_is_refused_the_rows_are_enqueued_plainly_and_the_timing_s
 
 
 def test_an_enqueue_that_fails_under_capture_ends_the_capture(
-    machine: Callable[..., World], library: str, bundle: Bundle, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+    machine: Callable[..., World],
+    library: str,
+    bundle: Bundle,
+    sampler: Sampler,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = machine(library)
     plain = world.fails
-    monkeypatch.setattr(world, "fails", lambda name: plain(name) or (name == "execute_async_v3" and world.capturing()))
+    monkeypatch.setattr(
+        world,
+        "fails",
+        lambda name: plain(name) or (name == "execute_async_v3" and world.capturing()),
+    )
     with Sampler(bundle, library) as found:
-        assert found.sample(2, label=1, steps=3).tobytes() == sampler.sample(2, label=1, steps=3).tobytes()
+        assert (
+            found.sample(2, label=1, steps=3).tobytes()
+            == sampler.sample(2, label=1, steps=3).tobytes()
+        )
         assert "could not be enqueued" in found.timings[0].note
-        assert world.calls.count("cudaStreamEndCapture") == world.calls.count("cudaGetLastError") == 1
+        assert (
+            world.calls.count("cudaStreamEndCapture") == world.calls.count("cudaGetLastError") == 1
+        )
     assert not world.held()
 
 
-def test_who_looks_at_the_steps_or_paints_gets_them_one_by_one(gpu: tuple[Sampler, World], sampler: Sampler) -> None:
+def test_who_looks_at_the_steps_or_paints_gets_them_one_by_one(
+    gpu: tuple[Sampler, World], sampler: Sampler
+) -> None:
     found, world = gpu
     seen: dict[str, list[bytes]] = {"here": [], "there": []}
     for who, name in ((found, "here"), (sampler, "there")):
@@ -215,7 +285,9 @@ def test_who_looks_at_the_steps_or_paints_gets_them_one_by_one(gpu: tuple[Sample
     mask = np.zeros((8, 8), bool)
     mask[:4] = True
     how = {"label": 2, "steps": 3}
-    assert found.inpaint(known, mask, **how).tobytes() == sampler.inpaint(known, mask, **how).tobytes()
+    assert (
+        found.inpaint(known, mask, **how).tobytes() == sampler.inpaint(known, mask, **how).tobytes()
+    )
     with pytest.raises(Cancelled):
         found.sample(1, steps=3, on_step=lambda p: False)
     assert "cudaStreamBeginCapture" not in world.calls
@@ -225,14 +297,20 @@ def test_an_identity_row_returns_the_state_bit_for_bit(gpu: tuple[Sampler, World
     buffers = gpu[0].backend.bind(3)
     state = np.random.default_rng(1).standard_normal(buffers.state.shape).astype(np.float32)
     for guided in (False, True):
-        buffers.state[:], buffers.call[:], buffers.update[:] = state, (999, 1, 0, 0, 1, 2), np.eye(4, 6)
+        buffers.state[:], buffers.call[:], buffers.update[:] = (
+            state,
+            (999, 1, 0, 0, 1, 2),
+            np.eye(4, 6),
+        )
         buffers.step(guided)
         assert buffers.state.tobytes() == state.tobytes()
 
 
 def test_threads_take_turns(gpu: tuple[Sampler, World], sampler: Sampler) -> None:
     found, _ = gpu
-    expected = [sampler.sample(2, seed=i, label=1, steps=3 + i % 2, solver="ddpm") for i in range(6)]
+    expected = [
+        sampler.sample(2, seed=i, label=1, steps=3 + i % 2, solver="ddpm") for i in range(6)
+    ]
     results: dict[int, tuple[bytes, tuple[Timing, ...]]] = {}
 
     def work(i: int) -> None:
@@ -269,12 +347,18 @@ def test_what_was_closed_is_of_no_use_and_closing_twice_is_no_error(
         buffers.step(False)
     found.close()
     assert not world.held()
-    for use in (lambda: found.sample(1, steps=2), lambda: found.backend.bind(1), lambda: buffers.step(False)):
+    for use in (
+        lambda: found.sample(1, steps=2),
+        lambda: found.backend.bind(1),
+        lambda: buffers.step(False),
+    ):
         with pytest.raises(BackendError, match="was closed"):
             use()
 
 
-def test_no_driver_and_no_gpu_are_told_apart(machine: Callable[..., World], library: str, bundle: Bundle) -> None:
+def test_no_driver_and_no_gpu_are_told_apart(
+    machine: Callable[..., World], library: str, bundle: Bundle
+) -> None:
     machine(library, driver=0)
     with pytest.raises(NoDriverError, match="no NVIDIA driver is installed"):
         Sampler(bundle, library)
@@ -302,7 +386,10 @@ def test_full_memory_says_what_was_needed_and_what_would_fit(
         needed, free = (float(x) for x in re.findall(r"([\d.]+) MB", str(caught.value)))
         assert needed > free
         assert "A batch of 2 would fit: give max_batch=2." in str(caught.value)
-        assert found.sample(2, label=1, steps=3).tobytes() == sampler.sample(2, label=1, steps=3).tobytes()
+        assert (
+            found.sample(2, label=1, steps=3).tobytes()
+            == sampler.sample(2, label=1, steps=3).tobytes()
+        )
         world.capacity = 100
         with pytest.raises(GpuMemoryError, match="No smaller batch would fit"):
             found.sample(1, label=1, steps=4)
@@ -324,24 +411,39 @@ def test_memory_that_kept_graphs_hold_is_given_to_new_ones(
 @pytest.mark.parametrize(
     ("kept", "said"),
     [
-        ({"gpu": Gpu("Other", "8.6", "CUDA 13.0")}, r"there is one for another GPU \(.* of compute capability 8.6\)"),
+        (
+            {"gpu": Gpu("Other", "8.6", "CUDA 13.0")},
+            r"there is one for another GPU \(.* of compute capability 8.6\)",
+        ),
         ({"version": "10.12"}, "there is one by version 10.12"),
-        (None, r"no engine of tiny fp32 step.onnx for tensorrt.* on Fake L4 of compute capability 8.9"),
+        (
+            None,
+            r"no engine of tiny fp32 step.onnx for tensorrt.* on Fake L4 of compute capability 8.9",
+        ),
     ],
 )
 def test_an_engine_for_another_machine_is_not_loaded_and_the_error_says_how_to_build_one(
-    machine: Callable[..., World], library: str, bundle: Bundle, kept: dict[str, Any] | None, said: str
+    machine: Callable[..., World],
+    library: str,
+    bundle: Bundle,
+    kept: dict[str, Any] | None,
+    said: str,
 ) -> None:
     world = machine(library, engines_for=())
     if kept is not None:
         keep(bundle, library, **{"gpu": Gpu("Fake L4", "8.9", "CUDA 13.0"), **kept})
     with pytest.raises(EngineError, match=said) as caught:
         Sampler(bundle, library)
-    assert f"python -m export.engines build {bundle.path} --engine {library} --precision fp32" in str(caught.value)
+    assert (
+        f"python -m export.engines build {bundle.path} --engine {library} --precision fp32"
+        in str(caught.value)
+    )
     assert not world.held()
 
 
-def test_tensorrts_engines_are_for_one_driver(machine: Callable[..., World], bundle: Bundle) -> None:
+def test_tensorrts_engines_are_for_one_driver(
+    machine: Callable[..., World], bundle: Bundle
+) -> None:
     machine("tensorrt", engines_for=())
     keep(bundle, "tensorrt", Gpu("Fake L4", "8.9", "CUDA 12.9"))
     with pytest.raises(EngineError, match=r"there is one for driver CUDA 12.9"):
@@ -373,7 +475,9 @@ def test_an_engine_of_something_else_is_refused(
     world = machine(library, engines_for=())
     gpu, module = Gpu("Fake L4", "8.9", "CUDA 13.0"), LIBRARIES[library]
     onnx = engines.source(bundle, "fp32", "step.onnx")
-    recipe = Recipe("x", "fp32", "step.onnx", onnx, module, VERSION, engines.target(module, gpu), (1,), ())
+    recipe = Recipe(
+        "x", "fp32", "step.onnx", onnx, module, VERSION, engines.target(module, gpu), (1,), ()
+    )
     model = with_weights(shipped.read("fp32/step.onnx"), shipped.read("fp32/weights.bin"))
     engines.store(recipe, plan(model, (1,)))
     with pytest.raises(EngineError, match="is not that of a step graph"):
@@ -388,8 +492,8 @@ def test_a_network_without_labels_on_samples_of_any_shape(
     import torch
 
     from export.build import build
-    from export.check import QUICK
-    from export.from_module import from_module
+    from export.proof.check import QUICK
+    from export.sources.module import from_module
 
     class Network(torch.nn.Module):
         def __init__(self) -> None:
@@ -406,14 +510,31 @@ def test_a_network_without_labels_on_samples_of_any_shape(
         given = {"sample_shape": (2, 5), "prediction": "epsilon", "schedule": "linear", "clip": 1.0}
         build(from_module(module, name="signals", **given), out, None, QUICK)
     signals = Bundle.load(out)
-    world, gpu, module = machine(library, engines_for=()), Gpu("Fake L4", "8.9", "CUDA 13.0"), LIBRARIES[library]
+    world, gpu, module = (
+        machine(library, engines_for=()),
+        Gpu("Fake L4", "8.9", "CUDA 13.0"),
+        LIBRARIES[library],
+    )
     onnx = engines.source(signals, "fp32", "step.onnx")
-    recipe = Recipe("signals", "fp32", "step.onnx", onnx, module, VERSION, engines.target(module, gpu), (1, 4), ())
+    recipe = Recipe(
+        "signals",
+        "fp32",
+        "step.onnx",
+        onnx,
+        module,
+        VERSION,
+        engines.target(module, gpu),
+        (1, 4),
+        (),
+    )
     model = with_weights(signals.read("fp32/step.onnx"), signals.read("fp32/weights.bin"))
     engines.store(recipe, plan(model, (1, 4)))
     sampler = Sampler(signals)
     with Sampler(signals, library) as found:
-        for way in ({"n": 3, "solver": "ddpm", "steps": 4}, {"n": 1, "solver": "unipc", "steps": 5}):
+        for way in (
+            {"n": 3, "solver": "ddpm", "steps": 4},
+            {"n": 1, "solver": "unipc", "steps": 5},
+        ):
             assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes()
             assert found.timings[0].how == "one graph"
     assert not world.held()
@@ -428,7 +549,9 @@ def test_threads_are_a_cpus(machine: Callable[..., World], library: str, bundle:
 def use(bundle: Bundle, library: str) -> list[bytes]:
     """Load, run a loop with and without guidance, a step from the host, close."""
     with Sampler(bundle, library) as found:
-        looped = found.sample(1, label=1, guidance=2.0, guidance_interval=(0.0, 0.5), solver="ddpm", steps=2)
+        looped = found.sample(
+            1, label=1, guidance=2.0, guidance_interval=(0.0, 0.5), solver="ddpm", steps=2
+        )
         stepped = found.sample(1, label=1, steps=1, guidance=1.0, on_step=lambda p: None)
     return [looped.tobytes(), stepped.tobytes()]
 
@@ -453,7 +576,12 @@ def test_every_call_in_turn_fails_and_nothing_leaks(
     world.__init__()
     expected, calls = use(bundle, library), list(world.calls)
     assert not world.held()
-    assert {"cudaGraphLaunch", "execute_async_v3", "cudaMemcpyAsync", "cudaEventElapsedTime"} <= set(calls)
+    assert {
+        "cudaGraphLaunch",
+        "execute_async_v3",
+        "cudaMemcpyAsync",
+        "cudaEventElapsedTime",
+    } <= set(calls)
     unmoved, errors = [], list[tuple[str, BackendError]]()
     for i, name in enumerate(calls):
         world.__init__()
@@ -467,8 +595,15 @@ def test_every_call_in_turn_fails_and_nothing_leaks(
         fake_cuda.ILLEGAL.clear()
         lost = sum(world.held().values())
         assert lost <= (name in FREES), (i, name, world.held())
-    assert all(isinstance(error, (GpuError, EngineError)) and str(error) for _, error in errors), errors
-    harmless = {"cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGetLastError"}
+    assert all(isinstance(error, (GpuError, EngineError)) and str(error) for _, error in errors), (
+        errors
+    )
+    harmless = {
+        "cudaStreamBeginCapture",
+        "cudaStreamEndCapture",
+        "cudaGraphInstantiate",
+        "cudaGetLastError",
+    }
     harmless |= {"set_tensor_address", "execute_async_v3", "is_stream_capturable"}  # under capture
     harmless |= {"serialize", "deserialize", "cudaGetErrorString", "cudaGraphDestroy"}
     assert set(unmoved) <= harmless, set(unmoved) - harmless

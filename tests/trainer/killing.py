@@ -50,8 +50,18 @@ def _forked(config: Config, runs: Path, rank: int, count: int, port: int) -> int
     os.dup2(out, 1)
     os.dup2(out, 2)
     if count > 1:
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-        os.environ.update({k: str(v) for k, v in ranks.items()}, MASTER_ADDR="localhost", ACCELERATE_USE_CPU="true")
+        ranks = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_PORT": port,
+        }
+        os.environ.update(
+            {k: str(v) for k, v in ranks.items()},
+            MASTER_ADDR="localhost",
+            ACCELERATE_USE_CPU="true",
+        )
     try:
         os._exit(0 if fit(config, runs) else 130)
     except UnnoiseError as error:
@@ -65,7 +75,8 @@ def _forked(config: Config, runs: Path, rank: int, count: int, port: int) -> int
 def ended(children: list[int]) -> list[int | None]:
     """Exit status of each, None for those that run."""
     return [
-        None if not (found := os.waitpid(c, os.WNOHANG))[0] else os.waitstatus_to_exitcode(found[1]) for c in children
+        None if not (found := os.waitpid(c, os.WNOHANG))[0] else os.waitstatus_to_exitcode(found[1])
+        for c in children
     ]
 
 
@@ -94,7 +105,8 @@ def main(folder: Path, config: Config, kills: int, count: int, seed: int) -> Non
         children = start(config, folder / f"killed-{run}", count)
         until = time.monotonic() + chance.uniform(0.0, 0.6) * whole_s
         while (
-            time.monotonic() < until and os.waitid(os.P_PGID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+            time.monotonic() < until
+            and os.waitid(os.P_PGID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
         ):
             time.sleep(0.001)
         if os.waitid(os.P_PGID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -109,4 +121,6 @@ def main(folder: Path, config: Config, kills: int, count: int, seed: int) -> Non
 
 if __name__ == "__main__":
     place, config_file, *numbers = sys.argv[1:]
-    main(Path(place), Config.from_json(json.loads(Path(config_file).read_text())), *map(int, numbers))
+    main(
+        Path(place), Config.from_json(json.loads(Path(config_file).read_text())), *map(int, numbers)
+    )

@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import checkpoint as checkpoints
-from trainer.average import Averages, combination, exponent, inner_products, main, post_hoc, power_decay
+from trainer.average import (
+    Averages,
+    combination,
+    exponent,
+    inner_products,
+    main,
+    post_hoc,
+    power_decay,
+)
 from trainer.config import Config
 from trainer.errors import CheckpointError
 from trainer.evaluate import of_run
 from trainer.fit import fit
+from trainer.runs import checkpoint as checkpoints
 from trainer.step import Trainer
 
 CONFIG = Config(
@@ -60,7 +68,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "digits"
 
 
-def test_a_width_that_was_not_kept_is_that_of_an_average_that_was(run: Path, tmp_path: Path) -> None:
+def test_a_width_that_was_not_kept_is_that_of_an_average_that_was(
+    run: Path, tmp_path: Path
+) -> None:
     """Against a run that kept it: nearer than a twentieth of how far the average is from the last weights."""
     assert fit(replace(CONFIG, ema_power=(0.07,)), tmp_path)
     direct = checkpoints.newest(tmp_path / "digits" / "checkpoints")
@@ -101,7 +111,7 @@ def test_several_half_lives_are_kept_side_by_side() -> None:
 
 
 def test_all_of_them_are_in_the_checkpoint_and_come_back(run: Path) -> None:
-    from trainer import data
+    from trainer.data import dataset as data
 
     checkpoint = checkpoints.newest(run / "checkpoints")
     assert checkpoint is not None

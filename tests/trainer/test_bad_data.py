@@ -16,12 +16,12 @@ from PIL import Image
 
 from runtime.errors import RequestError, UnnoiseError
 from trainer.config import Config
-from trainer.data import load
-from trainer.decode import endings
+from trainer.data.dataset import load
+from trainer.data.decode import endings
+from trainer.data.labels import label_name, numbered, whole_number
+from trainer.data.stream import Stream
 from trainer.errors import DataError
 from trainer.fit import fit, main
-from trainer.labels import label_name, numbered, whole_number
-from trainer.streams import Stream
 
 
 def png(i: int = 0) -> bytes:
@@ -37,7 +37,15 @@ def put(path: Path, data: bytes | None = None) -> Path:
 
 
 def config_for(data: str, **changes: object) -> Config:
-    fields = {"name": "test", "channels": (8,), "attention": (), "batch": 4, "steps": 2, "workers": 0, "T": 50}
+    fields = {
+        "name": "test",
+        "channels": (8,),
+        "attention": (),
+        "batch": 4,
+        "steps": 2,
+        "workers": 0,
+        "T": 50,
+    }
     return Config(data=data, **{**fields, "device": "cpu", "sample_every": 0, **changes})  # pyright: ignore[reportArgumentType]
 
 
@@ -51,7 +59,22 @@ def refusal(data: str, **changes: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "value", [None, 1.5, float("nan"), [1], {"a": 1}, -1, "-3", "", " ", "a\0b", "a\nb", "\ud800", b"caf\xe9"]
+    "value",
+    [
+        None,
+        1.5,
+        float("nan"),
+        [1],
+        {"a": 1},
+        -1,
+        "-3",
+        "",
+        " ",
+        "a\0b",
+        "a\nb",
+        "\ud800",
+        b"caf\xe9",
+    ],
 )
 def test_a_label_that_is_no_text_and_no_whole_number_is_refused(value: object) -> None:
     with pytest.raises(DataError, match=r"^row 3: "):
@@ -82,12 +105,19 @@ def test_a_class_folder_whose_name_is_no_text_is_refused_and_leaves_nothing(
 def test_a_file_whose_name_is_no_text_is_trained_on(tmp_path: Path, in_memory_mb: int) -> None:
     for i in range(8):
         put(tmp_path / "data" / "cats" / os.fsdecode(b"caf\xe9%d.png" % i), png(i))
-    assert fit(config_for(f"folder:{tmp_path / 'data'}", in_memory_mb=in_memory_mb), tmp_path / "runs")
+    assert fit(
+        config_for(f"folder:{tmp_path / 'data'}", in_memory_mb=in_memory_mb), tmp_path / "runs"
+    )
 
 
-def test_an_unreadable_file_whose_name_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_file_whose_name_is_no_text_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for i in range(8):
-        put(tmp_path / "data" / "cats" / os.fsdecode(b"caf\xe9%d.png" % i), png(i) if i else b"no image")
+        put(
+            tmp_path / "data" / "cats" / os.fsdecode(b"caf\xe9%d.png" % i),
+            png(i) if i else b"no image",
+        )
     config = config_for(f"folder:{tmp_path / 'data'}", in_memory_mb=0, log_every=1)
     assert fit(config, tmp_path / "runs")
     told = (tmp_path / "runs" / "test" / "bad-pictures.txt").read_bytes()
@@ -134,12 +164,21 @@ def test_images_with_another_ending_are_read(tmp_path: Path, ending: str) -> Non
     if ending.lower() not in endings():
         pytest.skip("this Pillow does not read them")
     put(tmp_path / "a" / "1.png")
-    kind = {".jfif": "JPEG", ".jpe": "JPEG", ".jpg": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".qoi": "QOI"}
+    kind = {
+        ".jfif": "JPEG",
+        ".jpe": "JPEG",
+        ".jpg": "JPEG",
+        ".avif": "AVIF",
+        ".jp2": "JPEG2000",
+        ".qoi": "QOI",
+    }
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / f"2{ending}", kind[ending.lower()])
     assert len(load(config_for(f"folder:{tmp_path}")).labels) == 2
 
 
-def test_what_is_left_out_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_left_out_is_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("1.png", "2.heic", "3", "4.txt", ".5.png"):
         put(tmp_path / "cats" / name)
     (tmp_path / "cats" / "gone.png").symlink_to(tmp_path / "nowhere")
@@ -159,7 +198,9 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path, caplog: pytest.Lo
         assert part in told
 
 
-def test_a_folder_of_images_alone_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_of_images_alone_is_not_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     put(tmp_path / "cats" / "1.png")
     load(config_for(f"folder:{tmp_path}"))
     assert caplog.text == ""
@@ -169,12 +210,18 @@ def link(path: Path) -> None:
     path.symlink_to(path.parent / "nowhere")
 
 
-@pytest.mark.parametrize(("name", "write"), [("1.heic", put), ("1", put), ("1.png", link), (".1.png", put)])
-def test_a_class_that_would_vanish_is_refused(tmp_path: Path, name: str, write: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    ("name", "write"), [("1.heic", put), ("1", put), ("1.png", link), (".1.png", put)]
+)
+def test_a_class_that_would_vanish_is_refused(
+    tmp_path: Path, name: str, write: Callable[[Path], object]
+) -> None:
     put(tmp_path / "cats" / "1.png")
     (tmp_path / "dogs").mkdir()
     write(tmp_path / "dogs" / name)
-    assert f"the class folder {tmp_path}/dogs has no image that is read" in refusal(f"folder:{tmp_path}")
+    assert f"the class folder {tmp_path}/dogs has no image that is read" in refusal(
+        f"folder:{tmp_path}"
+    )
 
 
 def test_a_class_whose_images_are_all_unreadable_is_refused(tmp_path: Path) -> None:
@@ -183,7 +230,10 @@ def test_a_class_whose_images_are_all_unreadable_is_refused(tmp_path: Path) -> N
     put(tmp_path / "dogs" / "1.png", b"no image")
     assert "no image of this class can be read: dogs" in refusal(f"folder:{tmp_path}")
     with pytest.raises(DataError, match="no image of this class can be read: dogs"):
-        fit(config_for(f"folder:{tmp_path}", in_memory_mb=0, batch=8, log_every=1), tmp_path / "runs")
+        fit(
+            config_for(f"folder:{tmp_path}", in_memory_mb=0, batch=8, log_every=1),
+            tmp_path / "runs",
+        )
 
 
 def test_images_below_the_class_folders_are_refused(tmp_path: Path) -> None:
@@ -201,7 +251,9 @@ def test_the_parent_of_the_data_is_refused_with_the_folder_to_name(tmp_path: Pat
     assert f"--data 'folder:{root}/train'" in refusal(f"folder:{root}")
 
 
-@pytest.mark.parametrize("parts", [("train", "test"), ("Training", "val"), ("train2017", "val2017")])
+@pytest.mark.parametrize(
+    "parts", [("train", "test"), ("Training", "val"), ("train2017", "val2017")]
+)
 def test_the_parts_of_a_data_set_are_no_classes(tmp_path: Path, parts: tuple[str, str]) -> None:
     for i in range(3):
         put(tmp_path / parts[0] / f"{i}.png")
@@ -235,7 +287,9 @@ def test_the_folder_may_be_the_current_one(tmp_path: Path, monkeypatch: pytest.M
 # --- label files
 
 
-def test_images_that_a_label_file_does_not_name_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_that_a_label_file_does_not_name_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("a/1.png", "a/2.png", "a/b/c/3.png"):
         put(tmp_path / "data" / name)
     file = put(tmp_path / "labels.json", b'{"a/1.png": "x"}')
@@ -265,7 +319,9 @@ def test_a_label_file_of_something_else_is_refused(tmp_path: Path, text: bytes) 
 def test_a_label_file_may_be_in_every_encoding_of_unicode(tmp_path: Path, encoding: str) -> None:
     put(tmp_path / "data" / "a" / "é.png")
     file = put(tmp_path / "labels.json", '{"a/é.png": "café"}'.encode(encoding))
-    assert load(config_for(f"folder:{tmp_path / 'data'}", label_file=str(file))).classes == ("café",)
+    assert load(config_for(f"folder:{tmp_path / 'data'}", label_file=str(file))).classes == (
+        "café",
+    )
 
 
 @pytest.mark.parametrize("place", [".", "nowhere.json"])
@@ -298,14 +354,20 @@ IMAGES = np.zeros((3, 4, 4, 3), np.uint8)
         {"images": IMAGES, "labels": np.array([0, 1, 2]), "classes": np.array("a")},
         {"images": IMAGES, "labels": np.array([0, 1, 2]), "classes": np.array(["a", "a", "b"])},
         {"images": IMAGES, "labels": np.array([0, 1, 2]), "classes": np.array(["a", "b", "c\n"])},
-        {"images": IMAGES, "labels": np.array(["0", "1", "²"]), "classes": np.array(["a", "b", "c"])},
+        {
+            "images": IMAGES,
+            "labels": np.array(["0", "1", "²"]),
+            "classes": np.array(["a", "b", "c"]),
+        },
         {"images": IMAGES, "labels": np.array([0, 1, 3]), "classes": np.array(["a", "b", "c"])},
         {"images": IMAGES, "labels": np.array([0, 1, 2]), "classes": np.array(["a", None], object)},
         {"images": IMAGES, "labels": np.array([0, 1, 2]), "classes": np.array([1.5, 2.5, 3.5])},
     ],
     ids=lambda arrays: ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in arrays.items()),
 )
-def test_arrays_that_are_no_images_labels_and_classes_are_refused(tmp_path: Path, arrays: dict) -> None:
+def test_arrays_that_are_no_images_labels_and_classes_are_refused(
+    tmp_path: Path, arrays: dict
+) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     assert "a.npz" in refusal(f"npz:{tmp_path / 'a.npz'}")
 
@@ -352,7 +414,12 @@ def test_labels_and_classes_may_be_bytes_of_text(tmp_path: Path) -> None:
 
 
 def test_classes_without_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.array([0, 0, 2]), classes=np.array(["x", "y", "z"]))
+    np.savez(
+        tmp_path / "a.npz",
+        images=IMAGES,
+        labels=np.array([0, 0, 2]),
+        classes=np.array(["x", "y", "z"]),
+    )
     load(config_for(f"npz:{tmp_path / 'a.npz'}"))
     assert "1 classes have no images: y" in caplog.text
 
@@ -395,7 +462,9 @@ FOUR = {f"{i}.png": png(i) for i in range(4)}
     ids=["header", "boundary", "data", "damaged", "joined", "gz", "empty", "text", "zeros"],
 )
 def test_a_damaged_tar_file_is_refused(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
-    path = tar(tmp_path / "a.tar", {name: data[:500].ljust(512, b"\0") for name, data in FOUR.items()})
+    path = tar(
+        tmp_path / "a.tar", {name: data[:500].ljust(512, b"\0") for name, data in FOUR.items()}
+    )
     path.write_bytes(spoil(path.read_bytes()))
     assert "a.tar" in refusal(f"wds:{path}")
 
@@ -410,7 +479,9 @@ def test_a_damaged_tar_file_is_refused(tmp_path: Path, spoil: Callable[[bytes], 
     ],
     ids=str,
 )  # fmt: skip
-def test_a_damaged_label_in_a_tar_file_is_refused_with_its_member(tmp_path: Path, more: dict[str, bytes]) -> None:
+def test_a_damaged_label_in_a_tar_file_is_refused_with_its_member(
+    tmp_path: Path, more: dict[str, bytes]
+) -> None:
     told = refusal(f"wds:{tar(tmp_path / 'a.tar', {**FOUR, **more})}")
     assert str(tmp_path / "a.tar") in told
     assert next(iter(more)) in told
@@ -422,11 +493,15 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_class_whose_images_are_not_read_is_refused(tmp_path: Path) -> None:
-    path = tar(tmp_path / "a.tar", {"0.png": png(), "0.cls": b"cat", "1.heic": b"x", "1.cls": b"dog"})
+    path = tar(
+        tmp_path / "a.tar", {"0.png": png(), "0.cls": b"cat", "1.heic": b"x", "1.cls": b"dog"}
+    )
     assert "these classes have no image that is read: dog" in refusal(f"wds:{path}")
 
 
-def test_what_is_left_out_of_a_tar_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_left_out_of_a_tar_file_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     members = {
         **FOUR,
         "0.txt": b"caption",
@@ -467,7 +542,9 @@ def test_a_member_whose_name_is_no_text_is_read(tmp_path: Path, name: str) -> No
     assert found.read(0).shape == (8, 8, 3)
 
 
-@pytest.mark.parametrize("urls", ["{0..99999999999}.tar", "{0..9999}{0..9999}.tar", "{a,b.tar", "a\0.tar", "}{"])
+@pytest.mark.parametrize(
+    "urls", ["{0..99999999999}.tar", "{0..9999}{0..9999}.tar", "{a,b.tar", "a\0.tar", "}{"]
+)
 def test_shards_that_cannot_be_named_are_refused(urls: str) -> None:
     pytest.importorskip("webdataset")
     with pytest.raises(UnnoiseError):
@@ -509,7 +586,9 @@ def test_a_column_of_something_else_than_images_is_refused(parquet, values: list
 
 
 @pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}])
-def test_rows_without_an_image_are_counted(parquet, caplog: pytest.LogCaptureFixture, empty: dict | None) -> None:
+def test_rows_without_an_image_are_counted(
+    parquet, caplog: pytest.LogCaptureFixture, empty: dict | None
+) -> None:
     place = parquet(image=[empty, *rows()])
     assert len(load(config_for(f"hf:{place}")).labels) == 5
     assert "left out 1 rows without an image: row 0" in caplog.text
@@ -518,7 +597,9 @@ def test_rows_without_an_image_are_counted(parquet, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("column", [[b"no image"] * 4, [b""] * 4])
-def test_rows_whose_bytes_are_no_image_are_refused_with_the_first(parquet, column: list[bytes]) -> None:
+def test_rows_whose_bytes_are_no_image_are_refused_with_the_first(
+    parquet, column: list[bytes]
+) -> None:
     place = parquet(image=[{"bytes": data, "path": None} for data in column])
     assert "a.parquet row 0" in refusal(f"hf:{place}")
 
@@ -539,7 +620,9 @@ def test_a_label_beyond_the_names_is_refused_with_its_row(parquet, tmp_path: Pat
     import datasets
     import pyarrow.parquet
 
-    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
+    kinds = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])}
+    )
     made = datasets.Dataset.from_dict({"image": rows(), "label": [0, 1, 1, 1]}, features=kinds)
     made.to_parquet(str(tmp_path / "b.parquet"))
     table = pyarrow.parquet.read_table(tmp_path / "b.parquet")
@@ -548,7 +631,9 @@ def test_a_label_beyond_the_names_is_refused_with_its_row(parquet, tmp_path: Pat
     assert "a.parquet row 2: the label 7" in refusal(f"hf:{tmp_path / 'a.parquet'}")
 
 
-@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text"])
+@pytest.mark.parametrize(
+    "spoil", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text"]
+)
 def test_a_damaged_parquet_file_is_refused(parquet, spoil: Callable[[bytes], bytes]) -> None:
     place = parquet(image=rows(), label=[0, 1, 0, 1])
     place.write_bytes(spoil(place.read_bytes()))
@@ -562,10 +647,20 @@ def test_a_table_without_rows_is_refused(parquet) -> None:
     assert "a.parquet" in refusal(f"hf:{parquet(image=pyarrow.array([], kind))}")
 
 
-def test_a_dry_run_names_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog) -> None:
+def test_a_dry_run_names_what_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog
+) -> None:
     put(tmp_path / "data" / "cats" / "1.png")
     put(tmp_path / "data" / "cats" / "2.heic")
-    options = ["--channels=8", "--attention=", "--batch=2", "--T=50", "--device=cpu", "--size=8", "--dry-run"]
+    options = [
+        "--channels=8",
+        "--attention=",
+        "--batch=2",
+        "--T=50",
+        "--device=cpu",
+        "--size=8",
+        "--dry-run",
+    ]
     with caplog.at_level(logging.WARNING):
         assert main(["--data", f"folder:{tmp_path / 'data'}", f"--runs={tmp_path}", *options]) == 0
     assert "cats/2.heic" in caplog.text

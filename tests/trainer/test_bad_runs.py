@@ -14,12 +14,14 @@ from PIL import Image
 
 from runtime.errors import RequestError, UnnoiseError
 from runtime.files import from_json, to_json
-from trainer import average, evaluate, features, loader, report
+from trainer import average, evaluate, report
 from trainer.config import Config
+from trainer.data import loader
 from trainer.errors import CheckpointError, DataError, TrainingError
 from trainer.fit import fit, main
-from trainer.log import read
-from trainer.runs import claim
+from trainer.quality import features
+from trainer.runs.folder import claim
+from trainer.runs.log import read
 from trainer.step import Trainer
 
 TINY = Config(
@@ -117,7 +119,9 @@ def without(key: str) -> Callable[[dict], object]:
         lambda record: {**record, "unheard": 1}, lambda record: {**record, "flips": 1},
     ],
 )  # fmt: skip
-def test_a_damaged_config_is_refused_by_every_command(copy: Path, change: Callable[[dict], object]) -> None:
+def test_a_damaged_config_is_refused_by_every_command(
+    copy: Path, change: Callable[[dict], object]
+) -> None:
     path = copy / "config.json"
     path.write_text(to_json(change(from_json(path.read_bytes()))))
     with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
@@ -180,7 +184,9 @@ def test_a_file_in_place_of_the_run_is_refused(tmp_path: Path) -> None:
         fit(TINY, tmp_path)
 
 
-def test_memory_that_runs_out_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: Trainer) -> dict[str, float]:
         raise MemoryError
 
@@ -193,7 +199,13 @@ def test_memory_that_runs_out_is_named_with_the_remedy(tmp_path: Path, monkeypat
 def test_a_network_that_no_memory_holds_is_refused(
     tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--data=digits", "--channels=65536,65536", "--attention=", "--device=cpu", f"--runs={tmp_path / 'runs'}"]
+    command = [
+        "--data=digits",
+        "--channels=65536,65536",
+        "--attention=",
+        "--device=cpu",
+        f"--runs={tmp_path / 'runs'}",
+    ]
     assert main([*command, *options]) == 2
     assert "Use smaller --channels" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
@@ -227,7 +239,11 @@ def test_too_little_shared_memory_is_named_with_the_remedy(
 
 
 @pytest.mark.parametrize(
-    "message", ["unable to write to file </torch_1>: No space left on device (28)", "killed by signal: Bus error."]
+    "message",
+    [
+        "unable to write to file </torch_1>: No space left on device (28)",
+        "killed by signal: Bus error.",
+    ],
 )
 def test_shared_memory_that_runs_out_is_named(
     streamed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
@@ -251,7 +267,9 @@ VALUES = st.one_of(
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from([f.name for f in fields(Config)]), VALUES)
-def test_every_value_of_every_field_makes_a_config_or_a_typed_error(name: str, value: object) -> None:
+def test_every_value_of_every_field_makes_a_config_or_a_typed_error(
+    name: str, value: object
+) -> None:
     try:
         config = Config(**{name: value})  # pyright: ignore[reportArgumentType]
     except RequestError:
@@ -287,7 +305,9 @@ def test_average_refuses_what_it_cannot_make_and_leaves_nothing(run: Path, width
     assert sorted(run.parent.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["power-x.safetensors", "power-nan.safetensors", "power-0.1.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["power-x.safetensors", "power-nan.safetensors", "power-0.1.safetensors"]
+)
 def test_damaged_snapshots_are_refused(copy: Path, name: str) -> None:
     (copy / "snapshots" / "step-00000002").mkdir(parents=True)
     (copy / "snapshots" / "step-00000002" / name).write_bytes(b"x")

@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint import PARTS, Checkpoint, found, newest, optimizer_tensors, read, restore_optimizer, write
 from trainer.errors import CheckpointError
+from trainer.runs.checkpoint import (
+    PARTS,
+    Checkpoint,
+    found,
+    newest,
+    optimizer_tensors,
+    read,
+    restore_optimizer,
+    write,
+)
 
 
 def make(step: int = 10) -> Checkpoint:
@@ -15,7 +24,9 @@ def make(step: int = 10) -> Checkpoint:
 
     def tensors() -> dict[str, torch.Tensor]:
         return {
-            "conv": torch.randn(4, 3, 3, 3, generator=generator).contiguous(memory_format=torch.channels_last),
+            "conv": torch.randn(4, 3, 3, 3, generator=generator).contiguous(
+                memory_format=torch.channels_last
+            ),
             "step": torch.tensor(float(step)),
             "odd": torch.tensor([0.0, -0.0, float("inf"), 1e-45]),
         }
@@ -30,11 +41,17 @@ def names(folder: Path) -> list[str]:
 def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
     written = make()
     back = read(write(tmp_path, written, keep=3))
-    assert (back.step, back.seconds, back.environment) == (written.step, written.seconds, written.environment)
+    assert (back.step, back.seconds, back.environment) == (
+        written.step,
+        written.seconds,
+        written.environment,
+    )
     for part in PARTS:
         before, after = getattr(written, part), getattr(back, part)
         assert after.keys() == before.keys()
-        assert all(torch.equal(after[k].view(torch.int32), before[k].view(torch.int32)) for k in before)
+        assert all(
+            torch.equal(after[k].view(torch.int32), before[k].view(torch.int32)) for k in before
+        )
 
 
 def test_the_optimizer_goes_on_where_it_was() -> None:
@@ -74,7 +91,9 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 def test_the_folder_of_a_killed_write_is_no_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, make(1), keep=3)
     whole = write(tmp_path, make(2), keep=3)
-    whole.rename(tmp_path / ".step-00000002.0123456789ab")  # what a kill just before the renaming leaves
+    whole.rename(
+        tmp_path / ".step-00000002.0123456789ab"
+    )  # what a kill just before the renaming leaves
     assert [p.name for p in found(tmp_path)] == ["step-00000001"]
 
 
@@ -93,11 +112,15 @@ def test_a_missing_file_is_named_with_the_way_out(tmp_path: Path, file: str) -> 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("length", [0, 7, -1])
-def test_a_file_cut_short_is_refused_with_the_folder_named(tmp_path: Path, file: str, length: int) -> None:
+def test_a_file_cut_short_is_refused_with_the_folder_named(
+    tmp_path: Path, file: str, length: int
+) -> None:
     path = write(tmp_path, make(), keep=3)
     text = (path / file).read_bytes().rstrip()
     (path / file).write_bytes(text[:length])
-    with pytest.raises(CheckpointError, match=f"checkpoint {path} is damaged: .*Delete this folder"):
+    with pytest.raises(
+        CheckpointError, match=f"checkpoint {path} is damaged: .*Delete this folder"
+    ):
         read(path)
 
 
@@ -107,7 +130,9 @@ def test_one_changed_bit_is_found(tmp_path: Path, part: str) -> None:
     data = bytearray((path / f"{part}.safetensors").read_bytes())
     data[-1] ^= 1
     (path / f"{part}.safetensors").write_bytes(data)
-    with pytest.raises(CheckpointError, match=f"{part}.safetensors is not the file that was written"):
+    with pytest.raises(
+        CheckpointError, match=f"{part}.safetensors is not the file that was written"
+    ):
         read(path)
 
 

@@ -13,7 +13,7 @@ import torch
 from runtime import RequestError
 from runtime.files import from_json, to_json
 from trainer.config import Config
-from trainer.options import DATA, PRESETS, add_arguments, from_arguments
+from trainer.presets import DATA, PRESETS, add_arguments, from_arguments
 from trainer.step import precision_of
 
 FIELDS = dataclasses.fields(Config)
@@ -40,7 +40,9 @@ def test_what_fits_a_kind_of_data_changes_what_it_lists_and_nothing_else(kind: s
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_goes_before_what_fits_the_data_and_the_command_line_before_both(preset: str) -> None:
+def test_a_preset_goes_before_what_fits_the_data_and_the_command_line_before_both(
+    preset: str,
+) -> None:
     given = resolve("--data", "digits", "--preset", preset, "--steps", "7")
     assert given == Config(**{"data": "digits", **DATA["digits"], **PRESETS[preset], "steps": 7})
 
@@ -51,7 +53,13 @@ def test_an_unknown_preset_is_refused_with_the_nearest_known_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "name"), [("emoji", "emoji"), ("digits", "digits"), ("folder:pets/cats", "cats"), ("folder:cats/", "cats")]
+    ("data", "name"),
+    [
+        ("emoji", "emoji"),
+        ("digits", "digits"),
+        ("folder:pets/cats", "cats"),
+        ("folder:cats/", "cats"),
+    ],
 )
 def test_a_run_is_named_after_its_data(data: str, name: str) -> None:
     assert Config(data=data).name == name
@@ -62,7 +70,9 @@ def test_a_given_name_is_kept() -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda f: f.name)
-def test_every_field_has_an_option_with_one_line_of_help(field, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_field_has_an_option_with_one_line_of_help(
+    field, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     doc = field.metadata["doc"]
     assert doc
@@ -96,7 +106,11 @@ def test_an_option_sets_its_field(option: str, field: str, value: object) -> Non
         ("split", "trian", "unknown value for --split 'trian'. Did you mean 'train'?"),
         ("mode", "RGBA", "unknown value for --mode 'RGBA'. Did you mean 'RGB'?"),
         ("bad_pictures", "skipp", "unknown value for --bad-pictures 'skipp'. Did you mean 'skip'?"),
-        ("prediction", "epsilom", "unknown value for --prediction 'epsilom'. Did you mean 'epsilon'?"),
+        (
+            "prediction",
+            "epsilom",
+            "unknown value for --prediction 'epsilom'. Did you mean 'epsilon'?",
+        ),
         ("schedule", "cosin", "unknown value for --schedule 'cosin'. Did you mean 'cosine'?"),
         ("device", "gpu", "unknown value for --device 'gpu'."),
         ("precision", "fp8", "unknown value for --precision 'fp8'."),
@@ -115,16 +129,26 @@ def test_an_option_sets_its_field(option: str, field: str, value: object) -> Non
         ("checkpoint_every", 0, "`checkpoint-every` must be 1 to 1000000000000, got 0"),
         ("sample_every", -1, "`sample-every` must be 0 to 1000000000000, got -1"),
         ("seed", 2**63, "`seed` must be 0 to 9223372036854775807, got 9223372036854775808"),
-        ("learning_rate", float("nan"), "`learning-rate` must be a number from 1e-12 to 1000, got nan"),
+        (
+            "learning_rate",
+            float("nan"),
+            "`learning-rate` must be a number from 1e-12 to 1000, got nan",
+        ),
         ("learning_rate", 0, "`learning-rate` must be a number from 1e-12 to 1000, got 0.0"),
-        ("gradient_clip", float("inf"), "`gradient-clip` must be a number from 1e-12 to 1e+12, got inf"),
+        (
+            "gradient_clip",
+            float("inf"),
+            "`gradient-clip` must be a number from 1e-12 to 1e+12, got inf",
+        ),
         ("label_dropout", 1.5, "`label-dropout` must be a number from 0 to 1, got 1.5"),
         ("weight_decay", "0.1", "`weight-decay` must be a number from 0 to 1000, got '0.1' (str)"),
         ("channels", (), "channels must be multiples of 8, found ()"),
         ("channels", (32, 60), "channels must be multiples of 8, found (32, 60)"),
     ],
 )
-def test_a_bad_value_is_refused_with_its_option_named(field: str, value: object, message: str) -> None:
+def test_a_bad_value_is_refused_with_its_option_named(
+    field: str, value: object, message: str
+) -> None:
     with pytest.raises(RequestError) as refused:
         Config(**{field: value})
     assert message in str(refused.value)
@@ -162,12 +186,16 @@ def test_zero_terminal_snr_takes_the_last_knot_to_pure_noise() -> None:
 
 @pytest.mark.parametrize("data", ["emoji", "digits", "folder:cats"])
 def test_a_config_comes_back_from_json_as_it_was(data: str) -> None:
-    config = resolve("--data", data, "--learning-rate", "0.1", "--attention", "", "--zero-terminal-snr")
+    config = resolve(
+        "--data", data, "--learning-rate", "0.1", "--attention", "", "--zero-terminal-snr"
+    )
     assert Config.from_json(from_json(to_json(config.to_json()))) == config
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
-    with pytest.raises(RequestError, match=r"unknown config key 'chanels'\. Did you mean 'channels'"):
+    with pytest.raises(
+        RequestError, match=r"unknown config key 'chanels'\. Did you mean 'channels'"
+    ):
         Config.from_json({"chanels": [8]})
 
 

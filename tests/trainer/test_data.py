@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import data
 from trainer.config import Config
-from trainer.data import EMOJI, Pictures, load
+from trainer.data import dataset as data
+from trainer.data.dataset import EMOJI, Pictures, load
 from trainer.errors import DataError
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 
 
-def draw(path: Path, color: object = RED, size: tuple[int, int] = (8, 6), mode: str = "RGB") -> Path:
+def draw(
+    path: Path, color: object = RED, size: tuple[int, int] = (8, 6), mode: str = "RGB"
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, color).save(path)
     return path
@@ -56,7 +58,9 @@ def test_training_leaves_out_every_tenth_emoji_in_both_styles(file) -> None:
 
 
 def test_split_all_holds_every_emoji_in_both_styles(file) -> None:
-    np.testing.assert_array_equal(load(Config(split="all")).images, file["images"].reshape(-1, 32, 32, 3))
+    np.testing.assert_array_equal(
+        load(Config(split="all")).images, file["images"].reshape(-1, 32, 32, 3)
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
@@ -80,7 +84,9 @@ def test_digits_are_all_there_and_show_what_their_label_says() -> None:
     assert pictures.classes == tuple("0123456789")
     means = np.stack([pictures.images[pictures.labels == k].mean(axis=0) for k in range(10)])
     distance = ((pictures.images[:, None] - means) ** 2).sum(axis=(2, 3, 4))
-    assert (distance.argmin(axis=1) == pictures.labels).mean() > 0.8  # wrong labels would be right one time in ten
+    assert (
+        distance.argmin(axis=1) == pictures.labels
+    ).mean() > 0.8  # wrong labels would be right one time in ten
 
 
 # --- a folder
@@ -97,8 +103,12 @@ def test_subfolders_are_the_classes_in_sorted_order(tmp_path: Path) -> None:
     assert pictures.images[:, 0, 0].argmax(axis=1).tolist() == [0, 0, 2]  # red, red, blue
 
 
-@pytest.mark.parametrize(("mode", "color", "shape"), [("RGB", RED, (3, 6, 8)), ("L", 200, (1, 6, 8))])
-def test_colour_and_grey_pictures_keep_their_channels(tmp_path: Path, mode: str, color, shape) -> None:
+@pytest.mark.parametrize(
+    ("mode", "color", "shape"), [("RGB", RED, (3, 6, 8)), ("L", 200, (1, 6, 8))]
+)
+def test_colour_and_grey_pictures_keep_their_channels(
+    tmp_path: Path, mode: str, color, shape
+) -> None:
     draw(tmp_path / "a" / "1.png", color, mode=mode)
     pictures = load_folder(tmp_path)
     assert pictures.sample_shape == shape
@@ -131,7 +141,9 @@ def test_hidden_folders_and_files_are_passed_over(tmp_path: Path) -> None:
 def test_pictures_beside_subfolders_of_pictures_are_not_passed_over(tmp_path: Path) -> None:
     draw(tmp_path / "1.png")
     draw(tmp_path / "extra" / "2.png")
-    with pytest.raises(DataError, match=r"has 1 images itself \(1\.png\) and 1 in 1 subfolders \(extra\)"):
+    with pytest.raises(
+        DataError, match=r"has 1 images itself \(1\.png\) and 1 in 1 subfolders \(extra\)"
+    ):
         load_folder(tmp_path)
 
 
@@ -183,7 +195,9 @@ def test_a_picture_that_cannot_be_read_is_named_with_the_way_out(tmp_path: Path,
 
 
 @pytest.mark.parametrize("spoil", [cut, text, bomb])
-def test_bad_pictures_skip_leaves_them_out_and_says_so(tmp_path: Path, spoil, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_pictures_skip_leaves_them_out_and_says_so(
+    tmp_path: Path, spoil, caplog: pytest.LogCaptureFixture
+) -> None:
     good = np.asarray(Image.open(noisy(tmp_path / "a" / "good.png")))
     noisy(tmp_path / "b" / "good.png")
     bad = spoil(tmp_path / "a" / "bad.png")
@@ -223,13 +237,22 @@ def test_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path) -> N
     draw(tmp_path / "a" / "2.png", RED, size=(5, 7))
     pictures = load_folder(tmp_path, size=4)
     assert pictures.sample_shape == (3, 4, 4)
-    assert (pictures.images.argmax(axis=3) == 0).all()  # red alone: the blue sides are cut off, not squeezed in
+    assert (
+        pictures.images.argmax(axis=3) == 0
+    ).all()  # red alone: the blue sides are cut off, not squeezed in
 
 
-@pytest.mark.parametrize(("mode", "color"), [("RGBA", (*RED, 255)), ("P", 3), ("CMYK", (0, 0, 0, 0))])
-def test_a_mode_that_no_network_takes_is_refused_with_the_remedy(tmp_path: Path, mode: str, color) -> None:
+@pytest.mark.parametrize(
+    ("mode", "color"), [("RGBA", (*RED, 255)), ("P", 3), ("CMYK", (0, 0, 0, 0))]
+)
+def test_a_mode_that_no_network_takes_is_refused_with_the_remedy(
+    tmp_path: Path, mode: str, color
+) -> None:
     path = tmp_path / "a" / ("1.tiff" if mode == "CMYK" else "1.png")
-    assert f"{draw(path, color, mode=mode)} has mode {mode}; RGB or L is needed. --mode RGB" in refusal(tmp_path)
+    assert (
+        f"{draw(path, color, mode=mode)} has mode {mode}; RGB or L is needed. --mode RGB"
+        in refusal(tmp_path)
+    )
 
 
 def test_grey_among_colour_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -245,7 +268,9 @@ def test_mode_does_not_cut_sixteen_bits_at_eight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
 def test_mode_converts_pictures_of_every_mode(tmp_path: Path, mode: str, channels: int) -> None:
-    for i, (found, color) in enumerate({"RGB": RED, "L": 7, "RGBA": (*RED, 255), "P": 3, "1": 1}.items()):
+    for i, (found, color) in enumerate(
+        {"RGB": RED, "L": 7, "RGBA": (*RED, 255), "P": 3, "1": 1}.items()
+    ):
         draw(tmp_path / "a" / f"{i}.png", color, mode=found)
     assert load_folder(tmp_path, mode=mode).images.shape == (5, 6, 8, channels)
 
@@ -273,7 +298,9 @@ def test_the_same_data_has_the_same_fingerprint(pictures: Pictures, tmp_path: Pa
 
 
 @pytest.mark.parametrize("what", ["images", "labels", "classes"])
-def test_one_pixel_one_label_or_a_class_name_changes_the_fingerprint(pictures: Pictures, what: str) -> None:
+def test_one_pixel_one_label_or_a_class_name_changes_the_fingerprint(
+    pictures: Pictures, what: str
+) -> None:
     if what == "classes":
         changed: object = ("cats", "wolves")
     else:
@@ -293,7 +320,9 @@ def test_the_order_in_which_the_file_system_lists_files_does_not_matter(
     assert backwards.fingerprint == in_order.fingerprint != pictures.fingerprint
 
 
-def test_the_record_for_a_bundle_names_data_count_licence_and_fingerprint(pictures: Pictures) -> None:
+def test_the_record_for_a_bundle_names_data_count_licence_and_fingerprint(
+    pictures: Pictures,
+) -> None:
     record = pictures.describe()
     assert record["pictures"] == 2
     assert record["fingerprint"] == pictures.fingerprint

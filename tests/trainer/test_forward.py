@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from runtime import Schedule, make_schedule
-from runtime.program import PREDICTIONS, precondition
+from runtime.diffusion.program import PREDICTIONS, precondition
 from trainer.forward import ForwardProcess
 
 SCHEDULES = {
-    **{name: make_schedule(name) for name in ("linear", "linear_raw", "scaled_linear", "cosine", "sigmoid")},
+    **{
+        name: make_schedule(name)
+        for name in ("linear", "linear_raw", "scaled_linear", "cosine", "sigmoid")
+    },
     "from_betas": make_schedule("from_betas", betas=[0.1, 0.2, 0.9]),
     "zero": make_schedule("scaled_linear").zero_terminal_snr(),
     "flow": make_schedule("flow"),
@@ -58,14 +61,24 @@ def test_the_unrolled_steps_have_the_distribution_of_the_jump(name: str) -> None
     for knot in range(len(schedule)):
         t = torch.full((n,), knot)
         x = process.step(x, t, draw())
-        unrolled, jumped = np.sort(x.numpy().ravel()), np.sort(process.jump(x0, t, draw()).numpy().ravel())
+        unrolled, jumped = (
+            np.sort(x.numpy().ravel()),
+            np.sort(process.jump(x0, t, draw()).numpy().ravel()),
+        )
         both = np.concatenate([unrolled, jumped])
-        distance = np.abs(np.searchsorted(unrolled, both, "right") - np.searchsorted(jumped, both, "right")).max() / n
+        distance = (
+            np.abs(
+                np.searchsorted(unrolled, both, "right") - np.searchsorted(jumped, both, "right")
+            ).max()
+            / n
+        )
         # Kolmogorov-Smirnov of two samples, by chance once in 1e5: √(ln(2e5)/n). A deviation of the noise off by a tenth fails.
         assert distance < (np.log(2e5) / n) ** 0.5, f"knot {knot}"
 
 
-def test_every_sample_of_a_batch_is_noised_to_its_own_knot(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_every_sample_of_a_batch_is_noised_to_its_own_knot(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     x0, eps = batch
     schedule, knots = SCHEDULES["cosine"], [0, 999, 31, 500]
     found = exact(schedule).jump(x0, torch.tensor(knots), eps)
@@ -97,10 +110,15 @@ def test_the_target_read_as_sampling_reads_it_is_the_picture(
 def test_the_targets_are_the_papers(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     x0, eps = batch
     schedule, t = SCHEDULES["cosine"], torch.tensor([0, 300, 600, 950])
-    alpha, sigma = (torch.from_numpy(v[t.numpy()]).reshape(-1, 1, 1, 1) for v in (schedule.alpha, schedule.sigma))
+    alpha, sigma = (
+        torch.from_numpy(v[t.numpy()]).reshape(-1, 1, 1, 1)
+        for v in (schedule.alpha, schedule.sigma)
+    )
     # Karras et al. 2022, eq. 8, for the picture x_t / alpha at noise r = sigma / alpha.
     r, data = sigma / alpha, 0.5
-    edm = (x0 - data**2 / (r**2 + data**2) * (x0 + r * eps)) / (r * data / torch.sqrt(r**2 + data**2))
+    edm = (x0 - data**2 / (r**2 + data**2) * (x0 + r * eps)) / (
+        r * data / torch.sqrt(r**2 + data**2)
+    )
     papers = {"epsilon": eps, "x0": x0, "v": alpha * eps - sigma * x0, "flow": eps - x0, "edm": edm}
     for prediction in PREDICTIONS:
         found = exact(schedule, prediction).target(x0, t, eps)
@@ -108,7 +126,9 @@ def test_the_targets_are_the_papers(batch: tuple[torch.Tensor, torch.Tensor]) ->
         torch.testing.assert_close(found, papers[prediction], rtol=0, atol=1e-13, msg=prediction)
 
 
-def test_training_runs_in_float32_and_is_told_the_schedules_time(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_training_runs_in_float32_and_is_told_the_schedules_time(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     x0, eps = (v.float() for v in batch)
     schedule, t = SCHEDULES["flow"], torch.tensor([0, 1, 2, 3])
     process = ForwardProcess(schedule, "flow")

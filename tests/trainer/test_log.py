@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import data
 from trainer.config import Config
+from trainer.data import dataset as data
 from trainer.fit import fit
-from trainer.log import BUCKET_COLUMNS, Table, read
+from trainer.runs.log import BUCKET_COLUMNS, Table, read
 from trainer.step import Trainer
 
 CONFIG = Config(
@@ -68,5 +68,7 @@ def test_weights_and_biases_is_told_where_it_is_asked_for(
     if project:
         rows = read(tmp_path / "digits" / "log.csv")
         told = {step: values["loss"] for step, values in recorder.rows if "loss" in values}
-        assert told == pytest.approx({int(row["step"]): float(row["loss"]) for row in rows}, rel=1e-4)
+        assert told == pytest.approx(
+            {int(row["step"]): float(row["loss"]) for row in rows}, rel=1e-4
+        )
         assert any("samples" in values for _, values in recorder.rows)

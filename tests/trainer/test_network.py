@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from runtime import RequestError
-from trainer.network import Attention, UNet
+from trainer.networks.unet import Attention, UNet
 
 
 def network(shape=(1, 8, 8), channels=(8, 16), blocks=1, attention=(4,), num_classes=10) -> UNet:
@@ -51,7 +51,9 @@ def test_a_new_network_answers_zero() -> None:
 @pytest.mark.parametrize("of", ["x", "time", "label"])
 def test_the_answer_depends_on_every_input(of: str) -> None:
     made, (x, time, label) = awake(), inputs()
-    other = {"x": (-x, time, label), "time": (x, time + 1, label), "label": (x, time, label + 1)}[of]
+    other = {"x": (-x, time, label), "time": (x, time + 1, label), "label": (x, time, label + 1)}[
+        of
+    ]
     change = (made(*other) - made(x, time, label)).abs().amax(dim=(1, 2, 3))
     assert (change > 1e-4).all()  # of every sample, and far above rounding
 
@@ -70,14 +72,18 @@ def test_without_classes_no_label_is_needed() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 6, 8), (1, 8, 6)])
 def test_sides_that_cannot_be_halved_are_refused_with_the_remedy(shape) -> None:
-    with pytest.raises(RequestError, match=r"cannot be halved 2 times: use sides that 4 divides, or fewer channels"):
+    with pytest.raises(
+        RequestError, match=r"cannot be halved 2 times: use sides that 4 divides, or fewer channels"
+    ):
         network(shape, channels=(8, 8, 8))
 
 
 def test_a_sample_does_not_see_its_neighbours() -> None:
     made, batch = awake(), inputs(batch=4)
     alone = torch.cat([made(*(v[i : i + 1] for v in batch)) for i in range(4)])
-    torch.testing.assert_close(made(*batch), alone, atol=1e-5, rtol=1e-5)  # float32, sums of another order
+    torch.testing.assert_close(
+        made(*batch), alone, atol=1e-5, rtol=1e-5
+    )  # float32, sums of another order
 
 
 def test_every_parameter_gets_a_gradient() -> None:

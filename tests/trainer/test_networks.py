@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from runtime.errors import RequestError
-from trainer import data
 from trainer.config import Config
-from trainer.dit import DiT, positions
-from trainer.networks import cost, make_network, peak_flops
-from trainer.options import PRESETS
+from trainer.data import dataset as data
+from trainer.networks.cost import cost, make_network, peak_flops
+from trainer.networks.dit import DiT, positions
+from trainer.presets import PRESETS
 from trainer.step import Trainer
 
 SHAPE = (3, 8, 12)
@@ -44,7 +44,9 @@ def test_a_new_transformer_answers_zero_in_the_shape_of_the_question() -> None:
 @pytest.mark.parametrize("of", ["x", "time", "label"])
 def test_the_answer_depends_on_every_input(of: str) -> None:
     made, (x, time, label) = dit(), inputs()
-    other = {"x": (-x, time, label), "time": (x, time + 1, label), "label": (x, time, label + 1)}[of]
+    other = {"x": (-x, time, label), "time": (x, time + 1, label), "label": (x, time, label + 1)}[
+        of
+    ]
     assert ((made(*other) - made(x, time, label)).abs().amax((1, 2, 3)) > 1e-4).all()
 
 
@@ -68,7 +70,9 @@ def test_patches_are_put_back_where_they_were() -> None:
         made.last.weight.copy_(torch.eye(12, 32))
     x = torch.randn(1, 3, 8, 12)
     h = torch.nn.functional.layer_norm(
-        made.first(x.reshape(1, 3, 4, 2, 6, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 12)), (32,), eps=1e-6
+        made.first(x.reshape(1, 3, 4, 2, 6, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 12)),
+        (32,),
+        eps=1e-6,
     )
     answer = made(x, torch.zeros(1))
     patch = h.reshape(4, 6, 32)[1, 2, :12].reshape(3, 2, 2)  # the answer of row 1, column 2
@@ -117,9 +121,13 @@ def test_dropout_drops_while_training_and_not_while_sampling() -> None:
 
 def test_a_convolutions_cost_is_what_the_book_says() -> None:
     """A network's operations beyond those of one with a block less, by hand: two 3×3 convolutions and a linear layer."""
-    a, b = (cost(replace(UNET, channels=(8,), attention=(), blocks=n), (1, 8, 8), 0) for n in (1, 2))
+    a, b = (
+        cost(replace(UNET, channels=(8,), attention=(), blocks=n), (1, 8, 8), 0) for n in (1, 2)
+    )
     down = 2 * 2 * 9 * 8 * 8 * 64 + 2 * 32 * 16
-    up = 2 * 9 * (16 * 8 + 8 * 8) * 64 + 2 * 32 * 16 + 2 * 16 * 8 * 64  # 16 come in, and a 1×1 for the skip
+    up = (
+        2 * 9 * (16 * 8 + 8 * 8) * 64 + 2 * 32 * 16 + 2 * 16 * 8 * 64
+    )  # 16 come in, and a 1×1 for the skip
     assert b.flops - a.flops == down + up
 
 
@@ -132,7 +140,9 @@ def test_a_convolutions_cost_is_what_the_book_says() -> None:
         ("256", (3, 256, 256), 114),
     ],
 )
-def test_presets_are_as_large_as_the_papers_networks(preset: str, shape: tuple[int, int, int], millions: float) -> None:
+def test_presets_are_as_large_as_the_papers_networks(
+    preset: str, shape: tuple[int, int, int], millions: float
+) -> None:
     """Ho et al. 2020, appendix B; Peebles & Xie 2023, table 1. Ours modulates by twice the width: within 15 %."""
     found = cost(Config(**{**PRESETS[preset], "data": "digits"}), shape, 0)
     assert found.parameters / 1e6 == pytest.approx(millions, rel=0.15)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
-from runtime.program import precondition
-from runtime.schedule import make_schedule
-from trainer import data
+from runtime.diffusion.program import precondition
+from runtime.diffusion.schedule import make_schedule
 from trainer.config import Config
-from trainer.objective import BUCKETS, buckets, draw_knots, loss_weights
+from trainer.data import dataset as data
+from trainer.objectives.denoising import BUCKETS, buckets, draw_knots, loss_weights
 from trainer.step import Trainer
 
 CONFIG = Config(data="digits", channels=(8, 16), attention=(), batch=16, steps=200, device="cpu")
@@ -38,7 +38,9 @@ def test_edm_weighs_edm_answers_alike_and_others_by_what_their_error_does_to_the
     edm = replace(CONFIG, prediction="edm", schedule="edm", weighting="edm")
     np.testing.assert_allclose(loss_weights(edm, schedule), 1.0, rtol=1e-9)
     x0 = replace(edm, prediction="x0")
-    expected = (schedule.sigma**2 + 0.25) / (schedule.sigma * 0.5) ** 2  # Karras et al. 2022, table 1
+    expected = (schedule.sigma**2 + 0.25) / (
+        schedule.sigma * 0.5
+    ) ** 2  # Karras et al. 2022, table 1
     np.testing.assert_allclose(loss_weights(x0, schedule), expected, rtol=1e-9)
 
 
@@ -55,7 +57,9 @@ def test_the_same_error_of_the_picture_costs_the_same_whatever_the_network_answe
     on_picture = []
     for prediction in ("epsilon", "v", "x0", "edm"):
         c, _ = precondition(prediction, schedule.alpha, schedule.sigma)
-        weights = loss_weights(replace(CONFIG, prediction=prediction, weighting="min_snr"), schedule)
+        weights = loss_weights(
+            replace(CONFIG, prediction=prediction, weighting="min_snr"), schedule
+        )
         on_picture.append(weights / c[:, 2] ** 2)
     for other in on_picture[1:]:
         np.testing.assert_allclose(other, on_picture[0], rtol=1e-9)
@@ -74,9 +78,20 @@ def test_knots_are_drawn_evenly(times: str) -> None:
     assert stats.kstest((found + 0.5) / 1000, "uniform").pvalue > 1e-5
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), [("edm", "edm"), ("flow", "flow"), ("cosine", "v")])
-def test_log_normal_draws_the_noise_level_from_its_distribution(schedule: str, prediction: str) -> None:
-    config = replace(CONFIG, schedule=schedule, prediction=prediction, times="log_normal", time_mean=-0.5, time_std=0.8)
+@pytest.mark.parametrize(
+    ("schedule", "prediction"), [("edm", "edm"), ("flow", "flow"), ("cosine", "v")]
+)
+def test_log_normal_draws_the_noise_level_from_its_distribution(
+    schedule: str, prediction: str
+) -> None:
+    config = replace(
+        CONFIG,
+        schedule=schedule,
+        prediction=prediction,
+        times="log_normal",
+        time_mean=-0.5,
+        time_std=0.8,
+    )
     found = config.make_schedule()
     with np.errstate(divide="ignore"):
         log_ratio = np.minimum(-0.5 * found.log_snr, 50)[drawn(config)]
@@ -97,7 +112,13 @@ def test_buckets_hold_the_losses_of_their_stretch() -> None:
         {"prediction": "epsilon", "schedule": "linear"},
         {"prediction": "x0", "weighting": "min_snr"},
         {"prediction": "v", "zero_terminal_snr": True, "times": "uniform"},
-        {"prediction": "flow", "schedule": "flow", "times": "log_normal", "time_mean": 0.0, "time_std": 1.0},
+        {
+            "prediction": "flow",
+            "schedule": "flow",
+            "times": "log_normal",
+            "time_mean": 0.0,
+            "time_std": 1.0,
+        },
         {"prediction": "edm", "schedule": "edm", "weighting": "edm", "times": "log_normal"},
     ],
     ids=str,
@@ -107,7 +128,14 @@ def test_every_objective_learns_and_is_sampled_by_the_runtimes_solvers(changes: 
     digits = data.digits()
     few = replace(digits, images=digits.images[:10], labels=digits.labels[:10])
     config = replace(
-        CONFIG, **changes, learning_rate=1e-2, steps=60, warmup=5, ema_half_life=(50,), batch=20, channels=(16, 16)
+        CONFIG,
+        **changes,
+        learning_rate=1e-2,
+        steps=60,
+        warmup=5,
+        ema_half_life=(50,),
+        batch=20,
+        channels=(16, 16),
     )
     trainer = Trainer(config, few)
     losses = [trainer.train_step()["loss"] for _ in range(60)]

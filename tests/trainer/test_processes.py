@@ -16,15 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.model import from_run
+from export.sources.model import from_run
 from runtime.errors import RequestError
-from trainer import data
 from trainer.config import Config
+from trainer.data import dataset as data
+from trainer.data.loader import Wanted, batch_indices
 from trainer.errors import TrainingError
 from trainer.fit import fit
-from trainer.loader import Wanted, batch_indices
-from trainer.log import read
 from trainer.processes import Processes, join
+from trainer.runs.log import read
 from trainer.step import Trainer
 
 from .killing import free_port
@@ -46,13 +46,21 @@ DDP = ("--multi_gpu",)  # without GPUs accelerate's processes find each other by
 FSDP = ("--use_fsdp", "--fsdp_version=2", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP")
 
 
-def launched(root: Path, runs: Path, config: Config, how: tuple[str, ...] = DDP) -> subprocess.Popen:
+def launched(
+    root: Path, runs: Path, config: Config, how: tuple[str, ...] = DDP
+) -> subprocess.Popen:
     return started(root, ["-m", "trainer.fit", *command_line(config, runs)], how)
 
 
 def started(root: Path, what: list[str], how: tuple[str, ...] = DDP) -> subprocess.Popen:
     """`accelerate launch` of `what` in two processes."""
-    launch = ["-m", "accelerate.commands.launch", *how, "--num_processes=2", f"--main_process_port={free_port()}"]
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        *how,
+        "--num_processes=2",
+        f"--main_process_port={free_port()}",
+    ]
     return subprocess.Popen(
         [sys.executable, *launch, *what], cwd=root, env={**ONE_THREAD, "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -115,7 +123,9 @@ def kill_a_worker(process: subprocess.Popen, log: Path) -> None:
         assert time.monotonic() < deadline, "the run did not begin"
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         time.sleep(0.01)
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+    )
     workers = [int(line.split()[0]) for line in listed.stdout.splitlines() if "trainer.fit" in line]
     assert len(workers) == 2, listed.stdout
     os.kill(workers[-1], signal.SIGKILL)
@@ -130,7 +140,9 @@ def test_a_killed_process_ends_the_run_with_a_message_and_the_same_command_goes_
     assert "going on after step" in out
     assert_same(tmp_path / "digits", two)
     assert read(tmp_path / "digits" / "quality.csv") == read(two / "quality.csv")
-    assert [p.name for p in (tmp_path / "digits" / "best").iterdir()] == [p.name for p in (two / "best").iterdir()]
+    assert [p.name for p in (tmp_path / "digits" / "best").iterdir()] == [
+        p.name for p in (two / "best").iterdir()
+    ]
 
 
 # --- parameters split among the processes (FSDP)
@@ -166,18 +178,29 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tensors_of(run: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Of all parts of the newest checkpoint, and of snapshots."""
-    files = [*max((run / "checkpoints").glob("step-*")).glob("*.safetensors"), *run.glob("snapshots/*/*")]
-    return {f"{f.relative_to(run)}:{k}": (t.shape, t.dtype) for f in files for k, t in load_file(f).items()}
+    files = [
+        *max((run / "checkpoints").glob("step-*")).glob("*.safetensors"),
+        *run.glob("snapshots/*/*"),
+    ]
+    return {
+        f"{f.relative_to(run)}:{k}": (t.shape, t.dtype)
+        for f in files
+        for k, t in load_file(f).items()
+    }
 
 
-def test_split_parameters_have_the_loss_curve_of_one_process_and_its_checkpoint(split: Path, one: Path) -> None:
+def test_split_parameters_have_the_loss_curve_of_one_process_and_its_checkpoint(
+    split: Path, one: Path
+) -> None:
     assert_same_curve(one, split, steps=12)
     assert tensors_of(split) == tensors_of(one)
     assert {p.name for p in split.rglob("*.png")} == {p.name for p in one.rglob("*.png")} != set()
     assert [row["step"] for row in read(split / "quality.csv")] == ["7", "12"]
 
 
-def test_a_split_run_that_is_killed_goes_on_to_the_same_bytes(root: Path, tmp_path: Path, split: Path) -> None:
+def test_a_split_run_that_is_killed_goes_on_to_the_same_bytes(
+    root: Path, tmp_path: Path, split: Path
+) -> None:
     killed(launched(root, tmp_path, SPLIT, FSDP), tmp_path / "digits")
     out = finished(launched(root, tmp_path, SPLIT, FSDP))
     assert "going on after step" in out
@@ -205,12 +228,19 @@ def test_a_split_run_goes_on_whole_and_a_whole_one_split(
     assert_same_curve(one, parted, steps=12)
 
 
-def test_a_split_network_starts_from_what_another_run_learned(root: Path, tmp_path: Path, one: Path) -> None:
+def test_a_split_network_starts_from_what_another_run_learned(
+    root: Path, tmp_path: Path, one: Path
+) -> None:
     config = replace(SPLIT, start_from=str(one), steps=6, quality_every=0)
-    assert "starting from the weights of" in finished(launched(root, tmp_path / "split", config, FSDP))
+    assert "starting from the weights of" in finished(
+        launched(root, tmp_path / "split", config, FSDP)
+    )
     assert fit(config, tmp_path / "whole")
     assert_same_curve(tmp_path / "whole" / "digits", tmp_path / "split" / "digits", steps=6)
-    starts = [json.loads((tmp_path / how / "digits" / "starts.json").read_text()) for how in ("split", "whole")]
+    starts = [
+        json.loads((tmp_path / how / "digits" / "starts.json").read_text())
+        for how in ("split", "whole")
+    ]
     assert starts[0][0]["start_sha256"] == starts[1][0]["start_sha256"]
 
 
@@ -236,19 +266,33 @@ from trainer.processes import leave; leave()
 """
 
 
-def test_each_process_holds_its_share_of_weights_averages_and_optimizer(root: Path, tmp_path: Path) -> None:
+def test_each_process_holds_its_share_of_weights_averages_and_optimizer(
+    root: Path, tmp_path: Path
+) -> None:
     (tmp_path / "held.py").write_text(HELD)
     out = finished(started(root, [str(tmp_path / "held.py")], FSDP))
-    shares = [float(line.split()[2]) for line in out.splitlines() if line.startswith(("weights", "ema", "moments"))]
+    shares = [
+        float(line.split()[2])
+        for line in out.splitlines()
+        if line.startswith(("weights", "ema", "moments"))
+    ]
     assert len(shares) == 6
-    assert all(0.45 < share < 0.55 for share in shares)  # rows are whole, so the shares are not quite equal
+    assert all(
+        0.45 < share < 0.55 for share in shares
+    )  # rows are whole, so the shares are not quite equal
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"FSDP_VERSION": "1"}, "FSDP_VERSION is '1', which is not supported: launch with --fsdp_version 2"),
-        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "TRANSFORMER_BASED_WRAP takes the network's own blocks"),
+        (
+            {"FSDP_VERSION": "1"},
+            "FSDP_VERSION is '1', which is not supported: launch with --fsdp_version 2",
+        ),
+        (
+            {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"},
+            "TRANSFORMER_BASED_WRAP takes the network's own blocks",
+        ),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "leave --fsdp_offload_params out"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "own --checkpointing"),
         ({"FSDP_IGNORED_MODULES": "first"}, "every parameter is split"),
@@ -307,16 +351,23 @@ leave()
 def joined(root: Path, **asked: str) -> subprocess.Popen:
     environment = {**ONE_THREAD, "PYTHONPATH": str(root), "MASTER_PORT": "29500", **asked}
     command = [sys.executable, "-c", JOINED]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def test_processes_that_mpirun_started_are_one_run(root: Path) -> None:
     """As `accelerate launch --cpu --mpirun_hostfile …` has them: under Open MPI's names and not torch's."""
     asked = {f"OMPI_COMM_WORLD_{name}": "2" for name in ("SIZE", "LOCAL_SIZE")}
     asked |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    both = [joined(root, **asked, OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_LOCAL_RANK=rank) for rank in ("0", "1")]
+    both = [
+        joined(root, **asked, OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_LOCAL_RANK=rank)
+        for rank in ("0", "1")
+    ]
     assert [process.communicate(timeout=120)[0] for process in both] == ["0 2 3.0\n", "1 2 3.0\n"]
-    lost, _ = joined(root, OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_LOCAL_SIZE="2").communicate(timeout=120)
+    lost, _ = joined(root, OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_LOCAL_SIZE="2").communicate(
+        timeout=120
+    )
     assert "RequestError: one of 2 processes that do not find each other" in lost
     assert "MASTER_ADDR" in lost
 

@@ -10,14 +10,15 @@ import torch
 
 from runtime.errors import RequestError
 from runtime.files import from_json
-from trainer import checkpoint as checkpoints
-from trainer import data, quality
 from trainer.config import Config
+from trainer.data import dataset as data
 from trainer.evaluate import Judge, main
-from trainer.features import features_of, train_classifier
 from trainer.fit import fit
-from trainer.log import read
-from trainer.quality import compare, frechet, kernel, precision_recall
+from trainer.quality import distances as quality
+from trainer.quality.distances import compare, frechet, kernel, precision_recall
+from trainer.quality.features import features_of, train_classifier
+from trainer.runs import checkpoint as checkpoints
+from trainer.runs.log import read
 
 CONFIG = Config(
     data="digits", channels=(8, 16), attention=(), batch=16, steps=20, warmup=5, T=100, checkpoint_every=10, sample_every=0,
@@ -30,7 +31,10 @@ def normal(n: int, mean, cov, seed: int) -> np.ndarray:
 
 
 def test_the_frechet_distance_of_normal_clouds_is_the_closed_form() -> None:
-    a, b = normal(200_000, [0, 0], np.diag([1.0, 4.0]), 0), normal(200_000, [1, 0], np.diag([4.0, 4.0]), 1)
+    a, b = (
+        normal(200_000, [0, 0], np.diag([1.0, 4.0]), 0),
+        normal(200_000, [1, 0], np.diag([4.0, 4.0]), 1),
+    )
     assert frechet(a, b) == pytest.approx(1 + (2 - 1) ** 2, rel=0.02)
     assert frechet(a, a) == pytest.approx(0, abs=1e-9)
 
@@ -47,7 +51,9 @@ class Identity(torch.nn.Module):
 @pytest.fixture(scope="module")
 def clouds() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return torch.rand(80, 3, 2, 2, generator=generator), torch.rand(80, 3, 2, 2, generator=generator) ** 2
+    return torch.rand(80, 3, 2, 2, generator=generator), torch.rand(
+        80, 3, 2, 2, generator=generator
+    ) ** 2
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -56,7 +62,9 @@ def test_the_distances_are_those_of_torchmetrics(clouds) -> None:
     from torchmetrics.image.kid import KernelInceptionDistance
 
     real, made = clouds
-    fid = FrechetInceptionDistance(Identity(), normalize=True, input_img_size=(3, 2, 2)).set_dtype(torch.float64)
+    fid = FrechetInceptionDistance(Identity(), normalize=True, input_img_size=(3, 2, 2)).set_dtype(
+        torch.float64
+    )
     kid = KernelInceptionDistance(Identity(), subsets=1, subset_size=80, normalize=True)
     for metric in (fid, kid):
         metric.update(real, real=True)
@@ -87,7 +95,9 @@ def test_precision_and_recall_tell_what_is_wrong_from_what_is_missing() -> None:
     precision, recall = precision_recall(real, half)
     assert precision > 0.9
     assert 0.3 < recall < 0.6
-    wrong = np.concatenate([real, random.normal(-90, 1, (400, 2))])  # half of the samples are of nothing
+    wrong = np.concatenate(
+        [real, random.normal(-90, 1, (400, 2))]
+    )  # half of the samples are of nothing
     precision, recall = precision_recall(real, wrong)
     assert 0.4 < precision < 0.6
     assert recall > 0.9
@@ -109,7 +119,9 @@ def test_features_tell_spoiled_pictures_from_good_ones() -> None:
     features = features_of(CONFIG, digits, None, torch.device("cpu"))
     first, second = digits.images[:400], digits.images[400:800]
     noise = np.random.default_rng(0).integers(0, 256, second.shape, np.uint8)
-    good, bad = (compare(features(first), features(x)) for x in (second, (second // 2 + noise // 2)))
+    good, bad = (
+        compare(features(first), features(x)) for x in (second, (second // 2 + noise // 2))
+    )
     assert bad["frechet"] > 3 * good["frechet"]
     assert bad["precision"] < good["precision"]
 
@@ -130,9 +142,13 @@ class Inception(torch.nn.Module):
 def test_inception_comes_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "inception.pt"
     torch.jit.script(Inception()).save(str(file))
-    features = features_of(replace(CONFIG, features=str(file)), data.digits(), None, torch.device("cpu"))
+    features = features_of(
+        replace(CONFIG, features=str(file)), data.digits(), None, torch.device("cpu")
+    )
     digits = data.digits().images[:5]
-    np.testing.assert_allclose(features(digits), np.repeat(digits.mean((1, 2)), 3, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        features(digits), np.repeat(digits.mean((1, 2)), 3, axis=1), rtol=1e-5
+    )
 
 
 # --- runs
@@ -147,7 +163,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_keeps_its_best_checkpoint(run: Path) -> None:
     rows = read(run / "quality.csv")
-    assert [row["step"] for row in rows] == ["10", "19", "20"]  # the first to reach 150 and 300 pictures; and the last
+    assert [row["step"] for row in rows] == [
+        "10",
+        "19",
+        "20",
+    ]  # the first to reach 150 and 300 pictures; and the last
     best = min(rows, key=lambda row: float(row["frechet"]))
     assert [p.name for p in (run / "best").iterdir()] == [f"step-{int(best['step']):08d}"]
     assert checkpoints.newest(run / "best") is not None

@@ -14,7 +14,7 @@ from PIL import Image
 
 from runtime.files import from_json, to_json
 from trainer.config import Config
-from trainer.log import TIME_COLUMNS
+from trainer.runs.log import TIME_COLUMNS
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -70,12 +70,18 @@ def bytes_of(run: Path) -> dict[str, str]:
         *run.glob("samples/*"),
         run / "bad-pictures.txt",
     ]
-    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.exists()}
+    return {
+        str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in files
+        if f.exists()
+    }
 
 
 def log_of(run: Path) -> list[dict[str, str]]:
     with (run / "log.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in csv.DictReader(file)
+        ]
 
 
 def state_of(run: Path) -> dict:
@@ -92,17 +98,27 @@ def assert_same(run: Path, whole: Path) -> None:
 def killed(root: Path, folder: Path, config: Config, kills: int, processes: int) -> None:
     file = folder / "config.json"
     file.write_text(to_json(config.to_json()))
-    command = [sys.executable, "tests/trainer/killing.py", *map(str, (folder, file, kills, processes, 1))]
+    command = [
+        sys.executable,
+        "tests/trainer/killing.py",
+        *map(str, (folder, file, kills, processes, 1)),
+    ]
     environment = {**ONE_THREAD, "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr + "".join(p.read_text() for p in folder.glob("*/output-*.txt"))
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr + "".join(
+        p.read_text() for p in folder.glob("*/output-*.txt")
+    )
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["killed"] == kills
     for i in range(told["runs"]):
         assert_same(folder / f"killed-{i}" / config.name, folder / "whole" / config.name)
 
 
-def test_a_run_killed_twenty_times_ends_with_the_same_bytes(root: Path, tmp_path: Path, pictures: Path) -> None:
+def test_a_run_killed_twenty_times_ends_with_the_same_bytes(
+    root: Path, tmp_path: Path, pictures: Path
+) -> None:
     killed(root, tmp_path, config_for(pictures), kills=20, processes=1)
     run = tmp_path / "whole" / "noise"
     assert (
@@ -111,5 +127,7 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bytes(root: Path, tmp_path
     assert (run / "bad-pictures.txt").read_text().splitlines() == [str(pictures / "a" / "bad.png")]
 
 
-def test_two_processes_killed_five_times_end_with_the_same_bytes(root: Path, tmp_path: Path, pictures: Path) -> None:
+def test_two_processes_killed_five_times_end_with_the_same_bytes(
+    root: Path, tmp_path: Path, pictures: Path
+) -> None:
     killed(root, tmp_path, config_for(pictures, workers=1, steps=30), kills=5, processes=2)

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 
 from runtime.errors import RequestError
-from trainer import data
 from trainer.config import Config
-from trainer.data import Pictures, load
-from trainer.decode import UnreadablePicture
+from trainer.data import dataset as data
+from trainer.data.dataset import Pictures, load
+from trainer.data.decode import UnreadablePicture
+from trainer.data.loader import Batches, Decoded
+from trainer.data.stream import Names, Stream
 from trainer.errors import DataError
-from trainer.features import read_some
 from trainer.fit import fit
-from trainer.loader import Batches, Decoded
-from trainer.log import read
 from trainer.processes import Processes
-from trainer.streams import Names, Stream
+from trainer.quality.features import read_some
+from trainer.runs.log import read
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 N = 30
@@ -60,12 +60,16 @@ def taken(config: Config, steps: int = 12, first: int = 0) -> tuple[np.ndarray, 
     batches = Batches(config, load(config), ALONE)
     found = [batches.take(step) for step in range(first, first + steps)]
     batches.close()
-    return torch.stack([b.images for b in found]).numpy(), torch.stack([b.labels for b in found]).numpy()
+    return torch.stack([b.images for b in found]).numpy(), torch.stack(
+        [b.labels for b in found]
+    ).numpy()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cache_mb", [0, 1])
-def test_a_streamed_folder_gives_what_one_in_memory_gives(folder: Path, workers: int, cache_mb: int) -> None:
+def test_a_streamed_folder_gives_what_one_in_memory_gives(
+    folder: Path, workers: int, cache_mb: int
+) -> None:
     config = config_for(f"folder:{folder}", workers=workers, cache_mb=cache_mb)
     assert isinstance(load(config), Stream)
     whole = replace(config, in_memory_mb=64)
@@ -120,7 +124,9 @@ def spoil(folder: Path, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_picture_is_counted_and_named_and_another_stands_in(folder: Path, tmp_path: Path, workers: int) -> None:
+def test_a_bad_picture_is_counted_and_named_and_another_stands_in(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
     bad = spoil(folder, 1)
     assert fit(config_for(f"folder:{folder}", workers=workers), tmp_path / "runs")
     run = tmp_path / "runs" / "test"
@@ -136,15 +142,22 @@ def test_too_many_bad_pictures_end_the_run_with_their_names(folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_pictures_end_a_run_that_refuses_them(folder: Path, tmp_path: Path, workers: int) -> None:
+def test_bad_pictures_end_a_run_that_refuses_them(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
     bad = spoil(folder, 1)
     with pytest.raises(DataError, match="cannot be read as an image") as refused:
-        fit(config_for(f"folder:{folder}", bad_pictures="refuse", workers=workers), tmp_path / "runs")
+        fit(
+            config_for(f"folder:{folder}", bad_pictures="refuse", workers=workers),
+            tmp_path / "runs",
+        )
     assert str(refused.value).startswith(bad[0])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_of_another_size_ends_the_run_with_the_remedy(folder: Path, tmp_path: Path, workers: int) -> None:
+def test_a_picture_of_another_size_ends_the_run_with_the_remedy(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
     (folder / "class1" / "01.png").write_bytes(png(1, (9, 8)))
     with pytest.raises(DataError, match=r"01\.png is 8x9 RGB, but .* is 8x8 RGB.*--size N"):
         fit(config_for(f"folder:{folder}", workers=workers), tmp_path / "runs")
@@ -160,7 +173,9 @@ def test_classes_come_from_a_json_file(folder: Path, tmp_path: Path) -> None:
     found = load(config_for(f"folder:{folder}", label_file=str(file)))
     assert found.classes == ("cat", "dog")
     assert found.labels.tolist() == [0, 0, 1]
-    file.write_text(json.dumps({"labels": [["class1/01.png", 10], ["class0/00.png", 2]]}))  # StyleGAN's dataset.json
+    file.write_text(
+        json.dumps({"labels": [["class1/01.png", 10], ["class0/00.png", 2]]})
+    )  # StyleGAN's dataset.json
     found = load(config_for(f"folder:{folder}", label_file=str(file)))
     assert (found.classes, found.labels.tolist()) == (("2", "10"), [0, 1])
 
@@ -198,7 +213,9 @@ def test_an_npz_file_gives_its_arrays(tmp_path: Path) -> None:
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 7]), "classes": np.array(["a"])}, "beyond them"),
     ],
 )  # fmt: skip
-def test_an_npz_file_of_something_else_is_refused(tmp_path: Path, arrays: dict, message: str) -> None:
+def test_an_npz_file_of_something_else_is_refused(
+    tmp_path: Path, arrays: dict, message: str
+) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message):
         load(config_for(f"npz:{tmp_path / 'a.npz'}"))
@@ -230,7 +247,11 @@ def assert_holds_all(found, labels: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [lambda i: {"cls": str(i % 3).encode()}, lambda i: {"json": json.dumps({"label": i % 3}).encode()}]
+    "more",
+    [
+        lambda i: {"cls": str(i % 3).encode()},
+        lambda i: {"json": json.dumps({"label": i % 3}).encode()},
+    ],
 )
 def test_tar_files_give_every_picture_with_its_class(tmp_path: Path, more) -> None:
     shard(tmp_path / "a-0.tar", range(17), more)
@@ -251,7 +272,9 @@ def test_remote_tar_files_are_fetched_once_and_go_on_within_a_shard(
     np.testing.assert_array_equal(taken(config, steps=3, first=4)[0], whole[4:7])
 
 
-def test_what_is_no_tar_file_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_tar_file_is_refused_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("UNNOISE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.tar").write_bytes(b"no tar file" * 100)
     with pytest.raises(DataError, match=r"a\.tar cannot be read as an uncompressed tar file"):
@@ -272,7 +295,10 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     datasets.disable_progress_bars()
-    rows = {"picture": [{"bytes": png(i), "path": None} for i in range(N)], "kind": [i % 3 for i in range(N)]}
+    rows = {
+        "picture": [{"bytes": png(i), "path": None} for i in range(N)],
+        "kind": [i % 3 for i in range(N)],
+    }
     features = {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b", "c"])}
     return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
 
@@ -319,7 +345,9 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         load(config_for(f"hf:{tmp_path / 'a.parquet'}"))
 
 
-def test_every_kind_of_data_has_a_fingerprint_that_its_classes_change(folder: Path, tmp_path: Path) -> None:
+def test_every_kind_of_data_has_a_fingerprint_that_its_classes_change(
+    folder: Path, tmp_path: Path
+) -> None:
     before = load(config_for(f"folder:{folder}")).fingerprint
     assert load(config_for(f"folder:{folder}")).fingerprint == before
     (folder / "class0" / "00.png").rename(folder / "class1" / "00.png")

@@ -1,0 +1,272 @@
+"""What int8 is made from: the ranges of activations along the model's own trajectories, and which layers must stay float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+
+from runtime.bundle import Bundle
+from runtime.diffusion.noise import Stream, noise
+from runtime.diffusion.program import Program, R
+from runtime.loop import Table
+from runtime.progress import Progress
+
+from ..errors import ExportError
+from .precision import Layer, Range, layers, quantize
+from .trace import copy_of
+
+Float32 = NDArray[np.float32]
+KEPT = 65536
+"""Values of each activation that are kept to choose its range."""
+FIRST_SEED = 1_000_000
+"""Seeds of the pictures that are calibrated on: others than those of any check."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How int8 is made. pictures, steps: of the trajectories whose activations are seen. ranked: pictures that a layer's damage is read
+    off. judged, ways: pictures, and (solver, steps), that a choice of layers is judged by."""
+
+    pictures: int = 16
+    steps: int = 20
+    judged: int = 16
+    ranked: int = 4
+    ways: tuple[tuple[str, int], ...] = (("dpmpp_2m", 20), ("ddim", 50))
+
+
+QUICK_CALIBRATION = Calibration(pictures=2, steps=10, judged=2, ranked=1, ways=(("dpmpp_2m", 10),))
+"""For large networks."""
+MARGIN = 1.0
+"""Beyond the bound, dB: the check judges other pictures, and other backends."""
+
+
+class Trajectories:
+    """Runs a step graph that is in no bundle along a program of the bundle, `pictures` samples at once, every label in turn."""
+
+    def __init__(self, bundle: Bundle, pictures: int, first_seed: int) -> None:
+        self.bundle, self.pictures = bundle, pictures
+        classes = bundle.num_classes
+        null = bool(bundle.labels and bundle.labels.null_trained)
+        self.label = np.resize(
+            np.arange(classes + null) if classes else np.zeros(1), pictures
+        ).astype(np.int64)
+        self.start = np.stack(
+            [noise(first_seed + i, Stream.INITIAL, 0, bundle.sample_shape) for i in range(pictures)]
+        )
+
+    def run(
+        self,
+        session: Any,
+        program: Program,
+        outputs: Sequence[str] = (),
+        see: Callable[..., object] | None = None,
+    ) -> Float32:
+        """The final samples [n, *S]. see: called after each row with the values of `outputs`."""
+        table, n = Table.of(program), self.pictures
+        state = np.zeros((n, R, *self.bundle.sample_shape), np.float32)
+        state[:, 0] = table.start * self.start
+        z = np.zeros_like(self.start)
+        feeds: dict[str, Any] = {"noise": z}
+        if self.bundle.labels:
+            feeds["label"] = self.label
+        for call, update in zip(table.call, table.update, strict=True):
+            feeds |= {
+                "state": state,
+                "call": np.tile(call, (n, 1)),
+                "update": np.tile(update, (n, 1, 1)),
+            }
+            state, *seen = session.run(["next_state", *outputs], feeds)
+            if see:
+                see(*seen)
+        return state[:, 0].copy()
+
+
+def session(proto: ModelProto) -> Any:
+    """An ONNX Runtime session of a graph with its weights inside."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def seen_values(step: ModelProto, names: Sequence[str]) -> ModelProto:
+    """The step graph with these float32 values as outputs too."""
+    proto = copy_of(step)
+    known = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
+    new = [name for name in dict.fromkeys(names) if name not in known]
+    proto.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in new
+    )
+    return proto
+
+
+def observe(
+    step: ModelProto,
+    bundle: Bundle,
+    names: Sequence[str],
+    calibration: Calibration,
+    see: Callable[[str, Float32], object],
+) -> None:
+    """Calls see(name, values) for each named value at each row of DDIM along the whole schedule, on all labels."""
+    names = list(dict.fromkeys(names))
+    program = bundle.program("ddim", min(calibration.steps, len(bundle.schedule)), guidance=1.0)
+    with Progress("observing", len(program)) as bar:
+
+        def every(*values: Float32) -> None:
+            for name, value in zip(names, values, strict=True):
+                see(name, value)
+            bar.advance()
+
+        way = Trajectories(bundle, calibration.pictures, FIRST_SEED)
+        way.run(session(seen_values(step, names)), program, names, every)
+
+
+def ranges(step: ModelProto, bundle: Bundle, calibration: Calibration) -> list[tuple[Range, Range]]:
+    """For the input of each of `layers(step)` its range (unsigned, signed): the one that rounds the values seen with the least mean square error."""
+    names = [layer.input for layer in layers(step)]
+    kept: dict[str, list[Float32]] = {name: [] for name in names}
+    extremes: dict[str, Range] = {}
+    generator = np.random.Generator(np.random.Philox(key=0))
+
+    def see(name: str, value: Float32) -> None:
+        flat = value.ravel()
+        kept[name].append(flat[generator.integers(0, flat.size, KEPT // calibration.steps)])
+        old = extremes.get(name, Range(0.0, 0.0))
+        extremes[name] = Range(min(old.low, float(flat.min())), max(old.high, float(flat.max())))
+
+    observe(step, bundle, names, calibration, see)
+    found = {}
+    for name, parts in kept.items():
+        values = np.concatenate(parts)
+        found[name] = (
+            best(values, extremes[name], signed=False),
+            best(values, extremes[name], signed=True),
+        )
+    return [found[name] for name in names]
+
+
+def best(values: Float32, extreme: Range, signed: bool) -> Range:
+    """The part of the extreme range with the least mean square error of rounding and cutting off."""
+
+    def error(range_: Range) -> float:
+        scale, zero = range_.grid(signed)
+        lowest, highest = (-127, 127) if signed else (0, 255)
+        q = np.clip(np.round(values / scale) + int(zero), lowest, highest) - int(zero)
+        return float(np.mean(np.square(q * scale - values, dtype=np.float64)))
+
+    shares = np.linspace(0.3, 1.0, 29)
+    return min((Range(extreme.low * a, extreme.high * a) for a in shares), key=error)
+
+
+def median_psnr(found: Float32, expected: Float32, data_range: tuple[float, float]) -> float:
+    """Median over the samples of the peak signal-to-noise ratio, dB; -inf where a sample is not finite."""
+    span = data_range[1] - data_range[0]
+    square = np.square(found.astype(np.float64) - expected).reshape(len(found), -1).mean(1)
+    with np.errstate(divide="ignore"):
+        each = np.minimum(-10 * np.log10(square / span**2), 200.0)
+    return float(np.median(np.where(np.isfinite(square), each, -np.inf)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which layers stay float32, the most damaging first; what each alone costs, dB of PSNR; what the choice reaches, dB."""
+
+    keep: tuple[str, ...]
+    damage: Mapping[str, float]
+    reached: Mapping[str, float]
+    float_share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """For the report."""
+        damage = dict(sorted(self.damage.items(), key=lambda item: item[1]))
+        return {
+            "float32_layers": list(self.keep),
+            "float32_share_of_multiply_adds": self.float_share,
+            "psnr_db_of_one_layer_alone": damage,
+            "psnr_db_when_chosen": dict(self.reached),
+        }
+
+
+def choose(
+    step: ModelProto, judge: Judge, found: Sequence[Range], signed: bool, least: float
+) -> Choice:
+    """The fewest layers in float32 with which the final pictures reach `least` dB, and a margin, on every way.
+
+    Where some must, layers are ranked by the damage that each does to the final picture when it alone is int8. Raises ExportError, naming the worst
+    layers, where not even one layer can be int8.
+    """
+    every = layers(step)
+    names = list(dict.fromkeys(layer.name for layer in every))
+    reached = judge.full(quantize(step, found, (), signed))
+    if min(reached.values()) >= least + MARGIN:
+        return Choice((), {}, reached, 0.0)
+    damage: dict[str, float] = {}
+    with Progress("ranking layers", len(names)) as bar:
+        for name in names:
+            others = [other for other in names if other != name]
+            damage[name] = judge.quick(quantize(step, found, others, signed))
+            bar.advance()
+    order = sorted(names, key=lambda name: damage[name])
+    low, high = 1, len(order)
+    with Progress("choosing layers", max(1, len(order)).bit_length() + 1) as bar:
+        while low < high:  # PSNR grows with the number of layers kept, worst first
+            middle = (low + high) // 2
+            now = judge.full(quantize(step, found, order[:middle], signed))
+            bar.advance()
+            if min(now.values()) >= least + MARGIN:
+                high, reached = middle, now
+            else:
+                low = middle + 1
+    if low == len(order):
+        raise ExportError(
+            f"int8 misses {least:g} dB with any layer in it. The worst: "
+            + ", ".join(f"{name} alone {damage[name]:.1f} dB" for name in order[:3])
+        )
+    return Choice(tuple(order[:low]), damage, reached, share(every, order[:low]))
+
+
+def share(every: Sequence[Layer], keep: Sequence[str]) -> float:
+    """The share of multiply-adds in the layers named."""
+    total = sum(layer.multiply_adds for layer in every)
+    return (
+        sum(layer.multiply_adds for layer in every if layer.name in keep) / total if total else 0.0
+    )
+
+
+class Judge:
+    """Pictures of a candidate against those of the float32 graph, which are made once."""
+
+    def __init__(self, step: ModelProto, bundle: Bundle, calibration: Calibration) -> None:
+        self.bundle, reference, knots = bundle, session(step), len(bundle.schedule)
+        self.programs = {
+            f"{solver}, {steps} steps": bundle.program(solver, min(steps, knots), guidance=1.0)
+            for solver, steps in calibration.ways
+        }
+        self.few = Trajectories(bundle, calibration.ranked, FIRST_SEED + 1000)
+        self.many = Trajectories(bundle, calibration.judged, FIRST_SEED + 2000)
+        self.short = bundle.program("dpmpp_2m", min(8, knots), guidance=1.0)
+        self.expected_few = self.few.run(reference, self.short)
+        self.expected = {
+            name: self.many.run(reference, program) for name, program in self.programs.items()
+        }
+
+    def quick(self, proto: ModelProto) -> float:
+        return median_psnr(
+            self.few.run(session(proto), self.short), self.expected_few, self.bundle.sample_range
+        )
+
+    def full(self, proto: ModelProto) -> dict[str, float]:
+        candidate = session(proto)
+        return {
+            name: median_psnr(
+                self.many.run(candidate, program), self.expected[name], self.bundle.sample_range
+            )
+            for name, program in self.programs.items()
+        }

@@ -1,0 +1,61 @@
+"""The shapes of a graph's values, known but for the batch."""
+
+from __future__ import annotations
+
+import math
+
+import onnx
+from onnx import ModelProto, helper
+
+SMALL = 1024
+"""Constants of up to this many elements are kept for the inference: shapes are among them."""
+
+
+class Dims:
+    """Every value's shape, inferred at two sizes of the batch: what differs between them is the batch's."""
+
+    SIZES = (7, 11)
+
+    def __init__(self, proto: ModelProto) -> None:
+        self.found = [self._at(proto, size) for size in self.SIZES]
+
+    @staticmethod
+    def _at(proto: ModelProto, batch: int) -> dict[str, list[int | None]]:
+        graph = proto.graph
+        light = ModelProto(
+            ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions
+        )
+        light.graph.name = graph.name
+        light.graph.node.extend(graph.node)
+        light.graph.input.extend(graph.input)
+        for given in light.graph.input:
+            given.type.tensor_type.shape.dim[0].dim_value = batch
+        # Of the weights only the shape matters here, and protobuf takes no message over 2 GB.
+        for tensor in graph.initializer:
+            if math.prod(tensor.dims) <= SMALL:
+                light.graph.initializer.append(tensor)
+            else:
+                light.graph.input.append(
+                    helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                )
+        light.graph.output.extend(helper.make_empty_tensor_value_info(o.name) for o in graph.output)
+        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+        return {
+            v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim]
+            for v in [*inferred.value_info, *inferred.input, *inferred.output]
+            if v.type.tensor_type.HasField("shape")
+        }
+
+    def but_for_the_batch(self, name: str) -> list[int] | None:
+        """The shape with -1 where the batch's size goes in; None where that does not say it all."""
+        first, second = (dims.get(name) for dims in self.found)
+        if not first or not second or None in first or None in second:
+            return None
+        shape = [a if a == b else -1 for a, b in zip(first, second, strict=True)]
+        return [d for d in shape if d is not None] if shape.count(-1) <= 1 else None
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether both values have one shape, at whatever size of the batch."""
+        return all(
+            a in dims and dims[a] == dims.get(b) and None not in dims[a] for dims in self.found
+        )

@@ -1,0 +1,152 @@
+"""The same float32 computation with fewer multiplications: a convolution of an enlarged picture reads each pixel once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from .trace import copy_of, drop_unused
+
+PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
+"""Of a pixel of the enlarged picture: row and column within the four that came from one."""
+TAPS = {0: ((0,), (1, 2)), 1: ((0, 1), (2,))}
+"""For each phase along one side, which of a kernel's three taps fall on the earlier pixel and which on the later one."""
+
+
+def fold_upsampling(step: ModelProto) -> ModelProto:
+    """The step graph with every nearest enlargement by 2 and 3×3 convolution after it as four 2×2 convolutions of the small picture.
+
+    Of the nine taps those that fall on one pixel are added up beforehand, which leaves 4 of 9 multiplications; the four results are the
+    pixels of even and odd rows and columns. The weights stay in the graph as they were, under their name, and are added up by
+    constant operations, which inference libraries carry out once, when they load it.
+    """
+    proto = copy_of(step)
+    graph = proto.graph
+    shapes = {t.name: tuple(t.dims) for t in graph.initializer}
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    enlarged = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "Resize"
+        and _by_two(node, graph)
+        and [r.op_type for r in readers[node.output[0]]] == ["Conv"]
+    }
+    nodes: list[NodeProto] = []
+    folded = {name for name in enlarged if _three_by_three(readers[name][0], shapes)}
+    if folded:
+        graph.initializer.append(numpy_helper.from_array(_sums(), "step.tap_sums"))
+    for node in graph.node:
+        if node.op_type == "Conv" and node.input[0] in folded:
+            nodes += _four(node, enlarged[node.input[0]].input[0], shapes[node.input[1]], graph)
+        elif not folded.intersection(node.output):
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    drop_unused(graph)
+    return proto
+
+
+def attributes(node: NodeProto) -> dict[str, AttributeProto]:
+    return {a.name: a for a in node.attribute}
+
+
+def _by_two(node: NodeProto, graph: GraphProto) -> bool:
+    """Whether a Resize repeats every pixel of an H×W map in both directions."""
+    found = attributes(node)
+    scales = next(
+        (t for t in graph.initializer if len(node.input) > 2 and t.name == node.input[2]), None
+    )
+    floor = "nearest_mode" in found and found["nearest_mode"].s == b"floor"
+    place = (
+        found["coordinate_transformation_mode"].s
+        if "coordinate_transformation_mode" in found
+        else b"half_pixel"
+    )
+    repeats = floor and place == b"asymmetric"
+    return (
+        repeats
+        and scales is not None
+        and numpy_helper.to_array(scales).tolist() == [1.0, 1.0, 2.0, 2.0]
+    )
+
+
+def _three_by_three(node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether a Conv has constant 3×3 weights, one pixel of padding, and nothing out of the ordinary."""
+    found = attributes(node)
+    ordinary = all(
+        list(found[name].ints) == [1, 1] for name in ("strides", "dilations") if name in found
+    )
+    padded = "pads" in found and list(found["pads"].ints) == [1, 1, 1, 1]
+    one_group = "group" not in found or found["group"].i == 1
+    return ordinary and padded and one_group and shapes.get(node.input[1], ())[2:] == (3, 3)
+
+
+def _sums() -> NDArray[np.float32]:
+    """[9, 16]: which of nine taps go into which of 2×2 taps, for each of the four phases."""
+    found = np.zeros((3, 3, 4, 2, 2), np.float32)
+    for phase, (a, b) in enumerate(PHASES):
+        for i, rows in enumerate(TAPS[a]):
+            for j, columns in enumerate(TAPS[b]):
+                found[np.ix_(rows, columns, [phase], [i], [j])] = 1
+    return found.reshape(9, 16)
+
+
+def _four(
+    conv: NodeProto, small: str, shape: tuple[int, ...], graph: GraphProto
+) -> list[NodeProto]:
+    """The four convolutions of the small picture, their results side by side, and these as one picture."""
+    name, weight, end = conv.output[0], conv.input[1], conv.name.rpartition("/")[0]
+    outputs, inputs = shape[:2]
+
+    def constant(what: str, value: list[int] | int) -> str:
+        if all(t.name != what for t in graph.initializer):
+            graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), what))
+        return what
+
+    flat = constant(f"step.taps_{outputs}_{inputs}", [outputs, inputs, 9])
+    square = constant(f"step.phases_{outputs}_{inputs}", [outputs, inputs, 4, 2, 2])
+    nodes = [
+        helper.make_node("Reshape", [weight, flat], [f"{weight}.flat"], name=f"{end}/Reshape_taps"),
+        helper.make_node(
+            "MatMul",
+            [f"{weight}.flat", "step.tap_sums"],
+            [f"{weight}.sums"],
+            name=f"{end}/MatMul_taps",
+        ),
+        helper.make_node(
+            "Reshape",
+            [f"{weight}.sums", square],
+            [f"{weight}.phases"],
+            name=f"{end}/Reshape_phases",
+        ),
+    ]
+    found = []
+    for phase, (a, b) in enumerate(PHASES):
+        kernel, result = f"{weight}.phase{phase}", f"{name}.phase{phase}"
+        inputs_ = [f"{weight}.phases", constant(f"step.phase_{phase}", phase)]
+        nodes.append(
+            helper.make_node("Gather", inputs_, [kernel], axis=2, name=f"{end}/Gather_{phase}")
+        )
+        pads: Any = {"kernel_shape": [2, 2], "pads": [1 - a, 1 - b, a, b]}
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                [small, kernel, *conv.input[2:]],
+                [result],
+                name=f"{end}/Conv_{phase}",
+                **pads,
+            )
+        )
+        found.append(result)
+    nodes.append(
+        helper.make_node("Concat", found, [f"{name}.phases"], axis=1, name=f"{end}/Concat_phases")
+    )
+    together: Any = {"blocksize": 2, "mode": "DCR", "name": f"{end}/DepthToSpace_phases"}
+    nodes.append(helper.make_node("DepthToSpace", [f"{name}.phases"], [name], **together))
+    return nodes

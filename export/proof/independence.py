@@ -1,0 +1,261 @@
+"""Whether a network computes each sample of a batch from that sample alone, and if not, why.
+
+A seed gives the same bytes in any batch only if nothing of one sample reaches another. A network
+that honours this returns, for the samples that stay, the same bits whatever the others are
+replaced by: no tolerance is needed to see that it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, helper
+
+from runtime.diffusion.schedule import Schedule
+
+from ..errors import ExportError
+from ..graph.calibrate import session
+from ..graph.trace import copy_of
+from ..sources.model import Model
+
+Float32 = NDArray[np.float32]
+BATCH = 4
+CAUSES = {
+    "time": (
+        "the times of other samples",
+        "it uses one time for the whole batch, as in time[0], time.mean() or time[0].item(). "
+        "Use the whole time [B], for example time[:, None, None, None]",
+    ),
+    "label": (
+        "the labels of other samples",
+        "it uses one label for the whole batch, as in label[0]. Use the whole label [B]",
+    ),
+    "x": (
+        "other samples, its neighbours in the batch",
+        "it reduces over axis 0, as in x[:1].mean(), x.mean(0), batch statistics, dynamic "
+        "quantization or attention between samples. Reduce over the axes of one sample only, "
+        "for example x.mean(dim=(1, 2, 3), keepdim=True)",
+    ),
+    "position": (
+        "its position in the batch, or the size of the batch",
+        "it computes with torch.arange(len(x)) or len(x), or a loop over the batch ends early",
+    ),
+}
+"""For each dependency, what a sample depends on, and the likely cause and its remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Inputs of a network: x [n, *S], time [n], and label [n], or None without labels."""
+
+    x: Float32
+    time: Float32
+    label: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, part: slice) -> Inputs:
+        label = None if self.label is None else self.label[part]
+        return Inputs(self.x[part], self.time[part], label)
+
+    def arguments(self) -> tuple[NDArray[Any], ...]:
+        """The network's positional arguments."""
+        return (self.x, self.time) if self.label is None else (self.x, self.time, self.label)
+
+    def with_others(self, name: str, kept: NDArray[np.bool_], others: Inputs) -> Inputs:
+        """These inputs, in which the samples that are not kept have `name` of the others."""
+        own = getattr(self, name)
+        mask = kept.reshape(-1, *[1] * (own.ndim - 1))
+        return replace(self, **{name: np.where(mask, own, getattr(others, name))})
+
+
+Network = Callable[[Inputs], Float32]
+"""F [n, *S] of inputs."""
+
+
+def torch_inputs(model: Model) -> Network:
+    """The PyTorch module as a network of whole inputs. It raises ExportError if the module fails."""
+
+    def network(inputs: Inputs) -> Float32:
+        try:
+            with torch.inference_mode():
+                found = model.module(*map(torch.from_numpy, inputs.arguments())).numpy()
+        except Exception as error:  # whatever the module's own code raises
+            line = (str(error).splitlines() or [""])[0][:300]
+            raise ExportError(
+                f"{model.name}: the module fails on a batch of {_samples(len(inputs))} "
+                f"({type(error).__name__}: {line}), and a batch may have any size. Take it from "
+                "x.shape[0], and name the axes: squeeze() also removes the batch."
+            ) from error
+        if found.shape != inputs.x.shape:
+            raise ExportError(
+                f"{model.name}: the module returns {list(found.shape)} for "
+                f"{_samples(len(inputs))} of {list(inputs.x.shape[1:])}. Name the axes: squeeze() "
+                "also removes the batch."
+            )
+        return found
+
+    return network
+
+
+def _samples(count: int) -> str:
+    return "one sample" if count == 1 else f"{count} samples"
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """What a sample's output depends on beside its own inputs, and by how much it changes."""
+
+    on: str
+    change: float
+
+    def __str__(self) -> str:
+        what, cause = CAUSES[self.on]
+        return f"the output of a sample depends on {what} (it changes by up to {self.change:.2g}). Likely cause: {cause}."
+
+
+def draw(shape: tuple[int, ...], schedule: Schedule, labels: int, key: int) -> Inputs:
+    """Inputs of BATCH samples: noise of variance 1, times across the schedule, labels in turn.
+
+    Args:
+        shape: of one sample.
+        labels: how many labels the network knows, the null label among them; 0 for none.
+        key: another key gives another x, and other times and labels for every sample.
+    """
+    generator = np.random.Generator(np.random.Philox(key=key))
+    x = generator.standard_normal((BATCH, *shape), np.float32)
+    knots = (np.arange(BATCH) * 5 + 3 * key + 1) % (2 * BATCH) / (2 * BATCH - 1)
+    time = schedule.time[np.round(knots * (len(schedule) - 1)).astype(int)].astype(np.float32)
+    label = (np.arange(BATCH, dtype=np.int64) + key) % labels if labels else None
+    return Inputs(x, time, label)
+
+
+def neighbours(network: Network, inputs: Inputs, others: Inputs) -> Dependency | None:
+    """The dependency of samples on each other, or None if there is none.
+
+    Half of the batch is replaced at a time, so that every pair of samples is once on different
+    sides, and the outputs of the half that stays are compared bit for bit.
+    """
+    before = network(inputs)
+    names = ["time", "label", "x"] if inputs.label is not None else ["time", "x"]
+    place = np.arange(len(inputs))
+    for name in names:
+        change = 0.0
+        for bit in range((len(inputs) - 1).bit_length()):
+            for side in (0, 1):
+                kept = (place >> bit & 1) == side
+                after = network(inputs.with_others(name, kept, others))
+                if not np.array_equal(before[kept], after[kept]):
+                    change = max(change, largest(before[kept], after[kept]))
+        if change:
+            return Dependency(name, change)
+    return None
+
+
+def largest(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The largest |a - b|; infinity where they differ and are not finite."""
+    with np.errstate(invalid="ignore"):
+        change = float(np.abs(a.astype(np.float64) - b).max())
+    return change if np.isfinite(change) else np.inf
+
+
+def require_independent(model: Model, network: Network, tolerance: float) -> None:
+    """Check the PyTorch module before anything is converted.
+
+    Args:
+        network: the module.
+        tolerance: by how much a sample's output may differ alone and in a batch, where PyTorch
+            rounds differently; times the largest output where that is above 1.
+
+    Raises:
+        ExportError: the module mixes samples of a batch, or fails on a batch of some size.
+    """
+    labels = model.num_classes + bool(model.labels and model.labels.null_trained)
+    first, second = (draw(model.sample_shape, model.schedule, labels, key) for key in (0, 1))
+    found = neighbours(network, first, second)
+    if found is None:
+        together = network(first)
+        alone = np.concatenate([network(first[i : i + 1]) for i in range(len(first))])
+        change = largest(alone, together)
+        if change > tolerance * max(1.0, float(np.abs(together).max())):
+            found = Dependency(_homogeneous(network, first, alone, change / 2), change)
+    if found is not None:
+        raise ExportError(
+            f"{model.name}: {found} A network that mixes samples cannot give a seed the same image "
+            "in any batch, so it is not exported."
+        )
+
+
+def _homogeneous(network: Network, inputs: Inputs, alone: Float32, tolerance: float) -> str:
+    """Which input a sample must share with its whole batch to have the output that it has alone.
+
+    Returns "position" if sharing none is enough. This finds what replacing half of a batch does
+    not, as (time > 500).all().
+    """
+    for name in ("time", "label", "x"):
+        own = getattr(inputs, name)
+        if own is None:
+            continue
+        shared = [
+            replace(inputs, **{name: np.repeat(own[i : i + 1], len(inputs), 0)})
+            for i in range(len(inputs))
+        ]
+        found = np.stack([network(batch)[i] for i, batch in enumerate(shared)])
+        if largest(found, alone) <= tolerance:
+            return name
+    return "position"
+
+
+def unsteady_node(step: ModelProto, feeds: dict[str, NDArray[Any]]) -> str | None:
+    """The first node whose output for a lone sample has other bits than in the batch of `feeds`.
+
+    Args:
+        step: a step graph with its weights inside.
+        feeds: its inputs, [n, …] each.
+
+    Returns:
+        The operator, the node's name and by how much its output differs; None if no node shows it.
+    """
+    probed = copy_of(step)
+    names = list(dict.fromkeys(name for node in step.graph.node for name in node.output if name))
+    del probed.graph.output[:]
+    probed.graph.output.extend(map(helper.make_empty_tensor_value_info, names))
+    running = session(probed)
+    together = dict(zip(names, running.run(names, feeds), strict=True))
+    count = len(feeds["state"])
+    alone = [
+        dict(
+            zip(names, running.run(names, {k: v[i : i + 1] for k, v in feeds.items()}), strict=True)
+        )
+        for i in range(count)
+    ]
+    for node in step.graph.node:
+        for name in node.output:
+            whole = together.get(name)
+            if whole is None or whole.ndim == 0 or whole.dtype.kind != "f":
+                continue
+            parts = [part[name] for part in alone]
+            change = _batch_difference(whole, parts)
+            if change:
+                return f"{node.op_type} {node.name} (by {change:.1g})"
+    return None
+
+
+def _batch_difference(whole: NDArray[Any], parts: list[NDArray[Any]]) -> float:
+    """By how much a batch's values differ from those of its samples alone; 0 without a batch axis.
+
+    The batch axis is the one along which the parts fill the whole.
+    """
+    axes = [a for a in range(whole.ndim) if whole.shape[a] == sum(p.shape[a] for p in parts)]
+    for axis in axes:
+        others = [n for a, n in enumerate(whole.shape) if a != axis]
+        if all([n for a, n in enumerate(p.shape) if a != axis] == others for p in parts):
+            joined = np.concatenate(parts, axis)
+            return 0.0 if np.array_equal(joined, whole) else largest(joined, whole)
+    return 0.0

@@ -1,0 +1,266 @@
+"""What the command line names, as a `Model`: a run, a bundle, a diffusers folder, or a module."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
+from runtime.errors import RequestError, unknown
+from runtime.output import say
+
+from ..arguments import bundle_name, printable
+from .bundle import from_bundle, is_bundle
+from .diffusers import from_diffusers, is_diffusers
+from .model import Model, from_run, newest_run
+from .module import from_module, load_module, load_weights
+
+RUN, BUNDLE, DIFFUSERS, MODULE = "a run", "a bundle", "a diffusers folder", "--module"
+DEFAULTS = ("guidance", "solver", "steps", "grid")
+ACCEPTS = {
+    RUN: ("runs", "weights", "guidance"),
+    BUNDLE: (),
+    DIFFUSERS: (
+        "name",
+        "schedule",
+        "schedule_option",
+        "prediction",
+        "null_label",
+        "label_names",
+        "variant",
+        *DEFAULTS,
+    ),
+    MODULE: (
+        *(
+            "weights",
+            "sample_shape",
+            "sample_range",
+            "prediction",
+            "schedule",
+            "schedule_option",
+            "clip",
+            "name",
+        ),
+        *("num_classes", "null_label", "label_names", "option", *DEFAULTS),
+    ),
+}
+"""The options that each kind of source takes; the others are refused, so that none is ignored."""
+
+
+def named(given: argparse.Namespace) -> Model:
+    """The model that the options name. Raises ExportError and RequestError, see the function of each kind."""
+    if given.module is not None:
+        if given.run is not None:
+            raise RequestError(
+                f"give a folder or --module, not both: found {given.run} and --module {given.module}."
+            )
+        return _module(given)
+    run = given.run or newest_run(given.runs or Path("runs"))
+    if is_bundle(run):
+        _taken(given, BUNDLE)
+        say(f"the network in {printable(run)}, a bundle")
+        return from_bundle(run)
+    return _diffusers(run, given) if is_diffusers(run) else _run(run, given)
+
+
+def _run(run: Path, given: argparse.Namespace) -> Model:
+    options = _taken(given, RUN)
+    weights = options.get("weights", "ema")
+    if weights not in ("ema", "weights"):
+        raise unknown("--weights of a run", weights, ("ema", "weights"))
+    say(f"the network of {printable(run)}, {weights}")
+    return from_run(run, options.get("guidance", 2.0), weights)
+
+
+def _diffusers(folder: Path, given: argparse.Namespace) -> Model:
+    options = _taken(given, DIFFUSERS)
+    say(f"the network in {printable(folder)}, a diffusers folder")
+    return from_diffusers(folder, schedule=_schedule(options), **options)
+
+
+def _module(given: argparse.Namespace) -> Model:
+    options = _taken(given, MODULE)
+    schedule, weights = _schedule(options), options.pop("weights", None)
+    missing = [flag for flag in ("sample_shape", "prediction") if flag not in options]
+    missing += [] if schedule else ["schedule"]
+    if missing:
+        flags = ", ".join("--" + flag.replace("_", "-") for flag in missing)
+        raise RequestError(f"--module needs {flags} too, for instance {EXAMPLE}.")
+    module = load_module(given.module)
+    if weights is not None:
+        load_weights(module, Path(weights))
+    source = printable(weights) if weights else "with the weights that it comes with"
+    say(f"the network of {printable(given.module)}, {source}")
+    name = options.pop("name", bundle_name(given.module.rpartition(":")[2]))
+    options["options"] = _together("--option", options.pop("option", ()))
+    return from_module(module.requires_grad_(False), schedule=schedule or "", name=name, **options)
+
+
+EXAMPLE = "--sample-shape 3,32,32 --prediction epsilon --schedule linear_raw"
+
+
+def _taken(given: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """The options that were given. Raises RequestError for one that this kind of source does not take."""
+    options = {
+        key: value for key, value in vars(given).items() if value is not None and key in _EVERY
+    }
+    for key in options:
+        if key not in ACCEPTS[kind]:
+            kinds = " and ".join(k for k, keys in ACCEPTS.items() if key in keys)
+            raise RequestError(
+                f"--{key.replace('_', '-')} is for {kinds}, and this is {kind}: leave it out."
+            )
+    return {key: value for key, value in options.items() if key != "runs"}
+
+
+_EVERY = {key for keys in ACCEPTS.values() for key in keys}
+
+
+def _schedule(options: dict[str, Any]) -> Schedule | None:
+    """Takes --schedule and its options out of the others."""
+    name = options.pop("schedule", None)
+    parameters = _together("--schedule-option", options.pop("schedule_option", ()))
+    if name is None:
+        if parameters:
+            raise RequestError("--schedule-option needs --schedule.")
+        return None
+    return make_schedule(name, **parameters)
+
+
+def _together(flag: str, assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return NAME=VALUE options as one mapping. Raises RequestError for a name given twice."""
+    values: dict[str, Any] = {}
+    for name, value in assignments:
+        if name in values:
+            raise RequestError(f"{flag} must give each name once, got {name!r} twice. Remove one.")
+        values[name] = value
+    return values
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be integers with commas between them, such as 3,32,32, got {text!r}"
+        ) from None
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be two numbers with a comma between them, such as -1,1, got {text!r}"
+        ) from None
+    return low, high
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
+
+
+def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> None:
+    """The options that say what is exported; each is None where it was not given. flag: RUN's, where it is no positional argument."""
+    where: dict[str, Any] = {"type": Path, "metavar": "RUN"}
+    what = "a run's, a bundle's or a diffusers folder"
+    if flag:
+        parser.add_argument(flag, dest="run", help=what, **where)
+    else:
+        parser.add_argument("run", nargs="?", help=f"{what} [the newest run under runs/]", **where)
+
+    def adder(title: str, description: str | None = None) -> Callable[..., Any]:
+        return parser.add_argument_group(title, description).add_argument
+
+    add = adder("runs of trainer.fit")
+    add("--runs", type=Path, metavar="DIR", help="the folder that holds the runs [runs]")
+    add(
+        "--weights",
+        metavar="WHICH",
+        help="ema, the moving average, or weights, the last step's own [ema]; with --module, a .safetensors file",
+    )
+    add = adder("any PyTorch module", f"needs {EXAMPLE} or the like")
+    add(
+        "--module",
+        metavar="PACKAGE.FILE:FACTORY",
+        help="called without arguments, returns module(x, time[, label]) → F. This runs the code in that file",
+    )
+    add(
+        "--sample-shape",
+        type=_integers,
+        metavar="C,H,W",
+        help="without the batch; any rank from 1 to 4",
+    )
+    add(
+        "--sample-range",
+        type=_range,
+        metavar="LOW,HIGH",
+        help="of the data [-1,1]; write --sample-range=LOW,HIGH",
+    )
+    add(
+        "--clip",
+        type=float,
+        metavar="BOUND",
+        help="on the denoised estimate; 1 for pictures [none]",
+    )
+    add("--num-classes", type=int, metavar="N", help="without the null label [0, no labels]")
+    add(
+        "--option",
+        type=_assignment,
+        action="append",
+        metavar="NAME=VALUE",
+        help="of the default solver",
+    )
+    add = adder("modules, and diffusers networks without a scheduler")
+    add("--prediction", metavar="KIND", help="what F is: epsilon, v, x0, flow or edm")
+    add("--schedule", metavar="NAME", help=", ".join(sorted(set(SCHEDULES) - {"from_betas"})))
+    add(
+        "--schedule-option",
+        type=_assignment,
+        action="append",
+        metavar="NAME=VALUE",
+        help="such as T=500",
+    )
+    add = adder("diffusers folders")
+    add(
+        "--variant",
+        metavar="NAME",
+        help="of the weights, such as fp16; they are computed in float32",
+    )
+    add = adder("labels of modules and diffusers folders")
+    add(
+        "--null-label",
+        type=int,
+        metavar="N",
+        help="the number that stands for no label, if one was trained",
+    )
+    add(
+        "--label-names",
+        type=_names,
+        metavar="A,B,…",
+        help="of the classes, without the null label [their numbers]",
+    )
+    add = adder("the bundle")
+    add("--name", help="[the folder's, or the factory's]")
+    add(
+        "--guidance",
+        type=float,
+        help="the default guidance scale, 1 for none [2 where a null label was trained]",
+    )
+    add("--solver", metavar="NAME", help="the default one [the scheduler's; ddim]")
+    add("--steps", type=int, metavar="N", help="the default number [the scheduler's; 50]")
+    add("--grid", metavar="NAME", help="the default one [the scheduler's; trailing]")

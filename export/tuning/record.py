@@ -1,0 +1,122 @@
+"""Tuned solvers that a bundle has: kept where it is exported again, and told of in its report and card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.diffusion.tuned import Tuned
+from runtime.errors import BundleError
+from runtime.files import from_json, to_json
+from runtime.output import say
+
+from ..proof.check import torch_network
+from ..sources.model import Model
+from .reference import probe, same
+
+
+def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
+    """The solvers fitted to the bundle in `out`, which is about to be replaced: kept for the same network, else dropped, with a word."""
+    if not out.exists():
+        return {}
+    try:
+        old = Bundle.load(out)
+    except BundleError as error:
+        say(f"tuned solvers, if {out} had some, are dropped: {error}")
+        return {}
+    if not old.tuned:
+        return {}
+    now = probe(torch_network(model), model)
+    facts = [
+        (b.prediction, b.clip, b.sample_shape, to_json(b.schedule.to_json())) for b in (old, model)
+    ]
+    if facts[0] == facts[1] and all(same(t.made.get("network"), now) for t in old.tuned.values()):
+        return old.tuned
+    say(
+        f"{out} has solvers fitted to another network; they are dropped. To fit new ones: python -m export.tune {out}"
+    )
+    return {}
+
+
+def add_tuned(folder: Path, bundle: Bundle) -> None:
+    """Tell of a bundle's tuned solvers, where it has some, in its folder's report.json and tuned.png: their curve beside the untuned ones'."""
+    if not bundle.tuned:
+        return
+    report = from_json((folder / "report.json").read_bytes())
+    report["tuned"] = {str(K): _held_out(t) for K, t in sorted(bundle.tuned.items())}
+    (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+    _draw_tuned(folder / "tuned.png", bundle.name, report["tuned"])
+
+
+def _held_out(tuned: Tuned) -> dict[str, Any]:
+    """A tuned solver's errors on held-out samples, and the untuned one's, from its record. Raises BundleError where that does not tell."""
+
+    def numbers(record: Any) -> dict[str, Any]:
+        found = {name: float(record[name]) for name in ("rms", "median")}
+        return found | {
+            "guidance": {str(g): float(e["rms"]) for g, e in record["guidance"].items()}
+        }
+
+    try:
+        untuned = tuned.made["untuned"]
+        record = {
+            "tuned": numbers(tuned.made["errors"]["held_out"]),
+            "untuned": numbers(untuned["held_out"]),
+        }
+        return record | {"untuned_solver": str(untuned["name"])}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"the tuned solver of {len(tuned)} calls does not say how it was made ({error!r}). Fit it again: python -m export.tune"
+        ) from error
+
+
+def _draw_tuned(path: Path, name: str, curve: Mapping[str, Any]) -> None:
+    """Held-out error against calls, tuned and untuned, a colour a guidance."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
+    calls = [int(K) for K in curve]
+    for i, g in enumerate(next(iter(curve.values()))["tuned"]["guidance"]):
+        for side, style in (("tuned", "o-"), ("untuned", "s--")):
+            error = [entry[side]["guidance"].get(g, np.nan) for entry in curve.values()]
+            axis.plot(calls, error, style, color=f"C{i}", label=f"{side}, guidance {g}")
+    axis.set(
+        yscale="log",
+        xlabel="calls of the network",
+        ylabel="RMS distance to the teacher, held out",
+        title=f"{name}: tuned solvers and the best untuned ones",
+    )
+    axis.set_xticks(calls)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def tuned_lines(bundle: Bundle) -> list[str]:
+    """The card's lines on tuned solvers."""
+    if not bundle.tuned:
+        return []
+    rows = []
+    for K, t in sorted(bundle.tuned.items()):
+        record = _held_out(t)
+        cells = " | ".join(
+            f"{e['rms']:.3f} ({e['median']:.3f})" for e in (record["tuned"], record["untuned"])
+        )
+        rows.append(f"| {K} | {cells} | {record['untuned_solver']} |")
+    return [
+        f'With few calls: `solver="tuned"`, `steps={" | ".join(map(str, sorted(bundle.tuned)))}`, fitted to this network (`tuned.png`). '
+        "RMS distance (median) to what many calls make of the same noise, on samples that were not fitted on:",
+        "",
+        "| calls | tuned | best untuned | which is |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]

@@ -1,0 +1,267 @@
+"""How a solver is searched for: the best untuned programs, a few fits from several starts, the best of them to its end; kept after every step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.arguments import integer
+from runtime.bundle import Bundle
+from runtime.diffusion.program import Network, Program
+from runtime.diffusion.tuned import Tuned
+from runtime.errors import RequestError, unknown
+from runtime.files import from_json, to_json, write_text
+from runtime.progress import Progress
+
+from ..build import versions
+from .gauss_newton import LOSSES, Fit, Form, begin, errors, rms, step
+from .reference import FIRST_SEED, TEACHER, Samples, Walker, draw, same, taught
+
+SOLVERS: dict[str, dict[str, Any]] = {
+    "ddim": {},
+    "dpmpp_2m": {},
+    "dpmpp_3m": {},
+    "unipc 2": {"order": 2},
+    "unipc 3": {"order": 3},
+}
+"""Those whose rows are a tuned solver's too: they remember D, or nothing."""
+NAMED = ("trailing", "log_snr", "karras", *(f"log_snr({bound})" for bound in range(3, 8)))
+LOWS, HIGHS = (-6, -5, -4, -3, -2), (2, 3, 4, 5, 6)
+"""Log-SNRs between which the levels after the last knot lie evenly, to start from."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is fitted on. samples, held_out: how many, and how many others to judge by; seed: which. starts: how many are tried, each for `tries`
+    steps of Gauss-Newton on a part of the samples; then the best is fitted on all, for at most `iterations`. loss: what is made small, one of
+    `fitting.LOSSES`, or "auto": contrast where samples are pictures, pixels otherwise. The errors that are recorded are in pixels whatever it is.
+
+    Raises RequestError for numbers below 1 and an unknown loss.
+    """
+
+    samples: int = 48
+    held_out: int = 32
+    seed: int = 0
+    starts: int = 4
+    tries: int = 3
+    iterations: int = 10
+    loss: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.loss not in (known := ("auto", *LOSSES)):
+            raise unknown("loss", self.loss, known)
+        for name, value in vars(self).items():
+            if name != "loss":
+                integer(name, value, 0 if name == "seed" else 1, 2**16)
+
+
+PARTS = ("train", "held_out")
+FEW = 16
+"""Samples on which untuned programs and starts are compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """What all fits of one bundle share. settings: with a loss of `fitting.LOSSES`. folder: where they keep what was computed, so that the same
+    command goes on after a kill."""
+
+    bundle: Bundle
+    walker: Walker
+    settings: Settings
+    train: Samples
+    held_out: Samples
+    network: list[float]
+    folder: Path
+
+
+def prepare(
+    bundle: Bundle, network: Network, known: list[float], settings: Settings, work: Path
+) -> Tuning:
+    """Samples and their targets, computed or from the folder that belongs to this bundle and these settings. Raises RequestError where the
+    loss cannot look at samples of this shape."""
+    shape = bundle.sample_shape
+    pictures = len(shape) >= 2 and min(shape[-2:]) >= 3
+    if settings.loss == "auto":
+        settings = dataclasses.replace(settings, loss="contrast" if pictures else "pixels")
+    if settings.loss == "contrast" and not pictures:
+        raise RequestError(
+            f"the loss contrast looks at windows of 3×3, which samples of {shape} have not: use pixels."
+        )
+    facts = bundle.to_json()
+    what = {name: facts[name] for name in ("sample", "prediction", "clip", "labels", "schedule")}
+    what |= {"guidance": bundle.defaults.guidance, "teacher": TEACHER, "settings": vars(settings)}
+    folder = work / f"{bundle.name}-{hashlib.sha256(to_json(what).encode()).hexdigest()[:12]}"
+    record = folder / "network.json"
+    if not (record.exists() and same(from_json(record.read_bytes()), known)):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_text(record, to_json(known))
+    walker, first = Walker(network, bundle.num_classes), FIRST_SEED + settings.seed * 2**20
+    train = taught(bundle, walker, draw(bundle, settings.samples, first), folder, "train")
+    held_out = taught(
+        bundle, walker, draw(bundle, settings.held_out, first + 2**19), folder, "held-out"
+    )
+    return Tuning(bundle, walker, settings, train, held_out, known, folder)
+
+
+def fit(tuning: Tuning, calls: int) -> Tuned:
+    """The solver of so many calls. Where it has come to is kept after every step, and a fit that ended is read back."""
+    form, settings = Form(tuning.bundle, calls), tuning.settings
+    path = tuning.folder / f"calls-{calls}.json"
+    state = State.read(path) if path.exists() else survey(tuning, form)
+    done = sum(f.steps for f in (*state.tries, *([state.final] if state.final else [])))
+    with Progress(
+        f"{calls} calls", settings.starts * settings.tries + settings.iterations, done
+    ) as bar:
+        while not state.done(settings):
+            write_text(path, to_json(state.to_json()))
+            state = advance(tuning, form, state)
+            bar.advance(note=state.note)
+        write_text(path, to_json(state.to_json()))
+    return _result(tuning, form, state)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a fit has come to. untuned: the best program that was found, and its errors; scale: of the loss; tries: fits from each start on a part of
+    the samples; final: from the best of them on all."""
+
+    untuned: dict[str, Any]
+    scale: float
+    names: list[str]
+    tries: list[Fit]
+    final: Fit | None = None
+    note: str = ""
+
+    def done(self, settings: Settings) -> bool:
+        return self.final is not None and (
+            self.final.ended or self.final.steps >= settings.iterations
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "tries": [f.to_json() for f in self.tries],
+            "final": self.final and self.final.to_json(),
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        value = from_json(path.read_bytes())
+        value["tries"] = [Fit.from_json(f) for f in value["tries"]]
+        return cls(**{**value, "final": value["final"] and Fit.from_json(value["final"])})
+
+
+def survey(tuning: Tuning, form: Form) -> State:
+    """The best untuned program, and the programs to start from: the best of the levels that lie evenly."""
+    few, walker, K, loss = _part(tuning.train), tuning.walker, form.calls, tuning.settings.loss
+    untuned, starts = named_programs(tuning.bundle, K), even_programs(tuning.bundle, K)
+
+    def best(programs: Mapping[str, Program], count: int, loss: str = "pixels") -> list[str]:
+        error = {}
+        for name, program in programs.items():
+            error[name] = rms(errors(walker, (program.call, program.update), few, loss))
+            bar.advance()
+        return sorted(error, key=error.__getitem__)[:count]
+
+    with Progress(f"{K} calls, untuned", len(untuned) + len(starts)) as bar:
+        found, names = best(untuned, 1)[0], best(starts, tuning.settings.starts - 1, loss)
+    program = untuned[found]
+    all_errors = {
+        part: errors(walker, (program.call, program.update), getattr(tuning, part))
+        for part in PARTS
+    }
+    record = {
+        "name": found,
+        **{part: summary(getattr(tuning, part), e) for part, e in all_errors.items()},
+    }
+    programs = {found: program, **{name: starts[name] for name in names}}
+    tries = [begin(form, walker, form.vector(p), few, loss) for p in programs.values()]
+    scale = rms(errors(walker, (program.call, program.update), tuning.train, loss))
+    return State(record, scale, list(programs), tries)
+
+
+def advance(tuning: Tuning, form: Form, state: State) -> State:
+    """One step further: of the first start that has not had its tries; then of the best of them."""
+    walker, scale, loss = tuning.walker, state.scale, tuning.settings.loss
+    for i, found in enumerate(state.tries):
+        if not found.ended and found.steps < tuning.settings.tries:
+            after = step(form, walker, found, _part(tuning.train), scale, loss)
+            tries = [*state.tries[:i], after, *state.tries[i + 1 :]]
+            return dataclasses.replace(
+                state, tries=tries, note=f"from {state.names[i]}: train {rms(after.error):.4f}"
+            )
+    if state.final is None:
+        best = min(state.tries, key=lambda f: f.loss(scale))
+        final = begin(form, walker, best.theta, tuning.train, loss)
+    else:
+        final = step(form, walker, state.final, tuning.train, scale, loss)
+    held_out = rms(errors(walker, form.table(final.theta), tuning.held_out))
+    note = f"train {rms(final.error):.4f}, held out {held_out:.4f}, untuned {state.untuned['held_out']['rms']:.4f}"
+    return dataclasses.replace(state, final=final, note=note)
+
+
+def named_programs(bundle: Bundle, calls: int) -> dict[str, Program]:
+    """Every untuned program of so many calls that is compared, by solver and grid."""
+    found = {}
+    for (name, options), grid in itertools.product(SOLVERS.items(), NAMED):
+        with contextlib.suppress(RequestError):  # a grid that has no such number of levels
+            found[f"{name} on {grid}"] = bundle.program(name.split()[0], calls, grid, **options)
+    return found
+
+
+def even_programs(bundle: Bundle, calls: int) -> dict[str, Program]:
+    """UniPC's programs on the last knot and then levels that lie evenly in log-SNR, between ends of which each is tried."""
+    found, schedule = {}, bundle.schedule
+    for low, high in itertools.product(LOWS, HIGHS):
+        with contextlib.suppress(RequestError):  # ends that the schedule does not reach
+            times = np.r_[schedule.time[-1], schedule.time_at(np.linspace(low, high, calls - 1))]
+            found[f"levels from {low} to {high}"] = bundle.program(
+                "unipc", grid=times.tolist(), order=min(3, max(2, calls - 1))
+            )
+    return found
+
+
+def _part(samples: Samples) -> Samples:
+    """Some of the samples, of both halves."""
+    return samples[np.linspace(0, len(samples) - 1, min(FEW, len(samples))).astype(int)]
+
+
+def summary(samples: Samples, error: NDArray[Any]) -> dict[str, Any]:
+    """Of errors [n]: root mean square and median, over all and by guidance."""
+    both = lambda e: {"rms": rms(e), "median": float(np.median(e))}  # noqa: E731
+    by_guidance = {
+        f"{g:g}": both(error[samples.guidance == g]) for g in np.unique(samples.guidance)
+    }
+    return {**both(error), "guidance": by_guidance}
+
+
+def _result(tuning: Tuning, form: Form, state: State) -> Tuned:
+    assert state.final is not None
+    table, settings = form.table(state.final.theta), tuning.settings
+    made = {
+        "errors": {
+            part: summary(s, errors(tuning.walker, table, s))
+            for part in PARTS
+            for s in [getattr(tuning, part)]
+        },
+        "untuned": state.untuned,
+        "start": state.names[
+            min(range(len(state.tries)), key=lambda i: state.tries[i].loss(state.scale))
+        ],
+        "iterations": state.final.steps,
+        "teacher": TEACHER,
+        "settings": vars(settings),
+        "network": tuning.network,
+        "versions": versions(),
+    }
+    return form.tuned(state.final.theta, made)

@@ -1,0 +1,123 @@
+"""What an inference library compiled for this machine, kept on disk for the next process. Never needed, never trusted to be whole.
+
+The folder is $UNNOISE_CACHE, or unnoise in $XDG_CACHE_HOME or ~/.cache; UNNOISE_CACHE=off keeps nothing. Entries are read back by the library
+that wrote them, and are as good as programs: so the folder is the user's alone, and one that others may write to is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+UInt8 = NDArray[np.uint8]
+Buffer: TypeAlias = bytes | memoryview
+
+LIMIT = 4 * 2**30
+"""Bytes that the folder may hold; beyond that the entries unused for longest go."""
+SUFFIX = ".compiled"
+_DIGEST = 32
+
+
+def folder() -> Path | None:
+    """Where entries lie, None where the environment says that nothing is kept."""
+    given = os.environ.get("UNNOISE_CACHE")
+    if given is not None:
+        return None if given.lower() in ("", "0", "off", "no", "none") else Path(given)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "unnoise"
+    except RuntimeError:  # no home
+        return None
+
+
+def key(*parts: object) -> str:
+    """The name of what was compiled from these, which must say all that it depends on."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def load(name: str) -> list[UInt8] | None:
+    """The parts of an entry, or None where there is none, or it is not what was stored."""
+    if (place := private()) is None:
+        return None
+    path = place / (name + SUFFIX)
+    try:
+        with path.open("rb") as file:
+            digest, lengths = file.read(_DIGEST), file.readline()
+            parts = [np.empty(int(length), np.uint8) for length in lengths.split()]
+            whole = [file.readinto(part.data) for part in parts] == [
+                len(part) for part in parts
+            ] and not file.read(1)
+        if not whole or digest != _digest(lengths, [part.data for part in parts]):
+            raise ValueError
+        path.touch()  # the time of its last use, for _prune
+    except (OSError, ValueError, MemoryError):
+        forget(name)
+        return None
+    return parts
+
+
+def store(name: str, parts: Sequence[Buffer]) -> None:
+    """Keep an entry, whole or not at all. Several processes may do so at once. A folder that cannot take it is no error."""
+    lengths = " ".join(str(len(memoryview(part))) for part in parts).encode() + b"\n"
+    with contextlib.suppress(OSError):
+        if (place := private(make=True)) is None:
+            return
+        temporary = place / f".{secrets.token_hex(8)}"
+        try:
+            with temporary.open("wb") as file:
+                file.writelines([_digest(lengths, parts), lengths, *parts])
+            temporary.replace(place / (name + SUFFIX))
+        finally:
+            temporary.unlink(missing_ok=True)
+        _prune(place)
+
+
+def forget(name: str) -> None:
+    """Remove an entry that the library would not read."""
+    with contextlib.suppress(OSError):
+        if place := private():
+            (place / (name + SUFFIX)).unlink()
+
+
+def _digest(lengths: bytes, parts: Sequence[Buffer]) -> bytes:
+    found = hashlib.sha256(lengths)
+    for part in parts:
+        found.update(part)
+    return found.digest()
+
+
+def private(below: str = "", make: bool = False) -> Path | None:
+    """The folder, or one in it, if it is this user's and no one else may write to it."""
+    place = folder()
+    if place is None:
+        return None
+    if below:
+        if private(make=make) is None:
+            return None
+        place = place / below
+    try:
+        if make:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = place.stat()
+    except OSError:
+        return None
+    if os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+        return None
+    return place
+
+
+def _prune(place: Path) -> None:
+    entries = sorted((-e.stat().st_mtime, e.stat().st_size, e) for e in place.glob("*" + SUFFIX))
+    total = 0
+    for _, size, entry in entries:
+        total += size
+        if total > LIMIT:
+            entry.unlink(missing_ok=True)

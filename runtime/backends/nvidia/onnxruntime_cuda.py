@@ -1,0 +1,255 @@
+"""ONNX Runtime on an NVIDIA GPU: the state stays on the device, every row is one launch of a CUDA graph. No fallback to the CPU.
+
+ONNX Runtime captures one run of a session, so this backend launches a graph a row, where TensorRT launches one for all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from ...bundle import Bundle
+from ...errors import BackendError, GpuError, RequestError, UnnoiseError
+from ..base import Float32, HostBuffers, Rows, Timing, missing, shapes
+from ..forks import ForkGuard
+from ..onnxfile import refuse_endless
+from ..onnxruntime import check_ports
+
+PROVIDER = "CUDAExecutionProvider"
+OPTIONS = {"device_id": "0", "enable_cuda_graph": "1", "use_tf32": "0"}
+"""Of the provider. TF32 would round the products of the update."""
+SESSION = {"session.disable_cpu_ep_fallback": "1"}
+"""Keys of a session's config, which accepts any in silence: these are all that we use."""
+KINDS: dict[str, Any] = {"label": np.int64}
+
+
+class OnnxRuntimeCuda:
+    """The step graphs of one precision as sessions on the CUDA provider. Batches are padded to powers of two, a CUDA graph each.
+
+    Raises BackendError where onnxruntime-gpu is missing or its CUDA provider does not start here.
+    """
+
+    name = "onnxruntime-cuda"
+    largest = None
+
+    def __init__(self, bundle: Bundle, precision: str, threads: int | None) -> None:
+        if threads is not None:
+            raise RequestError(
+                f"threads are a CPU backend's, {self.name} runs on the GPU: leave them out."
+            )
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise missing("onnxruntime", "cuda", error) from error
+        if PROVIDER not in onnxruntime.get_available_providers():
+            raise BackendError(
+                "the onnxruntime that is installed has no CUDA: pip uninstall onnxruntime, then pip install 'unnoise[cuda]'. "
+                "The two are one module and cannot stand beside each other."
+            )
+        self.bundle, self.precision, self.lock = bundle, precision, RLock()
+        self.guard = ForkGuard(self.name, self)
+        self._ort: Any = onnxruntime
+        self._sessions: dict[bool, Any] = {False: self._open("step.onnx")}
+        self._loops: dict[int, Loop] = {}
+        self._graph_ids: dict[tuple[bool, int, int], int] = {}
+
+    def bind(self, batch: int) -> CudaBuffers:
+        return CudaBuffers(self, batch)
+
+    def __enter__(self) -> OnnxRuntimeCuda:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the sessions and their device memory. In a forked child, do nothing."""
+        if self.guard.forked:
+            return
+        with self.lock:
+            self._loops.clear()
+            self._sessions.clear()
+
+    def session(self, guided: bool) -> Any:
+        self.guard.check()
+        if False not in self._sessions:
+            raise BackendError(f"{self.name} was closed; load the bundle again.")
+        if guided not in self._sessions:
+            self._sessions[guided] = self._open("step_guided.onnx")
+        return self._sessions[guided]
+
+    def loop(self, batch: int) -> Loop:
+        """Device memory for a batch, of the next power of two."""
+        bucket = 1 << (batch - 1).bit_length()
+        if bucket not in self._loops:
+            self._loops[bucket] = Loop(self, bucket)
+        return self._loops[bucket]
+
+    def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
+        self.guard.check()  # before the lock, which a thread of the parent may hold forever
+        with self.lock:
+            self.session(False)
+            loop = self.loop(len(rows.x))
+            known = len(self._graph_ids)
+            begun = time.perf_counter()
+            x = loop.run(rows)
+            spent = 1e3 * (time.perf_counter() - begun)
+            how, new = "a graph a row", len(self._graph_ids) > known
+            return x, Timing(
+                len(rows.x), loop.bucket, len(rows.call), how, "", new, spent, loop.bytes
+            )
+
+    def graph_id(self, guided: bool, bucket: int, current: int) -> int:
+        """The number that a CUDA graph of these shapes and addresses has: ONNX Runtime does not check that they stay so. From 1 on."""
+        return self._graph_ids.setdefault((guided, bucket, current), len(self._graph_ids) + 1)
+
+    def on_device(self, array: Any) -> Any:
+        """A copy of an array on the device."""
+        with self.failing("take memory"):
+            return self._ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
+
+    def options(self, graph: int) -> Any:
+        """Of a run that captures, or launches, that graph."""
+        options = self._ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(graph))
+        return options
+
+    def failing(self, what: str) -> Failing:
+        return Failing(self, what)
+
+    def _open(self, file: str) -> Any:
+        ort, path = self._ort, f"{self.precision}/{file}"
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        for key, value in SESSION.items():
+            options.add_session_config_entry(key, value)
+        weights, model = self.bundle.read(f"{self.precision}/weights.bin"), self.bundle.read(path)
+        options.add_external_initializers_from_files_in_memory(
+            ["weights.bin"], [weights], [len(weights)]
+        )
+        refuse_endless(model)
+        try:
+            session = ort.InferenceSession(
+                model, options, providers=[(PROVIDER, OPTIONS)], enable_fallback=0
+            )
+        except Exception as error:  # onnxruntime's own errors share no base class
+            raise BackendError(
+                f"{self.bundle.path / path}: onnxruntime's CUDA provider does not take it: {str(error)[:600]}. It needs an NVIDIA "
+                "driver, a GPU, and the CUDA and cuDNN that its release names."
+            ) from error
+        if session.get_providers()[0] != PROVIDER:
+            raise BackendError(
+                f"onnxruntime's CUDA provider did not start: it would run on {session.get_providers()[0]}, which was not asked for. "
+                "See that the NVIDIA driver, CUDA and cuDNN are those that its release names."
+            )
+        check_ports(self.bundle, path, session.get_inputs(), session.get_outputs())
+        return session
+
+
+class Failing:
+    """A block in which onnxruntime's errors, which share no base class, become ours."""
+
+    def __init__(self, backend: OnnxRuntimeCuda, what: str) -> None:
+        self._backend, self._what = backend, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UnnoiseError):
+            raise GpuError(
+                f"{self._backend.name} could not {self._what}: {str(error)[:600]}. Where memory is full, give a smaller max_batch."
+            ) from error
+
+
+class Loop:
+    """Memory on the device for batches of one size, the two states in turn, and what is bound to it."""
+
+    def __init__(self, backend: OnnxRuntimeCuda, bucket: int) -> None:
+        self._backend, self.bucket = backend, bucket
+        self.host: dict[str, Any] = {
+            name: np.zeros(shape, KINDS.get(name, np.float32))
+            for name, shape in shapes(backend.bundle, bucket).items()
+        }
+        self.device = {name: backend.on_device(array) for name, array in self.host.items()}
+        self.bytes = sum(array.nbytes for array in self.host.values())
+        self._bound: dict[tuple[bool, int], tuple[Any, Any]] = {}
+
+    def send(self, name: str, to: str | None = None) -> None:
+        with self._backend.failing("copy to the device"):
+            self.device[to or name].update_inplace(self.host[name])
+
+    def fetch(self, name: str) -> Any:
+        with self._backend.failing("copy from the device"):
+            return self.device[name].numpy()
+
+    def step(self, guided: bool, current: int) -> None:
+        """One row, from the state's one memory into the other."""
+        key = guided, current
+        session = self._backend.session(guided)
+        if key not in self._bound:
+            graph = self._backend.graph_id(guided, self.bucket, current)
+            self._bound[key] = self._bind(session, current), self._backend.options(graph)
+        binding, options = self._bound[key]
+        with self._backend.failing(f"run a batch of {self.bucket}"):
+            session.run_with_iobinding(binding, options)
+
+    def run(self, rows: Rows) -> Float32:
+        host, B, quiet = self.host, len(rows.x), False
+        for name in ("state", "label", "call", "update"):
+            host[name][:] = 0
+        host["state"][:B, 0], host["label"][:B] = rows.x, rows.label
+        self.send("state")
+        self.send("label")
+        for k, guided in enumerate(rows.guided):
+            host["call"][:B], host["update"][:B] = rows.call[k], rows.update[k]
+            self.send("call")
+            self.send("update")
+            if rows.noisy[k] or not quiet:
+                host["noise"][:] = 0
+                rows.draw(k, host["noise"][:B])
+                self.send("noise")
+                quiet = not rows.noisy[k]
+            self.step(bool(guided), k % 2)
+        return self.fetch(("state", "next_state")[len(rows.guided) % 2])[:B, 0].copy()
+
+    def _bind(self, session: Any, current: int) -> Any:
+        values = dict(self.device)
+        if current:
+            values["state"], values["next_state"] = values["next_state"], values["state"]
+        binding = session.io_binding()
+        for port in session.get_inputs():
+            binding.bind_ortvalue_input(port.name, values[port.name])
+        for port in session.get_outputs():
+            binding.bind_ortvalue_output(port.name, values[port.name])
+        return binding
+
+
+class CudaBuffers(HostBuffers):
+    """A batch that is stepped from the host, for previews and inpainting: every step sends the state and fetches it."""
+
+    def __init__(self, backend: OnnxRuntimeCuda, batch: int) -> None:
+        super().__init__(backend.bundle, backend.guard, batch, 1 << (batch - 1).bit_length())
+        self._backend = backend
+
+    def _bind(self, guided: bool, current: int) -> Callable[[], object]:
+        backend = self._backend
+        size = 1 << (self._batch - 1).bit_length()
+        arrays = self._arrays(current, size)
+
+        def run() -> None:
+            with backend.lock:
+                backend.session(guided)
+                loop = backend.loop(size)
+                for name in ("state", "noise", "call", "update", "label"):
+                    loop.host[name][:] = arrays[name]
+                    loop.send(name)
+                loop.step(guided, 0)
+                for name in ("next_state", "denoised"):
+                    arrays[name][:] = loop.fetch(name)
+
+        return run

@@ -1,0 +1,136 @@
+"""The backends by name, and which of them a bundle can be opened with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..bundle import Bundle
+from ..errors import RequestError, UnnoiseError, unknown
+from .base import Backend
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A backend as it can be chosen: the bundle's folder that each precision is computed from, how it is opened, and what it needs."""
+
+    folders: Mapping[str, str]
+    open: Callable[[Bundle, str, int | None], Backend]
+    module: str
+    extra: str
+    gpu: bool = False
+
+
+def _onnxruntime(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+    from .onnxruntime import OnnxRuntime
+
+    return OnnxRuntime(bundle, precision, threads)
+
+
+def _openvino(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+    from .openvino import OpenVino
+
+    return OpenVino(bundle, precision, threads)
+
+
+def _onnxruntime_cuda(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+    from .nvidia.onnxruntime_cuda import OnnxRuntimeCuda
+
+    return OnnxRuntimeCuda(bundle, precision, threads)
+
+
+def _tensorrt(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+    from .nvidia.tensorrt import TensorRt
+
+    return TensorRt(bundle, precision, threads, "tensorrt")
+
+
+def _tensorrt_rtx(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+    from .nvidia.tensorrt import TensorRt
+
+    return TensorRt(bundle, precision, threads, "tensorrt-rtx")
+
+
+_ENGINES = {"fp32": "fp32", "fp16": "fp16", "int8-trt": "int8-trt"}
+BACKENDS: Mapping[str, Kind] = {
+    "onnxruntime": Kind({"fp32": "fp32", "int8": "int8"}, _onnxruntime, "onnxruntime", "cpu"),
+    "openvino": Kind(
+        {"fp32": "fp32", "bf16": "fp32", "int8": "int8"}, _openvino, "openvino", "openvino"
+    ),
+    "onnxruntime-cuda": Kind(
+        {"fp32": "fp32", "fp16": "fp16"}, _onnxruntime_cuda, "onnxruntime", "cuda", True
+    ),
+    "tensorrt": Kind(_ENGINES, _tensorrt, "tensorrt", "tensorrt", True),
+    "tensorrt-rtx": Kind(_ENGINES, _tensorrt_rtx, "tensorrt_rtx", "rtx", True),
+}
+
+
+def offered(bundle: Bundle) -> list[tuple[str, str]]:
+    """The (backend, precision) pairs that a bundle can be opened with, where the machine has what they need.
+
+    int8 is offered to the backends that the bundle's report shows it was checked on: the same Q/DQ graph has been seen to come
+    out wrong on others. What missed its bounds there is offered to none. Few bundles are exported beside a GPU: what is for GPUs is
+    offered where its graph was checked on onnxruntime, which is no evidence for what a GPU's own rounding does.
+    """
+    return [
+        (name, precision)
+        for name, kind in BACKENDS.items()
+        for precision, folder in kind.folders.items()
+        if folder in bundle.precisions and _may_run(_checked(bundle, precision, name), folder)
+    ]
+
+
+def _checked(bundle: Bundle, precision: str, backend: str) -> Mapping[str, Any] | None:
+    entries = bundle.report.get(precision, {})
+    return entries.get(backend, entries.get("onnxruntime") if BACKENDS[backend].gpu else None)
+
+
+def _may_run(checked: Mapping[str, Any] | None, folder: str) -> bool:
+    return folder == "fp32" if checked is None else not checked.get("missed")
+
+
+def open_backend(
+    bundle: Bundle, backend: str = "auto", precision: str = "auto", threads: int | None = None
+) -> Backend:
+    """The bundle on a backend. `auto` is onnxruntime and fp32.
+
+    Raises RequestError for an unknown backend or a precision that it cannot run or the bundle lacks, BackendError where this machine cannot run it.
+    """
+    backend = "onnxruntime" if backend == "auto" else backend
+    precision = "fp32" if precision == "auto" else precision
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, ["auto", *BACKENDS])
+    pairs = offered(bundle)
+    if (backend, precision) not in pairs:
+        raise _not_offered(bundle, backend, precision, pairs)
+    return BACKENDS[backend].open(bundle, precision, threads)
+
+
+def _not_offered(
+    bundle: Bundle, backend: str, precision: str, pairs: list[tuple[str, str]]
+) -> UnnoiseError:
+    """Why a precision cannot be had: nobody knows it, the bundle lacks it, this backend does not compute it, or nobody checked it there."""
+    known = sorted(
+        {p for kind in BACKENDS.values() for p in kind.folders} | set(bundle.precisions) | set(GPU)
+    )
+    if precision not in known:
+        return unknown("precision", precision, ["auto", *known])
+    if precision not in BACKENDS[backend].folders:
+        why = f"{backend} does not compute {precision}" + (
+            ", which is for GPUs" if precision in GPU else ""
+        )
+    elif BACKENDS[backend].folders[precision] not in bundle.precisions:
+        why = f"{bundle.name} has no {precision}; export it with --{precision}"
+    elif backend in bundle.report.get(precision, {}):
+        why = f"{precision} of {bundle.name} missed its bounds on {backend} when it was exported (see report.json)"
+    else:
+        why = f"{precision} of {bundle.name} was not checked on {backend}; export it where {backend} is installed"
+    there = ", ".join(f"{b} {p}" for b, p in pairs)
+    return RequestError(
+        f"precision {precision!r} cannot be had on {backend}: {why}. This bundle runs as: {there}."
+    )
+
+
+GPU = ("fp16", "int8-trt")
+"""Precisions of a bundle that no CPU backend computes."""

@@ -1,0 +1,76 @@
+"""The solvers. Each is a pure function (grid, options) → `Update`: it is read like the paper's algorithm box.
+
+ancestral: one call a step and no memory. singlestep: more calls and no memory. multistep: one call and a memory. steps: what they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...arguments import bind, check_options, choice, instance, number, option_names
+from ..grid import Grid, make_grid
+from ..program import PREDICTIONS, Program, Update, assemble
+from ..schedule import Schedule
+from .ancestral import ddim, ddpm, euler, euler_ancestral, lcm, repaint
+from .multistep import deis, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, lms, plms, unipc
+from .singlestep import dpmpp_2s, dpmpp_2s_sde, dpmpp_3s, edm, heun, kdpm2
+
+SOLVERS: Mapping[str, Callable[..., Update]] = {
+    solver.__name__: solver
+    for solver in (
+        *(ddpm, ddim, euler, euler_ancestral, lcm, repaint),
+        *(heun, edm, kdpm2, dpmpp_2s, dpmpp_3s, dpmpp_2s_sde),
+        *(dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc, deis, lms, plms),
+    )
+}
+
+LEAST_CLIP = 1e-300
+"""A bound on |D| is above 0."""
+ARGUMENTS = ("solver", "steps", "grid", "clip", "guidance", "guidance_interval")
+"""What `make_program` takes beside a solver's own options."""
+
+
+def options_of(solver: str) -> list[str]:
+    """The names of a solver's own options."""
+    return option_names(SOLVERS[solver], 1)
+
+
+def make_program(
+    schedule: Schedule,
+    prediction: str,
+    solver: str = "ddim",
+    steps: int | None = 50,
+    grid: str | Sequence[float] | Grid = "trailing",
+    *,
+    clip: float | None = None,
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    **options: Any,
+) -> Program:
+    """The program of `solver` on `steps` grid intervals, proved (see `Program`).
+
+    prediction: what the network answers, see `precondition`. grid: a name, falling times, or a `Grid`, which has its own number of steps.
+    clip: bound on |D|, None for none. guidance: 1 is none. guidance_interval: the noise levels (low, high] of sigma/alpha at which it
+    holds, None for all (Kynkäänniemi et al. 2024, section 3). options: the solver's own.
+    Raises RequestError for anything unknown or out of range, with the nearest known name.
+    """
+    instance("schedule", schedule, Schedule, "Make one with make_schedule.")
+    choice("prediction", prediction, PREDICTIONS)
+    solver = choice("solver", solver, SOLVERS)
+    check_options(f"solver {solver!r}", options, options_of(solver), ARGUMENTS)
+    if clip is not None:
+        clip = number("clip", clip, LEAST_CLIP, float("inf"), "Pass a bound above 0, or None.")
+    guidance = number("guidance", guidance, -1e3, 1e3)
+    if not isinstance(grid, Grid):
+        grid = make_grid(schedule, grid, steps)
+    update = bind(f"solver {solver!r}", SOLVERS[solver], (grid,), options)
+    return assemble(
+        solver,
+        update,
+        schedule,
+        prediction,
+        clip=clip,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+    )

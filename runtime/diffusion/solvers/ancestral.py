@@ -1,0 +1,115 @@
+"""One call a step and no memory: denoise, then put noise back, old or fresh."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from ...arguments import choice, integer, number
+from ..grid import Grid
+from ..program import D, Update, Z, levels
+from .steps import fresh, intervals
+
+
+def ddim(grid: Grid, eta: float = 0.0) -> Update:
+    """DDIM (Song et al. 2021, eq. 12 and 16): re-noise the denoised estimate to the next level, a share of it with fresh noise.
+
+    eta 0 … 1: 0 is deterministic, 1 is DDPM's posterior. For any (alpha, sigma), with ' the next level:
+        s² = eta² · sigma'² · (1 - SNR/SNR'),  x' = alpha'·D + √(sigma'² - s²) · (x - alpha·D)/sigma + s·z
+    Order 1. A grid that climbs inverts (eta = 0 only).
+    """
+    eta = number("eta", eta, 0.0, 1.0)
+    update = Update.blank(levels(grid), grid.time[:-1])
+    alpha, sigma, next_alpha, next_sigma = (
+        grid.alpha[:-1],
+        grid.sigma[:-1],
+        grid.alpha[1:],
+        grid.sigma[1:],
+    )
+    s = next_sigma * eta * np.sqrt(fresh(intervals(grid))) if eta else np.zeros_like(sigma)
+    keep = np.sqrt((next_sigma - s) * (next_sigma + s)) / sigma
+    update.M[:, 0, 0], update.M[:, 0, D], update.M[:, 0, Z] = keep, next_alpha - keep * alpha, s
+    return update
+
+
+def ddpm(grid: Grid, variance: str = "fixed_small") -> Update:
+    """DDPM's ancestral sampling (Ho et al. 2020, Algorithm 2 and eq. 7), on any grid.
+
+    variance: "fixed_small" is the posterior's β̃ = sigma'²·(1 - SNR/SNR'); "fixed_large" is β = sigma²·(1 - SNR/SNR') of the forward step
+    (their section 3.2), which leaves the marginals by β - β̃ a step. The step onto the clean end adds none.
+    """
+    variance = choice("variance", variance, ("fixed_small", "fixed_large"))
+    update = ddim(grid, eta=1.0)
+    if variance == "fixed_large":
+        share, inner = fresh(intervals(grid)), grid.sigma[1:] > 0
+        update.M[:, 0, Z] = inner * grid.sigma[:-1] * np.sqrt(share)
+        update.excess[:] = (
+            inner * (grid.sigma[:-1] - grid.sigma[1:]) * (grid.sigma[:-1] + grid.sigma[1:]) * share
+        )
+    return update
+
+
+def euler(grid: Grid) -> Update:
+    """Euler's method on dy/dρ = eps, with y = x/alpha and ρ = sigma/alpha (Karras et al. 2022, eq. 4 and Algorithm 1 without its lines 6-8).
+
+    The same numbers as `ddim` with eta = 0; on `flow` they are Euler's on dx/dt = eps - x_0. Order 1.
+    """
+    return ddim(grid)
+
+
+def euler_ancestral(grid: Grid, eta: float = 1.0) -> Update:
+    """Euler down to ρ_down, then fresh noise up to ρ': ρ_up = eta·ρ'·√(1 - ρ'²/ρ²), ρ_down² = ρ'² - ρ_up² (Karras et al. 2022's variables).
+
+    The same numbers as `ddim` with this eta (Song et al. 2021, eq. 16), so as `ddpm` with eta = 1.
+    """
+    return ddim(grid, eta)
+
+
+def repaint(grid: Grid, jump: int = 5, resample: int = 4, eta: float = 1.0) -> Update:
+    """RePaint's walk (Lugmayr et al. 2022, Algorithm 1): DDIM, or DDPM with eta = 1, over blocks of `jump` intervals, each `resample` times.
+
+    Between the walks of a block x climbs back by the forward process, x' = (alpha'/alpha)·x + √(sigma'² - (alpha'·sigma/alpha)²)·z, fused
+    into the row before. For inpainting: each climb lets what is painted agree with what is known. n · resample calls; blocks
+    count from the clean end.
+    """
+    jump, resample, n = integer("jump", jump, 1), integer("resample", resample, 1, 1000), len(grid)
+    bounds = [0, *range(n % jump or jump, n + 1, jump)] if jump < n else [0, n]
+    rows = np.concatenate(
+        [np.tile(np.arange(a, b), resample) for a, b in itertools.pairwise(bounds)]
+    )
+    level, once = levels(grid), ddim(grid, eta)
+    update = Update.blank(level[np.r_[rows, n]], grid.time[rows])
+    update.M[:] = once.M[rows]
+    climbs = np.flatnonzero(np.diff(rows) <= 0)
+    (alpha, sigma), (up_alpha, up_sigma) = level[rows[climbs] + 1].T, level[rows[climbs + 1]].T
+    ratio, row = up_alpha / alpha, update.M[climbs, 0] * (up_alpha / alpha)[:, None]
+    row[:, Z] = np.sqrt(row[:, Z] ** 2 + (up_sigma - ratio * sigma) * (up_sigma + ratio * sigma))
+    update.M[climbs, 0] = row
+    return update
+
+
+def lcm(grid: Grid, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> Update:
+    """Multistep consistency sampling (Song et al. 2023, Algorithm 1) as latent consistency models do it (Luo et al. 2023, Algorithm 3).
+
+        x' = alpha'·f + sigma'·z,   f = c_skip·x + c_out·D,   c_skip = sigma_data²/(τ² + sigma_data²),  c_out = τ/√(τ² + sigma_data²)
+
+    τ = timestep_scaling · t, t counted in knots from the least noisy one, where f = x. For networks distilled to answer in one step.
+    A D that knows x_0 is not kept by f: the row declares how far signal and variance leave the level.
+    """
+    scaling, sigma_data = (
+        number("timestep_scaling", timestep_scaling, 1e-6, 1e6),
+        number("sigma_data", sigma_data, 1e-6, 1e6),
+    )
+    update = Update.blank(levels(grid), grid.time[:-1])
+    tau = scaling * grid.knot[:-1]
+    norm = np.hypot(tau, sigma_data)
+    c_skip, c_out = (sigma_data / norm) ** 2, tau / norm
+    update.M[:, 0, 0], update.M[:, 0, D], update.M[:, 0, Z] = (
+        grid.alpha[1:] * c_skip,
+        grid.alpha[1:] * c_out,
+        grid.sigma[1:],
+    )
+    update.bias[:] = grid.alpha[1:] * (c_skip * grid.alpha[:-1] + c_out - 1)
+    update.excess[:] = (grid.alpha[1:] * c_skip * grid.sigma[:-1]) ** 2
+    return update

@@ -1,0 +1,202 @@
+"""Datasets of the `datasets` library: from the Hub, from a folder that it saved, or from parquet files. Rows stay on disk."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import RequestError, unknown
+
+from ..config import Config
+from ..errors import DataError
+from .decode import Decoding, UnreadablePicture
+from .labels import listed, named, numbered
+from .stream import Names, Stream, probe, streamed, too_many
+
+log = logging.getLogger(__name__)
+
+LABELS = ("label", "labels", "cls", "fine_label", "class")
+"""Columns that hold the class where --label-column does not say."""
+WHOLE = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+TEXT = ("string", "large_string")
+"""Types of columns, as `datasets` names them."""
+
+
+def stream(place: str, config: Config) -> Stream:
+    """Return the rows of a dataset's train split.
+
+    Raises:
+        DataError: The dataset cannot be opened, or a column does not hold images or labels.
+        RequestError: There is no column of that name.
+    """
+    table = _opened(place)
+    if not len(table):
+        raise DataError(f"{place} has no rows.")
+    column = _image_column(place, table, config.image_column)
+    rows = _undecoded(table.select_columns([column]), column)
+    classes, labels = ("all",), np.zeros(len(table), np.int64)
+    if config.labels:
+        classes, labels = _labels(place, table, config.label_column)
+
+    def fetch(i: int) -> bytes | Path:
+        try:
+            value = rows[i][column]
+        except Exception as error:  # pyarrow raises a dozen kinds for damaged files
+            raise DataError(
+                f"{place} row {i} cannot be read ({type(error).__name__}: {error})."
+            ) from error
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise UnreadablePicture("the row has no image")
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"])
+
+    _report_missing(place, rows, column)
+    names = Names(f"{place} row {i}" for i in range(len(table)))
+    decoding = Decoding(config.size, config.mode)
+    return streamed(
+        config,
+        decoding,
+        probe(place, names, fetch, decoding),
+        ([table._fingerprint if _hub(place) else ""], [len(table)]),
+        name=config.name,
+        names=names,
+        fetch=fetch,
+        labels=labels,
+        classes=classes,
+        licence=str(table.info.license or "not stated"),
+        note=f"{len(table)} rows of {Path(place).name}",
+    )
+
+
+def _report_missing(place: str, rows: Any, column: str) -> None:
+    """Count the rows without an image before training begins.
+
+    Raises:
+        DataError: There are more of them than a run may leave out.
+    """
+    compute: Any = importlib.import_module("pyarrow.compute")  # its functions are made at run time
+
+    missing: list[int] = []
+    try:
+        at = 0
+        for start in range(0, len(rows), 1000):
+            chunked = rows.with_format("arrow")[start : start + 1000][column]
+            for chunk in chunked.chunks:  # the images themselves are not touched
+                files = [
+                    compute.is_null(compute.struct_field(chunk, name)) for name in ("bytes", "path")
+                ]
+                empty = compute.or_(compute.is_null(chunk), compute.and_(*files))
+                missing += [at + i for i, is_empty in enumerate(empty.to_pylist()) if is_empty]
+                at += len(chunk)
+    except Exception as error:
+        raise DataError(f"{place} cannot be read ({type(error).__name__}: {error}).") from error
+    if not missing:
+        return
+    names = [f"row {i}" for i in missing]
+    if len(missing) == len(rows) or too_many(len(missing), len(rows)):
+        raise DataError(
+            f"{place}: {len(missing)} of {len(rows)} rows have no image in the column {column!r}: "
+            f"{listed(names)}. Remove these rows."
+        )
+    log.warning("%s: left out %d rows without an image: %s", place, len(missing), listed(names))
+
+
+def _hub(place: str) -> bool:
+    return not Path(place).exists()
+
+
+def _opened(place: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise RequestError("--data hf: needs datasets: pip install 'unnoise[data]'.") from error
+    path = Path(place)
+    try:
+        if path.is_dir() and (path / "dataset_info.json").exists():
+            return datasets.load_from_disk(place)
+        if path.is_file() or (path.is_dir() and any(path.glob("*.parquet"))):
+            files = [str(path)] if path.is_file() else sorted(map(str, path.glob("*.parquet")))
+            return datasets.load_dataset("parquet", data_files=files, split="train")
+        return datasets.load_dataset(place, split="train")
+    except Exception as error:
+        raise DataError(
+            f"{place} cannot be opened as a dataset ({type(error).__name__}: {str(error)[:200]}). "
+            "It is a name on the Hub, a folder of save_to_disk, a parquet file, or a folder of them."
+        ) from error
+
+
+def _image_column(place: str, table: Any, wanted: str) -> str:
+    import datasets
+
+    if wanted and wanted not in table.features:
+        raise unknown("image column", wanted, table.features)
+    images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    images += [name for name, kind in table.features.items() if _is_file(kind)]
+    if not images:
+        raise DataError(
+            f"{place} has no column of images, only {', '.join(map(repr, table.features))}. "
+            "Images are stored as the feature datasets.Image, or as {bytes, path}."
+        )
+    if wanted and wanted not in images:
+        raise DataError(
+            f"{place}: the column {wanted!r} holds {table.features[wanted]}, not images. "
+            f"Columns with images: {', '.join(map(repr, images))}."
+        )
+    return wanted or images[0]
+
+
+def _is_file(kind: Any) -> bool:
+    """Return whether a column's type is {bytes, path}."""
+    if not isinstance(kind, dict) or not {"bytes", "path"} <= set(kind):
+        return False
+    dtypes = [getattr(kind[name], "dtype", "") for name in ("bytes", "path")]
+    return dtypes[0] in ("binary", "large_binary", "null") and dtypes[1] in (*TEXT, "null")
+
+
+def _undecoded(table: Any, column: str) -> Any:
+    """The same column with each picture as {"bytes", "path"}."""
+    import datasets
+
+    if isinstance(table.features[column], datasets.Image):
+        return table.cast_column(column, datasets.Image(decode=False))
+    return table
+
+
+def _labels(place: str, table: Any, wanted: str) -> tuple[tuple[str, ...], np.ndarray]:
+    import datasets
+
+    if wanted and wanted not in table.features:
+        raise unknown("label column", wanted, table.features)
+    column = wanted or next((name for name in LABELS if name in table.features), "")
+    if not column:
+        return ("all",), np.zeros(len(table), np.int64)
+    kind = table.features[column]
+    if getattr(kind, "dtype", "") not in (*WHOLE, *TEXT, "bool", "null"):
+        raise DataError(
+            f"{place}: labels must be text or whole numbers, and the column {column!r} holds {kind}. "
+            "Name another one with --label-column, or use --no-labels."
+        )
+    try:
+        values = list(table.select_columns([column])[:][column])
+    except Exception as error:  # pyarrow raises a dozen kinds for damaged files
+        raise DataError(
+            f"{place}: the column {column!r} cannot be read ({type(error).__name__}: {error})."
+        ) from error
+    has_names = isinstance(kind, datasets.ClassLabel) and kind.names
+    if without := [i for i, v in enumerate(values) if v is None or bool(has_names and v < 0)]:
+        raise DataError(
+            f"{place}: {len(without)} of {len(values)} rows have no label in the column {column!r}: "
+            f"{listed([f'row {i}' for i in without])}. Leave these rows out, or use --no-labels."
+        )
+    if not has_names:
+        return numbered(named(values, lambda i: f"{place} row {i}, column {column!r}"))
+    if beyond := [i for i, v in enumerate(values) if v >= len(kind.names)]:
+        raise DataError(
+            f"{place} row {beyond[0]}: the label {values[beyond[0]]} in the column {column!r} is beyond "
+            f"its {len(kind.names)} class names."
+        )
+    names = named(kind.names, lambda i: f"{place}, class name {i} of the column {column!r}")
+    return tuple(names), np.array(values, np.int64)

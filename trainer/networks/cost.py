@@ -1,0 +1,65 @@
+"""The network of a config, how large it is, and what it costs."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..config import Config
+from .dit import DiT
+from .unet import UNet
+
+
+def make_network(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The network of this config, its first weights a function of config.seed."""
+    torch.manual_seed(config.seed)
+    if config.network == "dit":
+        network = DiT(
+            sample_shape, config.patch, config.width, config.depth, config.heads, num_classes
+        )
+    else:
+        network = UNet(
+            sample_shape,
+            config.channels,
+            config.blocks,
+            config.attention,
+            num_classes,
+            dropout=config.dropout,
+        )
+    network.checkpointing = config.checkpointing
+    return network
+
+
+class Cost(NamedTuple):
+    """parameters, and floating-point operations of one picture's forward pass (a multiplication and an addition are two)."""
+
+    parameters: int
+    flops: int
+
+
+def cost(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -> Cost:
+    """Counted on a network without memory, by torch's own counter: convolutions, products of matrices."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        network = make_network(config, sample_shape, num_classes).to("meta").eval()
+        inputs = (torch.empty(1, *sample_shape), torch.empty(1), torch.empty(1, dtype=torch.int64))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*inputs)
+    return Cost(sum(w.numel() for w in network.parameters()), counter.get_total_flops())
+
+
+def peak_flops(device: torch.device, precision: torch.dtype, side: int = 512) -> float:
+    """Operations a second that this machine does in products of matrices, measured now: the best of three products."""
+    side = 8192 if device.type == "cuda" else side
+    a = torch.ones(side, side, dtype=precision, device=device)
+    best = 1e-9
+    for _ in range(3):
+        begun = time.perf_counter()
+        total = a @ a
+        float(total[0, 0])
+        best = max(best, 2 * side**3 / (time.perf_counter() - begun))
+    return best

@@ -1,0 +1,133 @@
+"""A diffusion transformer: patches as tokens, blocks modulated by time and label (Peebles & Xie 2023, adaLN-Zero).
+
+Written so that it exports clean, like `network.UNet`: the batch is only ever written as -1, and every other shape is known.
+Tokens are kept as rows [B·N, width], so that every layer is one product of matrices with a weight that keeps its name.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from runtime.errors import RequestError
+
+from .unet import TimeEmbedding
+
+
+def positions(rows: int, columns: int, width: int) -> Tensor:
+    """[rows·columns, width]: cosines and sines of a patch's row and column (the paper's, after He et al. 2022)."""
+    frequency = 1e4 ** (-np.arange(width // 4) / (width // 4))
+    row, column = (
+        v.reshape(-1, 1) * frequency for v in np.mgrid[0:rows, 0:columns].astype(np.float64)
+    )
+    parts = [np.sin(column), np.cos(column), np.sin(row), np.cos(row)]
+    return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+
+
+class Block(nn.Module):
+    """h + g1·attention(norm(h)·(1+a1) + b1), then the same with two layers in attention's place; a, b, g from the embedding, 0 at first."""
+
+    def __init__(self, tokens: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.tokens, self.width, self.heads = tokens, width, heads
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        a1, b1, g1, a2, b2, g2 = (
+            self.modulation(embedding).reshape(-1, 1, 6 * self.width).chunk(6, dim=2)
+        )
+        h = h + g1 * self.attend(self._normed(h, a1, b1))
+        rows = self._normed(h, a2, b2).reshape(-1, self.width)
+        rows = self.narrow(F.gelu(self.wide(rows), approximate="tanh"))
+        return h + g2 * rows.reshape(-1, self.tokens, self.width)
+
+    def _normed(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return F.layer_norm(h, (self.width,), eps=1e-6) * (1 + scale) + shift
+
+    def attend(self, h: Tensor) -> Tensor:
+        """Self-attention over the tokens, [B, N, width] → [B, N, width]."""
+        qkv = self.qkv(h.reshape(-1, self.width))
+        qkv = qkv.reshape(-1, self.tokens, 3, self.heads, self.width // self.heads).permute(
+            2, 0, 3, 1, 4
+        )
+        found = F.scaled_dot_product_attention(*qkv.unbind(0)).transpose(1, 2)
+        return self.out(found.reshape(-1, self.width)).reshape(-1, self.tokens, self.width)
+
+
+class DiT(nn.Module):
+    """F(x, time, label): x [B, C, H, W], time [B] float, label [B] int64 → [B, C, H, W].
+
+    patch: side of a patch; width, depth, heads: of the blocks. num_classes: 0 for none; label num_classes is the null label.
+    Raises RequestError where patch does not divide H and W.
+    """
+
+    _no_split_modules = ("Block",)  # accelerate's name for the units of FSDP
+
+    def __init__(
+        self,
+        sample_shape: tuple[int, int, int],
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__()
+        C, H, W = sample_shape
+        if H % patch or W % patch:
+            raise RequestError(
+                f"pictures of {H}x{W} are not made of patches of {patch}: use a --patch that divides both."
+            )
+        self.grid, self.patch, self.width, self.channels = (H // patch, W // patch), patch, width, C
+        tokens = self.grid[0] * self.grid[1]
+        self.first = nn.Linear(C * patch * patch, width)
+        self.position: Tensor
+        self.register_buffer("position", positions(*self.grid, width), persistent=False)
+        self.time = TimeEmbedding(256, width)
+        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.blocks = nn.ModuleList([Block(tokens, width, heads) for _ in range(depth)])
+        self.modulation = nn.Linear(width, 2 * width)
+        self.last = nn.Linear(width, C * patch * patch)
+        self.checkpointing = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """First weights as in the paper's code: Xavier for products, 0.02 for embeddings, 0 for what starts as nothing."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        embeddings = [m.weight for m in self.time.modules() if isinstance(m, nn.Linear)]
+        for weight in [*embeddings, *([self.label.weight] if self.label is not None else [])]:
+            nn.init.normal_(weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, (Block, DiT)):
+                nn.init.zeros_(module.modulation.weight)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        (rows, columns), p, C = self.grid, self.patch, self.channels
+        embedding = self.time(time)
+        if self.label is not None:
+            embedding = embedding + self.label(label)
+        embedding = F.silu(embedding)
+        patches = (
+            x.reshape(-1, C, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, C * p * p)
+        )
+        h = self.first(patches).reshape(-1, rows * columns, self.width) + self.position
+        for block in self.blocks:
+            again = self.checkpointing and self.training
+            h = (
+                checkpoint(block, h, embedding, use_reentrant=False)
+                if again
+                else block(h, embedding)
+            )
+        scale, shift = self.modulation(embedding).reshape(-1, 1, 2 * self.width).chunk(2, dim=2)
+        h = F.layer_norm(h, (self.width,), eps=1e-6) * (1 + scale) + shift
+        patches = self.last(h.reshape(-1, self.width)).reshape(-1, rows, columns, C, p, p)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, C, rows * p, columns * p)

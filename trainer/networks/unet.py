@@ -1,0 +1,189 @@
+"""The noise predictor: a U-Net of residual blocks, told the time and, where the data has classes, a label.
+
+Written so that it exports clean: every shape but the batch is known when the network is made, the batch is only ever
+written as -1, and upsampling is by a factor.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from runtime.errors import RequestError
+
+
+class TimeEmbedding(nn.Module):
+    """time [B] → [B, width]: cosines and sines of geometric frequencies from 1 to 1e-4, then two layers (Ho et al. 2020, appendix B)."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        half = features // 2
+        self.frequency: Tensor
+        self.register_buffer(
+            "frequency", torch.exp(-math.log(1e4) * torch.arange(half) / half), persistent=False
+        )
+        self.layers = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, time: Tensor) -> Tensor:
+        angle = time[:, None] * self.frequency
+        return self.layers(torch.cat([angle.cos(), angle.sin()], dim=1))
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Group norm over groups of 8 channels, 32 groups at most."""
+    return nn.GroupNorm(min(32, max(1, channels // 8)), channels)
+
+
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The same layer starting at zero, so that its branch starts as nothing."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(scale·norm(conv(act(norm(x)))) + shift)), scale and shift from the embedding (Dhariwal & Nichol 2021, AdaGN)."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * outputs)
+        self.norm2, self.conv2 = norm(outputs), zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        h = self.conv2(
+            h
+        )  # before the skip: the order of the exported nodes, by which ONNX Runtime fuses them
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of an H×W map, in heads of `head` channels (Vaswani et al. 2017)."""
+
+    def __init__(self, channels: int, pixels: int, head: int = 32) -> None:
+        super().__init__()
+        width = math.gcd(channels, head)
+        self.shape, self.scale = (3 * channels // width, width, pixels), width**-0.5
+        self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            self.qkv(self.norm(x)).reshape(-1, *self.shape).chunk(3, dim=1)
+        )  # each [B, heads, head, pixels]
+        weight = torch.softmax(q.transpose(2, 3) @ k * self.scale, dim=-1)
+        return x + self.out((v @ weight.transpose(2, 3)).reshape(-1, *x.shape[1:]))
+
+
+class Level(nn.Module):
+    """A residual block, with attention after it where this resolution has it."""
+
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int, pixels: int | None, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(inputs, outputs, embedding, dropout)
+        self.attention = nn.Identity() if pixels is None else Attention(outputs, pixels)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.residual(x, embedding))
+
+
+class UNet(nn.Module):
+    """F(x, time, label): x [B, C, H, W], time [B] float, label [B] int64 → [B, C, H, W].
+
+    channels: width at each resolution, H×W first, halved each time. blocks: residual blocks a resolution on the way down,
+    one more on the way up. attention: heights at which there is attention. num_classes: 0 for none; label num_classes is the null label.
+    dropout: share of activations dropped while training. checkpointing: whether a block's activations are computed again in the backward pass.
+    Raises RequestError where H or W cannot be halved often enough. (Ho et al. 2020, with Dhariwal & Nichol 2021's blocks.)
+    """
+
+    _no_split_modules = ("Level",)  # accelerate's name for the units of FSDP
+
+    def __init__(
+        self,
+        sample_shape: tuple[int, int, int],
+        channels: tuple[int, ...],
+        blocks: int,
+        attention: tuple[int, ...],
+        num_classes: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = False
+        C, H, W = sample_shape
+        factor = 2 ** (len(channels) - 1)
+        if H % factor or W % factor:
+            raise RequestError(
+                f"pictures of {H}x{W} cannot be halved {len(channels) - 1} times: use sides that {factor} divides, or fewer channels."
+            )
+        embedding = 4 * channels[0]
+        self.time = TimeEmbedding(channels[0], embedding)
+        self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
+
+        def level(inputs: int, outputs: int, depth: int, attend: bool | None = None) -> Level:
+            height, width = H >> depth, W >> depth
+            attend = height in attention if attend is None else attend
+            return Level(inputs, outputs, embedding, height * width if attend else None, dropout)
+
+        self.first = nn.Conv2d(C, channels[0], 3, padding=1)
+        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
+        skips, width = [channels[0]], channels[0]
+        for depth, outputs in enumerate(channels):
+            for _ in range(blocks):
+                self.down.append(level(width, outputs, depth))
+                skips.append(width := outputs)
+            if depth + 1 < len(channels):
+                self.downsample.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+        last = len(channels) - 1
+        self.middle = nn.ModuleList(
+            [level(width, width, last, attend=last > 0), level(width, width, last, attend=False)]
+        )
+        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
+        for depth, outputs in reversed(list(enumerate(channels))):
+            for _ in range(blocks + 1):
+                self.up.append(level(width + skips.pop(), outputs, depth))
+                width = outputs
+            if depth:
+                self.upsample.append(nn.Conv2d(width, width, 3, padding=1))
+        self.blocks = blocks
+        self.last_norm, self.last = norm(width), zeroed(nn.Conv2d(width, C, 3, padding=1))
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        embedding = self.time(time)
+        if self.label is not None:
+            embedding = embedding + self.label(label)
+        embedding = F.silu(embedding)
+
+        def through(block: nn.Module, h: Tensor) -> Tensor:
+            if self.checkpointing and self.training:
+                return checkpoint(block, h, embedding, use_reentrant=False)
+            return block(h, embedding)
+
+        skips = [h := self.first(x)]
+        for i, block in enumerate(self.down):
+            skips.append(h := through(block, h))
+            if (i + 1) % self.blocks == 0 and i + 1 < len(self.down):
+                skips.append(h := self.downsample[i // self.blocks](h))
+        for block in self.middle:
+            h = through(block, h)
+        for i, block in enumerate(self.up):
+            h = through(block, torch.cat([h, skips.pop()], dim=1))
+            if (i + 1) % (self.blocks + 1) == 0 and i + 1 < len(self.up):
+                h = self.upsample[i // (self.blocks + 1)](
+                    F.interpolate(h, scale_factor=2.0, mode="nearest")
+                )
+        return self.last(F.silu(self.last_norm(h)))

@@ -1,0 +1,198 @@
+"""Checkpoints: a folder of safetensors files and one JSON file, whole or not there. Never pickle.
+
+runs/NAME/checkpoints/step-00000250/
+    weights.safetensors  ema.safetensors  optimizer.safetensors
+    ema-50000.safetensors  power-0.05.safetensors         other averages, where there are any
+    state.json           step, seconds trained, environment, what else training goes on with, sha256 of all
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from runtime.files import from_json, replacing_folder, to_json
+
+from ..errors import CheckpointError
+from ..objectives.denoising import BUCKETS
+from ..sharding import as_held
+
+Tensors = dict[str, Tensor]
+PARTS = ("weights", "ema", "optimizer")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that training needs to go on after `step` optimizer steps as if it had never stopped.
+
+    more: other averages by name. state: what is no tensor, as JSON.
+    """
+
+    step: int
+    seconds: float
+    weights: Tensors
+    ema: Tensors
+    optimizer: Tensors
+    environment: Mapping[str, Any]
+    more: Mapping[str, Tensors] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+def environment(device: torch.device, processes: int = 1, sharded: bool = False) -> dict[str, Any]:
+    """What decides the last bit of a training step besides the config."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        **({"processes": processes} if processes > 1 else {}),
+        **({"sharded": True} if sharded else {}),
+    }
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> Tensors:
+    """The optimizer's state as name → tensor, parameter i called names[i]."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{names[i]}:{key}": value for i, entry in state.items() for key, value in entry.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
+    """The inverse of `optimizer_tensors`; hyperparameters stay as they are."""
+    index, state = {name: i for i, name in enumerate(names)}, {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, value in tensors.items():
+        parameter, key = name.rsplit(":", 1)
+        of = parameters[index[parameter]]
+        if (
+            value.shape == of.shape
+        ):  # a fused optimizer takes all that belongs to a parameter to lie in memory as it does
+            value = torch.empty_like(of, requires_grad=False).copy_(as_held(value, of))
+        state.setdefault(index[parameter], {})[key] = value
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+
+
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """As a safetensors file: the same bytes for the same tensors, in whatever order they come."""
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write the checkpoint under `folder`, then remove all but the newest `keep`."""
+    path = folder / _name(checkpoint.step)
+    with replacing_folder(path) as temporary:
+        hashes = {}
+        for part, tensors in {
+            **{part: getattr(checkpoint, part) for part in PARTS},
+            **checkpoint.more,
+        }.items():
+            data = to_bytes(tensors)
+            hashes[part] = hashlib.sha256(data).hexdigest()
+            (temporary / f"{part}.safetensors").write_bytes(data)
+        state = {
+            "step": checkpoint.step,
+            "seconds": checkpoint.seconds,
+            "environment": checkpoint.environment,
+            "sha256": hashes,
+            **({"state": checkpoint.state} if checkpoint.state else {}),
+        }
+        (temporary / "state.json").write_text(to_json(state), encoding="utf-8")
+    left_by_a_kill = folder.glob(".step-*")
+    for old in (*found(folder)[:-keep], *left_by_a_kill):
+        shutil.rmtree(old)
+    return path
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints under `folder`, oldest first. Temporary folders that a kill left behind are not among them."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint at `path`. Raises CheckpointError where a file is missing, cut short or changed."""
+
+    def damaged(why: str) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {path} is damaged: {why}. Delete this folder to go on from the checkpoint before it."
+        )
+
+    try:
+        state = from_json((path / "state.json").read_bytes())
+        if fault := _fault(state):
+            raise damaged(f"state.json {fault}")
+        if path.name != _name(state["step"]):
+            raise damaged(f"state.json is that of step {state['step']}")
+        parts = {}
+        for part in (*PARTS, *(name for name in state["sha256"] if name not in PARTS)):
+            if not re.fullmatch(r"[a-z][a-z0-9.-]*", part):
+                raise damaged(f"{part!r} is no part's name")
+            data = (path / f"{part}.safetensors").read_bytes()
+            if hashlib.sha256(data).hexdigest() != state["sha256"][part]:
+                raise damaged(
+                    f"{part}.safetensors is not the file that was written ({len(data)} bytes found)"
+                )
+            parts[part] = load(data)
+        return Checkpoint(
+            step=int(state["step"]),
+            seconds=float(state["seconds"]),
+            environment=state["environment"],
+            **{part: parts.pop(part) for part in PARTS},
+            more=parts,
+            state=state.get("state", {}),
+        )
+    except FileNotFoundError as error:
+        raise damaged(f"{Path(error.filename).name} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _fault(state: Any) -> str:
+    """Return what is wrong with a state.json, or "" if it has the entries that `write` gives it."""
+    if not isinstance(state, dict):
+        return "is not a JSON object"
+    more = state.get("state", {})
+    if not all(
+        isinstance(value, dict) for value in (state.get("sha256"), state.get("environment"), more)
+    ):
+        return "has no sha256, environment or state by name"
+    if type(state.get("step")) is not int or state["step"] < 0:
+        return "has no step"
+    if type(state.get("seconds")) not in (int, float):
+        return "has no seconds"
+    bad = more.get("bad", [])
+    if not isinstance(bad, list) or not all(type(i) is int and i >= 0 for i in bad):
+        return "has a damaged list of unreadable images"
+    buckets = more.get("buckets", [[0.0] * BUCKETS] * 2)
+    rows = buckets if isinstance(buckets, list) else []
+    sound = [isinstance(row, list) and len(row) == BUCKETS and _are_numbers(row) for row in rows]
+    return "" if sound == [True, True] else "has damaged losses"
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint under `folder`, or None where there is none. Raises CheckpointError where it is damaged."""
+    paths = found(folder)
+    return read(paths[-1]) if paths else None

@@ -1,0 +1,260 @@
+"""The folder of a run: what it is, who wrote it when, and that nobody goes on with another config in it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from runtime.files import from_json, to_json, write_text
+
+from ..config import FREE, Config
+from ..data.dataset import Source
+from ..data.labels import printable
+from ..errors import CheckpointError
+from ..processes import lock
+from .log import move_aside
+
+VERSIONED = ("torch", "numpy", "pillow", "safetensors", "accelerate", "datasets", "webdataset")
+
+
+def commit() -> str | None:
+    """The git commit of this checkout, with "+" where it has changes; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that training uses, where they are installed."""
+    found = {}
+    for name in VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def record_of(config: Config, source: Source) -> dict[str, Any]:
+    """What config.json holds: the resolved config, and what the network must fit."""
+    return {
+        **config.to_json(),
+        "data_record": source.describe(),
+        "sample_shape": list(source.sample_shape),
+        "classes": list(source.classes),
+    }
+
+
+OF_DATA = ("data_record", "sample_shape", "classes")
+
+
+def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """Return a run's config, and what else its config.json holds.
+
+    A run of an older version lacks some options: they have their defaults.
+
+    Raises:
+        CheckpointError: The folder is no run, or its config.json is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        record = from_json(path.read_bytes())
+        if not isinstance(record, dict):
+            raise ValueError("it is not a JSON object")
+        rest = {key: record.pop(key) for key in OF_DATA}
+        _check_rest(rest)
+        return Config.from_json(record), rest
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(
+            f"{folder} is no run: it has no config.json. python -m trainer.fit makes runs."
+        ) from error
+    except KeyError as error:
+        raise CheckpointError(f"{path} is damaged: it has no {error}. {_remedy(folder)}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}). {_remedy(folder)}") from error
+
+
+def _remedy(folder: Path) -> str:
+    return f"Delete {folder} to start over, or choose another --name."
+
+
+def _check_rest(rest: Mapping[str, Any]) -> None:
+    """Raise ValueError unless these are the values that `record_of` writes."""
+    data, shape, classes = (rest[key] for key in OF_DATA)
+    if not isinstance(data, dict) or not {"name", "pictures", "fingerprint", "note"} <= set(data):
+        raise ValueError("its data_record is not that of a data set")
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 3
+        or not all(type(n) is int and n > 0 for n in shape)
+    ):
+        raise ValueError("its sample_shape is not three positive numbers")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not a list of names")
+
+
+def open_run(folder: Path, config: Config, source: Source) -> None:
+    """Write the run's config.json, or check that the one there is the same.
+
+    What a kill left half-written is removed. A run that has no checkpoint yet starts over: it has
+    learned nothing that another config could spoil.
+
+    Raises:
+        CheckpointError: A run with another config is there.
+    """
+    record = record_of(config, source)
+    path = folder / "config.json"
+    changed = _changes(folder, record) if path.exists() else []
+    if changed and any(any((folder / name).glob("step-*")) for name in KEPT):
+        raise CheckpointError(
+            f"{folder} holds a run with another config: {'; '.join(changed)}. "
+            "Give the same options to resume it, choose another --name, or delete the folder to start over."
+        )
+    if changed:
+        print(f"{folder} has no checkpoint: starting over with the new config")
+        for left in LEFT:
+            _remove(folder / left)
+        path.unlink()
+    if not path.exists():
+        write_text(path, to_json(record))
+    for place in (folder, *(folder / name for name in ("samples", "snapshots", "best"))):
+        _sweep(place)
+
+
+KEPT = ("checkpoints", "best", "snapshots")
+"""Where a run keeps what it has learned."""
+LEFT = ("log.csv", "quality.csv", "starts.json", "bad-pictures.txt", "samples", "tensorboard")
+"""What a run that learned nothing may have left."""
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keep the run for this process, until the block ends or the process does, killed or not.
+
+    A folder that holds nothing at the end is removed, so that a run that failed leaves no trace.
+
+    Raises:
+        CheckpointError: Another process has the run, or its folder cannot be made.
+    """
+    lock_file = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _locked(lock_file)
+    except BlockingIOError as error:
+        raise CheckpointError(
+            f"another process is training in {folder}. Wait for its end, or stop it and give the same "
+            "command again; or choose another --name."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the run's folder {printable(str(folder))} cannot be used ({error}). Choose another --name or --runs."
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock_file.unlink()  # while it is locked: nobody else can have it
+        file.close()
+        with suppress(OSError):
+            folder.rmdir()  # fails unless it is empty
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """Lock the file at `path`. Another process may remove it after this one has opened it."""
+    while True:
+        file = lock(path)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _changes(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """Return what differs from the run's config, but for options that may change when it resumes."""
+    config, rest = read_run(folder)
+    old = {**config.to_json(), **rest}
+    return [
+        f"{k} was {old.get(k)!r}, now {record.get(k)!r}"
+        for k in dict(old, **record)
+        if old.get(k) != record.get(k) and k not in FREE
+    ]
+
+
+def _sweep(place: Path) -> None:
+    for left in place.glob(".*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """Return when and where the run was started, none if nothing says so.
+
+    Raises:
+        CheckpointError: starts.json is damaged.
+    """
+    path = folder / "starts.json"
+    if not os.path.lexists(path):
+        return []
+    try:
+        starts = from_json(path.read_bytes())
+        if not isinstance(starts, list):
+            raise ValueError("it is not a list")
+        for start in starts:
+            if not isinstance(start, dict) or not {"time", "step"} <= set(start):
+                raise ValueError("an entry has no time and step")
+            if not all(isinstance(start.get(key, {}), dict) for key in ("versions", "environment")):
+                raise ValueError("an entry's versions or environment are not by name")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a list of starts ({error}).") from error
+    return starts
+
+
+def note_start(
+    folder: Path, step: int, environment: Mapping[str, Any], cost: Mapping[str, Any]
+) -> None:
+    """Add a line to starts.json: when, from which step, with which versions and commit, on what machine.
+
+    A damaged file is moved aside: a log must not keep a run from resuming.
+    """
+    path = folder / "starts.json"
+    try:
+        before = read_starts(folder)
+    except CheckpointError as error:
+        before = []
+        move_aside(path, str(error))
+    now = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "commit": commit(),
+        "versions": versions(),
+        "environment": dict(environment),
+        **cost,
+    }
+    write_text(path, to_json([*before, now]))

@@ -1,0 +1,175 @@
+"""What a run writes down as it goes: tables, TensorBoard events, and Weights & Biases where that is installed and asked for."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import itertools
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.files import replacing
+
+from ..errors import CheckpointError
+from ..objectives.denoising import BUCKETS
+
+log = logging.getLogger(__name__)
+BUCKET_COLUMNS = tuple(f"loss_{i}" for i in range(BUCKETS))
+TIME_COLUMNS = ("pictures_per_s", "seconds", "waiting", "of_peak")
+"""Columns that tell the time; all others are the same for every run of one config."""
+COLUMNS = (
+    "step",
+    "pictures",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    *TIME_COLUMNS,
+    "bad",
+    *BUCKET_COLUMNS,
+)
+"""waiting: share of the time spent waiting for pictures. of_peak: of the multiplications that this machine was measured to do.
+bad: pictures that could not be read so far. loss_i: mean loss in the i-th tenth of the schedule since the row before."""
+QUALITY_COLUMNS = ("step", "frechet", "kernel", "precision", "recall")
+
+
+class Table:
+    """A CSV file of rows by step. Rows after `step` are cut, so that a resumed run has no step twice.
+
+    A file that is no such table is moved aside: a log must not keep a run from resuming.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
+        self.columns = columns
+        try:
+            rows = read(path)
+        except CheckpointError as error:
+            rows = []
+            move_aside(path, str(error))
+        self.rows = [row for row in rows if int(row["step"]) <= step]
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer: Any = csv.DictWriter(self._file, columns, restval="")
+
+    def row(self, values: Mapping[str, float]) -> None:
+        row = {k: _text(values[k]) for k in self.columns if k in values}
+        self.rows.append(row)
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _text(value: float) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else ""
+    return str(value)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the whole rows of a table, none if there is no file.
+
+    A row that a kill cut short is left out.
+
+    Raises:
+        CheckpointError: The file is not a table with a column `step` whose values are numbers.
+    """
+    if not os.path.lexists(path):
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            if "step" not in (table.fieldnames or ()):
+                raise ValueError("its first line names no column `step`")
+            rows = [row for row in table if row["step"] and None not in row.values()]
+        for row in rows:
+            int(row["step"])
+            for value in row.values():
+                float(value or 0)
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise CheckpointError(f"{path} is not a log that trainer.fit wrote ({error}).") from error
+    return rows
+
+
+def move_aside(path: Path, reason: str) -> None:
+    """Rename a damaged file that is a mere record to a free name beside it, with a warning."""
+    others = (path.with_name(f"{path.name}.damaged{i or ''}") for i in itertools.count())
+    aside = next(other for other in others if not os.path.lexists(other))
+    path.rename(aside)
+    log.warning("%s It was moved to %s, and the run goes on without it.", reason, aside.name)
+
+
+class Log:
+    """log.csv, quality.csv and TensorBoard events of a run."""
+
+    def __init__(self, folder: Path, step: int, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.steps = Table(folder / "log.csv", COLUMNS, step)
+        self.quality = (
+            Table(folder / "quality.csv", QUALITY_COLUMNS, step)
+            if config["quality_every"]
+            else None
+        )
+        events = folder / "tensorboard"
+        if os.path.lexists(events) and not events.is_dir():
+            move_aside(events, f"{events} is not a folder.")
+        self._events: Any = SummaryWriter(str(events), purge_step=step + 1)
+        self._wandb = _wandb(folder, config)
+
+    def row(self, values: Mapping[str, float]) -> None:
+        self.steps.row(values)
+        self._scalars(
+            {k: v for k, v in values.items() if k not in ("step", "pictures", "seconds")},
+            values["step"],
+        )
+
+    def quality_row(self, values: Mapping[str, float]) -> None:
+        assert self.quality is not None
+        self.quality.row(values)
+        self._scalars({f"quality/{k}": v for k, v in values.items() if k != "step"}, values["step"])
+
+    def _scalars(self, values: Mapping[str, float], step: float) -> None:
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        for name, value in finite.items():
+            self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(finite, step=int(step))
+
+    def picture(self, sheet: np.ndarray, step: int) -> None:
+        self._events.add_image("samples", sheet, step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb  # pyright: ignore[reportMissingImports]
+
+            self._wandb.log({"samples": wandb.Image(sheet.squeeze())}, step=step)
+
+    def close(self) -> None:
+        self.steps.close()
+        if self.quality is not None:
+            self.quality.close()
+        self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _wandb(folder: Path, config: Mapping[str, Any]) -> Any:
+    """A run of Weights & Biases, where it is installed and WANDB_PROJECT is set."""
+    if not os.environ.get("WANDB_PROJECT") or importlib.util.find_spec("wandb") is None:
+        return None
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    return wandb.init(
+        name=folder.name, id=folder.name, resume="allow", dir=str(folder), config=dict(config)
+    )
