@@ -2,10 +2,11 @@
 
     python benchmarks/backends.py [--write] [--rounds N]
 
-Two networks: the shipped bundle, and one of google/ddpm-cifar10-32's published shape (35.7 M parameters, random weights), exported
-into out/cifar10 on the first run. All sides of a comparison run in turn within each round; medians of the ratios are reported, with
-the quartiles, and beside each speed how far its final pictures are from float32's. --write fills docs/precisions.md.
-Needs the extras diffusers and openvino.
+Two networks: the shipped bundle, and one of google/ddpm-cifar10-32's published shape (35.7 M
+parameters, random weights), exported into out/cifar10 on the first run. All sides of a comparison
+run in turn within each round; medians of the ratios are reported, with the quartiles, and beside
+each speed how far its final pictures are from float32's. --write fills docs/precisions.md. Needs
+the extras diffusers and openvino.
 """
 
 from __future__ import annotations
@@ -131,8 +132,9 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Seconds a call of every side in every round; the order turns by one from round to round.
 
-    settle: one call before those that are timed, so that a side is not charged for the threads and caches of the side before it; after the first
-    round not where a call takes more than a second, of which they are too little to matter.
+    settle: one call before those that are timed, so that a side is not charged for the threads and
+    caches of the side before it; after the first round not where a call takes more than a second,
+    of which they are too little to matter.
     """
     spent: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
@@ -157,7 +159,8 @@ def over(spent: Mapping[str, list[float]], slow: str, fast: str) -> list[float]:
 
 
 def distance(bundle: Bundle) -> dict[str, float]:
-    """Median PSNR of final pictures against ONNX Runtime's fp32, 20-step DPM-Solver++(2M), as the export found it, dB."""
+    """Median PSNR of final pictures against ONNX Runtime's fp32, 20-step DPM-Solver++(2M), as the
+    export found it, dB."""
     return {
         f"{b} {p}": entry["psnr_db"]
         for p, entries in bundle.report.items()
@@ -166,7 +169,8 @@ def distance(bundle: Bundle) -> dict[str, float]:
 
 
 def loop_overhead(bundle: Bundle, batch: int, rounds: int, bar: Progress) -> list[float]:
-    """Quartiles of: time of sampling through `Sampler` / of as many calls of the bare network in a loop with no update."""
+    """Quartiles of: time of sampling through `Sampler` / of as many calls of the bare network in a
+    loop with no update."""
     sampler = Sampler(bundle)
     label = (np.arange(batch) % bundle.num_classes).tolist() if bundle.labels else None
     network = ort.InferenceSession(
@@ -201,7 +205,8 @@ def table(
     lines = [
         f"{name}, batch {batch}:",
         "",
-        f"| | ms a call | × {EAGER[0]} | × the better eager | × onnxruntime fp32 | PSNR to fp32, dB |",
+        f"| | ms a call | × {EAGER[0]} | × the better eager | × onnxruntime fp32 | PSNR to fp32, "
+        f"dB |",
         "|---|---|---|---|---|---|",
     ]
     for side, times in spent.items():

@@ -1,11 +1,14 @@
-"""From nothing to a picture: what is installed, imported, loaded, and how much memory it takes, in fresh processes.
+"""From nothing to a picture: what is installed, imported, loaded, and how much memory it takes, in
+fresh processes.
 
     python benchmarks/cold.py [--quick] [--write]
 
-One network of 28×28 and 1.1 million parameters, ten steps, one picture, by the program that a user of each library would write. Each is run in
-processes of its own, the systems in turn, timed from before the process begins until its picture is there; medians. The first run of
-each is not counted, but for "nothing cached", where every run is a first one. diffusers has a network of its own kind and the same size. --write
-refreshes docs/benchmarks.md and its plot. Needs the extra bench. A minute.
+One network of 28×28 and 1.1 million parameters, ten steps, one picture, by the program that a user
+of each library would write. Each is run in processes of its own, the systems in turn, timed from
+before the process begins until its picture is there; medians. The first run of each is not counted,
+but for "nothing cached", where every run is a first one. diffusers has a network of its own kind
+and the same size. --write refreshes docs/benchmarks.md and its plot. Needs the extra bench. A
+minute.
 """
 
 from __future__ import annotations
@@ -74,8 +77,10 @@ RAW = {
         LOOP,
     ),
     "diffusers": (
-        "import torch\nfrom diffusers import DDIMPipeline\nfrom diffusers.utils import logging\nlogging.disable_progress_bar()",
-        "pipeline = DDIMPipeline.from_pretrained({diffusers!r}); pipeline.set_progress_bar_config(disable=True)",
+        "import torch\nfrom diffusers import DDIMPipeline\nfrom diffusers.utils import "
+        "logging\nlogging.disable_progress_bar()",
+        "pipeline = DDIMPipeline.from_pretrained({diffusers!r}); "
+        "pipeline.set_progress_bar_config(disable=True)",
         "pipeline(num_inference_steps=10, output_type='np')",
     ),
 }
@@ -274,7 +279,8 @@ def main() -> None:
         for name, names in INSTALLED.items()
     }
     source = (
-        f"Measured by `benchmarks/cold.py` on {machine()}; a network of {network.parameters:.2f} M parameters, "
+        f"Measured by `benchmarks/cold.py` on {machine()}; a network of {network.parameters:.2f} "
+        f"M parameters, "
         f"medians of {runs} fresh processes in turn; "
         f"torch is the build for CPUs alone.{load}"
     )

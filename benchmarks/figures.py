@@ -28,7 +28,8 @@ WORK = Path("out/benchmarks")
 def ratio(
     a: Callable[[], object], b: Callable[[], object], calls: int, bar: Progress
 ) -> dict[str, float]:
-    """Time of a over time of b, `calls` calls of each in every round, which side first changing from round to round."""
+    """Time of a over time of b, `calls` calls of each in every round, which side first changing
+    from round to round."""
     ratios, times = [], {"a": [], "b": []}
     for f in (a, b):
         f()
@@ -70,22 +71,26 @@ def machine() -> str:
 
 
 def fill(path: Path, marker: str, text: str) -> None:
-    """Replace what stands between <!-- marker --> and <!-- /marker -->. Raises SystemExit where the markers are not there once."""
+    """Replace what stands between <!-- marker --> and <!-- /marker -->. Raises SystemExit where the
+    markers are not there once."""
     between = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
     new, found = re.subn(
         between, lambda m: m[1] + text + "\n" + m[2], path.read_text(), flags=re.DOTALL
     )
     if found != 1:
         raise SystemExit(
-            f"{path} has the markers <!-- {marker} --> … <!-- /{marker} --> {found} times, not once."
+            f"{path} has the markers <!-- {marker} --> … <!-- /{marker} --> {found} times, not "
+            f"once."
         )
     path.write_text(new)
 
 
 def kept(name: str, depends: Sequence[object], make: Callable[[], Any]) -> Any:
-    """What `make` returns, as JSON holds it; taken from out/benchmarks where the same was measured before on this machine with these sources.
+    """What `make` returns, as JSON holds it; taken from out/benchmarks where the same was measured
+    before on this machine with these sources.
 
-    So a script that was stopped goes on where it was. depends: whatever else the figure depends on. Delete the folder to measure anew.
+    So a script that was stopped goes on where it was. depends: whatever else the figure depends on.
+    Delete the folder to measure anew.
     """
     own = [Path(__file__).with_name(file) for file in ("systems.py", Path(sys.argv[0]).name)]
     sources = [*sorted(Path("runtime").rglob("*.py")), *(path for path in own if path.exists())]

@@ -1,11 +1,13 @@
-"""How the cost of a call grows with batch, pixels, steps and threads, and which share of the machine's own rate a call reaches.
+"""How the cost of a call grows with batch, pixels, steps and threads, and which share of the
+machine's own rate a call reaches.
 
     python benchmarks/growth.py [--quick] [--write]
 
-All sides of a curve are timed in turn, round by round; medians. The machine's rate is measured in the same run: the best of PyTorch and
-OpenVINO at a large matrix product, and at a chain of 3×3 convolutions of 128 channels. Multiply-adds are those of the network as PyTorch
-writes it, in convolutions and linear layers: what an export saves by folding counts as speed. --write refreshes docs/benchmarks.md and its
-plots. Needs the extra bench. Ten minutes, --quick three.
+All sides of a curve are timed in turn, round by round; medians. The machine's rate is measured in
+the same run: the best of PyTorch and OpenVINO at a large matrix product, and at a chain of 3×3
+convolutions of 128 channels. Multiply-adds are those of the network as PyTorch writes it, in
+convolutions and linear layers: what an export saves by folding counts as speed. --write refreshes
+docs/benchmarks.md and its plots. Needs the extra bench. Ten minutes, --quick three.
 """
 
 from __future__ import annotations
@@ -142,7 +144,8 @@ def multiply_adds(network: Network) -> int:
 
 
 def rates(rounds: int) -> dict[str, dict[str, float]]:
-    """This machine's own rate, 10⁹ multiply-adds a second, by precision: matrix product of 2048³, and convolution; the best of what was tried."""
+    """This machine's own rate, 10⁹ multiply-adds a second, by precision: matrix product of 2048³,
+    and convolution; the best of what was tried."""
     n, channels, side, batch, layers = 2048, 128, 32, 8, 8
     work = {
         "matrix product": float(n**3),
@@ -189,7 +192,8 @@ def rates(rounds: int) -> dict[str, dict[str, float]]:
 def chain(
     precision: str, shape: tuple[int, ...], kernel: int | None, layers: int
 ) -> Callable[[], object]:
-    """Layers one after another in OpenVINO: products with a matrix, or convolutions with as many channels out as in."""
+    """Layers one after another in OpenVINO: products with a matrix, or convolutions with as many
+    channels out as in."""
     import openvino
     from openvino import opset13 as op
 
@@ -339,7 +343,8 @@ def words(found: Mapping[str, Curve]) -> str:
         each = {x: curve[str(x)] / x for x in xs}
         enough = next(x for x in xs if each[x] <= 1.15 * min(each.values()))
         lines.append(
-            f"`{side}`: {each[1]:.2f} ms a picture and call alone, {min(each.values()):.2f} at its best; a batch of {enough} is within 15 % of that."
+            f"`{side}`: {each[1]:.2f} ms a picture and call alone, {min(each.values()):.2f} at "
+            f"its best; a batch of {enough} is within 15 % of that."
         )
     steps = []
     for side, curve in found["steps"].items():

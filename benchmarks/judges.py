@@ -1,8 +1,11 @@
-"""Who judges a translated emoji: two small networks, trained here on the training emoji alone, in both styles.
+"""Who judges a translated emoji: two small networks, trained here on the training emoji alone, in
+both styles.
 
-`style` tells Noto's from Twemoji's. `content` gives every picture a place, the same one for both styles of an emoji and another for every other
-emoji: trained contrastively, the other style of each emoji in the batch being the one right answer (InfoNCE: van den Oord et al. 2018). Both see
-pictures moved, mirrored, blurred and noisy, so that they do not go by what a sampler does to edges. Deterministic for a number of threads.
+`style` tells Noto's from Twemoji's. `content` gives every picture a place, the same one for both
+styles of an emoji and another for every other
+emoji: trained contrastively, the other style of each emoji in the batch being the one right answer
+(InfoNCE: van den Oord et al. 2018). Both see pictures moved, mirrored, blurred and noisy, so that
+they do not go by what a sampler does to edges. Deterministic for a number of threads.
 """
 
 from __future__ import annotations
@@ -66,7 +69,8 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Style(nn.Module):
-    """x [B, 3, 32, 32] in -1 … 1 → [B]: above 0 where it is Twemoji's. What it sees is local: it has no place for what is where."""
+    """x [B, 3, 32, 32] in -1 … 1 → [B]: above 0 where it is Twemoji's. What it sees is local: it
+    has no place for what is where."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -134,7 +138,8 @@ class Judges:
 
 
 def _kept(name: str, net: Any, train: Callable[[Images], Any], emoji: Emoji) -> Any:
-    """The judge as it was trained before by the same code on the same pictures and version of torch, or trained now."""
+    """The judge as it was trained before by the same code on the same pictures and version of
+    torch, or trained now."""
     source = Path(__file__).with_name("judges.py").read_bytes()
     key = hashlib.sha256(source + emoji.images.tobytes() + torch.__version__.encode()).hexdigest()[
         :16
@@ -148,7 +153,8 @@ def _kept(name: str, net: Any, train: Callable[[Images], Any], emoji: Emoji) -> 
 
 
 class Verdict(NamedTuple):
-    """Of pictures: twemoji [n], whether each looks like Twemoji's; place [n, 128], where each stands by content."""
+    """Of pictures: twemoji [n], whether each looks like Twemoji's; place [n, 128], where each
+    stands by content."""
 
     twemoji: NDArray[np.bool_]
     place: NDArray[np.float32]
@@ -187,7 +193,8 @@ def train_content(pairs: Images) -> Content:
 
 
 def _fit(net: Net, loss: Callable[..., Tensor], pairs: Images, size: int, epochs: int) -> Net:
-    """net, trained on batches of `size` pairs, both styles of which are mirrored together or not at all."""
+    """net, trained on batches of `size` pairs, both styles of which are mirrored together or not at
+    all."""
     draw = torch.Generator().manual_seed(0)
     x = torch.from_numpy(from_uint8(pairs.reshape(-1, *pairs.shape[2:]))).unflatten(
         0, pairs.shape[:2]
@@ -217,7 +224,8 @@ def _shifted(x: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _bent(x: Tensor, draw: torch.Generator) -> Tensor:
-    """Each turned, moved and made larger or smaller, on white, and its colours made stronger or weaker."""
+    """Each turned, moved and made larger or smaller, on white, and its colours made stronger or
+    weaker."""
 
     def between(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(len(x), *shape, generator=draw)

@@ -1,9 +1,11 @@
-"""What is spent beside the network: building and proving a program, drawing noise, and the sampler's loop.
+"""What is spent beside the network: building and proving a program, drawing noise, and the
+sampler's loop.
 
     python benchmarks/overhead.py [BUNDLE] [--write]
 
-A program is timed from the solver's name to the frozen, proved table, every solver with its defaults on the bundle's default grid, the
-median of several builds. Noise and loop are ratios to the step graph's own time, both sides in turn, medians of ratios within a round.
+A program is timed from the solver's name to the frozen, proved table, every solver with its
+defaults on the bundle's default grid, the median of several builds. Noise and loop are ratios to
+the step graph's own time, both sides in turn, medians of ratios within a round.
 --write puts the table between the markers of docs/design.md.
 """
 
@@ -82,7 +84,8 @@ def table(found: dict[str, Any]) -> str:
         slowest = max(times, key=times.__getitem__)
         middle = f"median of the {len(times)} solvers {statistics.median(times.values()):.2f} ms"
         lines.append(
-            f"| a program of {rows:,} rows, proof included | slowest `{slowest}` {times[slowest]:.2f} ms, {middle} | {bound:g} ms |"
+            f"| a program of {rows:,} rows, proof included | slowest `{slowest}` "
+            f"{times[slowest]:.2f} ms, {middle} | {bound:g} ms |"
         )
     for name, what, bound in (
         ("noise / step", f"noise of {BATCH} samples / a step of {BATCH}", f"{NOISE_BOUND:.0%}"),
@@ -95,7 +98,8 @@ def table(found: dict[str, Any]) -> str:
         r = found["ratios"][name]
         quartiles = f"{r['quartile_low']:.1%} … {r['quartile_high']:.1%}"
         lines.append(
-            f"| {what} | {r['ratio']:.1%} ({quartiles}), {r['a_ms']:.1f} / {r['b_ms']:.1f} ms | {bound} |"
+            f"| {what} | {r['ratio']:.1%} ({quartiles}), {r['a_ms']:.1f} / {r['b_ms']:.1f} ms | "
+            f"{bound} |"
         )
     return "\n".join(lines)
 

@@ -1,8 +1,10 @@
-"""A bundle before and after it was trained again: python benchmarks/retraining.py BEFORE AFTER [--write]
+"""A bundle before and after it was trained again: python benchmarks/retraining.py BEFORE AFTER
+[--write]
 
-On the emoji: the distances of `trainer.evaluate`, the loss on training pictures and on the held-out emoji, which neither saw, and the same
-seeds and labels as pictures, a row of each bundle in turn. --write refreshes docs/training.md and its picture. Ten minutes
-on two cores. The bundle of an earlier commit: git archive COMMIT bundles/emoji32 | tar -x -C out/before
+On the emoji: the distances of `trainer.evaluate`, the loss on training pictures and on the held-out
+emoji, which neither saw, and the same seeds and labels as pictures, a row of each bundle in turn.
+--write refreshes docs/training.md and its picture. Ten minutes on two cores. The bundle of an
+earlier commit: git archive COMMIT bundles/emoji32 | tar -x -C out/before
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def unseen() -> Pictures:
 
 @torch.inference_mode()
 def losses(folder: Path, pictures: Pictures) -> NDArray[np.float64]:
-    """[N]: the network's mean squared error on each picture, over DRAWS levels, spread evenly within a batch; the same noise for every bundle."""
+    """[N]: the network's mean squared error on each picture, over DRAWS levels, spread evenly
+    within a batch; the same noise for every bundle."""
     model = from_bundle(folder)
     process = ForwardProcess(model.schedule, model.prediction)
     generator = torch.Generator().manual_seed(0)
@@ -70,7 +73,8 @@ def mean(values: NDArray[np.float64]) -> str:
 
 
 def nearer(real: Features, before: Features, after: Features, draws: int = 100) -> str:
-    """By how much the Fréchet distance has changed, and its standard error: over samples drawn with replacement, both bundles' alike (Efron 1979)."""
+    """By how much the Fréchet distance has changed, and its standard error: over samples drawn with
+    replacement, both bundles' alike (Efron 1979)."""
     rng, n = np.random.default_rng(0), len(before)
 
     def change(at: Any = slice(None)) -> float:
@@ -141,9 +145,12 @@ def main() -> None:
         "loss, held out",
     ]
     text = (
-        f"{markdown(head, rows)}\n\nAfter less before: the loss {seen} on {len(few.images)} training pictures and {held} on "
-        f"{len(unseen().images)} held-out ones, {DRAWS} noise levels each; the Fréchet distance {changes[0]} without guidance and {changes[1]} with "
-        f"it, standard errors over samples. {len(judge.labels)} samples against as many training pictures, `{SOLVER}` with {STEPS} steps. "
+        f"{markdown(head, rows)}\n\nAfter less before: the loss {seen} on {len(few.images)} "
+        f"training pictures and {held} on "
+        f"{len(unseen().images)} held-out ones, {DRAWS} noise levels each; the Fréchet distance "
+        f"{changes[0]} without guidance and {changes[1]} with "
+        f"it, standard errors over samples. {len(judge.labels)} samples against as many training "
+        f"pictures, `{SOLVER}` with {STEPS} steps. "
         f"Measured by `benchmarks/retraining.py` on {machine()}."
     )
     print(text)

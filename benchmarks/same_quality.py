@@ -1,19 +1,23 @@
-"""What a picture costs at the quality of a thousand calls: distance against wall time, a curve a system.
+"""What a picture costs at the quality of a thousand calls: distance against wall time, a curve a
+system.
 
     python benchmarks/same_quality.py [--quick] [--write] [--pictures N]
 
-On the shipped bundle, a class each in turn, no guidance. Every setting (a system, a solver, a number of steps) makes the same seeds' pictures
-in batches of 16, the settings in turn within each round; its time is the median over the rounds, and its quality is that of the very
-pictures that were timed:
+On the shipped bundle, a class each in turn, no guidance. Every setting (a system, a solver, a
+number of steps) makes the same seeds' pictures in batches of 16, the settings in turn within each
+round; its time is the median over the rounds, and its quality is that of the very pictures that
+were timed:
 
 - RMS: from what DDIM with 1,000 calls makes of the same x_T in float32;
-- Fréchet distance of features, from the pictures that the network was trained on, in a small classifier trained on them
-  (benchmarks/tuned.py). The mark to reach is that of as many pictures of DDPM with 1,000 calls, our fp32's, and a standard error of it: few
-  pictures tell no more. It depends on the number of pictures: compare within a table.
+- Fréchet distance of features, from the pictures that the network was trained on, in a small
+classifier trained on them
+  (benchmarks/tuned.py). The mark to reach is that of as many pictures of DDPM with 1,000 calls, our
+  fp32's, and a standard error of it: few pictures tell no more. It depends on the number of
+  pictures: compare within a table.
 
-The time of DDPM with 1,000 calls is twenty times that of 50 steps, timed in the same rounds. --write refreshes docs/benchmarks.md and its
-plot. Needs the extra bench. Half an hour on two cores; --quick (250 calls in place of 1,000) six minutes. A run that was stopped
-goes on.
+The time of DDPM with 1,000 calls is twenty times that of 50 steps, timed in the same rounds.
+--write refreshes docs/benchmarks.md and its plot. Needs the extra bench. Half an hour on two cores;
+--quick (250 calls in place of 1,000) six minutes. A run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -131,7 +135,8 @@ def theirs(
 
 
 class Rounds:
-    """Every setting's time and pictures, a round at a time; opened, and warm, when the first round is asked for."""
+    """Every setting's time and pictures, a round at a time; opened, and warm, when the first round
+    is asked for."""
 
     def __init__(self, network: Network, quick: bool) -> None:
         self.network, self.quick = network, quick
@@ -244,7 +249,8 @@ def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str,
 def standard_error(
     found: NDArray[np.float64], real: NDArray[np.float64], draws: int = 200
 ) -> float:
-    """Of the Fréchet distance of so few pictures: its standard deviation over samples of them, drawn with replacement (Efron 1979)."""
+    """Of the Fréchet distance of so few pictures: its standard deviation over samples of them,
+    drawn with replacement (Efron 1979)."""
     rng, n = np.random.default_rng(0), len(found)
     return float(np.std([frechet(found[rng.integers(0, n, n)], real) for _ in range(draws)]))
 
@@ -297,8 +303,10 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     mark, spread = found["mark"], found["spread"]
     marks = (
-        f"The mark: Fréchet distance {mark:.2f} ± {spread:.2f}, of {found['pictures']} pictures of DDPM with {calls:,} calls; DDIM's with {calls:,} "
-        f"calls have {found['limit']:.2f}. What is no further than {mark + spread:.2f} is called as good."
+        f"The mark: Fréchet distance {mark:.2f} ± {spread:.2f}, of {found['pictures']} pictures "
+        f"of DDPM with {calls:,} calls; DDIM's with {calls:,} "
+        f"calls have {found['limit']:.2f}. What is no further than {mark + spread:.2f} is called "
+        f"as good."
     )
     return f"{marks}\n\n{markdown(head, rows)}"
 
@@ -375,8 +383,10 @@ def main() -> None:
     rounds, calls = given.pictures // BATCH, 250 if given.quick else 1000
     found = measure(network, given.quick, rounds, calls)
     source = (
-        f"Measured by `benchmarks/same_quality.py` on {machine()}; {found['pictures']} pictures of the shipped bundle "
-        f"in batches of {BATCH}, all settings in turn in each of {rounds} rounds; DDPM's time is that of {SCALED} steps, scaled.{load}"
+        f"Measured by `benchmarks/same_quality.py` on {machine()}; {found['pictures']} pictures "
+        f"of the shipped bundle "
+        f"in batches of {BATCH}, all settings in turn in each of {rounds} rounds; DDPM's time is "
+        f"that of {SCALED} steps, scaled.{load}"
     )
     print(table(found), source, json.dumps(found), sep="\n\n")
     if given.write:

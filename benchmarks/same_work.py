@@ -1,11 +1,14 @@
-"""The same pictures by the same steps: unnoise, diffusers, denoising-diffusion-pytorch, and libraries called raw, in turn in one run.
+"""The same pictures by the same steps: unnoise, diffusers, denoising-diffusion-pytorch, and
+libraries called raw, in turn in one run.
 
     python benchmarks/same_work.py [--quick] [--write] [--rounds N] [--network NAME ...]
 
-For each network and batch every system makes the pictures of the same x_T with DDIM; they are compared with ours before anything is timed.
-In each round every system runs once, after a call that is not counted; which is first changes from round to round. A ratio is taken within
-a round, and the median over the rounds is reported. Each cell is kept in out/benchmarks, so a run that was stopped goes on. --write
-refreshes docs/benchmarks.md, its plot, and the README. Needs the extra bench. Half an hour on two cores, --quick five minutes.
+For each network and batch every system makes the pictures of the same x_T with DDIM; they are
+compared with ours before anything is timed. In each round every system runs once, after a call that
+is not counted; which is first changes from round to round. A ratio is taken within a round, and the
+median over the rounds is reported. Each cell is kept in out/benchmarks, so a run that was stopped
+goes on. --write refreshes docs/benchmarks.md, its plot, and the README. Needs the extra bench. Half
+an hour on two cores, --quick five minutes.
 """
 
 from __future__ import annotations
@@ -30,10 +33,11 @@ NETWORKS: Mapping[str, tuple[Callable[[], Network], int, int, tuple[str, ...]]] 
     "cifar10": (cifar10, 5, 3, ("default",)),
     "unet64": (large, 5, 3, ("default",)),
 }
-"""How a network is had, with how many steps it is sampled here, in how many rounds, and the modes of torch.compile, which takes minutes
-for a large one."""
+"""How a network is had, with how many steps it is sampled here, in how many rounds, and the modes
+of torch.compile, which takes minutes for a large one."""
 SAME = 2e-3
-"""The most that pictures of float32 systems may be apart, largest difference, in a range of 2: rounding, where c_out multiplies it."""
+"""The most that pictures of float32 systems may be apart, largest difference, in a range of 2:
+rounding, where c_out multiplies it."""
 HALF = ("bf16", "int8")
 COLORS = {"unnoise": "#0072b2", "diffusers": "#d55e00", "denoising": "#cc79a7", "raw": "#777777"}
 
@@ -75,7 +79,8 @@ def per_picture(cell: Mapping[str, Any], name: str, batch: int) -> float:
 
 
 def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
-    """Every system at every batch: milliseconds a picture, how many times faster than eager, and the distance of its pictures."""
+    """Every system at every batch: milliseconds a picture, how many times faster than eager, and
+    the distance of its pictures."""
     names = list(dict.fromkeys(name for cell in cells.values() for name in cell["spent"]))
     rows = []
     for name in names:
@@ -131,7 +136,8 @@ def short(found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> s
                     row.append("–")
                     continue
                 row.append(
-                    f"{per_picture(cell, name, batch):.1f} ({over(cell['spent'], EAGER, name)[1]:.1f} ×)"
+                    f"{per_picture(cell, name, batch):.1f} "
+                    f"({over(cell['spent'], EAGER, name)[1]:.1f} ×)"
                 )
             rows.append(row)
     return markdown(["ms a picture (× diffusers, eager)", EAGER, *kinds], rows)
@@ -248,7 +254,8 @@ def main() -> None:
         for name, why in cell["left_out"].items()
     }
     source = (
-        f"Measured by `benchmarks/same_work.py` on {machine()}; diffusers, torch and OpenVINO as in constraints.txt; "
+        f"Measured by `benchmarks/same_work.py` on {machine()}; diffusers, torch and OpenVINO as "
+        f"in constraints.txt; "
         f"medians of {given.rounds or '3 to 5'} alternating rounds.{load}"
         + "".join(f" Left out: {what}." for what in sorted(left))
     )
@@ -264,7 +271,8 @@ def main() -> None:
         fill(
             Path("README.md"),
             "speed",
-            f"The same pictures in less time:\n\n{brief}\n\n{source.split(';')[0]}; all of it: [docs/benchmarks.md](docs/benchmarks.md).",
+            f"The same pictures in less time:\n\n{brief}\n\n{source.split(';')[0]}; all of it: "
+            f"[docs/benchmarks.md](docs/benchmarks.md).",
         )
 
 

@@ -2,10 +2,12 @@
 
     python benchmarks/solvers.py [BUNDLE] [--seeds N] [--calls N ...] [--write]
 
-The error is the root mean square, over all pixels of samples in the bundle's own range, of the distance to what DDIM with 1,000 calls makes of
-the same x_T: same seeds, same labels, no guidance, the bundle's own clip, all through `runtime.Sampler`. Each solver is given the most steps whose
-calls do not exceed the budget. Stochastic solvers end elsewhere, so they are left out. --write refreshes docs/solvers.md and its plot (matplotlib,
-of the export extra). About 11,000 calls: twenty minutes on two cores.
+The error is the root mean square, over all pixels of samples in the bundle's own range, of the
+distance to what DDIM with 1,000 calls makes of the same x_T: same seeds, same labels, no guidance,
+the bundle's own clip, all through `runtime.Sampler`. Each solver is given the most steps whose
+calls do not exceed the budget. Stochastic solvers end elsewhere, so they are left out. --write
+refreshes docs/solvers.md and its plot (matplotlib, of the export extra). About 11,000 calls: twenty
+minutes on two cores.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def plan(sampler: Sampler, budgets: Sequence[int]) -> list[Run]:
 
 
 def measure(sampler: Sampler, seeds: int, budgets: Sequence[int]) -> tuple[list[Run], float]:
-    """Every run with its error; and the distance of the reference from DPM-Solver++(2M) with as many calls, below which no figure means much."""
+    """Every run with its error; and the distance of the reference from DPM-Solver++(2M) with as
+    many calls, below which no figure means much."""
     bundle, runs = sampler.bundle, plan(sampler, budgets)
     labels = np.arange(seeds) % bundle.num_classes if bundle.labels else None
     most = min(REFERENCE, len(bundle.schedule))
@@ -136,7 +139,8 @@ def figure(error: float) -> str:
 
 
 def by_calls(runs: Sequence[Run], budgets: Sequence[int]) -> str:
-    """The table of every solver at its best grid: a column a budget, with the calls really made where they are fewer."""
+    """The table of every solver at its best grid: a column a budget, with the calls really made
+    where they are fewer."""
     lines = [
         "| calls, at most | " + " | ".join(map(str, budgets)) + " |",
         "|---" * (len(budgets) + 1) + "|",
@@ -162,14 +166,16 @@ def by_grid(runs: Sequence[Run], budgets: Sequence[int]) -> str:
 
 
 def verdict(runs: Sequence[Run]) -> str:
-    """In a sentence: the best of UniPC and DPM-Solver++ at 10 calls against DDIM at 50; empty where these were not measured."""
+    """In a sentence: the best of UniPC and DPM-Solver++ at 10 calls against DDIM at 50; empty where
+    these were not measured."""
     if not {10, 50} <= {run.budget for run in runs}:
         return ""
     few = best(runs, [name for name in SOLVERS if "unipc" in name or "dpmpp" in name], 10)
     many = best(runs, ["ddim"], 50)
     outcome = f"{'nearer' if few.error < many.error else 'not as near'}, {figure(few.error / many.error)} of that distance"
     return (
-        f"The best of UniPC and DPM-Solver++ at {few.calls} calls ({shown(few.solver)} on `{few.grid}`) ends {figure(few.error)} away, "
+        f"The best of UniPC and DPM-Solver++ at {few.calls} calls ({shown(few.solver)} on "
+        f"`{few.grid}`) ends {figure(few.error)} away, "
         f"DDIM at {many.calls} calls (`{many.grid}`) {figure(many.error)}: {outcome}."
     )
 
@@ -177,7 +183,8 @@ def verdict(runs: Sequence[Run]) -> str:
 def draw(
     path: Path, runs: Sequence[Run], budgets: Sequence[int], floor: float, bundle: str
 ) -> None:
-    """Error against calls, both logarithmic: a panel a family, DDIM in each, every solver at its best grid; grey where the reference errs as much."""
+    """Error against calls, both logarithmic: a panel a family, DDIM in each, every solver at its
+    best grid; grey where the reference errs as much."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -239,8 +246,10 @@ def main() -> None:
     runs, floor = measure(sampler, given.seeds, budgets)
     name = sampler.bundle.name
     source = (
-        f"Measured by `benchmarks/solvers.py` on `{name}` with {given.seeds} seeds, a class each, on {machine()}. "
-        f"DPM-Solver++(2M) with as many calls as the reference ends {figure(floor)} from it: figures as small as that say nothing."
+        f"Measured by `benchmarks/solvers.py` on `{name}` with {given.seeds} seeds, a class each, "
+        f"on {machine()}. "
+        f"DPM-Solver++(2M) with as many calls as the reference ends {figure(floor)} from it: "
+        f"figures as small as that say nothing."
     )
     print(verdict(runs), by_calls(runs, budgets), by_grid(runs, budgets), source, sep="\n\n")
     print(

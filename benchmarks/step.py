@@ -1,9 +1,11 @@
-"""What the step graph and the loop graph cost over the bare network, and how soon the first picture comes.
+"""What the step graph and the loop graph cost over the bare network, and how soon the first picture
+comes.
 
     python benchmarks/step.py [BUNDLE] [--write]
 
-Both sides run in one process, in turn; a ratio is taken within each round, and the median over the rounds is reported, with the
-quartiles beside it. --write puts the tables between the markers of README.md. Needs the export extra (onnx).
+Both sides run in one process, in turn; a ratio is taken within each round, and the median over the
+rounds is reported, with the quartiles beside it. --write puts the tables between the markers of
+README.md. Needs the export extra (onnx).
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ STEPS = 10
 
 
 def bare_network(bundle: Bundle) -> onnx.ModelProto:
-    """The network alone, cut out of the step graph that ONNX Runtime runs, where its nodes begin and end: x, time[, label] → F, in that order."""
+    """The network alone, cut out of the step graph that ONNX Runtime runs, where its nodes begin
+    and end: x, time[, label] → F, in that order."""
     fast = f"fp32/step{PIXELS}.onnx"
     model = onnx.load(str(bundle.path / (fast if fast in bundle.files else "fp32/step.onnx")))
     nodes = model.graph.node
@@ -167,7 +170,8 @@ def fresh(code: str, runs: int = 9) -> list[dict[str, float]]:
 def cold(bundle: Path) -> dict[str, float]:
     """Import time beyond numpy, and the first picture in a fresh process. Medians."""
     imports = fresh(
-        "import numpy, time, json; t = time.perf_counter(); import runtime; print(json.dumps({'s': time.perf_counter() - t}))"
+        "import numpy, time, json; t = time.perf_counter(); import runtime; "
+        "print(json.dumps({'s': time.perf_counter() - t}))"
     )
     first = fresh(
         "import time, json; t = time.perf_counter()\n"
@@ -175,7 +179,8 @@ def cold(bundle: Path) -> dict[str, float]:
         f"sampler = Sampler.load({str(bundle)!r}); loaded = time.perf_counter() - t\n"
         "sampler.pictures(1, label=0, guidance=1.0, steps=10)\n"
         "first = time.perf_counter() - t\n"
-        "peak = int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]) / 1024  # the process's own\n"
+        "peak = int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]) / 1024  # "
+        "the process's own\n"
         "print(json.dumps({'load_s': loaded, 'first_s': first, 'peak_mib': peak}))"
     )
     return {
@@ -189,7 +194,8 @@ def cold(bundle: Path) -> dict[str, float]:
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| fp32, medians of ratios within a round | ratio | quartiles | ms a call | outputs apart |",
+        "| fp32, medians of ratios within a round | ratio | quartiles | ms a call | outputs apart "
+        "|",
         "|---|---|---|---|---|",
     ]
     for name, r in found.items():
@@ -217,7 +223,8 @@ def main() -> None:
         sentence = (
             "Cold start of the shipped bundle, 10 steps, one picture, medians of fresh processes: "
             f"loaded in {start['load_s']:.2f} s, first picture after {start['first_s']:.2f} s "
-            f"({start['process_s']:.2f} s with the start of Python), peak memory {start['peak_mib']:.0f} MiB; "
+            f"({start['process_s']:.2f} s with the start of Python), peak memory "
+            f"{start['peak_mib']:.0f} MiB; "
             f"`import runtime` takes {start['import_beyond_numpy_s']:.3f} s beyond numpy."
         )
         fill(readme, "cold", sentence)

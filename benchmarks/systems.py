@@ -1,7 +1,9 @@
-"""Who is compared: the same network and weights, sampled by unnoise, diffusers, denoising-diffusion-pytorch, and by libraries called raw.
+"""Who is compared: the same network and weights, sampled by unnoise, diffusers,
+denoising-diffusion-pytorch, and by libraries called raw.
 
-A system makes pictures from x_T: x [B, *S] → x_0 [B, *S], by DDIM with `steps` steps on the grid `trailing`, no guidance; the grid of
-denoising-diffusion-pytorch is another, which ours is given when its pictures are checked. What cannot run is named and left out.
+A system makes pictures from x_T: x [B, *S] → x_0 [B, *S], by DDIM with `steps` steps on the grid
+`trailing`, no guidance; the grid of denoising-diffusion-pytorch is another, which ours is given
+when its pictures are checked. What cannot run is named and left out.
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ def cifar10() -> Network:
 def random_unet(
     pixels: int, channels: tuple[int, ...] = (32, 64, 128), colours: int = 3, attention: int = 8
 ) -> Network:
-    """A U-Net of ours with random weights and no labels, exported into out/benchmarks on the first run."""
+    """A U-Net of ours with random weights and no labels, exported into out/benchmarks on the first
+    run."""
     from trainer.networks.unet import UNet
 
     torch.manual_seed(0)
@@ -112,7 +115,8 @@ def large() -> Network:
 
 
 class Systems:
-    """Every system on one network, opened on first use; modes: of torch.compile, each a system. `left_out` says why one is not there."""
+    """Every system on one network, opened on first use; modes: of torch.compile, each a system.
+    `left_out` says why one is not there."""
 
     def __init__(self, network: Network, modes: Sequence[str] = ("default",)) -> None:
         self.network, self.bundle, self.modes = network, network.bundle, modes
@@ -120,7 +124,8 @@ class Systems:
         self._samplers: dict[str, Sampler] = {}
 
     def all(self, batch: int, steps: int) -> dict[str, tuple[Make, Float32]]:
-        """What makes a batch of pictures, and its first, by the system's name; what fails on them is left out."""
+        """What makes a batch of pictures, and its first, by the system's name; what fails on them
+        is left out."""
         found = {}
         for name, make in self._every(batch, steps):
             try:
@@ -216,7 +221,8 @@ class Systems:
 
 
 def _learning(module: torch.nn.Module) -> torch.nn.Module:
-    """Its parameters as training leaves them: autocast keeps what it cast of those that ask for gradients only, and casts others in each call."""
+    """Its parameters as training leaves them: autocast keeps what it cast of those that ask for
+    gradients only, and casts others in each call."""
     return copy.deepcopy(module).requires_grad_(True)
 
 
@@ -258,9 +264,11 @@ def diffusers_loop(
     autocast: bool = False,
     kind: str = "ddim",
 ) -> Make:
-    """The loop of DDIMPipeline.__call__ from a given x_T, without its conversion to PIL and its bar: what it does for each step, no more.
+    """The loop of DDIMPipeline.__call__ from a given x_T, without its conversion to PIL and its
+    bar: what it does for each step, no more.
 
-    use_clipped_model_output: with clipping, the sampler of the paper, and the one whose pictures can be compared.
+    use_clipped_model_output: with clipping, the sampler of the paper, and the one whose pictures
+    can be compared.
     """
     steps_of = scheduler(network.bundle, kind, steps)
     x_T = torch.from_numpy(network.start(batch)).to(memory_format=layout)
@@ -289,7 +297,8 @@ def own_times(steps: int, T: int = 1000) -> list[float]:
 
 
 def denoising_diffusion_pytorch() -> Any:
-    """Its module, which imports torchvision at the top to read a folder: an empty module stands for that while it is imported."""
+    """Its module, which imports torchvision at the top to read a folder: an empty module stands for
+    that while it is imported."""
     empty: Any = types.ModuleType("torchvision")
     empty.transforms = empty.utils = empty
     with mock.patch.dict(
@@ -299,7 +308,8 @@ def denoising_diffusion_pytorch() -> Any:
 
 
 def lucidrains(network: Network, batch: int, steps: int) -> Make:
-    """GaussianDiffusion.ddim_sample, unchanged, around the same network: its draws of x_T give ours."""
+    """GaussianDiffusion.ddim_sample, unchanged, around the same network: its draws of x_T give
+    ours."""
     theirs = denoising_diffusion_pytorch()
     bundle, labels = network.bundle, network.labels(batch)
     extra = [] if labels is None else [torch.from_numpy(labels)]
@@ -338,7 +348,8 @@ def lucidrains(network: Network, batch: int, steps: int) -> Make:
 
 
 def network_onnx(network: Network) -> Path:
-    """The network alone as torch.onnx.export writes it, which is what one has without us. Kept by the weights' hash."""
+    """The network alone as torch.onnx.export writes it, which is what one has without us. Kept by
+    the weights' hash."""
     digest = hashlib.sha256()
     for p in network.module.parameters():
         digest.update(p.numpy().tobytes())

@@ -1,11 +1,14 @@
-"""Pictures a second of one training step: ours against the steps of two other trainers, and against its own network alone.
+"""Pictures a second of one training step: ours against the steps of two other trainers, and against
+its own network alone.
 
     python benchmarks/training.py --write      (fills docs/training.md)
 
-The other steps are those of diffusers' `train_unconditional.py` (its UNet2DModel, scheduler, EMA and way with data) and of lucidrains'
-denoising-diffusion-pytorch (its Unet, GaussianDiffusion and Trainer). Three resolutions, attention at the last, at the width whose operations are
-nearest to ours; the same batch in float32, pictures in memory; both sides in turn in one run. "the network alone" is forward, backward,
-clipping and optimizer on tensors that are there already: what is beyond it is overhead. Needs what `make .venv/.bench` installs.
+The other steps are those of diffusers' `train_unconditional.py` (its UNet2DModel, scheduler, EMA
+and way with data) and of lucidrains' denoising-diffusion-pytorch (its Unet, GaussianDiffusion and
+Trainer). Three resolutions, attention at the last, at the width whose operations are nearest to
+ours; the same batch in float32, pictures in memory; both sides in turn in one run. "the network
+alone" is forward, backward, clipping and optimizer on tensors that are there already: what is
+beyond it is overhead. Needs what `make .venv/.bench` installs.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ Step = Callable[[], object]
 
 
 class Picturewise(Dataset[Tensor]):
-    """Pictures made into tensors one by one, as torchvision's ToTensor and Normalize do; half of them mirrored."""
+    """Pictures made into tensors one by one, as torchvision's ToTensor and Normalize do; half of
+    them mirrored."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
@@ -79,7 +83,8 @@ def network_alone(config: Config, source: data.Pictures) -> Step:
 
 
 def diffusers_step(config: Config, source: data.Pictures, flops: int) -> tuple[Step, int]:
-    """One pass through the loop of examples/unconditional_image_generation/train_unconditional.py; and its network's operations."""
+    """One pass through the loop of examples/unconditional_image_generation/train_unconditional.py;
+    and its network's operations."""
     import diffusers
     from diffusers.training_utils import EMAModel
 
@@ -119,7 +124,8 @@ def diffusers_step(config: Config, source: data.Pictures, flops: int) -> tuple[S
 
 
 def lucidrains_step(config: Config, source: data.Pictures, flops: int) -> tuple[Step, int]:
-    """One step of denoising-diffusion-pytorch's own Trainer around its own Unet and GaussianDiffusion; and its network's operations.
+    """One step of denoising-diffusion-pytorch's own Trainer around its own Unet and
+    GaussianDiffusion; and its network's operations.
 
     Its pictures are taken from memory, in this process, in place of its folder; it draws no bar.
     """
@@ -146,7 +152,8 @@ def lucidrains_step(config: Config, source: data.Pictures, flops: int) -> tuple[
 def _same_cost(
     make: Callable[[int], nn.Module], apart: int, source: data.Pictures, flops: int
 ) -> tuple[Any, int]:
-    """make(width) of the width whose operations are nearest to so many, of widths so far apart; and how many they are."""
+    """make(width) of the width whose operations are nearest to so many, of widths so far apart; and
+    how many they are."""
 
     def made(width: int) -> tuple[Any, int]:
         network = make(width)
@@ -173,7 +180,8 @@ def measure(batch: int) -> str:
         for name, (other, count) in others.items():
             found = ratio(ours(config, source), other, 2, bar)
             rows.append(
-                f"| ours / {name} | {found['ratio']:.3f} ({found['quartile_low']:.3f} … {found['quartile_high']:.3f}) "
+                f"| ours / {name} | {found['ratio']:.3f} ({found['quartile_low']:.3f} … "
+                f"{found['quartile_high']:.3f}) "
                 f"| {1e3 * batch / found['a_ms']:.1f} / {1e3 * batch / found['b_ms']:.1f} "
                 f"| {flops / 1e9:.3f} / {count / 1e9:.3f} |"
             )

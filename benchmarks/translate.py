@@ -1,21 +1,25 @@
-"""How well `translate` carries an emoji into the other style, held against the counterpart that was drawn for it.
+"""How well `translate` carries an emoji into the other style, held against the counterpart that was
+drawn for it.
 
     python benchmarks/translate.py [BUNDLE] [--minutes M] [--write]
 
-Every held-out emoji of trainer/data/assets/emoji32.npz (index % 10 == 0) is translated both ways, its category kept and its style switched, but for
-those whose picture in either style is, byte for byte, one of the training pictures. Judged are pictures as people get them, of 0 … 255:
+Every held-out emoji of trainer/data/assets/emoji32.npz (index % 10 == 0) is translated both ways,
+its category kept and its style switched, but for those whose picture in either style is, byte for
+byte, one of the training pictures. Judged are pictures as people get them, of 0 … 255:
 
-    RMS     distance to the counterpart, over pixels and channels in -1 … 1, mean over emoji
-    style   share that a classifier takes for the target style
-    top 1   share whose counterpart is the nearest of all these emoji in the target style, to a network that places pictures by content
-    top 5   or among the nearest five
-    hit     in the target style and in the top 5 at once: by this, settings are chosen
+    RMS     distance to the counterpart, over pixels and channels in -1 … 1, mean over emoji style
+    share that a classifier takes for the target style top 1   share whose counterpart is the
+    nearest of all these emoji in the target style, to a network that places pictures by content top
+    5   or among the nearest five hit     in the target style and in the top 5 at once: by this,
+    settings are chosen
 
-The judges are trained here, on training emoji alone (judges.py). A sweep's best setting is chosen on every second emoji and reported on the others,
-and the other way round, so that no reported picture had a say. Seeds of SDEdit are 0, 1, ….
+The judges are trained here, on training emoji alone (judges.py). A sweep's best setting is chosen
+on every second emoji and reported on the others, and the other way round, so that no reported
+picture had a say. Seeds of SDEdit are 0, 1, ….
 
-What is made is kept in out/translate, so that the same command goes on where it was stopped; --minutes stops it in good order. An hour on two
-cores. --write refreshes docs/translation.md and its picture.
+What is made is kept in out/translate, so that the same command goes on where it was stopped;
+--minutes stops it in good order. An hour on two cores. --write refreshes docs/translation.md and
+its picture.
 """
 
 from __future__ import annotations
@@ -57,7 +61,8 @@ PICTURE_EVERY = 11
 
 
 class Setting(NamedTuple):
-    """A method of `Sampler`, and what it is told beside the pictures and labels. "again": translated into its own style."""
+    """A method of `Sampler`, and what it is told beside the pictures and labels. "again":
+    translated into its own style."""
 
     verb: str
     how: tuple[tuple[str, Any], ...] = ()
@@ -146,7 +151,8 @@ def untouched(held: Emoji) -> Made:
 
 
 def recoloured(held: Emoji, train: Emoji) -> Made:
-    """Each channel's mean and deviation brought from those of the category's training pictures in one style to those in the other."""
+    """Each channel's mean and deviation brought from those of the category's training pictures in
+    one style to those in the other."""
     made = np.empty_like(untouched(held))
     for style, category in product((0, 1), range(len(held.categories))):
         here, there = (
@@ -160,7 +166,8 @@ def recoloured(held: Emoji, train: Emoji) -> Made:
 
 
 def looked_up(held: Emoji, train: Emoji) -> Made:
-    """The training emoji of the category whose picture is nearest in pixels, as it is drawn in the other style."""
+    """The training emoji of the category whose picture is nearest in pixels, as it is drawn in the
+    other style."""
     made = np.empty_like(untouched(held))
     for style, (i, category) in product((0, 1), enumerate(held.category)):
         mine = np.flatnonzero(train.category == category)
@@ -213,7 +220,8 @@ def methods(rows: Mapping[str, Scores]) -> str:
 
 
 def sweep(settings: Sequence[Setting], scores: Mapping[Setting, Scores], by: str) -> str:
-    """Hits, and in brackets style and top 5, all in percent: a row a value of `by`, a column a guidance."""
+    """Hits, and in brackets style and top 5, all in percent: a row a value of `by`, a column a
+    guidance."""
     cells: dict[Any, dict[float, str]] = {}
     for s in settings:
         how, found = dict(s.how), scores[s]
@@ -227,7 +235,8 @@ def sweep(settings: Sequence[Setting], scores: Mapping[Setting, Scores], by: str
 def walks(
     settings: Sequence[Setting], scores: Mapping[Setting, Scores], held: Emoji, made: Maker
 ) -> str:
-    """How nearly a picture comes back under its own label, and what translating then scores, by solver, grid and steps."""
+    """How nearly a picture comes back under its own label, and what translating then scores, by
+    solver, grid and steps."""
     rows = []
     for there, again in zip(settings[::2], settings[1::2], strict=True):
         how, found = dict(there.how), scores[there]
@@ -258,13 +267,15 @@ def by_category(rows: Mapping[str, Scores], held: Emoji) -> str:
 
 
 def against(a: Scores, b: Scores, measure: str) -> str:
-    """ "+3.2 ± 2.1": by how many points more of a's than of b's, with the standard error over emoji."""
+    """ "+3.2 ± 2.1": by how many points more of a's than of b's, with the standard error over
+    emoji."""
     change = 100 * (getattr(a, measure).astype(float) - getattr(b, measure)).mean(0)
     return f"{change.mean():+.1f} ± {change.std(ddof=1) / np.sqrt(len(change)):.1f}"
 
 
 def picture(path: Path, rows: Mapping[str, Made], held: Emoji, every: int) -> None:
-    """Every so manyth emoji, unpicked: a row a method, Noto's into Twemoji's above, the other way below."""
+    """Every so manyth emoji, unpicked: a row a method, Noto's into Twemoji's above, the other way
+    below."""
     from PIL import Image, ImageDraw, ImageFont
 
     some, margin, scale = slice(every // 2, None, every), 150, 2
@@ -317,9 +328,12 @@ def report(
         "the counterpart itself": judges(untouched(held)[::-1]),
     }
     sentence = (
-        f"{len(held.images)} emoji. Chosen for `translate`: {ours[0]} (even emoji) and {ours[1]} (odd); for SDEdit: {theirs[0]} and {theirs[1]}. "
-        f"Translate against SDEdit, in points: hit {against(own['translate'], own['SDEdit'], 'hit')}, "
-        f"top 1 {against(own['translate'], own['SDEdit'], 'first')}, style {against(own['translate'], own['SDEdit'], 'style')}."
+        f"{len(held.images)} emoji. Chosen for `translate`: {ours[0]} (even emoji) and {ours[1]} "
+        f"(odd); for SDEdit: {theirs[0]} and {theirs[1]}. "
+        f"Translate against SDEdit, in points: hit "
+        f"{against(own['translate'], own['SDEdit'], 'hit')}, "
+        f"top 1 {against(own['translate'], own['SDEdit'], 'first')}, style "
+        f"{against(own['translate'], own['SDEdit'], 'style')}."
     )
     source = f"Measured by `benchmarks/translate.py` on `{made.sampler.bundle.name}`, on {machine()}, torch {torch.__version__}."
     texts = {

@@ -1,12 +1,16 @@
-"""Tuned solvers against every other, at the same number of calls: python benchmarks/tuned.py [BUNDLE] [--write]
+"""Tuned solvers against every other, at the same number of calls: python benchmarks/tuned.py
+[BUNDLE] [--write]
 
-The distance is that of `benchmarks/solvers.py`: root mean square over all pixels, samples in -1 … 1, to DDIM with 1,000 calls from the same x_T;
-seeds 0, 1, …, which no tuned solver was fitted on, and a class each in turn. Every solver is tried on every grid with a few seeds, and measured with
-all of them on its best one, and wherever it comes near the best of all. A Fréchet distance (Heusel et al. 2017) to the training pictures, in the
-features of a small classifier trained on them here, and the share of fine detail that is left tell blur from difference.
+The distance is that of `benchmarks/solvers.py`: root mean square over all pixels, samples in -1 …
+1, to DDIM with 1,000 calls from the same x_T; seeds 0, 1, …, which no tuned solver was fitted on,
+and a class each in turn. Every solver is tried on every grid with a few seeds, and measured with
+all of them on its best one, and wherever it comes near the best of all. A Fréchet distance (Heusel
+et al. 2017) to the training pictures, in the features of a small classifier trained on them here,
+and the share of fine detail that is left tell blur from difference.
 
---also takes a copy of the bundle whose solvers were fitted by another loss: export.tune COPY --loss pixels.
-What was measured is kept in out/tuned, and the same command goes on; --minutes stops it early. About half an hour on two cores.
+--also takes a copy of the bundle whose solvers were fitted by another loss: export.tune COPY --loss
+pixels. What was measured is kept in out/tuned, and the same command goes on; --minutes stops it
+early. About half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -138,7 +142,8 @@ def rms(error: NDArray[np.float64]) -> float:
 
 
 def plan(bench: Bench, guidance: float) -> Iterator[Run]:
-    """Every solver on every grid with the most steps that each budget allows; guided, where each call is two, the likeliest few."""
+    """Every solver on every grid with the most steps that each budget allows; guided, where each
+    call is two, the likeliest few."""
     bundle = bench.sampler.bundle
     names, grids = (SOLVERS, EVERY_GRID) if guidance == 1 else (LIKELY, LIKELY_GRIDS)
     for name, grid, budget in product(names, grids, CALLS):
@@ -151,7 +156,8 @@ def plan(bench: Bench, guidance: float) -> Iterator[Run]:
 
 
 def measure(bench: Bench, seeds: int, guidance: float) -> dict[Run, NDArray[np.float64]]:
-    """Errors [seeds]: every solver on its best grid, whatever comes near the best, and the tuned ones."""
+    """Errors [seeds]: every solver on its best grid, whatever comes near the best, and the tuned
+    ones."""
     runs = list(plan(bench, guidance))
     screened = {
         run: rms(bench.errors(run, SCREENED))
@@ -211,9 +217,11 @@ def table(found: dict[Run, NDArray[np.float64]]) -> str:
 
 
 def verdicts(found: dict[Run, NDArray[np.float64]]) -> str:
-    """The tuned solvers against the best untuned ones: with as many calls, and with as many as the goal."""
+    """The tuned solvers against the best untuned ones: with as many calls, and with as many as the
+    goal."""
     lines = [
-        "| tuned | best untuned, as many calls | ratio | best untuned, more calls | tuned is nearer |",
+        "| tuned | best untuned, as many calls | ratio | best untuned, more calls | tuned is "
+        "nearer |",
         "|---" * 5 + "|",
     ]
     for K, goal in GOAL.items():
@@ -223,13 +231,15 @@ def verdicts(found: dict[Run, NDArray[np.float64]]) -> str:
         a, b, c = (rms(found[run]) for run in (own, same, more))
         names = [f"{figure(e)} {shown(r.solver)} `{r.grid}`" for e, r in ((b, same), (c, more))]
         lines.append(
-            f"| {K} calls: {figure(a)} | {names[0]} | {a / b:.2f} | {goal} calls: {names[1]} | {'yes' if a <= c else 'no'} |"
+            f"| {K} calls: {figure(a)} | {names[0]} | {a / b:.2f} | {goal} calls: {names[1]} | "
+            f"{'yes' if a <= c else 'no'} |"
         )
     return "\n".join(lines)
 
 
 def record(bundle: Bundle) -> str:
-    """What the tuned solvers' own record in bundle.json says: errors on the held-out samples they were judged by when they were fitted."""
+    """What the tuned solvers' own record in bundle.json says: errors on the held-out samples they
+    were judged by when they were fitted."""
     lines = [
         "| calls | tuned | guidance 1 | guided | the best untuned with as many calls |",
         "|---" * 5 + "|",
@@ -239,7 +249,8 @@ def record(bundle: Bundle) -> str:
         apart = [figure(found["rms"]) for _, found in sorted(held["guidance"].items())]
         solver, _, grid = untuned["name"].partition(" on ")
         lines.append(
-            f"| {K} | {figure(held['rms'])} | {' | '.join(apart)} | {figure(untuned['held_out']['rms'])}, {shown(solver)} on `{grid}` |"
+            f"| {K} | {figure(held['rms'])} | {' | '.join(apart)} | "
+            f"{figure(untuned['held_out']['rms'])}, {shown(solver)} on `{grid}` |"
         )
     return "\n".join(lines)
 
@@ -265,7 +276,8 @@ class Classifier(nn.Module):
 
 
 def classifier(data: Pictures, folder: Path, epochs: int = 15) -> Classifier:
-    """Trained on the pictures the bundle was trained on, to tell their labels; deterministic, and kept."""
+    """Trained on the pictures the bundle was trained on, to tell their labels; deterministic, and
+    kept."""
     torch.manual_seed(0)
     net, path = (
         Classifier(len(data.classes)),
@@ -318,7 +330,8 @@ def looks(
     count: int,
     sheet: Path | None,
 ) -> str:
-    """Fréchet distance to the training pictures and fine detail against many calls', at guidance 1; and the pictures themselves, a row each.
+    """Fréchet distance to the training pictures and fine detail against many calls', at guidance 1;
+    and the pictures themselves, a row each.
 
     also: of the same network, with solvers fitted by another loss.
     """
@@ -350,7 +363,8 @@ def looks(
     for name, error, x in rows:
         distance = frechet(features(net, x), shown_real)
         lines.append(
-            f"| {name} | {error} | {distance:.2f} | {distance - floor:+.2f} | {detail(x) / sharp:.0%} |"
+            f"| {name} | {error} | {distance:.2f} | {distance - floor:+.2f} | "
+            f"{detail(x) / sharp:.0%} |"
         )
     if sheet:
         columns = bundle.num_classes
@@ -359,7 +373,8 @@ def looks(
 
 
 def draw(path: Path, found: dict[Run, NDArray[np.float64]], name: str) -> None:
-    """Distance against calls, both logarithmic: every solver at its best grid in grey, the nearest few and the tuned ones in colour."""
+    """Distance against calls, both logarithmic: every solver at its best grid in grey, the nearest
+    few and the tuned ones in colour."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -455,7 +470,8 @@ def main() -> None:
     except OutOfTime:
         raise SystemExit("out of time; the same command goes on from here") from None
     source = (
-        f"Measured by `benchmarks/tuned.py` on `{bundle.name}` with {given.seeds} seeds at guidance 1, {given.guided} at "
+        f"Measured by `benchmarks/tuned.py` on `{bundle.name}` with {given.seeds} seeds at "
+        f"guidance 1, {given.guided} at "
         f"{bundle.defaults.guidance:g} and {given.pictures} pictures, on {machine()}."
     )
     sections = {

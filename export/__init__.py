@@ -1,4 +1,5 @@
-"""PyTorch → ONNX, and the proof. `build_bundle` exports any module from Python; `python -m export.build` from the shell."""
+"""PyTorch → ONNX, and the proof. `build_bundle` exports any module from Python; `python -m
+export.build` from the shell."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ __all__ = ["ExportError", "build_bundle"]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: torch takes seconds to import, and `python -m export.build` must find its module not yet imported.
+    # On first use: torch takes seconds to import, and `python -m export.build` must find its module
+    # not yet imported.
     if name == "build_bundle":
         from .build import build_bundle
 

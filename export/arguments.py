@@ -45,7 +45,8 @@ def text(name: str, value: Any, example: str) -> str:
     """Return `value`, a string. Raises RequestError for anything else."""
     if not isinstance(value, str):
         raise RequestError(
-            f"{name} must be a string, got {shown(value)} ({type(value).__name__}). Pass a name such as {example!r}."
+            f"{name} must be a string, got {shown(value)} ({type(value).__name__}). Pass a name "
+            f"such as {example!r}."
         )
     return value
 
@@ -103,7 +104,8 @@ def path_of(name: str, value: Any) -> Path:
     """Return `value` as a path. Raises RequestError for anything but a string or a path."""
     if not isinstance(value, (str, Path)):
         raise RequestError(
-            f"{name} must be a path, got {shown(value)} ({type(value).__name__}). Pass a string or a pathlib.Path."
+            f"{name} must be a path, got {shown(value)} ({type(value).__name__}). Pass a string "
+            f"or a pathlib.Path."
         )
     if "\0" in str(value):
         raise RequestError(f"{name} must be a path, got {value!r}, which has a NUL character.")

@@ -1,6 +1,7 @@
 """Export a network as a bundle, and prove it: python -m export.build [RUN] [--out DIR]
 
-RUN is a run of trainer.fit, a bundle made from one, or a diffusers folder; with --module the network is any PyTorch module.
+RUN is a run of trainer.fit, a bundle made from one, or a diffusers folder; with --module the
+network is any PyTorch module.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ from .tuning.record import add_tuned, kept
 PRECISIONS = ("fp16", "int8")
 """What can be asked for beside fp32."""
 HELP = {
-    "fp16": "also the network in float16, for GPUs; norms, softmax and the time embedding stay float32",
+    "fp16": "also the network in float16, for GPUs; norms, softmax and the time embedding stay "
+    "float32",
     "int8": "also in int8, for CPUs and for TensorRT, calibrated on the model's own trajectories",
 }
 
@@ -110,7 +112,8 @@ def build(
             if not faster:
                 raise
             raise ExportError(
-                f"{error} Large convolutions were computed by Winograd's algorithm, which rounds a little more: "
+                f"{error} Large convolutions were computed by Winograd's algorithm, which rounds "
+                f"a little more: "
                 "if it is fp32 that misses, try --no-winograd."
             ) from error
         report["versions"] = versions()
@@ -130,13 +133,15 @@ def build(
     say(worst_of(found.report, report["bounds"]))
     size = sum(file.size for file in found.files.values())
     say(
-        f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see {out / 'report.png'}"
+        f"{out}: {size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s; see "
+        f"{out / 'report.png'}"
     )
     return found
 
 
 def _for_cpus(steps: Mapping[str, ModelProto]) -> dict[str, ModelProto]:
-    """The step graphs pixels first, by their names; none where nothing in them is large enough to gain."""
+    """The step graphs pixels first, by their names; none where nothing in them is large enough to
+    gain."""
     made = {name: pixels_first(step) for name, step in steps.items()}
     return {
         name.replace(".onnx", f"{PIXELS}.onnx"): fold_upsampling(step)
@@ -152,7 +157,8 @@ def _other_precisions(
     bounds: Bounds,
     calibration: Calibration,
 ) -> dict[str, Any]:
-    """Write the step graphs in other precisions beside fp32; what the report says of how they were made."""
+    """Write the step graphs in other precisions beside fp32; what the report says of how they were
+    made."""
     step, found = steps["step.onnx"], {}
 
     def write(name: str, change: Callable[[ModelProto], ModelProto]) -> None:
@@ -187,10 +193,13 @@ def build_bundle(
     same_bytes: bool = True,
     **described: Any,
 ) -> Bundle:
-    """Export any PyTorch module, module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S], and prove it.
+    """Export any PyTorch module, module(x [B, *S], time [B] float32[, label [B] int64]) → F [B,
+    *S], and prove it.
 
-    out: the bundle's folder, bundles/ and the name if left out. bounds, plan, precisions, calibration, winograd, same_bytes: see `build`.
-    The rest says what the module is: sample_shape, prediction, schedule, and whatever else `from_module` takes. Raises ExportError and RequestError.
+    out: the bundle's folder, bundles/ and the name if left out. bounds, plan, precisions,
+    calibration, winograd, same_bytes: see `build`. The rest says what the module is: sample_shape,
+    prediction, schedule, and whatever else `from_module` takes. Raises ExportError and
+    RequestError.
     """
     check_options(
         "build_bundle", described, option_names(from_module, 1), option_names(build_bundle, 1)[:-1]
@@ -216,7 +225,8 @@ def build_bundle(
 
 
 def _sheet(bundle: Bundle, most: int) -> Any:
-    """Samples for the model card on one sheet: every label in turn, the same labels under each other."""
+    """Samples for the model card on one sheet: every label in turn, the same labels under each
+    other."""
     classes = min(bundle.num_classes, most)
     count = classes * (most // classes) if classes else min(16, most)
     fitting = max((c for c in range(4, 13) if classes and classes % c == 0), default=None)

@@ -1,7 +1,9 @@
-"""TensorRT engines from a bundle, kept in this machine's cache: python -m export.engines build BUNDLE | list | clear
+"""TensorRT engines from a bundle, kept in this machine's cache: python -m export.engines build
+BUNDLE | list | clear
 
-One builder over the module object: `tensorrt` (10.12 to 11) and `tensorrt_rtx` have the same Python bindings. Precision lies in the ONNX graph
-(both are strongly typed). TF32 is turned off: it rounds the products of the update, and an identity row must return the state bit for bit.
+One builder over the module object: `tensorrt` (10.12 to 11) and `tensorrt_rtx` have the same Python
+bindings. Precision lies in the ONNX graph (both are strongly typed). TF32 is turned off: it rounds
+the products of the update, and an identity row must return the state bit for bit.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ _LOG = logging.getLogger("unnoise.tensorrt")
 
 @dataclass(frozen=True)
 class Order:
-    """What engines are asked for. compute_capability: as "8.9", for TensorRT-RTX, which builds for it on any machine; None: this machine's GPU.
+    """What engines are asked for. compute_capability: as "8.9", for TensorRT-RTX, which builds for
+    it on any machine; None: this machine's GPU.
 
-    timing_cache: a file that TensorRT's timings are kept in, None: one beside the engines. Raises RequestError for what makes no sense.
+    timing_cache: a file that TensorRT's timings are kept in, None: one beside the engines. Raises
+    RequestError for what makes no sense.
     """
 
     engine: str = AUTO
@@ -75,7 +79,8 @@ class Chosen:
 
 
 def choose(order: Order) -> Chosen:
-    """The first library of the order that can build here. Raises BackendError that says of each why it cannot."""
+    """The first library of the order that can build here. Raises BackendError that says of each why
+    it cannot."""
     names = [
         n
         for n in LIBRARIES
@@ -101,9 +106,11 @@ def choose(order: Order) -> Chosen:
 
 
 def build_all(bundle: Bundle, order: Order, precisions: Collection[str] = ()) -> list[Entry]:
-    """Engines of a bundle's step graphs, from the cache where they are there. precisions: folders; none: those made for engines, or fp32.
+    """Engines of a bundle's step graphs, from the cache where they are there. precisions: folders;
+    none: those made for engines, or fp32.
 
-    Raises BackendError where this machine cannot build them, ExportError where the library refuses a graph.
+    Raises BackendError where this machine cannot build them, ExportError where the library refuses
+    a graph.
     """
     chosen = choose(order)
     engines.place(make=True)
@@ -121,15 +128,18 @@ def build_all(bundle: Bundle, order: Order, precisions: Collection[str] = ()) ->
 
 
 def prepare(order: Order) -> None:
-    """Raises BackendError, before a long export, where an engine that is asked for by name cannot be built here."""
+    """Raises BackendError, before a long export, where an engine that is asked for by name cannot
+    be built here."""
     if order.engine != NONE and (order.engine != AUTO or order.compute_capability):
         choose(order)
 
 
 def after_export(bundle: Bundle, order: Order, typed: bool) -> None:
-    """What `--engine` says, once the bundle is written. typed: whether a precision for engines was exported; without one "auto" builds none.
+    """What `--engine` says, once the bundle is written. typed: whether a precision for engines was
+    exported; without one "auto" builds none.
 
-    "auto" without a GPU says that no engine was built, and why. Raises BackendError and ExportError where one that was asked for cannot be built.
+    "auto" without a GPU says that no engine was built, and why. Raises BackendError and ExportError
+    where one that was asked for cannot be built.
     """
     lenient = order.engine == AUTO and not order.compute_capability
     if order.engine == NONE or (lenient and not typed):
@@ -144,7 +154,8 @@ def after_export(bundle: Bundle, order: Order, typed: bool) -> None:
 
 
 def ensure(bundle: Bundle, precision: str, graph: str, chosen: Chosen, order: Order) -> Entry:
-    """The engine of one graph: the one in the cache, or, where it is not there, stale or not whole, built now; the log says why."""
+    """The engine of one graph: the one in the cache, or, where it is not there, stale or not whole,
+    built now; the log says why."""
     trt = chosen.library
     recipe = Recipe(
         bundle=bundle.name,
@@ -184,7 +195,8 @@ def ensure(bundle: Bundle, precision: str, graph: str, chosen: Chosen, order: Or
 
 
 def build(chosen: Chosen, model: bytes, order: Order, name: str) -> bytes:
-    """The engine of an ONNX model, whose weights are inside, with a static profile a bucket. `name` stands in errors.
+    """The engine of an ONNX model, whose weights are inside, with a static profile a bucket. `name`
+    stands in errors.
 
     Raises ExportError with what the library said, where it refuses.
     """
@@ -206,7 +218,8 @@ def build(chosen: Chosen, model: bytes, order: Order, name: str) -> bytes:
         engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise ExportError(
-            f"{name}: {trt.__name__} {trt.__version__} built no engine: {log.said() or 'it did not say why'}"
+            f"{name}: {trt.__name__} {trt.__version__} built no engine: "
+            f"{log.said() or 'it did not say why'}"
         )
     if timings is not None:
         _keep_timings(timings, _timing_file(chosen, order))
@@ -214,7 +227,8 @@ def build(chosen: Chosen, model: bytes, order: Order, name: str) -> bytes:
 
 
 def monitor(trt: Any, bar: Progress) -> Any:
-    """A progress monitor that moves `bar` over the steps of the build's outermost phases, and notes which phase runs."""
+    """A progress monitor that moves `bar` over the steps of the build's outermost phases, and notes
+    which phase runs."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -254,7 +268,8 @@ def _parse(trt: Any, builder: Any, log: Any, model: bytes, name: str) -> Any:
 
 
 def _flags(trt: Any) -> tuple[str, ...]:
-    """How the builder's flags are set: TF32 off; and where there is the choice, an engine whose memory we give, so that it can be captured."""
+    """How the builder's flags are set: TF32 off; and where there is the choice, an engine whose
+    memory we give, so that it can be captured."""
     user = (
         ("REQUIRE_USER_ALLOCATION",) if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION") else ()
     )
@@ -273,7 +288,8 @@ def _configure(chosen: Chosen, builder: Any, log: Any) -> Any:
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(capability, 0):
             raise ExportError(
-                f"{trt.__name__} does not build for compute capability {capability.name}: {log.said()}"
+                f"{trt.__name__} does not build for compute capability {capability.name}: "
+                f"{log.said()}"
             )
     return config
 
@@ -285,7 +301,8 @@ def _capability(trt: Any, gpu: Gpu) -> Any:
     if name not in known:
         there = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known)
         raise EngineError(
-            f"tensorrt-rtx {trt.__version__} knows no compute capability {gpu.compute_capability!r}; it knows {there}. "
+            f"tensorrt-rtx {trt.__version__} knows no compute capability "
+            f"{gpu.compute_capability!r}; it knows {there}. "
             "For other GPUs use tensorrt."
         )
     return getattr(trt.ComputeCapability, name)
@@ -312,7 +329,8 @@ def _timing_file(chosen: Chosen, order: Order) -> Path:
 
 
 def _load_timings(config: Any, path: Path) -> Any:
-    """Attach the timings of earlier builds, which make this one quick and nearly repeatable; new ones where there are none that fit."""
+    """Attach the timings of earlier builds, which make this one quick and nearly repeatable; new
+    ones where there are none that fit."""
     data = path.read_bytes() if path.is_file() else b""
     timings = config.create_timing_cache(data)
     if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
@@ -331,7 +349,8 @@ def _keep_timings(timings: Any, path: Path) -> None:
 
 
 def _stale(recipe: Recipe) -> str:
-    """Why an engine that was built of this graph, precision and bundle is not the one that is wanted; "" where none was built."""
+    """Why an engine that was built of this graph, precision and bundle is not the one that is
+    wanted; "" where none was built."""
     for _, entry in engines.entries():
         if isinstance(entry, Entry):
             other = entry.recipe

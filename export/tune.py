@@ -1,6 +1,7 @@
 """Fit solvers to a bundle's network: python -m export.tune BUNDLE --calls 4,6,8 [--run RUN]
 
-As many calls as asked then end nearer to where the network's own many-call solver does, from the same noise. The weights stay as they are.
+As many calls as asked then end nearer to where the network's own many-call solver does, from the
+same noise. The weights stay as they are.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ def tune(
     work: Path = WORK,
     threads: int | None = None,
 ) -> Bundle:
-    """Fit a solver for each number of calls, and write the bundle anew with them, beside those that it has for other numbers.
+    """Fit a solver for each number of calls, and write the bundle anew with them, beside those that
+    it has for other numbers.
 
-    network: the bundle's, as its source; left out, its own graph, with so many threads (None: one a core). Raises RequestError for numbers of
-    calls that make no sense; ExportError, with nothing written, where the network is not the bundle's, and where a solver is no nearer to the
-    teacher, on held-out samples, than the best untuned one.
+    network: the bundle's, as its source; left out, its own graph, with so many threads (None: one a
+    core). Raises RequestError for numbers of calls that make no sense; ExportError, with nothing
+    written, where the network is not the bundle's, and where a solver is no nearer to the teacher,
+    on held-out samples, than the best untuned one.
     """
     settings, own = settings or Settings(), network_of(bundle, threads)
     for K in calls:
@@ -56,7 +59,8 @@ def tune(
     known = probe(own, bundle)
     if network is not None and not same(found := probe(network, bundle), known):
         raise ExportError(
-            f"the network is not the one in {bundle.path}: to the same noise it answers {found}, not {known}."
+            f"the network is not the one in {bundle.path}: to the same noise it answers {found}, "
+            f"not {known}."
         )
     tuning = prepare(bundle, network or own, known, settings, work)
     found = {K: fit(tuning, K) for K in sorted(set(calls))}
@@ -70,7 +74,8 @@ def tune(
 
 
 def helps(tuned: Tuned) -> bool:
-    """Whether it ends nearer to the teacher than the best untuned program, on samples that it was not fitted on."""
+    """Whether it ends nearer to the teacher than the best untuned program, on samples that it was
+    not fitted on."""
     return tuned.made["errors"]["held_out"]["rms"] < tuned.made["untuned"]["held_out"]["rms"]
 
 
@@ -83,7 +88,8 @@ def compared(tuned: Tuned) -> str:
 
 
 def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
-    """The bundle anew in its place, with these solvers, their curve in the report, and the card that tells of them."""
+    """The bundle anew in its place, with these solvers, their curve in the report, and the card
+    that tells of them."""
     with replacing_folder(bundle.path.resolve()) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         found = dataclasses.replace(bundle, path=folder, tuned=tuned)
@@ -135,7 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--loss",
         choices=("auto", *LOSSES),
         default="auto",
-        help="what is made small: contrast also holds how sharp a sample is [for pictures contrast]",
+        help="what is made small: contrast also holds how sharp a sample is [for pictures "
+        "contrast]",
     )
     add(
         "--work",
@@ -166,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         for K in given.calls:
             say(f"{K} calls: {compared(found.tuned[K])}")
         say(
-            f'{given.bundle}: written in {time.perf_counter() - begun:.0f} s; solver="tuned" and steps={"|".join(map(str, found.tuned))} choose them'
+            f'{given.bundle}: written in {time.perf_counter() - begun:.0f} s; solver="tuned" and '
+            f"steps={'|'.join(map(str, found.tuned))} choose them"
         )
         return 0
 

@@ -1,7 +1,8 @@
 """The bundle: a folder that `export` writes and `runtime` reads. Nothing in it can run code.
 
-Every file is read once, checked against the size and sha256 in bundle.json, and handed on as bytes, so that no path inside
-a file is ever followed. Hashes find corruption; they do not stop an author who means harm, who can write matching ones.
+Every file is read once, checked against the size and sha256 in bundle.json, and handed on as bytes,
+so that no path inside a file is ever followed. Hashes find corruption; they do not stop an author
+who means harm, who can write matching ones.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes by name, in the network's order, and whether the null label, number len(names), was trained."""
+    """The classes by name, in the network's order, and whether the null label, number len(names),
+    was trained."""
 
     names: tuple[str, ...]
     null_trained: bool
@@ -71,7 +73,8 @@ class File:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle on disk, its bundle.json checked. `sample_shape` is *S, without the batch; `clip` bounds |D|, None for no bound.
+    """A bundle on disk, its bundle.json checked. `sample_shape` is *S, without the batch; `clip`
+    bounds |D|, None for no bound.
 
     tuned: the solvers fitted to its network, by their number of calls. same_bytes: whether a sample
     has the same bytes in any batch; bundles exported with --no-same-bytes may say that it has not.
@@ -121,7 +124,8 @@ class Bundle:
             found.program()
         except (RequestError, TypeError) as error:
             raise BundleError(
-                f"{manifest}: its 'defaults' cannot be sampled with: {error} Fetch or export the bundle again."
+                f"{manifest}: its 'defaults' cannot be sampled with: {error} Fetch or export the "
+                f"bundle again."
             ) from error
         return found
 
@@ -170,7 +174,8 @@ class Bundle:
 
     @property
     def can_guide(self) -> bool:
-        """Whether guidance has something to guide away from: labels, and a null label that was trained."""
+        """Whether guidance has something to guide away from: labels, and a null label that was
+        trained."""
         return self.labels is not None and self.labels.null_trained
 
     @cached_property
@@ -180,15 +185,18 @@ class Bundle:
         return tuple(sorted(found, key=lambda p: (p != "fp32", p)))
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file that bundle.json lists, whole and unchanged. Raises BundleError otherwise."""
+        """The bytes of a file that bundle.json lists, whole and unchanged. Raises BundleError
+        otherwise."""
         if not isinstance(name, str) or name not in self.files:
             raise BundleError(
-                f"{self.path / MANIFEST} lists no file {shown(name)}. It lists: {', '.join(sorted(self.files)) or 'none'}."
+                f"{self.path / MANIFEST} lists no file {shown(name)}. It lists: "
+                f"{', '.join(sorted(self.files)) or 'none'}."
             )
         path, expected = self.path / name, self.files[name]
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(
-                f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use it."
+                f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use "
+                f"it."
             )
         again = "Fetch or export the bundle again."
         try:
@@ -203,12 +211,14 @@ class Bundle:
         digest = hashlib.sha256(data).hexdigest()
         if digest != expected.sha256:
             raise BundleError(
-                f"{path} has sha256 {digest}, {expected.sha256} expected: it was changed or damaged. {again}"
+                f"{path} has sha256 {digest}, {expected.sha256} expected: it was changed or "
+                f"damaged. {again}"
             )
         return data
 
     def label_number(self, label: int | str | None) -> int:
-        """The number of a label given by name or number; None is the null label. Raises RequestError where there is no such label."""
+        """The number of a label given by name or number; None is the null label. Raises
+        RequestError where there is no such label."""
         label = unwrapped(label)
         if self.labels is None:
             if label is not None:
@@ -263,7 +273,8 @@ class Bundle:
             check_options(f"solver {name!r}", options, options_of(name), arguments)
 
     def grid(self, steps: int | None = None, grid: str | Sequence[float] | None = None) -> Grid:
-        """The grid of the bundle's schedule; what is None takes the bundle's default. Raises RequestError, see `make_grid`."""
+        """The grid of the bundle's schedule; what is None takes the bundle's default. Raises
+        RequestError, see `make_grid`."""
         spacing = spacing_of(self.defaults.grid if grid is None else grid)
         if steps is None and isinstance(spacing, str):
             steps = min(self.defaults.steps, len(self.schedule))
@@ -282,8 +293,8 @@ class Bundle:
     ) -> Program:
         """The program for this bundle's network; what is None takes the bundle's default.
 
-        strength: the share of the grid, from its clean end, that is walked. up: walk it upward, unclipped (inversion).
-        Raises RequestError, see `make_program`.
+        strength: the share of the grid, from its clean end, that is walked. up: walk it upward,
+        unclipped (inversion). Raises RequestError, see `make_program`.
         """
         if solver is None:
             solver = self.defaults.solver
@@ -323,7 +334,8 @@ def _is_folder(path: Path) -> bool:
 
 
 def _restored(path: str, text: str) -> Bundle:
-    """The bundle that `Bundle.__reduce__` pickled. Its files are compared with the hashes when read."""
+    """The bundle that `Bundle.__reduce__` pickled. Its files are compared with the hashes when
+    read."""
     folder = Path(path)
     return Bundle(path=folder, **_Reader(folder / MANIFEST, from_json(text)).fields())
 
@@ -333,18 +345,22 @@ def _layout(shape: Sequence[int]) -> str:
 
 
 def _tuned_for(bundle: Bundle, steps: int | None, asked: Sequence[str]) -> Tuned:
-    """The solver fitted for `steps` calls; None: for the bundle's default number where there is one, else for the most.
+    """The solver fitted for `steps` calls; None: for the bundle's default number where there is
+    one, else for the most.
 
-    asked: what the caller asked for that a tuned solver cannot do. Raises RequestError for any, and where no solver was fitted for so many.
+    asked: what the caller asked for that a tuned solver cannot do. Raises RequestError for any, and
+    where no solver was fitted for so many.
     """
     if asked:
         raise RequestError(
             f"solver {TUNED!r} walks its own levels, from pure noise down, and takes no options, "
-            f"found {', '.join(str(name)[:60] for name in asked)}: leave it out, or use another solver."
+            f"found {', '.join(str(name)[:60] for name in asked)}: leave it out, or use another "
+            f"solver."
         )
     if not bundle.tuned:
         raise RequestError(
-            f"{bundle.name} carries no tuned solver. One is fitted to it by: python -m export.tune {bundle.path}"
+            f"{bundle.name} carries no tuned solver. One is fitted to it by: python -m "
+            f"export.tune {bundle.path}"
         )
     if steps is None:
         steps = (
@@ -355,7 +371,8 @@ def _tuned_for(bundle: Bundle, steps: int | None, asked: Sequence[str]) -> Tuned
     count = integer("steps", steps, 1, None, f"Pass one of {fitted}.")
     if count not in bundle.tuned:
         raise RequestError(
-            f"solver {TUNED!r} of {bundle.name} was fitted for steps of {fitted}, found steps={shown(steps)}."
+            f"solver {TUNED!r} of {bundle.name} was fitted for steps of {fitted}, found "
+            f"steps={shown(steps)}."
         )
     return bundle.tuned[count]
 
@@ -369,7 +386,8 @@ class _Reader:
         found = self.value.get("format")
         if isinstance(found, int) and found > FORMAT:
             raise BundleError(
-                f"{manifest} has format {found}, newer than {FORMAT}, which this version reads. Upgrade: pip install -U unnoise."
+                f"{manifest} has format {found}, newer than {FORMAT}, which this version reads. "
+                f"Upgrade: pip install -U unnoise."
             )
         if found != FORMAT or isinstance(found, bool):
             raise BundleError(
@@ -403,7 +421,8 @@ class _Reader:
             found["tuned"] = self.tuned(found["schedule"], found["prediction"], found["clip"])
         if self.faults:
             raise BundleError(
-                f"{self.manifest} is damaged: {'; '.join(self.faults)}. Fetch or export the bundle again."
+                f"{self.manifest} is damaged: {'; '.join(self.faults)}. Fetch or export the "
+                f"bundle again."
             )
         return found
 

@@ -146,7 +146,8 @@ class Verb(NamedTuple):
 VERBS: Mapping[str, Verb] = {
     "stylize": Verb(
         _stylize,
-        "noise pictures to a chosen strength and bring them back, under another label if asked (SDEdit)",
+        "noise pictures to a chosen strength and bring them back, under another label if asked "
+        "(SDEdit)",
     ),
     "invert": Verb(
         _invert, "find the noise that pictures come from, and how nearly they come back from it"

@@ -1,4 +1,5 @@
-"""Every error that unnoise raises on purpose. A message names the thing, what was found, what was expected, and the remedy."""
+"""Every error that unnoise raises on purpose. A message names the thing, what was found, what was
+expected, and the remedy."""
 
 import contextlib
 import difflib
@@ -16,7 +17,8 @@ class BundleError(UnnoiseError):
 
 
 class BackendError(UnnoiseError):
-    """This machine cannot run what was asked for: a library, a driver or a device is missing or refused."""
+    """This machine cannot run what was asked for: a library, a driver or a device is missing or
+    refused."""
 
 
 class NoDriverError(BackendError):
@@ -40,7 +42,8 @@ class CaptureError(GpuError):
 
 
 class EngineError(BackendError):
-    """No engine that this machine can run: none was built, or it is for another GPU, driver or version, or it is not whole."""
+    """No engine that this machine can run: none was built, or it is for another GPU, driver or
+    version, or it is not whole."""
 
 
 class RequestError(UnnoiseError, ValueError):

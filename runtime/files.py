@@ -1,4 +1,5 @@
-"""Files that are whole or not there: written to a sibling temporary name, flushed to the disk, renamed."""
+"""Files that are whole or not there: written to a sibling temporary name, flushed to the disk,
+renamed."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def _sibling(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file's path; the file takes the place of `path` when the block ends well, and is removed when it does not."""
+    """A temporary file's path; the file takes the place of `path` when the block ends well, and is
+    removed when it does not."""
     path = Path(path)
     temporary = _sibling(path)
     try:
@@ -42,10 +44,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder; it takes the place of the folder `path` when the block ends well, and is removed when it does not.
+    """A temporary folder; it takes the place of the folder `path` when the block ends well, and is
+    removed when it does not.
 
-    A folder cannot be replaced in one step: an old one is moved aside first and removed last, so a kill between
-    the two leaves the old one under a hidden sibling name, and never a mixture.
+    A folder cannot be replaced in one step: an old one is moved aside first and removed last, so a
+    kill between the two leaves the old one under a hidden sibling name, and never a mixture.
     """
     path = Path(path)
     temporary = _sibling(path)
@@ -80,7 +83,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def from_json(text: str | bytes) -> Any:
-    """Parse strict JSON. Raises ValueError for NaN, infinities, numbers that overflow, a name given twice, and text that is no JSON."""
+    """Parse strict JSON. Raises ValueError for NaN, infinities, numbers that overflow, a name given
+    twice, and text that is no JSON."""
 
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is not JSON")

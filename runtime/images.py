@@ -37,7 +37,8 @@ MAX_BYTES = 2**28
 
 
 def to_uint8(samples: NDArray[Any], low: float = -1.0, high: float = 1.0) -> UInt8:
-    """Samples [n, C, H, W] in the range low … high → pictures [n, H, W, C] of 0 … 255, rounded, values outside the range cut.
+    """Samples [n, C, H, W] in the range low … high → pictures [n, H, W, C] of 0 … 255, rounded,
+    values outside the range cut.
 
     Raises RequestError for another shape and for NaN.
     """
@@ -48,7 +49,8 @@ def to_uint8(samples: NDArray[Any], low: float = -1.0, high: float = 1.0) -> UIn
     if (broken := np.isnan(samples).any(axis=(1, 2, 3))).any():
         raise RequestError(
             f"images need numbers, got NaN in {broken.sum()} of {len(samples)} samples "
-            f"(the first is number {broken.argmax()}). Check the weights and the arrays you passed in."
+            f"(the first is number {broken.argmax()}). Check the weights and the arrays you "
+            f"passed in."
         )
     with enough_memory(f"an image of each of {len(samples)} samples", "Convert fewer at a time."):
         unit = (np.asarray(samples, np.float64) - low) / (high - low)
@@ -100,14 +102,16 @@ def from_uint8(pictures: UInt8, low: float = -1.0, high: float = 1.0) -> NDArray
 
 
 def tile(pictures: UInt8, columns: int | None = None, gap: int = 2) -> UInt8:
-    """Pictures [n, H, W, C] on one white sheet, row by row, `columns` to a row (default: as square as it gets).
+    """Pictures [n, H, W, C] on one white sheet, row by row, `columns` to a row (default: as square
+    as it gets).
 
     Raises RequestError where there is no picture.
     """
     n, H, W, C = _images(pictures).shape
     if n == 0:
         raise RequestError(
-            f"a sheet needs at least 1 image, got none (shape {pictures.shape}). Ask for n=1 or more."
+            f"a sheet needs at least 1 image, got none (shape {pictures.shape}). Ask for n=1 or "
+            f"more."
         )
     gap = integer("gap", gap, 0, MAX_BYTES)
     if columns is None:
@@ -123,7 +127,8 @@ def tile(pictures: UInt8, columns: int | None = None, gap: int = 2) -> UInt8:
 
 
 def picture_format(path: Path) -> str:
-    """Pillow's name for the format that the file name's ending asks for. Raises RequestError for an ending that it cannot write."""
+    """Pillow's name for the format that the file name's ending asks for. Raises RequestError for an
+    ending that it cannot write."""
     from PIL import Image
 
     path = path_of("path", path)
@@ -149,7 +154,8 @@ def animation_format(path: Path) -> str:
 def save(path: str | Path, picture: UInt8, least: int = 0) -> None:
     """Write one picture [H, W, C]; the format is the file name's ending.
 
-    Enlarged by a whole factor, pixels kept square, until it is `least` wide. Raises RequestError, see `picture_format`.
+    Enlarged by a whole factor, pixels kept square, until it is `least` wide. Raises RequestError,
+    see `picture_format`.
     """
     from PIL import Image
 
@@ -182,7 +188,8 @@ def _writing(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise RequestError(
-            f"{shown_path(path)} cannot be written: {reason(error)}. Use another format, such as .png, or a smaller image."
+            f"{shown_path(path)} cannot be written: {reason(error)}. Use another format, such as "
+            f".png, or a smaller image."
         ) from error
 
 
@@ -205,10 +212,11 @@ def read(
 ) -> Float32:
     """One or more pictures as samples [n, *shape], float32 in the range low … high.
 
-    pictures: a path, a Pillow image, an array, or a sequence of these; uint8 arrays are pictures ([H, W], [H, W, C] or [n, H, W, C]), float
-    arrays are samples (`shape` or [n, *shape]). convert: turn upright, put on white, change to `shape`'s mode, crop the middle and resize.
-    what: they are called in errors.
-    Raises RequestError where there is no picture, and where one is of another size or mode and convert is false.
+    pictures: a path, a Pillow image, an array, or a sequence of these; uint8 arrays are pictures
+    ([H, W], [H, W, C] or [n, H, W, C]), float arrays are samples (`shape` or [n, *shape]). convert:
+    turn upright, put on white, change to `shape`'s mode, crop the middle and resize.
+    what: they are called in errors. Raises RequestError where there is no picture, and where one is
+    of another size or mode and convert is false.
     """
     convert = flag("convert", convert)
     low, high = _range(low, high)
@@ -241,7 +249,8 @@ def _sample(
         slack = 0.25 * (high - low)
         if not ((picture >= low - slack) & (picture <= high + slack)).all():  # NaN fails this too
             raise RequestError(
-                f"{name} holds values outside {low:g} … {high:g}, which float samples lie in; pictures of 0 … 255 go in as uint8."
+                f"{name} holds values outside {low:g} … {high:g}, which float samples lie in; "
+                f"pictures of 0 … 255 go in as uint8."
             )
         return picture.astype(np.float32)
     if len(shape) != 3 or shape[0] not in (1, 3):
@@ -267,7 +276,8 @@ def _image(picture: Any, name: str) -> tuple[Any, str]:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
             raise RequestError(
-                f"{name} must be uint8 [H, W] or [H, W, C] or a float sample, got {picture.dtype} {picture.shape}."
+                f"{name} must be uint8 [H, W] or [H, W, C] or a float sample, got {picture.dtype} "
+                f"{picture.shape}."
             )
         flat = picture[..., 0] if picture.shape[2:] == (1,) else picture
         try:
@@ -278,7 +288,8 @@ def _image(picture: Any, name: str) -> tuple[Any, str]:
             ) from None
     if not isinstance(picture, (str, os.PathLike)):
         raise RequestError(
-            f"{name} must be a path, a Pillow image or an array, got {shown(picture)} ({type(picture).__name__})."
+            f"{name} must be a path, a Pillow image or an array, got {shown(picture)} "
+            f"({type(picture).__name__})."
         )
     path = path_of(name, picture)
     try:
@@ -310,22 +321,26 @@ def _fitting(image: Any, name: str, shape: tuple[int, ...], convert: bool) -> UI
         image = image.convert("L")
     if image.mode != mode or image.size != size:
         raise RequestError(
-            f"{name} is {image.width}×{image.height} {image.mode}, {size[0]}×{size[1]} {mode} expected: "
+            f"{name} is {image.width}×{image.height} {image.mode}, {size[0]}×{size[1]} {mode} "
+            f"expected: "
             "change it, or ask for it to be converted (convert=True, --convert)."
         )
     return np.asarray(image).reshape(shape[1], shape[2], shape[0])
 
 
 def eight_bits(image: Any, name: str) -> Any:
-    """A Pillow image of 16 bits a pixel as one of 8, where Pillow itself would cut at 255; any other as it is.
+    """A Pillow image of 16 bits a pixel as one of 8, where Pillow itself would cut at 255; any
+    other as it is.
 
-    Raises RequestError for whole or real numbers of 32 bits, of which nothing says how bright they are.
+    Raises RequestError for whole or real numbers of 32 bits, of which nothing says how bright they
+    are.
     """
     from PIL import Image
 
     if image.mode in ("I", "F"):
         raise RequestError(
-            f"{name} has mode {image.mode}, 32 bits a pixel, and nothing says which value is white: save it with 8 or 16 bits."
+            f"{name} has mode {image.mode}, 32 bits a pixel, and nothing says which value is "
+            f"white: save it with 8 or 16 bits."
         )
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
@@ -335,7 +350,8 @@ def eight_bits(image: Any, name: str) -> Any:
 def save_animation(
     path: str | Path, frames: UInt8, least: int = 0, frame_ms: int = 60, last_ms: int = 1500
 ) -> None:
-    """Write frames [n, H, W, C] as a GIF, an APNG or a WebP that repeats, by the file name's ending; enlarged as by `save`."""
+    """Write frames [n, H, W, C] as a GIF, an APNG or a WebP that repeats, by the file name's
+    ending; enlarged as by `save`."""
     from PIL import Image
 
     path = path_of("path", path)

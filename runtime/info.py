@@ -1,4 +1,5 @@
-"""What this machine can run, what is missing, and what a bundle holds: python -m runtime.info [BUNDLE]"""
+"""What this machine can run, what is missing, and what a bundle holds: python -m runtime.info
+[BUNDLE]"""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ INSTRUCTIONS = {
 
 
 def machine() -> dict[str, Any]:
-    """The processor in words, its cores that this process may use, and its instruction sets (on Linux)."""
+    """The processor in words, its cores that this process may use, and its instruction sets (on
+    Linux)."""
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -43,7 +45,8 @@ def machine() -> dict[str, Any]:
 
 
 def backends() -> dict[str, dict[str, Any]]:
-    """For every backend its version and what it can compute here, or what is missing and how to get it."""
+    """For every backend its version and what it can compute here, or what is missing and how to get
+    it."""
     return {name: _backend(name) for name in BACKENDS}
 
 
@@ -87,7 +90,8 @@ def _version(name: str) -> str | None:
 
 
 def _no_gpu(name: str) -> str | None:
-    """Why this process cannot use an NVIDIA GPU, in one line; None where it can, or where that cannot be told."""
+    """Why this process cannot use an NVIDIA GPU, in one line; None where it can, or where that
+    cannot be told."""
     from .backends.nvidia.cuda import Cuda, cudart
 
     try:
@@ -102,7 +106,8 @@ def _no_gpu(name: str) -> str | None:
 
 
 def contents(bundle: Bundle, here: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What a bundle is, and for each of its precisions and backends whether it runs here and how its export found it."""
+    """What a bundle is, and for each of its precisions and backends whether it runs here and how
+    its export found it."""
     pairs, checked = offered(bundle), bundle.report
     rows = [
         {
@@ -132,7 +137,8 @@ def describe(found: dict[str, Any]) -> str:
     """The facts as a person reads them."""
     m = found["machine"]
     lines = [
-        f"machine   {m['processor']}, {m['cores']} cores; {', '.join(m['instructions']) or 'instruction sets unknown'}",
+        f"machine   {m['processor']}, {m['cores']} cores; "
+        f"{', '.join(m['instructions']) or 'instruction sets unknown'}",
         "",
     ]
     rows = [["backend", "version", "computes", "missing"]]
@@ -153,7 +159,8 @@ def _describe_bundle(b: dict[str, Any]) -> list[str]:
         f"{len(b['labels'])} labels" if b["labels"] else "no labels",
     )
     lines = [
-        f"bundle    {b['name']}: samples of {shape} in {b['range'][0]:g} … {b['range'][1]:g}, {labels}, {b['bytes'] / 1e6:.1f} MB",
+        f"bundle    {b['name']}: samples of {shape} in {b['range'][0]:g} … {b['range'][1]:g}, "
+        f"{labels}, {b['bytes'] / 1e6:.1f} MB",
         f"network   prediction {b['prediction']}, schedule {b['schedule']} with {b['knots']} knots",
         f"default   {d['solver']}, {d['steps']} steps on {d['grid']}, guidance {d['guidance']:g}",
         "",

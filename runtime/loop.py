@@ -1,4 +1,5 @@
-"""The reverse loop over a batch: every sample on its own row of its own program, on whatever backend."""
+"""The reverse loop over a batch: every sample on its own row of its own program, on whatever
+backend."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Cancelled(UnnoiseError):
 
 
 class Preview(NamedTuple):
-    """What a step callback gets: which samples of the call are under way, how far, and what each would look like if it stopped here."""
+    """What a step callback gets: which samples of the call are under way, how far, and what each
+    would look like if it stopped here."""
 
     samples: NDArray[np.int64]  # [b], positions in the call's result
     step: int  # rows done, 1 … steps
@@ -53,7 +55,8 @@ class Table(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The part of a picture that is known: `mask` is 1 there, 0 where it is to be painted, and may lie between. Both [*S]."""
+    """The part of a picture that is known: `mask` is 1 there, 0 where it is to be painted, and may
+    lie between. Both [*S]."""
 
     picture: Float32
     mask: Float32
@@ -78,8 +81,9 @@ def begin(job: Job, shape: tuple[int, ...]) -> Float32:
 class Loop:
     """Runs jobs on a backend, at most `max_batch` at a time. May be used from many threads at once.
 
-    A backend that can runs whole programs by itself; not where somebody looks at the steps (`on_step`) or D is changed between
-    them (`Known`): these run row by row from here, on every backend.
+    A backend that can runs whole programs by itself; not where somebody looks at the steps
+    (`on_step`) or D is changed between them (`Known`): these run row by row from here, on every
+    backend.
     """
 
     def __init__(self, backend: Backend, sample_shape: tuple[int, ...], max_batch: int) -> None:
@@ -133,7 +137,8 @@ class Loop:
             self.backend.close()
 
     def _run_whole(self, jobs: list[Job]) -> Float32:
-        """One chunk in as few batches as have, row for row, one guidance: a row without never runs the graph with."""
+        """One chunk in as few batches as have, row for row, one guidance: a row without never runs
+        the graph with."""
         result = np.empty((len(jobs), *self.shape), np.float32)
         assert isinstance(self.backend, WholeLoop)
         for members in alike(jobs):
@@ -184,7 +189,8 @@ class Loop:
         active: NDArray[np.intp],
         k: int,
     ) -> None:
-        """Fill the noise of row k, and clear what an earlier row left (`quiet` tells whose buffer is zero)."""
+        """Fill the noise of row k, and clear what an earlier row left (`quiet` tells whose buffer
+        is zero)."""
         noisy = [i for i in active if jobs[i].table.noisy[k]]
         stale = [i for i in active if not (jobs[i].table.noisy[k] or quiet[i])]
         if noisy:
@@ -213,7 +219,8 @@ class Loop:
 
 
 def alike(jobs: list[Job]) -> list[list[int]]:
-    """Positions of the jobs, in groups that can run together: their programs have guidance in the same rows, as far as they go."""
+    """Positions of the jobs, in groups that can run together: their programs have guidance in the
+    same rows, as far as they go."""
     groups: list[tuple[NDArray[np.bool_], list[int]]] = []
     for i in sorted(range(len(jobs)), key=lambda i: -len(jobs[i].table.guided)):
         own = jobs[i].table.guided
@@ -227,7 +234,8 @@ def alike(jobs: list[Job]) -> list[list[int]]:
 
 
 def rows(jobs: list[Job], shape: tuple[int, ...]) -> Rows:
-    """The jobs' programs as one, the longest first in the list; a finished sample gets identity rows."""
+    """The jobs' programs as one, the longest first in the list; a finished sample gets identity
+    rows."""
     K, B = len(jobs[0].table.call), len(jobs)
     call, update = np.empty((K, B, 6), np.float32), np.empty((K, B, R, R + 2), np.float32)
     noisy = np.zeros((K, B), bool)
@@ -249,7 +257,8 @@ def rows(jobs: list[Job], shape: tuple[int, ...]) -> Rows:
 
 
 def _blend(buffers: Buffers, i: np.integer[Any], known: Known, last: bool) -> None:
-    """Sample i's row as if D had been the known picture where it is known: each register takes up the change of D by its own weight."""
+    """Sample i's row as if D had been the known picture where it is known: each register takes up
+    the change of D by its own weight."""
     change = known.mask * (known.picture - buffers.denoised[i])
     weights = buffers.update[i, :, D]
     buffers.state[i] += weights.reshape(-1, *[1] * change.ndim) * change

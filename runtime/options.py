@@ -114,7 +114,8 @@ def load(given: argparse.Namespace) -> tuple[Sampler, float]:
 
 @contextmanager
 def progress(title: str, sampler: Sampler) -> Iterator[StepCallback | None]:
-    """A step callback that draws a bar over network calls; several passes, one after another, are one bar each.
+    """A step callback that draws a bar over network calls; several passes, one after another, are
+    one bar each.
 
     None for a backend that runs whole programs by itself: a callback would keep it from that.
     """
@@ -149,7 +150,8 @@ def write(path: Path, samples: Any, sampler: Sampler, columns: int | None, width
 def check_out(
     given: argparse.Namespace, bundle: Bundle, format_of: Callable[[Path], str] = picture_format
 ) -> None:
-    """Raises RequestError, before anything is sampled, for a file or sheet that `write` cannot write, and for samples that no picture can show."""
+    """Raises RequestError, before anything is sampled, for a file or sheet that `write` cannot
+    write, and for samples that no picture can show."""
     if given.columns is not None:
         integer("columns", given.columns, 1)
     if given.out.suffix == ".npy":
@@ -157,7 +159,8 @@ def check_out(
     shape = bundle.sample_shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise RequestError(
-            f"the samples of {bundle.name} are {'×'.join(map(str, shape))}, and a picture takes 1 or 3 channels by height by width: "
+            f"the samples of {bundle.name} are {'×'.join(map(str, shape))}, and a picture takes 1 "
+            f"or 3 channels by height by width: "
             "write the samples themselves with --out samples.npy."
         )
     format_of(given.out)

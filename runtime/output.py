@@ -35,7 +35,8 @@ SPELLED = {
 
 
 def escape(error: UnicodeError) -> tuple[str, int]:
-    """Spell out the characters that an encoding lacks, as JSON would: \\u03b5. An error handler of `codecs`."""
+    """Spell out the characters that an encoding lacks, as JSON would: \\u03b5. An error handler of
+    `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     parts: list[str] = []

@@ -20,12 +20,14 @@ from .loop import Job, Known, Table
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One sample. What is None takes the bundle's default; label None is the null label, which needs no guidance.
+    """One sample. What is None takes the bundle's default; label None is the null label, which
+    needs no guidance.
 
-    guidance_interval: (low, high], in sigma/alpha, where guidance holds. It starts from one of: the seed's noise; `start`, an x [*S] at the
-    level where the walk begins; `picture`, an x_0 [*S] noised to that level with q(x_t|x_0). strength: the share of the grid, from its
-    clean end, that is walked. up: walk upward and unclipped, from the least noisy knot to the noisiest. known: a picture that x_0 agrees with
-    where `mask` is 1, and to the extent that it is, both [*S].
+    guidance_interval: (low, high], in sigma/alpha, where guidance holds. It starts from one of: the
+    seed's noise; `start`, an x [*S] at the level where the walk begins; `picture`, an x_0 [*S]
+    noised to that level with q(x_t|x_0). strength: the share of the grid, from its clean end, that
+    is walked. up: walk upward and unclipped, from the least noisy knot to the noisiest. known: a
+    picture that x_0 agrees with where `mask` is 1, and to the extent that it is, both [*S].
     """
 
     seed: int
@@ -49,7 +51,8 @@ FIELDS = tuple(entry.name for entry in fields(Request) if entry.name != "options
 
 
 class Planner:
-    """Turns requests for a bundle into jobs, and keeps the programs that it made. May be used from many threads at once."""
+    """Turns requests for a bundle into jobs, and keeps the programs that it made. May be used from
+    many threads at once."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -68,7 +71,8 @@ class Planner:
         )
         if guidance != 1 and not bundle.can_guide:
             raise RequestError(
-                f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a trained null label."
+                f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a "
+                f"trained null label."
             )
         if unwrapped(request.label) is None:
             guidance = 1.0  # F_c is F_u: guidance changes no bit, and need not be paid for

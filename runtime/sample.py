@@ -50,7 +50,8 @@ def sample(given: argparse.Namespace) -> str:
     )
     sampler.close()
     return (
-        f"{given.n} of {bundle.name} on {sampler.backend.name} {sampler.backend.precision}: loaded in {loaded:.2f} s, "
+        f"{given.n} of {bundle.name} on {sampler.backend.name} {sampler.backend.precision}: "
+        f"loaded in {loaded:.2f} s, "
         f"sampled in {spent:.2f} s{ran}: {given.out}"
     )
 

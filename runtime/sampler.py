@@ -1,4 +1,5 @@
-"""Sampling and editing: what a person asks for, as jobs for the loop. The same bytes every time, in any batch, from any thread."""
+"""Sampling and editing: what a person asks for, as jobs for the loop. The same bytes every time, in
+any batch, from any thread."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ ARGUMENTS += ("strength", "on_step", "convert")
 
 
 class Inversion(NamedTuple):
-    """Where pictures come from: noise [n, *S], an x_T for `sample(start=...)`; back [n, *S], what that gives; error [n], its RMS distance."""
+    """Where pictures come from: noise [n, *S], an x_T for `sample(start=...)`; back [n, *S], what
+    that gives; error [n], its RMS distance."""
 
     noise: Float32
     back: Float32
@@ -69,11 +71,12 @@ class Inversion(NamedTuple):
 class Sampler:
     """A bundle ready to sample and to edit. May be used from many threads at once.
 
-    The same bundle, precision, backend, machine, versions and thread count give the same bytes for the same request, whatever
-    else is in the batch and wherever in it the request stands.
+    The same bundle, precision, backend, machine, versions and thread count give the same bytes for
+    the same request, whatever else is in the batch and wherever in it the request stands.
 
-    Everything is made of requests, see `sample_requests`; the other methods make them. Those that take pictures take what
-    `runtime.images.read` does: paths, Pillow images, uint8 arrays, float samples; one, or a sequence. Picture i has seed + i.
+    Everything is made of requests, see `sample_requests`; the other methods make them. Those that
+    take pictures take what `runtime.images.read` does: paths, Pillow images, uint8 arrays, float
+    samples; one, or a sequence. Picture i has seed + i.
     """
 
     def __init__(
@@ -115,14 +118,16 @@ class Sampler:
     ) -> Sampler:
         """Open the bundle in the folder `path`.
 
-        threads: of the inference library, None for one a core. max_batch: larger requests run in chunks of this many.
-        Raises BundleError (the files), BackendError (the machine), RequestError (the arguments).
+        threads: of the inference library, None for one a core. max_batch: larger requests run in
+        chunks of this many. Raises BundleError (the files), BackendError (the machine),
+        RequestError (the arguments).
         """
         return cls(Bundle.load(path), backend, precision, threads, max_batch)
 
     @property
     def timings(self) -> tuple[Timing, ...]:
-        """How each batch of this thread's last call ran on the device; empty where the host ran it step by step, as on a CPU."""
+        """How each batch of this thread's last call ran on the device; empty where the host ran it
+        step by step, as on a CPU."""
         return self._loop.timings
 
     @property
@@ -173,10 +178,12 @@ class Sampler:
     ) -> Float32:
         """n samples, float32 [n, *S] in the data's range.
 
-        n: 1 … 1,000,000, as far as the result fits in memory. Numbers may be numpy scalars or 0-d arrays.
-        seed: sample i has seed + i, or a sequence of n. label: a name or number for all, a sequence of n, None for the null label.
-        guidance: classifier-free guidance scale, one or n, 1 is none. guidance_interval, start [n, *S], strength: see `Request`.
-        solver, steps, grid, options: see `runtime.diffusion.solvers`.
+        n: 1 … 1,000,000, as far as the result fits in memory. Numbers may be numpy scalars or 0-d
+        arrays.
+        seed: sample i has seed + i, or a sequence of n. label: a name or number for all, a sequence
+        of n, None for the null label.
+        guidance: classifier-free guidance scale, one or n, 1 is none. guidance_interval, start [n,
+        *S], strength: see `Request`. solver, steps, grid, options: see `runtime.diffusion.solvers`.
         Raises RequestError for an argument that cannot be used, Cancelled if on_step returns False.
         """
         settings = {
@@ -212,7 +219,8 @@ class Sampler:
             on_step: called after each step, see `sample`.
 
         Raises:
-            RequestError: an entry is no Request or cannot be used, `requests` raises an error of its
+            RequestError: an entry is no Request or cannot be used, `requests` raises an error of
+            its
                 own while it is read (its cause), or the result does not fit in memory.
             Cancelled: on_step returned False.
         """
@@ -233,18 +241,23 @@ class Sampler:
         convert: bool = False,
         **how: Any,
     ) -> Float32:
-        """Pictures noised with q(x_t|x_0) to where the grid's last `strength` begins, and brought back (SDEdit: Meng et al. 2022).
+        """Pictures noised with q(x_t|x_0) to where the grid's last `strength` begins, and brought
+        back (SDEdit: Meng et al. 2022).
 
-        strength: 0 … 1, from one step to a picture forgotten. convert: see `runtime.images.read`. how: label and the rest of what `sample` takes.
+        strength: 0 … 1, from one step to a picture forgotten. convert: see `runtime.images.read`.
+        how: label and the rest of what `sample` takes.
         """
         x = self._read(pictures, convert)
         return self._run(len(x), seed, **_with(how, picture=x, strength=strength))
 
     def invert(self, pictures: Any, *, convert: bool = False, **how: Any) -> Inversion:
-        """The noise that pictures come from: the deterministic process walked upward (DDIM inversion: Song et al. 2021, section 4.3).
+        """The noise that pictures come from: the deterministic process walked upward (DDIM
+        inversion: Song et al. 2021, section 4.3).
 
-        how: as in `sample`; guidance is 1 if not given. `solver` is any deterministic one: those of higher order find their way back more nearly.
-        To come back: `sample(n, start=noise)` with the same `how`. With strength, noise is an x at the level where that part of the grid begins.
+        how: as in `sample`; guidance is 1 if not given. `solver` is any deterministic one: those of
+        higher order find their way back more nearly. To come back: `sample(n, start=noise)` with
+        the same `how`. With strength, noise is an x at the level where that part of the grid
+        begins.
         """
         x, how = self._read(pictures, convert), INVERTING | how
         noise = self._climb(x, how)
@@ -263,10 +276,12 @@ class Sampler:
         convert: bool = False,
         **how: Any,
     ) -> Float32:
-        """Pictures inverted under the label `source` and brought back under `target` (dual diffusion implicit bridges: Su et al. 2023).
+        """Pictures inverted under the label `source` and brought back under `target` (dual
+        diffusion implicit bridges: Su et al. 2023).
 
-        strength: how far up, 1 is all the way to noise: the further, the more of the target and the less of the picture. guidance: of the way
-        back; None is 3, or 1 where the bundle cannot be guided. Both defaults were measured, see docs/translation.md. how: as in `invert`.
+        strength: how far up, 1 is all the way to noise: the further, the more of the target and the
+        less of the picture. guidance: of the way back; None is 3, or 1 where the bundle cannot be
+        guided. Both defaults were measured, see docs/translation.md. how: as in `invert`.
         """
         x, how = self._read(pictures, convert), {**INVERTING, "strength": strength, **how}
         if guidance is None:
@@ -279,8 +294,10 @@ class Sampler:
     ) -> Float32:
         """Pictures painted anew where `mask` is 0; where it is 1 they are returned to the bit.
 
-        mask: a path or Pillow image (white is 1), or an array of bool or 0 … 1 that goes with [n, *S]; between 0 and 1 it mixes.
-        how: as in `sample`; solver "repaint" (the default), with its options jump and resample, goes back and forth so that the parts agree.
+        mask: a path or Pillow image (white is 1), or an array of bool or 0 … 1 that goes with [n,
+        *S]; between 0 and 1 it mixes.
+        how: as in `sample`; solver "repaint" (the default), with its options jump and resample,
+        goes back and forth so that the parts agree.
         """
         x = self._read(pictures, convert)
         return self._run(
@@ -290,9 +307,11 @@ class Sampler:
     def interpolate(
         self, first: Any, second: Any, n: int = 8, *, convert: bool = False, **how: Any
     ) -> Float32:
-        """n samples on the way from `first` to `second`, both ends among them: each a seed or a picture, which is inverted.
+        """n samples on the way from `first` to `second`, both ends among them: each a seed or a
+        picture, which is inverted.
 
-        The noise is interpolated on the sphere (Shoemake 1985; Song et al. 2021, eq. 67). how: as in `invert`.
+        The noise is interpolated on the sphere (Shoemake 1985; Song et al. 2021, eq. 67). how: as
+        in `invert`.
         """
         n = integer("n", n, 2, MAX_SAMPLES)
         how = INVERTING | how
@@ -310,9 +329,11 @@ class Sampler:
         convert: bool = False,
         **how: Any,
     ) -> Float32:
-        """n pictures like this one: its noise, turned by `amount` toward the noise of seeds seed + i. how: as in `invert`.
+        """n pictures like this one: its noise, turned by `amount` toward the noise of seeds seed +
+        i. how: as in `invert`.
 
-        amount: 0 … 1, from the picture itself (but for the error of inverting) to the samples of those seeds.
+        amount: 0 … 1, from the picture itself (but for the error of inverting) to the samples of
+        those seeds.
         """
         n = integer("n", n, 1, MAX_SAMPLES)
         amount = number("amount", amount, 0.0, 1.0)
@@ -332,9 +353,11 @@ class Sampler:
         on_step: StepCallback | None = None,
         **how: Any,
     ) -> Float32:
-        """Frames [K+1, n, *S]: n samples on the way from noise, K network calls; or, given pictures, these on the way to noise.
+        """Frames [K+1, n, *S]: n samples on the way from noise, K network calls; or, given
+        pictures, these on the way to noise.
 
-        The latter is the forward process q(x_t|x_{t-1}), level by level up the grid, with fresh noise at each; it needs no network.
+        The latter is the forward process q(x_t|x_{t-1}), level by level up the grid, with fresh
+        noise at each; it needs no network.
         how: as in `sample`; for pictures steps and grid.
         """
         n = integer("n", n, 1, MAX_SAMPLES)
@@ -343,7 +366,8 @@ class Sampler:
             x = self._read(pictures, convert)
             if n not in (1, len(x)):
                 raise RequestError(
-                    f"`n` must be the number of pictures, {len(x)}, if these are given, got {n}. Leave `n` out."
+                    f"`n` must be the number of pictures, {len(x)}, if these are given, got {n}. "
+                    f"Leave `n` out."
                 )
             with enough_memory("the animation", "Take fewer images or fewer steps."):
                 return bind(
@@ -397,7 +421,8 @@ class Sampler:
             found = np.broadcast_to(found, (n, *shape))
         except ValueError:
             raise RequestError(
-                f"mask has shape {mask.shape}, which does not go with {(n, *shape)}. Pass [H, W] or [n, 1, H, W]."
+                f"mask has shape {mask.shape}, which does not go with {(n, *shape)}. Pass [H, W] "
+                f"or [n, 1, H, W]."
             ) from None
         if not ((found >= 0) & (found <= 1)).all():
             raise RequestError(
@@ -406,7 +431,8 @@ class Sampler:
         return found
 
     def _climb(self, x: Float32, how: dict[str, Any]) -> Float32:
-        """Samples [n, *S] walked up from the least noisy knot, which they are taken to stand at, noise apart."""
+        """Samples [n, *S] walked up from the least noisy knot, which they are taken to stand at,
+        noise apart."""
         start = x * self.bundle.schedule.alpha[0].astype(np.float32)
         return self._run(len(x), **_with(how, start=start, up=True))
 
@@ -436,7 +462,8 @@ class Sampler:
             np.empty((n, *self.bundle.sample_shape), np.float32)
 
     def _requests(self, n: int, seed: Any, **how: Any) -> list[Request]:
-        """n requests: what is a field of `Request`, one for all or one each, and the rest as the solver's options."""
+        """n requests: what is a field of `Request`, one for all or one each, and the rest as the
+        solver's options."""
         n = integer("n", n, 1, MAX_SAMPLES)
         self._check_size(n)
         own = {
@@ -452,7 +479,8 @@ class Sampler:
 
 
 def slerp(a: Float32, b: Float32, t: float) -> Float32:
-    """The point t, 0 … 1, of the way from a to b on the sphere (Shoemake 1985): (sin((1-t)θ)·a + sin(tθ)·b)/sin θ, θ the angle between."""
+    """The point t, 0 … 1, of the way from a to b on the sphere (Shoemake 1985): (sin((1-t)θ)·a +
+    sin(tθ)·b)/sin θ, θ the angle between."""
     t = number("t", t, 0.0, 1.0)
     for name, value in (("a", a), ("b", b)):
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f":

@@ -1,4 +1,5 @@
-"""One tiny trained run and its bundle, made once and shared; tests that change a bundle work on a copy."""
+"""One tiny trained run and its bundle, made once and shared; tests that change a bundle work on a
+copy."""
 
 import shutil
 from collections.abc import Callable

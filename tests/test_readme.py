@@ -31,7 +31,8 @@ def _commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder that has what a clone has, so that the commands leave nothing in this one; and networks to export."""
+    """An empty folder that has what a clone has, so that the commands leave nothing in this one;
+    and networks to export."""
     path = tmp_path_factory.mktemp("clone")
     for name in ("runtime", "trainer", "export", "docs"):
         (path / name).symlink_to(ROOT / name)
@@ -92,7 +93,8 @@ def test_ci_runs_what_this_file_does_not() -> None:
 
 
 def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder: Path) -> None:
-    """The two long commands: training is stopped as the README says one may, and export takes the run that it leaves."""
+    """The two long commands: training is stopped as the README says one may, and export takes the
+    run that it leaves."""
     assert {"python -m trainer.fit", "python -m export.build"} <= set(_commands())
     training = subprocess.Popen(
         [sys.executable, "-m", "trainer.fit"], cwd=folder, stdout=subprocess.PIPE, text=True

@@ -1,4 +1,5 @@
-"""The bundle that the project ships: whole, small, honest about what it has seen, and quick to the same bytes."""
+"""The bundle that the project ships: whole, small, honest about what it has seen, and quick to the
+same bytes."""
 
 import csv
 from pathlib import Path
@@ -59,7 +60,8 @@ def test_its_samples_keep_the_same_bytes_in_a_batch(shipped: Bundle) -> None:
 def test_translating_emoji_that_it_never_saw_brings_them_nearer_to_their_counterparts(
     shipped: Bundle,
 ) -> None:
-    """Each way, over every 160th emoji: docs/translation.md has 0.53 of RMS before and 0.48 after, over all of them."""
+    """Each way, over every 160th emoji: docs/translation.md has 0.53 of RMS before and 0.48 after,
+    over all of them."""
     with np.load(EMOJI) as file:
         pictures, category = file["images"][::160], file["category"][::160].astype(int)
     sampler, samples = Sampler(shipped), pictures.transpose(0, 1, 4, 2, 3) / np.float32(127.5) - 1

@@ -1,4 +1,5 @@
-"""Moving averages of the weights: by half-life while training, and of any width afterwards from stored snapshots.
+"""Moving averages of the weights: by half-life while training, and of any width afterwards from
+stored snapshots.
 
     python -m trainer.average RUN --width 0.07
 
@@ -33,27 +34,32 @@ from .runs.folder import read_run
 
 
 def half_life_decay(batch: int, half_life: float, step: int) -> float:
-    """Decay of one step's update: a half-life in pictures, at most a twentieth of those seen so far (the ramp-up of Karras et al. 2024)."""
+    """Decay of one step's update: a half-life in pictures, at most a twentieth of those seen so far
+    (the ramp-up of Karras et al. 2024)."""
     return 0.5 ** (batch / max(min(half_life, (step + 1) * batch / 20), 1e-9))
 
 
 @lru_cache
 def exponent(width: float) -> float:
-    """gamma of the power-function average whose profile has this standard deviation, relative to the training's length.
+    """gamma of the power-function average whose profile has this standard deviation, relative to
+    the training's length.
 
-    width² = (gamma + 1) / ((gamma + 2)² (gamma + 3)), 0 < width < 0.288 (Karras et al. 2024, eq. 126, and Algorithm 2).
+    width² = (gamma + 1) / ((gamma + 2)² (gamma + 3)), 0 < width < 0.288 (Karras et al. 2024, eq.
+    126, and Algorithm 2).
     """
     roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
     return float(np.real(roots[np.isreal(roots)]).max())
 
 
 def power_decay(width: float, step: int) -> float:
-    """(1 - 1/t)^(gamma + 1) at step t = step + 1: the weights' average with the profile tau^gamma (Karras et al. 2024, eq. 2)."""
+    """(1 - 1/t)^(gamma + 1) at step t = step + 1: the weights' average with the profile tau^gamma
+    (Karras et al. 2024, eq. 2)."""
     return (1 - 1 / (step + 1)) ** (exponent(width) + 1)
 
 
 class Averages:
-    """The averages of one run, by name: "ema" and "ema-N" by half-life, "power-W" by width. `of` maps a name to its tensors."""
+    """The averages of one run, by name: "ema" and "ema-N" by half-life, "power-W" by width. `of`
+    maps a name to its tensors."""
 
     def __init__(self, config: Config, weights: Mapping[str, Tensor]) -> None:
         self.batch = config.batch
@@ -83,8 +89,8 @@ def power_name(width: float) -> str:
 
 
 def inner_products(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> Float64:
-    """[len(a), len(b)]: ∫ p_i p_j of power-function profiles, each (t, gamma), p(tau) = (gamma+1)/t · (tau/t)^gamma up to t
-    (Karras et al. 2024, Algorithm 3)."""
+    """[len(a), len(b)]: ∫ p_i p_j of power-function profiles, each (t, gamma), p(tau) = (gamma+1)/t
+    · (tau/t)^gamma up to t (Karras et al. 2024, Algorithm 3)."""
     (ta, ga), (tb, gb) = (np.array(v, np.float64).T for v in (a, b))
     ta, ga = ta[:, None], ga[:, None]
     least, most = np.minimum(ta, tb), np.maximum(ta, tb)
@@ -94,9 +100,11 @@ def inner_products(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, fl
 
 
 def combination(snapshots: Sequence[tuple[float, float]], t: float, gamma: float) -> Float64:
-    """[len(snapshots)]: weights that sum to 1 and whose sum of the snapshots' profiles is nearest to that of (t, gamma), by least squares.
+    """[len(snapshots)]: weights that sum to 1 and whose sum of the snapshots' profiles is nearest
+    to that of (t, gamma), by least squares.
 
-    The paper's solution need not sum to 1, and after few steps does not: then all weights of the network come out too large or too small.
+    The paper's solution need not sum to 1, and after few steps does not: then all weights of the
+    network come out too large or too small.
     """
     n = len(snapshots)
     A = np.ones((n + 1, n + 1))
@@ -123,11 +131,13 @@ def stored(run: Path) -> dict[tuple[int, float], Path]:
 
 
 def post_hoc(run: Path, width: float, step: int) -> Tensors:
-    """The average of this width after `step`, from the snapshots up to there. Raises CheckpointError where there are none."""
+    """The average of this width after `step`, from the snapshots up to there. Raises
+    CheckpointError where there are none."""
     found = {key: path for key, path in stored(run).items() if key[0] <= step}
     if not found:
         raise CheckpointError(
-            f"{run} has no snapshots up to step {step}: train with --ema-power 0.05,0.1, which keeps some in {run / 'snapshots'}."
+            f"{run} has no snapshots up to step {step}: train with --ema-power 0.05,0.1, which "
+            f"keeps some in {run / 'snapshots'}."
         )
     weights = combination([(s, exponent(w)) for s, w in found], step, exponent(width))
     total: dict[str, Tensor] = {}

@@ -1,4 +1,5 @@
-"""The config of a run: one frozen record, checked when made, printed, and saved beside what it made."""
+"""The config of a run: one frozen record, checked when made, printed, and saved beside what it
+made."""
 
 from __future__ import annotations
 
@@ -47,11 +48,13 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what a run learns. Two runs with equal configs on one machine end with equal weights."""
+    """Everything that decides what a run learns. Two runs with equal configs on one machine end
+    with equal weights."""
 
     data: str = option(
         "emoji",
-        "emoji, digits, folder:PATH (a class per subfolder), npz:FILE, hf:NAME_OR_PATH, or wds:SHARDS",
+        "emoji, digits, folder:PATH (a class per subfolder), npz:FILE, hf:NAME_OR_PATH, or "
+        "wds:SHARDS",
     )
     name: str = option("", "the run's name, its folder under runs/ (default: the data's name)")
     split: str = option(
@@ -61,7 +64,8 @@ class Config:
     )
     size: int = option(
         0,
-        "files: resize the shorter side to this many pixels and crop; 0 asks that all pictures be alike",
+        "files: resize the shorter side to this many pixels and crop; 0 asks that all pictures be "
+        "alike",
     )
     mode: str = option(
         "", "files: convert pictures to this mode; empty asks that all be alike", ("", "RGB", "L")
@@ -72,7 +76,8 @@ class Config:
     flips: bool = option(False, "mirror half of the pictures, drawn anew every epoch")
     bad_pictures: str = option(
         "skip",
-        "files: refuse ends the run at one that cannot be read; skip counts and names it, and ends the run at more than 1 %",
+        "files: refuse ends the run at one that cannot be read; skip counts and names it, and "
+        "ends the run at more than 1 %",
         ("skip", "refuse"),
     )
     labels: bool = option(True, "tell the network each picture's class")
@@ -123,7 +128,8 @@ class Config:
     )
     times: str = option(
         "stratified",
-        "how noise levels are drawn: a stretch of knots for each picture, knots, or ln(sigma/alpha) normal",
+        "how noise levels are drawn: a stretch of knots for each picture, knots, or "
+        "ln(sigma/alpha) normal",
         ("stratified", "uniform", "log_normal"),
     )
     time_mean: float = option(-1.2, "log_normal: mean of ln(sigma/alpha)")
@@ -148,11 +154,13 @@ class Config:
     )
     ema_half_life: tuple[int, ...] = option(
         (10_000,),
-        "half-lives of the weights' moving averages in pictures, shorter at first; the first is sampled",
+        "half-lives of the weights' moving averages in pictures, shorter at first; the first is "
+        "sampled",
     )
     ema_power: tuple[float, ...] = option(
         (),
-        "relative widths of power-function averages kept as snapshots, such as 0.05,0.1, for trainer.average",
+        "relative widths of power-function averages kept as snapshots, such as 0.05,0.1, for "
+        "trainer.average",
     )
     snapshot_every: int = option(1000, "steps between those snapshots")
     start_from: str = option(
@@ -180,13 +188,15 @@ class Config:
     sample_steps: int = option(20, "steps of the sample grids")
     quality_every: int = option(
         0,
-        "pictures trained on between grids that are measured for their distance from the data, to the step; 0 for none",
+        "pictures trained on between grids that are measured for their distance from the data, to "
+        "the step; 0 for none",
     )
     quality_samples: int = option(1000, "samples, and pictures, that are compared")
     quality_batch: int = option(64, "samples made at once for that")
     features: str = option(
         "",
-        "a TorchScript file of Inception, uint8 [B, 3, H, W] to features (default: a classifier trained on the data)",
+        "a TorchScript file of Inception, uint8 [B, 3, H, W] to features (default: a classifier "
+        "trained on the data)",
     )
     log_every: int = option(20, "steps between log rows")
 
@@ -204,7 +214,8 @@ class Config:
         self._check_name()
         if self.make_schedule().alpha[-1] == 0 and self.prediction == "epsilon":
             raise RequestError(
-                "an epsilon network says nothing at zero terminal SNR: use --prediction v, x0 or flow, or another schedule."
+                "an epsilon network says nothing at zero terminal SNR: use --prediction v, x0 or "
+                "flow, or another schedule."
             )
         self.sample_program()  # or the first grid, hours later, would be where a wrong solver is found
 
@@ -254,11 +265,13 @@ class Config:
         self._set("attention", tuple(integer("attention", v, 1, 2**14) for v in self.attention))
         if self.width % (4 * self.heads):
             raise RequestError(
-                f"width must be a multiple of 4 times the heads, found {self.width} with {self.heads} heads."
+                f"width must be a multiple of 4 times the heads, found {self.width} with "
+                f"{self.heads} heads."
             )
         if self.batch % self.accumulate:
             raise RequestError(
-                f"batch must be a multiple of accumulate, found {self.batch} pictures in {self.accumulate} parts."
+                f"batch must be a multiple of accumulate, found {self.batch} pictures in "
+                f"{self.accumulate} parts."
             )
 
     def _check_averages(self) -> None:
@@ -284,7 +297,8 @@ class Config:
             )
         if KINDS[kind] and not place.strip(":"):
             raise RequestError(
-                f"data {kind!r} needs a place: --data {kind}:{'PATH' if kind == 'folder' else 'PLACE'}, {KINDS[kind]}."
+                f"data {kind!r} needs a place: --data "
+                f"{kind}:{'PATH' if kind == 'folder' else 'PLACE'}, {KINDS[kind]}."
             )
         if not self.name:
             self._set("name", _default_name(kind, place).lstrip(".") or "run")
@@ -295,7 +309,8 @@ class Config:
         return schedule.zero_terminal_snr() if self.zero_terminal_snr else schedule
 
     def sample_program(self, solver: str = "", steps: int = 0) -> Program:
-        """What grids and samples that are judged are made with. Raises RequestError for a solver that there is not."""
+        """What grids and samples that are judged are made with. Raises RequestError for a solver
+        that there is not."""
         chosen = solver or self.sample_solver
         return make_program(
             self.make_schedule(),

@@ -1,7 +1,9 @@
-"""How good the samples are: python -m trainer.evaluate RUN_OR_BUNDLE. Distances from the data by features, see `trainer.quality.distances`.
+"""How good the samples are: python -m trainer.evaluate RUN_OR_BUNDLE. Distances from the data by
+features, see `trainer.quality.distances`.
 
-The numbers of a run and of the bundle made from it may be compared, and those of runs on the same data; with the features of the classifier that
-is trained here they are not those of the literature, which are Inception's.
+The numbers of a run and of the bundle made from it may be compared, and those of runs on the same
+data; with the features of the classifier that is trained here they are not those of the literature,
+which are Inception's.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ Sample = Callable[[int, int, NDArray[np.int64]], NDArray[np.uint8]]
 
 
 def require_comparable(config: Config, source: Source) -> None:
-    """Before training. Raises RequestError where a `Judge` would have nothing to judge by: too few pictures, or no file of features."""
+    """Before training. Raises RequestError where a `Judge` would have nothing to judge by: too few
+    pictures, or no file of features."""
     require_enough(min(config.quality_samples, len(source.labels)))
     if config.features and not Path(config.features).is_file():
         raise RequestError(f"--features {config.features}: there is no such file.")
@@ -51,7 +54,8 @@ def require_enough(count: int) -> None:
 
 
 class Judge:
-    """Pictures of the data, chosen once, and their features; calling it with a sampler gives frechet, kernel, precision, recall."""
+    """Pictures of the data, chosen once, and their features; calling it with a sampler gives
+    frechet, kernel, precision, recall."""
 
     def __init__(
         self, config: Config, source: Source, folder: Path | None, device: torch.device
@@ -92,14 +96,16 @@ def of_run(run: Path, best: bool, device: str, **changes: Any) -> dict[str, Any]
 
 
 def of_bundle(folder: Path, guidance: float | None, device: str, **changes: Any) -> dict[str, Any]:
-    """Of a bundle made from a run, whose data must be here. Raises RequestError for a bundle from elsewhere."""
+    """Of a bundle made from a run, whose data must be here. Raises RequestError for a bundle from
+    elsewhere."""
     from runtime.sampler import Sampler
 
     sampler = Sampler.load(folder)
     record = sampler.bundle.provenance.get("config")
     if not isinstance(record, Mapping):
         raise RequestError(
-            f"{folder} did not come from a run of trainer.fit: nothing says what data it is to be held against."
+            f"{folder} did not come from a run of trainer.fit: nothing says what data it is to be "
+            f"held against."
         )
     config = dataclasses.replace(Config.from_json(record), **changes)
     source = data.load(config)

@@ -1,4 +1,5 @@
-"""Train a network: python -m trainer.fit. The same command again goes on where the last one stopped, to the same weights.
+"""Train a network: python -m trainer.fit. The same command again goes on where the last one
+stopped, to the same weights.
 
 In many processes: accelerate launch --num_processes 8 -m trainer.fit … with the same options.
 """
@@ -69,9 +70,11 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 def fit(config: Config, runs: Path = Path("runs")) -> bool:
-    """Train, or go on training, into runs/NAME. Returns whether the run is finished (False: it was asked to stop, and a checkpoint is written).
+    """Train, or go on training, into runs/NAME. Returns whether the run is finished (False: it was
+    asked to stop, and a checkpoint is written).
 
-    Every process of a run calls this; the first one alone writes. Raises TrainingError where another process is gone.
+    Every process of a run calls this; the first one alone writes. Raises TrainingError where
+    another process is gone.
     """
     with asked_to_stop() as stop:
         processes = join(config.device)
@@ -90,7 +93,8 @@ def enough_memory(config: Config) -> Iterator[None]:
         ):
             raise
         raise TrainingError(
-            f"memory ran out ({' '.join(str(error).split())[:200] or 'MemoryError'}). Use a smaller "
+            f"memory ran out ({' '.join(str(error).split())[:200] or 'MemoryError'}). Use a "
+            f"smaller "
             f"--batch (now {config.batch}), more --accumulate (now {config.accumulate}), a smaller "
             "network or --size, or --checkpointing."
         ) from error
@@ -110,8 +114,10 @@ def require_memory(spent: Cost, processes: Processes) -> None:
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise TrainingError(
-            f"a network of {spent.parameters / 1e6:.0f} M parameters needs at least {needed / 2**30:.0f} GiB "
-            f"to train, and this machine has {there / 2**30:.0f} GiB. Use smaller --channels, --width or --depth."
+            f"a network of {spent.parameters / 1e6:.0f} M parameters needs at least "
+            f"{needed / 2**30:.0f} GiB "
+            f"to train, and this machine has {there / 2**30:.0f} GiB. Use smaller --channels, "
+            f"--width or --depth."
         )
 
 
@@ -161,7 +167,8 @@ class Run:
         self.starved = False
 
     def _resume(self, checkpoint: Checkpoint | None) -> int:
-        """Take over the newest checkpoint, if there is one, and say which step it is of; -1 for none."""
+        """Take over the newest checkpoint, if there is one, and say which step it is of; -1 for
+        none."""
         trainer = self.trainer
         if checkpoint is None:
             return -1
@@ -174,7 +181,8 @@ class Run:
         ]
         if differing and self.processes.main:
             log.warning(
-                "the checkpoint was written elsewhere (%s): the weights may differ in the last bits",
+                "the checkpoint was written elsewhere (%s): the weights may differ in the last "
+                "bits",
                 ", ".join(differing),
             )
         if self.processes.main:
@@ -224,7 +232,8 @@ class Run:
         config, step = self.config, self.trainer.step
 
         def due(every: int, at_the_end: bool = True, of: int = 1) -> bool:
-            """Whether this step is the first to reach a multiple of `every`, where a step counts as `of`."""
+            """Whether this step is the first to reach a multiple of `every`, where a step counts as
+            `of`."""
             return bool(every) and (
                 step * of // every > (step - 1) * of // every
                 or (at_the_end and step == config.steps)
@@ -243,7 +252,8 @@ class Run:
             self.save_checkpoint()
 
     def log_row(self, found: dict[str, float]) -> None:
-        """A row of what this step found. Raises DataError, in every process, where more than 1 % of the pictures cannot be read."""
+        """A row of what this step found. Raises DataError, in every process, where more than 1 % of
+        the pictures cannot be read."""
         trainer, bad = self.trainer, self.trainer.all_bad()
         losses = trainer.take_bucket_losses()
         steps, seconds = trainer.step - self.since[0], max(trainer.seconds - self.since[1], 1e-9)
@@ -331,7 +341,8 @@ class Run:
                 temporary.write_bytes(checkpoints.to_bytes(average))
 
     def measure(self) -> None:
-        """How far samples are from the data; the checkpoint with the least Fréchet distance is kept under best/."""
+        """How far samples are from the data; the checkpoint with the least Fréchet distance is kept
+        under best/."""
         trainer, better = self.trainer, False
         ema = trainer.whole(trainer.ema)
         if self.log is not None and self.log.quality is not None:
@@ -357,7 +368,8 @@ class Run:
 
 
 def start(trainer: Trainer) -> dict[str, str]:
-    """Where the config says so, begin with the weights of another run or a bundle, and say what begins anew.
+    """Where the config says so, begin with the weights of another run or a bundle, and say what
+    begins anew.
 
     Returns what tells these weights from others under the same path, for starts.json.
     """
@@ -382,7 +394,8 @@ def describe(config: Config, trainer: Trainer, cost: Any) -> None:
     print(to_json(config.to_json()), end="")
     print(
         f"{len(source.labels)} pictures of {source.sample_shape}, {len(source.classes)} classes; "
-        f"network of {cost.parameters / 1e6:.2f} M parameters, {cost.flops / 1e9:.3g} GFLOP a picture, on {trainer.device}"
+        f"network of {cost.parameters / 1e6:.2f} M parameters, {cost.flops / 1e9:.3g} GFLOP a "
+        f"picture, on {trainer.device}"
         f"{f' in {processes.count} processes' if processes.count > 1 else ''}; "
         f"{config.steps * config.batch / len(source.labels):.0f} epochs",
         flush=True,
@@ -390,7 +403,8 @@ def describe(config: Config, trainer: Trainer, cost: Any) -> None:
 
 
 def dry_run(config: Config) -> None:
-    """Everything but the training: load the data, make the network, take three steps, say how long the whole would take; write nothing."""
+    """Everything but the training: load the data, make the network, take three steps, say how long
+    the whole would take; write nothing."""
     with enough_memory(config):
         _dry_run(config)
 

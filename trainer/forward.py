@@ -11,7 +11,8 @@ from runtime.diffusion.schedule import Schedule
 
 
 class ForwardProcess:
-    """q of Ho et al. 2020 on the runtime's own arrays, as tensors on `device`. t [B] int64 are knots of the schedule."""
+    """q of Ho et al. 2020 on the runtime's own arrays, as tensors on `device`. t [B] int64 are
+    knots of the schedule."""
 
     def __init__(
         self,
@@ -45,11 +46,13 @@ class ForwardProcess:
         return self._at(self.alpha, t, x0) * x0 + self._at(self.sigma, t, x0) * eps
 
     def step(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """q(x_t | x_{t-1}): √(1 - β_t) · x_{t-1} + √β_t · eps (Ho et al. 2020, eq. 2); x is x_0 for t = 0."""
+        """q(x_t | x_{t-1}): √(1 - β_t) · x_{t-1} + √β_t · eps (Ho et al. 2020, eq. 2); x is x_0 for
+        t = 0."""
         return self._at(self.step_scale, t, x) * x + self._at(self.step_noise, t, x) * eps
 
     def target(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """What a perfect network answers at x_t: a mixture of x_0 and eps that the prediction fixes (`runtime.diffusion.program.precondition`)."""
+        """What a perfect network answers at x_t: a mixture of x_0 and eps that the prediction fixes
+        (`runtime.diffusion.program.precondition`)."""
         return self._at(self.of_clean, t, x0) * x0 + self._at(self.of_noise, t, x0) * eps
 
     def network_input(self, x: Tensor, t: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""The config from a command line: what is given, then the preset, then what fits the data, then the defaults."""
+"""The config from a command line: what is given, then the preset, then what fits the data, then the
+defaults."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ _LARGE = {
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"channels": (16, 32), "attention": ()},
     "small": {"channels": (32, 64, 128), "attention": (8,)},
-    # Ho et al. 2020, appendix B: 35.7 M parameters, 800k steps of 128, a rate of 2e-4, dropout 0.1, decay 0.9999 a step.
+    # Ho et al. 2020, appendix B: 35.7 M parameters, 800k steps of 128, a rate of 2e-4, dropout 0.1,
+    # decay 0.9999 a step.
     "cifar": {
         **_DDPM,
         "channels": (128, 256, 256, 256),

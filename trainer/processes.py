@@ -1,4 +1,5 @@
-"""Who this process is among those that train one run together, started by `accelerate launch` or `torchrun`."""
+"""Who this process is among those that train one run together, started by `accelerate launch` or
+`torchrun`."""
 
 from __future__ import annotations
 
@@ -33,14 +34,17 @@ LOST = (
 )
 """What the libraries say, in one word or another, when a process at the other end is gone."""
 PATIENCE = timedelta(hours=6)
-"""The first process measures samples alone, and the others wait for it; one that is gone is noticed by its connection, not by this."""
+"""The first process measures samples alone, and the others wait for it; one that is gone is noticed
+by its connection, not by this."""
 COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Where a launcher says how many processes it started: torch's; and the mpirun of Intel, Open MPI and MVAPICH, which accelerate uses on CPUs."""
+"""Where a launcher says how many processes it started: torch's; and the mpirun of Intel, Open MPI
+and MVAPICH, which accelerate uses on CPUs."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """index of count. device: where this one computes. sharding: accelerate's plugin, where the parameters are split among them (FSDP)."""
+    """index of count. device: where this one computes. sharding: accelerate's plugin, where the
+    parameters are split among them (FSDP)."""
 
     index: int
     count: int
@@ -82,7 +86,8 @@ class Processes:
             self.sum(torch.zeros(1, dtype=torch.float64))
 
     def wrapped(self, network: nn.Module) -> nn.Module:
-        """The network with its gradients averaged over the processes; one that is split does so itself."""
+        """The network with its gradients averaged over the processes; one that is split does so
+        itself."""
         if self.count == 1 or self.sharding:
             return network
         from torch.nn.parallel import DistributedDataParallel
@@ -93,20 +98,24 @@ class Processes:
         )
 
     def alone(self, network: nn.Module, last: bool) -> Any:
-        """A context in which gradients are kept back, for all parts of a step but the last; where they are split, none are: each part's sum is."""
+        """A context in which gradients are kept back, for all parts of a step but the last; where
+        they are split, none are: each part's sum is."""
         return nullcontext() if self.count == 1 or self.sharding or last else network.no_sync()  # pyright: ignore[reportCallIssue]
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Turn what a library raises when another process has gone into a TrainingError that says so."""
+        """Turn what a library raises when another process has gone into a TrainingError that says
+        so."""
         try:
             yield
         except RuntimeError as error:
             if self.count == 1 or not any(word in str(error) for word in LOST):
                 raise
             raise TrainingError(
-                f"process {self.index} of {self.count} ends: another process of this run is gone ({_told(error)}). "
-                "Its own message says why, if it could leave one. The same command again goes on from the last checkpoint."
+                f"process {self.index} of {self.count} ends: another process of this run is gone "
+                f"({_told(error)}). "
+                "Its own message says why, if it could leave one. The same command again goes on "
+                "from the last checkpoint."
             ) from error
 
 
@@ -117,19 +126,21 @@ def _told(error: BaseException) -> str:
 def join(device: str) -> Processes:
     """The processes that this one was started with; alone where it was not started by a launcher.
 
-    device: auto, cpu or cuda. Raises RequestError for what a launcher asks and is not supported, or a GPU that is not there; and where the
-    processes that it started do not find each other.
+    device: auto, cpu or cuda. Raises RequestError for what a launcher asks and is not supported, or
+    a GPU that is not there; and where the processes that it started do not find each other.
     """
     cuda = device == "cuda" or (
         device == "auto" and torch.cuda.is_available() and not sharding.flag("ACCELERATE_USE_CPU")
     )
     if cuda and not torch.cuda.is_available():
         raise RequestError(
-            "--device cuda: PyTorch sees no GPU here. Use --device cpu, or install PyTorch for this GPU."
+            "--device cuda: PyTorch sees no GPU here. Use --device cpu, or install PyTorch for "
+            "this GPU."
         )
     if sharding.flag("ACCELERATE_USE_DEEPSPEED"):
         raise RequestError(
-            "DeepSpeed is not supported. Launch without it; --use_fsdp --fsdp_version 2 saves as much memory."
+            "DeepSpeed is not supported. Launch without it; --use_fsdp --fsdp_version 2 saves as "
+            "much memory."
         )
     try:
         plugin = sharding.asked()
@@ -144,7 +155,8 @@ def join(device: str) -> Processes:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if cuda and here > torch.cuda.device_count():
         raise RequestError(
-            f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: start one for each."
+            f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: start one for "
+            f"each."
         )
     try:
         state: Any = PartialState(cpu=not cuda, timeout=PATIENCE)
@@ -154,13 +166,15 @@ def join(device: str) -> Processes:
         ) from error
     if state.num_processes != count:
         raise RequestError(
-            f"one of {count} processes that accelerate does not join: start them with accelerate launch --multi_gpu, or torchrun."
+            f"one of {count} processes that accelerate does not join: start them with accelerate "
+            f"launch --multi_gpu, or torchrun."
         )
     return Processes(state.process_index, state.num_processes, state.device, plugin)
 
 
 def lock(path: Path, wait: bool = False) -> IO[bytes]:
-    """A file that this process alone has until it closes it or ends, killed or not. File systems without locks, and Windows, let everybody in.
+    """A file that this process alone has until it closes it or ends, killed or not. File systems
+    without locks, and Windows, let everybody in.
 
     Raises BlockingIOError where another process has it, unless told to wait.
     """

@@ -1,4 +1,5 @@
-"""One page of what happened in a run: python -m trainer.report RUN writes RUN/report.html, which needs nothing else to be read."""
+"""One page of what happened in a run: python -m trainer.report RUN writes RUN/report.html, which
+needs nothing else to be read."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> s
         )
         if len(curves) > 1:
             drawn.append(
-                f'<text x="{EDGE + 6 + i * 40}" y="12" style="fill:{colour}">{html.escape(name)}</text>'
+                f'<text x="{EDGE + 6 + i * 40}" y="12" '
+                f'style="fill:{colour}">{html.escape(name)}</text>'
             )
     ends = [(y_low, HEIGHT - 22), (y_high, 20)]
     drawn += [f'<text x="2" y="{y}">{10**v if logarithmic else v:.3g}</text>' for v, y in ends]
@@ -135,7 +137,8 @@ def summary(run: Path) -> list[tuple[str, Any]]:
     found = [
         (
             "data",
-            f"{record['name']}: {record['pictures']} pictures of {rest['sample_shape']}, {record['note']}",
+            f"{record['name']}: {record['pictures']} pictures of {rest['sample_shape']}, "
+            f"{record['note']}",
         ),
         ("fingerprint", record["fingerprint"]),
         ("classes", len(rest["classes"])),

@@ -1,6 +1,8 @@
-"""A network whose parameters lie split among the processes (FSDP2), as `accelerate launch --use_fsdp --fsdp_version 2` asks for it.
+"""A network whose parameters lie split among the processes (FSDP2), as `accelerate launch
+--use_fsdp --fsdp_version 2` asks for it.
 
-Weights, gradients, averages and optimizer state are then DTensors of the same names and shapes, of which each process holds its rows.
+Weights, gradients, averages and optimizer state are then DTensors of the same names and shapes, of
+which each process holds its rows.
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ SUPPORTED = {
 
 
 def asked() -> Any:
-    """accelerate's plugin, which reads the environment that its launcher sets, or None where FSDP is not asked for. Raises RequestError for
-    what is not supported, and ImportError without accelerate."""
+    """accelerate's plugin, which reads the environment that its launcher sets, or None where FSDP
+    is not asked for. Raises RequestError for what is not supported, and ImportError without
+    accelerate."""
     if not flag("ACCELERATE_USE_FSDP"):
         return None
     for name, (values, remedy) in SUPPORTED.items():
@@ -60,9 +63,11 @@ def flag(name: str) -> bool:
 
 
 def split(network: nn.Module, plugin: Any, device: torch.device, count: int) -> None:
-    """Split the parameters among `count` processes: a unit for each module that the plugin's policy names, and one for what is left.
+    """Split the parameters among `count` processes: a unit for each module that the plugin's policy
+    names, and one for what is left.
 
-    TRANSFORMER_BASED_WRAP takes the network's own blocks (`_no_split_modules`) where no class is named.
+    TRANSFORMER_BASED_WRAP takes the network's own blocks (`_no_split_modules`) where no class is
+    named.
     """
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
     from torch.distributed.device_mesh import init_device_mesh
@@ -76,7 +81,8 @@ def split(network: nn.Module, plugin: Any, device: torch.device, count: int) -> 
 
 
 def hollow(network: nn.Module) -> nn.Module:
-    """The same network without the memory of its parameters, to be called with others by torch.func.functional_call."""
+    """The same network without the memory of its parameters, to be called with others by
+    torch.func.functional_call."""
     found = copy.deepcopy(network)
     for parameter in found.parameters():
         parameter.data = parameter.data.new_empty(0)
@@ -84,7 +90,8 @@ def hollow(network: nn.Module) -> nn.Module:
 
 
 def is_split(tensor: Any) -> bool:
-    """Whether it is a DTensor: known by what it can do, since where nothing is split their module need not be imported, which takes long."""
+    """Whether it is a DTensor: known by what it can do, since where nothing is split their module
+    need not be imported, which takes long."""
     return hasattr(tensor, "full_tensor")
 
 

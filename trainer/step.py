@@ -51,7 +51,8 @@ STEP, NOISE, DROPOUT = range(3)
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up, then constant, or a half cosine down to 0 at the last step (Loshchilov & Hutter 2017)."""
+    """Linear warm-up, then constant, or a half cosine down to 0 at the last step (Loshchilov &
+    Hutter 2017)."""
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     falling = (
         0.5 * (1.0 + math.cos(math.pi * step / config.steps)) if config.decay == "cosine" else 1.0
@@ -61,7 +62,8 @@ def learning_rate(config: Config, step: int) -> float:
 
 @dataclass(frozen=True)
 class Draws:
-    """What a process's share of a step is trained on: x0 [b, C, H, W] in -1 … 1, label [b], t [b] knots, eps like x0."""
+    """What a process's share of a step is trained on: x0 [b, C, H, W] in -1 … 1, label [b], t [b]
+    knots, eps like x0."""
 
     x0: Tensor
     label: Tensor
@@ -77,7 +79,8 @@ class Draws:
 
 
 def precision_of(config: Config, device: torch.device) -> torch.dtype:
-    """What the network computes in. auto on a GPU: bf16 where it has it. Raises RequestError for fp16 on a CPU."""
+    """What the network computes in. auto on a GPU: bf16 where it has it. Raises RequestError for
+    fp16 on a CPU."""
     if config.precision == "fp16" and device.type == "cpu":
         raise RequestError(
             "fp16 trains on a GPU alone, and there is none here: use --precision bf16 or fp32."
@@ -98,7 +101,8 @@ def take(mine: Mapping[str, Tensor], found: Tensors) -> None:
 
 
 class Trainer:
-    """The state of a run and one optimizer step on it. All randomness of step k is drawn from (seed, k)."""
+    """The state of a run and one optimizer step on it. All randomness of step k is drawn from
+    (seed, k)."""
 
     def __init__(self, config: Config, source: Source, processes: Processes | None = None) -> None:
         self.config, self.source = config, source
@@ -108,7 +112,8 @@ class Trainer:
         if odd or not share:
             raise TrainingError(
                 f"a batch of {config.batch} does not divide among {self.processes.count} processes"
-                f"{f' in {config.accumulate} parts each' if config.accumulate > 1 else ''}: choose another --batch."
+                f"{f' in {config.accumulate} parts each' if config.accumulate > 1 else ''}: "
+                f"choose another --batch."
             )
         if config.compile and self.processes.sharding:
             raise TrainingError(
@@ -166,8 +171,9 @@ class Trainer:
         return self._answer
 
     def _settle(self, network: nn.Module) -> None:
-        """DDP lays its buckets out anew after the first backward pass, and sums depend on the layout in their last bits: so that a
-        run that goes on has the layout of one that never stopped, one pass comes before the first step."""
+        """DDP lays its buckets out anew after the first backward pass, and sums depend on the
+        layout in their last bits: so that a run that goes on has the layout of one that never
+        stopped, one pass comes before the first step."""
         shape = (1, *self.source.sample_shape)
         zero = torch.zeros(1, dtype=torch.int64, device=self.device)
         with self.autocast:
@@ -180,8 +186,9 @@ class Trainer:
     def draw(self, step: int) -> Draws:
         """This process's share of what step `step` trains on, on its device.
 
-        Labels and knots are drawn for the whole batch from (seed, step), the noise of each picture from (seed, its place among all): so
-        what is drawn does not depend on how many processes share it.
+        Labels and knots are drawn for the whole batch from (seed, step), the noise of each picture
+        from (seed, its place among all): so what is drawn does not depend on how many processes
+        share it.
         """
         c, share = self.config, self.config.batch // self.processes.count
         begin = self.processes.index * share
@@ -217,7 +224,8 @@ class Trainer:
         return (answer.float() - process.target(x0, t, eps)).square().flatten(1).mean(1)
 
     def train_step(self) -> dict[str, float]:
-        """One optimizer step. Raises TrainingError, before the weights are touched, where the loss or its gradient is not finite."""
+        """One optimizer step. Raises TrainingError, before the weights are touched, where the loss
+        or its gradient is not finite."""
         c, draws, network = (
             self.config,
             self.draw(self.step),
@@ -258,7 +266,8 @@ class Trainer:
         return found
 
     def _reduced(self, mean: Tensor, seen: Tensor) -> dict[str, float]:
-        """The loss over all processes; what was seen in each stretch of knots is added to `bucket_losses`."""
+        """The loss over all processes; what was seen in each stretch of knots is added to
+        `bucket_losses`."""
         whole = torch.cat([mean.double().cpu().reshape(1) / self.processes.count, seen.reshape(-1)])
         whole = self.processes.sum(whole)
         self.bucket_losses += whole[1:].reshape(2, BUCKETS)
@@ -273,13 +282,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         c = self.config
         raise TrainingError(
-            f"step {self.step}: the loss is {found['loss']} and its gradient {found['grad_norm']}, not finite. "
+            f"step {self.step}: the loss is {found['loss']} and its gradient "
+            f"{found['grad_norm']}, not finite. "
             f"No checkpoint holds it. Lower --learning-rate (now {c.learning_rate:g}) "
-            f"or --gradient-clip (now {c.gradient_clip:g}) under another --name, or look at the data."
+            f"or --gradient-clip (now {c.gradient_clip:g}) under another --name, or look at the "
+            f"data."
         )
 
     def to_checkpoint(self) -> Checkpoint:
-        """What `resume` needs; every process calls this, and the first one alone gets the tensors. Raises TrainingError where a weight is not
+        """What `resume` needs; every process calls this, and the first one alone gets the tensors.
+        Raises TrainingError where a weight is not
         finite: such a run can only go on from before."""
         bad = next(
             (name for name, w in self.weights.items() if not torch.isfinite(own(w)).all()), None
@@ -287,7 +299,8 @@ class Trainer:
         for name in filter(None, self.processes.gather(bad)):
             raise TrainingError(
                 f"step {self.step}: {name} is not finite, so no checkpoint is written. "
-                f"Lower --learning-rate (now {self.config.learning_rate:g}) under another --name, or look at the data."
+                f"Lower --learning-rate (now {self.config.learning_rate:g}) under another --name, "
+                f"or look at the data."
             )
         state = {"bad": sorted(self.all_bad()), "buckets": self.bucket_losses.tolist()}
         if self.scaler.is_enabled():
@@ -315,7 +328,8 @@ class Trainer:
         )
 
     def whole(self, tensors: Tensors) -> Tensors:
-        """These tensors in the first process, with the rows that others hold, on the CPU where there are such. Every process calls this."""
+        """These tensors in the first process, with the rows that others hold, on the CPU where
+        there are such. Every process calls this."""
         if not self.processes.sharding:
             return tensors
         found = {}
@@ -332,7 +346,8 @@ class Trainer:
         return set().union(*self.processes.gather(self.bad))
 
     def start_from(self, found: Tensors) -> None:
-        """Take these weights, by name, in place of random ones, and as what every average begins with. The others stay as they are."""
+        """Take these weights, by name, in place of random ones, and as what every average begins
+        with. The others stay as they are."""
         for mine in (self.weights, *self.averages.of.values()):
             take(mine, found)
 
@@ -368,7 +383,8 @@ class Trainer:
                 ) from error
 
     def take_bucket_losses(self) -> list[float]:
-        """The mean loss in each stretch of knots since this was last asked; NaN where none was drawn."""
+        """The mean loss in each stretch of knots since this was last asked; NaN where none was
+        drawn."""
         total, count = self.bucket_losses
         self.bucket_losses = torch.zeros_like(self.bucket_losses)
         return (total / count).tolist()
@@ -383,8 +399,9 @@ class Trainer:
         label: Any = None,
         weights: Tensors | None = None,
     ) -> np.ndarray:
-        """Pictures [count, H, W, C] uint8 by one of the runtime's own programs. label [count]: a label after another. weights: the average that is
-        sampled, `whole` where it is split among processes."""
+        """Pictures [count, H, W, C] uint8 by one of the runtime's own programs. label [count]: a
+        label after another. weights: the average that is sampled, `whole` where it is split among
+        processes."""
         c, shape = self.config, self.source.sample_shape
         program = c.sample_program(solver or "", steps or 0)
 

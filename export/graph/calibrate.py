@@ -1,4 +1,5 @@
-"""What int8 is made from: the ranges of activations along the model's own trajectories, and which layers must stay float32."""
+"""What int8 is made from: the ranges of activations along the model's own trajectories, and which
+layers must stay float32."""
 
 from __future__ import annotations
 
@@ -30,8 +31,9 @@ FIRST_SEED = 1_000_000
 
 @dataclass(frozen=True)
 class Calibration:
-    """How int8 is made. pictures, steps: of the trajectories whose activations are seen. ranked: pictures that a layer's damage is read
-    off. judged, ways: pictures, and (solver, steps), that a choice of layers is judged by."""
+    """How int8 is made. pictures, steps: of the trajectories whose activations are seen. ranked:
+    pictures that a layer's damage is read off. judged, ways: pictures, and (solver, steps), that a
+    choice of layers is judged by."""
 
     pictures: int = 16
     steps: int = 20
@@ -47,7 +49,8 @@ MARGIN = 1.0
 
 
 class Trajectories:
-    """Runs a step graph that is in no bundle along a program of the bundle, `pictures` samples at once, every label in turn."""
+    """Runs a step graph that is in no bundle along a program of the bundle, `pictures` samples at
+    once, every label in turn."""
 
     def __init__(self, bundle: Bundle, pictures: int, first_seed: int) -> None:
         self.bundle, self.pictures = bundle, pictures
@@ -114,7 +117,8 @@ def observe(
     calibration: Calibration,
     see: Callable[[str, Float32], object],
 ) -> None:
-    """Calls see(name, values) for each named value at each row of DDIM along the whole schedule, on all labels."""
+    """Calls see(name, values) for each named value at each row of DDIM along the whole schedule, on
+    all labels."""
     names = list(dict.fromkeys(names))
     program = bundle.program("ddim", min(calibration.steps, len(bundle.schedule)), guidance=1.0)
     with Progress("observing", len(program)) as bar:
@@ -129,7 +133,8 @@ def observe(
 
 
 def ranges(step: ModelProto, bundle: Bundle, calibration: Calibration) -> list[tuple[Range, Range]]:
-    """For the input of each of `layers(step)` its range (unsigned, signed): the one that rounds the values seen with the least mean square error."""
+    """For the input of each of `layers(step)` its range (unsigned, signed): the one that rounds the
+    values seen with the least mean square error."""
     names = [layer.input for layer in layers(step)]
     kept: dict[str, list[Float32]] = {name: [] for name in names}
     extremes: dict[str, Range] = {}
@@ -166,7 +171,8 @@ def best(values: Float32, extreme: Range, signed: bool) -> Range:
 
 
 def median_psnr(found: Float32, expected: Float32, data_range: tuple[float, float]) -> float:
-    """Median over the samples of the peak signal-to-noise ratio, dB; -inf where a sample is not finite."""
+    """Median over the samples of the peak signal-to-noise ratio, dB; -inf where a sample is not
+    finite."""
     span = data_range[1] - data_range[0]
     square = np.square(found.astype(np.float64) - expected).reshape(len(found), -1).mean(1)
     with np.errstate(divide="ignore"):
@@ -176,7 +182,8 @@ def median_psnr(found: Float32, expected: Float32, data_range: tuple[float, floa
 
 @dataclass(frozen=True)
 class Choice:
-    """Which layers stay float32, the most damaging first; what each alone costs, dB of PSNR; what the choice reaches, dB."""
+    """Which layers stay float32, the most damaging first; what each alone costs, dB of PSNR; what
+    the choice reaches, dB."""
 
     keep: tuple[str, ...]
     damage: Mapping[str, float]
@@ -197,10 +204,12 @@ class Choice:
 def choose(
     step: ModelProto, judge: Judge, found: Sequence[Range], signed: bool, least: float
 ) -> Choice:
-    """The fewest layers in float32 with which the final pictures reach `least` dB, and a margin, on every way.
+    """The fewest layers in float32 with which the final pictures reach `least` dB, and a margin, on
+    every way.
 
-    Where some must, layers are ranked by the damage that each does to the final picture when it alone is int8. Raises ExportError, naming the worst
-    layers, where not even one layer can be int8.
+    Where some must, layers are ranked by the damage that each does to the final picture when it
+    alone is int8. Raises ExportError, naming the worst layers, where not even one layer can be
+    int8.
     """
     every = layers(step)
     names = list(dict.fromkeys(layer.name for layer in every))

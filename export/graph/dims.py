@@ -12,7 +12,8 @@ SMALL = 1024
 
 
 class Dims:
-    """Every value's shape, inferred at two sizes of the batch: what differs between them is the batch's."""
+    """Every value's shape, inferred at two sizes of the batch: what differs between them is the
+    batch's."""
 
     SIZES = (7, 11)
 

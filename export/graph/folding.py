@@ -1,4 +1,5 @@
-"""The same float32 computation with fewer multiplications: a convolution of an enlarged picture reads each pixel once."""
+"""The same float32 computation with fewer multiplications: a convolution of an enlarged picture
+reads each pixel once."""
 
 from __future__ import annotations
 
@@ -13,15 +14,18 @@ from .trace import copy_of, drop_unused
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Of a pixel of the enlarged picture: row and column within the four that came from one."""
 TAPS = {0: ((0,), (1, 2)), 1: ((0, 1), (2,))}
-"""For each phase along one side, which of a kernel's three taps fall on the earlier pixel and which on the later one."""
+"""For each phase along one side, which of a kernel's three taps fall on the earlier pixel and which
+on the later one."""
 
 
 def fold_upsampling(step: ModelProto) -> ModelProto:
-    """The step graph with every nearest enlargement by 2 and 3×3 convolution after it as four 2×2 convolutions of the small picture.
+    """The step graph with every nearest enlargement by 2 and 3×3 convolution after it as four 2×2
+    convolutions of the small picture.
 
-    Of the nine taps those that fall on one pixel are added up beforehand, which leaves 4 of 9 multiplications; the four results are the
-    pixels of even and odd rows and columns. The weights stay in the graph as they were, under their name, and are added up by
-    constant operations, which inference libraries carry out once, when they load it.
+    Of the nine taps those that fall on one pixel are added up beforehand, which leaves 4 of 9
+    multiplications; the four results are the pixels of even and odd rows and columns. The weights
+    stay in the graph as they were, under their name, and are added up by constant operations, which
+    inference libraries carry out once, when they load it.
     """
     proto = copy_of(step)
     graph = proto.graph
@@ -77,7 +81,8 @@ def _by_two(node: NodeProto, graph: GraphProto) -> bool:
 
 
 def _three_by_three(node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether a Conv has constant 3×3 weights, one pixel of padding, and nothing out of the ordinary."""
+    """Whether a Conv has constant 3×3 weights, one pixel of padding, and nothing out of the
+    ordinary."""
     found = attributes(node)
     ordinary = all(
         list(found[name].ints) == [1, 1] for name in ("strides", "dilations") if name in found
@@ -100,7 +105,8 @@ def _sums() -> NDArray[np.float32]:
 def _four(
     conv: NodeProto, small: str, shape: tuple[int, ...], graph: GraphProto
 ) -> list[NodeProto]:
-    """The four convolutions of the small picture, their results side by side, and these as one picture."""
+    """The four convolutions of the small picture, their results side by side, and these as one
+    picture."""
     name, weight, end = conv.output[0], conv.input[1], conv.name.rpartition("/")[0]
     outputs, inputs = shape[:2]
 

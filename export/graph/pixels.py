@@ -1,8 +1,10 @@
-"""The float32 computation as a CPU likes it: pixels first, and 3×3 convolutions by Winograd's algorithm.
+"""The float32 computation as a CPU likes it: pixels first, and 3×3 convolutions by Winograd's
+algorithm.
 
-A map of C channels, [B, C, H, W] in the graph that was traced, becomes [H·W, B, C]. In that form a convolution's taps are rows to gather, a 1×1
-convolution is one matrix product, and what is one number a channel (the result of a norm, its affine part, modulation, a bias)
-gathers in one multiplication and one addition, often in none.
+A map of C channels, [B, C, H, W] in the graph that was traced, becomes [H·W, B, C]. In that form a
+convolution's taps are rows to gather, a 1×1 convolution is one matrix product, and what is one
+number a channel (the result of a norm, its affine part, modulation, a bias) gathers in one
+multiplication and one addition, often in none.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from .folding import attributes
 from .trace import STEP, copy_of, drop_unused
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-"""Where Winograd's polynomials are evaluated, beside infinity: of the simple fractions those with the least rounding."""
+"""Where Winograd's polynomials are evaluated, beside infinity: of the simple fractions those with
+the least rounding."""
 UNARY = frozenset(
     {
         "Abs",
@@ -43,15 +46,17 @@ UNARY = frozenset(
 TILE = 4
 """Winograd's results at a time along a side: 36 multiplications for 16 results of 9 each."""
 WIDE, LARGE = 96, 256
-"""A convolution from and to so many channels, of so many pixels, gains by Winograd's algorithm; below that the transformations cost more
-than they save, or the 36/9 times larger kernels take longer to read."""
+"""A convolution from and to so many channels, of so many pixels, gains by Winograd's algorithm;
+below that the transformations cost more than they save, or the 36/9 times larger kernels take
+longer to read."""
 FEW = 16
 """A 3×3 convolution to fewer channels than this multiplies first and gathers afterwards."""
 
 
 @dataclass(frozen=True)
 class Map:
-    """A map: scale · tensor + shift. tensor [height·width, B, C]; scale, shift [B or 1, C], None for 1 and 0."""
+    """A map: scale · tensor + shift. tensor [height·width, B, C]; scale, shift [B or 1, C], None
+    for 1 and 0."""
 
     tensor: str
     channels: int
@@ -65,7 +70,8 @@ class Map:
         return self.channels, self.height, self.width
 
     def rows(self, low: int, high: int, wide: int) -> NDArray[np.int64]:
-        """[high, wide]: the row of each pixel in the tensor, in a window that begins `low` pixels outside the map; -1 where there is none."""
+        """[high, wide]: the row of each pixel in the tensor, in a window that begins `low` pixels
+        outside the map; -1 where there is none."""
         rows = np.arange(self.height * self.width).reshape(self.height, self.width)
         border = [
             (low, max(0, size - low - have))
@@ -75,9 +81,11 @@ class Map:
 
 
 class Winograd(NamedTuple):
-    """outputs ((kernels g) ⊙ (inputs d)): TILE results of a 3-tap filter g on TILE + 2 neighbours d, with TILE + 2 multiplications.
+    """outputs ((kernels g) ⊙ (inputs d)): TILE results of a 3-tap filter g on TILE + 2 neighbours
+    d, with TILE + 2 multiplications.
 
-    outputs [t, t + 2], kernels [t + 2, 3], inputs [t + 2, t + 2]. (Winograd 1980, by the construction of Toom and Cook; Lavin & Gray 2016.)
+    outputs [t, t + 2], kernels [t + 2, 3], inputs [t + 2, t + 2]. (Winograd 1980, by the
+    construction of Toom and Cook; Lavin & Gray 2016.)
     """
 
     outputs: NDArray[np.float64]
@@ -102,9 +110,11 @@ def winograd() -> Winograd:
 
 
 def pixels_first(step: ModelProto) -> ModelProto | None:
-    """The step graph in that form, with the same inputs, outputs and weights; None where nothing in it is large enough to gain.
+    """The step graph in that form, with the same inputs, outputs and weights; None where nothing in
+    it is large enough to gain.
 
-    Winograd's sums round a little more: some 1e-6 of a value, five times as much as the convolution that is multiplied out.
+    Winograd's sums round a little more: some 1e-6 of a value, five times as much as the convolution
+    that is multiplied out.
     """
     rewriter = _Rewriter(step)
     made = rewriter.run()
@@ -112,7 +122,8 @@ def pixels_first(step: ModelProto) -> ModelProto | None:
 
 
 class _Rewriter:
-    """Goes through the nodes once. `maps` holds the values that exist in the new form; of these `old` exist in the old one too."""
+    """Goes through the nodes once. `maps` holds the values that exist in the new form; of these
+    `old` exist in the old one too."""
 
     def __init__(self, step: ModelProto) -> None:
         self.proto = copy_of(step)
@@ -324,7 +335,8 @@ class _Rewriter:
         return False
 
     def _is_norm(self, name: str) -> bool:
-        """Whether a value is read by an InstanceNormalization without an affine part of its own, and by nothing else."""
+        """Whether a value is read by an InstanceNormalization without an affine part of its own,
+        and by nothing else."""
         readers = [node for node in self.graph.node if name in node.input]
         return (
             len(readers) == 1
@@ -336,7 +348,8 @@ class _Rewriter:
     def normalize(self) -> bool:
         """A norm over groups of channels: its result is a scale and a shift of what it is given.
 
-        The variance is the mean of squares less the square of the mean, of numbers that lie about zero in networks.
+        The variance is the mean of squares less the square of the mean, of numbers that lie about
+        zero in networks.
         """
         data = self.node.input[0]
         if data not in self.grouped:
@@ -377,7 +390,8 @@ class _Rewriter:
     # ---- convolutions
 
     def conv(self) -> bool:
-        """A convolution of pixels already here by products; a large one by Winograd, wherever its input is. Others stay as they are."""
+        """A convolution of pixels already here by products; a large one by Winograd, wherever its
+        input is. Others stay as they are."""
         weight = self.constants.get(self.node.input[1])
         if (
             weight is None
@@ -412,13 +426,15 @@ class _Rewriter:
         return True
 
     def taps(self, order: str, *shape: int) -> str:
-        """The convolution's weights [O, I, h, w] in another order and shape; all of it is computed when the graph is loaded."""
+        """The convolution's weights [O, I, h, w] in another order and shape; all of it is computed
+        when the graph is loaded."""
         old, new = order.split("->")
         moved = self.emit("Transpose", self.node.input[1], perm=[old.index(axis) for axis in new])
         return self.reshaped(moved, -1, *shape)
 
     def neighbours(self, tensor: str, count: int, places: NDArray[np.int64]) -> str:
-        """Rows of a tensor [count, …] as [*places, …] flat behind the first axis; a place of -1 is zero."""
+        """Rows of a tensor [count, …] as [*places, …] flat behind the first axis; a place of -1 is
+        zero."""
         padded = self.emit(
             "Pad",
             self.reshaped(tensor, count, -1),
@@ -468,7 +484,8 @@ class _Rewriter:
 
 
 def _ordinary(conv: NodeProto, side: int) -> bool:
-    """Whether a convolution has steps of one pixel, a result of its input's size, and nothing out of the ordinary."""
+    """Whether a convolution has steps of one pixel, a result of its input's size, and nothing out
+    of the ordinary."""
     found = attributes(conv)
     ones = all(set(found[name].ints) == {1} for name in ("strides", "dilations") if name in found)
     pads = set(found["pads"].ints) if "pads" in found else {0}

@@ -1,7 +1,9 @@
-"""The network inside a step graph in another precision, with float32 at its edges: float16, and int8 as Q/DQ.
+"""The network inside a step graph in another precision, with float32 at its edges: float16, and
+int8 as Q/DQ.
 
-The network is what lies between its picture and its answer: nodes that come from the module (`graph.clean` names them after it)
-and depend on the state. So the time embedding, the denoised estimate and the update stay float32. ../docs/precisions.md.
+The network is what lies between its picture and its answer: nodes that come from the module
+(`graph.clean` names them after it) and depend on the state. So the time embedding, the denoised
+estimate and the update stay float32. ../docs/precisions.md.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ HALF = frozenset((
     "DepthToSpace", "SpaceToDepth", "AveragePool", "MaxPool", "Gather",
 ))
 # fmt: on
-"""What is computed in float16; sums over many values (norms, softmax, means) and whatever is not here stay float32."""
+"""What is computed in float16; sums over many values (norms, softmax, means) and whatever is not
+here stay float32."""
 ONLY_FIRST = frozenset(
     ("Resize", "Reshape", "Slice", "Expand", "Unsqueeze", "Squeeze", "Split", "Pad", "Gather")
 )
@@ -42,7 +45,8 @@ NORMS = frozenset(
     )
 )
 WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "Gemm": None, "MatMul": -1}
-"""Operators with weights that are quantized, and the axis of the weights' outputs; Gemm's depends on transB."""
+"""Operators with weights that are quantized, and the axis of the weights' outputs; Gemm's depends
+on transB."""
 
 
 def scope(node: NodeProto) -> str:
@@ -62,7 +66,8 @@ def network_nodes(graph: GraphProto) -> list[NodeProto]:
 
 
 def to_float16(step: ModelProto) -> ModelProto:
-    """The step graph with its network in float16; norms with their affine part, softmax and the time embedding stay float32.
+    """The step graph with its network in float16; norms with their affine part, softmax and the
+    time embedding stay float32.
 
     Weights beyond float16's range become infinite: the proof counts what is not finite.
     """
@@ -119,7 +124,8 @@ def _float_values(proto: ModelProto) -> set[str]:
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with weights: the module it came from, the node, the value that goes in, its weights, and its multiply-adds a sample."""
+    """A node with weights: the module it came from, the node, the value that goes in, its weights,
+    and its multiply-adds a sample."""
 
     name: str
     node: str
@@ -164,7 +170,8 @@ class Range:
     high: float
 
     def grid(self, signed: bool) -> tuple[np.float32, np.integer]:
-        """(scale, zero point): real = scale · (q - zero point), q in 0 … 255, or signed with zero point 0."""
+        """(scale, zero point): real = scale · (q - zero point), q in 0 … 255, or signed with zero
+        point 0."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         if signed:
             return np.float32(max(-low, high, 1e-12) / 127), np.int8(0)
@@ -181,10 +188,12 @@ def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]
 def quantize(
     step: ModelProto, ranges: Sequence[Range], keep: Collection[str], signed: bool
 ) -> ModelProto:
-    """The step graph with its layers in int8: Q/DQ around what goes in, weights as int8 with a scale an output. Biases stay float32.
+    """The step graph with its layers in int8: Q/DQ around what goes in, weights as int8 with a
+    scale an output. Biases stay float32.
 
-    ranges: of the input of each of `layers(step)`. keep: names of layers that stay float32. signed: zero point 0, as TensorRT asks;
-    otherwise unsigned, as CPUs multiply fastest. (Jacob et al. 2018, section 2.)
+    ranges: of the input of each of `layers(step)`. keep: names of layers that stay float32. signed:
+    zero point 0, as TensorRT asks; otherwise unsigned, as CPUs multiply fastest. (Jacob et al.
+    2018, section 2.)
     """
     proto = copy_of(step)
     graph = proto.graph
@@ -253,7 +262,8 @@ def quantize(
 
 
 def tensors(step: ModelProto) -> Iterator[str]:
-    """The network's float values that depend on the state, without those that only change their shape."""
+    """The network's float values that depend on the state, without those that only change their
+    shape."""
     shapes = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Split", "Slice"}
     for node in network_nodes(step.graph):
         if node.op_type not in shapes:

@@ -34,8 +34,9 @@ STEP = "step"
 INLINE = 1024
 """Constants smaller than this many bytes stay in the graph."""
 TRACED_BATCH = 31
-"""Largest batch of the trace, whose graph takes any. diffusers branches at 64, which a guided batch of twice this stays below:
-without a bound PyTorch meets the branch, and traces a second time with one."""
+"""Largest batch of the trace, whose graph takes any. diffusers branches at 64, which a guided batch
+of twice this stays below: without a bound PyTorch meets the branch, and traces a second time with
+one."""
 UNSUPPORTED: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
@@ -48,7 +49,8 @@ ALIGNMENT = 4096
 
 
 class Step(nn.Module):
-    """One row of any program: network, denoised estimate, update. `guided` adds the null label's half (see DESIGN: the step graph)."""
+    """One row of any program: network, denoised estimate, update. `guided` adds the null label's
+    half (see DESIGN: the step graph)."""
 
     def __init__(self, model: Model, guided: bool) -> None:
         super().__init__()
@@ -88,7 +90,8 @@ class Step(nn.Module):
 
 
 def trace(model: Model, guided: bool) -> ModelProto:
-    """The step graph as ONNX with a dynamic batch, every weight inside, nothing of the build machine in it.
+    """The step graph as ONNX with a dynamic batch, every weight inside, nothing of the build
+    machine in it.
 
     Raises ExportError for a module that PyTorch cannot trace, or only at one size of the batch.
     """
@@ -123,7 +126,8 @@ def trace(model: Model, guided: bool) -> ModelProto:
     fixed = [i.name for i in proto.graph.input if i.type.tensor_type.shape.dim[0].dim_value]
     if fixed:
         raise ExportError(
-            f"{model.name}: the module works at one size of the batch only (its {fixed[0]} was traced at {B}). "
+            f"{model.name}: the module works at one size of the batch only (its {fixed[0]} was "
+            f"traced at {B}). "
             "Take the batch from x.shape[0], and make no Python number of it."
         )
     clean(proto)
@@ -133,7 +137,8 @@ def trace(model: Model, guided: bool) -> ModelProto:
 
 
 def _require_float32(name: str, proto: ModelProto) -> None:
-    """Raises ExportError for a network that computes in a type that ONNX Runtime's CPU kernels lack."""
+    """Raises ExportError for a network that computes in a type that ONNX Runtime's CPU kernels
+    lack."""
     for node in proto.graph.node:
         to = (
             next((a.i for a in node.attribute if a.name == "to"), 0)
@@ -143,14 +148,16 @@ def _require_float32(name: str, proto: ModelProto) -> None:
         if to in UNSUPPORTED:
             where = node.name.rpartition("/")[0].removeprefix(NETWORK) or "forward"
             raise ExportError(
-                f"{name}: {where} converts to {UNSUPPORTED[to]}, and networks are exported in float32. "
+                f"{name}: {where} converts to {UNSUPPORTED[to]}, and networks are exported in "
+                f"float32. "
                 "Remove .to(…), .half(), .bfloat16() and torch.autocast from forward; "
                 "--fp16 and --int8 make other precisions of a float32 network."
             )
 
 
 def _name_weights(graph: GraphProto, module: nn.Module) -> None:
-    """Give back their names to parameters that the exporter reshaped, and so renamed: a bundle's weights can be read from its graphs."""
+    """Give back their names to parameters that the exporter reshaped, and so renamed: a bundle's
+    weights can be read from its graphs."""
     named = {
         f"{NETWORK}{name}": p.detach().numpy().tobytes() for name, p in module.named_parameters()
     }
@@ -181,7 +188,8 @@ def _why_not(name: str, error: BaseException) -> str:
     place = next(filter(None, map(_line_of_user, reversed(chain))), "")
     return (
         f"{name}: PyTorch cannot trace the module{place} "
-        f"({type(first).__name__}: {line[:300]}). A forward that can be exported takes no branch on "
+        f"({type(first).__name__}: {line[:300]}). A forward that can be exported takes no branch "
+        f"on "
         "the values of its inputs and keeps them tensors: no .item(), no numpy. Write a branch as "
         "torch.where(condition, a, b)."
     )
@@ -219,9 +227,11 @@ def _quiet() -> Iterator[None]:
 
 
 def clean(proto: ModelProto) -> ModelProto:
-    """The same computation without stack traces, paths, and shapes computed at run time that are known but for the batch.
+    """The same computation without stack traces, paths, and shapes computed at run time that are
+    known but for the batch.
 
-    A node is called after the module that it came from: network.down.0.residual.conv1/Conv_12; what is not the network's, step/Add_3.
+    A node is called after the module that it came from: network.down.0.residual.conv1/Conv_12; what
+    is not the network's, step/Add_3.
     """
     proto.doc_string, proto.producer_name, proto.producer_version = "", "unnoise", ""
     del proto.metadata_props[:]
@@ -240,9 +250,11 @@ def clean(proto: ModelProto) -> ModelProto:
 
 
 def _modules(graph: GraphProto) -> list[str]:
-    """For each node the path of the module that it came from, as the exporter notes it; "step" outside the network.
+    """For each node the path of the module that it came from, as the exporter notes it; "step"
+    outside the network.
 
-    Of some nodes it notes nothing: those between two of the network's are the network's, and of the module before them.
+    Of some nodes it notes nothing: those between two of the network's are the network's, and of the
+    module before them.
     """
     found = []
     for node in graph.node:
@@ -270,7 +282,8 @@ def _modules(graph: GraphProto) -> list[str]:
 
 
 def _freeze_shapes(proto: ModelProto) -> None:
-    """Shapes that are computed become constants, the batch as -1; a factor of ones in the batch's size goes."""
+    """Shapes that are computed become constants, the batch as -1; a factor of ones in the batch's
+    size goes."""
     graph = proto.graph
     dims = Dims(proto)
     stored = {t.name: t for t in graph.initializer}
@@ -307,7 +320,8 @@ def _zero_is_zero(reshape: NodeProto) -> bool:
 
 
 def _with_inner(node: NodeProto) -> Iterator[NodeProto]:
-    """A node and, where it is a branch or a loop, those inside it, which read the outer graph's values by name."""
+    """A node and, where it is a branch or a loop, those inside it, which read the outer graph's
+    values by name."""
     yield node
     for attribute in node.attribute:
         for inner in attribute.g.node:
@@ -330,10 +344,12 @@ def drop_unused(graph: GraphProto) -> None:
 
 
 def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
-    """The whole reverse loop in one graph around a step graph: an ONNX Loop whose body holds the weights.
+    """The whole reverse loop in one graph around a step graph: an ONNX Loop whose body holds the
+    weights.
 
-    Inputs: x [B, *S] float32 (x_T), noise [K, B, *S], call [K, B, 6], update [K, B, R, R+2], and label [B] where the step has one.
-    Output: sample [B, *S]. K, the number of rows, is dynamic like B.
+    Inputs: x [B, *S] float32 (x_T), noise [K, B, *S], call [K, B, 6], update [K, B, R, R+2], and
+    label [B] where the step has one. Output: sample [B, *S]. K, the number of rows, is dynamic like
+    B.
     """
     rows = ("noise", "call", "update")
     body = GraphProto()
@@ -404,7 +420,8 @@ def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
 
 
 def write(models: Mapping[str, ModelProto], folder: Path) -> None:
-    """Write each model under its name; large constants go into one weights file, each once however many graphs hold it.
+    """Write each model under its name; large constants go into one weights file, each once however
+    many graphs hold it.
 
     The models given stay as they are. Raises ExportError for one that ONNX's own checker refuses.
     """
@@ -459,7 +476,8 @@ def _make_external(tensor: TensorProto, offset: int, length: int) -> None:
 
 
 def steps(model: Model) -> dict[str, ModelProto]:
-    """The step graphs by file name: step.onnx, and for models with a null label that was trained step_guided.onnx."""
+    """The step graphs by file name: step.onnx, and for models with a null label that was trained
+    step_guided.onnx."""
     guided = (False, True) if model.labels and model.labels.null_trained else (False,)
     return {"step_guided.onnx" if g else "step.onnx": trace(model, g) for g in guided}
 
@@ -470,7 +488,8 @@ def write_all(
     folder: Path,
     beside: Mapping[str, ModelProto] | None = None,
 ) -> None:
-    """Write each step graph, as sampler*.onnx the loop around it, and the models `beside`, into `folder` with their shared weights."""
+    """Write each step graph, as sampler*.onnx the loop around it, and the models `beside`, into
+    `folder` with their shared weights."""
     models = dict(beside or {})
     for name, step in steps.items():
         models[name] = step

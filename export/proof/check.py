@@ -1,4 +1,5 @@
-"""The proof: PyTorch against what was exported, step by step across the whole schedule, then over whole trajectories."""
+"""The proof: PyTorch against what was exported, step by step across the whole schedule, then over
+whole trajectories."""
 
 from __future__ import annotations
 
@@ -106,9 +107,10 @@ QUICK = Plan(
 class Bounds:
     """The largest differences that pass, of values whose data has the range -1 … 1.
 
-    answer: of the network's F. next_state: times max(1, sigma), beyond what the difference and the rounding of F come to there,
-    which the row multiplies by up to sigma/alpha. trajectory: of the final samples, times the largest of PyTorch's where that is
-    above 1, which unclipped samples may be. These hold for fp32. psnr: the least median, dB, of final pictures in another precision
+    answer: of the network's F. next_state: times max(1, sigma), beyond what the difference and the
+    rounding of F come to there, which the row multiplies by up to sigma/alpha. trajectory: of the
+    final samples, times the largest of PyTorch's where that is above 1, which unclipped samples may
+    be. These hold for fp32. psnr: the least median, dB, of final pictures in another precision
     against fp32's; their differences at each step are reported.
     """
 
@@ -455,7 +457,8 @@ class Trajectory:
 
 
 def trajectories(bundle: Bundle, plan: Plan) -> list[Trajectory]:
-    """DDIM, DDPM, guided DDIM, and with its own options the solver that the bundle is sampled with by default."""
+    """DDIM, DDPM, guided DDIM, and with its own options the solver that the bundle is sampled with
+    by default."""
     steps, default = min(plan.steps, len(bundle.schedule)), bundle.defaults
     options = {"ddim": {}, "ddpm": {}, default.solver: default.options}
     ways = [Trajectory(solver, steps, 1.0, given) for solver, given in options.items()]
@@ -467,7 +470,8 @@ def trajectories(bundle: Bundle, plan: Plan) -> list[Trajectory]:
 def check_trajectory(
     model: Model, sampler: Sampler, way: Trajectory, bound: float, pictures: int = PICTURES
 ) -> tuple[dict[str, Any], NDArray[Any], NDArray[Any]]:
-    """One trajectory: the record, PyTorch's final samples and the step graph's, each [pictures, *S]."""
+    """One trajectory: the record, PyTorch's final samples and the step graph's, each [pictures,
+    *S]."""
     bundle = sampler.bundle
     program = bundle.program(way.solver, way.steps, guidance=way.guidance, **way.options)
     classes = bundle.num_classes
@@ -512,7 +516,8 @@ def run_loop_graph(
     z: Callable[[int], NDArray[Any]],
     label: NDArray[np.int64] | None,
 ) -> NDArray[Any]:
-    """The final samples of sampler.onnx, or sampler_guided.onnx where the program is guided: one run() for the whole loop."""
+    """The final samples of sampler.onnx, or sampler_guided.onnx where the program is guided: one
+    run() for the whole loop."""
     import onnxruntime
 
     B, K = len(x), len(program)
@@ -520,7 +525,8 @@ def run_loop_graph(
     for k in np.flatnonzero(program.noisy):
         noises[k] = z(int(k))
     guided = bool((program.call[:, GUIDANCE] != 1).any())
-    # By path, as a user of the file alone would: ONNX Runtime takes weights from memory for a main graph only, not for a Loop's body.
+    # By path, as a user of the file alone would: ONNX Runtime takes weights from memory for a main
+    # graph only, not for a Loop's body.
     path = bundle.path / precision / ("sampler_guided.onnx" if guided else "sampler.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feeds = {
@@ -592,7 +598,8 @@ def check(
     made: Mapping[str, Any] | None = None,
     same_bytes: bool = True,
 ) -> tuple[dict[str, Any], Mapping[str, NDArray[Any]]]:
-    """Compare every precision of the bundle, on every backend there is, with the model it came from.
+    """Compare every precision of the bundle, on every backend there is, with the model it came
+    from.
 
     Args:
         bounds: the largest differences that pass.
@@ -673,7 +680,8 @@ def _explain(
 def _against_fp32(
     bundle: Bundle, backends: list[Backend], plan: Plan, entries: Mapping[str, Any]
 ) -> None:
-    """Add to every entry the PSNR of its final pictures against fp32's of ONNX Runtime, and the time of a call."""
+    """Add to every entry the PSNR of its final pictures against fp32's of ONNX Runtime, and the
+    time of a call."""
     n, classes, knots = plan.judged, bundle.num_classes, len(bundle.schedule)
     label = [i % classes for i in range(n)] if classes else None
     expected = {}
@@ -742,7 +750,8 @@ def refuse_misses(report: Mapping[str, Any], same_bytes: bool = True) -> None:
 
 
 NO_SAME_BYTES = (
-    "The network treats samples alike; the inference library rounds them differently. If you can do "
+    "The network treats samples alike; the inference library rounds them differently. If you can "
+    "do "
     "without the same bytes for a seed in any batch, export with --no-same-bytes "
     "(same_bytes=False): the bundle then declares same_bytes: false."
 )
@@ -797,7 +806,8 @@ def _misses_of_any(entry: Mapping[str, Any]) -> list[str]:
 
 
 def headroom(step: ModelProto, bundle: Bundle, calibration: Calibration) -> dict[str, Any]:
-    """How near the network's float32 values come to float16's largest, along trajectories: share of 65504, the nearest first."""
+    """How near the network's float32 values come to float16's largest, along trajectories: share of
+    65504, the nearest first."""
     largest: dict[str, float] = {}
     made = {output: node.name for node in step.graph.node for output in node.output}
 
@@ -818,7 +828,8 @@ def headroom(step: ModelProto, bundle: Bundle, calibration: Calibration) -> dict
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report in a few numbers, by precision and backend: the worst case of each kind, and the least PSNR against fp32."""
+    """The report in a few numbers, by precision and backend: the worst case of each kind, and the
+    least PSNR against fp32."""
 
     def worst(entry: Mapping[str, Any]) -> dict[str, Any]:
         steps = entry["steps"].values()

@@ -24,7 +24,8 @@ def can_be_shown(shape: Sequence[int]) -> bool:
 def draw(
     path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]
 ) -> None:
-    """report.png: error against time for every graph, and the pictures side by side with their difference enlarged."""
+    """report.png: error against time for every graph, and the pictures side by side with their
+    difference enlarged."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,7 +74,8 @@ COLUMNS = ("precision", "backend", "F", "PSNR to fp32, dB", "ms a call")
 
 
 def _row(entry: Mapping[str, Any]) -> list[str]:
-    """An entry's figures under COLUMNS: largest difference of F, PSNR of final pictures by way, milliseconds by batch."""
+    """An entry's figures under COLUMNS: largest difference of F, PSNR of final pictures by way,
+    milliseconds by batch."""
     answer = max(step["answer"]["error"] for step in entry["steps"].values())
     psnr = ", ".join(
         f"{found:.0f} {name.partition(',')[0]}" for name, found in entry["psnr_db"].items()
@@ -97,7 +99,8 @@ def _nearest(report: Mapping[str, Any]) -> str:
     for name, made in report.get("int8", {}).items():
         kept, share = made["float32_layers"], made["float32_share_of_multiply_adds"]
         lines.append(
-            f"{name}: {len(kept)} layers stay float32 ({share:.1%} of multiply-adds) {', '.join(kept[:3])}"
+            f"{name}: {len(kept)} layers stay float32 ({share:.1%} of multiply-adds) "
+            f"{', '.join(kept[:3])}"
         )
     return "\n".join(lines)
 
@@ -105,7 +108,8 @@ def _nearest(report: Mapping[str, Any]) -> str:
 def _draw_steps(
     axes: Any, name: str, pairs: Sequence[tuple[str, str, Mapping[str, Any]]], bound: float
 ) -> None:
-    """Largest difference of F from PyTorch against time, for every precision, backend and graph; for fp32 next_state too."""
+    """Largest difference of F from PyTorch against time, for every precision, backend and graph;
+    for fp32 next_state too."""
     for i, (precision, backend, entry) in enumerate(pairs):
         axes.plot([], [], color=f"C{i}", label=f"{precision} {backend}")
         for graph, step in entry["steps"].items():
@@ -166,7 +170,8 @@ def worst_of(report: Mapping[str, Any], bounds: Mapping[str, Any]) -> str:
     for precision, entries in report.items():
         for backend, worst in entries.items():
             lines.append(
-                f"{precision} on {backend}: {_times(worst['ms_a_call'])} ms a call; agrees with PyTorch, largest differences:"
+                f"{precision} on {backend}: {_times(worst['ms_a_call'])} ms a call; agrees with "
+                f"PyTorch, largest differences:"
             )
             lines.append(
                 f"  network's answer F  {worst['answer']:.1e}"
@@ -174,20 +179,24 @@ def worst_of(report: Mapping[str, Any], bounds: Mapping[str, Any]) -> str:
             )
             if precision == "fp32":
                 lines.append(
-                    f"  next state          {worst['next_state']:.1e}  (bound {bounds['next_state']:g}·max(1, σ) beyond F's share)"
+                    f"  next state          {worst['next_state']:.1e}  (bound "
+                    f"{bounds['next_state']:g}·max(1, σ) beyond F's share)"
                 )
                 lines.append(
-                    f"  whole trajectory    {worst['trajectory']:.1e}  (bound {bounds['trajectory']:g}·max(1, |x|))"
+                    f"  whole trajectory    {worst['trajectory']:.1e}  (bound "
+                    f"{bounds['trajectory']:g}·max(1, |x|))"
                 )
             else:
                 lines.append(
-                    f"  final pictures      {worst['psnr_db']:.1f} dB from fp32's  (bound {bounds['psnr'][precision]:g} dB)"
+                    f"  final pictures      {worst['psnr_db']:.1f} dB from fp32's  (bound "
+                    f"{bounds['psnr'][precision]:g} dB)"
                 )
     return "\n".join(lines)
 
 
 def sheet_settings(bundle: Bundle) -> dict[str, Any]:
-    """How the card's picture is sampled: by the bundle's defaults, or where those take more than a hundred calls, by fewer."""
+    """How the card's picture is sampled: by the bundle's defaults, or where those take more than a
+    hundred calls, by fewer."""
     return {"solver": "ddim", "steps": 50} if bundle.defaults.steps > 100 else {}
 
 
@@ -209,13 +218,15 @@ def _draw_lines(axes: Any, samples: Mapping[str, NDArray[Any]]) -> None:
 
 
 UNLIKE = (
-    "**A seed may give other last bits in another batch**: an inference library rounds a node of this "
+    "**A seed may give other last bits in another batch**: an inference library rounds a node of "
+    "this "
     "network differently there. The bundle declares `same_bytes: false`."
 )
 
 
 def card(bundle: Bundle) -> str:
-    """The model card, Markdown: what it is, what it was trained on, licence, a picture, how to use it, how it was checked."""
+    """The model card, Markdown: what it is, what it was trained on, licence, a picture, how to use
+    it, how it was checked."""
     d, pictures = bundle.defaults, can_be_shown(bundle.sample_shape)
     shape = "×".join(map(str, bundle.sample_shape))
     kind = f"{bundle.num_classes} classes" if bundle.labels else "no classes"
@@ -227,8 +238,10 @@ def card(bundle: Bundle) -> str:
     lines = [
         f"# {bundle.name}",
         "",
-        f"A diffusion model for samples of {shape} in {bundle.sample_range[0]:g} … {bundle.sample_range[1]:g}, {kind}. "
-        f"Prediction `{bundle.prediction}`, schedule `{bundle.schedule.name}` with {len(bundle.schedule)} knots.",
+        f"A diffusion model for samples of {shape} in {bundle.sample_range[0]:g} … "
+        f"{bundle.sample_range[1]:g}, {kind}. "
+        f"Prediction `{bundle.prediction}`, schedule `{bundle.schedule.name}` with "
+        f"{len(bundle.schedule)} knots.",
         "",
         *(["![samples](samples.png)", ""] if pictures else []),
         "```python",
@@ -248,10 +261,12 @@ def card(bundle: Bundle) -> str:
         "",
         "Largest differences from PyTorch (see `report.json` and `report.png`):",
         "",
-        "| precision | backend | network's answer F | next state | whole trajectory | PSNR to fp32, dB |",
+        "| precision | backend | network's answer F | next state | whole trajectory | PSNR to "
+        "fp32, dB |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {precision} | {backend} | {worst['answer']:.1e} | {worst['next_state']:.1e} | {worst['trajectory']:.1e} | "
+            f"| {precision} | {backend} | {worst['answer']:.1e} | {worst['next_state']:.1e} | "
+            f"{worst['trajectory']:.1e} | "
             f"{'–' if precision == 'fp32' else format(worst['psnr_db'], '.1f')} |"
             for precision, entries in bundle.report.items()
             for backend, worst in entries.items()
@@ -286,8 +301,10 @@ def _origin(provenance: Mapping[str, Any]) -> list[str]:
             else ""
         )
         lines += [
-            f"{provenance.get('pictures_seen', '?')} pictures seen in {provenance['step']} steps of {config.get('batch', '?')}, "
-            f"{clock(seconds)} of training{start}; the full config is in `bundle.json` under `provenance`.",
+            f"{provenance.get('pictures_seen', '?')} pictures seen in {provenance['step']} steps "
+            f"of {config.get('batch', '?')}, "
+            f"{clock(seconds)} of training{start}; the full config is in `bundle.json` under "
+            f"`provenance`.",
             "",
         ]
     if source:

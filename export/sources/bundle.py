@@ -1,4 +1,5 @@
-"""A bundle that came from a run of our trainer, as a model again: for other precisions, or to fit a solver to it, where the run is gone."""
+"""A bundle that came from a run of our trainer, as a model again: for other precisions, or to fit a
+solver to it, where the run is gone."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ def is_bundle(folder: Path) -> bool:
 def from_bundle(folder: Path) -> Model:
     """The model that was exported, its weights read from the bundle's float32 graph by name.
 
-    Raises BundleError where the bundle is damaged, ExportError where it did not come from a run of ours: nothing else says what to build.
+    Raises BundleError where the bundle is damaged, ExportError where it did not come from a run of
+    ours: nothing else says what to build.
     """
     bundle = Bundle.load(folder)
     record = bundle.provenance.get("config")
     if record is None or "data" not in bundle.provenance:
         raise ExportError(
-            f"{folder} did not come from a run of trainer.fit, so its network cannot be built again. "
+            f"{folder} did not come from a run of trainer.fit, so its network cannot be built "
+            f"again. "
             "Export it from its own source, a diffusers folder or --module."
         )
     network = make_network(Config.from_json(record), bundle.sample_shape, bundle.num_classes)  # type: ignore[arg-type]
@@ -35,7 +38,8 @@ def from_bundle(folder: Path) -> Model:
         weight = as_like(found.get(name), value)
         if weight is None:
             raise ExportError(
-                f"{folder / STEP} does not hold the weights {name!r}, {tuple(value.shape)}, by their name."
+                f"{folder / STEP} does not hold the weights {name!r}, {tuple(value.shape)}, by "
+                f"their name."
             )
         state[name] = weight
     network.load_state_dict(state)

@@ -50,11 +50,13 @@ ACCEPTS = {
 
 
 def named(given: argparse.Namespace) -> Model:
-    """The model that the options name. Raises ExportError and RequestError, see the function of each kind."""
+    """The model that the options name. Raises ExportError and RequestError, see the function of
+    each kind."""
     if given.module is not None:
         if given.run is not None:
             raise RequestError(
-                f"give a folder or --module, not both: found {given.run} and --module {given.module}."
+                f"give a folder or --module, not both: found {given.run} and --module "
+                f"{given.module}."
             )
         return _module(given)
     run = given.run or newest_run(given.runs or Path("runs"))
@@ -102,7 +104,8 @@ EXAMPLE = "--sample-shape 3,32,32 --prediction epsilon --schedule linear_raw"
 
 
 def _taken(given: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """The options that were given. Raises RequestError for one that this kind of source does not take."""
+    """The options that were given. Raises RequestError for one that this kind of source does not
+    take."""
     options = {
         key: value for key, value in vars(given).items() if value is not None and key in _EVERY
     }
@@ -175,7 +178,8 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> None:
-    """The options that say what is exported; each is None where it was not given. flag: RUN's, where it is no positional argument."""
+    """The options that say what is exported; each is None where it was not given. flag: RUN's,
+    where it is no positional argument."""
     where: dict[str, Any] = {"type": Path, "metavar": "RUN"}
     what = "a run's, a bundle's or a diffusers folder"
     if flag:
@@ -191,13 +195,15 @@ def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> Non
     add(
         "--weights",
         metavar="WHICH",
-        help="ema, the moving average, or weights, the last step's own [ema]; with --module, a .safetensors file",
+        help="ema, the moving average, or weights, the last step's own [ema]; with --module, a "
+        ".safetensors file",
     )
     add = adder("any PyTorch module", f"needs {EXAMPLE} or the like")
     add(
         "--module",
         metavar="PACKAGE.FILE:FACTORY",
-        help="called without arguments, returns module(x, time[, label]) → F. This runs the code in that file",
+        help="called without arguments, returns module(x, time[, label]) → F. This runs the code "
+        "in that file",
     )
     add(
         "--sample-shape",

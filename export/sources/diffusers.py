@@ -150,7 +150,8 @@ def from_diffusers(
     classes = network.get("num_class_embeds") or 0
     if not classes and (null_label is not None or label_names is not None):
         raise RequestError(
-            f"{folder} has no labels (num_class_embeds is not set): leave null_label and label_names out."
+            f"{folder} has no labels (num_class_embeds is not set): leave null_label and "
+            f"label_names out."
         )
     unet, version = _load(parts.unet, variant)
     own_solver = solver in (None, read.solver)
@@ -396,7 +397,8 @@ def read_scheduler(config: Config, pipeline: str | None = None) -> Scheduler:
     if ddim and "set_alpha_to_one" in config.values and not config.get("set_alpha_to_one"):
         raise config.refused(
             "set_alpha_to_one",
-            "it leaves the noise of the first level in the sample, and grids here end without noise",
+            "it leaves the noise of the first level in the sample, and grids here end without "
+            "noise",
         )
     prediction = PREDICTION[config.get("prediction_type")]
     schedule = read_schedule(config)
@@ -548,7 +550,8 @@ def _find_weights(folder: Path, variant: str | None) -> None:
     wanted = f"variant {variant!r}" if variant else "plain weights"
     if variants:
         raise ExportError(
-            f"{folder} has no {wanted}. It has the variants {', '.join(variants)}: name one with --variant."
+            f"{folder} has no {wanted}. It has the variants {', '.join(variants)}: name one with "
+            f"--variant."
         )
     if list(folder.glob(f"{WEIGHTS}*.bin")):
         raise ExportError(

@@ -323,7 +323,8 @@ def class_name(path: Path, found: Mapping[str, Any], indexed: str | None) -> Any
     name = found.get("_class_name", indexed)
     if indexed is not None and name != indexed:
         raise ExportError(
-            f"{path}: _class_name must be {indexed!r}, as in model_index.json, got {in_json(name)}. "
+            f"{path}: _class_name must be {indexed!r}, as in model_index.json, got "
+            f"{in_json(name)}. "
             "diffusers follows model_index.json: write the same class into both files."
         )
     return name

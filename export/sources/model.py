@@ -24,7 +24,8 @@ from ..errors import ExportError
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S], in evaluation mode on the CPU; the rest as in a bundle."""
+    """module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S], in evaluation mode on the
+    CPU; the rest as in a bundle."""
 
     name: str
     module: nn.Module
@@ -48,13 +49,15 @@ def newest_run(runs: Path) -> Path:
     paths = [run for run in runs.glob("*") if checkpoints.found(run / "checkpoints")]
     if not paths:
         raise ExportError(
-            f"no run in {runs}/ has a checkpoint. Make one: python -m trainer.fit, or in a minute: python -m trainer.fit --data digits."
+            f"no run in {runs}/ has a checkpoint. Make one: python -m trainer.fit, or in a "
+            f"minute: python -m trainer.fit --data digits."
         )
     return max(paths, key=lambda run: checkpoints.found(run / "checkpoints")[-1].stat().st_mtime)
 
 
 def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
-    """The newest checkpoint of a run of our trainer; weights: "ema", the moving average, or "weights", the last step's own.
+    """The newest checkpoint of a run of our trainer; weights: "ema", the moving average, or
+    "weights", the last step's own.
 
     Raises ExportError where `run` is no run, CheckpointError where its checkpoint is damaged.
     """
@@ -66,8 +69,10 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
         )
     except (FileNotFoundError, NotADirectoryError):
         raise ExportError(
-            f"{run} is no run: it has no config.json. python -m trainer.fit makes runs under runs/. "
-            "(Nor is it a diffusers folder, which has a model_index.json or a UNet2DModel's config.json.)"
+            f"{run} is no run: it has no config.json. python -m trainer.fit makes runs under "
+            f"runs/. "
+            "(Nor is it a diffusers folder, which has a model_index.json or a UNet2DModel's "
+            "config.json.)"
         ) from None
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ExportError(
@@ -77,7 +82,8 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
     checkpoint = checkpoints.newest(run / "checkpoints")
     if checkpoint is None:
         raise ExportError(
-            f"{run} has no checkpoint yet. Run python -m trainer.fit with its options until it writes one."
+            f"{run} has no checkpoint yet. Run python -m trainer.fit with its options until it "
+            f"writes one."
         )
     network = make_network(config, tuple(shape), len(classes))
     network.load_state_dict(getattr(checkpoint, weights))

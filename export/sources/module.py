@@ -252,7 +252,8 @@ def _check_settings(
 def _check_module(module: Any) -> None:
     if not isinstance(module, nn.Module):
         raise ExportError(
-            f"module must be a torch.nn.Module, got {type(module).__name__}. Wrap a function in one."
+            f"module must be a torch.nn.Module, got {type(module).__name__}. Wrap a function in "
+            f"one."
         )
 
 
@@ -263,14 +264,16 @@ def _check_parameters(name: str, module: nn.Module) -> None:
     ]
     if training:
         raise ExportError(
-            f"{name}: {training[0]} is in training mode, which changes dropout and normalization. Call module.eval()."
+            f"{name}: {training[0]} is in training mode, which changes dropout and normalization. "
+            f"Call module.eval()."
         )
     for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
             raise ExportError(f"{name}: {key} has no shape yet. Run the lazy module once.")
         if tensor.device.type != "cpu":
             raise ExportError(
-                f"{name}: {key} is on {tensor.device}; the export runs on the CPU. Call module.cpu()."
+                f"{name}: {key} is on {tensor.device}; the export runs on the CPU. Call "
+                f"module.cpu()."
             )
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ExportError(
@@ -281,7 +284,8 @@ def _check_parameters(name: str, module: nn.Module) -> None:
 def _check_answers(
     name: str, module: nn.Module, shape: tuple[int, ...], schedule: Schedule, count: int
 ) -> None:
-    """Ask the module at both ends of the schedule, with its first and last label. Raises ExportError unless it answers F [B, *S], float32."""
+    """Ask the module at both ends of the schedule, with its first and last label. Raises
+    ExportError unless it answers F [B, *S], float32."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *shape, generator=generator)
     time = torch.tensor([schedule.time[0], schedule.time[-1]], dtype=torch.float32)
@@ -303,7 +307,8 @@ def _check_answers(
     first = ask(0, asked)
     if not torch.equal(first, ask(0, asked)):
         raise ExportError(
-            f"{name}: {asked} answers otherwise the second time. A forward may draw nothing and remember nothing."
+            f"{name}: {asked} answers otherwise the second time. A forward may draw nothing and "
+            f"remember nothing."
         )
     if count > 1:
         ask(count - 1, f"{asked} with label {count - 1}, its labels being 0 to {count - 1},")
@@ -312,18 +317,22 @@ def _check_answers(
 def _checked_answer(name: str, found: Any, shape: torch.Size, asked: str) -> Tensor:
     if not isinstance(found, Tensor):
         raise ExportError(
-            f"{name}: {asked} returns {type(found).__name__}, a tensor expected. Wrap it in a module that returns the tensor."
+            f"{name}: {asked} returns {type(found).__name__}, a tensor expected. Wrap it in a "
+            f"module that returns the tensor."
         )
     if found.shape != shape:
         raise ExportError(
-            f"{name}: {asked} returns {list(found.shape)}, {list(shape)} expected: F has the shape of x. "
-            "A network that predicts its variance too answers twice the channels: return the first half."
+            f"{name}: {asked} returns {list(found.shape)}, {list(shape)} expected: F has the "
+            f"shape of x. "
+            "A network that predicts its variance too answers twice the channels: return the "
+            "first half."
         )
     if found.dtype != torch.float32:
         raise ExportError(f"{name}: {asked} returns {_plain(found.dtype)}, float32 expected.")
     if not bool(torch.isfinite(found).all()):
         raise ExportError(
-            f"{name}: {asked} returns NaN or infinity for noise of variance 1. Are its weights loaded?"
+            f"{name}: {asked} returns NaN or infinity for noise of variance 1. Are its weights "
+            f"loaded?"
         )
     return found
 
@@ -382,7 +391,8 @@ def _imported(spec: str, path: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if not f"{path}.".startswith(f"{error.name}."):
             raise ExportError(
-                f"--module {spec}: importing {printable(path)} needs {error.name!r}, which is not installed."
+                f"--module {spec}: importing {printable(path)} needs {error.name!r}, which is not "
+                f"installed."
             ) from error
         raise ExportError(
             f"--module {spec}: there is no module {error.name!r}. Run this from the folder that "
@@ -401,7 +411,8 @@ def _made(spec: str, factory: Callable[[], Any]) -> nn.Module:
         inspect.signature(factory).bind()
     except TypeError as error:
         raise ExportError(
-            f"--module {spec}: the factory is called without arguments, but {error}. Write one that fills them in."
+            f"--module {spec}: the factory is called without arguments, but {error}. Write one "
+            f"that fills them in."
         ) from None
     except ValueError:  # a builtin without a signature
         pass
@@ -413,7 +424,8 @@ def _made(spec: str, factory: Callable[[], Any]) -> nn.Module:
         raise ExportError(f"--module {spec}: the factory fails with {described(error)}.") from error
     if not isinstance(made, nn.Module):
         raise ExportError(
-            f"--module {spec}: the factory returns {type(made).__name__}, a torch.nn.Module expected."
+            f"--module {spec}: the factory returns {type(made).__name__}, a torch.nn.Module "
+            f"expected."
         )
     return made
 
@@ -476,7 +488,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ExportError(f"{where}: there is no such file.") from None
     except Exception as error:  # safetensors has errors of its own, and passes on PyTorch's
         raise ExportError(
-            f"{where} cannot be read as safetensors ({described(error)}). Save or copy the file again."
+            f"{where} cannot be read as safetensors ({described(error)}). Save or copy the file "
+            f"again."
         ) from error
 
 

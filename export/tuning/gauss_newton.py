@@ -1,12 +1,15 @@
 """Levels and weights of history fitted to one network: Gauss-Newton through its calls.
 
-A tuned solver is some twenty numbers, and its error thousands a sample; so the Jacobian is small enough to have whole, a column a number, by
-forward differences: a column walks only the rows that its number changes, which is half of them on average. A few steps of damped Gauss-Newton
-(Levenberg 1944; Marquardt 1963) then do what takes gradient descent hundreds. A few samples' trajectories fork, and would outweigh the
+A tuned solver is some twenty numbers, and its error thousands a sample; so the Jacobian is small
+enough to have whole, a column a number, by forward differences: a column walks only the rows that
+its number changes, which is half of them on average. A few steps of damped Gauss-Newton (Levenberg
+1944; Marquardt 1963) then do what takes gradient descent hundreds. A few samples' trajectories
+fork, and would outweigh the
 others: errors count by Cauchy's loss, s²·log(1 + e²/s²), through its weights 1/(1 + e²/s²).
 
-What e is the distance of is one of LOSSES: of the samples themselves; or of these and of how much they vary around each place, so that a blurred
-sample is further away than one whose detail lies elsewhere.
+What e is the distance of is one of LOSSES: of the samples themselves; or of these and of how much
+they vary around each place, so that a blurred sample is further away than one whose detail lies
+elsewhere.
 """
 
 from __future__ import annotations
@@ -27,19 +30,22 @@ from runtime.errors import RequestError
 from .reference import Samples, Walker
 
 LEVEL, WEIGHT = 1e-2, 4e-3
-"""By how much a log-SNR and a weight are moved for a difference: far above float32's rounding in D."""
+"""By how much a log-SNR and a weight are moved for a difference: far above float32's rounding in D.
+"""
 REJECTIONS = 5
 LOSSES = ("pixels", "contrast")
 CONTRAST, FAINT = 2.0, 0.02
-"""contrast: what a difference of local contrast weighs beside one of pixels, and the contrast below which differences fade."""
+"""contrast: what a difference of local contrast weighs beside one of pixels, and the contrast below
+which differences fade."""
 ENOUGH = 3e-3
 """A step that lowers the loss by a smaller share of it is the last."""
 
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """The numbers of a tuned solver of `calls` rows as one vector: the log-SNR of rows 1 …, the first being the last knot's; and the weights
-    that a row can have, row k of at most k estimates before its own."""
+    """The numbers of a tuned solver of `calls` rows as one vector: the log-SNR of rows 1 …, the
+    first being the last knot's; and the weights that a row can have, row k of at most k estimates
+    before its own."""
 
     bundle: Bundle
     calls: int
@@ -54,7 +60,8 @@ class Form:
         return np.r_[np.full(self.calls - 1, LEVEL), np.full(self.usable.sum(), WEIGHT)]
 
     def vector(self, program: Program) -> Float64:
-        """Of a program that remembers estimates D and nothing else, on a grid from the last knot: its row's weights of them are alpha'·w."""
+        """Of a program that remembers estimates D and nothing else, on a grid from the last knot:
+        its row's weights of them are alpha'·w."""
         alpha, sigma = program.moments[:, 0].T
         w = program.update[:, 0, 1 : 1 + MEMORY] / alpha[1:, None]
         return np.r_[log_snr_of(alpha, sigma)[1:-1], w[self.usable]]
@@ -72,7 +79,8 @@ class Form:
         return Tuned(np.r_[schedule.time[-1], schedule.time_at(lam)], w, made or {})
 
     def table(self, theta: Float64) -> tuple[Float64, Float64]:
-        """call [K, 6] and update [K, R, R+2]; guidance is the samples' own. Raises RequestError, see `tuned`."""
+        """call [K, 6] and update [K, R, R+2]; guidance is the samples' own. Raises RequestError,
+        see `tuned`."""
         program = self.tuned(theta).program(
             self.bundle.schedule, self.bundle.prediction, clip=self.bundle.clip
         )
@@ -96,8 +104,9 @@ def rms(error: Float64) -> float:
 
 
 def looked_at(x: NDArray[Any], loss: str) -> Float64:
-    """[n, F] of samples [n, *S]: all their numbers; for "contrast" also the standard deviation in every 3×3 window of the last two axes (the
-    contrast of Wang et al. 2004's structural similarity), which says how sharp a sample is and not where."""
+    """[n, F] of samples [n, *S]: all their numbers; for "contrast" also the standard deviation in
+    every 3×3 window of the last two axes (the contrast of Wang et al. 2004's structural
+    similarity), which says how sharp a sample is and not where."""
     x = x.astype(np.float64)
     if loss == "pixels":
         return x.reshape(len(x), -1)
@@ -109,7 +118,8 @@ def looked_at(x: NDArray[Any], loss: str) -> Float64:
 
 @dataclass(frozen=True)
 class Fit:
-    """Where fitting has come to: theta after so many steps, the damping of the next, the errors [n], and whether there is nothing more to gain."""
+    """Where fitting has come to: theta after so many steps, the damping of the next, the errors
+    [n], and whether there is nothing more to gain."""
 
     theta: Float64
     damping: float
@@ -135,7 +145,8 @@ def begin(form: Form, walker: Walker, theta: Float64, samples: Samples, loss: st
 
 
 def step(form: Form, walker: Walker, fit: Fit, samples: Samples, scale: float, loss: str) -> Fit:
-    """One step of damped Gauss-Newton that lowers the loss; the same theta, ended, where none was found."""
+    """One step of damped Gauss-Newton that lowers the loss; the same theta, ended, where none was
+    found."""
     H, gradient = _normal_equations(form, walker, fit.theta, samples, scale, loss)
     damping = fit.damping
     for _ in range(REJECTIONS):
@@ -158,7 +169,8 @@ def step(form: Form, walker: Walker, fit: Fit, samples: Samples, scale: float, l
 def _normal_equations(
     form: Form, walker: Walker, theta: Float64, samples: Samples, scale: float, loss: str
 ) -> tuple[Float64, Float64]:
-    """(JᵀWJ, JᵀWr) of the residuals r at theta, W Cauchy's weights; means over samples and what they consist of."""
+    """(JᵀWJ, JᵀWr) of the residuals r at theta, W Cauchy's weights; means over samples and what
+    they consist of."""
     base, P = form.table(theta), len(theta)
     moved = [form.table(theta + np.eye(P)[p] * form.steps[p]) for p in range(P)]
     H, gradient = np.zeros((P, P)), np.zeros(P)

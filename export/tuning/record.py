@@ -1,4 +1,5 @@
-"""Tuned solvers that a bundle has: kept where it is exported again, and told of in its report and card."""
+"""Tuned solvers that a bundle has: kept where it is exported again, and told of in its report and
+card."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from .reference import probe, same
 
 
 def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
-    """The solvers fitted to the bundle in `out`, which is about to be replaced: kept for the same network, else dropped, with a word."""
+    """The solvers fitted to the bundle in `out`, which is about to be replaced: kept for the same
+    network, else dropped, with a word."""
     if not out.exists():
         return {}
     try:
@@ -37,13 +39,15 @@ def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
     if facts[0] == facts[1] and all(same(t.made.get("network"), now) for t in old.tuned.values()):
         return old.tuned
     say(
-        f"{out} has solvers fitted to another network; they are dropped. To fit new ones: python -m export.tune {out}"
+        f"{out} has solvers fitted to another network; they are dropped. To fit new ones: python "
+        f"-m export.tune {out}"
     )
     return {}
 
 
 def add_tuned(folder: Path, bundle: Bundle) -> None:
-    """Tell of a bundle's tuned solvers, where it has some, in its folder's report.json and tuned.png: their curve beside the untuned ones'."""
+    """Tell of a bundle's tuned solvers, where it has some, in its folder's report.json and
+    tuned.png: their curve beside the untuned ones'."""
     if not bundle.tuned:
         return
     report = from_json((folder / "report.json").read_bytes())
@@ -53,7 +57,8 @@ def add_tuned(folder: Path, bundle: Bundle) -> None:
 
 
 def _held_out(tuned: Tuned) -> dict[str, Any]:
-    """A tuned solver's errors on held-out samples, and the untuned one's, from its record. Raises BundleError where that does not tell."""
+    """A tuned solver's errors on held-out samples, and the untuned one's, from its record. Raises
+    BundleError where that does not tell."""
 
     def numbers(record: Any) -> dict[str, Any]:
         found = {name: float(record[name]) for name in ("rms", "median")}
@@ -70,7 +75,8 @@ def _held_out(tuned: Tuned) -> dict[str, Any]:
         return record | {"untuned_solver": str(untuned["name"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
-            f"the tuned solver of {len(tuned)} calls does not say how it was made ({error!r}). Fit it again: python -m export.tune"
+            f"the tuned solver of {len(tuned)} calls does not say how it was made ({error!r}). "
+            f"Fit it again: python -m export.tune"
         ) from error
 
 
@@ -112,8 +118,10 @@ def tuned_lines(bundle: Bundle) -> list[str]:
         )
         rows.append(f"| {K} | {cells} | {record['untuned_solver']} |")
     return [
-        f'With few calls: `solver="tuned"`, `steps={" | ".join(map(str, sorted(bundle.tuned)))}`, fitted to this network (`tuned.png`). '
-        "RMS distance (median) to what many calls make of the same noise, on samples that were not fitted on:",
+        f'With few calls: `solver="tuned"`, `steps={" | ".join(map(str, sorted(bundle.tuned)))}`, '
+        f"fitted to this network (`tuned.png`). "
+        "RMS distance (median) to what many calls make of the same noise, on samples that were "
+        "not fitted on:",
         "",
         "| calls | tuned | best untuned | which is |",
         "|---|---|---|---|",

@@ -1,4 +1,5 @@
-"""What a solver is fitted on: noise, labels and guidance, and where the network's own many-call solver comes to from there."""
+"""What a solver is fitted on: noise, labels and guidance, and where the network's own many-call
+solver comes to from there."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ BATCH = 16
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """x: x_T [n, *S]; label [n]; guidance [n]; target: the samples that the teacher makes of them [n, *S]."""
+    """x: x_T [n, *S]; label [n]; guidance [n]; target: the samples that the teacher makes of them
+    [n, *S]."""
 
     x: Float32
     label: NDArray[np.int64]
@@ -62,7 +64,8 @@ def network_of(bundle: Bundle, threads: int | None = None) -> Network:
 
 @dataclass(frozen=True, eq=False)
 class Walker:
-    """Walks rows of a program for samples that have a label and a guidance each. null: the null label; classes: 0 for none."""
+    """Walks rows of a program for samples that have a label and a guidance each. null: the null
+    label; classes: 0 for none."""
 
     network: Network
     classes: int
@@ -89,7 +92,8 @@ class Walker:
         before: tuple[int, Float32, Float32 | None] | None = None,
         seen: Callable[[Float32, Float32], object] = lambda state, denoised: None,
     ) -> Float32:
-        """x at the end [n, *S]. before: (row, state [n, R, *S], its D where it is known) to go on from; seen(state, D) at every row."""
+        """x at the end [n, *S]. before: (row, state [n, R, *S], its D where it is known) to go on
+        from; seen(state, D) at every row."""
         if before is None:
             state = np.zeros((len(samples), R, *samples.x.shape[1:]), np.float32)
             state[:, 0] = samples.x
@@ -105,7 +109,8 @@ class Walker:
 
 
 def probe(network: Network, bundle: Any) -> list[float]:
-    """Four numbers that tell one network from another: its answers to noise, across the schedule, each laid along other noise.
+    """Four numbers that tell one network from another: its answers to noise, across the schedule,
+    each laid along other noise.
 
     bundle: a `Bundle` or a `Model`, which say what the network takes.
     """
@@ -120,13 +125,15 @@ def probe(network: Network, bundle: Any) -> list[float]:
 
 
 def same(a: Any, b: list[float]) -> bool:
-    """Whether a, perhaps read from a file, and b are probes of one network, computed in float32 by whatever library."""
+    """Whether a, perhaps read from a file, and b are probes of one network, computed in float32 by
+    whatever library."""
     numbers = isinstance(a, list) and all(isinstance(v, float) for v in a)
     return numbers and len(a) == len(b) and bool(np.allclose(a, b, rtol=0, atol=1e-4))
 
 
 def draw(bundle: Bundle, count: int, first_seed: int) -> Samples:
-    """Samples without targets: half at guidance 1, under every label in turn and the null label; half, where the bundle is guided, at its default."""
+    """Samples without targets: half at guidance 1, under every label in turn and the null label;
+    half, where the bundle is guided, at its default."""
     classes, labels = bundle.num_classes, bundle.labels
     guided = count // 2 if labels and labels.null_trained and bundle.defaults.guidance != 1 else 0
     turns = np.arange(classes + bool(labels and labels.null_trained)) if classes else np.zeros(1)
@@ -147,7 +154,8 @@ def draw(bundle: Bundle, count: int, first_seed: int) -> Samples:
 
 
 def taught(bundle: Bundle, walker: Walker, samples: Samples, folder: Path, name: str) -> Samples:
-    """The samples with the teacher's targets: in `folder`, a file a batch, so that what was computed once is not again."""
+    """The samples with the teacher's targets: in `folder`, a file a batch, so that what was
+    computed once is not again."""
     program = bundle.program(
         TEACHER["solver"], min(TEACHER["steps"], len(bundle.schedule)), TEACHER["grid"]
     )

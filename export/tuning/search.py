@@ -1,4 +1,5 @@
-"""How a solver is searched for: the best untuned programs, a few fits from several starts, the best of them to its end; kept after every step."""
+"""How a solver is searched for: the best untuned programs, a few fits from several starts, the best
+of them to its end; kept after every step."""
 
 from __future__ import annotations
 
@@ -42,9 +43,11 @@ LOWS, HIGHS = (-6, -5, -4, -3, -2), (2, 3, 4, 5, 6)
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is fitted on. samples, held_out: how many, and how many others to judge by; seed: which. starts: how many are tried, each for `tries`
-    steps of Gauss-Newton on a part of the samples; then the best is fitted on all, for at most `iterations`. loss: what is made small, one of
-    `fitting.LOSSES`, or "auto": contrast where samples are pictures, pixels otherwise. The errors that are recorded are in pixels whatever it is.
+    """How much is fitted on. samples, held_out: how many, and how many others to judge by; seed:
+    which. starts: how many are tried, each for `tries` steps of Gauss-Newton on a part of the
+    samples; then the best is fitted on all, for at most `iterations`. loss: what is made small, one
+    of `fitting.LOSSES`, or "auto": contrast where samples are pictures, pixels otherwise. The
+    errors that are recorded are in pixels whatever it is.
 
     Raises RequestError for numbers below 1 and an unknown loss.
     """
@@ -72,8 +75,8 @@ FEW = 16
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """What all fits of one bundle share. settings: with a loss of `fitting.LOSSES`. folder: where they keep what was computed, so that the same
-    command goes on after a kill."""
+    """What all fits of one bundle share. settings: with a loss of `fitting.LOSSES`. folder: where
+    they keep what was computed, so that the same command goes on after a kill."""
 
     bundle: Bundle
     walker: Walker
@@ -87,15 +90,16 @@ class Tuning:
 def prepare(
     bundle: Bundle, network: Network, known: list[float], settings: Settings, work: Path
 ) -> Tuning:
-    """Samples and their targets, computed or from the folder that belongs to this bundle and these settings. Raises RequestError where the
-    loss cannot look at samples of this shape."""
+    """Samples and their targets, computed or from the folder that belongs to this bundle and these
+    settings. Raises RequestError where the loss cannot look at samples of this shape."""
     shape = bundle.sample_shape
     pictures = len(shape) >= 2 and min(shape[-2:]) >= 3
     if settings.loss == "auto":
         settings = dataclasses.replace(settings, loss="contrast" if pictures else "pixels")
     if settings.loss == "contrast" and not pictures:
         raise RequestError(
-            f"the loss contrast looks at windows of 3×3, which samples of {shape} have not: use pixels."
+            f"the loss contrast looks at windows of 3×3, which samples of {shape} have not: use "
+            f"pixels."
         )
     facts = bundle.to_json()
     what = {name: facts[name] for name in ("sample", "prediction", "clip", "labels", "schedule")}
@@ -114,7 +118,8 @@ def prepare(
 
 
 def fit(tuning: Tuning, calls: int) -> Tuned:
-    """The solver of so many calls. Where it has come to is kept after every step, and a fit that ended is read back."""
+    """The solver of so many calls. Where it has come to is kept after every step, and a fit that
+    ended is read back."""
     form, settings = Form(tuning.bundle, calls), tuning.settings
     path = tuning.folder / f"calls-{calls}.json"
     state = State.read(path) if path.exists() else survey(tuning, form)
@@ -132,8 +137,9 @@ def fit(tuning: Tuning, calls: int) -> Tuned:
 
 @dataclass(frozen=True)
 class State:
-    """Where a fit has come to. untuned: the best program that was found, and its errors; scale: of the loss; tries: fits from each start on a part of
-    the samples; final: from the best of them on all."""
+    """Where a fit has come to. untuned: the best program that was found, and its errors; scale: of
+    the loss; tries: fits from each start on a part of the samples; final: from the best of them on
+    all."""
 
     untuned: dict[str, Any]
     scale: float
@@ -162,7 +168,8 @@ class State:
 
 
 def survey(tuning: Tuning, form: Form) -> State:
-    """The best untuned program, and the programs to start from: the best of the levels that lie evenly."""
+    """The best untuned program, and the programs to start from: the best of the levels that lie
+    evenly."""
     few, walker, K, loss = _part(tuning.train), tuning.walker, form.calls, tuning.settings.loss
     untuned, starts = named_programs(tuning.bundle, K), even_programs(tuning.bundle, K)
 
@@ -220,7 +227,8 @@ def named_programs(bundle: Bundle, calls: int) -> dict[str, Program]:
 
 
 def even_programs(bundle: Bundle, calls: int) -> dict[str, Program]:
-    """UniPC's programs on the last knot and then levels that lie evenly in log-SNR, between ends of which each is tried."""
+    """UniPC's programs on the last knot and then levels that lie evenly in log-SNR, between ends of
+    which each is tried."""
     found, schedule = {}, bundle.schedule
     for low, high in itertools.product(LOWS, HIGHS):
         with contextlib.suppress(RequestError):  # ends that the schedule does not reach

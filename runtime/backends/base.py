@@ -19,9 +19,11 @@ Float32 = NDArray[np.float32]
 
 
 class Buffers(Protocol):
-    """One batch's memory, bound to the graph once. The caller fills the inputs in place, calls `step`, and reads the outputs.
+    """One batch's memory, bound to the graph once. The caller fills the inputs in place, calls
+    `step`, and reads the outputs.
 
-    noise [B, *S], call [B, 6], update [B, R, R+2], label [B] int64: inputs. denoised [B, *S]: D of the last step.
+    noise [B, *S], call [B, 6], update [B, R, R+2], label [B] int64: inputs. denoised [B, *S]: D of
+    the last step.
     """
 
     noise: Float32
@@ -36,7 +38,8 @@ class Buffers(Protocol):
         ...
 
     def step(self, guided: bool) -> None:
-        """Run one row of every sample's program. guided: with the null label's half, for rows whose guidance is not 1."""
+        """Run one row of every sample's program. guided: with the null label's half, for rows whose
+        guidance is not 1."""
         ...
 
 
@@ -55,7 +58,8 @@ def shapes(bundle: Bundle, batch: int) -> dict[str, tuple[int, ...]]:
 
 
 class HostBuffers:
-    """Buffers as numpy arrays whose memory is bound once for each graph and direction; the two `state` arrays are input and output in turn.
+    """Buffers as numpy arrays whose memory is bound once for each graph and direction; the two
+    `state` arrays are input and output in turn.
 
     least: samples that there is memory for where the batch is smaller.
     """
@@ -106,7 +110,8 @@ class HostBuffers:
         return np.zeros(shape, kind)
 
     def _arrays(self, current: int, size: int) -> dict[str, Any]:
-        """The memory of `size` samples by the graph's names, where the state lies in the one or the other array."""
+        """The memory of `size` samples by the graph's names, where the state lies in the one or the
+        other array."""
         arrays = {name: array[:size] for name, array in self._whole.items()}
         if current:
             arrays["state"], arrays["next_state"] = arrays["next_state"], arrays["state"]
@@ -122,7 +127,8 @@ class HostBuffers:
 
 
 class Backend(Protocol):
-    """A bundle loaded in one precision. Buffers may be used from one thread at a time; different buffers from different threads at once."""
+    """A bundle loaded in one precision. Buffers may be used from one thread at a time; different
+    buffers from different threads at once."""
 
     name: str
     precision: str
@@ -131,7 +137,8 @@ class Backend(Protocol):
 
 
 class Rows(NamedTuple):
-    """Whole programs of one batch: B samples, K rows, of which samples whose program is shorter end with identity rows."""
+    """Whole programs of one batch: B samples, K rows, of which samples whose program is shorter end
+    with identity rows."""
 
     x: Float32  # [B, *S] before the first row
     label: NDArray[np.int64]  # [B]
@@ -159,7 +166,8 @@ class Timing(NamedTuple):
 
 @runtime_checkable
 class WholeLoop(Protocol):
-    """A backend that runs whole programs by itself, with the state on the device, where nobody looks at the steps."""
+    """A backend that runs whole programs by itself, with the state on the device, where nobody
+    looks at the steps."""
 
     name: str
     precision: str

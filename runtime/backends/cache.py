@@ -1,7 +1,9 @@
-"""What an inference library compiled for this machine, kept on disk for the next process. Never needed, never trusted to be whole.
+"""What an inference library compiled for this machine, kept on disk for the next process. Never
+needed, never trusted to be whole.
 
-The folder is $UNNOISE_CACHE, or unnoise in $XDG_CACHE_HOME or ~/.cache; UNNOISE_CACHE=off keeps nothing. Entries are read back by the library
-that wrote them, and are as good as programs: so the folder is the user's alone, and one that others may write to is not used.
+The folder is $UNNOISE_CACHE, or unnoise in $XDG_CACHE_HOME or ~/.cache; UNNOISE_CACHE=off keeps
+nothing. Entries are read back by the library that wrote them, and are as good as programs: so the
+folder is the user's alone, and one that others may write to is not used.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ def load(name: str) -> list[UInt8] | None:
 
 
 def store(name: str, parts: Sequence[Buffer]) -> None:
-    """Keep an entry, whole or not at all. Several processes may do so at once. A folder that cannot take it is no error."""
+    """Keep an entry, whole or not at all. Several processes may do so at once. A folder that cannot
+    take it is no error."""
     lengths = " ".join(str(len(memoryview(part))) for part in parts).encode() + b"\n"
     with contextlib.suppress(OSError):
         if (place := private(make=True)) is None:

@@ -36,7 +36,8 @@ class ForkGuard:
         owner: the Python object that owns the library's objects; see `keep`.
 
     Raises:
-        BackendError: if the backend needs CUDA, and CUDA was started before this process was forked.
+        BackendError: if the backend needs CUDA, and CUDA was started before this process was
+        forked.
     """
 
     def __init__(self, name: str, owner: object) -> None:

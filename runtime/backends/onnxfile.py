@@ -1,7 +1,9 @@
-"""An ONNX file with its weights put inside, for libraries that would follow the paths in it. A walk over protobuf's wire format.
+"""An ONNX file with its weights put inside, for libraries that would follow the paths in it. A walk
+over protobuf's wire format.
 
-OpenVINO (2026.4) opens whatever a tensor's `location` names, relative to the working directory where the model came from memory, and takes one
-name for an address in this process. What this returns has no external data left in it.
+OpenVINO (2026.4) opens whatever a tensor's `location` names, relative to the working directory
+where the model came from memory, and takes one name for an address in this process. What this
+returns has no external data left in it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _NAME, _EXTERNAL, _WHERE, _RAW = (
 _SMALL = 32  # bytes of an attribute that has no room for a graph with a loop
 _READS, _MAKES, _OPERATOR = 1, 2, 4  # NodeProto: input, output, op_type
 
-# onnx.proto: for each message that may hold a tensor, its fields that may, and what the others are. A field that
+# onnx.proto: for each message that may hold a tensor, its fields that may, and what the others are.
+# A field that
 # is not listed is of a newer format and might hold a tensor too.
 _HOLDS: Mapping[str, Mapping[int, str]] = {
     "Model": {7: "Graph", 25: "Function"},
@@ -55,10 +58,11 @@ _PLAIN: Mapping[str, frozenset[int]] = {
 
 
 def with_weights(model: bytes, weights: bytes, file: str = "weights.bin") -> bytes:
-    """The ONNX model with every tensor inside it that lay in `weights`, whose name in the model is `file`.
+    """The ONNX model with every tensor inside it that lay in `weights`, whose name in the model is
+    `file`.
 
-    Raises BundleError for what is no ONNX model, for external data elsewhere than in `file` or beyond its end, and
-    for a result of 2 GiB or more, which ONNX cannot hold in one file.
+    Raises BundleError for what is no ONNX model, for external data elsewhere than in `file` or
+    beyond its end, and for a result of 2 GiB or more, which ONNX cannot hold in one file.
     """
     chunks = _Walk(memoryview(weights), file).message("Model", memoryview(model), 0)
     if (size := sum(map(len, chunks))) > LIMIT:
@@ -69,9 +73,11 @@ def with_weights(model: bytes, weights: bytes, file: str = "weights.bin") -> byt
 
 
 def refuse_endless(data: bytes | memoryview, kind: str = "Model", depth: int = 0) -> None:
-    """Raises BundleError for an ONNX model that libraries may never come to the end of, be it in running or in reading it.
+    """Raises BundleError for an ONNX model that libraries may never come to the end of, be it in
+    running or in reading it.
 
-    That is one with a Loop or Scan, of which a step graph has none, and one with a node before another that it reads, as ONNX forbids.
+    That is one with a Loop or Scan, of which a step graph has none, and one with a node before
+    another that it reads, as ONNX forbids.
     """
     if depth > DEPTH:
         raise BundleError(f"no step graph: graphs are nested more than {DEPTH} deep.")
@@ -87,7 +93,8 @@ def refuse_endless(data: bytes | memoryview, kind: str = "Model", depth: int = 0
         if early := later & reads:
             name = min(early).decode(errors="replace")
             raise BundleError(
-                f"no step graph: {name!r} is read before it is made, so its nodes cannot run in their order."
+                f"no step graph: {name!r} is read before it is made, so its nodes cannot run in "
+                f"their order."
             )
         later -= makes
 
@@ -126,7 +133,8 @@ class _Walk:
                 out.append(whole)
             else:
                 raise BundleError(
-                    f"no step graph: field {field} of its {kind} is none of ONNX's that a step graph has."
+                    f"no step graph: field {field} of its {kind} is none of ONNX's that a step "
+                    f"graph has."
                 )
         return out
 
@@ -154,18 +162,21 @@ class _Walk:
         location = where.get(b"location", b"").decode(errors="replace")
         if location != self.file:
             raise BundleError(
-                f"tensor {name!r} lies in the file {location!r}; a bundle's graphs keep weights in {self.file!r} alone."
+                f"tensor {name!r} lies in the file {location!r}; a bundle's graphs keep weights "
+                f"in {self.file!r} alone."
             )
         start, length = (_number(where.get(key, b"")) for key in (b"offset", b"length"))
         if start is None or length is None or start + length > len(self.weights):
             raise BundleError(
-                f"tensor {name!r} is said to lie at byte {start}, {length} long, of {self.file!r}, which has {len(self.weights)} bytes."
+                f"tensor {name!r} is said to lie at byte {start}, {length} long, of "
+                f"{self.file!r}, which has {len(self.weights)} bytes."
             )
         return self.weights[start : start + length]
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
-    """(field, wire type, the whole field, its value without tag and length) of a message. Raises BundleError where it is none."""
+    """(field, wire type, the whole field, its value without tag and length) of a message. Raises
+    BundleError where it is none."""
     at, end = 0, len(data)
     while at < end:
         begun = at

@@ -1,4 +1,5 @@
-"""ONNX Runtime on the CPU. Its float32 kernels compute each sample alike whatever else is in the batch."""
+"""ONNX Runtime on the CPU. Its float32 kernels compute each sample alike whatever else is in the
+batch."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ from .forks import ForkGuard
 from .onnxfile import refuse_endless
 
 PIXELS = "_pixels"
-"""In the name of a step graph that computes the same another way, faster on a CPU. Where a bundle has one, it is the one that runs."""
+"""In the name of a step graph that computes the same another way, faster on a CPU. Where a bundle
+has one, it is the one that runs."""
 
 
 class OnnxRuntime:
     """The step graphs of one precision as ONNX Runtime sessions, each made when first needed.
 
-    threads: of one call, None for one a core. Raises BackendError where onnxruntime is missing or cannot run a graph.
+    threads: of one call, None for one a core. Raises BackendError where onnxruntime is missing or
+    cannot run a graph.
     """
 
     name = "onnxruntime"
@@ -76,7 +79,8 @@ class OnnxRuntime:
 
 
 def check_ports(bundle: Bundle, file: str, inputs: Iterable[Any], outputs: Iterable[Any]) -> None:
-    """Raises BundleError where a graph's inputs and outputs are not a step graph's for the bundle's samples, of any batch."""
+    """Raises BundleError where a graph's inputs and outputs are not a step graph's for the bundle's
+    samples, of any batch."""
     wanted = {
         name: list(shape[1:])
         for name, shape in shapes(bundle, 1).items()
@@ -92,13 +96,15 @@ def check_ports(bundle: Bundle, file: str, inputs: Iterable[Any], outputs: Itera
             or list(port.shape[1:]) != wanted.pop(port.name)
         ):
             raise BundleError(
-                f"{bundle.path / file}: {port.name!r}, {port.type} {port.shape}, is none of a step graph's "
+                f"{bundle.path / file}: {port.name!r}, {port.type} {port.shape}, is none of a "
+                f"step graph's "
                 f"for samples of {list(bundle.sample_shape)}. "
                 "Fetch or export the bundle again."
             )
     if wanted.keys() - {"label"}:
         raise BundleError(
-            f"{bundle.path / file} lacks {', '.join(sorted(wanted))}. Fetch or export the bundle again."
+            f"{bundle.path / file} lacks {', '.join(sorted(wanted))}. Fetch or export the bundle "
+            f"again."
         )
 
 

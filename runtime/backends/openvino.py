@@ -1,6 +1,8 @@
-"""OpenVINO on the CPU: the step graph in float32 or int8; in bf16 the network alone, between a head and a tail in float32.
+"""OpenVINO on the CPU: the step graph in float32 or int8; in bf16 the network alone, between a head
+and a tail in float32.
 
-Every batch size has compiled models of its own. Their kernels compute each sample alike whatever else is in the batch.
+Every batch size has compiled models of its own. Their kernels compute each sample alike whatever
+else is in the batch.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from .openvino_parts import PARTS, split
 
 PLAIN, GUIDED, WEIGHTS = "step.onnx", "step_guided.onnx", "weights.bin"
 CACHED = 1
-"""Version of what is cached: raised whenever a graph is cut or compiled in another way than before."""
+"""Version of what is cached: raised whenever a graph is cut or compiled in another way than before.
+"""
 LEAST_GUIDED = 2
-"""In int8 a lone guided sample runs beside an empty one: for it alone OpenVINO 2026.4 computes a little otherwise than in any batch."""
+"""In int8 a lone guided sample runs beside an empty one: for it alone OpenVINO 2026.4 computes a
+little otherwise than in any batch."""
 
 
 class _SignalStack(ctypes.Structure):
@@ -40,8 +44,9 @@ class _SignalStack(ctypes.Structure):
 def own_signal_stack() -> Iterator[None]:
     """Leave this thread's stack for signals as it was.
 
-    OpenVINO (2026.4) sets another when it loads its plugin for the CPU, frees it later, and leaves it in use: the next signal that
-    Python handles, Ctrl-C for one, would end the process with a segmentation fault.
+    OpenVINO (2026.4) sets another when it loads its plugin for the CPU, frees it later, and leaves
+    it in use: the next signal that Python handles, Ctrl-C for one, would end the process with a
+    segmentation fault.
     """
     if sys.platform != "linux":
         yield
@@ -61,9 +66,11 @@ def capabilities(library: Any) -> frozenset[str]:
 
 
 class OpenVino:
-    """The step graphs of one precision, compiled for a batch size when first needed, or taken from the cache.
+    """The step graphs of one precision, compiled for a batch size when first needed, or taken from
+    the cache.
 
-    threads: of one call, None for one a core. Raises BackendError where openvino is missing or the CPU has no bf16.
+    threads: of one call, None for one a core. Raises BackendError where openvino is missing or the
+    CPU has no bf16.
     """
 
     name = "openvino"
@@ -102,7 +109,8 @@ class OpenVino:
         return OpenVinoBuffers(self, batch)
 
     def compiled(self, guided: bool, batch: int) -> list[Any]:
-        """The step graph for this batch size, or its parts in the order in which they run. Raises BundleError where it is none."""
+        """The step graph for this batch size, or its parts in the order in which they run. Raises
+        BundleError where it is none."""
         key = (GUIDED if guided else PLAIN, batch)
         with self._lock, own_signal_stack():
             if key not in self._compiled:
@@ -115,7 +123,8 @@ class OpenVino:
 
     @contextlib.contextmanager
     def blaming(self, file: str) -> Iterator[str]:
-        """The file's path in the bundle. What goes wrong with the file in the block is a BundleError that names it."""
+        """The file's path in the bundle. What goes wrong with the file in the block is a
+        BundleError that names it."""
         path = f"{self._folder}/{file}"
         try:
             yield path
@@ -129,7 +138,8 @@ class OpenVino:
         return "fp32" if self.precision == "bf16" else self.precision
 
     def _model(self, file: str) -> Any:
-        """One of the bundle's graphs, for any batch size. The weights are put inside: no path in the file is ever followed."""
+        """One of the bundle's graphs, for any batch size. The weights are put inside: no path in
+        the file is ever followed."""
         if file not in self._models:
             graph, weights = (
                 self.bundle.read(f"{self._folder}/{name}") for name in (file, WEIGHTS)
@@ -179,7 +189,8 @@ class OpenVino:
         return cache.key(made_by, files, self.bundle.sample_shape, batch, self._configs(len(PARTS)))
 
     def _configs(self, parts: int) -> list[dict[str, Any]]:
-        """How each of so many parts is compiled. OpenVINO's own choice is bf16 for everything, wherever the CPU has it."""
+        """How each of so many parts is compiled. OpenVINO's own choice is bf16 for everything,
+        wherever the CPU has it."""
         names = PARTS if parts == len(PARTS) else ("whole",) * parts
         bf16 = self.precision == "bf16"
         return [
@@ -242,5 +253,6 @@ def name_of(port: Any, known: Collection[str]) -> str:
 
 
 def short(error: Exception) -> str:
-    """The last line of OpenVINO's message, which says what is wrong; those before say where in its source."""
+    """The last line of OpenVINO's message, which says what is wrong; those before say where in its
+    source."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

@@ -1,10 +1,12 @@
-"""A step graph in three: what stays in float32 before the network, the network, what stays in float32 after it.
+"""A step graph in three: what stays in float32 before the network, the network, what stays in
+float32 after it.
 
     head     state, call, label → c_in·x, and all that depends on time and label alone
     network  those → F
     tail     F, state, noise, call, update → D and the next state
 
-The cut needs no names: of what depends on the state, the network begins with the first operation that reads weights and ends with the last.
+The cut needs no names: of what depends on the state, the network begins with the first operation
+that reads weights and ends with the last.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ PARTS = ("head", "network", "tail")
 
 
 def split(model: Any) -> list[Any]:
-    """The `PARTS` of a model whose inputs' shapes are known, which is taken apart. What one hands to the next is called cut0, cut1, … in both.
+    """The `PARTS` of a model whose inputs' shapes are known, which is taken apart. What one hands
+    to the next is called cut0, cut1, … in both.
 
-    A graph without weights stays in one part. Constants are folded: not for quantized graphs, whose weights would become float32.
+    A graph without weights stays in one part. Constants are folded: not for quantized graphs, whose
+    weights would become float32.
     """
     import openvino
     from openvino import passes
@@ -46,7 +50,8 @@ def split(model: Any) -> list[Any]:
 
 
 def _cuts(nodes: list[Any], network: set[str]) -> Iterator[tuple[bool, Any, Any]]:
-    """Cut every value that passes into the network or out of it. (whether into it, the result, the parameter) of each."""
+    """Cut every value that passes into the network or out of it. (whether into it, the result, the
+    parameter) of each."""
     from openvino import opset13
 
     names = (f"cut{i}" for i in range(len(nodes)))
@@ -70,7 +75,8 @@ def _cuts(nodes: list[Any], network: set[str]) -> Iterator[tuple[bool, Any, Any]
 
 
 def _network(nodes: list[Any], state: str) -> set[str]:
-    """Names of the network's nodes, of nodes in topological order; `state` is that parameter's name."""
+    """Names of the network's nodes, of nodes in topological order; `state` is that parameter's
+    name."""
     from_state, weighted, after, before = {state}, set[str](), set[str](), set[str]()
     for node in nodes:
         name, sources = node.get_name(), [i.get_source_output().get_node() for i in node.inputs()]

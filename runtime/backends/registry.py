@@ -13,7 +13,8 @@ from .base import Backend
 
 @dataclass(frozen=True)
 class Kind:
-    """A backend as it can be chosen: the bundle's folder that each precision is computed from, how it is opened, and what it needs."""
+    """A backend as it can be chosen: the bundle's folder that each precision is computed from, how
+    it is opened, and what it needs."""
 
     folders: Mapping[str, str]
     open: Callable[[Bundle, str, int | None], Backend]
@@ -67,11 +68,13 @@ BACKENDS: Mapping[str, Kind] = {
 
 
 def offered(bundle: Bundle) -> list[tuple[str, str]]:
-    """The (backend, precision) pairs that a bundle can be opened with, where the machine has what they need.
+    """The (backend, precision) pairs that a bundle can be opened with, where the machine has what
+    they need.
 
-    int8 is offered to the backends that the bundle's report shows it was checked on: the same Q/DQ graph has been seen to come
-    out wrong on others. What missed its bounds there is offered to none. Few bundles are exported beside a GPU: what is for GPUs is
-    offered where its graph was checked on onnxruntime, which is no evidence for what a GPU's own rounding does.
+    int8 is offered to the backends that the bundle's report shows it was checked on: the same Q/DQ
+    graph has been seen to come out wrong on others. What missed its bounds there is offered to
+    none. Few bundles are exported beside a GPU: what is for GPUs is offered where its graph was
+    checked on onnxruntime, which is no evidence for what a GPU's own rounding does.
     """
     return [
         (name, precision)
@@ -95,7 +98,8 @@ def open_backend(
 ) -> Backend:
     """The bundle on a backend. `auto` is onnxruntime and fp32.
 
-    Raises RequestError for an unknown backend or a precision that it cannot run or the bundle lacks, BackendError where this machine cannot run it.
+    Raises RequestError for an unknown backend or a precision that it cannot run or the bundle
+    lacks, BackendError where this machine cannot run it.
     """
     backend = "onnxruntime" if backend == "auto" else backend
     precision = "fp32" if precision == "auto" else precision
@@ -110,7 +114,8 @@ def open_backend(
 def _not_offered(
     bundle: Bundle, backend: str, precision: str, pairs: list[tuple[str, str]]
 ) -> UnnoiseError:
-    """Why a precision cannot be had: nobody knows it, the bundle lacks it, this backend does not compute it, or nobody checked it there."""
+    """Why a precision cannot be had: nobody knows it, the bundle lacks it, this backend does not
+    compute it, or nobody checked it there."""
     known = sorted(
         {p for kind in BACKENDS.values() for p in kind.folders} | set(bundle.precisions) | set(GPU)
     )

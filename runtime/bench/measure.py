@@ -1,4 +1,5 @@
-"""What runtime.bench measures: a pair of backend and precision, warm and in fresh processes, and how far its samples are from float32's."""
+"""What runtime.bench measures: a pair of backend and precision, warm and in fresh processes, and
+how far its samples are from float32's."""
 
 from __future__ import annotations
 
@@ -25,10 +26,12 @@ from ..request import Planner, Request
 from ..sampler import Sampler
 
 REFERENCE = ("onnxruntime", "fp32")
-"""Whose pictures the others are held against, where this machine has it; else the first pair that computes fp32."""
+"""Whose pictures the others are held against, where this machine has it; else the first pair that
+computes fp32."""
 LEAST = 5
 """Timed calls of each pair and batch, however long they take."""
-# What a user's first program does, in a process of its own, timed by its parent from before it began.
+# What a user's first program does, in a process of its own, timed by its parent from before it
+# began.
 FIRST = """
 import json, sys, time
 begun = time.perf_counter()
@@ -46,7 +49,8 @@ print(json.dumps(peak_mib()))
 
 @dataclass(frozen=True)
 class Cold:
-    """The first picture of a fresh process, medians: seconds from its start, of which importing, loading, and sampling; its peak memory."""
+    """The first picture of a fresh process, medians: seconds from its start, of which importing,
+    loading, and sampling; its peak memory."""
 
     first_picture_s: float
     import_s: float
@@ -57,7 +61,8 @@ class Cold:
 
 @dataclass(frozen=True)
 class Speed:
-    """One batch size. latency_ms: percentiles of a whole call; call_ms: of the network; loop: share of the latency that is not in such calls."""
+    """One batch size. latency_ms: percentiles of a whole call; call_ms: of the network; loop: share
+    of the latency that is not in such calls."""
 
     batch: int
     timed: int
@@ -69,7 +74,8 @@ class Speed:
 
 @dataclass
 class Result:
-    """A backend in a precision. psnr_db (median) and rms: its samples against the reference's, None for the reference itself."""
+    """A backend in a precision. psnr_db (median) and rms: its samples against the reference's, None
+    for the reference itself."""
 
     backend: str
     precision: str
@@ -85,7 +91,8 @@ class Result:
 
 
 class Cell:
-    """A pair at a batch size: the times of its calls of `sample`, and beside each that of as many calls of the network alone."""
+    """A pair at a batch size: the times of its calls of `sample`, and beside each that of as many
+    calls of the network alone."""
 
     def __init__(
         self, sampler: Sampler, result: Result, batch: int, how: Mapping[str, Any]
@@ -129,7 +136,8 @@ class Cell:
 
 
 def percentile(values: Sequence[float], p: float) -> float:
-    """The nearest-rank percentile, a value that was seen: for p = 99 of fewer than 100 it is the largest."""
+    """The nearest-rank percentile, a value that was seen: for p = 99 of fewer than 100 it is the
+    largest."""
     return sorted(values)[max(0, math.ceil(p / 100 * len(values)) - 1)]
 
 
@@ -180,7 +188,8 @@ def measure(
 
 
 def alternate(cells: Sequence[Cell], seconds: float, bar: Progress) -> None:
-    """Time the cells in turn, one call each, which is first changing from round to round, until each has had its seconds and LEAST calls."""
+    """Time the cells in turn, one call each, which is first changing from round to round, until
+    each has had its seconds and LEAST calls."""
     for cell in cells:  # not counted: what is made on first use
         cell.run()
         cell.latency.clear()
@@ -229,7 +238,8 @@ def judge(
 def apart(
     found: Float32, expected: Float32, data_range: tuple[float, float]
 ) -> tuple[float, float]:
-    """Median peak signal-to-noise ratio of the samples, dB, 200 where they are equal; and the root of the mean square over all of them."""
+    """Median peak signal-to-noise ratio of the samples, dB, 200 where they are equal; and the root
+    of the mean square over all of them."""
     square = np.square(found.astype(np.float64) - expected).reshape(len(found), -1).mean(1)
     span = data_range[1] - data_range[0]
     each = -10 * np.log10(np.maximum(square / span**2, 1e-20))
@@ -270,7 +280,8 @@ def cold(
             rest = child.stdout.read()
         if child.returncode or not line:
             raise BackendError(
-                f"a fresh process could not sample with {result.name} (status {child.returncode}); what it said stands above."
+                f"a fresh process could not sample with {result.name} (status "
+                f"{child.returncode}); what it said stands above."
             )
         found.append({"first_picture_s": first, **json.loads(line), "peak_mib": json.loads(rest)})
         if bar:

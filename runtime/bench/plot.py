@@ -1,4 +1,5 @@
-"""The page that python -m runtime.bench --plot draws. The one module of the runtime that asks for matplotlib, and only when it is called."""
+"""The page that python -m runtime.bench --plot draws. The one module of the runtime that asks for
+matplotlib, and only when it is called."""
 
 from __future__ import annotations
 
@@ -33,10 +34,12 @@ ENDINGS = (".png", ".svg", ".pdf")
 
 
 def check(path: Path) -> None:
-    """Raises RequestError for a file that cannot be drawn into, BackendError where matplotlib is missing: before anything is measured."""
+    """Raises RequestError for a file that cannot be drawn into, BackendError where matplotlib is
+    missing: before anything is measured."""
     if path.suffix.lower() not in ENDINGS:
         raise RequestError(
-            f"--plot writes {', '.join(ENDINGS)}, found {path.name!r}: use a name that ends in one of these."
+            f"--plot writes {', '.join(ENDINGS)}, found {path.name!r}: use a name that ends in "
+            f"one of these."
         )
     try:
         import matplotlib  # noqa: F401
@@ -47,7 +50,8 @@ def check(path: Path) -> None:
 def draw(
     path: Path, found: Mapping[str, Any], results: Sequence[Result], data_range: tuple[float, float]
 ) -> None:
-    """Latency against batch, speed against nearness, the first picture, and the pictures themselves."""
+    """Latency against batch, speed against nearness, the first picture, and the pictures
+    themselves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -124,7 +128,8 @@ def latency(
 def quality(
     axis: Any, results: Sequence[Result], style: Mapping[str, tuple[str, str, str]]
 ) -> None:
-    """Pictures a second, small to large batch, against the PSNR to fp32; the reference and what equals it on top."""
+    """Pictures a second, small to large batch, against the PSNR to fp32; the reference and what
+    equals it on top."""
     known = [
         r.psnr_db
         for r in results

@@ -1,4 +1,5 @@
-"""How fast a bundle samples here, and how far its pictures are from float32's: python -m runtime.bench BUNDLE --backend all --precision all"""
+"""How fast a bundle samples here, and how far its pictures are from float32's: python -m
+runtime.bench BUNDLE --backend all --precision all"""
 
 from __future__ import annotations
 
@@ -41,9 +42,11 @@ in its cache.
 
 
 def chosen(bundle: Bundle, backend: str, precision: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """The pairs that a command line names, and what was left out and why. `all` is whatever this machine runs; `auto` onnxruntime, fp32.
+    """The pairs that a command line names, and what was left out and why. `all` is whatever this
+    machine runs; `auto` onnxruntime, fp32.
 
-    Raises RequestError for a name that nobody knows, or where no pair is left, BackendError where one named by itself cannot run here.
+    Raises RequestError for a name that nobody knows, or where no pair is left, BackendError where
+    one named by itself cannot run here.
     """
     auto = {"auto": "onnxruntime"}, {"auto": "fp32"}
     names = [auto[0].get(n, n) for n in listed("--backend", backend)]
@@ -194,7 +197,8 @@ def heading(found: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     busy = found["load_before"]
     return [
-        f"{found['bundle']}, {'×'.join(map(str, found['shape']))}: {found['solver']}, {found['steps']} steps ({calls}), "
+        f"{found['bundle']}, {'×'.join(map(str, found['shape']))}: {found['solver']}, "
+        f"{found['steps']} steps ({calls}), "
         f"seeds {found['seed']} …; PSNR of {found['pictures']}",
         f"{m['processor']}, {m['cores']} cores ({', '.join(m['instructions'])}), {found['threads']} thread{'s' * (found['threads'] > 1)}; {versions}"
         + (

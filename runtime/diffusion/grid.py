@@ -1,4 +1,5 @@
-"""Grids: the noise levels that a solver visits, noisiest first. Fewer steps is another grid, never another rule for the previous step."""
+"""Grids: the noise levels that a solver visits, noisiest first. Fewer steps is another grid, never
+another rule for the previous step."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ from .schedule import Float64, Schedule, log_snr_of
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """n intervals between n + 1 levels: time, alpha, sigma, each [n+1]. The clean end (1, 0) has no time: NaN.
+    """n intervals between n + 1 levels: time, alpha, sigma, each [n+1]. The clean end (1, 0) has no
+    time: NaN.
 
-    schedule: where solvers find the levels between, which those that call more than once a step ask for.
+    schedule: where solvers find the levels between, which those that call more than once a step ask
+    for.
     """
 
     name: str
@@ -38,7 +41,8 @@ class Grid:
 
     @property
     def knot(self) -> Float64:
-        """[n+1]: time counted in the schedule's knots from the least noisy one; NaN at the clean end."""
+        """[n+1]: time counted in the schedule's knots from the least noisy one; NaN at the clean
+        end."""
         schedule = self._of_schedule()
         return np.interp(self.time, schedule.time, np.arange(len(schedule)))
 
@@ -48,13 +52,15 @@ class Grid:
         return float(self._of_schedule().log_snr[-1])
 
     def tail(self, strength: float) -> Grid:
-        """The grid's last intervals, a share `strength` of them (0 … 1, at least one): where a reverse process starts that is given a picture."""
+        """The grid's last intervals, a share `strength` of them (0 … 1, at least one): where a
+        reverse process starts that is given a picture."""
         count = max(1, round(number("strength", strength, 0.0, 1.0) * len(self)))
         last = slice(len(self) - count, None)
         return Grid(self.name, self.time[last], self.alpha[last], self.sigma[last], self.schedule)
 
     def climbing(self) -> Grid:
-        """The grid's levels upward, from the schedule's least noisy knot: at the clean end itself eps is lost."""
+        """The grid's levels upward, from the schedule's least noisy knot: at the clean end itself
+        eps is lost."""
         schedule = self._of_schedule()
         inner = self.log_snr[:-1][::-1] < schedule.log_snr[0] - CLOSEST
         levels = zip(
@@ -65,12 +71,14 @@ class Grid:
         time, alpha, sigma = (np.r_[knots[0], mine[:-1][::-1][inner]] for knots, mine in levels)
         if len(time) < 2:
             raise RequestError(
-                f"grid {self.name!r} has no level above the least noisy one to climb to: take more steps, or a higher strength."
+                f"grid {self.name!r} has no level above the least noisy one to climb to: take "
+                f"more steps, or a higher strength."
             )
         return Grid(self.name, time, alpha, sigma, schedule)
 
     def between(self, log_snr: Float64) -> tuple[Float64, Float64]:
-        """time [m] and level [m, 2] of the schedule at log_snr [m]. Raises RequestError outside the schedule."""
+        """time [m] and level [m, 2] of the schedule at log_snr [m]. Raises RequestError outside the
+        schedule."""
         schedule = self._of_schedule()
         time = schedule.time_at(log_snr)
         return time, np.stack(schedule.level(time), -1)
@@ -78,13 +86,15 @@ class Grid:
     def _of_schedule(self) -> Schedule:
         if self.schedule is None:
             raise RequestError(
-                f"grid {self.name!r} has no schedule to find levels between its own on: make it with one."
+                f"grid {self.name!r} has no schedule to find levels between its own on: make it "
+                f"with one."
             )
         return self.schedule
 
 
 def _leading(schedule: Schedule, n: int, offset: float = 0) -> Float64:
-    """Knots 0, s, 2s, …, (n-1)s with s = ⌊T/n⌋ (Song et al. 2021's code). Starts below the last knot unless n divides into it.
+    """Knots 0, s, 2s, …, (n-1)s with s = ⌊T/n⌋ (Song et al. 2021's code). Starts below the last
+    knot unless n divides into it.
 
     "leading(1)" starts at knot 1 and goes on from there, as code that counts its knots from 1 does.
     """
@@ -92,27 +102,32 @@ def _leading(schedule: Schedule, n: int, offset: float = 0) -> Float64:
     knots = offset + np.arange(n - 1, -1, -1) * (T // n)
     if knots[0] >= T:
         raise RequestError(
-            f"grid 'leading({offset})' of {n} steps asks for knot {knots[0]} of {T}: take fewer steps."
+            f"grid 'leading({offset})' of {n} steps asks for knot {knots[0]} of {T}: take fewer "
+            f"steps."
         )
     return schedule.time[knots]
 
 
 def _trailing(schedule: Schedule, n: int) -> Float64:
-    """Knots round(T·i/n) - 1 for i = n, …, 1 (Lin et al. 2024, table 2): always starts at the last knot."""
+    """Knots round(T·i/n) - 1 for i = n, …, 1 (Lin et al. 2024, table 2): always starts at the last
+    knot."""
     return schedule.time[np.round(len(schedule) * np.arange(n, 0, -1) / n).astype(int) - 1]
 
 
 def _linspace(schedule: Schedule, n: int) -> Float64:
-    """n knots evenly from T-1 to 0, both ends called, rounded (Nichol & Dhariwal 2021); n = 1 is the last knot."""
+    """n knots evenly from T-1 to 0, both ends called, rounded (Nichol & Dhariwal 2021); n = 1 is
+    the last knot."""
     return schedule.time[np.round(np.linspace(len(schedule) - 1, 0, n)).astype(int)]
 
 
 def _log_snr(schedule: Schedule, n: int, bound: float | None = None) -> Float64:
-    """n levels evenly in log-SNR from the last knot to the first (Lu et al. 2022), between knots where need be.
+    """n levels evenly in log-SNR from the last knot to the first (Lu et al. 2022), between knots
+    where need be.
 
-    Where the last knot is pure noise (log-SNR = -inf) it is the first level, and the even levels start at the knot before it.
-    "log_snr(7)" is the last knot, and then n - 1 levels evenly from -7 to 7, cut at the schedule's ends: a cosine schedule spends most
-    of its log-SNR where hardly anything is decided (Lu et al. 2022's code bounds it for this reason).
+    Where the last knot is pure noise (log-SNR = -inf) it is the first level, and the even levels
+    start at the knot before it. "log_snr(7)" is the last knot, and then n - 1 levels evenly from -7
+    to 7, cut at the schedule's ends: a cosine schedule spends most of its log-SNR where hardly
+    anything is decided (Lu et al. 2022's code bounds it for this reason).
     """
     if bound is None:
         return _finite_part(schedule, n, np.linspace)
@@ -123,7 +138,8 @@ def _log_snr(schedule: Schedule, n: int, bound: float | None = None) -> Float64:
 
 
 def _karras(schedule: Schedule, n: int, rho: float = 7.0) -> Float64:
-    """n levels evenly in (sigma/alpha)^(1/rho) from the last knot to the first (Karras et al. 2022, eq. 5); pure noise as in `log_snr`.
+    """n levels evenly in (sigma/alpha)^(1/rho) from the last knot to the first (Karras et al. 2022,
+    eq. 5); pure noise as in `log_snr`.
 
     rho is 7 in "karras"; "karras(5)" gives it.
     """
@@ -140,7 +156,8 @@ def _karras(schedule: Schedule, n: int, rho: float = 7.0) -> Float64:
 def _finite_part(
     schedule: Schedule, n: int, even: Callable[[float, float, int], Float64]
 ) -> Float64:
-    """The times of n levels, even(lowest, highest log-SNR, count), with the schedule's own pure noise before them where it has some."""
+    """The times of n levels, even(lowest, highest log-SNR, count), with the schedule's own pure
+    noise before them where it has some."""
     lam = schedule.log_snr
     if np.isfinite(lam[-1]):
         return schedule.time_at(even(lam[-1], lam[0], n))
@@ -165,11 +182,13 @@ PARAMETER = {
 
 
 def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | None = None) -> Grid:
-    """The grid of `steps` intervals that ends clean: named (`GRIDS`), or explicit falling times in the network's unit.
+    """The grid of `steps` intervals that ends clean: named (`GRIDS`), or explicit falling times in
+    the network's unit.
 
     "karras(5)" gives rho, "leading(1)" the offset, "log_snr(7)" the bound.
 
-    Raises RequestError for an unknown name, for steps outside 1 … T, and for times that do not fall or leave the schedule.
+    Raises RequestError for an unknown name, for steps outside 1 … T, and for times that do not fall
+    or leave the schedule.
     """
     instance("schedule", schedule, Schedule, "Make one with make_schedule.")
     spacing = spacing_of(spacing)
@@ -183,18 +202,21 @@ def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | N
         time = np.array(spacing)
         if steps is not None and integer("steps", steps, 1) != time.size:
             raise RequestError(
-                f"an explicit grid of {time.size} times takes {time.size} steps, got steps={shown(steps)}. Leave `steps` out."
+                f"an explicit grid of {time.size} times takes {time.size} steps, got "
+                f"steps={shown(steps)}. Leave `steps` out."
             )
     alpha, sigma = schedule.level(time)
     if (np.diff(log_snr_of(alpha, sigma)) < CLOSEST).any():
         raise RequestError(
-            f"grid {name!r} has neighbours of the same level: their log-SNR must differ by {CLOSEST:g}. Leave some out."
+            f"grid {name!r} has neighbours of the same level: their log-SNR must differ by "
+            f"{CLOSEST:g}. Leave some out."
         )
     return Grid(name, np.r_[time, np.nan], np.r_[alpha, 1.0], np.r_[sigma, 0.0], schedule)
 
 
 def spacing_of(value: Any) -> str | tuple[float, ...]:
-    """A grid as a caller gives it: a name, or its times as floats. Raises RequestError for anything else."""
+    """A grid as a caller gives it: a name, or its times as floats. Raises RequestError for anything
+    else."""
     plain = unwrapped(value)
     if isinstance(plain, str):
         return str(plain)
@@ -206,7 +228,8 @@ def spacing_of(value: Any) -> str | tuple[float, ...]:
 
 
 def _named(spacing: str) -> tuple[str, list[float]]:
-    """ "karras(5)" → "karras", [5.0]. Raises RequestError for an unknown name, and for a number where the grid takes none."""
+    """ "karras(5)" → "karras", [5.0]. Raises RequestError for an unknown name, and for a number
+    where the grid takes none."""
     found = re.fullmatch(r"(\w+)\((.*)\)", spacing)
     name, inner = found.groups() if found else (spacing, None)
     if name not in GRIDS:
@@ -220,7 +243,8 @@ def _named(spacing: str) -> tuple[str, list[float]]:
     except ValueError:
         parameter, example = PARAMETER[name]
         raise RequestError(
-            f"grid {name!r} takes {parameter} as a number, such as {example!r}, got {shown(spacing)}."
+            f"grid {name!r} takes {parameter} as a number, such as {example!r}, got "
+            f"{shown(spacing)}."
         ) from None
 
 

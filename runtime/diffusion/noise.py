@@ -1,13 +1,15 @@
-"""Noise as a pure function of (seed, stream, step, element): the same float32 bits on every machine.
+"""Noise as a pure function of (seed, stream, step, element): the same float32 bits on every
+machine.
 
-Random words: Philox4x64-10 (Salmon et al. 2011) with key (seed, stream) and counter (b + 1, step, 0, 0) for block
-b = 0, 1, …; each block gives four 64-bit words. Elements 2j and 2j+1, in C order, take words u = w[2j] and v = w[2j+1]:
+Random words: Philox4x64-10 (Salmon et al. 2011) with key (seed, stream) and counter (b + 1, step,
+0, 0) for block b = 0, 1, …; each block gives four 64-bit words. Elements 2j and 2j+1, in C order,
+take words u = w[2j] and v = w[2j+1]:
 
-    radius = √(-2 ln p),  p = (⌊u / 2¹²⌋ + ½) / 2⁵²,  angle = 2π (⌊v / 2¹²⌋ + ½) / 2⁵² - π
-    element 2j = radius · cos(angle),  element 2j+1 = radius · sin(angle)            (Box & Muller 1958)
+    radius = √(-2 ln p),  p = (⌊u / 2¹²⌋ + ½) / 2⁵²,  angle = 2π (⌊v / 2¹²⌋ + ½) / 2⁵² - π element
+    2j = radius · cos(angle),  element 2j+1 = radius · sin(angle)            (Box & Muller 1958)
 
-in float64, rounded to float32. ln, cos and sin are written here in +, -, ·, / and √, which IEEE 754 rounds the same way
-everywhere; the mathematical libraries of different machines do not.
+in float64, rounded to float32. ln, cos and sin are written here in +, -, ·, / and √, which IEEE 754
+rounds the same way everywhere; the mathematical libraries of different machines do not.
 """
 
 from __future__ import annotations
@@ -99,7 +101,8 @@ _LOWEST = np.float64(0.75).view(np.int64)
 
 
 def _log(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """ln p = e·ln 2 + 2 atanh((m-1)/(m+1)) for p = m·2^e, m in [¾, 3/2) so that |ln m| is small; e and m from the bits."""
+    """ln p = e·ln 2 + 2 atanh((m-1)/(m+1)) for p = m·2^e, m in [¾, 3/2) so that |ln m| is small; e
+    and m from the bits."""
     bits = p.view(np.int64)
     exponent = bits - _LOWEST
     exponent >>= _MANTISSA_BITS

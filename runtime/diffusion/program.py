@@ -1,10 +1,12 @@
-"""A solver as data: one row a network call, all decided before the loop starts; and the loop that runs every solver.
+"""A solver as data: one row a network call, all decided before the loop starts; and the loop that
+runs every solver.
 
     for row in program:
         D     = clip(c_skip·x + c_out·F(c_in·x, time, label))        x = state[0]
         state = M @ [state ; D ; z]
 
-The loop holds R registers of the sample's shape. Register 0 is x; the others hold what the solver remembers.
+The loop holds R registers of the sample's shape. Register 0 is x; the others hold what the solver
+remembers.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ CLEAN = (1.0, 0.0)
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What a solver decides on a grid, for any network: the moves of the registers, and what they must come to.
+    """What a solver decides on a grid, for any network: the moves of the registers, and what they
+    must come to.
 
-    time [K]: where the network is asked. M [K, R, R+2]: the update. moments [K+1, R, 2]: what the registers hold before
-    each row and at the end, as (signal, noise) in units of (x_0, eps): x at a level is (alpha, sigma), D is (1, 0), eps
-    is (0, 1), unused is (0, 0). bias, excess [K]: signal and variance of x beyond its level that the row adds on purpose.
+    time [K]: where the network is asked. M [K, R, R+2]: the update. moments [K+1, R, 2]: what the
+    registers hold before each row and at the end, as (signal, noise) in units of (x_0, eps): x at a
+    level is (alpha, sigma), D is (1, 0), eps is (0, 1), unused is (0, 0). bias, excess [K]: signal
+    and variance of x beyond its level that the row adds on purpose.
     """
 
     time: Float64
@@ -58,14 +62,17 @@ class Update:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A frozen table that runs a reverse process: K rows, one network call each. Made by `make_program`.
+    """A frozen table that runs a reverse process: K rows, one network call each. Made by
+    `make_program`.
 
     call [K, 6]: time, c_in, c_skip, c_out, clip bound (inf: none), guidance. update [K, R, R+2]: M.
-    start: x_T = start · eps. moments, excess, bias: see `Update`; moments[k, 0] is the level (alpha, sigma) at which row k is evaluated.
+    start: x_T = start · eps. moments, excess, bias: see `Update`; moments[k, 0] is the level
+    (alpha, sigma) at which row k is evaluated.
     answer [K, 2]: what a perfect network returns at each row, in units of (x_0, eps).
 
-    Raises RequestError when made if, for a perfect network, the numbers do not keep the moments that they declare.
-    This proves marginals, not accuracy: weights of history that are wrong but sum right pass it.
+    Raises RequestError when made if, for a perfect network, the numbers do not keep the moments
+    that they declare. This proves marginals, not accuracy: weights of history that are wrong but
+    sum right pass it.
     """
 
     solver: str
@@ -83,7 +90,8 @@ class Program:
         finite = np.delete(self.call, CLIP, axis=1)
         if not (np.isfinite(finite).all() and np.isfinite(self.update).all()):
             raise RequestError(
-                f"solver {self.solver!r}: a coefficient is not finite; it cannot use one of the grid's levels."
+                f"solver {self.solver!r}: a coefficient is not finite; it cannot use one of the "
+                f"grid's levels."
             )
         c_skip, c_out = self.call[:, [C_SKIP]], self.call[:, [C_OUT]]
         level = self.moments[:-1, 0]
@@ -122,7 +130,8 @@ class Program:
         if wrong.any():
             row = int(np.argwhere(wrong)[0, 0])
             raise RequestError(
-                f"solver {self.solver!r}, row {row}: {what} comes to {(a + b)[row]}, but {declared[row]} is declared."
+                f"solver {self.solver!r}, row {row}: {what} comes to {(a + b)[row]}, but "
+                f"{declared[row]} is declared."
             )
 
     def __len__(self) -> int:
@@ -144,11 +153,14 @@ def precondition(
 ) -> tuple[Float64, Float64]:
     """How to read a network's answer F at levels (alpha, sigma), each [K].
 
-    Returns (c [K, 3], answer [K, 2]): c_in, c_skip, c_out of D = c_skip·x + c_out·F(c_in·x), and what a perfect network
-    answers in units of (x_0, eps). Raises RequestError for an unknown prediction and for `epsilon` at alpha = 0, where it says nothing.
+    Returns (c [K, 3], answer [K, 2]): c_in, c_skip, c_out of D = c_skip·x + c_out·F(c_in·x), and
+    what a perfect network answers in units of (x_0, eps). Raises RequestError for an unknown
+    prediction and for `epsilon` at alpha = 0, where it says nothing.
 
-    epsilon: F = eps (Ho et al. 2020). v: F = alpha·eps - sigma·x_0 (Salimans & Ho 2022). x0: F = x_0.
-    flow: F = eps - x_0 (Liu et al. 2023). edm: Karras et al. 2022, table 1, applied to x/alpha at noise sigma/alpha.
+    epsilon: F = eps (Ho et al. 2020). v: F = alpha·eps - sigma·x_0 (Salimans & Ho 2022). x0: F =
+    x_0.
+    flow: F = eps - x_0 (Liu et al. 2023). edm: Karras et al. 2022, table 1, applied to x/alpha at
+    noise sigma/alpha.
     """
     zero, one = np.zeros_like(alpha), np.ones_like(alpha)
     if prediction == "epsilon":
@@ -189,7 +201,8 @@ def assemble(
     guidance: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
 ) -> Program:
-    """The program of a solver's update for one kind of network, with its proof. Raises RequestError where the proof fails."""
+    """The program of a solver's update for one kind of network, with its proof. Raises RequestError
+    where the proof fails."""
     alpha, sigma = update.moments[:-1, 0].T
     c, answer = precondition(prediction, alpha, sigma, schedule.parameters.get("sigma_data", 0.5))
     bound = np.full(len(alpha), np.inf if clip is None else clip)
@@ -202,7 +215,8 @@ def assemble(
     at_time = np.stack(schedule.level(update.time), -1)
     if not np.allclose(at_time, np.stack([alpha, sigma], -1), rtol=1e-9, atol=1e-12):
         raise RequestError(
-            f"solver {solver!r}: a row asks the network at a time that is not the time of its level."
+            f"solver {solver!r}: a row asks the network at a time that is not the time of its "
+            f"level."
         )
     start = 1.0 if schedule.variance_preserving else float(sigma[0])
     return Program(
@@ -211,7 +225,8 @@ def assemble(
 
 
 def _interval(value: Any) -> tuple[float, float]:
-    """(low, high) of a guidance interval. Raises RequestError where it is not two numbers that rise from 0 or above; high may be infinite."""
+    """(low, high) of a guidance interval. Raises RequestError where it is not two numbers that rise
+    from 0 or above; high may be infinite."""
     rule = "two noise levels (low, high) of sigma/alpha"
     if not is_many(value) or len(value) != 2:
         raise refused("guidance_interval", rule, value)
@@ -240,10 +255,12 @@ def run(
     null_label: int | None = None,
     on_step: Callable[[int, NDArray[Any]], None] | None = None,
 ) -> NDArray[Any]:
-    """The reverse loop in numpy, the reference for every backend. Returns x at the program's end, [B, *S].
+    """The reverse loop in numpy, the reference for every backend. Returns x at the program's end,
+    [B, *S].
 
-    x: [B, *S], any float dtype, which the whole loop keeps: x_T = program.start · eps. noise(k) → z [B, *S] for row k; asked for noisy rows only.
-    Where guidance differs from 1, F = F_c + (g - 1)·(F_c - F_u) with F_u under `null_label` (Ho & Salimans 2022, eq. 6, with g = 1 + w).
+    x: [B, *S], any float dtype, which the whole loop keeps: x_T = program.start · eps. noise(k) → z
+    [B, *S] for row k; asked for noisy rows only. Where guidance differs from 1, F = F_c + (g -
+    1)·(F_c - F_u) with F_u under `null_label` (Ho & Salimans 2022, eq. 6, with g = 1 + w).
     on_step(k, D) is called after each row.
     """
     instance("program", program, Program, "Make one with make_program.")

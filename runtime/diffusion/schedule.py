@@ -58,11 +58,13 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """T noise levels, index 0 the least noisy (after one forward step); the clean end (1, 0) is no knot.
+    """T noise levels, index 0 the least noisy (after one forward step); the clean end (1, 0) is no
+    knot.
 
-    alpha [T]: signal scale (√ᾱ_t of Ho et al. 2020), never rises. sigma [T]: noise scale, never falls, above 0.
-    time [T]: what the network is told at each knot, strictly rising. log-SNR strictly falls; -inf is allowed at the
-    last knot only. Raises RequestError where any of this does not hold.
+    alpha [T]: signal scale (√ᾱ_t of Ho et al. 2020), never rises. sigma [T]: noise scale, never
+    falls, above 0.
+    time [T]: what the network is told at each knot, strictly rising. log-SNR strictly falls; -inf
+    is allowed at the last knot only. Raises RequestError where any of this does not hold.
     """
 
     name: str
@@ -125,15 +127,16 @@ class Schedule:
 
     @property
     def beta(self) -> Float64:
-        """[T]: the variance that one forward step adds, sigma_t² - (alpha_t / alpha_{t-1})² · sigma_{t-1}²; β_t of Ho et al. 2020."""
+        """[T]: the variance that one forward step adds, sigma_t² - (alpha_t / alpha_{t-1})² ·
+        sigma_{t-1}²; β_t of Ho et al. 2020."""
         ratio, previous = self.alpha / np.r_[1.0, self.alpha[:-1]], np.r_[0.0, self.sigma[:-1]]
         return self.sigma**2 - (ratio * previous) ** 2
 
     def level(self, time: ArrayLike) -> tuple[Float64, Float64]:
         """(alpha, sigma) at `time` (any shape), which may lie between knots.
 
-        Between knots a continuous schedule uses its formula, any other makes log-SNR linear in time.
-        Raises RequestError outside [time[0], time[-1]].
+        Between knots a continuous schedule uses its formula, any other makes log-SNR linear in
+        time. Raises RequestError outside [time[0], time[-1]].
         """
         time = _floats("time", time)
         if not ((time >= self.time[0]) & (time <= self.time[-1])).all():
@@ -144,7 +147,8 @@ class Schedule:
         return self._curve.level(time)
 
     def time_at(self, log_snr: ArrayLike) -> Float64:
-        """The time (any shape) at which the schedule has this log-SNR. Raises RequestError outside its range."""
+        """The time (any shape) at which the schedule has this log-SNR. Raises RequestError outside
+        its range."""
         log_snr = _floats("log_snr", log_snr)
         knots = self.log_snr
         slack = 1e-9
@@ -162,7 +166,8 @@ class Schedule:
         return _interpolated(self.time, self.log_snr)
 
     def zero_terminal_snr(self) -> Schedule:
-        """The same schedule with alpha shifted and scaled so that the last knot is pure noise (Lin et al. 2024, Algorithm 1).
+        """The same schedule with alpha shifted and scaled so that the last knot is pure noise (Lin
+        et al. 2024, Algorithm 1).
 
         Raises RequestError for a schedule that does not preserve variance.
         """
@@ -189,7 +194,8 @@ class Schedule:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Schedule:
-        """The schedule that `to_json` wrote. Raises RequestError where the numbers are no schedule or are not what the name says."""
+        """The schedule that `to_json` wrote. Raises RequestError where the numbers are no schedule
+        or are not what the name says."""
         fields = ("name", "alpha", "sigma", "time", "parameters")
         if not isinstance(value, Mapping) or not all(name in value for name in fields):
             raise RequestError(
@@ -206,7 +212,8 @@ class Schedule:
                 stored, formula, rtol=1e-9, atol=1e-12
             ):
                 raise RequestError(
-                    f"schedule {found.name!r}: the stored {name} is not what its name and parameters give."
+                    f"schedule {found.name!r}: the stored {name} is not what its name and "
+                    f"parameters give."
                 )
         return found
 
@@ -224,7 +231,8 @@ def _floats(name: str, value: Any) -> Float64:
 
 
 def _interpolated(time: Float64, log_snr: Float64) -> Curve:
-    """Log-SNR linear in time; in a last interval that ends at -inf, alpha/sigma linear in time instead."""
+    """Log-SNR linear in time; in a last interval that ends at -inf, alpha/sigma linear in time
+    instead."""
     if np.isfinite(log_snr[-1]):
 
         def at(t: Float64) -> Float64:
@@ -272,7 +280,8 @@ P = ParamSpec("P")
 
 
 def _formula(function: Callable[P, Schedule]) -> Callable[P, Schedule]:
-    """A schedule's function whose parameters are checked to be numbers, and whose failures are RequestErrors."""
+    """A schedule's function whose parameters are checked to be numbers, and whose failures are
+    RequestErrors."""
 
     names = option_names(function, 0)
     what = f"schedule {function.__name__!r}"
@@ -294,7 +303,8 @@ def _formula(function: Callable[P, Schedule]) -> Callable[P, Schedule]:
 
 
 def _parameter(name: str, value: Any) -> int | float:
-    """A parameter as a plain number: T as an int, others finite. Raises RequestError for anything else."""
+    """A parameter as a plain number: T as an int, others finite. Raises RequestError for anything
+    else."""
     if name == "T":
         return integer("T", value, 1, MAX_LENGTH)
     found = number(name, value, -sys.float_info.max, sys.float_info.max)
@@ -304,19 +314,22 @@ def _parameter(name: str, value: Any) -> int | float:
 
 @_formula
 def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """β linear from beta_start to beta_end, both rescaled by 1000/T so that any T ends near the same noise (Ho et al. 2020; rescaling:
-    Nichol & Dhariwal 2021's code). Refused where β ≥ 1, which is T ≤ 20 with the defaults."""
+    """β linear from beta_start to beta_end, both rescaled by 1000/T so that any T ends near the
+    same noise (Ho et al. 2020; rescaling: Nichol & Dhariwal 2021's code). Refused where β ≥ 1,
+    which is T ≤ 20 with the defaults."""
     beta = np.linspace(beta_start, beta_end, T) * (1000.0 / T)
     if (beta >= 1).any():
         raise RequestError(
-            f"schedule 'linear': T={T} rescales beta to {beta.max():.3g}, which must stay below 1; use a larger T or 'linear_raw'."
+            f"schedule 'linear': T={T} rescales beta to {beta.max():.3g}, which must stay below "
+            f"1; use a larger T or 'linear_raw'."
         )
     return _from_beta("linear", beta, {"T": T, "beta_start": beta_start, "beta_end": beta_end})
 
 
 @_formula
 def linear_raw(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """β linear from beta_start to beta_end, not rescaled (Ho et al. 2020, as most libraries have it)."""
+    """β linear from beta_start to beta_end, not rescaled (Ho et al. 2020, as most libraries have
+    it)."""
     beta = np.linspace(beta_start, beta_end, T)
     return _from_beta("linear_raw", beta, {"T": T, "beta_start": beta_start, "beta_end": beta_end})
 
@@ -332,7 +345,8 @@ def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 
 
 @_formula
 def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """ᾱ(t) = f(t)/f(0), f(t) = cos²((t + s)/(1 + s) · π/2), β_t = min(1 - ᾱ(t+1)/ᾱ(t), max_beta) (Nichol & Dhariwal 2021, eq. 17)."""
+    """ᾱ(t) = f(t)/f(0), f(t) = cos²((t + s)/(1 + s) · π/2), β_t = min(1 - ᾱ(t+1)/ᾱ(t), max_beta)
+    (Nichol & Dhariwal 2021, eq. 17)."""
     f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * (np.pi / 2)) ** 2
     return _from_beta(
         "cosine", np.minimum(1.0 - f[1:] / f[:-1], max_beta), {"T": T, "s": s, "max_beta": max_beta}
@@ -358,8 +372,9 @@ def from_betas(betas: Iterable[float]) -> Schedule:
 def sigmoid(
     T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, clip_min: float = 1e-9
 ) -> Schedule:
-    """ᾱ(t) = (S(end) - S(start + t·(end - start))) / (S(end) - S(start)), S(v) = sigmoid(v/tau), t = (i+1)/T, at least clip_min
-    (Jabri et al. 2022, Algorithm 1 of the sigmoid schedule; Chen 2023, Code 1)."""
+    """ᾱ(t) = (S(end) - S(start + t·(end - start))) / (S(end) - S(start)), S(v) = sigmoid(v/tau), t
+    = (i+1)/T, at least clip_min (Jabri et al. 2022, Algorithm 1 of the sigmoid schedule; Chen 2023,
+    Code 1)."""
     time = np.arange(T, dtype=np.float64)
     parameters = {"T": T, "start": start, "end": end, "tau": tau, "clip_min": clip_min}
     return Schedule("sigmoid", *_sigmoid_curve(**parameters).level(time), time, parameters)
@@ -386,7 +401,8 @@ def _sigmoid_curve(T: int, start: float, end: float, tau: float, clip_min: float
 
 @_formula
 def flow(T: int = 1000, time_scale: float = 1000.0) -> Schedule:
-    """alpha = 1 - t, sigma = t, t = (i+1)/T; the network is told time_scale·t (rectified flow: Liu et al. 2023; Lipman et al. 2023)."""
+    """alpha = 1 - t, sigma = t, t = (i+1)/T; the network is told time_scale·t (rectified flow: Liu
+    et al. 2023; Lipman et al. 2023)."""
     t = np.arange(1, T + 1) / T
     return Schedule("flow", 1.0 - t, t, time_scale * t, {"T": T, "time_scale": time_scale})
 
@@ -406,7 +422,8 @@ def edm(
     rho: float = 7.0,
     sigma_data: float = 0.5,
 ) -> Schedule:
-    """alpha = 1, sigma^(1/rho) linear from sigma_min to sigma_max; the network is told ln(sigma)/4 (Karras et al. 2022, eq. 5 and table 1)."""
+    """alpha = 1, sigma^(1/rho) linear from sigma_min to sigma_max; the network is told ln(sigma)/4
+    (Karras et al. 2022, eq. 5 and table 1)."""
     ramp = np.linspace(0.0, 1.0, T)
     sigma = (
         sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))
@@ -439,7 +456,8 @@ CURVES: Mapping[str, Callable[..., Curve]] = {
 
 
 def make_schedule(name: str, **parameters: Any) -> Schedule:
-    """The schedule called `name` with these parameters. Raises RequestError for an unknown name, parameter or value."""
+    """The schedule called `name` with these parameters. Raises RequestError for an unknown name,
+    parameter or value."""
     return _named(name, parameters)
 
 

@@ -1,4 +1,5 @@
-"""A solver that was fitted to one network by `export.tune`: a few numbers in the bundle, and a program like any other."""
+"""A solver that was fitted to one network by `export.tune`: a few numbers in the bundle, and a
+program like any other."""
 
 from __future__ import annotations
 
@@ -25,9 +26,11 @@ LARGEST = 1e3
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """time [K]: where the network is asked, falling. weights [K, 3]: w of x' = exact step + alpha'·Σ w_j (D_j - D), D_j the estimate j rows before.
+    """time [K]: where the network is asked, falling. weights [K, 3]: w of x' = exact step +
+    alpha'·Σ w_j (D_j - D), D_j the estimate j rows before.
 
-    Whatever the weights are, the marginals are kept: they only move weight from one estimate of x_0 to another. made: how it was fitted.
+    Whatever the weights are, the marginals are kept: they only move weight from one estimate of x_0
+    to another. made: how it was fitted.
     """
 
     time: Float64
@@ -42,7 +45,8 @@ class Tuned:
         return len(self.time)
 
     def program(self, schedule: Schedule, prediction: str, **how: Any) -> Program:
-        """The program for a network of this kind, with its proof; how: clip, guidance and its interval. Raises RequestError, see `assemble`."""
+        """The program for a network of this kind, with its proof; how: clip, guidance and its
+        interval. Raises RequestError, see `assemble`."""
         if not (np.abs(self.weights) <= LARGEST).all():
             raise RequestError(f"solver {TUNED!r}: a weight is beyond ±{LARGEST:g}.")
         return assemble(
@@ -55,7 +59,8 @@ class Tuned:
 
     @classmethod
     def from_json(cls, calls: str, value: Any) -> Tuned:
-        """What `to_json` made, under the number of its calls. Raises RequestError for anything else."""
+        """What `to_json` made, under the number of its calls. Raises RequestError for anything
+        else."""
         if not re.fullmatch("[1-9][0-9]{0,2}", calls):
             raise RequestError(
                 f"its name must be a number of calls, 1 to 999, found {calls[:20]!r}."

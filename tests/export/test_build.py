@@ -22,7 +22,8 @@ from runtime.files import from_json
 
 
 def test_the_runtimes_pictures_are_pytorchs(tiny_run: Path, sampler: Sampler) -> None:
-    """The whole way, held against torch by the reference loop: other seeds and settings than the build's own check."""
+    """The whole way, held against torch by the reference loop: other seeds and settings than the
+    build's own check."""
     model = from_run(tiny_run, 2.0)
     label, seeds = np.array([9, 0, 4], np.int64), (70, 71, 72)
     program = sampler.bundle.program("ddpm", 25, guidance=1.7)
@@ -77,7 +78,8 @@ def test_the_pictures_and_the_card_can_be_read(tiny_bundle: Path) -> None:
 
 
 class Wrong:
-    """Stands in for a conversion that changes the network: the module that is checked is not the one that was converted."""
+    """Stands in for a conversion that changes the network: the module that is checked is not the
+    one that was converted."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module

@@ -1,6 +1,8 @@
-"""Engines really parsed and built by TensorRT-RTX, which needs no GPU for that; and the cache that keeps them.
+"""Engines really parsed and built by TensorRT-RTX, which needs no GPU for that; and the cache that
+keeps them.
 
-Deserialising needs a driver, so what an engine takes is read off the parsed network and its profiles, and off the plan's own strings.
+Deserialising needs a driver, so what an engine takes is read off the parsed network and its
+profiles, and off the plan's own strings.
 """
 
 import logging
@@ -80,7 +82,8 @@ def spying(returns: dict[str, Any] | None = None) -> tuple[Chosen, Recorded]:
 
 
 def as_tensorrt(returns: dict[str, Any]) -> Chosen:
-    """The same library under TensorRT's name and without what only TensorRT-RTX has; its builder cannot run here."""
+    """The same library under TensorRT's name and without what only TensorRT-RTX has; its builder
+    cannot run here."""
     _, recorded = spying({"build_serialized_network": b"plan", **returns})
     recorded.__name__, recorded.__version__ = "tensorrt", "11.4.0"
     recorded.BuilderFlag = SimpleNamespace(TF32=trt.BuilderFlag.TF32)
@@ -90,7 +93,8 @@ def as_tensorrt(returns: dict[str, Any]) -> Chosen:
 def check_network(
     recorded: Recorded, wanted: dict[str, tuple[int, ...]], buckets: tuple[int, ...]
 ) -> None:
-    """The parsed network's inputs and outputs, their types and shapes, and each profile, are those of a step graph."""
+    """The parsed network's inputs and outputs, their types and shapes, and each profile, are those
+    of a step graph."""
     (_, network), *_ = recorded.seen["create_network"]
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
@@ -134,7 +138,8 @@ def test_every_bucket_is_a_static_profile(small: Bundle) -> None:
 
 
 def test_a_network_of_cifars_shape_builds_in_every_precision(root: Path) -> None:
-    """google/ddpm-cifar10-32's published shape, 35.7 M parameters, random weights; int8 over made-up ranges."""
+    """google/ddpm-cifar10-32's published shape, 35.7 M parameters, random weights; int8 over
+    made-up ranges."""
     torch = pytest.importorskip("torch")
     from diffusers import UNet2DModel
 
@@ -286,7 +291,8 @@ def test_a_node_that_the_parser_refuses_is_named(shipped: Bundle) -> None:
 
 
 def test_weights_come_from_memory_and_no_path_is_followed(shipped: Bundle, tmp_path: Path) -> None:
-    """The engine of a model whose external weights lie somewhere else is refused before the library sees it."""
+    """The engine of a model whose external weights lie somewhere else is refused before the library
+    sees it."""
     model = onnx.load(str(shipped.path / "fp32" / "step.onnx"), load_external_data=False)
     tensor = next(t for t in model.graph.initializer if t.external_data)
     tensor.external_data[0].value = "../../secret"

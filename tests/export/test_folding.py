@@ -1,4 +1,5 @@
-"""Enlarging and convolving, folded: the same numbers with fewer multiplications, and only where the pattern is whole."""
+"""Enlarging and convolving, folded: the same numbers with fewer multiplications, and only where the
+pattern is whole."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,5 @@
-"""diffusers' own networks and pipelines, built from published configs with random weights, against the bundles made of their folders."""
+"""diffusers' own networks and pipelines, built from published configs with random weights, against
+the bundles made of their folders."""
 
 import json
 import re
@@ -98,7 +99,8 @@ def draws(count: int, shape: tuple[int, ...], seed: int = 0) -> Iterator[torch.T
 def theirs(
     pipeline: Any, count: int, steps: int, label: list[int] | None = None, **options: Any
 ) -> np.ndarray:
-    """The pipeline's pictures [n, H, W, C] in 0 … 1 from `Sampler`'s noise. Pipelines take no label: it is put in at the network."""
+    """The pipeline's pictures [n, H, W, C] in 0 … 1 from `Sampler`'s noise. Pipelines take no
+    label: it is put in at the network."""
     import importlib
 
     size, unet = pipeline.unet.config.sample_size, pipeline.unet
@@ -133,7 +135,8 @@ def ours(sampler: Sampler, count: int, steps: int, **options: Any) -> np.ndarray
 
 @pytest.fixture(scope="module")
 def cifar10(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sampler]:
-    """The published network with its published scheduler, at full size, in the repository's own layout: all files side by side."""
+    """The published network with its published scheduler, at full size, in the repository's own
+    layout: all files side by side."""
     folder = tmp_path_factory.mktemp("cifar10") / "ddpm-cifar10-32"
     pipeline = diffusers.DDPMPipeline(
         network(CIFAR10), diffusers.DDPMScheduler(**CIFAR10_SCHEDULER)
@@ -141,7 +144,8 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sampler]:
     pipeline.unet.save_pretrained(folder)
     pipeline.scheduler.save_pretrained(folder)
     pipeline.save_config(folder)
-    # By default it would take 1000 steps, and 50 for the card's picture: too many for a test of this size.
+    # By default it would take 1000 steps, and 50 for the card's picture: too many for a test of
+    # this size.
     return pipeline, Sampler(
         build(from_diffusers(folder, steps=4), folder.parent / "bundle", plan=QUICK)
     )
@@ -225,7 +229,8 @@ def test_ddim_pipelines_pictures_where_eps_is_taken_from_the_clipped_estimate(
 
 
 def test_ddim_pipelines_default_differs_where_the_clip_bites(celeba: tuple[Any, Sampler]) -> None:
-    """By default it clips D and keeps the ε of before. Ours takes ε from the clipped D, so that x stays on its level."""
+    """By default it clips D and keeps the ε of before. Ours takes ε from the clipped D, so that x
+    stays on its level."""
     pipeline, sampler = celeba
     apart = np.abs(ours(sampler, 2, 8) - theirs(pipeline, 2, 8))
     assert apart.max() > 5 * LEVEL
@@ -234,7 +239,8 @@ def test_ddim_pipelines_default_differs_where_the_clip_bites(celeba: tuple[Any, 
 def test_ddim_pipelines_pictures_without_clipping(
     celeba: tuple[Any, Sampler], tmp_path: Path
 ) -> None:
-    """The clip is an input of the graphs, so the same ones serve; the folder's model must say that there is none."""
+    """The clip is an input of the graphs, so the same ones serve; the folder's model must say that
+    there is none."""
     import dataclasses
 
     pipeline, sampler = celeba
@@ -651,12 +657,14 @@ def test_the_conversion_that_is_advised_keeps_the_forward_process(
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
-        *((kind, {}, "Export the network alone.*--schedule flow --prediction flow") for kind in FLOW),
+        *((kind, {}, "Export the network alone.*--schedule flow --prediction "
+        "flow") for kind in FLOW),
         ("EDMEulerScheduler", {}, "--schedule edm --prediction edm"),
         ("EDMDPMSolverMultistepScheduler", {}, "--schedule edm --prediction edm"),
         ("UniPCMultistepScheduler", {"use_flow_sigmas": True}, "--schedule flow"),
         ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}, "--schedule flow"),
-        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "cannot be converted: with time"),
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "cannot be converted: with "
+        "time"),
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, "Set use_karras_sigmas to false"),
         ("LMSDiscreteScheduler", {"use_exponential_sigmas": True}, "--grid log_snr"),
         *((kind, {}, "cannot be converted: its noise levels") for kind in

@@ -1,4 +1,5 @@
-"""Any module: what fits is exported whatever its shape, what does not is named before anything is converted."""
+"""Any module: what fits is exported whatever its shape, what does not is named before anything is
+converted."""
 
 import json
 from collections.abc import Callable
@@ -85,7 +86,8 @@ def test_signals_are_sampled_as_pytorch_does(bundle: Path) -> None:
 
 
 def test_bounds_leave_room_for_what_the_schedule_makes_of_rounding(bundle: Path) -> None:
-    """sigma/alpha multiplies F, and so its rounding: that share is allowed for, and no more. Samples without a clip have their own size."""
+    """sigma/alpha multiplies F, and so its rounding: that share is allowed for, and no more.
+    Samples without a clip have their own size."""
     report = from_json((bundle / "report.json").read_bytes())
     entry = report["precisions"]["fp32"]["onnxruntime"]
     step = entry["steps"]["step"]

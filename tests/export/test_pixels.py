@@ -1,4 +1,5 @@
-"""Pixels first, with Winograd's convolutions: the same numbers, for every sample of any batch, and only where there is something to gain."""
+"""Pixels first, with Winograd's convolutions: the same numbers, for every sample of any batch, and
+only where there is something to gain."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,8 @@ TINY_PLAN = Plan(
 
 
 class Odd(nn.Module):
-    """Sides that tiles do not divide, operations that only the old form knows, and numbers of every shape that meet maps."""
+    """Sides that tiles do not divide, operations that only the old form knows, and numbers of every
+    shape that meet maps."""
 
     def __init__(self) -> None:
         super().__init__()

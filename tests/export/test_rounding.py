@@ -1,4 +1,5 @@
-"""export.graph.rounding: every operator gives a sample the same bytes in any batch, and the right value."""
+"""export.graph.rounding: every operator gives a sample the same bytes in any batch, and the right
+value."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,5 @@
-"""What the trainer can make beyond the U-Net with classes is exported, and proved by the same checks."""
+"""What the trainer can make beyond the U-Net with classes is exported, and proved by the same
+checks."""
 
 from pathlib import Path
 

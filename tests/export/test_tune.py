@@ -1,4 +1,5 @@
-"""A solver fitted to the tiny network: nearer than untuned ones, the same every time, and a program like any other wherever it runs."""
+"""A solver fitted to the tiny network: nearer than untuned ones, the same every time, and a program
+like any other wherever it runs."""
 
 import dataclasses
 import shutil
@@ -147,7 +148,8 @@ def test_where_it_does_not_help_nothing_is_written(
     before = {p: p.read_bytes() for p in bundle_copy.rglob("*") if p.is_file()}
     with pytest.raises(
         ExportError,
-        match=r"does not help on held-out samples.*nothing was written: 3 calls: 0\.\d+ from the teacher",
+        match=r"does not help on held-out samples.*nothing was written: 3 calls: 0\.\d+ from the "
+        r"teacher",
     ):
         tune(Bundle.load(bundle_copy), [3], settings=FEW, work=tmp_path / "work")
     assert {p: p.read_bytes() for p in bundle_copy.rglob("*") if p.is_file()} == before

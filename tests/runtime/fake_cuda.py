@@ -1,7 +1,9 @@
-"""A strict stand-in for cuda.bindings.runtime: the real names, signatures, types and statuses; a device of host memory that runs what it is told.
+"""A strict stand-in for cuda.bindings.runtime: the real names, signatures, types and statuses; a
+device of host memory that runs what it is told.
 
-Work on a stream runs late, when somebody waits for it, or at once; which, a test chooses for each stream, so that a wait that was forgotten shows in
-the pictures. Capture records, and a launch replays what was recorded, at the addresses of then.
+Work on a stream runs late, when somebody waits for it, or at once; which, a test chooses for each
+stream, so that a wait that was forgotten shows in the pictures. Capture records, and a launch
+replays what was recorded, at the addresses of then.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Stream:
 
 
 class World:
-    """One process's view of a machine: memory, streams, failures to come. eager: the numbers of the streams that run at once."""
+    """One process's view of a machine: memory, streams, failures to come. eager: the numbers of the
+    streams that run at once."""
 
     def __init__(
         self, driver: int = 13000, gpus: int = 1, capacity: int = 2**30, eager: tuple[int, ...] = ()
@@ -143,7 +146,8 @@ class Properties:
 
 
 class Cudart:
-    """The module. What it does not define here it does not have; enums and constants are the real ones."""
+    """The module. What it does not define here it does not have; enums and constants are the real
+    ones."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -181,7 +185,8 @@ RETURNED = {
     "cudaEventRecord": 0, "cudaEventSynchronize": 0, "cudaEventElapsedTime": 1, "cudaStreamBeginCapture": 0,
     "cudaStreamEndCapture": 1, "cudaGraphInstantiate": 1, "cudaGraphDestroy": 0, "cudaGraphLaunch": 0, "cudaGraphExecDestroy": 0,
 }  # fmt: skip
-"""How many values each call returns after its status. A test holds this against the real functions."""
+"""How many values each call returns after its status. A test holds this against the real functions.
+"""
 
 
 def unsafe(world: World) -> bool:
@@ -192,7 +197,8 @@ def unsafe(world: World) -> bool:
     return stream is not None
 
 
-# Each of these takes the world and the real arguments, and returns a status, or a status and values.
+# Each of these takes the world and the real arguments, and returns a status, or a status and
+# values.
 
 
 def cudaDriverGetVersion(w: World) -> Any:

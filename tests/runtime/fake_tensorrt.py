@@ -1,6 +1,8 @@
-"""A strict stand-in for TensorRT's runtime: the real classes' names and signatures, False and None as the real ones; it computes with ONNX Runtime.
+"""A strict stand-in for TensorRT's runtime: the real classes' names and signatures, False and None
+as the real ones; it computes with ONNX Runtime.
 
-Its plans are the ONNX model and what was asked for. Enums, and the base class of loggers, are tensorrt_rtx's own.
+Its plans are the ONNX model and what was asked for. Enums, and the base class of loggers, are
+tensorrt_rtx's own.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ def plan(model: bytes, buckets: tuple[int, ...]) -> bytes:
 
 
 def overloads(function: Any) -> list[list[str]]:
-    """The parameters of a pybind function after self, as "name: type", for each of its overloads; read from its docstring."""
+    """The parameters of a pybind function after self, as "name: type", for each of its overloads;
+    read from its docstring."""
     found = []
     for line in (function.__doc__ or "").splitlines():
         match = re.match(r"(?:\d+\. )?\w+\(self: [\w.]+(?:, (.*))?\) -> ", line)
@@ -60,7 +63,8 @@ def fits(parameters: list[str], arguments: tuple[Any, ...]) -> bool:
 
 
 class Strict:
-    """Base of the fakes: a method must be one of the real class, and is called as that is. `failing`: what it returns when it is told to fail."""
+    """Base of the fakes: a method must be one of the real class, and is called as that is.
+    `failing`: what it returns when it is told to fail."""
 
     like: Any
     failing: Mapping[str, Any]
@@ -237,7 +241,8 @@ class Context(
         "execute_async_v3": False,
     },
 ):
-    """Runs when the stream gets there, at the addresses of when it was enqueued; wastes its activations' memory while it does."""
+    """Runs when the stream gets there, at the addresses of when it was enqueued; wastes its
+    activations' memory while it does."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._world = engine, engine._world

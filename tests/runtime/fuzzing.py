@@ -1,7 +1,9 @@
-"""Mutations of a bundle, each tried in a child process of its own: python tests/runtime/fuzzing.py BUNDLE [--cases N] [--case I] [--backend B]
+"""Mutations of a bundle, each tried in a child process of its own: python tests/runtime/fuzzing.py
+BUNDLE [--cases N] [--case I] [--backend B]
 
-Case i is made from the number i alone. Even cases have the hashes and sizes in bundle.json rewritten to match, so that what reads the
-files is reached. A child loads the bundle and samples two pictures; it must end well, or in a BundleError.
+Case i is made from the number i alone. Even cases have the hashes and sizes in bundle.json
+rewritten to match, so that what reads the files is reached. A child loads the bundle and samples
+two pictures; it must end well, or in a BundleError.
 """
 
 from __future__ import annotations

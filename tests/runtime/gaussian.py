@@ -1,4 +1,5 @@
-"""Data N(MU, S²), for which denoiser, trajectory and marginals are known in closed form; and grids with a finite end to walk them on."""
+"""Data N(MU, S²), for which denoiser, trajectory and marginals are known in closed form; and grids
+with a finite end to walk them on."""
 
 import numpy as np
 
@@ -27,7 +28,8 @@ def exact(x: float, here: np.ndarray, there: np.ndarray) -> float:
 def finite_grid(
     schedule: Schedule, n: int, spacing: str, low: float = -5.0, high: float = 4.0
 ) -> Grid:
-    """log(alpha/sigma) from low to high in n intervals, even in ρ^(1/7) ("karras") or in itself ("even"); both ends finite."""
+    """log(alpha/sigma) from low to high in n intervals, even in ρ^(1/7) ("karras") or in itself
+    ("even"); both ends finite."""
     lam = np.linspace(low, high, n + 1)
     if spacing == "karras":
         lam = -7 * np.log(np.linspace(np.exp(-low / 7), np.exp(-high / 7), n + 1))
@@ -64,7 +66,8 @@ def seeded(update: Update, row: int, x: float) -> np.ndarray:
 
 
 def mean_and_variance(update: Update) -> tuple[float, float]:
-    """Of x at the end, propagated exactly through M and the ideal denoiser; all registers' joint covariance."""
+    """Of x at the end, propagated exactly through M and the ideal denoiser; all registers' joint
+    covariance."""
     level = update.moments[0, 0]
     mean, cov = np.zeros(R), np.zeros((R, R))
     mean[0], cov[0, 0] = level[0] * MU, (level[0] * S) ** 2 + level[1] ** 2

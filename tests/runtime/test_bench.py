@@ -1,4 +1,5 @@
-"""python -m runtime.bench: what it measures is there and hangs together, and wrong input is said in one line."""
+"""python -m runtime.bench: what it measures is there and hangs together, and wrong input is said in
+one line."""
 
 import json
 import subprocess

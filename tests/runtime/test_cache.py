@@ -104,7 +104,8 @@ def test_what_was_unused_for_longest_goes_first(
 
 
 def test_several_processes_write_and_read_at_once(root: Path) -> None:
-    """One entry, four processes that each store their own data over and over: what is read is always one of theirs."""
+    """One entry, four processes that each store their own data over and over: what is read is
+    always one of theirs."""
     code = (
         "import sys; from runtime import cache\n"
         "data = [sys.argv[1].encode() * 100_000]\n"

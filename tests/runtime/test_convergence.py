@@ -1,4 +1,5 @@
-"""Order of convergence on Gaussian data, between two finite levels and on two grids: what the programs' own proof cannot see."""
+"""Order of convergence on Gaussian data, between two finite levels and on two grids: what the
+programs' own proof cannot see."""
 
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def test_order_of_convergence_to_the_exact_trajectory(
     }
     record_property("slope with the shipped start", round(found[False], 2))
     assert found[True] >= order - 0.2, f"slope {found}"
-    # The first steps of lower order are taken where lambda changes nothing yet: no solver loses its order to them here.
+    # The first steps of lower order are taken where lambda changes nothing yet: no solver loses its
+    # order to them here.
     assert found[False] >= order - 0.2, f"slope {found}"
     if (
         grid[1] == "karras"
@@ -121,7 +123,8 @@ def test_mean_and_variance_converge_to_the_datas(solver, options, order, grid) -
     ],
 )
 def test_for_one_picture_every_level_is_kept_and_what_leaves_it_is_declared(solver: str) -> None:
-    """Data that is one point: D is x_0, so mean and variance follow from M alone, and must be the declared ones at every row."""
+    """Data that is one point: D is x_0, so mean and variance follow from M alone, and must be the
+    declared ones at every row."""
     update = SOLVERS[solver](
         finite_grid(SCHEDULES["linear"], 40, "karras"),
         **({"churn": 10.0} if solver == "edm" else {}),
@@ -154,7 +157,8 @@ def third_order_as_commonly_coded(grid) -> Update:
     w[points == 2, 0] = (-0.5 * np.expm1(-h) / r1)[points == 2]
     three = points == 3
     a, b = r1[three], r2[three]
-    # D = D_0 + u·D' + ½u²·D'': D' from both nodes exactly, D''/2 from the second difference, its integral halved.
+    # D = D_0 + u·D' + ½u²·D'': D' from both nodes exactly, D''/2 from the second difference, its
+    # integral halved.
     first, second = (
         np.stack([-b / (a * (a - b)), a / (b * (a - b))], -1),
         np.stack([1 / (a * (a - b)), -1 / (b * (a - b))], -1),
@@ -216,7 +220,8 @@ def test_a_grid_that_climbs_takes_no_fresh_noise() -> None:
 
 
 def test_the_worked_example_of_the_docs(root: Path) -> None:
-    """docs/adding-a-solver.md: its code is a solver of order 2, and with its sign flipped the proof still passes and this does not."""
+    """docs/adding-a-solver.md: its code is a solver of order 2, and with its sign flipped the proof
+    still passes and this does not."""
     code = (
         (root / "docs" / "adding-a-solver.md").read_text().split("```python\n")[1].split("```")[0]
     )

@@ -1,4 +1,5 @@
-"""Pictures into pictures: what each verb is, to the bit where it can be said to the bit, and the promise of the same bytes."""
+"""Pictures into pictures: what each verb is, to the bit where it can be said to the bit, and the
+promise of the same bytes."""
 
 import re
 from collections.abc import Callable
@@ -220,7 +221,8 @@ def test_inpainting_keeps_what_is_known_to_the_bit_and_paints_the_rest(
 def test_inpainting_walks_the_known_part_along_its_own_noise(
     sampler: Sampler, digits: np.ndarray, x0: np.ndarray
 ) -> None:
-    """D is the known picture there, so DDIM's x is alpha·x_0 + sigma·eps at every level, eps the seed's (to the last knot's alpha, 5e-5)."""
+    """D is the known picture there, so DDIM's x is alpha·x_0 + sigma·eps at every level, eps the
+    seed's (to the last knot's alpha, 5e-5)."""
     program, seen = sampler.bundle.program("ddim", 8), []
     sampler.inpaint(
         digits[:1], MASK, 3, label=2, guidance=1.0, steps=8, solver="ddim", on_step=seen.append
@@ -380,9 +382,12 @@ ZEROS = np.zeros((8, 8), np.uint8)
     ("call", "message"),
     [
         (lambda s: s.sample(1, strength=0.5), "need an image to start from"),
-        (lambda s: s.sample(2, start=np.zeros((3, 1, 8, 8), np.float32)), "`start` must be one value or 2 of them, got 3"),
-        (lambda s: s.sample(1, start=np.zeros((1, 8, 8, 1), np.float32)), r"`start` must be finite floats of shape \(1, 8, 8\)"),
-        (lambda s: s.sample(1, start=np.full((1, 1, 8, 8), np.nan, np.float32)), "`start` must be finite"),
+        (lambda s: s.sample(2, start=np.zeros((3, 1, 8, 8), np.float32)), "`start` must be one "
+        "value or 2 of them, got 3"),
+        (lambda s: s.sample(1, start=np.zeros((1, 8, 8, 1), np.float32)), r"`start` must be "
+        r"finite floats of shape \(1, 8, 8\)"),
+        (lambda s: s.sample(1, start=np.full((1, 1, 8, 8), np.nan, np.float32)), "`start` must be "
+        "finite"),
         (lambda s: s.sample_requests([Request(0, start=ZEROS[None] * 1.0, picture=ZEROS[None] * 1.0)]), "got both"),
         (lambda s: s.sample_requests([Request(0, known=ZEROS[None] * 1.0)]), "go together"),
         (lambda s: s.stylize(ZEROS, 1.5), "`strength` must be a number from 0 to 1"),
@@ -390,7 +395,8 @@ ZEROS = np.zeros((8, 8), np.uint8)
         (lambda s: s.stylize([]), "no picture was given"),
         (lambda s: s.invert(ZEROS, solver="ddpm"), "use a deterministic solver"),
         (lambda s: s.translate(ZEROS, 3, "twemoi"), "unknown label 'twemoi'"),
-        (lambda s: s.translate([ZEROS] * 3, [1, 2], 3), "`label` must be one value or 3 of them, got 2"),
+        (lambda s: s.translate([ZEROS] * 3, [1, 2], 3), "`label` must be one value or 3 of them, "
+        "got 2"),
         (lambda s: s.inpaint(ZEROS, np.zeros((4, 4))), r"mask has shape \(4, 4\)"),
         (lambda s: s.inpaint(ZEROS, np.full((8, 8), 2.0)), "`mask` must lie in 0 … 1"),
         (lambda s: s.inpaint(ZEROS, Image.new("L", (9, 8))), "9×8 L, 8×8 L expected"),
@@ -398,7 +404,8 @@ ZEROS = np.zeros((8, 8), np.uint8)
         (lambda s: s.interpolate([ZEROS] * 2, 3), "one picture is needed here, got 2"),
         (lambda s: s.variations(ZEROS, amount=-0.1), "`amount` must be a number from 0 to 1"),
         (lambda s: s.animate(pictures=ZEROS, label=3), "option of animate with pictures: 'label'"),
-        (lambda s: s.animate(3, pictures=ZEROS), "`n` must be the number of pictures, 1, if these are given, got 3"),
+        (lambda s: s.animate(3, pictures=ZEROS), "`n` must be the number of pictures, 1, if these "
+        "are given, got 3"),
         (lambda s: s.animate(pictures=ZEROS, seed=-1), "`seed` must be 0 to"),
         (lambda s: s.translate(ZEROS, 3, 7, label=3), "`label` is set by this method"),
         (lambda s: s.invert(ZEROS, up=True), "`up` is set by this method"),
@@ -406,7 +413,8 @@ ZEROS = np.zeros((8, 8), np.uint8)
         (lambda s: s.interpolate(True, 2), "`seed` must be an integer, .* got True"),
         (lambda s: s.interpolate(ZEROS, 2, 3, label=[1, 2, 3]), "`label` must be one value, got 3"),
         (lambda s: s.inpaint(ZEROS, None), "the mask must be a path"),
-        (lambda s: s.inpaint(ZEROS, np.full((8, 8), "x")), "`mask` must be an array of bool or numbers"),
+        (lambda s: s.inpaint(ZEROS, np.full((8, 8), "x")), "`mask` must be an array of bool or "
+        "numbers"),
         (lambda s: s.sample(1, label=3, guidance=2.0, guidance_interval=(3, 1)), "must rise"),
         (lambda s: s.sample(1, label=3, guidance=1.0, guidance_interval=(3, 1)), "must rise"),
         (lambda s: s.sample(1, label=3, guidance=2.0, guidance_interval=3), "two noise levels"),

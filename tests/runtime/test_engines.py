@@ -1,4 +1,5 @@
-"""The cache of engines: what is not whole, not ours or not exactly what was asked for is never handed out."""
+"""The cache of engines: what is not whole, not ours or not exactly what was asked for is never
+handed out."""
 
 import dataclasses
 import hashlib
@@ -73,9 +74,12 @@ def test_a_changed_engine_is_an_error_and_a_changed_record_is_told(place: Path) 
         engines.load(entry)
     whole = record.read_text()
     changes = {
-        "": "cannot be read", "[]": "cannot be read", whole.replace('"format": 1', '"format": 9'): "of format 9",
-        whole.replace("8.9", "8.6"): "of another engine", whole.replace(entry.sha256, "../../secret"): "no sha256",
-        whole.replace("step.onnx", "step_guided.onnx"): "of another engine", whole.replace('"size": 6', '"size": "x"'): "cannot be read",
+        "": "cannot be "
+        "read", "[]": "cannot be read", whole.replace('"format": 1', '"format": 9'): "of format 9",
+        whole.replace("8.9", "8.6"): "of another "
+        "engine", whole.replace(entry.sha256, "../../secret"): "no sha256",
+        whole.replace("step.onnx", "step_guided.onnx"): "of another "
+        "engine", whole.replace('"size": 6', '"size": "x"'): "cannot be read",
     }  # fmt: skip
     for text, said in changes.items():
         record.write_text(text)
@@ -131,9 +135,11 @@ def test_without_a_cache_there_are_no_engines(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_several_processes_store_and_load_at_once(root: Path, place: Path) -> None:
-    """Each its own bytes under one recipe: what is loaded is always whole, and in the end one engine is left."""
+    """Each its own bytes under one recipe: what is loaded is always whole, and in the end one
+    engine is left."""
     code = (
-        "import sys; from runtime import engines; from runtime.backends.nvidia.engine_cache import Gpu, Recipe\n"
+        "import sys; from runtime import engines; from runtime.backends.nvidia.engine_cache "
+        "import Gpu, Recipe\n"
         f"recipe = {RECIPE!r}\n"
         "for i in range(40):\n"
         "    engines.store(recipe, (sys.argv[1] * 50_000 + str(i)).encode())\n"

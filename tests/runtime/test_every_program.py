@@ -1,4 +1,5 @@
-"""Every solver on every schedule, grid and prediction: refused with a reason, or finite and at its declared end."""
+"""Every solver on every schedule, grid and prediction: refused with a reason, or finite and at its
+declared end."""
 
 from collections import Counter
 from itertools import product
@@ -46,7 +47,8 @@ CALLS = {"heun": 2, "edm": 2, "kdpm2": 2, "dpmpp_2s": 2, "dpmpp_2s_sde": 2, "dpm
 
 
 def ends_where_it_says(program: Program) -> None:
-    """Run it with a network that knows x_0 and answers from the x it is given: the end must be the declared level."""
+    """Run it with a network that knows x_0 and answers from the x it is given: the end must be the
+    declared level."""
     random = np.random.Generator(np.random.Philox(key=9))
     x0, noises = random.uniform(-0.9, 0.9, (2, 3)), random.standard_normal((len(program), 2, 3))
     row = iter(range(len(program)))
@@ -59,7 +61,8 @@ def ends_where_it_says(program: Program) -> None:
     start = program.level[0, 0] * x0 + program.level[0, 1] * random.standard_normal(x0.shape)
     found = run(program, perfect, start, lambda k: noises[k])
     assert program.moments[-1, 0].tolist() == [1, 0]
-    # x = D, but for lcm, whose last row keeps some of x, and so of what the rows before left in it on purpose: 5 deviations of that.
+    # x = D, but for lcm, whose last row keeps some of x, and so of what the rows before left in it
+    # on purpose: 5 deviations of that.
     allowed = (5 * np.sqrt(np.abs(program.excess).sum()) + np.abs(program.bias).sum()) * (
         program.excess[-1] != 0
     )

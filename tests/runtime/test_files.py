@@ -1,4 +1,5 @@
-"""Files are whole or not there, whatever happens while they are written; and JSON that is strict in both directions."""
+"""Files are whole or not there, whatever happens while they are written; and JSON that is strict in
+both directions."""
 
 import subprocess
 import sys
@@ -118,7 +119,8 @@ def test_a_process_that_dies_while_writing_leaves_the_old(
     (path / file).write_bytes(b"old")
     code = (
         f"import os, sys; from runtime.files import {writer}\n"
-        f"with {writer}(sys.argv[1]) as t:\n    (t / {file!r}).write_bytes(b'half of the n'); os._exit(9)"
+        f"with {writer}(sys.argv[1]) as t:\n    (t / {file!r}).write_bytes(b'half of the n'); "
+        f"os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, path], cwd=root).returncode == 9
     assert (path / file).read_bytes() == b"old"

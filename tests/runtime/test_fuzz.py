@@ -1,4 +1,5 @@
-"""Two thousand damaged bundles: each ends in a BundleError, or loads and samples; none in another exception, a crash or a hang."""
+"""Two thousand damaged bundles: each ends in a BundleError, or loads and samples; none in another
+exception, a crash or a hang."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""The GPU backends on real hardware: make test-gpu. Skipped where there is no NVIDIA GPU; there test_tensorrt.py holds the same loop on fakes."""
+"""The GPU backends on real hardware: make test-gpu. Skipped where there is no NVIDIA GPU; there
+test_tensorrt.py holds the same loop on fakes."""
 
 import time
 from collections.abc import Iterator
@@ -96,7 +97,8 @@ def test_the_loop_is_one_graph_and_gives_the_same_bytes_again(
         with capsys.disabled():
             name = f"{opened.backend.name} {opened.backend.precision} {way['solver']}"
             print(
-                f"\n{name}: {timing.rows} rows of {timing.bucket}: {timing.device_ms:.2f} ms on the device, {spent:.2f} ms in all"
+                f"\n{name}: {timing.rows} rows of {timing.bucket}: {timing.device_ms:.2f} ms on "
+                f"the device, {spent:.2f} ms in all"
             )
 
 

@@ -19,7 +19,8 @@ COSINE = make_schedule("cosine")
 def test_a_grid_has_its_number_of_falling_intervals_inside_the_schedule(
     name: str, steps: int, schedule
 ) -> None:
-    """61, 103 and 121 are step counts at which a trailing grid made with a float range has one interval too many."""
+    """61, 103 and 121 are step counts at which a trailing grid made with a float range has one
+    interval too many."""
     grid = make_grid(schedule, name, steps)
     assert len(grid) == steps
     assert grid.time.shape == grid.alpha.shape == grid.sigma.shape == (steps + 1,)

@@ -12,7 +12,8 @@ from runtime import Sampler
 def test_importing_the_runtime_imports_neither_torch_nor_onnx_nor_pillow(root: Path) -> None:
     code = (
         "import sys, runtime;"
-        "heavy = {'torch', 'onnx', 'onnxruntime', 'PIL', 'trainer', 'export', 'matplotlib', 'scipy'} & set(sys.modules);"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'PIL', 'trainer', 'export', 'matplotlib', "
+        "'scipy'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
@@ -38,7 +39,8 @@ def _with_dependencies(*distributions: str) -> set[str]:
 def test_the_runtime_samples_where_torch_and_onnx_are_not_installed(
     tiny_bundle: Path, sampler: Sampler, root: Path, tmp_path: Path
 ) -> None:
-    """A Python that sees numpy, onnxruntime, pillow, their dependencies, and the folder runtime/; nothing else."""
+    """A Python that sees numpy, onnxruntime, pillow, their dependencies, and the folder runtime/;
+    nothing else."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "runtime").symlink_to(root / "runtime")
@@ -52,7 +54,8 @@ def test_the_runtime_samples_where_torch_and_onnx_are_not_installed(
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import importlib.util\n"
-        "assert not any(importlib.util.find_spec(m) for m in ('torch', 'onnx', 'trainer', 'scipy'))\n"
+        "assert not any(importlib.util.find_spec(m) for m in ('torch', 'onnx', 'trainer', "
+        "'scipy'))\n"
         "from runtime import Sampler\n"
         f"sampler = Sampler.load({str(tiny_bundle)!r})\n"
         "sys.stdout.buffer.write(sampler.sample(3, seed=5, label=4, steps=3).tobytes())\n"

@@ -57,13 +57,15 @@ def test_it_is_what_the_definition_says(seed: int, stream: Stream, step: int) ->
         noise(seed, stream, step, (5, 41)).reshape(-1),
         np.float32(reference(seed, stream, step, 205)),
     )
-    # Two float64 evaluations a few ulp apart round to the same float32 but for rare ties: at most one float32 ulp.
+    # Two float64 evaluations a few ulp apart round to the same float32 but for rare ties: at most
+    # one float32 ulp.
     np.testing.assert_array_max_ulp(found, expected, maxulp=1)
     assert (found == expected).mean() > 0.99
 
 
 def test_logarithm_cosine_and_sine_are_those_of_the_mathematical_library() -> None:
-    """A polynomial one term short is off by 2e-14 in ln and 4e-14 or more in cos and sin: too little to show in most float32 elements."""
+    """A polynomial one term short is off by 2e-14 in ln and 4e-14 or more in cos and sin: too
+    little to show in most float32 elements."""
     unit = np.r_[
         (np.arange(20_000) + 0.5) / 20_000,
         2.0 ** -np.arange(1.0, 54),
@@ -74,7 +76,8 @@ def test_logarithm_cosine_and_sine_are_those_of_the_mathematical_library() -> No
     # A few roundings of 1e-16, relative also near p = 1, where ln p vanishes.
     np.testing.assert_allclose(_log(unit), [math.log(p) for p in unit], rtol=2e-15, atol=0)
     cos, sin = _cos_sin_turn(unit)
-    # Doubling twice multiplies the rounding of the quarter angle's cosine; the angle itself, up to π, is rounded to 4e-16 on both sides.
+    # Doubling twice multiplies the rounding of the quarter angle's cosine; the angle itself, up to
+    # π, is rounded to 4e-16 on both sides.
     angles = [2 * math.pi * u - math.pi for u in unit]
     np.testing.assert_allclose(cos, [math.cos(a) for a in angles], rtol=0, atol=1e-14)
     np.testing.assert_allclose(sin, [math.sin(a) for a in angles], rtol=0, atol=2e-15)

@@ -1,6 +1,8 @@
-"""ONNX Runtime's CUDA backend without a GPU: its own sessions and values, on the CPU behind the names of the GPU's; the pictures must be the same.
+"""ONNX Runtime's CUDA backend without a GPU: its own sessions and values, on the CPU behind the
+names of the GPU's; the pictures must be the same.
 
-The stand-in replays CUDA graphs as ONNX Runtime does: what a graph was captured with is what it reads and writes, whatever is bound later.
+The stand-in replays CUDA graphs as ONNX Runtime does: what a graph was captured with is what it
+reads and writes, whatever is bound later.
 """
 
 import sys
@@ -20,7 +22,8 @@ KNOWN_OPTIONS = {"device_id", "enable_cuda_graph", "use_tf32"}
 
 
 class Options(onnxruntime.SessionOptions):
-    """The real ones; the CPU's session, which computes here, would refuse to be the fallback of nothing."""
+    """The real ones; the CPU's session, which computes here, would refuse to be the fallback of
+    nothing."""
 
     def add_session_config_entry(self, key: str, value: str) -> None:
         assert (key, value) == ("session.disable_cpu_ep_fallback", "1")

@@ -1,4 +1,5 @@
-"""The OpenVINO backend: the same promises as ONNX Runtime's in fp32, bf16 and int8, from memory alone, with a cache that may be damaged."""
+"""The OpenVINO backend: the same promises as ONNX Runtime's in fp32, bf16 and int8, from memory
+alone, with a cache that may be damaged."""
 
 import subprocess
 import sys
@@ -73,7 +74,8 @@ def test_a_sample_keeps_its_bytes_whatever_its_batch(opened: OpenVino) -> None:
 
 
 def test_the_time_is_not_rounded_to_bf16(precise: Path) -> None:
-    """bf16 has no 999 and no 1001 beside 1000: the difference that one of them makes must be float32's."""
+    """bf16 has no 999 and no 1001 beside 1000: the difference that one of them makes must be
+    float32's."""
     if not BF16:
         pytest.skip("this processor has no bf16")
     state = np.random.default_rng(1).normal(size=(2, R, 1, 8, 8)).astype(np.float32)
@@ -138,7 +140,8 @@ def test_what_was_compiled_is_kept_and_gives_the_same_bytes(opened: OpenVino, ca
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign"])
 def test_a_damaged_cache_changes_nothing(precise: Path, cache: Path, damage: str) -> None:
-    """A flipped bit of a weight is nothing that OpenVINO itself would notice: it would sample other pictures."""
+    """A flipped bit of a weight is nothing that OpenVINO itself would notice: it would sample other
+    pictures."""
     expected = Sampler.load(precise, "openvino").sample(1, label=0, steps=2)
     entries = list(cache.iterdir())
     for entry in entries:
@@ -161,7 +164,8 @@ def test_two_processes_may_fill_the_cache_at_once(precise: Path, cache: Path, ro
     code = (
         "import sys; from runtime import Sampler\n"
         f"sampler = Sampler.load({str(precise)!r}, 'openvino', threads=1)\n"
-        "sys.stdout.buffer.write(b''.join(sampler.sample(n, label=0, steps=2)[0].tobytes() for n in (1, 2, 3)))"
+        "sys.stdout.buffer.write(b''.join(sampler.sample(n, label=0, steps=2)[0].tobytes() for n "
+        "in (1, 2, 3)))"
     )
     command = [sys.executable, "-c", code]
     running = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) for _ in range(2)]
@@ -174,10 +178,13 @@ def test_two_processes_may_fill_the_cache_at_once(precise: Path, cache: Path, ro
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stack_t is Linux's")
 def test_the_stack_for_signals_stays_the_threads_own(precise: Path, root: Path) -> None:
-    """OpenVINO leaves one in use that it frees later, and the next signal would end the process. Each process meets that once."""
+    """OpenVINO leaves one in use that it frees later, and the next signal would end the process.
+    Each process meets that once."""
     code = (
-        "import ctypes; from runtime import Sampler; from runtime.backends.openvino import _SignalStack\n"
-        "def now():\n    s = _SignalStack(); ctypes.CDLL(None).sigaltstack(None, ctypes.byref(s)); return s.start, s.flags\n"
+        "import ctypes; from runtime import Sampler; from runtime.backends.openvino import "
+        "_SignalStack\n"
+        "def now():\n    s = _SignalStack(); ctypes.CDLL(None).sigaltstack(None, "
+        "ctypes.byref(s)); return s.start, s.flags\n"
         "before = now()\n"
         f"sampler = Sampler.load({str(precise)!r}, 'openvino', threads=1)\n"
         "sampler.sample(2, 0, label=0, steps=2, guidance=2.0)\n"
@@ -188,7 +195,8 @@ def test_the_stack_for_signals_stays_the_threads_own(precise: Path, root: Path) 
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
-    """Each part in float32: the same D and state, to the bit, and the network is given neither the time nor a register."""
+    """Each part in float32: the same D and state, to the bit, and the network is given neither the
+    time nor a register."""
     backend = OpenVino(Bundle.load(precise), "fp32", 1)
     whole = one_row(backend, STATE, guided)
     model = backend._model(GUIDED if guided else PLAIN).clone()
@@ -208,7 +216,8 @@ def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
 
 
 def test_weights_are_put_inside_byte_for_byte(precise: Path) -> None:
-    """In a Loop's body too. onnx reads the external data itself, and then notes where each tensor's lies now."""
+    """In a Loop's body too. onnx reads the external data itself, and then notes where each tensor's
+    lies now."""
     for folder, name in (
         ("fp32", "step.onnx"),
         ("int8", "step.onnx"),
@@ -225,7 +234,8 @@ def test_weights_are_put_inside_byte_for_byte(precise: Path) -> None:
 
 
 def test_a_graph_that_may_never_be_read_to_its_end_is_refused(precise: Path) -> None:
-    """A node before what it reads, on which OpenVINO hangs; a node that reads itself; a Loop, also inside an If."""
+    """A node before what it reads, on which OpenVINO hangs; a node that reads itself; a Loop, also
+    inside an If."""
     model = onnx.load(precise / "fp32" / "step.onnx", load_external_data=False)
     refuse_endless(model.SerializeToString())
     early = onnx.ModelProto.FromString(model.SerializeToString())

@@ -1,4 +1,5 @@
-"""What is printed survives every encoding, missing streams, full disks and readers that leave early."""
+"""What is printed survives every encoding, missing streams, full disks and readers that leave
+early."""
 
 import io
 import json
@@ -67,7 +68,8 @@ def test_status_and_say_spell_out_what_an_encoding_lacks(
 
 
 def test_a_library_call_prints_without_being_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`say` alone, as functions of export and trainer use it, leaves the application's streams as they are."""
+    """`say` alone, as functions of export and trainer use it, leaves the application's streams as
+    they are."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     output.say("σ", TEXT, end="", flush=True)

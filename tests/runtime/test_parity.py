@@ -1,7 +1,9 @@
-"""The same trajectories as diffusers 0.42.1, in float64, with the same network, timesteps and noise; and where it differs, how and why.
+"""The same trajectories as diffusers 0.42.1, in float64, with the same network, timesteps and
+noise; and where it differs, how and why.
 
-diffusers forces float32 in its tables and steps: here its names for float32 mean float64 while it runs, and nothing else of it is changed.
-What is compared is every input that the network gets, and the result, where both end at the clean end by the same rule.
+diffusers forces float32 in its tables and steps: here its names for float32 mean float64 while it
+runs, and nothing else of it is changed. What is compared is every input that the network gets, and
+the result, where both end at the clean end by the same rule.
 """
 
 from collections.abc import Iterator
@@ -32,7 +34,8 @@ pytestmark = [
 LINEAR = make_schedule("linear")
 DRAWS = np.random.Generator(np.random.Philox(key=21)).standard_normal((200, 2, 5))
 ATOL = 1e-9
-"""float64 on both sides; their sigma/alpha of up to 157 multiplies rounding, and so does the network's slope at each call."""
+"""float64 on both sides; their sigma/alpha of up to 157 multiplies rounding, and so does the
+network's slope at each call."""
 
 
 def network(x: np.ndarray, time: np.ndarray) -> np.ndarray:
@@ -88,7 +91,8 @@ def theirs(
     start: np.ndarray = DRAWS[0],
     **step_options: Any,
 ) -> tuple[Recorder, np.ndarray]:
-    """diffusers' own loop. steps None: its tables were set by the caller. Schedulers in x/alpha get x/alpha."""
+    """diffusers' own loop. steps None: its tables were set by the caller. Schedulers in x/alpha get
+    x/alpha."""
     import sys
 
     import torch
@@ -149,7 +153,8 @@ def distance(a: tuple[Recorder, np.ndarray], b: tuple[Recorder, np.ndarray]) -> 
 
 
 SPACINGS = [("leading", 20), ("leading", 7), ("trailing", 20), ("trailing", 7), ("linspace", 28)]
-"""Of 28 in linspace all times are whole: between knots diffusers makes sigma/alpha linear in time where ours is log(sigma/alpha)."""
+"""Of 28 in linspace all times are whole: between knots diffusers makes sigma/alpha linear in time
+where ours is log(sigma/alpha)."""
 ONE_STEP = [
     ("EulerDiscreteScheduler", {}, "euler", {}),
     ("EulerAncestralDiscreteScheduler", {}, "euler_ancestral", {}),
@@ -184,7 +189,8 @@ def test_solvers_in_sigma_over_alpha(name, config, solver, options, spacing, ste
     ],
 )
 def test_karras_spacing_in_sigma_over_alpha(name: str, solver: str) -> None:
-    """Their Karras levels lie between knots, with log(sigma/alpha) linear in time as ours, and are our grid "karras"."""
+    """Their Karras levels lie between knots, with log(sigma/alpha) linear in time as ours, and are
+    our grid "karras"."""
     own = scheduler(name, use_karras_sigmas=True)
     found = theirs(own, 12)
     times = whole(own.timesteps)
@@ -236,7 +242,8 @@ def on(own: Any, program: Any) -> Any:
     ],
 )
 def test_between_knots_given_the_same_times_and_levels(name, config, solver, options, grid) -> None:
-    """In Karras spacing these round the time to a knot but keep the level, so that the network is told another level's time: here it is not."""
+    """In Karras spacing these round the time to a knot but keep the level, so that the network is
+    told another level's time: here it is not."""
     program = make_program(LINEAR, "epsilon", solver, 20, grid, **options)
     # Their bh1 divides by h, infinite at the end: NaN, see below.
     calls = 20 if options.get("variant") == "bh1" else None
@@ -276,7 +283,8 @@ def test_unipc_order_3_but_for_the_order_of_the_last_but_one_step(variant: str) 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_deis_but_for_its_end(order: int, spacing: str) -> None:
-    """diffusers' DEIS ends at the first knot's level, not at the clean end; up to the last step the calls are the same."""
+    """diffusers' DEIS ends at the first knot's level, not at the clean end; up to the last step the
+    calls are the same."""
     own = scheduler("DEISMultistepScheduler", timestep_spacing=spacing, solver_order=order)
     found = theirs(own, 20)
     agree(ours("deis", own.timesteps, order=order), found, 20)
@@ -285,9 +293,11 @@ def test_deis_but_for_its_end(order: int, spacing: str) -> None:
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_lms_but_for_its_last_step(spacing: str) -> None:
-    """Onto sigma = 0 diffusers extrapolates with four points, and what it ends with is no estimate that the network gave; ours is x = D.
+    """Onto sigma = 0 diffusers extrapolates with four points, and what it ends with is no estimate
+    that the network gave; ours is x = D.
 
-    Without clipping and with a smooth network either will do; at few steps theirs is a long extrapolation.
+    Without clipping and with a smooth network either will do; at few steps theirs is a long
+    extrapolation.
     """
     own = scheduler("LMSDiscreteScheduler", timestep_spacing=spacing)
     found = theirs(own, 20)
@@ -336,7 +346,8 @@ def test_ddpm_fixed_large() -> None:
 
 
 def test_ddpm_fixed_large_leaves_noise_at_the_end_of_trailing() -> None:
-    """diffusers adds noise on every step but that from t = 0, which trailing has not: its result is the estimate plus noise. Ours adds none."""
+    """diffusers adds noise on every step but that from t = 0, which trailing has not: its result is
+    the estimate plus noise. Ours adds none."""
     own = scheduler(
         "DDPMScheduler", variance_type="fixed_large", clip_sample=False, timestep_spacing="trailing"
     )
@@ -356,7 +367,8 @@ def test_dpmpp_2s(grid: str) -> None:
 
 @pytest.mark.parametrize("grid", ["log_snr", "karras"])
 def test_dpmpp_3s_but_for_its_second_inner_point(grid: str) -> None:
-    """diffusers gets D_2's point by the midpoint weight of the second-order solver; the paper integrates the slope exactly. Both have order 3.
+    """diffusers gets D_2's point by the midpoint weight of the second-order solver; the paper
+    integrates the slope exactly. Both have order 3.
 
     With that one weight changed ours is theirs.
     """
@@ -376,7 +388,8 @@ def test_dpmpp_3s_but_for_its_second_inner_point(grid: str) -> None:
 
 
 def test_dpmpp_3m_as_in_diffusers_has_order_2() -> None:
-    """Its second difference stands at half of its weight. With it so ours is theirs, and test_convergence finds order 2 for that."""
+    """Its second difference stands at half of its weight. With it so ours is theirs, and
+    test_convergence finds order 2 for that."""
     own = scheduler(
         "DPMSolverMultistepScheduler",
         solver_order=3,
@@ -396,7 +409,8 @@ def test_dpmpp_3m_as_in_diffusers_has_order_2() -> None:
 
 
 def test_dpmpp_2s_sde_given_the_noise_of_one_path() -> None:
-    """diffusers draws the noise of the whole step anew; ours continues the inner point's. Handed the sum of both halves, theirs is ours."""
+    """diffusers draws the noise of the whole step anew; ours continues the inner point's. Handed
+    the sum of both halves, theirs is ours."""
     program = make_program(LINEAR, "epsilon", "dpmpp_2s_sde", 10, "log_snr")
     own = scheduler(
         "DPMSolverSinglestepScheduler", lower_order_final=True, algorithm_type="sde-dpmsolver++"
@@ -416,7 +430,8 @@ def test_dpmpp_2s_sde_given_the_noise_of_one_path() -> None:
 
 
 def test_dpmpp_2s_sde_with_independent_draws_has_order_1_in_variance() -> None:
-    """Why ours walks one path: the inner point's noise moves D_1, and what D_1 then adds must move with the step's own noise."""
+    """Why ours walks one path: the inner point's noise moves D_1, and what D_1 then adds must move
+    with the step's own noise."""
     errors: dict[str, list[float]] = {"one path": [], "independent": []}
     for n in (96, 384):
         update = dpmpp_2s_sde(finite_grid(LINEAR, n, "karras"))
@@ -472,7 +487,8 @@ def algorithm_2(
 @pytest.mark.parametrize("limits", [(0.0, np.inf), (0.1, 20.0)])
 @pytest.mark.parametrize("s_noise", [1.0, 1.007])
 def test_edm_is_algorithm_2(limits: tuple[float, float], s_noise: float) -> None:
-    """diffusers has churn in Euler only, and there wrongly (below): the paper's own lines are the other implementation."""
+    """diffusers has churn in Euler only, and there wrongly (below): the paper's own lines are the
+    other implementation."""
     times = make_grid(LINEAR, "trailing", 15).time[:-1].tolist()
     found = ours("edm", times, churn=6.0, s_min=limits[0], s_max=limits[1], s_noise=s_noise)
     expected = algorithm_2(times, 6.0, *limits, s_noise, lambda k: DRAWS[1 + k])
@@ -480,7 +496,8 @@ def test_edm_is_algorithm_2(limits: tuple[float, float], s_noise: float) -> None
 
 
 def test_diffusers_churn_lifts_after_it_has_asked_the_network() -> None:
-    """Algorithm 2 asks at the lifted x; EulerDiscreteScheduler asks at x before, and calls that the estimate at the lifted level."""
+    """Algorithm 2 asks at the lifted x; EulerDiscreteScheduler asks at x before, and calls that the
+    estimate at the lifted level."""
     own = scheduler("EulerDiscreteScheduler", timestep_spacing="trailing")
     plain, churned = theirs(own, 10), theirs(own, 10, s_churn=3.0)
     np.testing.assert_array_equal(
@@ -490,7 +507,8 @@ def test_diffusers_churn_lifts_after_it_has_asked_the_network() -> None:
 
 
 def test_heun_on_flow_is_not_diffusers_heun_on_flow() -> None:
-    """Theirs averages dx/dt, ours dy/dρ (as on every schedule): both are Heun's method, of order 2, in other variables."""
+    """Theirs averages dx/dt, ours dy/dρ (as on every schedule): both are Heun's method, of order 2,
+    in other variables."""
     import torch
     from diffusers import FlowMatchHeunDiscreteScheduler
 
@@ -549,7 +567,8 @@ def test_edm_schedule_and_preconditioning(name: str, solver: str) -> None:
 
 
 def test_which_named_grids_are_theirs() -> None:
-    """`leading` is T//n in Euler and T//(n+1) in DPM-Solver++; `linspace` calls t = 0 in Euler and not in DPM-Solver++."""
+    """`leading` is T//n in Euler and T//(n+1) in DPM-Solver++; `linspace` calls t = 0 in Euler and
+    not in DPM-Solver++."""
     grids = {
         name: make_grid(LINEAR, name, 10).time[:-1].tolist()
         for name in ("leading", "linspace", "trailing")
@@ -574,7 +593,8 @@ def test_which_named_grids_are_theirs() -> None:
 
 
 def test_trailing_in_diffusers_has_one_step_too_many_for_some_counts() -> None:
-    """np.arange with a float step: at n = 61 a 62nd time, -1, which wraps around the table. Ours has n."""
+    """np.arange with a float step: at n = 61 a 62nd time, -1, which wraps around the table. Ours
+    has n."""
     own = scheduler("EulerDiscreteScheduler", timestep_spacing="trailing")
     with in_float64():
         own.set_timesteps(61)

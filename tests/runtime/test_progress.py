@@ -40,7 +40,8 @@ class Terminal:
         fcntl.ioctl(self.end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def attach(self) -> None:
-        """Become standard output and error: in the test itself, since pytest sets its own before it."""
+        """Become standard output and error: in the test itself, since pytest sets its own before
+        it."""
         sys.stderr = self.stderr
         sys.stdout = self.stdout
 
@@ -63,7 +64,8 @@ class Terminal:
 
 
 def rows(written: str) -> list[str]:
-    """The rows as a terminal shows them that is wide enough: what \\r moves back over is overwritten."""
+    """The rows as a terminal shows them that is wide enough: what \\r moves back over is
+    overwritten."""
     shown = []
     for line in written.split("\n"):
         cells: list[str] = []

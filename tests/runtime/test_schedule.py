@@ -178,7 +178,8 @@ def test_json_gives_the_same_schedule_to_the_bit(name: str, parameters: dict) ->
 @pytest.mark.parametrize("array", ["alpha", "sigma", "time"])
 @pytest.mark.parametrize("name", ["flow", "edm"])
 def test_numbers_that_are_not_what_the_name_says_are_refused(name: str, array: str) -> None:
-    """On schedules that need not preserve variance, so that nothing else finds the wrong number; edm's alphas move together, to stay a schedule."""
+    """On schedules that need not preserve variance, so that nothing else finds the wrong number;
+    edm's alphas move together, to stay a schedule."""
     value = make_schedule(name, T=9).to_json()
     moved = range(9) if (name, array) == ("edm", "alpha") else [4]
     for i in moved:

@@ -1,4 +1,5 @@
-"""DDPM and DDIM: order of convergence, exact moments, and diffusers' schedulers as an independent implementation."""
+"""DDPM and DDIM: order of convergence, exact moments, and diffusers' schedulers as an independent
+implementation."""
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ def ideal(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
 
 
 def even_grid(n: int, power: float) -> Grid:
-    """log(alpha/sigma) from -5 to 4 in n intervals, evenly (power 1) or not; variance-preserving, finite end."""
+    """log(alpha/sigma) from -5 to 4 in n intervals, evenly (power 1) or not; variance-preserving,
+    finite end."""
     half = -5 + 9 * np.linspace(0, 1, n + 1) ** power
     alpha, sigma = np.sqrt(1 / (1 + np.exp(-2 * half))), np.sqrt(1 / (1 + np.exp(2 * half)))
     return Grid("test", np.arange(n + 1)[::-1].astype(float), alpha, sigma)
@@ -41,7 +43,8 @@ def test_ddim_converges_with_order_1_to_the_exact_map(power: float) -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_for_one_picture_the_variance_is_exact_at_every_level(eta: float) -> None:
-    """Data that is a single point: D is x_0 exactly, so x must be N(alpha·x_0, sigma²) at every level."""
+    """Data that is a single point: D is x_0 exactly, so x must be N(alpha·x_0, sigma²) at every
+    level."""
     grid = even_grid(50, 1.2)
     M, variance, mean = ddim(grid, eta).M, grid.sigma[0] ** 2, grid.alpha[0] * MU
     for k in range(50):
@@ -168,7 +171,8 @@ def test_ddpm_is_diffusers_ddpm(steps: int, clip: float | None, draws: np.ndarra
         variance_type="fixed_small", clip_sample=clip is not None, timestep_spacing="leading"
     )
     expected = theirs(scheduler, steps, draws)
-    # diffusers clamps the variance at 1e-20, which the last step reaches: std 1e-10 of noise at the end.
+    # diffusers clamps the variance at 1e-20, which the last step reaches: std 1e-10 of noise at the
+    # end.
     np.testing.assert_allclose(ours(steps, "leading", draws, "ddpm", clip), expected, atol=1e-9)
 
 
@@ -185,9 +189,11 @@ def test_clipped_ddim_keeps_the_unclipped_epsilon_in_diffusers_by_default_and_ou
 def test_diffusers_steps_to_t_minus_T_over_n_where_the_grid_goes_elsewhere(
     grid: str, steps: int, draws: np.ndarray
 ) -> None:
-    """diffusers re-derives the previous timestep as t - T//n (issue 12633), which is another level than its own next timestep's.
+    """diffusers re-derives the previous timestep as t - T//n (issue 12633), which is another level
+    than its own next timestep's.
 
-    A network that knows x_0 keeps its eps along the exact trajectory: x is alpha·x_0 + sigma·eps wherever it is asked. Ours is, theirs is not.
+    A network that knows x_0 keeps its eps along the exact trajectory: x is alpha·x_0 + sigma·eps
+    wherever it is asked. Ours is, theirs is not.
     """
     from diffusers import DDIMScheduler
 

@@ -1,6 +1,8 @@
-"""The TensorRT backends without a GPU: strict fakes run the loop on host memory, and the pictures must be those of the onnxruntime backend.
+"""The TensorRT backends without a GPU: strict fakes run the loop on host memory, and the pictures
+must be those of the onnxruntime backend.
 
-What the fakes hold: tests/runtime/fake_cuda.py, fake_tensorrt.py. Real hardware: tests/runtime/test_gpu.py.
+What the fakes hold: tests/runtime/fake_cuda.py, fake_tensorrt.py. Real hardware:
+tests/runtime/test_gpu.py.
 """
 
 import logging
@@ -138,7 +140,8 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
     sampler: Sampler,
     eager: tuple[int, ...],
 ) -> None:
-    """The fake computes with ONNX Runtime, whose samples do not depend on their batch: what differs is the loop alone."""
+    """The fake computes with ONNX Runtime, whose samples do not depend on their batch: what differs
+    is the loop alone."""
     world = machine(library, eager=eager)
     with Sampler(bundle, library) as found:
         for way in WAYS:
@@ -488,7 +491,8 @@ def test_an_engine_of_something_else_is_refused(
 def test_a_network_without_labels_on_samples_of_any_shape(
     machine: Callable[..., World], library: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Signals of 2×5: slices that are no multiple of 256 bytes, and an engine without the input `label`."""
+    """Signals of 2×5: slices that are no multiple of 256 bytes, and an engine without the input
+    `label`."""
     import torch
 
     from export.build import build
@@ -569,7 +573,8 @@ FREES = {
 def test_every_call_in_turn_fails_and_nothing_leaks(
     machine: Callable[..., World], library: str, bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whichever it is: the typed error, or the right pictures where it can be done without; and all is given back, but for what could not be."""
+    """Whichever it is: the typed error, or the right pictures where it can be done without; and all
+    is given back, but for what could not be."""
     caplog.set_level(logging.CRITICAL)
     world = machine(library)
     use(bundle, library)  # now TensorRT-RTX's kernels are in the cache

@@ -1,7 +1,9 @@
-"""Runs that are killed at random moments and started again: python tests/trainer/killing.py FOLDER CONFIG.json KILLS PROCESSES SEED
+"""Runs that are killed at random moments and started again: python tests/trainer/killing.py FOLDER
+CONFIG.json KILLS PROCESSES SEED
 
-Trains CONFIG into FOLDER/whole without a stop; then into FOLDER/killed-0, killing it KILLS times; where it ends before, killed-1, and so on. Every
-start is a process of its own, forked from this one, which has imported everything and computed nothing. Prints how many runs were killed.
+Trains CONFIG into FOLDER/whole without a stop; then into FOLDER/killed-0, killing it KILLS times;
+where it ends before, killed-1, and so on. Every start is a process of its own, forked from this
+one, which has imported everything and computed nothing. Prints how many runs were killed.
 """
 
 import contextlib
@@ -34,7 +36,8 @@ def free_port() -> int:
 
 
 def start(config: Config, runs: Path, count: int) -> list[int]:
-    """The ids of `count` processes that train together, each leader of a group that its workers are in too."""
+    """The ids of `count` processes that train together, each leader of a group that its workers are
+    in too."""
     port = free_port()
     return [_forked(config, runs, rank, count, port) for rank in range(count)]
 

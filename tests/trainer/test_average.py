@@ -1,4 +1,5 @@
-"""Averages have the width that they are named for, and any other can be made afterwards from those that were kept."""
+"""Averages have the width that they are named for, and any other can be made afterwards from those
+that were kept."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_width_that_was_not_kept_is_that_of_an_average_that_was(
     run: Path, tmp_path: Path
 ) -> None:
-    """Against a run that kept it: nearer than a twentieth of how far the average is from the last weights."""
+    """Against a run that kept it: nearer than a twentieth of how far the average is from the last
+    weights."""
     assert fit(replace(CONFIG, ema_power=(0.07,)), tmp_path)
     direct = checkpoints.newest(tmp_path / "digits" / "checkpoints")
     assert direct is not None

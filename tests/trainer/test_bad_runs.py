@@ -1,4 +1,5 @@
-"""A damaged log never keeps a run from resuming; what is essential is refused by name; a run that fails leaves nothing."""
+"""A damaged log never keeps a run from resuming; what is essential is refused by name; a run that
+fails leaves nothing."""
 
 import shlex
 from collections.abc import Callable, Iterator

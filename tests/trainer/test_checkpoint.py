@@ -1,4 +1,5 @@
-"""A checkpoint is whole or not there, comes back to the bit, and is refused when it is not what was written."""
+"""A checkpoint is whole or not there, comes back to the bit, and is refused when it is not what was
+written."""
 
 import errno
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""A config is resolved from what was given, the data's preset and the defaults, in this order, and checked when made."""
+"""A config is resolved from what was given, the data's preset and the defaults, in this order, and
+checked when made."""
 
 import argparse
 import dataclasses

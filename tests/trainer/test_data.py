@@ -1,4 +1,5 @@
-"""Pictures are loaded whole and labelled right, or refused with the picture, the fault and the remedy named."""
+"""Pictures are loaded whole and labelled right, or refused with the picture, the fault and the
+remedy named."""
 
 import dataclasses
 import re

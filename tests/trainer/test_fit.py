@@ -1,4 +1,5 @@
-"""The same command again goes on where the last one stopped, however it stopped, and ends with the same bytes."""
+"""The same command again goes on where the last one stopped, however it stopped, and ends with the
+same bytes."""
 
 import csv
 import hashlib
@@ -51,7 +52,8 @@ def command_line(config: Config, runs: Path) -> list[str]:
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
-    """Have act(trainer) called after step `step`, before the loop looks whether it was asked to stop."""
+    """Have act(trainer) called after step `step`, before the loop looks whether it was asked to
+    stop."""
     original = Trainer.train_step
 
     def train_step(self: Trainer) -> dict[str, float]:

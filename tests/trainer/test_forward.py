@@ -1,4 +1,5 @@
-"""The forward process: a picture noised step by step is the picture noised in one jump; the targets are what sampling inverts."""
+"""The forward process: a picture noised step by step is the picture noised in one jump; the targets
+are what sampling inverts."""
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_unrolled_steps_have_the_mean_and_variance_of_the_jump(name: str) -> None:
-    """step() is linear in x and eps: what it does to 1 and to 0 says how mean and standard deviation travel."""
+    """step() is linear in x and eps: what it does to 1 and to 0 says how mean and standard
+    deviation travel."""
     schedule = SCHEDULES[name]
     process = exact(schedule)
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
@@ -52,7 +54,8 @@ def test_the_unrolled_steps_have_the_mean_and_variance_of_the_jump(name: str) ->
 
 @pytest.mark.parametrize("name", ["cosine", "flow", "edm"])
 def test_the_unrolled_steps_have_the_distribution_of_the_jump(name: str) -> None:
-    """Two samples of the same picture, one noised in 12 steps with fresh noise each, one in a single jump."""
+    """Two samples of the same picture, one noised in 12 steps with fresh noise each, one in a
+    single jump."""
     n, schedule = 100_000, make_schedule(name, T=12)
     process, random = exact(schedule), torch.Generator().manual_seed(11)
     draw = lambda: torch.randn(n, 1, generator=random, dtype=torch.float64)  # noqa: E731
@@ -72,7 +75,8 @@ def test_the_unrolled_steps_have_the_distribution_of_the_jump(name: str) -> None
             ).max()
             / n
         )
-        # Kolmogorov-Smirnov of two samples, by chance once in 1e5: √(ln(2e5)/n). A deviation of the noise off by a tenth fails.
+        # Kolmogorov-Smirnov of two samples, by chance once in 1e5: √(ln(2e5)/n). A deviation of the
+        # noise off by a tenth fails.
         assert distance < (np.log(2e5) / n) ** 0.5, f"knot {knot}"
 
 
@@ -102,7 +106,8 @@ def test_the_target_read_as_sampling_reads_it_is_the_picture(
     c, _ = precondition(prediction, schedule.alpha[t.numpy()], schedule.sigma[t.numpy()])
     c_in, c_skip, c_out = (torch.from_numpy(v).reshape(-1, 1, 1, 1) for v in c.T.copy())
     denoised = c_skip * x + c_out * process.target(x0, t, eps)
-    # c_out reaches sigma/alpha ~ 3e4 at the noisy end (80 for edm) and multiplies rounding by as much.
+    # c_out reaches sigma/alpha ~ 3e4 at the noisy end (80 for edm) and multiplies rounding by as
+    # much.
     torch.testing.assert_close(denoised, x0, rtol=0, atol=1e-11)
     torch.testing.assert_close(process.network_input(x, t), c_in * x, rtol=1e-15, atol=0)
 

@@ -1,4 +1,5 @@
-"""Tables hold whole rows up to the step that a run goes on from; Weights & Biases is told the same where it is asked for."""
+"""Tables hold whole rows up to the step that a run goes on from; Weights & Biases is told the same
+where it is asked for."""
 
 import importlib.machinery
 import math

@@ -1,4 +1,5 @@
-"""The network answers in the shape it was asked in, each sample on its own, and every parameter can learn."""
+"""The network answers in the shape it was asked in, each sample on its own, and every parameter can
+learn."""
 
 import pytest
 import torch

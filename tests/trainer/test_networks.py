@@ -1,4 +1,5 @@
-"""The transformer answers like the U-Net does; what is a flag changes time and memory and not what is learned; costs are counted right."""
+"""The transformer answers like the U-Net does; what is a flag changes time and memory and not what
+is learned; costs are counted right."""
 
 from dataclasses import replace
 
@@ -120,7 +121,8 @@ def test_dropout_drops_while_training_and_not_while_sampling() -> None:
 
 
 def test_a_convolutions_cost_is_what_the_book_says() -> None:
-    """A network's operations beyond those of one with a block less, by hand: two 3×3 convolutions and a linear layer."""
+    """A network's operations beyond those of one with a block less, by hand: two 3×3 convolutions
+    and a linear layer."""
     a, b = (
         cost(replace(UNET, channels=(8,), attention=(), blocks=n), (1, 8, 8), 0) for n in (1, 2)
     )
@@ -143,13 +145,15 @@ def test_a_convolutions_cost_is_what_the_book_says() -> None:
 def test_presets_are_as_large_as_the_papers_networks(
     preset: str, shape: tuple[int, int, int], millions: float
 ) -> None:
-    """Ho et al. 2020, appendix B; Peebles & Xie 2023, table 1. Ours modulates by twice the width: within 15 %."""
+    """Ho et al. 2020, appendix B; Peebles & Xie 2023, table 1. Ours modulates by twice the width:
+    within 15 %."""
     found = cost(Config(**{**PRESETS[preset], "data": "digits"}), shape, 0)
     assert found.parameters / 1e6 == pytest.approx(millions, rel=0.15)
 
 
 def test_the_transformers_operations_are_the_papers() -> None:
-    """Peebles & Xie 2023, table 1: DiT-S/2 and DiT-B/2 take 6.06 and 23.01 billion multiplications with addition at 32×32×4."""
+    """Peebles & Xie 2023, table 1: DiT-S/2 and DiT-B/2 take 6.06 and 23.01 billion multiplications
+    with addition at 32×32×4."""
     for preset, billions in (("dit-s", 6.06), ("dit-b", 23.01)):
         found = cost(Config(**{**PRESETS[preset], "data": "digits"}), (4, 32, 32), 1000)
         assert found.flops / 2e9 == pytest.approx(billions, rel=0.01)

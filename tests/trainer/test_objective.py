@@ -1,4 +1,5 @@
-"""What is learned is what the papers say: weightings in closed form, noise levels by their distribution, every objective to a lower loss."""
+"""What is learned is what the papers say: weightings in closed form, noise levels by their
+distribution, every objective to a lower loss."""
 
 from dataclasses import replace
 
@@ -52,7 +53,8 @@ def test_weights_are_finite_at_zero_terminal_snr(weighting: str, prediction: str
 
 
 def test_the_same_error_of_the_picture_costs_the_same_whatever_the_network_answers() -> None:
-    """F's error times c_out is the error of D: with min_snr its weight does not depend on the prediction."""
+    """F's error times c_out is the error of D: with min_snr its weight does not depend on the
+    prediction."""
     schedule = CONFIG.make_schedule()
     on_picture = []
     for prediction in ("epsilon", "v", "x0", "edm"):
@@ -124,7 +126,8 @@ def test_buckets_hold_the_losses_of_their_stretch() -> None:
     ids=str,
 )
 def test_every_objective_learns_and_is_sampled_by_the_runtimes_solvers(changes: dict) -> None:
-    """Ten pictures by heart: the loss falls, and samples are nearer to the pictures than a network's that learned nothing."""
+    """Ten pictures by heart: the loss falls, and samples are nearer to the pictures than a
+    network's that learned nothing."""
     digits = data.digits()
     few = replace(digits, images=digits.images[:10], labels=digits.labels[:10])
     config = replace(

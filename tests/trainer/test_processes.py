@@ -1,4 +1,5 @@
-"""Two processes learn what one does, each picture once an epoch; where one is killed, the other says so, and the same command goes on."""
+"""Two processes learn what one does, each picture once an epoch; where one is killed, the other
+says so, and the same command goes on."""
 
 import json
 import os
@@ -92,7 +93,8 @@ def assert_same_curve(*runs: Path, steps: int) -> None:
     for column in ("loss", "grad_norm"):
         curves = [np.array([float(row[column]) for row in read(run / "log.csv")]) for run in runs]
         assert len(curves[0]) == steps
-        # The same pictures, noise and knots; sums of another order, 1e-6 a step, which the optimizer's division by the gradient's own size spreads.
+        # The same pictures, noise and knots; sums of another order, 1e-6 a step, which the
+        # optimizer's division by the gradient's own size spreads.
         np.testing.assert_allclose(*curves, rtol=1e-3)
 
 
@@ -357,7 +359,8 @@ def joined(root: Path, **asked: str) -> subprocess.Popen:
 
 
 def test_processes_that_mpirun_started_are_one_run(root: Path) -> None:
-    """As `accelerate launch --cpu --mpirun_hostfile …` has them: under Open MPI's names and not torch's."""
+    """As `accelerate launch --cpu --mpirun_hostfile …` has them: under Open MPI's names and not
+    torch's."""
     asked = {f"OMPI_COMM_WORLD_{name}": "2" for name in ("SIZE", "LOCAL_SIZE")}
     asked |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     both = [

@@ -1,4 +1,5 @@
-"""Distances are those of other implementations and of closed forms; a run keeps its best checkpoint; runs and bundles are judged alike."""
+"""Distances are those of other implementations and of closed forms; a run keeps its best
+checkpoint; runs and bundles are judged alike."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""The page holds the curves, the grids, the config and who trained it, and asks for nothing from elsewhere."""
+"""The page holds the curves, the grids, the config and who trained it, and asks for nothing from
+elsewhere."""
 
 import re
 import xml.etree.ElementTree as ET

@@ -1,4 +1,5 @@
-"""The promise: whatever kills a run, the same command again ends with the bytes of a run that nothing stopped. In one process and in two."""
+"""The promise: whatever kills a run, the same command again ends with the bytes of a run that
+nothing stopped. In one process and in two."""
 
 import csv
 import hashlib
@@ -33,7 +34,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_for(pictures: Path, **changes) -> Config:
-    """A tiny network on pictures that two workers read, cropped at random, and everything that a checkpoint may hold."""
+    """A tiny network on pictures that two workers read, cropped at random, and everything that a
+    checkpoint may hold."""
     options = {
         "data": f"folder:{pictures}",
         "in_memory_mb": 0,
@@ -62,7 +64,8 @@ def config_for(pictures: Path, **changes) -> Config:
 
 
 def bytes_of(run: Path) -> dict[str, str]:
-    """sha256 of every file that may not differ: the newest checkpoint's tensors, snapshots, sample grids."""
+    """sha256 of every file that may not differ: the newest checkpoint's tensors, snapshots, sample
+    grids."""
     newest = max((run / "checkpoints").glob("step-*"))
     files = [
         *newest.glob("*.safetensors"),

@@ -1,4 +1,5 @@
-"""Streamed pictures are those that would be read at once, in the same order; from folders, datasets and tar files; bad ones counted and named."""
+"""Streamed pictures are those that would be read at once, in the same order; from folders, datasets
+and tar files; bad ones counted and named."""
 
 import io
 import json
@@ -209,8 +210,13 @@ def test_an_npz_file_gives_its_arrays(tmp_path: Path) -> None:
     [
         ({"images": np.zeros((2, 4, 4, 3), np.float32)}, "needs images, uint8"),
         ({"pictures": np.zeros((2, 4, 4, 3), np.uint8)}, "needs images, uint8"),
-        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "needs a label for each of 2 images"),
-        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 7]), "classes": np.array(["a"])}, "beyond them"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "needs a label for "
+        "each "
+        "of "
+        "2 "
+        "images"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 7]), "classes": np.array(["a"])}, "beyond "
+        "them"),
     ],
 )  # fmt: skip
 def test_an_npz_file_of_something_else_is_refused(

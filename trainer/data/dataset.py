@@ -1,4 +1,5 @@
-"""The training pictures: built-in emoji and digits, arrays, and files that are read at the start or as they are needed."""
+"""The training pictures: built-in emoji and digits, arrays, and files that are read at the start or
+as they are needed."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ STYLES = ("noto", "twemoji")
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """images [N, H, W, C] uint8, C 1 or 3; labels [N] int64, indices into `classes`. licence and note go into the model card."""
+    """images [N, H, W, C] uint8, C 1 or 3; labels [N] int64, indices into `classes`. licence and
+    note go into the model card."""
 
     name: str
     images: NDArray[np.uint8]
@@ -103,11 +105,13 @@ def _load(config: Config) -> Source:
 
 
 def folder(path: Path, config: Config) -> Source:
-    """The pictures under `path`: a class per subfolder, or one class where there are no subfolders with pictures, or by config.label_file.
+    """The pictures under `path`: a class per subfolder, or one class where there are no subfolders
+    with pictures, or by config.label_file.
 
-    All must have one size and mode, unless config.size or config.mode say to convert. They are read now where they take less than
-    config.in_memory_mb decoded, else as they are needed. Raises DataError for pictures that are not alike, for a folder without pictures, and
-    for more that cannot be read than config.bad_pictures allows.
+    All must have one size and mode, unless config.size or config.mode say to convert. They are read
+    now where they take less than config.in_memory_mb decoded, else as they are needed. Raises
+    DataError for pictures that are not alike, for a folder without pictures, and for more that
+    cannot be read than config.bad_pictures allows.
     """
     listing, decoding, first, shape = folders.folder(path, config)
     if (
@@ -139,7 +143,8 @@ def npz(path: Path, size: int = 0, mode: str = "") -> Pictures:
     shape = images.shape[1:]
     if shape != (size or shape[0], size or shape[1], {"RGB": 3, "L": 1}.get(mode, shape[2])):
         raise DataError(
-            f"{path} has images of {describe(shape)}, which are taken as they are: leave --size and --mode out."
+            f"{path} has images of {describe(shape)}, which are taken as they are: leave --size "
+            f"and --mode out."
         )
     note = f"{len(images)} pictures of {path.name}"
     if "labels" not in arrays:
@@ -185,7 +190,8 @@ def _images(path: Path, arrays: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
         or not images.size
     ):
         raise DataError(
-            f"{path} needs images, uint8 [N, H, W, 1 or 3], got {images.dtype} {list(images.shape)}."
+            f"{path} needs images, uint8 [N, H, W, 1 or 3], got {images.dtype} "
+            f"{list(images.shape)}."
         )
     return images
 
@@ -195,7 +201,8 @@ def _column(path: Path, name: str, arrays: dict[str, NDArray[Any]]) -> list[Any]
     values = arrays[name]
     if values.ndim != 1 or values.dtype.kind not in "iuUS":
         raise DataError(
-            f"{path} needs {name} of one dimension, whole numbers or text, got {values.dtype} {list(values.shape)}."
+            f"{path} needs {name} of one dimension, whole numbers or text, got {values.dtype} "
+            f"{list(values.shape)}."
         )
     try:
         return values.tolist()
@@ -227,7 +234,8 @@ def held_out(count: int) -> NDArray[np.bool_]:
 
 
 def emoji(split: str = "train") -> Pictures:
-    """1,906 emoji in two styles, 32×32 RGB on white, labelled style/category. split: train (the held-out tenth left out) or all."""
+    """1,906 emoji in two styles, 32×32 RGB on white, labelled style/category. split: train (the
+    held-out tenth left out) or all."""
     with np.load(EMOJI, allow_pickle=False) as file:
         images, category, categories = (
             file["images"],
@@ -244,10 +252,12 @@ def emoji(split: str = "train") -> Pictures:
         images=images[kept].reshape(-1, *images.shape[2:]),
         labels=labels[kept].reshape(-1),
         classes=classes,
-        licence="Noto Emoji: Copyright Google LLC, Apache License 2.0. Twemoji: Copyright Twitter, Inc and other contributors, CC-BY 4.0.",
+        licence="Noto Emoji: Copyright Google LLC, Apache License 2.0. Twemoji: Copyright "
+        "Twitter, Inc and other contributors, CC-BY 4.0.",
         note="every emoji, in both styles"
         if split == "all"
-        else "emoji with index % 10 != 0, in both styles; index % 10 == 0 is held out and was never seen",
+        else "emoji with index % 10 != 0, in both styles; index % 10 == 0 is held out and was "
+        "never seen",
     )
 
 
@@ -260,6 +270,7 @@ def digits() -> Pictures:
         images=np.round(images * (255 / 16)).astype(np.uint8)[..., None],
         labels=label.astype(np.int64),
         classes=tuple("0123456789"),
-        licence="UCI Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998), CC-BY 4.0.",
+        licence="UCI Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998), CC-BY "
+        "4.0.",
         note="all 1,797 pictures of scikit-learn's load_digits",
     )

@@ -43,7 +43,8 @@ OTHER_IMAGES = frozenset((
     ".orf", ".rw2", ".raf", ".raw", ".mpo", ".pcx", ".sgi", ".rgb", ".pfm",
     ".eps", ".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv",
 ))  # fmt: skip
-"""Endings of images and videos that are not trained on, so that leaving them out can be reported."""
+"""Endings of images and videos that are not trained on, so that leaving them out can be reported.
+"""
 
 
 @cache
@@ -79,13 +80,15 @@ class UnreadablePicture(Exception):
 
 @dataclass(frozen=True)
 class Decoding:
-    """size: the shorter side is resized to it and the rest cropped, 0 keeps the picture's own. mode: RGB or L, "" keeps the picture's own."""
+    """size: the shorter side is resized to it and the rest cropped, 0 keeps the picture's own.
+    mode: RGB or L, "" keeps the picture's own."""
 
     size: int = 0
     mode: str = ""
 
     def __call__(self, data: bytes | Path, name: str, centering: float = 0.5) -> UInt8:
-        """[H, W, C]. centering: 0 … 1, which part of a picture that is no square is kept. Transparency is laid on white when converting.
+        """[H, W, C]. centering: 0 … 1, which part of a picture that is no square is kept.
+        Transparency is laid on white when converting.
 
         Raises UnreadablePicture, and DataError for a mode that no network takes.
         """
@@ -116,7 +119,8 @@ class Decoding:
             raise UnreadablePicture(str(error) or type(error).__name__) from error
         if image.mode not in ("RGB", "L"):
             raise DataError(
-                f"{printable(name)} has mode {image.mode}; RGB or L is needed. --mode RGB or --mode L converts."
+                f"{printable(name)} has mode {image.mode}; RGB or L is needed. --mode RGB or "
+                f"--mode L converts."
             )
         array = np.asarray(image, np.uint8)
         return array if array.ndim == 3 else array[..., None]

@@ -67,7 +67,8 @@ def _by_folder(found: Survey) -> Listing:
     count = sum(map(len, classes.values()))
     if classes and beside:
         raise DataError(
-            f"{printable(str(path))} has {len(beside)} images itself ({listed(beside, 1)}) and {count} "
+            f"{printable(str(path))} has {len(beside)} images itself ({listed(beside, 1)}) and "
+            f"{count} "
             f"in {len(classes)} subfolders ({listed(list(classes), 3)}). "
             "Move one or the other away, or name the class of each with --label-file."
         )
@@ -176,7 +177,8 @@ def _plain(name: str, where: str) -> str:
 
 
 def folder(path: Path, config: Config) -> tuple[Listing, Decoding, str, tuple]:
-    """The listing, how its pictures are decoded, and name and shape (H, W, C) of the first that can be read."""
+    """The listing, how its pictures are decoded, and name and shape (H, W, C) of the first that can
+    be read."""
     found = listing(path, config.label_file)
     if config.labels:
         for name in found.classes:
@@ -207,7 +209,8 @@ def stream(config: Config, found: Listing, decoding: Decoding, first: str, shape
 def read_all(
     found: Listing, config: Config, decoding: Decoding
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """images [N, H, W, C], labels [N], and how many could not be read. Raises DataError, see `trainer.data.dataset.load`."""
+    """images [N, H, W, C], labels [N], and how many could not be read. Raises DataError, see
+    `trainer.data.dataset.load`."""
     images: list[NDArray[np.uint8]] = []
     labels, bad, first = [], [], found.path
     for i in track(range(len(found.names)), f"reading {found.path.name}"):

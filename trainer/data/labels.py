@@ -1,4 +1,5 @@
-"""Class names and labels as they come from data files: text that can be stored as JSON, and numbers from it."""
+"""Class names and labels as they come from data files: text that can be stored as JSON, and numbers
+from it."""
 
 from __future__ import annotations
 
@@ -33,13 +34,15 @@ def class_name(name: str, where: str) -> str:
     fault = text_fault(name) or ("" if name.strip() else "is blank")
     if fault:
         raise DataError(
-            f"{where}: the class name {name!a} {fault}. Class names are stored as JSON text, so rename this class."
+            f"{where}: the class name {name!a} {fault}. Class names are stored as JSON text, so "
+            f"rename this class."
         )
     return name
 
 
 def label_name(value: Any, where: str) -> str:
-    """Return the class that a label of a data file names: text, a whole number from 0, or a boolean.
+    """Return the class that a label of a data file names: text, a whole number from 0, or a
+    boolean.
 
     Raises:
         DataError: The label is something else, such as null, a fraction or a list.

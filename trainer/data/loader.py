@@ -1,7 +1,8 @@
-"""The pictures of each step, in an order that is a function of (seed, step): read ahead in workers where they are streamed.
+"""The pictures of each step, in an order that is a function of (seed, step): read ahead in workers
+where they are streamed.
 
-Every epoch is a new permutation of all pictures, drawn from (seed, epoch). Step k takes places k·batch … (k+1)·batch of the epochs put end
-to end; each process takes its own stretch of these.
+Every epoch is a new permutation of all pictures, drawn from (seed, epoch). Step k takes places
+k·batch … (k+1)·batch of the epochs put end to end; each process takes its own stretch of these.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 
 def batch_indices(seed: int, step: int, batch: int, count: int) -> NDArray[np.int64]:
-    """Which pictures step `step` sees, [batch]: every epoch is a new permutation, drawn from (seed, epoch)."""
+    """Which pictures step `step` sees, [batch]: every epoch is a new permutation, drawn from (seed,
+    epoch)."""
     positions = np.arange(step * batch, (step + 1) * batch)
     found = np.empty(batch, np.int64)
     for epoch in np.unique(positions // count).tolist():
@@ -62,7 +64,8 @@ def batch_indices(seed: int, step: int, batch: int, count: int) -> NDArray[np.in
 
 
 class Wanted(Sampler[list[tuple[int, float]]]):
-    """What one process reads for every step from `first` on: (picture, where to crop), config.batch / processes of them."""
+    """What one process reads for every step from `first` on: (picture, where to crop), config.batch
+    / processes of them."""
 
     def __init__(self, config: Config, count: int, processes: Processes, first: int) -> None:
         self.config, self.count, self.processes, self.first = config, count, processes, first
@@ -87,7 +90,8 @@ class Wanted(Sampler[list[tuple[int, float]]]):
 
 @dataclass(frozen=True)
 class Batch:
-    """images [b, C, H, W] uint8, labels [b]; bad: indices of those that could not be read, in whose place others stand."""
+    """images [b, C, H, W] uint8, labels [b]; bad: indices of those that could not be read, in whose
+    place others stand."""
 
     images: Tensor
     labels: Tensor
@@ -100,7 +104,8 @@ class Batch:
 
 
 class Decoded:
-    """Pictures kept as they were decoded, [N, H, W, C], as many of the first as fit: memory that processes forked from this one share."""
+    """Pictures kept as they were decoded, [N, H, W, C], as many of the first as fit: memory that
+    processes forked from this one share."""
 
     def __init__(self, count: int, shape: tuple[int, ...], megabytes: int) -> None:
         self.size = int(np.prod(shape))
@@ -122,7 +127,8 @@ class Decoded:
 
 
 class Reading(Dataset[Batch]):
-    """A batch of a stream from what `Wanted` asks. The next picture that can be read stands in for one that cannot."""
+    """A batch of a stream from what `Wanted` asks. The next picture that can be read stands in for
+    one that cannot."""
 
     def __init__(self, stream: Stream, decoded: Decoded | None) -> None:
         self.stream, self.decoded = stream, decoded
@@ -208,7 +214,8 @@ def _worker(_: int) -> None:
 
 
 class Batches:
-    """take(step) gives what this process trains on. In steps that follow each other it has been read ahead. `waited`: seconds spent waiting."""
+    """take(step) gives what this process trains on. In steps that follow each other it has been
+    read ahead. `waited`: seconds spent waiting."""
 
     def __init__(self, config: Config, source: Source, processes: Processes) -> None:
         self.config, self.source, self.processes = config, source, processes
@@ -255,8 +262,10 @@ class Batches:
             if any(word in str(error).lower() for word in SHARED_MEMORY_WORDS):
                 raise shared_memory_full(error) from error
             raise DataError(
-                f"a process that reads images is gone ({_first_line(error)}). If memory ran out, use "
-                "fewer --workers or a smaller --cache-mb; --workers 0 reads in the process that trains."
+                f"a process that reads images is gone ({_first_line(error)}). If memory ran out, "
+                f"use "
+                "fewer --workers or a smaller --cache-mb; --workers 0 reads in the process that "
+                "trains."
             ) from error
         if found.error:
             raise DataError(found.error)

@@ -1,7 +1,9 @@
-"""WebDataset: pictures in tar files. Each file is read once from end to end to learn where its members lie; any picture is then one read.
+"""WebDataset: pictures in tar files. Each file is read once from end to end to learn where its
+members lie; any picture is then one read.
 
-A picture is its name up to the first dot: a.jpg and a.cls, or a.png and a.json, belong together. Because the order of pictures is a
-permutation of all, not of shards, a run goes on within a shard as exactly as elsewhere. Shards that are not files are fetched once.
+A picture is its name up to the first dot: a.jpg and a.cls, or a.png and a.json, belong together.
+Because the order of pictures is a permutation of all, not of shards, a run goes on within a shard
+as exactly as elsewhere. Shards that are not files are fetched once.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Place(NamedTuple):
 
 
 def stream(urls: str, config: Config) -> Stream:
-    """The pictures of the shards, braces expanded as webdataset does. Raises DataError where there are none, or where one lacks a class."""
+    """The pictures of the shards, braces expanded as webdataset does. Raises DataError where there
+    are none, or where one lacks a class."""
     shards = [local(url) for url in _expanded(urls)]
     names, places, labels = [], [], []
     left_out: dict[str, list[str]] = {}
@@ -74,7 +77,8 @@ def stream(urls: str, config: Config) -> Stream:
         )
     if gone := sorted(lost.difference(filter(None, labels))):
         raise DataError(
-            f"{urls}: these classes have no image that is read: {listed(gone)}. Left out: {_counted(left_out)}."
+            f"{urls}: these classes have no image that is read: {listed(gone)}. Left out: "
+            f"{_counted(left_out)}."
         )
     if left_out:
         log.warning("%s: left out %s", urls, _counted(left_out))
@@ -98,7 +102,8 @@ def stream(urls: str, config: Config) -> Stream:
 
 
 def _reader(shards: list[Path], where: np.ndarray) -> Callable[[int], bytes]:
-    """fetch(i): the bytes of picture i. Files are opened once in every process; reads name their place, so that a fork may share them."""
+    """fetch(i): the bytes of picture i. Files are opened once in every process; reads name their
+    place, so that a fork may share them."""
     opened: dict[tuple[int, int], int] = {}
 
     def fetch(i: int) -> bytes:
@@ -163,7 +168,8 @@ def _indexed(number: int, shard: Path, config: Config) -> Index:
         raise
     except Exception as error:  # tarfile raises a dozen kinds for damaged headers
         raise DataError(
-            f"{shard} cannot be read as an uncompressed tar file ({type(error).__name__}: {error}). "
+            f"{shard} cannot be read as an uncompressed tar file ({type(error).__name__}: "
+            f"{error}). "
             "Fetch or write it again."
         ) from error
     for key, name in others:
@@ -197,7 +203,8 @@ def _place(
     """
     if member.name in places:
         raise DataError(
-            f"{shard}: the member {member.name!a} is there twice. Write the shard with unique names."
+            f"{shard}: the member {member.name!a} is there twice. Write the shard with unique "
+            f"names."
         )
     if member.issparse():
         raise DataError(
@@ -236,8 +243,10 @@ def _require_end(shard: Path, offset: int) -> None:
         while block := file.read(1 << 20):
             if block.strip(b"\0"):
                 raise DataError(
-                    f"{shard}: what follows byte {offset} is not a member of the tar file: a header "
-                    "is damaged or cut short, or two tar files were joined. Fetch or write it again."
+                    f"{shard}: what follows byte {offset} is not a member of the tar file: a "
+                    f"header "
+                    "is damaged or cut short, or two tar files were joined. Fetch or write it "
+                    "again."
                 )
     if size - offset < tarfile.BLOCKSIZE:
         raise DataError(f"{shard} is cut short: it has no end marker. Fetch or write it again.")
@@ -251,7 +260,8 @@ def _small(shard: Path, place: Place, name: str) -> bytes:
     """Return a label member's bytes. Raises DataError if it is too large or the file is cut short."""
     if place.size > LARGEST_LABEL:
         raise DataError(
-            f"{shard}: the label {name!a} must have at most {LARGEST_LABEL} bytes, got {place.size}."
+            f"{shard}: the label {name!a} must have at most {LARGEST_LABEL} bytes, got "
+            f"{place.size}."
         )
     with shard.open("rb") as file:
         file.seek(place.offset)
@@ -301,7 +311,8 @@ def _expanded(urls: str) -> list[str]:
 
 
 def local(url: str) -> Path:
-    """The shard as a file: itself, or what webdataset's gopen gives for its URL (http, s3, gs, pipe …), fetched once into the cache."""
+    """The shard as a file: itself, or what webdataset's gopen gives for its URL (http, s3, gs, pipe
+    …), fetched once into the cache."""
     if "://" not in url and not url.startswith("pipe:"):
         if not Path(url).is_file():
             raise DataError(
@@ -311,7 +322,8 @@ def local(url: str) -> Path:
     kept = cache.folder()
     if kept is None:
         raise RequestError(
-            f"{url} must be kept somewhere, and UNNOISE_CACHE says that nothing is: set it to a folder."
+            f"{url} must be kept somewhere, and UNNOISE_CACHE says that nothing is: set it to a "
+            f"folder."
         )
     place = kept / "shards" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
     if place.exists():

@@ -1,4 +1,5 @@
-"""Pictures that are read when they are needed: a list of files, or of places in files, never held all in memory."""
+"""Pictures that are read when they are needed: a list of files, or of places in files, never held
+all in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from .labels import listed, printable
 
 
 class Names(Sequence[str]):
-    """A list of strings in two arrays, which a process that is forked shares without copying a page of it."""
+    """A list of strings in two arrays, which a process that is forked shares without copying a page
+    of it."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
@@ -40,9 +42,11 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """names[i] is what picture i is called, fetch(i) its file's path or bytes, labels [N] int64 indices into `classes`.
+    """names[i] is what picture i is called, fetch(i) its file's path or bytes, labels [N] int64
+    indices into `classes`.
 
-    shape (H, W, C) is that of the first picture, `first`, and must be that of all. fingerprint: of names and sizes, not of pixels.
+    shape (H, W, C) is that of the first picture, `first`, and must be that of all. fingerprint: of
+    names and sizes, not of pixels.
     """
 
     name: str
@@ -79,7 +83,8 @@ class Stream:
         }
 
     def read(self, i: int, centering: float = 0.5) -> UInt8:
-        """Picture i, [H, W, C]. Raises UnreadablePicture, or DataError where the run refuses such pictures or it is not like the others."""
+        """Picture i, [H, W, C]. Raises UnreadablePicture, or DataError where the run refuses such
+        pictures or it is not like the others."""
         try:
             picture = self.decoding(
                 self.fetch(i), self.names[i], centering if self.random_crop else 0.5
@@ -100,7 +105,8 @@ def streamed(
     stamp: tuple[Iterable[str], Iterable[int]],
     **found: Any,
 ) -> Stream:
-    """The stream that a config asks for. probed: see `probe`; stamp: names and sizes for the fingerprint; found: the stream's other fields."""
+    """The stream that a config asks for. probed: see `probe`; stamp: names and sizes for the
+    fingerprint; found: the stream's other fields."""
     first, shape = probed
     return Stream(
         decoding=decoding,
@@ -122,7 +128,8 @@ def refused(name: str, error: Exception) -> DataError:
 
 def vanished(classes: Sequence[str]) -> DataError:
     return DataError(
-        f"no image of {'these classes' if len(classes) > 1 else 'this class'} can be read: {listed(classes)}. "
+        f"no image of {'these classes' if len(classes) > 1 else 'this class'} can be read: "
+        f"{listed(classes)}. "
         "Replace the images, or remove the class."
     )
 
@@ -134,14 +141,16 @@ def too_many(bad: int, count: int) -> bool:
 
 def too_many_error(bad: Sequence[str], count: int) -> DataError:
     return DataError(
-        f"{len(bad)} of {count} images cannot be read, more than 1 %: {listed(bad)}. Remove or replace them."
+        f"{len(bad)} of {count} images cannot be read, more than 1 %: {listed(bad)}. Remove or "
+        f"replace them."
     )
 
 
 def probe(
     name: str, names: Names, fetch: Callable[[int], bytes | Path], decoding: Decoding
 ) -> tuple[str, tuple]:
-    """Name and shape of the first picture that can be read. Raises DataError where none of the first hundred can."""
+    """Name and shape of the first picture that can be read. Raises DataError where none of the
+    first hundred can."""
     first = ""
     for i in range(min(100, len(names))):
         try:
@@ -149,14 +158,16 @@ def probe(
         except UnreadablePicture as error:
             first = first or f"{printable(names[i])}: {error}"
     raise DataError(
-        f"none of the first {min(100, len(names))} images in {printable(name)} can be read ({first})."
+        f"none of the first {min(100, len(names))} images in {printable(name)} can be read "
+        f"({first})."
     )
 
 
 def fingerprint(
     names: Iterable[str], sizes: Iterable[int], labels: NDArray[np.int64], how: object
 ) -> str:
-    """sha256 over names, sizes in bytes, labels, and how pictures are decoded: what can be told without reading them."""
+    """sha256 over names, sizes in bytes, labels, and how pictures are decoded: what can be told
+    without reading them."""
     digest = hashlib.sha256(repr(how).encode())
     for name, size in zip(names, sizes, strict=True):
         digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))

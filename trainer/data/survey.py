@@ -197,7 +197,8 @@ def require_layout(found: Survey) -> None:
         lost = inside.left_out.get(IMAGES, []) + inside.left_out.get(LINKS, []) + hidden
         if lost and not inside.images:
             raise DataError(
-                f"the class folder {printable(f'{found.path}/{name}')} has no image that is read, but "
+                f"the class folder {printable(f'{found.path}/{name}')} has no image that is read, "
+                f"but "
                 f"{len(lost)} that are not: {listed(lost, 3)}. Convert them to one of "
                 f"{', '.join(sorted(endings()))}, or move the folder away."
             )
@@ -212,11 +213,14 @@ def _nested(found: Survey, used: int, deeper: Mapping[str, int]) -> DataError:
     many = f"{sum(deeper.values())} images in deeper folders ({_counted(deeper)})"
     if used:
         return DataError(
-            f"{shown} has {used} images in itself and its subfolders, but also {many}, which would be "
-            "left out. Move them into one folder per class, or name their classes with --label-file."
+            f"{shown} has {used} images in itself and its subfolders, but also {many}, which "
+            f"would be "
+            "left out. Move them into one folder per class, or name their classes with "
+            "--label-file."
         )
     return DataError(
-        f"{shown} has no images in itself or its subfolders, but {many}. Name the folder that holds "
+        f"{shown} has no images in itself or its subfolders, but {many}. Name the folder that "
+        f"holds "
         f"the class folders, such as {_data(found.path / best)}."
     )
 

@@ -1,4 +1,5 @@
-"""Datasets of the `datasets` library: from the Hub, from a folder that it saved, or from parquet files. Rows stay on disk."""
+"""Datasets of the `datasets` library: from the Hub, from a folder that it saved, or from parquet
+files. Rows stay on disk."""
 
 from __future__ import annotations
 
@@ -124,7 +125,8 @@ def _opened(place: str) -> Any:
     except Exception as error:
         raise DataError(
             f"{place} cannot be opened as a dataset ({type(error).__name__}: {str(error)[:200]}). "
-            "It is a name on the Hub, a folder of save_to_disk, a parquet file, or a folder of them."
+            "It is a name on the Hub, a folder of save_to_disk, a parquet file, or a folder of "
+            "them."
         ) from error
 
 
@@ -176,7 +178,8 @@ def _labels(place: str, table: Any, wanted: str) -> tuple[tuple[str, ...], np.nd
     kind = table.features[column]
     if getattr(kind, "dtype", "") not in (*WHOLE, *TEXT, "bool", "null"):
         raise DataError(
-            f"{place}: labels must be text or whole numbers, and the column {column!r} holds {kind}. "
+            f"{place}: labels must be text or whole numbers, and the column {column!r} holds "
+            f"{kind}. "
             "Name another one with --label-column, or use --no-labels."
         )
     try:
@@ -188,14 +191,16 @@ def _labels(place: str, table: Any, wanted: str) -> tuple[tuple[str, ...], np.nd
     has_names = isinstance(kind, datasets.ClassLabel) and kind.names
     if without := [i for i, v in enumerate(values) if v is None or bool(has_names and v < 0)]:
         raise DataError(
-            f"{place}: {len(without)} of {len(values)} rows have no label in the column {column!r}: "
+            f"{place}: {len(without)} of {len(values)} rows have no label in the column "
+            f"{column!r}: "
             f"{listed([f'row {i}' for i in without])}. Leave these rows out, or use --no-labels."
         )
     if not has_names:
         return numbered(named(values, lambda i: f"{place} row {i}, column {column!r}"))
     if beyond := [i for i, v in enumerate(values) if v >= len(kind.names)]:
         raise DataError(
-            f"{place} row {beyond[0]}: the label {values[beyond[0]]} in the column {column!r} is beyond "
+            f"{place} row {beyond[0]}: the label {values[beyond[0]]} in the column {column!r} is "
+            f"beyond "
             f"its {len(kind.names)} class names."
         )
     names = named(kind.names, lambda i: f"{place}, class name {i} of the column {column!r}")

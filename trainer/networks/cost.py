@@ -34,14 +34,16 @@ def make_network(config: Config, sample_shape: tuple[int, int, int], num_classes
 
 
 class Cost(NamedTuple):
-    """parameters, and floating-point operations of one picture's forward pass (a multiplication and an addition are two)."""
+    """parameters, and floating-point operations of one picture's forward pass (a multiplication and
+    an addition are two)."""
 
     parameters: int
     flops: int
 
 
 def cost(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -> Cost:
-    """Counted on a network without memory, by torch's own counter: convolutions, products of matrices."""
+    """Counted on a network without memory, by torch's own counter: convolutions, products of
+    matrices."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
@@ -53,7 +55,8 @@ def cost(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -
 
 
 def peak_flops(device: torch.device, precision: torch.dtype, side: int = 512) -> float:
-    """Operations a second that this machine does in products of matrices, measured now: the best of three products."""
+    """Operations a second that this machine does in products of matrices, measured now: the best of
+    three products."""
     side = 8192 if device.type == "cuda" else side
     a = torch.ones(side, side, dtype=precision, device=device)
     best = 1e-9

@@ -1,7 +1,9 @@
-"""A diffusion transformer: patches as tokens, blocks modulated by time and label (Peebles & Xie 2023, adaLN-Zero).
+"""A diffusion transformer: patches as tokens, blocks modulated by time and label (Peebles & Xie
+2023, adaLN-Zero).
 
-Written so that it exports clean, like `network.UNet`: the batch is only ever written as -1, and every other shape is known.
-Tokens are kept as rows [B·N, width], so that every layer is one product of matrices with a weight that keeps its name.
+Written so that it exports clean, like `network.UNet`: the batch is only ever written as -1, and
+every other shape is known. Tokens are kept as rows [B·N, width], so that every layer is one product
+of matrices with a weight that keeps its name.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from .unet import TimeEmbedding
 
 
 def positions(rows: int, columns: int, width: int) -> Tensor:
-    """[rows·columns, width]: cosines and sines of a patch's row and column (the paper's, after He et al. 2022)."""
+    """[rows·columns, width]: cosines and sines of a patch's row and column (the paper's, after He
+    et al. 2022)."""
     frequency = 1e4 ** (-np.arange(width // 4) / (width // 4))
     row, column = (
         v.reshape(-1, 1) * frequency for v in np.mgrid[0:rows, 0:columns].astype(np.float64)
@@ -28,7 +31,8 @@ def positions(rows: int, columns: int, width: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """h + g1·attention(norm(h)·(1+a1) + b1), then the same with two layers in attention's place; a, b, g from the embedding, 0 at first."""
+    """h + g1·attention(norm(h)·(1+a1) + b1), then the same with two layers in attention's place; a,
+    b, g from the embedding, 0 at first."""
 
     def __init__(self, tokens: int, width: int, heads: int) -> None:
         super().__init__()
@@ -62,8 +66,8 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """F(x, time, label): x [B, C, H, W], time [B] float, label [B] int64 → [B, C, H, W].
 
-    patch: side of a patch; width, depth, heads: of the blocks. num_classes: 0 for none; label num_classes is the null label.
-    Raises RequestError where patch does not divide H and W.
+    patch: side of a patch; width, depth, heads: of the blocks. num_classes: 0 for none; label
+    num_classes is the null label. Raises RequestError where patch does not divide H and W.
     """
 
     _no_split_modules = ("Block",)  # accelerate's name for the units of FSDP
@@ -81,7 +85,8 @@ class DiT(nn.Module):
         C, H, W = sample_shape
         if H % patch or W % patch:
             raise RequestError(
-                f"pictures of {H}x{W} are not made of patches of {patch}: use a --patch that divides both."
+                f"pictures of {H}x{W} are not made of patches of {patch}: use a --patch that "
+                f"divides both."
             )
         self.grid, self.patch, self.width, self.channels = (H // patch, W // patch), patch, width, C
         tokens = self.grid[0] * self.grid[1]
@@ -97,7 +102,8 @@ class DiT(nn.Module):
         self._begin()
 
     def _begin(self) -> None:
-        """First weights as in the paper's code: Xavier for products, 0.02 for embeddings, 0 for what starts as nothing."""
+        """First weights as in the paper's code: Xavier for products, 0.02 for embeddings, 0 for
+        what starts as nothing."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

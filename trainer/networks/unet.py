@@ -1,7 +1,8 @@
-"""The noise predictor: a U-Net of residual blocks, told the time and, where the data has classes, a label.
+"""The noise predictor: a U-Net of residual blocks, told the time and, where the data has classes, a
+label.
 
-Written so that it exports clean: every shape but the batch is known when the network is made, the batch is only ever
-written as -1, and upsampling is by a factor.
+Written so that it exports clean: every shape but the batch is known when the network is made, the
+batch is only ever written as -1, and upsampling is by a factor.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from runtime.errors import RequestError
 
 
 class TimeEmbedding(nn.Module):
-    """time [B] → [B, width]: cosines and sines of geometric frequencies from 1 to 1e-4, then two layers (Ho et al. 2020, appendix B)."""
+    """time [B] → [B, width]: cosines and sines of geometric frequencies from 1 to 1e-4, then two
+    layers (Ho et al. 2020, appendix B)."""
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
@@ -47,7 +49,8 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(scale·norm(conv(act(norm(x)))) + shift)), scale and shift from the embedding (Dhariwal & Nichol 2021, AdaGN)."""
+    """x + conv(act(scale·norm(conv(act(norm(x)))) + shift)), scale and shift from the embedding
+    (Dhariwal & Nichol 2021, AdaGN)."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -70,7 +73,8 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of an H×W map, in heads of `head` channels (Vaswani et al. 2017)."""
+    """Self-attention over the pixels of an H×W map, in heads of `head` channels (Vaswani et al.
+    2017)."""
 
     def __init__(self, channels: int, pixels: int, head: int = 32) -> None:
         super().__init__()
@@ -104,10 +108,12 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """F(x, time, label): x [B, C, H, W], time [B] float, label [B] int64 → [B, C, H, W].
 
-    channels: width at each resolution, H×W first, halved each time. blocks: residual blocks a resolution on the way down,
-    one more on the way up. attention: heights at which there is attention. num_classes: 0 for none; label num_classes is the null label.
-    dropout: share of activations dropped while training. checkpointing: whether a block's activations are computed again in the backward pass.
-    Raises RequestError where H or W cannot be halved often enough. (Ho et al. 2020, with Dhariwal & Nichol 2021's blocks.)
+    channels: width at each resolution, H×W first, halved each time. blocks: residual blocks a
+    resolution on the way down, one more on the way up. attention: heights at which there is
+    attention. num_classes: 0 for none; label num_classes is the null label.
+    dropout: share of activations dropped while training. checkpointing: whether a block's
+    activations are computed again in the backward pass. Raises RequestError where H or W cannot be
+    halved often enough. (Ho et al. 2020, with Dhariwal & Nichol 2021's blocks.)
     """
 
     _no_split_modules = ("Level",)  # accelerate's name for the units of FSDP
@@ -127,7 +133,8 @@ class UNet(nn.Module):
         factor = 2 ** (len(channels) - 1)
         if H % factor or W % factor:
             raise RequestError(
-                f"pictures of {H}x{W} cannot be halved {len(channels) - 1} times: use sides that {factor} divides, or fewer channels."
+                f"pictures of {H}x{W} cannot be halved {len(channels) - 1} times: use sides that "
+                f"{factor} divides, or fewer channels."
             )
         embedding = 4 * channels[0]
         self.time = TimeEmbedding(channels[0], embedding)

@@ -18,9 +18,11 @@ BUCKETS = 10
 def loss_weights(config: Config, schedule: Schedule) -> Float64:
     """[T]: what the squared error of the network's answer F weighs at each knot.
 
-    Weightings are defined on the error of the denoised estimate D, which is c_out² times that of F; with SNR = alpha²/sigma²:
-    uniform: 1 on F. min_snr: min(SNR, gamma) on D (Hang et al. 2023, eq. 8). edm: (sigma² + sigma_data²)/(sigma·sigma_data)² on D, for x/alpha
-    at noise sigma/alpha (Karras et al. 2022, table 1), which is 1 on EDM's F.
+    Weightings are defined on the error of the denoised estimate D, which is c_out² times that of F;
+    with SNR = alpha²/sigma²:
+    uniform: 1 on F. min_snr: min(SNR, gamma) on D (Hang et al. 2023, eq. 8). edm: (sigma² +
+    sigma_data²)/(sigma·sigma_data)² on D, for x/alpha at noise sigma/alpha (Karras et al. 2022,
+    table 1), which is 1 on EDM's F.
     """
     alpha, sigma = schedule.alpha, schedule.sigma
     if config.weighting == "uniform":
@@ -37,9 +39,10 @@ def loss_weights(config: Config, schedule: Schedule) -> Float64:
 def draw_knots(config: Config, schedule: Schedule, generator: torch.Generator) -> Tensor:
     """[batch] int64: the knots that the pictures of one step are noised to.
 
-    stratified: one draw from each of B equal stretches of the schedule, in random order, so that every batch covers it (Kingma et al. 2021,
-    appendix I.1). uniform: any knot. log_normal: the knot nearest to ln(sigma/alpha) ~ N(time_mean, time_std²) (Karras et al. 2022; for
-    `flow` this is the logit-normal of Esser et al. 2024), stratified likewise.
+    stratified: one draw from each of B equal stretches of the schedule, in random order, so that
+    every batch covers it (Kingma et al. 2021, appendix I.1). uniform: any knot. log_normal: the
+    knot nearest to ln(sigma/alpha) ~ N(time_mean, time_std²) (Karras et al. 2022; for `flow` this
+    is the logit-normal of Esser et al. 2024), stratified likewise.
     """
     B, T = config.batch, config.T
     if config.times == "uniform":

@@ -1,4 +1,5 @@
-"""How far samples are from pictures, by features of both [n, d]: Fréchet and kernel distance, precision and recall. In float64."""
+"""How far samples are from pictures, by features of both [n, d]: Fréchet and kernel distance,
+precision and recall. In float64."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ NEIGHBOURS, BLOCK = 3, 2048
 
 
 def frechet(real: NDArray[Any], made: NDArray[Any]) -> float:
-    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), of the normal distributions with the same moments (Heusel et al. 2017)."""
+    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), of the normal distributions with the same
+    moments (Heusel et al. 2017)."""
     (m_a, C_a), (m_b, C_b) = (_moments(x) for x in (real, made))
     values, vectors = np.linalg.eigh(C_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -27,7 +29,8 @@ def _moments(x: NDArray[Any]) -> tuple[Float64, Float64]:
 
 
 def kernel(real: NDArray[Any], made: NDArray[Any]) -> float:
-    """The squared maximum mean discrepancy under (x·y/d + 1)³, unbiased: it may fall below 0 (Bińkowski et al. 2018)."""
+    """The squared maximum mean discrepancy under (x·y/d + 1)³, unbiased: it may fall below 0
+    (Bińkowski et al. 2018)."""
     a, b = real.astype(np.float64), made.astype(np.float64)
 
     def total(x: Float64, y: Float64) -> float:
@@ -43,8 +46,9 @@ def kernel(real: NDArray[Any], made: NDArray[Any]) -> float:
 def precision_recall(
     real: NDArray[Any], made: NDArray[Any], neighbours: int = NEIGHBOURS
 ) -> tuple[float, float]:
-    """Share of samples within reach of a picture, and of pictures within reach of a sample; the reach of a point is the distance to its third
-    neighbour among its own kind (Kynkäänniemi et al. 2019)."""
+    """Share of samples within reach of a picture, and of pictures within reach of a sample; the
+    reach of a point is the distance to its third neighbour among its own kind (Kynkäänniemi et al.
+    2019)."""
 
     def covered(points: NDArray[Any], by: NDArray[Any]) -> float:
         reach = np.concatenate(

@@ -1,4 +1,5 @@
-"""What pictures are compared by: the features of a small classifier that is trained on the data, or of an Inception network from a file."""
+"""What pictures are compared by: the features of a small classifier that is trained on the data, or
+of an Inception network from a file."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def read_some(source: Source, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def train_classifier(source: Source, device: torch.device) -> Classifier:
-    """Told the data's classes; where there is one class, by how many quarters a picture was turned (Gidaris et al. 2018).
+    """Told the data's classes; where there is one class, by how many quarters a picture was turned
+    (Gidaris et al. 2018).
 
     Deterministic for a machine: it depends on the data alone.
     """
@@ -131,7 +133,8 @@ def _samples(pictures: NDArray[np.uint8], device: torch.device) -> Tensor:
 def features_of(
     config: Config, source: Source, folder: Path | None, device: torch.device
 ) -> Features:
-    """The features that this config's samples are judged by. The classifier is kept in `folder`, where there is one."""
+    """The features that this config's samples are judged by. The classifier is kept in `folder`,
+    where there is one."""
     network = (
         _inception(config.features, device)
         if config.features
@@ -176,7 +179,8 @@ def _stored(path: Path, source: Source, device: torch.device) -> Classifier | No
 
 
 def _inception(path: str, device: torch.device) -> Callable[[NDArray[np.uint8]], Tensor]:
-    """A TorchScript file such as StyleGAN's inception-2015-12-05.pt: uint8 [B, 3, H, W] → [B, 2048]."""
+    """A TorchScript file such as StyleGAN's inception-2015-12-05.pt: uint8 [B, 3, H, W] → [B,
+    2048]."""
     if not Path(path).is_file():
         raise RequestError(f"--features {path}: there is no such file.")
     try:
@@ -192,7 +196,8 @@ def _inception(path: str, device: torch.device) -> Callable[[NDArray[np.uint8]],
             found = network(x.expand(-1, 3, -1, -1), return_features=True)
         except Exception as error:  # a TorchScript program may raise anything
             raise RequestError(
-                f"--features {path} cannot be called as Inception's file is, with uint8 [B, 3, H, W] "
+                f"--features {path} cannot be called as Inception's file is, with uint8 [B, 3, H, "
+                f"W] "
                 f"and return_features=True ({str(error)[:200]})."
             ) from error
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(pictures):

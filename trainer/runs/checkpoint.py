@@ -1,9 +1,9 @@
 """Checkpoints: a folder of safetensors files and one JSON file, whole or not there. Never pickle.
 
 runs/NAME/checkpoints/step-00000250/
-    weights.safetensors  ema.safetensors  optimizer.safetensors
-    ema-50000.safetensors  power-0.05.safetensors         other averages, where there are any
-    state.json           step, seconds trained, environment, what else training goes on with, sha256 of all
+    weights.safetensors  ema.safetensors  optimizer.safetensors ema-50000.safetensors
+    power-0.05.safetensors         other averages, where there are any state.json           step,
+    seconds trained, environment, what else training goes on with, sha256 of all
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ PARTS = ("weights", "ema", "optimizer")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that training needs to go on after `step` optimizer steps as if it had never stopped.
+    """Everything that training needs to go on after `step` optimizer steps as if it had never
+    stopped.
 
     more: other averages by name. state: what is no tensor, as JSON.
     """
@@ -124,16 +125,19 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints under `folder`, oldest first. Temporary folders that a kill left behind are not among them."""
+    """The checkpoints under `folder`, oldest first. Temporary folders that a kill left behind are
+    not among them."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint at `path`. Raises CheckpointError where a file is missing, cut short or changed."""
+    """The checkpoint at `path`. Raises CheckpointError where a file is missing, cut short or
+    changed."""
 
     def damaged(why: str) -> CheckpointError:
         return CheckpointError(
-            f"checkpoint {path} is damaged: {why}. Delete this folder to go on from the checkpoint before it."
+            f"checkpoint {path} is damaged: {why}. Delete this folder to go on from the "
+            f"checkpoint before it."
         )
 
     try:
@@ -193,6 +197,7 @@ def _are_numbers(values: list[Any]) -> bool:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint under `folder`, or None where there is none. Raises CheckpointError where it is damaged."""
+    """The newest checkpoint under `folder`, or None where there is none. Raises CheckpointError
+    where it is damaged."""
     paths = found(folder)
     return read(paths[-1]) if paths else None

@@ -1,4 +1,5 @@
-"""The folder of a run: what it is, who wrote it when, and that nobody goes on with another config in it."""
+"""The folder of a run: what it is, who wrote it when, and that nobody goes on with another config
+in it."""
 
 from __future__ import annotations
 
@@ -125,7 +126,8 @@ def open_run(folder: Path, config: Config, source: Source) -> None:
     if changed and any(any((folder / name).glob("step-*")) for name in KEPT):
         raise CheckpointError(
             f"{folder} holds a run with another config: {'; '.join(changed)}. "
-            "Give the same options to resume it, choose another --name, or delete the folder to start over."
+            "Give the same options to resume it, choose another --name, or delete the folder to "
+            "start over."
         )
     if changed:
         print(f"{folder} has no checkpoint: starting over with the new config")
@@ -166,12 +168,14 @@ def claim(folder: Path) -> Iterator[None]:
         file = _locked(lock_file)
     except BlockingIOError as error:
         raise CheckpointError(
-            f"another process is training in {folder}. Wait for its end, or stop it and give the same "
+            f"another process is training in {folder}. Wait for its end, or stop it and give the "
+            f"same "
             "command again; or choose another --name."
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"the run's folder {printable(str(folder))} cannot be used ({error}). Choose another --name or --runs."
+            f"the run's folder {printable(str(folder))} cannot be used ({error}). Choose another "
+            f"--name or --runs."
         ) from error
     try:
         yield
@@ -239,7 +243,8 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
 def note_start(
     folder: Path, step: int, environment: Mapping[str, Any], cost: Mapping[str, Any]
 ) -> None:
-    """Add a line to starts.json: when, from which step, with which versions and commit, on what machine.
+    """Add a line to starts.json: when, from which step, with which versions and commit, on what
+    machine.
 
     A damaged file is moved aside: a log must not keep a run from resuming.
     """

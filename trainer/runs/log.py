@@ -1,4 +1,5 @@
-"""What a run writes down as it goes: tables, TensorBoard events, and Weights & Biases where that is installed and asked for."""
+"""What a run writes down as it goes: tables, TensorBoard events, and Weights & Biases where that is
+installed and asked for."""
 
 from __future__ import annotations
 
@@ -33,13 +34,16 @@ COLUMNS = (
     "bad",
     *BUCKET_COLUMNS,
 )
-"""waiting: share of the time spent waiting for pictures. of_peak: of the multiplications that this machine was measured to do.
-bad: pictures that could not be read so far. loss_i: mean loss in the i-th tenth of the schedule since the row before."""
+"""waiting: share of the time spent waiting for pictures. of_peak: of the multiplications that this
+machine was measured to do.
+bad: pictures that could not be read so far. loss_i: mean loss in the i-th tenth of the schedule
+since the row before."""
 QUALITY_COLUMNS = ("step", "frechet", "kernel", "precision", "recall")
 
 
 class Table:
-    """A CSV file of rows by step. Rows after `step` are cut, so that a resumed run has no step twice.
+    """A CSV file of rows by step. Rows after `step` are cut, so that a resumed run has no step
+    twice.
 
     A file that is no such table is moved aside: a log must not keep a run from resuming.
     """

@@ -1,4 +1,5 @@
-"""What a run starts from in place of random weights: those of another run, or of a bundle. For more training, or for other pictures."""
+"""What a run starts from in place of random weights: those of another run, or of a bundle. For more
+training, or for other pictures."""
 
 from __future__ import annotations
 
@@ -23,9 +24,11 @@ NETWORK = "network."
 
 
 def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Name → averaged weight (a run's `ema`), of the run at `place`, its newest checkpoint, or of the bundle there; and the names of its classes.
+    """Name → averaged weight (a run's `ema`), of the run at `place`, its newest checkpoint, or of
+    the bundle there; and the names of its classes.
 
-    Raises CheckpointError where there is neither, or onnx is missing, which a bundle is read with; BundleError where the bundle is damaged.
+    Raises CheckpointError where there is neither, or onnx is missing, which a bundle is read with;
+    BundleError where the bundle is damaged.
     """
     if (place / MANIFEST).is_file():
         bundle = Bundle.load(place)
@@ -33,13 +36,15 @@ def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     checkpoint = checkpoints.newest(place / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(
-            f"{place} is neither a run with a checkpoint nor a bundle: there is nothing to start from."
+            f"{place} is neither a run with a checkpoint nor a bundle: there is nothing to start "
+            f"from."
         )
     return checkpoint.ema, tuple(read_run(place)[1]["classes"])
 
 
 def weights_of(bundle: Bundle) -> dict[str, Tensor]:
-    """Every float32 constant of the bundle's float32 step graph, the network's by their names in it; the bytes are checked against bundle.json.
+    """Every float32 constant of the bundle's float32 step graph, the network's by their names in
+    it; the bytes are checked against bundle.json.
 
     Raises CheckpointError where onnx is missing, BundleError where the bundle is damaged.
     """
@@ -69,7 +74,8 @@ def weights_of(bundle: Bundle) -> dict[str, Tensor]:
 
 
 def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:
-    """The value in the shape of `like`, which may differ by axes of 1; None where there is none or it is of another shape."""
+    """The value in the shape of `like`, which may differ by axes of 1; None where there is none or
+    it is of another shape."""
     if value is None or [n for n in value.shape if n != 1] != [n for n in like.shape if n != 1]:
         return None
     return value.reshape(like.shape)
@@ -81,7 +87,8 @@ def fitting(
     place: Path,
     same_classes: bool = True,
 ) -> dict[str, Tensor]:
-    """Those of `found` that the network `wanted` is made of, in its shapes; the table of labels is left out where there are other classes.
+    """Those of `found` that the network `wanted` is made of, in its shapes; the table of labels is
+    left out where there are other classes.
 
     Raises CheckpointError where anything else is missing or of another shape.
     """
@@ -97,6 +104,7 @@ def fitting(
                 else f"is {tuple(value.shape)} and not {tuple(weight.shape)}"
             )
             raise CheckpointError(
-                f"{place} has another network: its {name} {what}. Give the options of the network that it was trained with."
+                f"{place} has another network: its {name} {what}. Give the options of the network "
+                f"that it was trained with."
             )
     return taken

@@ -1,4 +1,5 @@
-"""The CUDA runtime's calls that the GPU backends need, each checked, with every handle given back by its owner's `close`."""
+"""The CUDA runtime's calls that the GPU backends need, each checked, with every handle given back
+by its owner's `close`."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def cudart() -> Any:
 
 
 class Cuda:
-    """Device 0 of this process (CUDA_VISIBLE_DEVICES chooses). Raises NoDriverError and NoGpuError where there is none."""
+    """Device 0 of this process (CUDA_VISIBLE_DEVICES chooses). Raises NoDriverError and NoGpuError
+    where there is none."""
 
     def __init__(self, api: Any) -> None:
         self._api = api
@@ -45,7 +47,8 @@ class Cuda:
         """Bytes of device memory that were asked for and not given back."""
         if self._do(api.cudaDriverGetVersion) == 0:
             raise NoDriverError(
-                "no NVIDIA driver is installed. Install the vendor's driver; inside a container, start it with the GPU."
+                "no NVIDIA driver is installed. Install the vendor's driver; inside a container, "
+                "start it with the GPU."
             )
         if not self._do(api.cudaGetDeviceCount):
             raise self._no_gpu()
@@ -87,7 +90,8 @@ class Cuda:
         return address
 
     def pinned(self, shape: tuple[int, ...], kind: Any, owner: ExitStack) -> NDArray[Any]:
-        """An array of zeros in page-locked host memory, until `owner` closes, after which it must not be touched."""
+        """An array of zeros in page-locked host memory, until `owner` closes, after which it must
+        not be touched."""
         api, size = self._api, int(np.prod(shape)) * np.dtype(kind).itemsize
         address = int(self._do(api.cudaMallocHost, max(size, 1)))
         owner.callback(self._do, api.cudaFreeHost, address)
@@ -112,7 +116,8 @@ class Cuda:
         return event
 
     def upload(self, to: Address, array: NDArray[Any], stream: Any) -> None:
-        """Copy a contiguous pinned array to the device; it must stay as it is until the stream gets there."""
+        """Copy a contiguous pinned array to the device; it must stay as it is until the stream gets
+        there."""
         self._do(self._api.cudaMemcpyAsync, to, array.ctypes.data, array.nbytes, self._up, stream)
 
     def download(self, array: NDArray[Any], source: Address, stream: Any) -> None:
@@ -142,9 +147,11 @@ class Cuda:
         return float(self._do(self._api.cudaEventElapsedTime, start, end))
 
     def capture(self, enqueue: Callable[[], None], stream: Any) -> Any:
-        """What `enqueue` puts on the stream, as a graph that can be launched; give it back with `destroy`.
+        """What `enqueue` puts on the stream, as a graph that can be launched; give it back with
+        `destroy`.
 
-        Whatever goes wrong, the capture is ended and the error is cleared, so that the stream can be used as before (trtexec's recipe).
+        Whatever goes wrong, the capture is ended and the error is cleared, so that the stream can
+        be used as before (trtexec's recipe).
         """
         api = self._api
         template = graph = None
@@ -193,7 +200,8 @@ class Cuda:
         said = f"{call}: {text.decode() if isinstance(text, bytes) else text} ({getattr(status, 'name', status)})"
         if status == errors.cudaErrorInsufficientDriver:
             return NoDriverError(
-                f"the NVIDIA driver is missing or older than CUDA needs ({said}). Install a newer driver."
+                f"the NVIDIA driver is missing or older than CUDA needs ({said}). Install a newer "
+                f"driver."
             )
         if status == errors.cudaErrorNoDevice:
             return self._no_gpu()
@@ -204,5 +212,6 @@ class Cuda:
 
     def _no_gpu(self) -> NoGpuError:
         return NoGpuError(
-            "there is an NVIDIA driver and no GPU that it shows. See nvidia-smi, and CUDA_VISIBLE_DEVICES."
+            "there is an NVIDIA driver and no GPU that it shows. See nvidia-smi, and "
+            "CUDA_VISIBLE_DEVICES."
         )

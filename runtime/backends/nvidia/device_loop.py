@@ -1,7 +1,9 @@
-"""The reverse loop on the device: K enqueues of the step engine captured once into one CUDA graph, then launched again for every program.
+"""The reverse loop on the device: K enqueues of the step engine captured once into one CUDA graph,
+then launched again for every program.
 
-Row k reads its own slice of the uploaded program and of the noise; the two states are input and output in turn. A new solver or grid of as
-many rows and the same guidance is an upload, not a capture. docs/gpu.md has a drawing.
+Row k reads its own slice of the uploaded program and of the noise; the two states are input and
+output in turn. A new solver or grid of as many rows and the same guidance is an upload, not a
+capture. docs/gpu.md has a drawing.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from .cuda import Address, Cuda, aligned
 from .tensorrt_engine import Context, Engine
 
 NOISE_BYTES = 256 * 2**20
-"""Of noise on the device. Programs whose rows take more are cut into several graphs, and noise for the next is uploaded while one runs."""
+"""Of noise on the device. Programs whose rows take more are cut into several graphs, and noise for
+the next is uploaded while one runs."""
 PIECE_BYTES = 16 * 2**20
 """Of noise in pinned memory: while one piece travels the next is drawn into another."""
 KINDS: Mapping[str, Any] = {"label": np.int64}
@@ -41,7 +44,8 @@ def port_bytes(bundle: Bundle, batch: int) -> dict[str, int]:
 
 
 class Space:
-    """Device memory for batches of one size, and its mirror in pinned host memory: what does not depend on the program."""
+    """Device memory for batches of one size, and its mirror in pinned host memory: what does not
+    depend on the program."""
 
     def __init__(self, cuda: Cuda, bundle: Bundle, bucket: int, stream: Any) -> None:
         self._cuda, self.bucket, self.stream = cuda, bucket, stream
@@ -73,7 +77,8 @@ class Space:
         return self.addresses["state"], self.addresses["next_state"]
 
     def context(self, engine: Engine, guided: bool) -> Context:
-        """A context of the engine. All of one graph share their activations: they run one after another, on one stream."""
+        """A context of the engine. All of one graph share their activations: they run one after
+        another, on one stream."""
         if guided not in self._activations:
             size = engine.activations(self.bucket)
             self._activations[guided] = self._cuda.memory(size, self._owner), size
@@ -93,9 +98,11 @@ class Space:
 
 
 class DeviceLoop:
-    """The loop over K rows for batches of one size, with guidance in the rows given; noisy: whether any row takes noise.
+    """The loop over K rows for batches of one size, with guidance in the rows given; noisy: whether
+    any row takes noise.
 
-    One or more captured graphs, or, where capture is refused (`note` says why), the same rows by plain enqueues. `close` frees all.
+    One or more captured graphs, or, where capture is refused (`note` says why), the same rows by
+    plain enqueues. `close` frees all.
     """
 
     def __init__(
@@ -192,7 +199,8 @@ class DeviceLoop:
             owner.callback(cuda.synchronize, stream)  # before any of it goes
 
     def _capture(self, owner: ExitStack) -> None:
-        """The vendor's recipe: run once plainly, so that nothing is initialised under capture; then capture, and, where that fails, say so."""
+        """The vendor's recipe: run once plainly, so that nothing is initialised under capture; then
+        capture, and, where that fails, say so."""
         cuda, stream = self._cuda, self._space.stream
         for kind in self._contexts:
             self._enqueue(self._guided.index(kind), self._guided.index(kind) + 1)
@@ -240,7 +248,8 @@ class DeviceLoop:
         return half + k % self._chunk * self._noise_stride
 
     def _stage(self, rows: Rows) -> None:
-        """The batch and its program into pinned memory. The padding's rows are zero: its state becomes zero, and stays."""
+        """The batch and its program into pinned memory. The padding's rows are zero: its state
+        becomes zero, and stays."""
         K, B, bucket = len(self._guided), len(rows.x), self._space.bucket
         pinned = self._space.pinned
         pinned["state"][:], pinned["label"][:] = 0, 0
@@ -251,7 +260,8 @@ class DeviceLoop:
             host[:, B * width : bucket * width] = 0
 
     def _send_noise(self, rows: Rows, i: int, first: int, end: int) -> None:
-        """Draw the noise of segment i and send it on its own stream, while the device still runs the segment before it."""
+        """Draw the noise of segment i and send it on its own stream, while the device still runs
+        the segment before it."""
         if not self._halves:
             return
         cuda, half = self._cuda, i % len(self._halves)
@@ -277,7 +287,8 @@ class DeviceLoop:
 
 
 def chunk_rows(slice_: int, K: int) -> int:
-    """Rows to a graph: all, or, where their noise is more than NOISE_BYTES, as many as half of that holds, an even number."""
+    """Rows to a graph: all, or, where their noise is more than NOISE_BYTES, as many as half of that
+    holds, an even number."""
     return K if K * slice_ <= NOISE_BYTES else min(K, max(2, NOISE_BYTES // 2 // slice_ // 2 * 2))
 
 

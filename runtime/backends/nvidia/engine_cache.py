@@ -1,8 +1,10 @@
-"""TensorRT engines on disk: built from a bundle on this machine, found by what they were built from, with what and for what.
+"""TensorRT engines on disk: built from a bundle on this machine, found by what they were built
+from, with what and for what.
 
-They lie in `engines` in the cache's folder (`runtime.backends.cache`): `<key>.json` says what an engine is and its sha256, `<sha256>.engine` is
-the engine. An engine is native code and its own validity check is no check against tampering, so it is loaded from this folder alone, never
-from a bundle, and only after its hash was found to be the one that was noted when it was built.
+They lie in `engines` in the cache's folder (`runtime.backends.cache`): `<key>.json` says what an
+engine is and its sha256, `<sha256>.engine` is the engine. An engine is native code and its own
+validity check is no check against tampering, so it is loaded from this folder alone, never from a
+bundle, and only after its hash was found to be the one that was noted when it was built.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _ABANDONED = 3600.0
 
 
 class Gpu(NamedTuple):
-    """What engines are built for. compute_capability: as "8.9". driver: the CUDA version that it brings, as "13.0"."""
+    """What engines are built for. compute_capability: as "8.9". driver: the CUDA version that it
+    brings, as "13.0"."""
 
     name: str
     compute_capability: str
@@ -42,9 +45,11 @@ class Gpu(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that an engine depends on. onnx: sha256 of graph and weights. buckets: batch sizes, a static profile each.
+    """All that an engine depends on. onnx: sha256 of graph and weights. buckets: batch sizes, a
+    static profile each.
 
-    gpu: name and driver are empty for TensorRT-RTX, which finishes an engine on the machine that runs it. flags: how the builder was set.
+    gpu: name and driver are empty for TensorRT-RTX, which finishes an engine on the machine that
+    runs it. flags: how the builder was set.
     """
 
     bundle: str
@@ -68,7 +73,8 @@ class Recipe:
 
 
 class Entry(NamedTuple):
-    """An engine in the cache: its recipe, the engine's sha256 and size, and when it was built (seconds since 1970)."""
+    """An engine in the cache: its recipe, the engine's sha256 and size, and when it was built
+    (seconds since 1970)."""
 
     recipe: Recipe
     sha256: str
@@ -97,7 +103,8 @@ def place(make: bool = False) -> Path:
         return found
     if make or top is None or (top / FOLDER).exists():
         raise EngineError(
-            f"engines are kept in {top or 'the cache'}, which is turned off, cannot be made, or may be written to by others. "
+            f"engines are kept in {top or 'the cache'}, which is turned off, cannot be made, or "
+            f"may be written to by others. "
             "Set UNNOISE_CACHE to a folder that is yours alone."
         )
     return top / FOLDER
@@ -112,7 +119,8 @@ def entries() -> Iterator[tuple[str, Entry | str]]:
 
 
 def store(recipe: Recipe, engine: bytes | memoryview) -> Entry:
-    """Keep an engine, whole or not at all. Several processes may do so at once: the last one's record stands, with its own engine."""
+    """Keep an engine, whole or not at all. Several processes may do so at once: the last one's
+    record stands, with its own engine."""
     folder = place(make=True)
     entry = Entry(recipe, hashlib.sha256(engine).hexdigest(), len(memoryview(engine)), time.time())
     before = lookup(recipe)
@@ -163,13 +171,15 @@ def load(entry: Entry) -> bytes:
         ) from error
     if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise EngineError(
-            f"the engine of {entry.recipe} is not what was built: {path} was changed. Build it again."
+            f"the engine of {entry.recipe} is not what was built: {path} was changed. Build it "
+            f"again."
         )
     return data
 
 
 def find(bundle: Bundle, precision: str, graph: str, library: str, version: str, gpu: Gpu) -> Entry:
-    """The newest engine of a graph that this machine can run. Raises EngineError that says what there is instead, and how to build one."""
+    """The newest engine of a graph that this machine can run. Raises EngineError that says what
+    there is instead, and how to build one."""
     place()
     wanted = source(bundle, precision, graph), library, version, target(library, gpu)
     there = [
@@ -183,9 +193,11 @@ def find(bundle: Bundle, precision: str, graph: str, library: str, version: str,
     name = next(name for name, module in LIBRARIES.items() if module == library)
     others = "; ".join(sorted({_why_not(e.recipe, version, gpu) for e in there}))
     raise EngineError(
-        f"no engine of {bundle.name} {precision} {graph} for {name} {version} on {gpu}, driver {gpu.driver}"
+        f"no engine of {bundle.name} {precision} {graph} for {name} {version} on {gpu}, driver "
+        f"{gpu.driver}"
         f"{f': there is one {others}' if others else ''}. "
-        f"Build it: python -m export.engines build {bundle.path} --engine {name} --precision {precision}"
+        f"Build it: python -m export.engines build {bundle.path} --engine {name} --precision "
+        f"{precision}"
     )
 
 

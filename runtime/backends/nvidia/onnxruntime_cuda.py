@@ -1,6 +1,8 @@
-"""ONNX Runtime on an NVIDIA GPU: the state stays on the device, every row is one launch of a CUDA graph. No fallback to the CPU.
+"""ONNX Runtime on an NVIDIA GPU: the state stays on the device, every row is one launch of a CUDA
+graph. No fallback to the CPU.
 
-ONNX Runtime captures one run of a session, so this backend launches a graph a row, where TensorRT launches one for all of them.
+ONNX Runtime captures one run of a session, so this backend launches a graph a row, where TensorRT
+launches one for all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ KINDS: dict[str, Any] = {"label": np.int64}
 
 
 class OnnxRuntimeCuda:
-    """The step graphs of one precision as sessions on the CUDA provider. Batches are padded to powers of two, a CUDA graph each.
+    """The step graphs of one precision as sessions on the CUDA provider. Batches are padded to
+    powers of two, a CUDA graph each.
 
     Raises BackendError where onnxruntime-gpu is missing or its CUDA provider does not start here.
     """
@@ -47,7 +50,8 @@ class OnnxRuntimeCuda:
             raise missing("onnxruntime", "cuda", error) from error
         if PROVIDER not in onnxruntime.get_available_providers():
             raise BackendError(
-                "the onnxruntime that is installed has no CUDA: pip uninstall onnxruntime, then pip install 'unnoise[cuda]'. "
+                "the onnxruntime that is installed has no CUDA: pip uninstall onnxruntime, then "
+                "pip install 'unnoise[cuda]'. "
                 "The two are one module and cannot stand beside each other."
             )
         self.bundle, self.precision, self.lock = bundle, precision, RLock()
@@ -104,7 +108,8 @@ class OnnxRuntimeCuda:
             )
 
     def graph_id(self, guided: bool, bucket: int, current: int) -> int:
-        """The number that a CUDA graph of these shapes and addresses has: ONNX Runtime does not check that they stay so. From 1 on."""
+        """The number that a CUDA graph of these shapes and addresses has: ONNX Runtime does not
+        check that they stay so. From 1 on."""
         return self._graph_ids.setdefault((guided, bucket, current), len(self._graph_ids) + 1)
 
     def on_device(self, array: Any) -> Any:
@@ -138,12 +143,14 @@ class OnnxRuntimeCuda:
             )
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BackendError(
-                f"{self.bundle.path / path}: onnxruntime's CUDA provider does not take it: {str(error)[:600]}. It needs an NVIDIA "
+                f"{self.bundle.path / path}: onnxruntime's CUDA provider does not take it: "
+                f"{str(error)[:600]}. It needs an NVIDIA "
                 "driver, a GPU, and the CUDA and cuDNN that its release names."
             ) from error
         if session.get_providers()[0] != PROVIDER:
             raise BackendError(
-                f"onnxruntime's CUDA provider did not start: it would run on {session.get_providers()[0]}, which was not asked for. "
+                f"onnxruntime's CUDA provider did not start: it would run on "
+                f"{session.get_providers()[0]}, which was not asked for. "
                 "See that the NVIDIA driver, CUDA and cuDNN are those that its release names."
             )
         check_ports(self.bundle, path, session.get_inputs(), session.get_outputs())
@@ -162,12 +169,14 @@ class Failing:
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, UnnoiseError):
             raise GpuError(
-                f"{self._backend.name} could not {self._what}: {str(error)[:600]}. Where memory is full, give a smaller max_batch."
+                f"{self._backend.name} could not {self._what}: {str(error)[:600]}. Where memory "
+                f"is full, give a smaller max_batch."
             ) from error
 
 
 class Loop:
-    """Memory on the device for batches of one size, the two states in turn, and what is bound to it."""
+    """Memory on the device for batches of one size, the two states in turn, and what is bound to
+    it."""
 
     def __init__(self, backend: OnnxRuntimeCuda, bucket: int) -> None:
         self._backend, self.bucket = backend, bucket
@@ -230,7 +239,8 @@ class Loop:
 
 
 class CudaBuffers(HostBuffers):
-    """A batch that is stepped from the host, for previews and inpainting: every step sends the state and fetches it."""
+    """A batch that is stepped from the host, for previews and inpainting: every step sends the
+    state and fetches it."""
 
     def __init__(self, backend: OnnxRuntimeCuda, batch: int) -> None:
         super().__init__(backend.bundle, backend.guard, batch, 1 << (batch - 1).bit_length())

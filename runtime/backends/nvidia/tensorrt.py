@@ -1,6 +1,8 @@
-"""TensorRT and TensorRT-RTX: the whole reverse loop as one CUDA graph of a step engine, torch-free. docs/gpu.md.
+"""TensorRT and TensorRT-RTX: the whole reverse loop as one CUDA graph of a step engine, torch-free.
+docs/gpu.md.
 
-The engine comes from this machine's cache (`runtime.backends.nvidia.engine_cache`); `python -m export.engines build` puts it there.
+The engine comes from this machine's cache (`runtime.backends.nvidia.engine_cache`); `python -m
+export.engines build` puts it there.
 """
 
 from __future__ import annotations
@@ -25,14 +27,17 @@ from .tensorrt_engine import Context, Engine, load_library, logger
 
 GRAPHS = {False: "step.onnx", True: "step_guided.onnx"}
 LOOPS = 8
-"""Captured loops that are kept, each with its program's memory; beyond that the one unused for longest goes."""
+"""Captured loops that are kept, each with its program's memory; beyond that the one unused for
+longest goes."""
 
 
 class TensorRt:
-    """A bundle's step engines on one GPU, one stream, one batch at a time: calls from other threads wait.
+    """A bundle's step engines on one GPU, one stream, one batch at a time: calls from other threads
+    wait.
 
-    library: "tensorrt" or "tensorrt-rtx". Raises BackendError and its kinds (`runtime.errors`): the library is not installed, no driver,
-    no GPU, no engine for it in the cache, no memory. `close`, or leaving a `with` block, frees everything.
+    library: "tensorrt" or "tensorrt-rtx". Raises BackendError and its kinds (`runtime.errors`): the
+    library is not installed, no driver, no GPU, no engine for it in the cache, no memory. `close`,
+    or leaving a `with` block, frees everything.
     """
 
     def __init__(
@@ -74,7 +79,8 @@ class TensorRt:
 
     @property
     def device_memory(self) -> dict[str, int]:
-        """Bytes on the device: the engines' own, as far as the device's free memory tells, and what batches and programs take."""
+        """Bytes on the device: the engines' own, as far as the device's free memory tells, and what
+        batches and programs take."""
         return {
             "engines": sum(engine.weights for engine in self._engines.values()),
             "buffers": self.cuda.held,
@@ -137,7 +143,8 @@ class TensorRt:
         found = next((b for b in self._engines[False].buckets if b >= batch), None)
         if found is None:
             raise RequestError(
-                f"a batch of {batch} is larger than the engine's largest, {self.largest}: give max_batch={self.largest}, "
+                f"a batch of {batch} is larger than the engine's largest, {self.largest}: give "
+                f"max_batch={self.largest}, "
                 "or build with --batch-buckets."
             )
         return found
@@ -202,7 +209,8 @@ class TensorRt:
     def _fitting(
         self, bucket: int, K: int, noisy: bool, kinds: set[bool], make: Callable[[], Any]
     ) -> Any:
-        """What `make` makes; where the memory is full, once more without the captured loops that are kept.
+        """What `make` makes; where the memory is full, once more without the captured loops that
+        are kept.
 
         Raises GpuMemoryError with what was needed, and the largest batch that would fit.
         """
@@ -234,7 +242,8 @@ class TensorRt:
             else "No smaller batch would fit."
         )
         return GpuMemoryError(
-            f"a batch of {bucket}{f' over {K} rows' if K else ''} needs {needed / 1e6:.2f} MB more of the GPU's memory, "
+            f"a batch of {bucket}{f' over {K} rows' if K else ''} needs {needed / 1e6:.2f} MB "
+            f"more of the GPU's memory, "
             f"and {free / 1e6:.2f} MB are free. {advice} ({error})"
         )
 
@@ -249,7 +258,8 @@ class TensorRt:
 
 
 class TensorRtBuffers(HostBuffers):
-    """A batch that is stepped from the host, for previews and inpainting: every step sends the state and fetches it."""
+    """A batch that is stepped from the host, for previews and inpainting: every step sends the
+    state and fetches it."""
 
     def __init__(self, backend: TensorRt, batch: int) -> None:
         self._bucket = backend.bucket(batch)

@@ -1,4 +1,5 @@
-"""An engine of TensorRT or TensorRT-RTX, written over the module object. Almost nothing there raises: every answer is looked at."""
+"""An engine of TensorRT or TensorRT-RTX, written over the module object. Almost nothing there
+raises: every answer is looked at."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def load_library(name: str) -> Any:
 
 
 def logger(trt: Any) -> Any:
-    """A logger for the library: warnings into Python's log, and the errors of late, for messages of ours."""
+    """A logger for the library: warnings into Python's log, and the errors of late, for messages of
+    ours."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -53,7 +55,8 @@ def logger(trt: Any) -> Any:
 class Engine:
     """An engine of a bundle's step graph, on the device. weights: bytes that it holds there.
 
-    Raises EngineError for one that cannot be loaded or is not of a step graph for the bundle's samples, GpuMemoryError.
+    Raises EngineError for one that cannot be loaded or is not of a step graph for the bundle's
+    samples, GpuMemoryError.
     """
 
     def __init__(
@@ -65,7 +68,8 @@ class Engine:
         if self._engine is None:
             if before < 2 * len(data):
                 raise GpuMemoryError(
-                    f"the engine of {entry.recipe} did not fit: it has {len(data) / 1e6:.0f} MB, and {before / 1e6:.0f} MB were free."
+                    f"the engine of {entry.recipe} did not fit: it has {len(data) / 1e6:.0f} MB, "
+                    f"and {before / 1e6:.0f} MB were free."
                 )
             raise EngineError(
                 f"{self} does not load here: {log.said() or 'no reason given'}. {self._again()}"
@@ -107,10 +111,12 @@ class Engine:
         return Context(self, made, self._log, bucket, memory, size, stream)
 
     def _finished(self, strategy: Any) -> Any:
-        """A context of TensorRT-RTX, whose kernels are compiled now, for these shapes, or taken from the cache."""
+        """A context of TensorRT-RTX, whose kernels are compiled now, for these shapes, or taken
+        from the cache."""
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
-        # Not lazily, in the first runs: a graph would hold kernels that are replaced, and results would change with them.
+        # Not lazily, in the first runs: a graph would hold kernels that are replaced, and results
+        # would change with them.
         config.dynamic_shapes_kernel_specialization_strategy = (
             self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
@@ -143,7 +149,8 @@ class Engine:
             del wanted["label"]
         if set(self.names) != wanted.keys():
             raise EngineError(
-                f"{self} has the tensors {sorted(self.names)}, not {sorted(wanted)}. {self._again()}"
+                f"{self} has the tensors {sorted(self.names)}, not {sorted(wanted)}. "
+                f"{self._again()}"
             )
         if engine.num_optimization_profiles != len(self.buckets):
             raise EngineError(
@@ -172,7 +179,8 @@ class Engine:
 
 
 class Context:
-    """An execution context for one batch size. Its tensors' addresses can be changed between runs, nothing else."""
+    """An execution context for one batch size. Its tensors' addresses can be changed between runs,
+    nothing else."""
 
     def __init__(
         self,

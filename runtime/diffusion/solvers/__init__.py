@@ -1,6 +1,8 @@
-"""The solvers. Each is a pure function (grid, options) → `Update`: it is read like the paper's algorithm box.
+"""The solvers. Each is a pure function (grid, options) → `Update`: it is read like the paper's
+algorithm box.
 
-ancestral: one call a step and no memory. singlestep: more calls and no memory. multistep: one call and a memory. steps: what they share.
+ancestral: one call a step and no memory. singlestep: more calls and no memory. multistep: one call
+and a memory. steps: what they share.
 """
 
 from __future__ import annotations
@@ -50,10 +52,12 @@ def make_program(
 ) -> Program:
     """The program of `solver` on `steps` grid intervals, proved (see `Program`).
 
-    prediction: what the network answers, see `precondition`. grid: a name, falling times, or a `Grid`, which has its own number of steps.
-    clip: bound on |D|, None for none. guidance: 1 is none. guidance_interval: the noise levels (low, high] of sigma/alpha at which it
-    holds, None for all (Kynkäänniemi et al. 2024, section 3). options: the solver's own.
-    Raises RequestError for anything unknown or out of range, with the nearest known name.
+    prediction: what the network answers, see `precondition`. grid: a name, falling times, or a
+    `Grid`, which has its own number of steps.
+    clip: bound on |D|, None for none. guidance: 1 is none. guidance_interval: the noise levels
+    (low, high] of sigma/alpha at which it holds, None for all (Kynkäänniemi et al. 2024, section
+    3). options: the solver's own. Raises RequestError for anything unknown or out of range, with
+    the nearest known name.
     """
     instance("schedule", schedule, Schedule, "Make one with make_schedule.")
     choice("prediction", prediction, PREDICTIONS)

@@ -13,10 +13,13 @@ from .steps import fresh, intervals
 
 
 def ddim(grid: Grid, eta: float = 0.0) -> Update:
-    """DDIM (Song et al. 2021, eq. 12 and 16): re-noise the denoised estimate to the next level, a share of it with fresh noise.
+    """DDIM (Song et al. 2021, eq. 12 and 16): re-noise the denoised estimate to the next level, a
+    share of it with fresh noise.
 
-    eta 0 … 1: 0 is deterministic, 1 is DDPM's posterior. For any (alpha, sigma), with ' the next level:
-        s² = eta² · sigma'² · (1 - SNR/SNR'),  x' = alpha'·D + √(sigma'² - s²) · (x - alpha·D)/sigma + s·z
+    eta 0 … 1: 0 is deterministic, 1 is DDPM's posterior. For any (alpha, sigma), with ' the next
+    level:
+        s² = eta² · sigma'² · (1 - SNR/SNR'),  x' = alpha'·D + √(sigma'² - s²) · (x - alpha·D)/sigma
+        + s·z
     Order 1. A grid that climbs inverts (eta = 0 only).
     """
     eta = number("eta", eta, 0.0, 1.0)
@@ -36,8 +39,9 @@ def ddim(grid: Grid, eta: float = 0.0) -> Update:
 def ddpm(grid: Grid, variance: str = "fixed_small") -> Update:
     """DDPM's ancestral sampling (Ho et al. 2020, Algorithm 2 and eq. 7), on any grid.
 
-    variance: "fixed_small" is the posterior's β̃ = sigma'²·(1 - SNR/SNR'); "fixed_large" is β = sigma²·(1 - SNR/SNR') of the forward step
-    (their section 3.2), which leaves the marginals by β - β̃ a step. The step onto the clean end adds none.
+    variance: "fixed_small" is the posterior's β̃ = sigma'²·(1 - SNR/SNR'); "fixed_large" is β =
+    sigma²·(1 - SNR/SNR') of the forward step (their section 3.2), which leaves the marginals by β -
+    β̃ a step. The step onto the clean end adds none.
     """
     variance = choice("variance", variance, ("fixed_small", "fixed_large"))
     update = ddim(grid, eta=1.0)
@@ -51,15 +55,18 @@ def ddpm(grid: Grid, variance: str = "fixed_small") -> Update:
 
 
 def euler(grid: Grid) -> Update:
-    """Euler's method on dy/dρ = eps, with y = x/alpha and ρ = sigma/alpha (Karras et al. 2022, eq. 4 and Algorithm 1 without its lines 6-8).
+    """Euler's method on dy/dρ = eps, with y = x/alpha and ρ = sigma/alpha (Karras et al. 2022, eq.
+    4 and Algorithm 1 without its lines 6-8).
 
-    The same numbers as `ddim` with eta = 0; on `flow` they are Euler's on dx/dt = eps - x_0. Order 1.
+    The same numbers as `ddim` with eta = 0; on `flow` they are Euler's on dx/dt = eps - x_0. Order
+    1.
     """
     return ddim(grid)
 
 
 def euler_ancestral(grid: Grid, eta: float = 1.0) -> Update:
-    """Euler down to ρ_down, then fresh noise up to ρ': ρ_up = eta·ρ'·√(1 - ρ'²/ρ²), ρ_down² = ρ'² - ρ_up² (Karras et al. 2022's variables).
+    """Euler down to ρ_down, then fresh noise up to ρ': ρ_up = eta·ρ'·√(1 - ρ'²/ρ²), ρ_down² = ρ'² -
+    ρ_up² (Karras et al. 2022's variables).
 
     The same numbers as `ddim` with this eta (Song et al. 2021, eq. 16), so as `ddpm` with eta = 1.
     """
@@ -67,11 +74,12 @@ def euler_ancestral(grid: Grid, eta: float = 1.0) -> Update:
 
 
 def repaint(grid: Grid, jump: int = 5, resample: int = 4, eta: float = 1.0) -> Update:
-    """RePaint's walk (Lugmayr et al. 2022, Algorithm 1): DDIM, or DDPM with eta = 1, over blocks of `jump` intervals, each `resample` times.
+    """RePaint's walk (Lugmayr et al. 2022, Algorithm 1): DDIM, or DDPM with eta = 1, over blocks of
+    `jump` intervals, each `resample` times.
 
-    Between the walks of a block x climbs back by the forward process, x' = (alpha'/alpha)·x + √(sigma'² - (alpha'·sigma/alpha)²)·z, fused
-    into the row before. For inpainting: each climb lets what is painted agree with what is known. n · resample calls; blocks
-    count from the clean end.
+    Between the walks of a block x climbs back by the forward process, x' = (alpha'/alpha)·x +
+    √(sigma'² - (alpha'·sigma/alpha)²)·z, fused into the row before. For inpainting: each climb lets
+    what is painted agree with what is known. n · resample calls; blocks count from the clean end.
     """
     jump, resample, n = integer("jump", jump, 1), integer("resample", resample, 1, 1000), len(grid)
     bounds = [0, *range(n % jump or jump, n + 1, jump)] if jump < n else [0, n]
@@ -90,12 +98,15 @@ def repaint(grid: Grid, jump: int = 5, resample: int = 4, eta: float = 1.0) -> U
 
 
 def lcm(grid: Grid, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> Update:
-    """Multistep consistency sampling (Song et al. 2023, Algorithm 1) as latent consistency models do it (Luo et al. 2023, Algorithm 3).
+    """Multistep consistency sampling (Song et al. 2023, Algorithm 1) as latent consistency models
+    do it (Luo et al. 2023, Algorithm 3).
 
-        x' = alpha'·f + sigma'·z,   f = c_skip·x + c_out·D,   c_skip = sigma_data²/(τ² + sigma_data²),  c_out = τ/√(τ² + sigma_data²)
+        x' = alpha'·f + sigma'·z,   f = c_skip·x + c_out·D,   c_skip = sigma_data²/(τ² +
+        sigma_data²),  c_out = τ/√(τ² + sigma_data²)
 
-    τ = timestep_scaling · t, t counted in knots from the least noisy one, where f = x. For networks distilled to answer in one step.
-    A D that knows x_0 is not kept by f: the row declares how far signal and variance leave the level.
+    τ = timestep_scaling · t, t counted in knots from the least noisy one, where f = x. For networks
+    distilled to answer in one step. A D that knows x_0 is not kept by f: the row declares how far
+    signal and variance leave the level.
     """
     scaling, sigma_data = (
         number("timestep_scaling", timestep_scaling, 1e-6, 1e6),

@@ -22,7 +22,8 @@ from .steps import (
 
 
 def _ago(grid: Grid, count: int) -> tuple[Float64, Float64]:
-    """h [n], with 1 for infinite ones, and (lambda_{i-j} - lambda_i)/h [n, count] for j = 1 … count: where the earlier answers stand."""
+    """h [n], with 1 for infinite ones, and (lambda_{i-j} - lambda_i)/h [n, count] for j = 1 …
+    count: where the earlier answers stand."""
     h = intervals(grid)
     h = np.where(np.isfinite(h), h, 1.0)
     lam = np.where(np.isfinite(grid.log_snr), 0.5 * grid.log_snr, np.nan)[:-1]
@@ -30,7 +31,8 @@ def _ago(grid: Grid, count: int) -> tuple[Float64, Float64]:
 
 
 def _predictor(grid: Grid, order: int, variant: str = "bh2") -> Float64:
-    """w [n, order-1] of the earlier estimates. Two points: half of B(h) = 1 - e^-h ("bh2") or h ("bh1") times the slope; three: the polynomial."""
+    """w [n, order-1] of the earlier estimates. Two points: half of B(h) = 1 - e^-h ("bh2") or h
+    ("bh1") times the slope; three: the polynomial."""
     h, ago = _ago(grid, order - 1)
     points = orders(grid, order)
     w = fit(ago, growing(h, order - 1), points)
@@ -49,15 +51,18 @@ def dpmpp_2m(grid: Grid) -> Update:
 
 
 def dpmpp_3m(grid: Grid) -> Update:
-    """DPM-Solver++ multistep with three estimates: the Taylor terms of Lu et al. 2022b, eq. 9, each integrated exactly. Order 3.
+    """DPM-Solver++ multistep with three estimates: the Taylor terms of Lu et al. 2022b, eq. 9, each
+    integrated exactly. Order 3.
 
-    Common code multiplies the second difference, which is half of the second derivative, as if it were the whole, and has order 2.
+    Common code multiplies the second difference, which is half of the second derivative, as if it
+    were the whole, and has order 2.
     """
     return multistep(grid, _predictor(grid, 3))
 
 
 def dpmpp_2m_sde(grid: Grid) -> Update:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, solvers for diffusion SDEs), with independent noise a step."""
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, solvers for diffusion SDEs), with independent noise a
+    step."""
     h, ago = _ago(grid, 1)
     two = orders(grid, 2) == 2
     w = np.zeros_like(ago)
@@ -66,10 +71,12 @@ def dpmpp_2m_sde(grid: Grid) -> Update:
 
 
 def unipc(grid: Grid, order: int = 2, variant: str = "bh2", corrector: bool = True) -> Update:
-    """UniPC (Zhao et al. 2023, UniP and UniC in data prediction): a predictor of `order` 2 or 3, and a corrector of one more at no extra call.
+    """UniPC (Zhao et al. 2023, UniP and UniC in data prediction): a predictor of `order` 2 or 3,
+    and a corrector of one more at no extra call.
 
-    Each call serves the corrector of the step before and the predictor of the next. variant: their two choices of B(h), "bh1" is h, "bh2" is
-    1 - e^-h; it matters where one difference alone is weighed. The corrector needs no x of the step before: it adds the change of weights.
+    Each call serves the corrector of the step before and the predictor of the next. variant: their
+    two choices of B(h), "bh1" is h, "bh2" is 1 - e^-h; it matters where one difference alone is
+    weighed. The corrector needs no x of the step before: it adds the change of weights.
     """
     order = integer("order", order, 2, 3)
     variant = choice("variant", variant, ("bh1", "bh2"))
@@ -97,7 +104,8 @@ def unipc(grid: Grid, order: int = 2, variant: str = "bh2", corrector: bool = Tr
 
 
 def deis(grid: Grid, order: int = 3) -> Update:
-    """tAB-DEIS (Zhang & Chen 2023, eq. 14 and 15) of 1 to 3 points, the polynomial of eps in log ρ. Order 1 is DDIM."""
+    """tAB-DEIS (Zhang & Chen 2023, eq. 14 and 15) of 1 to 3 points, the polynomial of eps in log ρ.
+    Order 1 is DDIM."""
     order = integer("order", order, 1, 3)
     h, ago = _ago(grid, order - 1)
     w = fit(ago, falling(h, order - 1), orders(grid, order))
@@ -110,7 +118,8 @@ def _rho(grid: Grid) -> Float64:
 
 
 def lms(grid: Grid, order: int = 4) -> Update:
-    """Adams-Bashforth of 1 to 4 points on dy/dρ = eps with the grid's own steps (Hairer, Nørsett & Wanner 1993, III.5; Karras et al. 2022, eq. 4)."""
+    """Adams-Bashforth of 1 to 4 points on dy/dρ = eps with the grid's own steps (Hairer, Nørsett &
+    Wanner 1993, III.5; Karras et al. 2022, eq. 4)."""
     order = integer("order", order, 1, 4)
     rho = _rho(grid)
     step = np.diff(rho)[:, None]
@@ -122,7 +131,8 @@ def lms(grid: Grid, order: int = 4) -> Update:
 
 
 def plms(grid: Grid) -> Update:
-    """PLMS (Liu et al. 2022, eq. 9 and 12): Adams-Bashforth weights of equal steps in DDIM's transfer; the first step twice, as Heun's. Order 2.
+    """PLMS (Liu et al. 2022, eq. 9 and 12): Adams-Bashforth weights of equal steps in DDIM's
+    transfer; the first step twice, as Heun's. Order 2.
 
     n + 1 calls. From pure noise the first step is DDIM's, and the second is the one taken twice.
     """

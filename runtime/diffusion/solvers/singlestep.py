@@ -1,4 +1,5 @@
-"""More than one call a step, and no memory between steps. Each solver is where it calls, and how it weighs the answers (see `steps`)."""
+"""More than one call a step, and no memory between steps. Each solver is where it calls, and how it
+weighs the answers (see `steps`)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from .steps import singlestep
 
 
 def heun(grid: Grid) -> Update:
-    """Heun's method on dy/dρ = (y - D)/ρ (Karras et al. 2022, Algorithm 1). Order 2; 2n - 1 calls onto the clean end.
+    """Heun's method on dy/dρ = (y - D)/ρ (Karras et al. 2022, Algorithm 1). Order 2; 2n - 1 calls
+    onto the clean end.
 
     The trapezoid adds ½Δρ·(D_0 - D_1)/ρ' to Euler's y', which is ½(e^h - 1)·(D_1 - D_0).
     """
@@ -32,10 +34,13 @@ def edm(
     s_max: float = math.inf,
     s_noise: float = 1.0,
 ) -> Update:
-    """Stochastic Heun (Karras et al. 2022, Algorithm 2): before each step noise lifts ρ = sigma/alpha to ρ̂ = (1 + γ)·ρ.
+    """Stochastic Heun (Karras et al. 2022, Algorithm 2): before each step noise lifts ρ =
+    sigma/alpha to ρ̂ = (1 + γ)·ρ.
 
-    γ = min(churn/n, √2 - 1) where s_min ≤ ρ ≤ s_max. s_noise: their S_noise, which leaves the marginals where it is not 1. The lift is the noise of
-    the row before; the first one is the start's own noise, at s_noise 1. No lift leaves the schedule: ρ̂ is at most that of the noisiest knot.
+    γ = min(churn/n, √2 - 1) where s_min ≤ ρ ≤ s_max. s_noise: their S_noise, which leaves the
+    marginals where it is not 1. The lift is the noise of the row before; the first one is the
+    start's own noise, at s_noise 1. No lift leaves the schedule: ρ̂ is at most that of the noisiest
+    knot.
     """
     churn, s_noise = number("churn", churn, 0.0, 1e6), number("s_noise", s_noise, 0.0, 10.0)
     s_min = number("s_min", s_min, 0.0, 1e9)
@@ -60,7 +65,8 @@ def edm(
 
 
 def kdpm2(grid: Grid) -> Update:
-    """DPM-Solver-2 (Lu et al. 2022a, Algorithm 1, r = ½): the midpoint rule on dy/dρ = eps, its midpoint ρ_m = √(ρρ'). Order 2.
+    """DPM-Solver-2 (Lu et al. 2022a, Algorithm 1, r = ½): the midpoint rule on dy/dρ = eps, its
+    midpoint ρ_m = √(ρρ'). Order 2.
 
     y' = y + (ρ' - ρ)·(y_m - D_1)/ρ_m weighs D_1 by (ρ - ρ')/ρ_m = 2·sinh(h/2).
     """
@@ -68,13 +74,15 @@ def kdpm2(grid: Grid) -> Update:
 
 
 def dpmpp_2s(grid: Grid, r: float = 0.5) -> Update:
-    """DPM-Solver++(2S) (Lu et al. 2022b, Algorithm 1): D = (1 - 1/2r)·D_0 + 1/2r·D_1, D_1 at lambda + r·h. Order 2."""
+    """DPM-Solver++(2S) (Lu et al. 2022b, Algorithm 1): D = (1 - 1/2r)·D_0 + 1/2r·D_1, D_1 at lambda
+    + r·h. Order 2."""
     r = number("r", r, 0.05, 0.95)
     return singlestep(grid, (r,), lambda h: [[], [-np.expm1(-h) / (2 * r)]])
 
 
 def dpmpp_3s(grid: Grid) -> Update:
-    """DPM-Solver-3 (Lu et al. 2022a, Algorithm 2, r = 1/3 and 2/3) in the data prediction of DPM-Solver++ (Lu et al. 2022b, section 4). Order 3."""
+    """DPM-Solver-3 (Lu et al. 2022a, Algorithm 2, r = 1/3 and 2/3) in the data prediction of
+    DPM-Solver++ (Lu et al. 2022b, section 4). Order 3."""
     r1, r2 = 1 / 3, 2 / 3
 
     def weights(h: Float64) -> list[list[Float64]]:
@@ -85,9 +93,11 @@ def dpmpp_3s(grid: Grid) -> Update:
 
 
 def dpmpp_2s_sde(grid: Grid, r: float = 0.5) -> Update:
-    """SDE-DPM-Solver++ with one call inside the step (Lu et al. 2022b, Algorithm 1 on the reverse SDE).
+    """SDE-DPM-Solver++ with one call inside the step (Lu et al. 2022b, Algorithm 1 on the reverse
+    SDE).
 
-    The noise of both calls is one path: independent draws for the two halves, not for the inner point and the whole step.
+    The noise of both calls is one path: independent draws for the two halves, not for the inner
+    point and the whole step.
     """
     r = number("r", r, 0.05, 0.95)
     return singlestep(grid, (r,), lambda h: [[], [-np.expm1(-2 * h) / (2 * r)]], sde=True)

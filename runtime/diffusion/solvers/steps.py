@@ -1,12 +1,16 @@
-"""What solvers share: the exact step between two levels, and the three shapes that a solver has around it.
+"""What solvers share: the exact step between two levels, and the three shapes that a solver has
+around it.
 
-With lambda = log(alpha/sigma) and h = lambda' - lambda, the reverse ODE over one interval is, for a D that does not change (Lu et al. 2022b, eq. 8),
+With lambda = log(alpha/sigma) and h = lambda' - lambda, the reverse ODE over one interval is, for a
+D that does not change (Lu et al. 2022b, eq. 8),
 
     x' = sigma'/sigma · x + alpha'·(1 - e^-h)·D
 
-and the reverse SDE (their solvers for diffusion SDEs) has e^-h·sigma'/sigma before x, 1 - e^-2h before D, and noise of variance
-sigma'²·(1 - e^-2h). A solver of higher order adds alpha' · Σ w_j (D_j - D), D_j the estimates at other levels: it is its weights w. Those of
-`epsilon_multistep` do the same with eps. Where h is infinite, from pure noise or onto the clean end, there are no weights and the order is 1.
+and the reverse SDE (their solvers for diffusion SDEs) has e^-h·sigma'/sigma before x, 1 - e^-2h
+before D, and noise of variance sigma'²·(1 - e^-2h). A solver of higher order adds alpha' · Σ w_j
+(D_j - D), D_j the estimates at other levels: it is its weights w. Those of `epsilon_multistep` do
+the same with eps. Where h is infinite, from pure noise or onto the clean end, there are no weights
+and the order is 1.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ def exact(here: Float64, there: Float64, sde: bool = False) -> tuple[Float64, Fl
 
 
 def fresh(h: Float64) -> Float64:
-    """1 - e^-2h = 1 - SNR/SNR': the share of the next level's variance that is drawn afresh. Raises RequestError where h < 0."""
+    """1 - e^-2h = 1 - SNR/SNR': the share of the next level's variance that is drawn afresh. Raises
+    RequestError where h < 0."""
     if (h < 0).any():
         raise RequestError(
             "a grid that climbs can be walked without fresh noise only: use a deterministic solver."
@@ -57,7 +62,8 @@ def intervals(grid: Grid) -> Float64:
 
 
 def orders(grid: Grid, most: int) -> Int:
-    """[n]: points that each interval may use: its own, and one more an interval up to `most`; only levels of finite lambda count."""
+    """[n]: points that each interval may use: its own, and one more an interval up to `most`; only
+    levels of finite lambda count."""
     finite = np.isfinite(grid.log_snr)
     usable = np.cumsum(finite[:-1])
     return np.where(finite[1:], np.clip(usable, 1, most), 1)
@@ -75,9 +81,11 @@ def past(value: Float64, count: int) -> Float64:
 
 
 def fit(nodes: Float64, moments: Float64, order: Int) -> Float64:
-    """w [n, q] with Σ_j w_j · nodes_j^i = moments_i for i = 1 … order-1: a polynomial through the nodes (and 0), integrated.
+    """w [n, q] with Σ_j w_j · nodes_j^i = moments_i for i = 1 … order-1: a polynomial through the
+    nodes (and 0), integrated.
 
-    nodes, moments: [n, q], in units of the interval. Row by row the first order-1 nodes are used, and the other weights are 0.
+    nodes, moments: [n, q], in units of the interval. Row by row the first order-1 nodes are used,
+    and the other weights are 0.
     """
     w = np.zeros_like(nodes)
     for p in range(2, nodes.shape[1] + 2):
@@ -89,12 +97,14 @@ def fit(nodes: Float64, moments: Float64, order: Int) -> Float64:
 
 
 def growing(h: Float64, count: int) -> Float64:
-    """[n, count]: ∫ over u in (0, 1) of h·e^(-h(1-u))·u^i for i = 1 … count: how the ODE weighs a polynomial D."""
+    """[n, count]: ∫ over u in (0, 1) of h·e^(-h(1-u))·u^i for i = 1 … count: how the ODE weighs a
+    polynomial D."""
     return _moments(h, count, np.exp(-h), h, -np.expm1(-h), lambda i, last: 1 - i * last / h)
 
 
 def falling(h: Float64, count: int) -> Float64:
-    """[n, count]: ∫ over u in (0, 1) of h·e^(-hu)·u^i for i = 1 … count: how the ODE weighs a polynomial eps."""
+    """[n, count]: ∫ over u in (0, 1) of h·e^(-hu)·u^i for i = 1 … count: how the ODE weighs a
+    polynomial eps."""
     return _moments(
         h, count, np.ones_like(h), -h, -np.expm1(-h), lambda i, last: i * last / h - np.exp(-h)
     )
@@ -120,7 +130,8 @@ def _moments(
 
 
 def remember(update: Update, count: int, value: tuple[float, float], push: Bool) -> None:
-    """Registers 1 … count as a queue of what register 1 is given: filled by rows where `push`, kept by the others."""
+    """Registers 1 … count as a queue of what register 1 is given: filled by rows where `push`, kept
+    by the others."""
     held = np.r_[0, np.cumsum(push)]
     for j in range(1, count + 1):
         update.M[:, j, j] = ~push
@@ -130,7 +141,8 @@ def remember(update: Update, count: int, value: tuple[float, float], push: Bool)
 
 
 def multistep(grid: Grid, w: Float64, sde: bool = False) -> Update:
-    """x' = exact step + alpha' · Σ w_j (D_j - D), D_j the estimate j rows before; w [n, q]. Registers: the last q estimates."""
+    """x' = exact step + alpha' · Σ w_j (D_j - D), D_j the estimate j rows before; w [n, q].
+    Registers: the last q estimates."""
     level, q = levels(grid), w.shape[1]
     update = Update.blank(level, grid.time[:-1])
     M, weighed = update.M, level[1:, :1] * w
@@ -144,9 +156,11 @@ def multistep(grid: Grid, w: Float64, sde: bool = False) -> Update:
 
 
 def epsilon_multistep(grid: Grid, c: Float64, push: Bool | None = None) -> Update:
-    """x' = exact step + Σ c_j (eps_j - eps), eps_j the noise estimate (x - alpha·D)/sigma j rows before; c [n, q].
+    """x' = exact step + Σ c_j (eps_j - eps), eps_j the noise estimate (x - alpha·D)/sigma j rows
+    before; c [n, q].
 
-    push [n]: which rows' estimates are remembered; all if not given. Registers: the last q estimates.
+    push [n]: which rows' estimates are remembered; all if not given. Registers: the last q
+    estimates.
     """
     alpha, sigma, total, q = grid.alpha[:-1], grid.sigma[:-1], c.sum(1), c.shape[1]
     push = np.ones(len(grid), bool) if push is None else push
@@ -173,13 +187,17 @@ def singlestep(
     start: Grid | None = None,
     kick_scale: float = 1.0,
 ) -> Update:
-    """Steps with calls inside the interval, at lambda + r·h for r in `fractions`; no memory from one interval to the next.
+    """Steps with calls inside the interval, at lambda + r·h for r in `fractions`; no memory from
+    one interval to the next.
 
-    weights(h)[s]: of D_1 - D_0, D_2 - D_0, … in the value of x at point s + 1 (the last one is the interval's end), each [n]:
+    weights(h)[s]: of D_1 - D_0, D_2 - D_0, … in the value of x at point s + 1 (the last one is the
+    interval's end), each [n]:
         x_s = exact step from the interval's start + alpha_s · Σ_j w_sj (D_j - D_0)
-    The start itself is eliminated: each row steps from the point before. Under the SDE all points lie on one path of the noise.
-    Registers: D_0, D_1, …. Intervals of infinite h take one call and are of first order.
-    start: noisier levels that the intervals start from instead of the grid's own; noise of kick_scale times the due deviation lifts x there.
+    The start itself is eliminated: each row steps from the point before. Under the SDE all points
+    lie on one path of the noise. Registers: D_0, D_1, …. Intervals of infinite h take one call and
+    are of first order.
+    start: noisier levels that the intervals start from instead of the grid's own; noise of
+    kick_scale times the due deviation lifts x there.
     """
     n, S = len(grid), 1 + len(fractions)
     start, end = start or grid, levels(grid)[1:]
@@ -227,7 +245,8 @@ def singlestep(
 def _points(
     grid: Grid, start: Grid, fractions: Sequence[float], full: Bool
 ) -> tuple[Float64, Float64]:
-    """time [n, S] and level [S, n, 2] at which each interval calls the network; the start's own where it calls once."""
+    """time [n, S] and level [S, n, 2] at which each interval calls the network; the start's own
+    where it calls once."""
     n, first, last = len(grid), start.log_snr[:-1], grid.log_snr[1:]
     time, level = np.empty((n, 1 + len(fractions))), np.empty((1 + len(fractions), n, 2))
     time[:], level[:] = start.time[:-1, None], levels(start)[:-1]
