@@ -11,11 +11,11 @@ import numpy as np
 
 from .arguments import array_of, flag, instance, integer, number, refused, shown, unwrapped
 from .backends.base import Float32
+from .batch import Job, Known, Table
 from .bundle import Bundle
 from .diffusion.grid import spacing_of
 from .diffusion.noise import MAX_SEED, Stream, noise
 from .errors import RequestError
-from .loop import Job, Known, Table
 
 
 @dataclass(frozen=True, eq=False)

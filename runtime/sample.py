@@ -36,23 +36,20 @@ def sample(given: argparse.Namespace) -> str:
     check_out(given, bundle)
     begun = time.perf_counter()
     with progress("sampling", sampler) as count:
-        samples = sampler.sample(
-            given.n,
-            given.seed,
-            label=in_turn(given.label, given.n),
-            on_step=count,
-            **settings(given),
+        requests = sampler.requests(
+            given.n, given.seed, label=in_turn(given.label, given.n), **settings(given)
         )
+        ran = sampler.run(requests, on_step=count)
     spent = time.perf_counter() - begun
-    write(given.out, samples, sampler, given.columns, given.width)
-    ran = "".join(
-        f" ({timing.how}{timing.note and ': ' + timing.note})" for timing in sampler.timings[-1:]
+    write(given.out, ran.samples, sampler, given.columns, given.width)
+    how = "".join(
+        f" ({timing.how}{timing.note and ': ' + timing.note})" for timing in ran.timings[-1:]
     )
     sampler.close()
     return (
         f"{given.n} of {bundle.name} on {sampler.backend.name} {sampler.backend.precision}: "
         f"loaded in {loaded:.2f} s, "
-        f"sampled in {spent:.2f} s{ran}: {given.out}"
+        f"sampled in {spent:.2f} s{how}: {given.out}"
     )
 
 

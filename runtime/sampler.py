@@ -26,13 +26,14 @@ from .arguments import (
     refused,
     unwrapped,
 )
-from .backends.base import Backend, Float32, Timing, WholeLoop
+from .backends.base import Backend, Float32, WholeLoop
 from .backends.registry import BACKENDS, open_backend
+from .batch import begin
 from .bundle import Bundle
 from .diffusion.noise import MAX_SEED, Stream, noises
 from .errors import RequestError
 from .images import UInt8, read, to_uint8
-from .loop import Loop, Preview, StepCallback, begin
+from .loop import Loop, Preview, Result, StepCallback
 from .request import Planner, Request
 
 INVERTING: dict[str, Any] = {"solver": "dpmpp_2m", "grid": "log_snr", "guidance": 1.0}
@@ -125,12 +126,6 @@ class Sampler:
         return cls(Bundle.load(path), backend, precision, threads, max_batch)
 
     @property
-    def timings(self) -> tuple[Timing, ...]:
-        """How each batch of this thread's last call ran on the device; empty where the host ran it
-        step by step, as on a CPU."""
-        return self._loop.timings
-
-    @property
     def whole(self) -> bool:
         """Whether the backend runs whole programs by itself, which a step callback keeps it from."""
         return isinstance(self.backend, WholeLoop)
@@ -210,18 +205,23 @@ class Sampler:
     def sample_requests(
         self, requests: Iterable[Request], on_step: StepCallback | None = None
     ) -> Float32:
-        """One sample a request, float32 [n, *S].
+        """One sample a request, float32 [n, *S]; the arguments are those of `run`."""
+        return self.run(requests, on_step).samples
 
-        Requests of different solvers, steps, guidance and starts run in one batch.
+    def run(self, requests: Iterable[Request], on_step: StepCallback | None = None) -> Result:
+        """Run requests, those of different solvers, steps, guidance and starts in one batch.
 
         Args:
             requests: at most 1,000,000, of any iterable.
             on_step: called after each step, see `sample`.
 
+        Returns:
+            `samples`, float32 [n, *S], one a request; and `timings`, how each batch ran that a
+            device ran as a whole: none on a CPU, which runs row by row.
+
         Raises:
             RequestError: an entry is no Request or cannot be used, `requests` raises an error of
-            its
-                own while it is read (its cause), or the result does not fit in memory.
+                its own while it is read (its cause), or the result does not fit in memory.
             Cancelled: on_step returned False.
         """
         on_step = _callback(on_step)
@@ -377,7 +377,7 @@ class Sampler:
                     how,
                     ARGUMENTS,
                 )
-        jobs = [self._planner.job(request) for request in self._requests(n, seed, **how)]
+        jobs = [self._planner.job(request) for request in self.requests(n, seed, **how)]
         with enough_memory(f"an animation of {n} samples", "Take fewer samples or fewer steps."):
             frames = np.empty(
                 (len(jobs[0].table.call) + 1, n, *self.bundle.sample_shape), np.float32
@@ -444,7 +444,7 @@ class Sampler:
                 name: value for name, value in how.items() if name not in ("on_step", "seed")
             }
             return begin(
-                self._planner.job(self._requests(1, seed, **settings)[0]), self.bundle.sample_shape
+                self._planner.job(self.requests(1, seed, **settings)[0]), self.bundle.sample_shape
             )
         x = self._read(end, convert)
         if len(x) != 1:
@@ -454,22 +454,22 @@ class Sampler:
     def _run(
         self, n: int, seed: int | Sequence[int] = 0, on_step: StepCallback | None = None, **how: Any
     ) -> Float32:
-        return self.sample_requests(self._requests(n, seed, **how), on_step)
+        return self.sample_requests(self.requests(n, seed, **how), on_step)
 
     def _check_size(self, n: int) -> None:
         """Raises RequestError if there is no memory for n samples."""
         with enough_memory(f"a result of {n} samples", "Ask for fewer at a time."):
             np.empty((n, *self.bundle.sample_shape), np.float32)
 
-    def _requests(self, n: int, seed: Any, **how: Any) -> list[Request]:
-        """n requests: what is a field of `Request`, one for all or one each, and the rest as the
-        solver's options."""
+    def requests(self, n: int = 1, seed: Any = 0, **how: Any) -> list[Request]:
+        """The n requests that `sample` makes of the same arguments, without on_step.
+
+        What is a field of `Request` is one for all or one each, the rest are the solver's options.
+        """
         n = integer("n", n, 1, MAX_SAMPLES)
         self._check_size(n)
-        own = {
-            "seed": _seeds(seed, n),
-            **{name: _each(name, how.pop(name), n) for name in OWN & how.keys()},
-        }
+        own = {name: _each(name, how.pop(name), n) for name in OWN & how.keys()}
+        own["seed"] = _seeds(seed, n)
         shared = {name: how.pop(name) for name in SHARED & how.keys()}
         self.bundle.check_options(shared.get("solver"), how, ARGUMENTS)
         return [

@@ -43,19 +43,32 @@ class SmallBuffers:
     def __init__(self, bundle: Bundle, batch: int) -> None:
         sizes = shapes(bundle, batch)
         self.state = np.zeros(sizes["state"], np.float32)
+        self.next_state = np.zeros(sizes["state"], np.float32)
         self.noise = np.zeros(sizes["noise"], np.float32)
         self.call = np.zeros(sizes["call"], np.float32)
         self.update = np.zeros(sizes["update"], np.float32)
         self.denoised = np.zeros(sizes["denoised"], np.float32)
         self.label = np.zeros(sizes["label"], np.int64)
 
-    def step(self, guided: bool) -> None:
-        x = self.state[:, 0]
-        call = self.call.T[..., None, None, None]
+    def run(self, guided: bool, first: int, count: int) -> None:
+        part = slice(first, first + count)
+        state = self.state[part]
+        call = self.call[part].T[..., None, None, None]
+        x = state[:, 0]
         denoised = call[C_SKIP] * x + 0.5 * call[C_OUT] * call[C_IN] * x
-        self.denoised = np.clip(denoised, -call[CLIP], call[CLIP])
-        columns = np.concatenate([self.state, self.denoised[:, None], self.noise[:, None]], axis=1)
-        self.state = np.einsum("brc,bcijk->brijk", self.update, columns)
+        self.denoised[part] = np.clip(denoised, -call[CLIP], call[CLIP])
+        columns = [state, self.denoised[part][:, None], self.noise[part][:, None]]
+        update = self.update[part]
+        self.next_state[part] = np.einsum(
+            "brc,bcijk->brijk", update, np.concatenate(columns, axis=1)
+        )
+
+    def turn(self) -> None:
+        self.state, self.next_state = self.next_state, self.state
+
+    def step(self, guided: bool) -> None:
+        self.run(guided, 0, len(self.state))
+        self.turn()
 
 
 class SmallBackend:

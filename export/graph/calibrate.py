@@ -12,10 +12,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
+from runtime.batch import Table
 from runtime.bundle import Bundle
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import Program, R
-from runtime.loop import Table
 from runtime.progress import Progress
 
 from ..errors import ExportError

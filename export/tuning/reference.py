@@ -51,13 +51,18 @@ def network_of(bundle: Bundle, threads: int | None = None) -> Network:
     pool = BufferPool(open_backend(bundle, threads=threads))
 
     def network(x: Float32, time: Float32, label: NDArray[np.int64] | None = None) -> Float32:
-        with pool.lend(len(x)) as buffers:
-            buffers.state[:], buffers.noise[:], buffers.update[:] = 0, 0, 0
-            buffers.state[:, 0], buffers.label[:] = x, 0 if label is None else label
-            buffers.call[:] = (0, 1, 0, 1, np.inf, 1)
-            buffers.call[:, TIME] = time
-            buffers.step(False)
-            return buffers.denoised.copy()
+        count = len(x)
+        with pool.lend(count) as buffers:
+            buffers.state[:count] = 0
+            buffers.state[:count, 0] = x
+            buffers.noise[:count] = 0
+            buffers.update[:count] = 0
+            buffers.label[:count] = 0 if label is None else label
+            buffers.call[:count] = (0, 1, 0, 1, np.inf, 1)
+            buffers.call[:count, TIME] = time
+            buffers.run(False, 0, count)
+            buffers.turn()
+            return buffers.denoised[:count].copy()
 
     return network
 

@@ -19,11 +19,11 @@ Float32 = NDArray[np.float32]
 
 
 class Buffers(Protocol):
-    """One batch's memory, bound to the graph once. The caller fills the inputs in place, calls
-    `step`, and reads the outputs.
+    """Memory of a batch, bound to the graphs once. The caller fills the inputs in place, runs a row,
+    and reads the outputs.
 
     noise [B, *S], call [B, 6], update [B, R, R+2], label [B] int64: inputs. denoised [B, *S]: D of
-    the last step.
+    the last row.
     """
 
     noise: Float32
@@ -34,12 +34,23 @@ class Buffers(Protocol):
 
     @property
     def state(self) -> Float32:
-        """[B, R, *S]: the registers; another array after each step."""
+        """[B, R, *S]: the registers; another array after each `turn`."""
+        ...
+
+    def run(self, guided: bool, first: int, count: int) -> None:
+        """Run a row of the samples first … first + count - 1.
+
+        guided: with the null label's half, for rows whose guidance is not 1. What the graph writes
+        is the state after `turn`.
+        """
+        ...
+
+    def turn(self) -> None:
+        """The array that the graphs wrote becomes the state, for all samples."""
         ...
 
     def step(self, guided: bool) -> None:
-        """Run one row of every sample's program. guided: with the null label's half, for rows whose
-        guidance is not 1."""
+        """Run a row of every sample, and turn."""
         ...
 
 
@@ -58,13 +69,16 @@ def shapes(bundle: Bundle, batch: int) -> dict[str, tuple[int, ...]]:
 
 
 class HostBuffers:
-    """Buffers as numpy arrays whose memory is bound once for each graph and direction; the two
-    `state` arrays are input and output in turn.
+    """Buffers as numpy arrays. Slices of one allocation are bound, once for each graph, slice and
+    direction; the two `state` arrays are input and output in turn.
 
-    least: samples that there is memory for where the batch is smaller.
+    spare: samples of room beyond the batch.
     """
 
-    def __init__(self, bundle: Bundle, guard: ForkGuard, batch: int, least: int = 0) -> None:
+    BINDINGS = 256
+    """How many bindings are kept."""
+
+    def __init__(self, bundle: Bundle, guard: ForkGuard, batch: int, spare: int = 0) -> None:
         guard.check()
         guard.keep(self)
         self._bundle = bundle
@@ -72,9 +86,9 @@ class HostBuffers:
         self._batch = batch
         self._current = 0
         kinds = {"label": np.int64}
-        room = shapes(bundle, max(batch, least))
         self._whole: dict[str, Any] = {
-            name: self._array(shape, kinds.get(name, np.float32)) for name, shape in room.items()
+            name: self._array(shape, kinds.get(name, np.float32))
+            for name, shape in shapes(bundle, batch + spare).items()
         }
         self._states = self._whole["state"][:batch], self._whole["next_state"][:batch]
         self.noise: Float32 = self._whole["noise"][:batch]
@@ -82,16 +96,25 @@ class HostBuffers:
         self.update: Float32 = self._whole["update"][:batch]
         self.label: NDArray[np.int64] = self._whole["label"][:batch]
         self.denoised: Float32 = self._whole["denoised"][:batch]
-        self._bound: dict[tuple[bool, int], Callable[[], object]] = {}
+        self._bound: dict[tuple[bool, int, int, int], Callable[[], object]] = {}
 
     @property
     def state(self) -> Float32:
         return self._states[self._current]
 
     def step(self, guided: bool) -> None:
+        self.run(guided, 0, self._batch)
+        self.turn()
+
+    def turn(self) -> None:
+        self._current = 1 - self._current
+
+    def run(self, guided: bool, first: int, count: int) -> None:
         self._guard.check()
-        key = guided, self._current
+        key = guided, self._current, first, count
         if key not in self._bound:
+            if len(self._bound) >= self.BINDINGS:
+                del self._bound[next(iter(self._bound))]
             self._bound[key] = self._bind(*key)
         try:
             self._bound[key]()
@@ -99,26 +122,24 @@ class HostBuffers:
             raise
         except Exception as error:  # inference libraries' own errors share no base class
             raise BundleError(
-                f"{self._bundle.path}: {self._guard.name} failed on a batch of {self._batch}: "
+                f"{self._bundle.path}: {self._guard.name} failed on a batch of {count}: "
                 f"{self._said(error)}. Fetch or export the bundle again. If the bundle is intact, "
                 "the batch may be too large for this machine's memory: pass a smaller max_batch."
             ) from error
-        self._current = 1 - self._current
 
     def _array(self, shape: tuple[int, ...], kind: Any) -> Any:
         """Memory of zeros."""
         return np.zeros(shape, kind)
 
-    def _arrays(self, current: int, size: int) -> dict[str, Any]:
-        """The memory of `size` samples by the graph's names, where the state lies in the one or the
-        other array."""
-        arrays = {name: array[:size] for name, array in self._whole.items()}
+    def _arrays(self, current: int, first: int, count: int) -> dict[str, Any]:
+        """The memory of a slice by the graph's names, the state in the one or the other array."""
+        arrays = {name: array[first : first + count] for name, array in self._whole.items()}
         if current:
             arrays["state"], arrays["next_state"] = arrays["next_state"], arrays["state"]
         return arrays
 
-    def _bind(self, guided: bool, current: int) -> Callable[[], object]:
-        """What runs a graph on this memory."""
+    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
+        """What runs a graph on a slice of this memory."""
         raise NotImplementedError
 
     def _said(self, error: Exception) -> str:
@@ -186,29 +207,39 @@ class WholeLoop(Protocol):
 
 
 class BufferPool:
-    """Lends buffers by batch size, one borrower at a time, and keeps them for the next."""
+    """Lends buffers with room for a batch, one borrower at a time, and keeps them for the next.
+
+    Buffers serve any smaller batch, so that memory grows with the largest batch alone.
+    """
 
     def __init__(self, backend: Backend) -> None:
-        self._backend, self._lock = backend, Lock()
-        self._free: dict[int, list[Buffers]] = {}
+        self._backend = backend
+        self._lock = Lock()
+        self._free: list[tuple[int, Buffers]] = []
 
     @contextmanager
     def lend(self, batch: int) -> Iterator[Buffers]:
+        """Buffers of at least this many samples."""
         with self._lock:
-            free = self._free.setdefault(batch, [])
-            buffers = free.pop() if free else None
+            fitting = [entry for entry in self._free if entry[0] >= batch]
+            if fitting:
+                room, buffers = min(fitting, key=lambda entry: entry[0])
+                self._free = [entry for entry in self._free if entry[1] is not buffers]
+            else:
+                # Those that are too small are replaced by the new ones.
+                self._free.clear()
+                room, buffers = batch, None
         buffers = buffers or self._backend.bind(batch)
         try:
             yield buffers
         finally:
             with self._lock:
-                free.append(buffers)
+                self._free.append((room, buffers))
 
     def clear(self) -> None:
         """Drop the buffers that nobody borrows."""
         with self._lock:
-            for free in self._free.values():
-                free.clear()
+            self._free.clear()
 
 
 def missing(library: str, extra: str, error: Any) -> BackendError:

@@ -115,8 +115,9 @@ class OnnxRuntimeBuffers(HostBuffers):
         super().__init__(backend.bundle, backend.guard, batch)
         self._backend = backend
 
-    def _bind(self, guided: bool, current: int) -> Callable[[], object]:
-        session, arrays = self._backend.session(guided), self._arrays(current, self._batch)
+    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
+        session = self._backend.session(guided)
+        arrays = self._arrays(current, first, count)
         binding = session.io_binding()
         for bind, ports in (
             (binding.bind_input, session.get_inputs()),

@@ -209,16 +209,18 @@ class OpenVinoBuffers(HostBuffers):
     """Memory bound to the requests."""
 
     def __init__(self, backend: OpenVino, batch: int) -> None:
-        super().__init__(backend.bundle, backend.guard, batch, LEAST_GUIDED)
+        super().__init__(backend.bundle, backend.guard, batch, spare=LEAST_GUIDED - 1)
         self._backend = backend
 
-    def _bind(self, guided: bool, current: int) -> Callable[[], object]:
+    BINDINGS = 8
+    """A request holds the network's intermediate values."""
+
+    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
         """A request for each part of the step graph, which run one after another."""
         alone = guided and self._backend.precision == "int8"
-        size = max(self._batch, LEAST_GUIDED) if alone else self._batch
-        tensors = {
-            name: self._backend.tensor(array) for name, array in self._arrays(current, size).items()
-        }
+        size = max(count, LEAST_GUIDED) if alone else count
+        arrays = self._arrays(current, first, size)
+        tensors = {name: self._backend.tensor(array) for name, array in arrays.items()}
         requests = []
         for part in self._backend.compiled(guided, size):
             request = part.create_infer_request()

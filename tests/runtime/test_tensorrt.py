@@ -145,9 +145,10 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
     world = machine(library, eager=eager)
     with Sampler(bundle, library) as found:
         for way in WAYS:
-            assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes(), way
-            assert found.timings
-            assert all(t.how == "one graph" and not t.note for t in found.timings)
+            ran = found.run(found.requests(**way))
+            assert ran.samples.tobytes() == sampler.sample(**way).tobytes(), way
+            assert ran.timings
+            assert all(t.how == "one graph" and not t.note for t in ran.timings)
         assert found.sample_requests(MIXED).tobytes() == sampler.sample_requests(MIXED).tobytes()
     assert not world.held()
 
@@ -156,14 +157,13 @@ def test_a_batch_is_padded_to_its_bucket_and_split_where_none_is_large_enough(
     gpu: tuple[Sampler, World], sampler: Sampler
 ) -> None:
     found, _ = gpu
-    assert (
-        found.sample(7, label=1, steps=3).tobytes() == sampler.sample(7, label=1, steps=3).tobytes()
-    )
-    assert [(t.batch, t.bucket, t.rows) for t in found.timings] == [(4, 4, 3), (3, 4, 3)]
-    assert found.timings[0].captured
-    assert not found.timings[1].captured
-    assert found.timings[0].device_ms == 1.5
-    assert found.timings[0].device_bytes >= sum(size for _, size in gpu[1].device.values()) > 0
+    ran = found.run(found.requests(7, label=1, steps=3))
+    assert ran.samples.tobytes() == sampler.sample(7, label=1, steps=3).tobytes()
+    assert [(t.batch, t.bucket, t.rows) for t in ran.timings] == [(4, 4, 3), (3, 4, 3)]
+    assert ran.timings[0].captured
+    assert not ran.timings[1].captured
+    assert ran.timings[0].device_ms == 1.5
+    assert ran.timings[0].device_bytes >= sum(size for _, size in gpu[1].device.values()) > 0
     with pytest.raises(RequestError, match="larger than the engine's largest, 4"):
         found.backend.bind(5)
 
@@ -216,8 +216,9 @@ def test_noise_that_is_too_much_travels_in_chunks_while_the_loop_runs(
                 "steps": steps,
                 "guidance": 1.0,
             }
-            assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes()
-            assert found.timings[0].how == f"{-(-steps // 2)} graphs"
+            ran = found.run(found.requests(**way))
+            assert ran.samples.tobytes() == sampler.sample(**way).tobytes()
+            assert ran.timings[0].how == f"{-(-steps // 2)} graphs"
     assert not world.held()
 
 
@@ -238,8 +239,9 @@ def test_where_capture_is_refused_the_rows_are_enqueued_plainly_and_the_timing_s
     with Sampler(bundle, "tensorrt-rtx") as found:
         for _ in range(2):
             way = {"n": 3, "label": 1, "solver": "ddpm", "steps": 5}
-            assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes()
-            (timing,) = found.timings
+            ran = found.run(found.requests(**way))
+            assert ran.samples.tobytes() == sampler.sample(**way).tobytes()
+            (timing,) = ran.timings
             assert timing.how == "plain enqueues"
             assert "captured" in timing.note
             assert not timing.captured
@@ -262,11 +264,9 @@ def test_an_enqueue_that_fails_under_capture_ends_the_capture(
         lambda name: plain(name) or (name == "execute_async_v3" and world.capturing()),
     )
     with Sampler(bundle, library) as found:
-        assert (
-            found.sample(2, label=1, steps=3).tobytes()
-            == sampler.sample(2, label=1, steps=3).tobytes()
-        )
-        assert "could not be enqueued" in found.timings[0].note
+        ran = found.run(found.requests(2, label=1, steps=3))
+        assert ran.samples.tobytes() == sampler.sample(2, label=1, steps=3).tobytes()
+        assert "could not be enqueued" in ran.timings[0].note
         assert (
             world.calls.count("cudaStreamEndCapture") == world.calls.count("cudaGetLastError") == 1
         )
@@ -283,7 +283,7 @@ def test_who_looks_at_the_steps_or_paints_gets_them_one_by_one(
                    on_step=lambda p, n=name: seen[n].append(p.x.tobytes() + p.denoised.tobytes()))  # fmt: skip
     assert seen["here"] == seen["there"]
     assert len(seen["here"]) == 3
-    assert found.timings == ()
+    assert found.run(found.requests(1, label=1, steps=1), lambda _: None).timings == ()
     known = sampler.sample(2, label=1, steps=3)
     mask = np.zeros((8, 8), bool)
     mask[:4] = True
@@ -317,8 +317,8 @@ def test_threads_take_turns(gpu: tuple[Sampler, World], sampler: Sampler) -> Non
     results: dict[int, tuple[bytes, tuple[Timing, ...]]] = {}
 
     def work(i: int) -> None:
-        got = found.sample(2, seed=i, label=1, steps=3 + i % 2, solver="ddpm")
-        results[i] = got.tobytes(), found.timings
+        got = found.run(found.requests(2, i, label=1, steps=3 + i % 2, solver="ddpm"))
+        results[i] = got.samples.tobytes(), got.timings
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
     for thread in threads:
@@ -539,8 +539,9 @@ def test_a_network_without_labels_on_samples_of_any_shape(
             {"n": 3, "solver": "ddpm", "steps": 4},
             {"n": 1, "solver": "unipc", "steps": 5},
         ):
-            assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes()
-            assert found.timings[0].how == "one graph"
+            ran = found.run(found.requests(**way))
+            assert ran.samples.tobytes() == sampler.sample(**way).tobytes()
+            assert ran.timings[0].how == "one graph"
     assert not world.held()
 
 

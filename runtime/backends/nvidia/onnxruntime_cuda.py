@@ -243,23 +243,23 @@ class CudaBuffers(HostBuffers):
     state and fetches it."""
 
     def __init__(self, backend: OnnxRuntimeCuda, batch: int) -> None:
-        super().__init__(backend.bundle, backend.guard, batch, 1 << (batch - 1).bit_length())
+        super().__init__(backend.bundle, backend.guard, batch)
         self._backend = backend
 
-    def _bind(self, guided: bool, current: int) -> Callable[[], object]:
+    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
         backend = self._backend
-        size = 1 << (self._batch - 1).bit_length()
-        arrays = self._arrays(current, size)
+        size = 1 << (count - 1).bit_length()
+        arrays = self._arrays(current, first, count)
 
         def run() -> None:
             with backend.lock:
                 backend.session(guided)
                 loop = backend.loop(size)
                 for name in ("state", "noise", "call", "update", "label"):
-                    loop.host[name][:] = arrays[name]
+                    loop.host[name][:count] = arrays[name]
                     loop.send(name)
                 loop.step(guided, 0)
                 for name in ("next_state", "denoised"):
-                    arrays[name][:] = loop.fetch(name)
+                    arrays[name][:] = loop.fetch(name)[:count]
 
         return run

@@ -262,28 +262,29 @@ class TensorRtBuffers(HostBuffers):
     state and fetches it."""
 
     def __init__(self, backend: TensorRt, batch: int) -> None:
-        self._bucket = backend.bucket(batch)
-        super().__init__(backend.bundle, backend.guard, batch, self._bucket)
+        backend.bucket(batch)  # refuses a batch that no engine takes, before memory is allocated
+        super().__init__(backend.bundle, backend.guard, batch)
         self._backend = backend
 
-    def _bind(self, guided: bool, current: int) -> Callable[[], object]:
-        backend, arrays = self._backend, self._arrays(current, self._bucket)
+    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
+        backend = self._backend
+        bucket = backend.bucket(count)
+        arrays = self._arrays(current, first, count)
 
         def run() -> None:
             with backend.lock:
                 backend.alive()
-                context, space = (
-                    backend.step_context(self._bucket, guided),
-                    backend.space(self._bucket),
-                )
+                context = backend.step_context(bucket, guided)
+                space = backend.space(bucket)
+                # What pads the bucket is left of earlier batches: samples do not see each other.
                 for name in ("state", "noise", "call", "update", "label"):
-                    space.pinned[name][:] = arrays[name]
+                    space.pinned[name][:count] = arrays[name]
                 space.upload("state", "noise", "call", "update", "label")
                 context.bind(space.addresses)
                 context.enqueue(backend.stream)
                 space.download("next_state", "denoised")
                 backend.cuda.synchronize(backend.stream)
                 for name in ("next_state", "denoised"):
-                    arrays[name][:] = space.pinned[name]
+                    arrays[name][:] = space.pinned[name][:count]
 
         return run
