@@ -15,7 +15,7 @@ from runtime.backends.base import BufferPool, Float32
 from runtime.backends.registry import open_backend
 from runtime.bundle import Bundle
 from runtime.diffusion.noise import Stream, noise
-from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, TIME, D, Network, R
+from runtime.diffusion.program import GUIDANCE, TIME, Network, R, advance, denoise
 from runtime.files import replacing
 from runtime.progress import Progress
 
@@ -76,17 +76,11 @@ class Walker:
     classes: int
 
     def denoised(self, call: NDArray[Any], x: Float32, samples: Samples) -> Float32:
-        """D of one row [n, *S], each sample under its own guidance (see `runtime.run`)."""
-        time, scaled = np.full(len(x), call[TIME], np.float32), np.float32(call[C_IN]) * x
-        if not self.classes:
-            F = self.network(scaled, time)
-        else:
-            F = self.network(scaled, time, samples.label)
-            if len(i := np.flatnonzero(samples.guidance != 1)):
-                null = self.network(scaled[i], time[i], np.full(len(i), self.classes))
-                F[i] += (samples.guidance[i] - 1).reshape(-1, *[1] * (x.ndim - 1)) * (F[i] - null)
-        bound = np.float32(call[CLIP])
-        return np.clip(np.float32(call[C_SKIP]) * x + np.float32(call[C_OUT]) * F, -bound, bound)
+        """D of one row [n, *S], each sample under its own guidance, see `denoise`."""
+        rows = np.tile(call.astype(np.float32), (len(x), 1))
+        rows[:, GUIDANCE] = samples.guidance
+        label = samples.label if self.classes else None
+        return denoise(rows, self.network, x, label, self.classes)
 
     def walk(
         self,
@@ -107,9 +101,8 @@ class Walker:
         for k in range(first, len(call)):
             denoised = self.denoised(call[k], state[:, 0], samples) if known is None else known
             seen(state, denoised)
-            M, known = update[k].astype(np.float32), None
-            state = np.moveaxis(np.tensordot(M[:, :R], state, (1, 1)), 0, 1)
-            state += M[:, D].reshape(-1, *[1] * (denoised.ndim - 1)) * denoised[:, None]
+            known = None
+            state = advance(update[k], state, denoised)
         return state[:, 0]
 
 

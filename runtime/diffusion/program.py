@@ -245,6 +245,67 @@ Network = Callable[..., Any]
 """F(x, time) or F(x, time, label): x [B, *S], time [B], label [B] → [B, *S]."""
 
 
+def column(values: NDArray[Any], rank: int) -> NDArray[Any]:
+    """A number a sample, [B], as [B, 1, …] of so many dimensions."""
+    return values.reshape(-1, *[1] * (rank - 1))
+
+
+def denoise(
+    call: NDArray[Any],
+    network: Network,
+    x: NDArray[Any],
+    label: NDArray[np.int64] | None = None,
+    null_label: int | None = None,
+) -> NDArray[Any]:
+    """The denoised estimate of one row, D = clip(c_skip·x + c_out·F(c_in·x, time, label)), [B, *S].
+
+    Where guidance differs from 1, F = F_c + (g - 1)·(F_c - F_u) with F_u under `null_label`
+    (Ho & Salimans 2022, eq. 6, with g = 1 + w). The network is asked for F_u of those samples only.
+
+    Args:
+        call: `Program.call` of the row, [6], or of each sample's own row, [B, 6].
+        x: [B, *S], any float dtype, which is kept.
+        label: [B], or None for a network without labels.
+        null_label: the number of the null label.
+    """
+    rows = np.broadcast_to(call, (len(x), call.shape[-1])).astype(x.dtype)
+    time, c_in, c_skip, c_out, bound, guidance = (
+        rows[:, TIME] if i == TIME else column(rows[:, i], x.ndim) for i in range(GUIDANCE + 1)
+    )
+    scaled = c_in * x
+    if label is None:
+        F = network(scaled, time)
+    else:
+        F = network(scaled, time, label)
+        guided = np.flatnonzero(rows[:, GUIDANCE] != 1)
+        if len(guided):
+            null = np.full(len(guided), null_label, label.dtype)
+            F_u = network(scaled[guided], time[guided], null)
+            F = F.copy()
+            F[guided] += (guidance[guided] - 1) * (F[guided] - F_u)
+    return np.clip(c_skip * x + c_out * F, -bound, bound)
+
+
+def advance(
+    M: NDArray[Any], state: NDArray[Any], denoised: NDArray[Any], z: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """The registers after one row, M @ [state ; D ; z], [B, R, *S].
+
+    Args:
+        M: `Program.update` of the row, [R, R+2], or of each sample's own row, [B, R, R+2].
+        state: the registers, [B, R, *S].
+        denoised: D, [B, *S].
+        z: the row's noise, [B, *S]; None for none.
+    """
+    M = np.broadcast_to(M, (len(state), R, R + 2)).astype(state.dtype)
+    flat = M[:, :, :R] @ state.reshape(len(state), R, -1)
+    found = flat.reshape(state.shape)
+    for source, weights in ((denoised, M[:, :, D]), (z, M[:, :, Z])):
+        if source is not None:
+            found += weights.reshape(len(state), R, *[1] * (source.ndim - 1)) * source[:, None]
+    return found
+
+
 def run(
     program: Program,
     network: Network,
@@ -269,29 +330,16 @@ def run(
         raise refused("x", "a float array [B, *S]", x)
     if label is not None and (not isinstance(label, np.ndarray) or label.shape != x.shape[:1]):
         raise refused("label", f"an array of {len(x)} labels", label)
-    state = np.zeros((R + 2, *x.shape), x.dtype)
-    state[0] = x
+    state = np.zeros((len(x), R, *x.shape[1:]), x.dtype)
+    state[:, 0] = x
     noisy = program.noisy
-    for k, (call, M) in enumerate(
-        zip(program.call.astype(x.dtype), program.update.astype(x.dtype), strict=True)
-    ):
-        time = np.full(len(x), call[TIME], x.dtype)
-        scaled = call[C_IN] * state[0]
-        if label is None:
-            F = network(scaled, time)
-        else:
-            F = network(scaled, time, label)
-            if call[GUIDANCE] != 1:
-                F = F + (call[GUIDANCE] - 1) * (
-                    F - network(scaled, time, np.full_like(label, null_label))
-                )
-        denoised = np.clip(call[C_SKIP] * state[0] + call[C_OUT] * F, -call[CLIP], call[CLIP])
-        state[D] = denoised
-        state[Z] = noise(k) if noise is not None and noisy[k] else 0
-        state[:R] = np.tensordot(M, state, axes=1)
+    for k in range(len(program)):
+        denoised = denoise(program.call[k], network, state[:, 0], label, null_label)
+        z = noise(k) if noise is not None and noisy[k] else None
+        state = advance(program.update[k], state, denoised, z)
         if on_step is not None:
             on_step(k, denoised)
-    return state[0].copy()
+    return state[:, 0].copy()
 
 
 def levels(grid: Grid) -> Float64:

@@ -46,8 +46,21 @@ def _scale(h: Float64, variant: str) -> Float64:
 
 
 def dpmpp_2m(grid: Grid) -> Update:
-    """DPM-Solver++(2M) (Lu et al. 2022b, Algorithm 2): D + (D - D_1)·h/2h_1 in place of D. Order 2."""
-    return multistep(grid, _predictor(grid, 2))
+    """DPM-Solver++(2M) (Lu et al. 2022b, Algorithm 2). Order 2.
+
+    With h = lambda' - lambda, h_1 the step before, r = h_1/h, and D_1 the estimate before:
+
+        x' = sigma'/sigma · x + alpha'·(1 - e^-h)·(D + (D - D_1)/2r)
+
+    The first step, and those from pure noise or onto the clean end, have no D_1 to use.
+    """
+    h, ago = _ago(grid, 1)
+    r = -ago[:, 0]
+    second = orders(grid, 2) == 2
+    # `multistep` takes x' for D alone, and adds alpha' · w · (D_1 - D).
+    w = np.zeros((len(grid), 1))
+    w[second, 0] = np.expm1(-h[second]) / (2 * r[second])
+    return multistep(grid, w)
 
 
 def dpmpp_3m(grid: Grid) -> Update:
