@@ -11,30 +11,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .diffusion.noise import MAX_SEED
-from .errors import RequestError, status
+from .errors import RequestError
 from .images import animation_format, picture_format, read, save_animation, tile
 from .options import add_options, check_out, in_turn, load, progress, settings, write
-from .output import parse, say
+from .output import say
 from .sampler import Sampler
+from .verbs import program, run_verb
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parse(_parser(), arguments)
+    return run_verb(_parser(), edit, arguments)
 
-    def action() -> int:
-        sampler, _ = load(given)
-        check_out(
-            given, sampler.bundle, animation_format if given.verb == "animate" else picture_format
-        )
-        how = settings(given)
-        if given.verb != "translate":
-            how["label"] = in_turn(given.label, _count(given))
-        with progress(given.verb, sampler) as count:
-            note = VERBS[given.verb].act(sampler, given, {**how, "on_step": count})
-        say(f"{note}: {given.out}")
-        return 0
 
-    return status(action)
+def edit(given: argparse.Namespace) -> None:
+    """Do what the command line asks."""
+    sampler, _ = load(given)
+    format_of = animation_format if given.verb == "animate" else picture_format
+    check_out(given, sampler.bundle, format_of)
+    how = settings(given)
+    if given.verb != "translate":
+        how["label"] = in_turn(given.label, _count(given))
+    with progress(given.verb, sampler) as count:
+        note = VERBS[given.verb].act(sampler, given, {**how, "on_step": count})
+    say(f"{note}: {given.out}")
 
 
 def _stylize(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
@@ -168,7 +167,7 @@ VERBS: Mapping[str, Verb] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m runtime.edit", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("runtime.edit"), description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         own = verbs.add_parser(name, help=verb.help, description=verb.help)

@@ -16,8 +16,9 @@ from typing import Any
 
 from .backends.registry import BACKENDS, GPU, offered
 from .bundle import Bundle
-from .errors import BackendError, status
-from .output import parse, say
+from .errors import BackendError
+from .output import say
+from .verbs import program, run_verb
 
 INSTRUCTIONS = {
     "avx2": "AVX2",
@@ -209,26 +210,25 @@ def columns(rows: list[list[str]]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m runtime.info", description=__doc__)
-    parser.add_argument(
-        "bundle",
-        nargs="?",
-        type=Path,
-        metavar="BUNDLE",
-        help="a bundle's folder [none: the machine alone]",
-    )
-    parser.add_argument("--json", action="store_true", help="for programs")
-    given = parse(parser, arguments)
+    return run_verb(_parser(), info, arguments)
 
-    def action() -> int:
-        bundle = Bundle.load(given.bundle) if given.bundle else None
-        found: dict[str, Any] = {"machine": machine(), "backends": backends()}
-        if bundle:
-            found["bundle"] = contents(bundle, found["backends"])
-        say(json.dumps(found, indent=1) if given.json else describe(found))
-        return 0
 
-    return status(action)
+def info(given: argparse.Namespace) -> None:
+    """Do what the command line asks."""
+    bundle = Bundle.load(given.bundle) if given.bundle else None
+    found: dict[str, Any] = {"machine": machine(), "backends": backends()}
+    if bundle:
+        found["bundle"] = contents(bundle, found["backends"])
+    say(json.dumps(found, indent=1) if given.json else describe(found))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program("runtime.info"), description=__doc__)
+    add = parser.add_argument
+    what = "a bundle's folder [none: the machine alone]"
+    add("bundle", nargs="?", type=Path, metavar="BUNDLE", help=what)
+    add("--json", action="store_true", help="for programs")
+    return parser
 
 
 if __name__ == "__main__":

@@ -7,19 +7,13 @@ import sys
 import time
 
 from .arguments import integer
-from .errors import status
 from .options import add_options, check_out, in_turn, load, progress, settings, write
-from .output import parse, say
+from .output import say
+from .verbs import program, run_verb
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parse(_parser(), arguments)
-
-    def action() -> int:
-        say(sample(given))
-        return 0
-
-    return status(action)
+    return run_verb(_parser(), lambda given: say(sample(given)), arguments)
 
 
 def sample(given: argparse.Namespace) -> str:
@@ -54,7 +48,7 @@ def sample(given: argparse.Namespace) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m runtime.sample", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("runtime.sample"), description=__doc__)
     add_options(parser, out="grid.png")
     add = parser.add_argument
     add("--n", type=int, default=16, help="how many [16]")

@@ -19,12 +19,13 @@ import numpy as np
 from ..arguments import choice, integer, number, shown
 from ..backends.registry import BACKENDS, offered
 from ..bundle import Bundle
-from ..errors import BackendError, RequestError, status
+from ..errors import BackendError, RequestError
 from ..info import backends, columns, machine
 from ..options import add_sampling, settings
-from ..output import parse, say
+from ..output import say
 from ..request import Planner, Request
 from ..sampler import Sampler
+from ..verbs import program, run_verb
 from . import plot as bench_plot
 from .measure import Result, each, measure, requested
 
@@ -255,18 +256,12 @@ def bench(given: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parse(_parser(), arguments)
-
-    def action() -> int:
-        say(bench(given))
-        return 0
-
-    return status(action)
+    return run_verb(_parser(), lambda given: say(bench(given)), arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m runtime.bench",
+        prog=program("runtime.bench"),
         description=__doc__,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -108,13 +108,13 @@ def test_rows_without_guidance_never_pay_for_it(
     sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[bool, int]] = []
-    step = OnnxRuntimeBuffers.step
+    run = OnnxRuntimeBuffers.run
 
-    def counted(self: OnnxRuntimeBuffers, guided: bool) -> None:
-        calls.append((guided, len(self.label)))
-        step(self, guided)
+    def counted(self: OnnxRuntimeBuffers, guided: bool, first: int, count: int) -> None:
+        calls.append((guided, count))
+        run(self, guided, first, count)
 
-    monkeypatch.setattr(OnnxRuntimeBuffers, "step", counted)
+    monkeypatch.setattr(OnnxRuntimeBuffers, "run", counted)
     sampler.sample(3, label=[1, 2, None], guidance=[1.0, 2.0, 3.0], steps=2)
     assert calls == [(False, 2), (True, 1)] * 2, (
         "the plain label and the null label go together, the guided one alone"

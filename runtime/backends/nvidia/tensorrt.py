@@ -268,6 +268,7 @@ class TensorRtBuffers(HostBuffers):
 
     def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
         backend = self._backend
+        backend.alive()
         bucket = backend.bucket(count)
         arrays = self._arrays(current, first, count)
 

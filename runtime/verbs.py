@@ -1,0 +1,127 @@
+"""The verbs of all packages by name: unnoise VERB …, and what `python -m PACKAGE` lists."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .errors import status
+from .output import be_robust, parse, say
+
+if TYPE_CHECKING:  # which only commands need
+    import argparse
+    from types import ModuleType
+
+USAGE = 2
+"""Exit status for a command line that cannot be understood, as argparse has it."""
+
+
+class Verb(NamedTuple):
+    """A command: the module whose `main` it is, `python -m` of the same, and what it does."""
+
+    module: str
+    spelled: str
+    help: str
+    extra: str
+
+
+VERBS = {
+    "sample": Verb("runtime.sample", "runtime.sample", "sample images from a bundle", "cpu"),
+    "edit": Verb("runtime.edit", "runtime.edit", "edit images: style, inpainting, …", "cpu"),
+    "info": Verb(
+        "runtime.info", "runtime.info", "what a bundle holds and this machine runs", "cpu"
+    ),
+    "bench": Verb(
+        "runtime.bench.table", "runtime.bench", "measure how fast a bundle samples", "cpu"
+    ),
+    "fit": Verb("trainer.fit", "trainer.fit", "train a network", "train"),
+    "evaluate": Verb("trainer.evaluate", "trainer.evaluate", "measure sample quality", "train"),
+    "average": Verb("trainer.average", "trainer.average", "average the weights of a run", "train"),
+    "report": Verb("trainer.report", "trainer.report", "one page on a run", "train"),
+    "export": Verb("export.build", "export.build", "write a network as a proved bundle", "export"),
+    "tune": Verb("export.tune", "export.tune", "fit a solver of few calls to a bundle", "export"),
+    "engines": Verb("export.engines", "export.engines", "build TensorRT engines", "export"),
+}
+
+
+def program(module: str) -> str:
+    """How a verb is called here, for the usage line: unnoise VERB, or python -m MODULE."""
+    called = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
+    if called == "unnoise":
+        for name, verb in VERBS.items():
+            if verb.spelled == module:
+                return f"unnoise {name}"
+    return f"python -m {module}"
+
+
+def run_verb(
+    parser: argparse.ArgumentParser,
+    act: Callable[[argparse.Namespace], int | None],
+    arguments: list[str] | None,
+) -> int:
+    """Parse a command line and act on it. Returns the exit status, see `errors.status`.
+
+    Args:
+        act: takes what was parsed; returns the exit status, None for 0.
+        arguments: None for those of the process.
+    """
+    given = parse(parser, arguments)
+    return status(lambda: act(given) or 0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command `unnoise`."""
+    be_robust()
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("-h", "--help", "help"):
+        say(listing())
+        return 0 if given else USAGE
+    name, rest = given[0], given[1:]
+    if name == "--version":
+        say(f"unnoise {metadata.version('unnoise')}")
+        return 0
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        say(f"error: unknown verb {name!r}.{hint} Known: {', '.join(VERBS)}.", error=True)
+        return USAGE
+    module = _imported(VERBS[name])
+    return USAGE if module is None else module.main(rest)
+
+
+def _imported(verb: Verb) -> ModuleType | None:
+    """The verb's module; None, and an error on standard error, if what it needs is missing."""
+    try:
+        return importlib.import_module(verb.module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("runtime", "trainer", "export"):
+            raise
+        say(
+            f"error: this verb needs {error.name!r}, which is not installed. "
+            f"Install it: pip install 'unnoise[{verb.extra}]'.",
+            error=True,
+        )
+        return None
+
+
+def listing(package: str = "") -> str:
+    """The verbs, one a line; of one package as `python -m` spells them."""
+    chosen = {n: v for n, v in VERBS.items() if v.spelled.startswith(package)}
+    spelled = {n: f"python -m {v.spelled}" if package else n for n, v in chosen.items()}
+    width = max(map(len, spelled.values()))
+    usage = "python -m MODULE" if package else "unnoise VERB"
+    lines = [f"usage: {usage} …   (--help after it explains its options)", ""]
+    lines += [f"  {spelled[n].ljust(width)}  {v.help}" for n, v in chosen.items()]
+    return "\n".join(lines)
+
+
+def main_of(package: str) -> int:
+    """What `python -m PACKAGE` does: list its verbs."""
+    be_robust()
+    say(listing(package))
+    return 0 if len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help") else USAGE

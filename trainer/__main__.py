@@ -1,0 +1,8 @@
+"""python -m trainer lists the package's verbs."""
+
+import sys
+
+from runtime.verbs import main_of
+
+if __name__ == "__main__":
+    sys.exit(main_of("trainer"))
