@@ -27,13 +27,13 @@ from figures import ROUNDS, fill, machine, ratio
 from onnx.utils import Extractor
 
 from export.graph.precision import scope
-from export.graph.trace import NETWORK
 from runtime import Sampler
-from runtime.backends.onnxruntime import PIXELS
 from runtime.bundle import Bundle
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import D
+from runtime.format import REQUIRED, sampler_file, step_file
 from runtime.progress import Progress
+from trainer.runs.start import NETWORK
 
 STEPS = 10
 
@@ -41,8 +41,8 @@ STEPS = 10
 def bare_network(bundle: Bundle) -> onnx.ModelProto:
     """The network alone, cut out of the step graph that ONNX Runtime runs, where its nodes begin
     and end: x, time[, label] → F, in that order."""
-    fast = f"fp32/step{PIXELS}.onnx"
-    model = onnx.load(str(bundle.path / (fast if fast in bundle.files else "fp32/step.onnx")))
+    fast = f"fp32/{step_file(False, pixels=True)}"
+    model = onnx.load(str(bundle.path / (fast if fast in bundle.files else REQUIRED)))
     nodes = model.graph.node
     inside = [node for node in nodes if f"{scope(node)}.".startswith(NETWORK)]
     made = {output for node in inside for output in node.output}
@@ -104,7 +104,7 @@ def measure(bundle: Bundle) -> dict[str, Any]:
         bare_network(bundle).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     loop = ort.InferenceSession(
-        str(bundle.path / "fp32" / "sampler.onnx"), providers=["CPUExecutionProvider"]
+        str(bundle.path / "fp32" / sampler_file(False)), providers=["CPUExecutionProvider"]
     )
     program = bundle.program("ddim", STEPS)
     call, update = program.call.astype(np.float32), program.update.astype(np.float32)

@@ -21,12 +21,21 @@ from typing import Any
 from onnx import ModelProto
 from torch import nn
 
-from runtime.arguments import check_options, choice, flag, instance, option_names, path_of, refused
-from runtime.backends.onnxruntime import PIXELS
-from runtime.bundle import MANIFEST, Bundle, File
+from runtime.arguments import (
+    check_options,
+    choice,
+    file_path,
+    flag,
+    instance,
+    option_names,
+    refused,
+)
+from runtime.bundle import Bundle
 from runtime.errors import status, unknown
 from runtime.files import replacing_folder, to_json
+from runtime.format import MANIFEST, PIXELS
 from runtime.images import save, tile
+from runtime.manifest import File
 from runtime.output import parse, say
 from runtime.sampler import Sampler
 
@@ -38,6 +47,7 @@ from .graph.folding import fold_upsampling
 from .graph.pixels import pixels_first
 from .graph.precision import quantize, to_float16
 from .graph.rounding import same_alone, same_in_any_batch
+from .graph.write import write_all
 from .proof.check import QUICK, Bounds, Plan, check, headroom, summary
 from .proof.independence import require_independent, torch_inputs
 from .proof.report import can_be_shown, card, draw, sheet_settings, worst_of
@@ -102,7 +112,7 @@ def build(
         steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
         folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
         faster = _for_cpus(steps) if winograd else {}
-        graph.write_all(folded, model.sample_shape, folder / "fp32", faster)
+        write_all(folded, model.sample_shape, folder / "fp32", faster)
         bundle = _write_manifest(folder, model, {})
         made = _other_precisions(steps, bundle, precisions, bounds, calibration)
         bundle = _write_manifest(folder, model, {})
@@ -162,7 +172,7 @@ def _other_precisions(
     step, found = steps["step.onnx"], {}
 
     def write(name: str, change: Callable[[ModelProto], ModelProto]) -> None:
-        graph.write_all(
+        write_all(
             {file: change(proto) for file, proto in steps.items()},
             bundle.sample_shape,
             bundle.path / name,
@@ -218,7 +228,7 @@ def build_bundle(
     chosen = [choice("precisions", precision, PRECISIONS, "precision") for precision in precisions]
     winograd = flag("winograd", winograd)
     same_bytes = flag("same_bytes", same_bytes)
-    folder = None if out is None else path_of("out", out)
+    folder = None if out is None else file_path("out", out)
     model = from_module(module, **described)
     folder = folder or Path("bundles") / model.name
     return build(model, folder, bounds, plan, chosen, calibration, winograd, same_bytes)

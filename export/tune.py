@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.arguments import integer
-from runtime.bundle import MANIFEST, Bundle
+from runtime.bundle import Bundle
 from runtime.diffusion.program import Network
 from runtime.diffusion.tuned import Tuned
 from runtime.errors import status
 from runtime.files import replacing_folder, to_json
+from runtime.format import MANIFEST
 from runtime.output import parse, say
 
 from .build import listed

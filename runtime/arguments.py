@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import operator
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import RequestError, unknown
+from .messages import reason, refused, shown, unwrapped
 
 T = TypeVar("T")
 MAX_LENGTH = 1_000_000
@@ -23,83 +23,6 @@ MAX_LENGTH = 1_000_000
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**28
 """Most elements of one sample, as in a bundle."""
-
-
-class _Short(reprlib.Repr):
-    """`repr`, with every part shortened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel = 3
-        self.maxstring = 60
-        self.maxother = 80
-
-    def repr_int(self, x: int, level: int) -> str:
-        if x.bit_length() > 256:  # Python refuses to print integers of many thousand digits
-            return f"an integer of {x.bit_length()} bits"
-        return int.__repr__(x)
-
-    def repr_bytes(self, x: bytes, level: int) -> str:
-        return repr(x[:40]) if len(x) <= 40 else f"{x[:40]!r}… of {len(x)} bytes"
-
-    repr_bytearray = repr_bytes
-
-    def repr_instance(self, x: Any, level: int) -> str:
-        dtype = getattr(x, "dtype", None)
-        if dtype is not None and isinstance(getattr(x, "shape", None), tuple):
-            return f"an array of {str(dtype)[:40]} with shape {tuple(x.shape)}"
-        return super().repr_instance(x, level)
-
-
-def shown(value: object) -> str:
-    """`value` for a message: its repr on one line, shortened. An array is its type and shape.
-
-    Never raises, even if the value's own `__repr__` does.
-    """
-    try:
-        text = _Short().repr(unwrapped(value))
-    except Exception:
-        text = f"a value of type {type(value).__name__}"
-    text = text.replace("\n", " ")
-    return text if len(text) <= 300 else text[:299] + "…"
-
-
-def shown_path(path: object) -> str:
-    """A path for a message: as it is if it is short and printable, otherwise its shortened repr."""
-    text = str(path)
-    return text if len(text) <= 200 and text.isprintable() else shown(text)
-
-
-def reason(error: BaseException) -> str:
-    """An error's own words for a message, shortened. Never raises."""
-    try:
-        text = str(error)
-    except Exception:
-        text = ""
-    text = text if text.isprintable() else repr(text)
-    return text[:199] + "…" if len(text) > 200 else text or type(error).__name__
-
-
-def unwrapped(value: Any) -> Any:
-    """The Python scalar in a numpy scalar, 0-d array or 0-d tensor; any other value as it is."""
-    try:
-        if getattr(value, "shape", None) != () or getattr(value.dtype, "kind", "") in (
-            "m",
-            "M",
-            "V",
-        ):
-            return value
-        return value.item()
-    except Exception:  # the value is somebody's own class
-        return value
-
-
-def refused(name: str, rule: str, value: object, remedy: str = "") -> RequestError:
-    """The error "`name` must be rule, got value. Remedy.\""""
-    received = shown(value)
-    if not isinstance(unwrapped(value), (int, float, type(None))) and "with shape" not in received:
-        received += f" ({type(value).__name__})"
-    return RequestError(f"`{name}` must be {rule}, got {received}.{remedy and ' ' + remedy}")
 
 
 def _is_array(value: Any) -> bool:
@@ -186,12 +109,27 @@ def function(name: str, value: T) -> T:
     return value
 
 
+def text(name: str, value: Any, example: str) -> str:
+    """`value`, a string. Raises RequestError, with an example, for anything else."""
+    if not isinstance(value, str):
+        raise refused(name, "a string", value, f"Pass a name such as {example!r}.")
+    return value
+
+
 def path_of(name: str, value: Any) -> Path:
     """`value` as a Path. Raises RequestError for anything that is no path, bytes included."""
     try:
         return Path(value)
     except Exception:
         raise refused(name, "a path", value, "Pass a str or a pathlib.Path.") from None
+
+
+def file_path(name: str, value: Any) -> Path:
+    """`path_of`, and raises RequestError for NUL characters, which no file system accepts."""
+    path = path_of(name, value)
+    if "\0" in str(path):
+        raise refused(name, "a path without NUL characters", value)
+    return path
 
 
 def is_many(value: Any) -> bool:
@@ -202,6 +140,14 @@ def is_many(value: Any) -> bool:
         return (isinstance(value, Sequence) or _is_array(value)) and len(value) >= 0
     except Exception:  # the value is somebody's own class
         return False
+
+
+def elements(name: str, value: Any, rule: str) -> tuple[Any, ...]:
+    """The elements of a list, a tuple or a vector. Raises RequestError, with `rule`, for others."""
+    vector = isinstance(value, np.ndarray) and value.ndim == 1
+    if not vector and (not isinstance(value, Sequence) or isinstance(value, (str, bytes))):
+        raise refused(name, rule, value)
+    return tuple(value)
 
 
 def many(name: str, value: Any, n: int) -> list[Any]:

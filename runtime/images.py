@@ -22,11 +22,11 @@ from .arguments import (
     reason,
     refused,
     shown,
-    shown_path,
     size_of,
 )
 from .errors import RequestError
 from .files import replacing
+from .messages import shown_path
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]

@@ -42,7 +42,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--option",
-        type=_option,
+        type=assignment,
         action="append",
         default=[],
         metavar="NAME=VALUE",
@@ -183,11 +183,17 @@ def _numbers(option: str, text: str) -> list[float]:
         ) from None
 
 
-def _option(text: str) -> tuple[str, Any]:
+def assignment(text: str) -> tuple[str, Any]:
+    """Parse NAME=VALUE, for argparse.
+
+    The value is JSON, a number that Python reads and JSON does not (".5", "nan"), or else text.
+    """
     name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"needs NAME=VALUE, got {shown(text)}")
-    try:
-        return name, json.loads(value)
-    except (ValueError, RecursionError):
-        return name, value
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {shown(text)}")
+    for parse in (json.loads, int, float):
+        try:
+            return name, parse(value)
+        except (ValueError, RecursionError):
+            continue
+    return name, value

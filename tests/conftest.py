@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.bundle import MANIFEST, Bundle
+from runtime.bundle import Bundle
 from runtime.files import from_json, to_json
+from runtime.format import MANIFEST
 from runtime.sampler import Sampler
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +44,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run's bundle. Read it, do not write it."""
     from export.build import build
-    from export.sources.model import from_run
+    from export.sources.run import from_run
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     build(from_run(tiny_run, guidance=2.0), out)

@@ -19,8 +19,8 @@ from runtime.diffusion.program import Program, R
 from runtime.progress import Progress
 
 from ..errors import ExportError
+from .edit import copy_of
 from .precision import Layer, Range, layers, quantize
-from .trace import copy_of
 
 Float32 = NDArray[np.float32]
 KEPT = 65536

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from .trace import copy_of, drop_unused
+from .edit import copy_of, drop_unused
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Of a pixel of the enlarged picture: row and column within the four that came from one."""

@@ -18,9 +18,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from .clean import OUTSIDE
 from .dims import Dims
+from .edit import copy_of, drop_unused
 from .folding import attributes
-from .trace import STEP, copy_of, drop_unused
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 """Where Winograd's polynomials are evaluated, beside infinity: of the simple fractions those with
@@ -153,7 +154,7 @@ class _Rewriter:
         for node in self.graph.node:
             self.node = node
             inside = not node.name.startswith(
-                f"{STEP}/"
+                f"{OUTSIDE}/"
             )  # the network alone: what surrounds it stays to the bit
             if not (inside and self.handlers.get(node.op_type, lambda: False)()):
                 for name in node.input:

@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from trainer.runs.start import NETWORK
 
 from .dims import Dims
-from .trace import copy_of, drop_unused
+from .edit import copy_of, drop_unused
 
 # fmt: off
 HALF = frozenset((

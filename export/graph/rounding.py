@@ -22,7 +22,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .dims import Dims
-from .trace import copy_of, drop_unused
+from .edit import copy_of, drop_unused
 
 LANES = 16
 """float32 values in the widest vector register of a CPU (AVX-512)."""

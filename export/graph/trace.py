@@ -1,42 +1,37 @@
-"""PyTorch → ONNX: the step graphs and the whole loop in one graph, with one shared file of weights."""
+"""PyTorch → ONNX: the step graphs, each one row of any program."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import hashlib
 import io
 import logging
 import math
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import onnx
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
+from runtime.format import step_file
 from trainer.runs.start import NETWORK
 
 from ..errors import ExportError
 from ..sources.model import Model
-from .dims import Dims
+from .clean import clean
+from .edit import with_inner
 
 OPSET = 20
 """From 21 on, GroupNorm becomes an op that ONNX Runtime's CPU kernels lack."""
-WEIGHTS = "weights.bin"
-STEP = "step"
-"""The first part of a node's name outside the network."""
-INLINE = 1024
-"""Constants smaller than this many bytes stay in the graph."""
 TRACED_BATCH = 31
-"""Largest batch of the trace, whose graph takes any. diffusers branches at 64, which a guided batch
-of twice this stays below: without a bound PyTorch meets the branch, and traces a second time with
-one."""
+"""The largest batch of the trace; the graph accepts any.
+
+diffusers branches at 64. A guided batch of twice this bound stays below, so PyTorch does not meet the
+branch and traces once.
+"""
 UNSUPPORTED: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
@@ -44,8 +39,6 @@ UNSUPPORTED: dict[int, str] = {
     TensorProto.FLOAT8E5M2: "float8",
 }
 """Types that a network may not compute in."""
-ALIGNMENT = 4096
-"""Of each tensor in the weights file: a page, so that a runtime may map it."""
 
 
 class Step(nn.Module):
@@ -87,6 +80,15 @@ class Step(nn.Module):
             dim=1,
         )
         return (update @ known).reshape(-1, R, *self.shape), D
+
+
+def steps(model: Model) -> dict[str, ModelProto]:
+    """Return the step graphs by file name: the plain one, and the guided one if there is one.
+
+    A model has a guided graph if its null label was trained.
+    """
+    kinds = (False, True) if model.can_guide else (False,)
+    return {step_file(guided): trace(model, guided) for guided in kinds}
 
 
 def trace(model: Model, guided: bool) -> ModelProto:
@@ -173,7 +175,7 @@ def _name_weights(graph: GraphProto, module: nn.Module) -> None:
             if same:
                 renamed[tensor.name] = tensor.name = same.pop(0)
     for node in graph.node:
-        for reader in _with_inner(node):
+        for reader in with_inner(node):
             for i, name in enumerate(reader.input):
                 reader.input[i] = renamed.get(name, name)
 
@@ -224,274 +226,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def clean(proto: ModelProto) -> ModelProto:
-    """The same computation without stack traces, paths, and shapes computed at run time that are
-    known but for the batch.
-
-    A node is called after the module that it came from: network.down.0.residual.conv1/Conv_12; what
-    is not the network's, step/Add_3.
-    """
-    proto.doc_string, proto.producer_name, proto.producer_version = "", "unnoise", ""
-    del proto.metadata_props[:]
-    graph = proto.graph
-    graph.name, graph.doc_string = "step", ""
-    del graph.metadata_props[:]
-    _freeze_shapes(proto)
-    drop_unused(graph)
-    for i, (node, module) in enumerate(zip(graph.node, _modules(graph), strict=True)):
-        node.name = f"{module}/{node.op_type}_{i}"
-    for item in [*graph.node, *graph.input, *graph.output, *graph.initializer]:
-        item.doc_string = ""
-        del item.metadata_props[:]
-    del graph.value_info[:]
-    return proto
-
-
-def _modules(graph: GraphProto) -> list[str]:
-    """For each node the path of the module that it came from, as the exporter notes it; "step"
-    outside the network.
-
-    Of some nodes it notes nothing: those between two of the network's are the network's, and of the
-    module before them.
-    """
-    found = []
-    for node in graph.node:
-        noted = next(
-            (p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]"
-        )
-        inside = [
-            scope
-            for scope in ast.literal_eval(noted)[:-1]
-            if scope and f"{scope}.".startswith(NETWORK)
-        ]
-        found.append(inside[-1] if inside else STEP)
-    made: dict[str, str] = {}
-    for node, module in zip(graph.node, found, strict=True):
-        before = next((made[name] for name in node.input if name in made), None)
-        if module != STEP or before:
-            made.update(dict.fromkeys(node.output, before if module == STEP and before else module))
-    wanted: set[str] = set()
-    for i, node in reversed(list(enumerate(graph.node))):
-        if found[i] != STEP or wanted.intersection(node.output):
-            wanted.update(node.input)
-            if found[i] == STEP and node.output[0] in made:
-                found[i] = made[node.output[0]]
-    return found
-
-
-def _freeze_shapes(proto: ModelProto) -> None:
-    """Shapes that are computed become constants, the batch as -1; a factor of ones in the batch's
-    size goes."""
-    graph = proto.graph
-    dims = Dims(proto)
-    stored = {t.name: t for t in graph.initializer}
-    constants: dict[str, TensorProto] = {}
-    ones = {
-        n.output[0]
-        for n in graph.node
-        if n.op_type == "Expand" and _all_ones(stored.get(n.input[0]))
-    }
-    instead: dict[str, str] = {}
-    for node in graph.node:
-        for reader in _with_inner(node):
-            for i, name in enumerate(reader.input):
-                reader.input[i] = instead.get(name, name)
-        if node.op_type == "Reshape" and node.input[1] not in stored and not _zero_is_zero(node):
-            shape = dims.but_for_the_batch(node.output[0])
-            if shape:
-                name = "shape_" + "_".join("batch" if d == -1 else str(d) for d in shape)
-                constants[name] = numpy_helper.from_array(np.array(shape, np.int64), name)
-                node.input[1] = name
-        elif node.op_type == "Mul":
-            kept = [name for name in node.input if name not in ones]
-            if len(kept) == 1 and dims.same(kept[0], node.output[0]):
-                instead[node.output[0]] = kept[0]
-    graph.initializer.extend(constants.values())
-
-
-def _all_ones(tensor: TensorProto | None) -> bool:
-    return tensor is not None and bool((numpy_helper.to_array(tensor) == 1).all())
-
-
-def _zero_is_zero(reshape: NodeProto) -> bool:
-    return any(a.name == "allowzero" and a.i for a in reshape.attribute)
-
-
-def _with_inner(node: NodeProto) -> Iterator[NodeProto]:
-    """A node and, where it is a branch or a loop, those inside it, which read the outer graph's
-    values by name."""
-    yield node
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from _with_inner(inner)
-
-
-def drop_unused(graph: GraphProto) -> None:
-    """Remove nodes and constants that no output needs."""
-    needed = {o.name for o in graph.output}
-    kept: list[NodeProto] = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(name for reader in _with_inner(node) for name in reader.input)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    used = [i for i in graph.initializer if i.name in needed]
-    del graph.initializer[:]
-    graph.initializer.extend(used)
-
-
-def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
-    """The whole reverse loop in one graph around a step graph: an ONNX Loop whose body holds the
-    weights.
-
-    Inputs: x [B, *S] float32 (x_T), noise [K, B, *S], call [K, B, 6], update [K, B, R, R+2], and
-    label [B] where the step has one. Output: sample [B, *S]. K, the number of rows, is dynamic like
-    B.
-    """
-    rows = ("noise", "call", "update")
-    body = GraphProto()
-    body.CopyFrom(step.graph)
-    for node in body.node:
-        for i, name in enumerate(node.input):
-            if name in rows:
-                node.input[i] = f"{name}_row"
-    gathers = [
-        helper.make_node("Gather", [name, "k"], [f"{name}_row"], axis=0, name=f"row_{name}")
-        for name in rows
-    ]
-    nodes = [*gathers, *body.node, helper.make_node("Identity", ["more"], ["go_on"], name="go_on")]
-    del body.node[:]
-    body.node.extend(nodes)
-    state = next(i for i in step.graph.input if i.name == "state")
-    next_state = next(o for o in step.graph.output if o.name == "next_state")
-    del body.input[:], body.output[:]
-    body.input.extend(
-        [
-            helper.make_tensor_value_info("k", TensorProto.INT64, []),
-            helper.make_tensor_value_info("more", TensorProto.BOOL, []),
-            state,
-        ]
-    )
-    body.output.extend([helper.make_tensor_value_info("go_on", TensorProto.BOOL, []), next_state])
-    body.name = "row"
-
-    S, rank = list(sample_shape), len(sample_shape)
-    pads = [0] * (rank + 2) + [0, R - 1] + [0] * rank
-    constants = {
-        "one": np.array([1], np.int64),
-        "zero": np.array(0, np.int64),
-        "pads": np.array(pads, np.int64),
-        "nothing": np.array(0, np.float32),
-        "always": np.array(True),
-        "scalar": np.array([], np.int64),
-    }
-    outer = [
-        helper.make_node("Shape", ["call"], ["K_vector"], start=0, end=1),
-        helper.make_node("Reshape", ["K_vector", "scalar"], ["K"]),
-        helper.make_node("Unsqueeze", ["x", "one"], ["x_register"]),
-        helper.make_node("Pad", ["x_register", "pads", "nothing"], ["start"]),
-        helper.make_node("Loop", ["K", "always", "start"], ["end"], body=body),
-        helper.make_node("Gather", ["end", "zero"], ["sample"], axis=1),
-    ]
-    value = helper.make_tensor_value_info
-    inputs = [
-        value("x", TensorProto.FLOAT, ["batch", *S]),
-        value("noise", TensorProto.FLOAT, ["rows", "batch", *S]),
-        value("call", TensorProto.FLOAT, ["rows", "batch", 6]),
-        value("update", TensorProto.FLOAT, ["rows", "batch", R, R + 2]),
-        *[i for i in step.graph.input if i.name == "label"],
-    ]
-    outputs = [value("sample", TensorProto.FLOAT, ["batch", *S])]
-    graph = helper.make_graph(
-        outer,
-        "sampler",
-        inputs,
-        outputs,
-        [numpy_helper.from_array(v, k) for k, v in constants.items()],
-    )
-    for i, node in enumerate(graph.node):
-        node.name = f"{node.op_type}_{i}"
-    return helper.make_model(
-        graph, producer_name="unnoise", opset_imports=step.opset_import, ir_version=step.ir_version
-    )
-
-
-def write(models: Mapping[str, ModelProto], folder: Path) -> None:
-    """Write each model under its name; large constants go into one weights file, each once however
-    many graphs hold it.
-
-    The models given stay as they are. Raises ExportError for one that ONNX's own checker refuses.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    models = {name: copy_of(model) for name, model in models.items()}
-    offsets: dict[bytes, int] = {}
-    end = 0
-    with (folder / WEIGHTS).open("wb") as weights:
-        for model in models.values():
-            for tensor in _constants(model.graph):
-                raw = numpy_helper.to_array(tensor).tobytes()
-                if len(raw) < INLINE:
-                    continue
-                key = hashlib.sha256(raw).digest()
-                if key not in offsets:
-                    offsets[key] = -(-end // ALIGNMENT) * ALIGNMENT
-                    weights.write(b"\0" * (offsets[key] - end) + raw)
-                    end = offsets[key] + len(raw)
-                _make_external(tensor, offsets[key], len(raw))
-    for name, model in models.items():
-        path = folder / name
-        path.write_bytes(model.SerializeToString(deterministic=True))
-        try:
-            onnx.checker.check_model(str(path))
-        except onnx.checker.ValidationError as error:
-            raise ExportError(f"{name} is not valid ONNX: {error}") from error
-
-
-def copy_of(model: ModelProto) -> ModelProto:
-    """The same model, to be changed."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
-def _constants(graph: GraphProto) -> Iterator[TensorProto]:
-    """The initializers of a graph and of the graphs inside its nodes."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _constants(attribute.g)
-
-
-def _make_external(tensor: TensorProto, offset: int, length: int) -> None:
-    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
-        tensor.ClearField(name)
-    tensor.data_location = TensorProto.EXTERNAL
-    del tensor.external_data[:]
-    for key, value in (("location", WEIGHTS), ("offset", offset), ("length", length)):
-        tensor.external_data.add(key=key, value=str(value))
-
-
-def steps(model: Model) -> dict[str, ModelProto]:
-    """The step graphs by file name: step.onnx, and for models with a null label that was trained
-    step_guided.onnx."""
-    guided = (False, True) if model.labels and model.labels.null_trained else (False,)
-    return {"step_guided.onnx" if g else "step.onnx": trace(model, g) for g in guided}
-
-
-def write_all(
-    steps: Mapping[str, ModelProto],
-    sample_shape: tuple[int, ...],
-    folder: Path,
-    beside: Mapping[str, ModelProto] | None = None,
-) -> None:
-    """Write each step graph, as sampler*.onnx the loop around it, and the models `beside`, into
-    `folder` with their shared weights."""
-    models = dict(beside or {})
-    for name, step in steps.items():
-        models[name] = step
-        models[name.replace("step", "sampler")] = loop(step, sample_shape)
-    write(models, folder)

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from runtime.backends.base import Backend, Buffers
-from runtime.backends.onnxruntime import PIXELS, OnnxRuntime
+from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.registry import BACKENDS
 from runtime.bundle import Bundle
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, D, Program, R, run
 from runtime.diffusion.schedule import Schedule
 from runtime.errors import BackendError, BundleError
+from runtime.format import PIXELS
 from runtime.output import say
 from runtime.progress import Progress
 from runtime.sampler import Sampler

@@ -20,7 +20,7 @@ from runtime.diffusion.schedule import Schedule
 
 from ..errors import ExportError
 from ..graph.calibrate import session
-from ..graph.trace import copy_of
+from ..graph.edit import copy_of
 from ..sources.model import Model
 
 Float32 = NDArray[np.float32]

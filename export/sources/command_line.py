@@ -9,13 +9,15 @@ from typing import Any
 
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.errors import RequestError, unknown
+from runtime.messages import printable
+from runtime.options import assignment
 from runtime.output import say
 
-from ..arguments import bundle_name, printable
 from .bundle import from_bundle, is_bundle
 from .diffusers import from_diffusers, is_diffusers
-from .model import Model, from_run, newest_run
+from .model import Model, bundle_name
 from .module import from_module, load_module, load_weights
+from .run import from_run, newest_run
 
 RUN, BUNDLE, DIFFUSERS, MODULE = "a run", "a bundle", "a diffusers folder", "--module"
 DEFAULTS = ("guidance", "solver", "steps", "grid")
@@ -165,18 +167,6 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def _assignment(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value
-
-
 def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> None:
     """The options that say what is exported; each is None where it was not given. flag: RUN's,
     where it is no positional argument."""
@@ -226,7 +216,7 @@ def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> Non
     add("--num-classes", type=int, metavar="N", help="without the null label [0, no labels]")
     add(
         "--option",
-        type=_assignment,
+        type=assignment,
         action="append",
         metavar="NAME=VALUE",
         help="of the default solver",
@@ -236,7 +226,7 @@ def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> Non
     add("--schedule", metavar="NAME", help=", ".join(sorted(set(SCHEDULES) - {"from_betas"})))
     add(
         "--schedule-option",
-        type=_assignment,
+        type=assignment,
         action="append",
         metavar="NAME=VALUE",
         help="such as T=500",

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runtime.arguments import file_path, text
 from runtime.diffusion.schedule import Schedule, from_betas, make_schedule
 from runtime.errors import RequestError
 from runtime.files import from_json
+from runtime.messages import described, printable
 
-from ..arguments import bundle_name, described, json_object, path_of, printable, text
 from ..errors import ExportError
 from .diffusers_config import (
     Config,
@@ -31,7 +32,7 @@ from .diffusers_config import (
     scheduler_config,
 )
 from .diffusers_convert import advice
-from .model import Model
+from .model import Model, bundle_name, json_object
 from .module import from_module, mismatch, schedule_of
 
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
@@ -185,7 +186,7 @@ def from_diffusers(
 
 
 def _existing_folder(folder: Any) -> Path:
-    found = path_of("folder", folder)
+    found = file_path("folder", folder)
     try:
         if found.is_dir():
             return found

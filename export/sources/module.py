@@ -18,26 +18,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from runtime.arguments import integer, number
-from runtime.bundle import Defaults, Labels
+from runtime.arguments import elements, file_path, integer, number, text
 from runtime.diffusion.program import PREDICTIONS
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.diffusion.solvers import make_program
 from runtime.errors import RequestError, unknown
 from runtime.files import from_json, to_json
+from runtime.messages import described, printable, shown
+from runtime.spec import Defaults, Labels
 
-from ..arguments import (
-    bundle_name,
-    described,
-    elements,
-    json_object,
-    path_of,
-    printable,
-    shown,
-    text,
-)
 from ..errors import ExportError
-from .model import Model
+from .model import Model, bundle_name, json_object
 
 MOST_VALUES = 2**26
 """The most values of a sample: 4,096 × 4,096 in four channels."""
@@ -437,7 +428,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     match; RequestError for a `path` that is no path.
     """
     _check_module(module)
-    path = path_of("path", path)
+    path = file_path("path", path)
     where = printable(path)
     found = _read_weights(path)
     expected = {k: t for k, t in module.state_dict().items() if isinstance(t, Tensor)}

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from ..errors import BundleError
+from ..format import WEIGHTS
 
 Chunks: TypeAlias = list[bytes | memoryview]
 
@@ -57,7 +58,7 @@ _PLAIN: Mapping[str, frozenset[int]] = {
 }
 
 
-def with_weights(model: bytes, weights: bytes, file: str = "weights.bin") -> bytes:
+def with_weights(model: bytes, weights: bytes, file: str = WEIGHTS) -> bytes:
     """The ONNX model with every tensor inside it that lay in `weights`, whose name in the model is
     `file`.
 

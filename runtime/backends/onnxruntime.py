@@ -11,13 +11,10 @@ from typing import Any
 from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BundleError
+from ..format import WEIGHTS, inside, step_file
 from .base import HostBuffers, missing, shapes
 from .forks import ForkGuard
 from .onnxfile import refuse_endless
-
-PIXELS = "_pixels"
-"""In the name of a step graph that computes the same another way, faster on a CPU. Where a bundle
-has one, it is the one that runs."""
 
 
 class OnnxRuntime:
@@ -39,22 +36,24 @@ class OnnxRuntime:
         self.threads = integer("threads", threads, 1, 1024) if threads is not None else 0
         self._library: Any = onnxruntime
         self._lock = Lock()
-        self._sessions: dict[bool, Any] = {False: self.open("step")}
+        self._sessions: dict[bool, Any] = {False: self.open(False)}
 
     @cached_property
     def _weights(self) -> bytes:
-        return self.bundle.read(f"{self.precision}/weights.bin")
+        return self.bundle.read(inside(self.precision, WEIGHTS))
 
-    def open(self, name: str) -> Any:
-        """A session of the step graph of that name. Raises BundleError where it cannot be loaded."""
-        ort, path = self._library, f"{self.precision}/{name}{PIXELS}.onnx"
+    def open(self, guided: bool) -> Any:
+        """Return a session of a step graph. Raises BundleError if it cannot be loaded."""
+        ort = self._library
+        # The CPU variant of a graph, if the bundle has one, computes the same values faster.
+        path = inside(self.precision, step_file(guided, pixels=True))
         if path not in self.bundle.files:
-            path = f"{self.precision}/{name}.onnx"
+            path = inside(self.precision, step_file(guided))
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
         options.add_external_initializers_from_files_in_memory(
-            ["weights.bin"], [self._weights], [len(self._weights)]
+            [WEIGHTS], [self._weights], [len(self._weights)]
         )
         model = self.bundle.read(path)
         try:
@@ -71,7 +70,7 @@ class OnnxRuntime:
         """The step session, or the guided one."""
         with self._lock:
             if guided not in self._sessions:
-                self._sessions[guided] = self.open("step_guided")
+                self._sessions[guided] = self.open(True)
             return self._sessions[guided]
 
     def bind(self, batch: int) -> OnnxRuntimeBuffers:

@@ -19,13 +19,13 @@ import numpy as np
 from ..arguments import integer
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError
+from ..format import STEP, WEIGHTS, inside, step_file
 from . import cache
 from .base import HostBuffers, missing, shapes
 from .forks import ForkGuard
 from .onnxfile import refuse_endless, with_weights
 from .openvino_parts import PARTS, split
 
-PLAIN, GUIDED, WEIGHTS = "step.onnx", "step_guided.onnx", "weights.bin"
 CACHED = 1
 """Version of what is cached: raised whenever a graph is cut or compiled in another way than before.
 """
@@ -99,10 +99,10 @@ class OpenVino:
             self._read_once()
 
     def _read_once(self) -> None:
-        if cache.load(self._key(PLAIN, 0)) is None:
-            self._model(PLAIN)
+        if cache.load(self._key(STEP, 0)) is None:
+            self._model(STEP)
             cache.store(
-                self._key(PLAIN, 0), []
+                self._key(STEP, 0), []
             )  # it was read once, and need not be before it is known for which batch
 
     def bind(self, batch: int) -> OpenVinoBuffers:
@@ -111,7 +111,7 @@ class OpenVino:
     def compiled(self, guided: bool, batch: int) -> list[Any]:
         """The step graph for this batch size, or its parts in the order in which they run. Raises
         BundleError where it is none."""
-        key = (GUIDED if guided else PLAIN, batch)
+        key = (step_file(guided), batch)
         with self._lock, own_signal_stack():
             if key not in self._compiled:
                 self._compiled[key] = self._from_cache(*key) or self._compile(*key)
@@ -142,7 +142,7 @@ class OpenVino:
         the file is ever followed."""
         if file not in self._models:
             graph, weights = (
-                self.bundle.read(f"{self._folder}/{name}") for name in (file, WEIGHTS)
+                self.bundle.read(inside(self._folder, name)) for name in (file, WEIGHTS)
             )
             with self.blaming(file):
                 refuse_endless(graph)
@@ -180,7 +180,7 @@ class OpenVino:
         return compiled
 
     def _key(self, file: str, batch: int) -> str:
-        files = [self.bundle.files.get(f"{self._folder}/{name}") for name in (file, WEIGHTS)]
+        files = [self.bundle.files.get(inside(self._folder, name)) for name in (file, WEIGHTS)]
         cpu = (
             self._core.get_property("CPU", "FULL_DEVICE_NAME"),
             sorted(capabilities(self._library)),
@@ -224,7 +224,7 @@ class OpenVinoBuffers(HostBuffers):
         requests = []
         for part in self._backend.compiled(guided, size):
             request = part.create_infer_request()
-            with self._backend.blaming(GUIDED if guided else PLAIN):
+            with self._backend.blaming(step_file(guided)):
                 for port in part.inputs:
                     request.set_tensor(port, tensors[name_of(port, tensors)])
                 for port in part.outputs:

@@ -15,7 +15,7 @@ from export import build as building
 from export.build import build, main
 from export.errors import ExportError
 from export.proof import check
-from export.sources.model import from_run, newest_run
+from export.sources.run import from_run, newest_run
 from runtime import Bundle, Sampler, run
 from runtime.diffusion.noise import Stream, noise
 from runtime.files import from_json

@@ -7,7 +7,7 @@ import torch
 
 from export.errors import ExportError
 from export.sources.bundle import from_bundle
-from export.sources.model import from_run
+from export.sources.run import from_run
 from trainer.runs.checkpoint import newest, to_bytes
 from trainer.runs.start import fitting, start_of
 

@@ -304,11 +304,11 @@ def test_labels_out_of_the_modules_range_are_found_before_the_export() -> None:
         ({"num_classes": 2, "label_names": ["a", "a"]}, "2 different names"),
         ({"num_classes": 2, "null_label": 3}, "null_label.* must be .*0 to 2"),
         ({"guidance": "2"}, "guidance.* must be a number"),
-        ({"num_classes": 3, "label_names": "abc"}, "label_names must be a list of names"),
-        ({"grid": [999.0, 0.0]}, "grid must be a string"),
+        ({"num_classes": 3, "label_names": "abc"}, "`label_names` must be a list of names"),
+        ({"grid": [999.0, 0.0]}, "`grid` must be a string"),
         ({"options": {"clip": 1.0}}, "Pass clip as an argument"),
         ({"options": {"guidance": 3.0}}, "Pass guidance as an argument"),
-        ({"provenance": {"data": float("nan")}}, "provenance must be JSON"),
+        ({"provenance": {"data": float("nan")}}, "`provenance` must be JSON"),
     ],
     ids=str,
 )
@@ -404,9 +404,9 @@ def test_a_schedule_that_a_bundle_cannot_hold_is_refused() -> None:
     "value", [None, 5, b"mynet:net", ["mynet:net"], Strange()], ids=lambda v: type(v).__name__
 )
 def test_loaders_take_strings_and_paths(value: Any) -> None:
-    with pytest.raises(RequestError, match="spec must be a string"):
+    with pytest.raises(RequestError, match="`spec` must be a string"):
         load_module(value)
-    with pytest.raises(RequestError, match="path must be a path"):
+    with pytest.raises(RequestError, match="`path` must be a path"):
         load_weights(signal(), value)
     with pytest.raises(RequestError, match="NUL"):
         load_weights(signal(), "a\0.safetensors")

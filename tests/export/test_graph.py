@@ -10,11 +10,13 @@ import torch
 from onnx import numpy_helper
 
 from export.graph import trace as graph
+from export.graph.edit import constants_of
+from export.graph.write import write_all
 from export.proof.check import run_loop_graph
 from export.sources.model import Model
 from runtime import Bundle, Sampler, make_schedule
-from runtime.bundle import Defaults
 from runtime.diffusion.noise import Stream, noise
+from runtime.spec import Defaults
 
 GRAPHS = ("step.onnx", "step_guided.onnx", "sampler.onnx", "sampler_guided.onnx")
 
@@ -94,7 +96,7 @@ def test_the_weights_lie_in_one_file_once(tiny_bundle: Path) -> None:
     places: dict[str, set[tuple[int, int]]] = {}
     for name in GRAPHS:
         model = onnx.load(tiny_bundle / "fp32" / name, load_external_data=False)
-        for tensor in graph._constants(model.graph):
+        for tensor in constants_of(model.graph):
             entry = {e.key: e.value for e in tensor.external_data}
             if entry:
                 assert entry["location"] == "weights.bin"
@@ -148,17 +150,17 @@ class Signal(torch.nn.Module):
 def test_samples_of_another_rank_without_labels_export_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Model(
-        "signal",
-        Signal().eval(),
-        (2, 16),
-        "epsilon",
-        make_schedule("linear"),
-        None,
-        None,
-        Defaults(),
-        {},
+        name="signal",
+        module=Signal().eval(),
+        sample_shape=(2, 16),
+        prediction="epsilon",
+        schedule=make_schedule("linear"),
+        clip=None,
+        labels=None,
+        defaults=Defaults(),
+        provenance={},
     )
-    graph.write_all(graph.steps(model), model.sample_shape, tmp_path)
+    write_all(graph.steps(model), model.sample_shape, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"step.onnx", "sampler.onnx", "weights.bin"}
     proto = onnx.load(tmp_path / "step.onnx")
     assert [i.name for i in proto.graph.input] == ["state", "noise", "call", "update"]

@@ -230,7 +230,7 @@ def test_a_bundle_of_before_has_the_same_bytes_in_any_batch(edited: Callable) ->
 def test_every_sample_is_compared_at_every_level_beside_other_levels(
     tiny_bundle: Path, tiny_run: Path
 ) -> None:
-    from export.sources.model import from_run
+    from export.sources.run import from_run
 
     examples = check.Examples(from_run(tiny_run, 2.0), Bundle.load(tiny_bundle), Plan())
     found = [examples.at(turn, guided=True) for turn in range(len(examples))]

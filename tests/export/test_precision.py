@@ -34,8 +34,8 @@ from export.graph.precision import (
     weight_scales,
 )
 from export.proof.check import QUICK, Bounds, headroom
-from export.sources.model import from_run
 from export.sources.module import from_module
+from export.sources.run import from_run
 from runtime import Bundle, RequestError, Sampler
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.diffusion.program import R

@@ -9,7 +9,7 @@ import torch
 from export.build import build
 from export.proof.check import QUICK
 from export.sources.bundle import from_bundle
-from export.sources.model import from_run
+from export.sources.run import from_run
 from runtime import Sampler
 from trainer.config import Config
 from trainer.fit import fit

@@ -12,7 +12,7 @@ import pytest
 from export.errors import ExportError
 from export.proof.check import run_loop_graph, torch_network
 from export.sources.bundle import from_bundle
-from export.sources.model import from_run
+from export.sources.run import from_run
 from export.tune import helps, main, tune
 from export.tuning import search as tuning
 from export.tuning.gauss_newton import (
@@ -29,11 +29,12 @@ from export.tuning.gauss_newton import (
 from export.tuning.record import add_tuned, kept
 from export.tuning.reference import Walker, draw, network_of, probe, same, taught
 from export.tuning.search import Settings, even_programs, named_programs
-from runtime.bundle import MANIFEST, Bundle
+from runtime.bundle import Bundle
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import run
 from runtime.errors import BundleError, RequestError
 from runtime.files import from_json, to_json
+from runtime.format import MANIFEST
 from runtime.sample import main as sample_command
 from runtime.sampler import Sampler
 
@@ -238,9 +239,9 @@ def test_without_a_number_of_steps_it_is_that_of_the_most_calls(tuned: Bundle) -
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"steps": 4}, "fitted for steps of 3, 5, found steps=4"),
+        ({"steps": 4}, "must be one of 3, 5, .*fitted, got 4"),
         ({"steps": True}, "found steps=True"),
-        ({"steps": 5, "grid": "trailing"}, "walks its own levels.*found a grid"),
+        ({"steps": 5, "grid": "trailing"}, "uses its own levels.*got a grid"),
         ({"steps": 5, "strength": 0.5}, "found strength"),
         ({"steps": 5, "up": True}, "found a way up"),
         ({"steps": 5, "eta": 0.5}, "found eta"),
@@ -254,7 +255,7 @@ def test_what_a_tuned_solver_cannot_do_is_refused(
 
 
 def test_a_bundle_without_says_how_to_make_one(tiny_bundle: Path) -> None:
-    with pytest.raises(RequestError, match=r"carries no tuned solver.*python -m export\.tune"):
+    with pytest.raises(RequestError, match=r"has no tuned solver.*python -m export\.tune"):
         Bundle.load(tiny_bundle).program("tuned", 4)
 
 
@@ -428,5 +429,5 @@ def test_the_command_fits_and_the_sampler_samples_it(
         sample_command([str(bundle_copy), "--solver", "tuned", "--steps", "4", "--out", str(out)])
         == 2
     )
-    assert "fitted for steps of 3, found steps=4" in capsys.readouterr().err
+    assert "`steps` must be one of 3, for which" in capsys.readouterr().err
     assert main([str(tmp_path), "--calls", "3"]) == 2

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.sources.model import from_run
+from export.sources.run import from_run
 from runtime.errors import RequestError
 from trainer.config import Config
 from trainer.data import dataset as data

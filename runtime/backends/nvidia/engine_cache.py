@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from ...bundle import Bundle
 from ...errors import BundleError, EngineError
 from ...files import from_json, replacing, to_json, write_text
+from ...format import WEIGHTS, inside
 from .. import cache
 
 FOLDER = "engines"
@@ -90,7 +91,7 @@ def target(library: str, gpu: Gpu) -> Gpu:
 def source(bundle: Bundle, precision: str, graph: str) -> str:
     """The sha256 of a step graph and its weights. Raises BundleError where the bundle lacks it."""
     try:
-        parts = [bundle.files[f"{precision}/{name}"].sha256 for name in (graph, "weights.bin")]
+        parts = [bundle.files[inside(precision, name)].sha256 for name in (graph, WEIGHTS)]
     except KeyError as error:
         raise BundleError(f"{bundle.path} has no {error.args[0]}.") from None
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...bundle import Bundle
 from ...errors import BackendError, GpuError, RequestError, UnnoiseError
+from ...format import STEP, STEP_GUIDED, WEIGHTS, inside
 from ..base import Float32, HostBuffers, Rows, Timing, missing, shapes
 from ..forks import ForkGuard
 from ..onnxfile import refuse_endless
@@ -57,7 +58,7 @@ class OnnxRuntimeCuda:
         self.bundle, self.precision, self.lock = bundle, precision, RLock()
         self.guard = ForkGuard(self.name, self)
         self._ort: Any = onnxruntime
-        self._sessions: dict[bool, Any] = {False: self._open("step.onnx")}
+        self._sessions: dict[bool, Any] = {False: self._open(STEP)}
         self._loops: dict[int, Loop] = {}
         self._graph_ids: dict[tuple[bool, int, int], int] = {}
 
@@ -83,7 +84,7 @@ class OnnxRuntimeCuda:
         if False not in self._sessions:
             raise BackendError(f"{self.name} was closed; load the bundle again.")
         if guided not in self._sessions:
-            self._sessions[guided] = self._open("step_guided.onnx")
+            self._sessions[guided] = self._open(STEP_GUIDED)
         return self._sessions[guided]
 
     def loop(self, batch: int) -> Loop:
@@ -132,10 +133,8 @@ class OnnxRuntimeCuda:
         options.log_severity_level = 3
         for key, value in SESSION.items():
             options.add_session_config_entry(key, value)
-        weights, model = self.bundle.read(f"{self.precision}/weights.bin"), self.bundle.read(path)
-        options.add_external_initializers_from_files_in_memory(
-            ["weights.bin"], [weights], [len(weights)]
-        )
+        weights, model = self.bundle.read(inside(self.precision, WEIGHTS)), self.bundle.read(path)
+        options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         refuse_endless(model)
         try:
             session = ort.InferenceSession(

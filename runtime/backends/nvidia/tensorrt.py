@@ -17,6 +17,7 @@ import numpy as np
 
 from ...bundle import Bundle
 from ...errors import BackendError, GpuError, GpuMemoryError, RequestError
+from ...format import step_file
 from ..base import Float32, HostBuffers, Rows, Timing
 from ..forks import ForkGuard
 from . import engine_cache as engines
@@ -25,7 +26,6 @@ from .device_loop import DeviceLoop, Space
 from .engine_cache import LIBRARIES
 from .tensorrt_engine import Context, Engine, load_library, logger
 
-GRAPHS = {False: "step.onnx", True: "step_guided.onnx"}
 LOOPS = 8
 """Captured loops that are kept, each with its program's memory; beyond that the one unused for
 longest goes."""
@@ -124,7 +124,7 @@ class TensorRt:
             found = engines.find(
                 self.bundle,
                 self.precision,
-                GRAPHS[guided],
+                step_file(guided),
                 LIBRARIES[self.name],
                 version,
                 self._gpu,

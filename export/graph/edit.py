@@ -1,0 +1,49 @@
+"""Small edits that every change of a graph needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+
+def copy_of(model: ModelProto) -> ModelProto:
+    """Return a copy of a model, to change it."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def with_inner(node: NodeProto) -> Iterator[NodeProto]:
+    """Yield a node and the nodes inside it, if it is a branch or a loop.
+
+    Inner nodes read the outer graph's values by name.
+    """
+    yield node
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from with_inner(inner)
+
+
+def constants_of(graph: GraphProto) -> Iterator[TensorProto]:
+    """Yield the initializers of a graph and of the graphs inside its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from constants_of(attribute.g)
+
+
+def drop_unused(graph: GraphProto) -> None:
+    """Remove the nodes and constants that no output needs."""
+    needed = {output.name for output in graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(name for reader in with_inner(node) for name in reader.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    used = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(used)

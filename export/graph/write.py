@@ -1,0 +1,86 @@
+"""Graphs as files: every precision's graphs share one file of weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from runtime.format import STEP, STEP_GUIDED, WEIGHTS, sampler_file
+
+from ..errors import ExportError
+from .edit import constants_of, copy_of
+from .loop import loop
+
+INLINE = 1024
+"""Constants of fewer bytes stay in the graph."""
+ALIGNMENT = 4096
+"""Bytes: each tensor starts on a page of the weights file, so that a runtime may map it."""
+SAMPLERS = {STEP: sampler_file(False), STEP_GUIDED: sampler_file(True)}
+"""The file of the loop around each step graph."""
+
+
+def write_all(
+    steps: Mapping[str, ModelProto],
+    sample_shape: tuple[int, ...],
+    folder: Path,
+    beside: Mapping[str, ModelProto] | None = None,
+) -> None:
+    """Write each step graph, the loop around it, and the models `beside`, with shared weights.
+
+    Args:
+        steps: The step graphs by file name.
+        sample_shape: *S.
+        folder: The precision's folder in a bundle.
+        beside: Further graphs by file name, without a loop.
+    """
+    models = dict(beside or {})
+    for name, step in steps.items():
+        models[name] = step
+        models[SAMPLERS[name]] = loop(step, sample_shape)
+    write(models, folder)
+
+
+def write(models: Mapping[str, ModelProto], folder: Path) -> None:
+    """Write models by file name; large constants go into one weights file.
+
+    A constant that several graphs hold is stored once. The models given are not changed.
+
+    Raises:
+        ExportError: ONNX's own checker refuses a model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = {name: copy_of(model) for name, model in models.items()}
+    offsets: dict[bytes, int] = {}
+    end = 0
+    with (folder / WEIGHTS).open("wb") as weights:
+        for model in copies.values():
+            for tensor in constants_of(model.graph):
+                raw = numpy_helper.to_array(tensor).tobytes()
+                if len(raw) < INLINE:
+                    continue
+                key = hashlib.sha256(raw).digest()
+                if key not in offsets:
+                    offsets[key] = -(-end // ALIGNMENT) * ALIGNMENT
+                    weights.write(b"\0" * (offsets[key] - end) + raw)
+                    end = offsets[key] + len(raw)
+                _make_external(tensor, offsets[key], len(raw))
+    for name, model in copies.items():
+        path = folder / name
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        try:
+            onnx.checker.check_model(str(path))
+        except onnx.checker.ValidationError as error:
+            raise ExportError(f"{name} is not valid ONNX: {error}") from error
+
+
+def _make_external(tensor: TensorProto, offset: int, length: int) -> None:
+    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
+        tensor.ClearField(name)
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", WEIGHTS), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))

@@ -1,0 +1,91 @@
+"""A run of `trainer.fit` as a `Model`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.arguments import number
+from runtime.files import from_json
+from runtime.spec import Defaults, Labels
+from trainer.config import Config
+from trainer.networks.cost import make_network
+from trainer.runs import checkpoint as checkpoints
+from trainer.runs.folder import commit
+
+from ..errors import ExportError
+from .model import Model
+
+
+def newest_run(runs: Path) -> Path:
+    """Return the run under `runs` with the newest checkpoint.
+
+    Raises:
+        ExportError: No run has a checkpoint.
+    """
+    paths = [run for run in runs.glob("*") if checkpoints.found(run / "checkpoints")]
+    if not paths:
+        raise ExportError(
+            f"no run in {runs}/ has a checkpoint. Make one: python -m trainer.fit, or in a "
+            "minute: python -m trainer.fit --data digits."
+        )
+    return max(paths, key=lambda run: checkpoints.found(run / "checkpoints")[-1].stat().st_mtime)
+
+
+def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
+    """Return the newest checkpoint of a run as a model.
+
+    Args:
+        run: The run's folder.
+        guidance: The default guidance scale, if the null label was trained.
+        weights: "ema" for the moving average, "weights" for those of the last step.
+
+    Raises:
+        ExportError: `run` is no run, or has no checkpoint.
+        CheckpointError: Its checkpoint is damaged.
+    """
+    guidance = number("guidance", guidance, -1e3, 1e3)
+    try:
+        record = from_json((run / "config.json").read_bytes())
+        data = record.pop("data_record")
+        shape = tuple(record.pop("sample_shape"))
+        classes = tuple(record.pop("classes"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ExportError(
+            f"{run} is no run: it has no config.json. python -m trainer.fit makes runs under "
+            "runs/. (Nor is it a diffusers folder, which has a model_index.json or a UNet2DModel's "
+            "config.json.)"
+        ) from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ExportError(
+            f"{run / 'config.json'} is not a run's config ({type(error).__name__}: {error})."
+        ) from error
+    config = Config.from_json(record)
+    checkpoint = checkpoints.newest(run / "checkpoints")
+    if checkpoint is None:
+        raise ExportError(
+            f"{run} has no checkpoint yet. Run python -m trainer.fit with its options until it "
+            "writes one."
+        )
+    network = make_network(config, shape, len(classes))
+    network.load_state_dict(getattr(checkpoint, weights))
+    null_trained = config.label_dropout > 0 and bool(classes)
+    return Model(
+        name=config.name,
+        module=network.eval().requires_grad_(False),
+        sample_shape=shape,
+        prediction=config.prediction,
+        schedule=config.make_schedule(),
+        clip=1.0,
+        labels=Labels(classes, null_trained) if classes else None,
+        defaults=Defaults(steps=min(50, config.T), guidance=guidance if null_trained else 1.0),
+        provenance={
+            "config": record,
+            "data": data,
+            "weights": weights,
+            "step": checkpoint.step,
+            "pictures_seen": checkpoint.step * config.batch,
+            "training_seconds": round(checkpoint.seconds, 1),
+            "environment": dict(checkpoint.environment),
+            "commit": commit(),
+        },
+    )

@@ -1,0 +1,298 @@
+"""bundle.json: its value as a dataclass, written, and read field by field with every fault named."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .diffusion.program import PREDICTIONS
+from .diffusion.schedule import Schedule
+from .diffusion.tuned import Tuned
+from .errors import BundleError, UnnoiseError
+from .format import FORMAT, REQUIRED
+from .spec import Defaults, Labels, ModelSpec
+
+Report = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Figures of the proof, by precision and backend."""
+MAX_STEPS = 1_000_000
+MAX_RANK = 4
+MAX_SIZE = 65536
+MAX_ELEMENTS = 2**28
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_AGAIN = "Fetch or export the bundle again."
+
+
+@dataclass(frozen=True)
+class File:
+    """What bundle.json says of one file."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The value of bundle.json.
+
+    Attributes:
+        files: By path inside the bundle, with "/" between folders.
+        provenance: Where the model comes from, for the model card.
+        same_bytes: Whether a sample has the same bytes in any batch.
+    """
+
+    spec: ModelSpec
+    files: Mapping[str, File]
+    provenance: Mapping[str, Any]
+    report: Report = field(default_factory=dict)
+    same_bytes: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON value."""
+        spec = self.spec
+        labels = spec.labels
+        tuned = {str(calls): solver.to_json() for calls, solver in sorted(spec.tuned.items())}
+        return {
+            "format": FORMAT,
+            "name": spec.name,
+            "sample": {
+                "shape": list(spec.sample_shape),
+                "range": list(spec.sample_range),
+                "layout": _layout(spec.sample_shape),
+            },
+            "prediction": spec.prediction,
+            "clip": spec.clip,
+            "labels": labels and {"names": list(labels.names), "null_trained": labels.null_trained},
+            "defaults": {**vars(spec.defaults), "options": dict(spec.defaults.options)},
+            **({"tuned": tuned} if tuned else {}),
+            "same_bytes": self.same_bytes,
+            "report": dict(self.report),
+            "provenance": dict(self.provenance),
+            "files": {name: vars(file) for name, file in sorted(self.files.items())},
+            "schedule": spec.schedule.to_json(),
+        }
+
+
+def read_manifest(path: Path, value: object) -> Manifest:
+    """Check the JSON value of a bundle.json.
+
+    Args:
+        path: The file, for messages.
+        value: What `runtime.files.from_json` returned.
+
+    Raises:
+        BundleError: The format is unknown or newer, or fields are missing or invalid. The message
+            names every fault.
+    """
+    return _Reader(path, value).read()
+
+
+class _Reader:
+    """Reads a bundle.json value field by field and collects the faults."""
+
+    def __init__(self, path: Path, value: object) -> None:
+        self.path = path
+        self.faults: list[str] = []
+        self.value: dict[str, Any] = value if isinstance(value, dict) else {}
+        version = self.value.get("format")
+        if isinstance(version, int) and version > FORMAT:
+            raise BundleError(
+                f"{path} has format {version}, newer than {FORMAT}, which this version reads. "
+                "Upgrade: pip install -U unnoise."
+            )
+        if version != FORMAT or isinstance(version, bool):
+            raise BundleError(
+                f"{path} is not a bundle's: format is {version!r}, {FORMAT} expected."
+            )
+
+    def read(self) -> Manifest:
+        spec = ModelSpec(
+            name=self.take("name", str, bool),
+            sample_shape=self.shape(),
+            sample_range=self.range(),
+            prediction=self.take(
+                "prediction", str, PREDICTIONS.__contains__, f"one of {', '.join(PREDICTIONS)}"
+            ),
+            schedule=self.schedule(),
+            clip=self.take("clip", (int, float, type(None)), _is_clip, "a number above 0, or null"),
+            labels=self.labels(),
+            defaults=self.defaults(),
+        )
+        manifest = Manifest(
+            spec,
+            files=self.files(),
+            provenance=self.take("provenance", dict),
+            report=self.take("report", dict, _is_report, "figures by precision and backend"),
+            same_bytes="same_bytes" not in self.value or self.take("same_bytes", bool),
+        )
+        # A tuned solver is proved on the schedule, so it is read only if all else is sound.
+        tuned = {} if self.faults else self.tuned(spec)
+        if self.faults:
+            raise BundleError(f"{self.path} is damaged: {'; '.join(self.faults)}. {_AGAIN}")
+        spec = ModelSpec(**{**spec.spec_fields(), "tuned": MappingProxyType(tuned)})
+        return Manifest(
+            spec, manifest.files, manifest.provenance, manifest.report, manifest.same_bytes
+        )
+
+    def take(
+        self,
+        name: str,
+        kind: type | tuple[type, ...],
+        check: Callable[[Any], bool] = lambda _: True,
+        expected: str = "",
+        within: object = None,
+    ) -> Any:
+        """Return a field, or None with a fault noted.
+
+        Args:
+            kind: The type or types that JSON must have here. A bool is no number.
+            check: What else must hold of the value.
+            expected: The rule in words; by default the names of the types.
+            within: The object that has the field; by default the whole value.
+        """
+        where = self.value if within is None else within
+        if not isinstance(where, dict) or name not in where:
+            self.faults.append(f"{name!r} is missing")
+            return None
+        value = where[name]
+        wrong_bool = isinstance(value, bool) and kind is not bool
+        if not isinstance(value, kind) or wrong_bool or not check(value):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            names = ["null" if k is type(None) else k.__name__ for k in kinds]
+            self.faults.append(
+                f"{name!r} is {_short(value)}, {expected or ' or '.join(names)} expected"
+            )
+            return None
+        return value
+
+    def shape(self) -> tuple[int, ...]:
+        sizes = self.take(
+            "shape", list, _is_shape, "1 to 4 positive integers", self.value.get("sample")
+        )
+        return tuple(sizes or ())
+
+    def range(self) -> tuple[float, float]:
+        ends = self.take("range", list, _is_range, "two rising numbers", self.value.get("sample"))
+        low, high = ends or (0.0, 0.0)
+        return low, high
+
+    def schedule(self) -> Schedule:
+        value = self.take("schedule", dict)
+        try:
+            return value and Schedule.from_json(value)
+        except (
+            UnnoiseError,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            MemoryError,
+        ) as error:
+            self.faults.append(f"'schedule' is not one ({_short(str(error), 200)})")
+            return None  # type: ignore[return-value]  # never used: there is a fault
+
+    def labels(self) -> Labels | None:
+        value = self.take("labels", (dict, type(None)))
+        if value is None:
+            return None
+        names = self.take("names", list, _are_names, "different names", value)
+        return Labels(tuple(names or ()), self.take("null_trained", bool, within=value))
+
+    def defaults(self) -> Defaults:
+        value = self.take("defaults", dict)
+        return Defaults(
+            self.take("solver", str, within=value),
+            self.take("steps", int, lambda v: 1 <= v <= MAX_STEPS, "a positive integer", value),
+            self.take("grid", str, within=value),
+            self.take("guidance", (int, float), _is_finite, "a number", value),
+            self.take("options", dict, within=value),
+        )
+
+    def tuned(self, spec: ModelSpec) -> dict[int, Tuned]:
+        """Read the fitted solvers, if any, and prove each one's program."""
+        solvers: dict[int, Tuned] = {}
+        value = self.take("tuned", dict) if "tuned" in self.value else None
+        for calls, entry in (value or {}).items():
+            try:
+                solver = Tuned.from_json(calls, entry)
+                solver.program(spec.schedule, spec.prediction, clip=spec.clip)
+                solvers[len(solver)] = solver
+            except UnnoiseError as error:
+                self.faults.append(
+                    f"tuned solver {_short(calls)!r} is none ({_short(str(error), 200)})"
+                )
+        return solvers
+
+    def files(self) -> dict[str, File]:
+        files: dict[str, File] = {}
+        for name, entry in (self.take("files", dict) or {}).items():
+            if not _PATH.fullmatch(name):
+                self.faults.append(f"file {name!r} is not a plain path inside the bundle")
+                continue
+            sha256 = self.take("sha256", str, _is_sha256, "64 hexadecimal digits", entry)
+            size = self.take("size", int, lambda v: 0 <= v < 2**40, "a size in bytes", entry)
+            files[name] = File(sha256, size)
+        if REQUIRED not in files:
+            self.faults.append(f"no file {REQUIRED!r}, which every bundle has")
+        return files
+
+
+def _layout(shape: Sequence[int]) -> str:
+    return {1: "L", 2: "CL", 3: "CHW"}.get(len(shape), "")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a JSON value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
+def _is_clip(value: float | None) -> bool:
+    return value is None or (_is_finite(value) and value > 0)
+
+
+def _is_shape(sizes: list[Any]) -> bool:
+    if not 0 < len(sizes) <= MAX_RANK:
+        return False
+    if not all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes):
+        return False
+    return math.prod(sizes) <= MAX_ELEMENTS
+
+
+def _is_range(ends: list[Any]) -> bool:
+    return len(ends) == 2 and all(map(_is_finite, ends)) and ends[0] < ends[1]
+
+
+def _are_names(names: list[Any]) -> bool:
+    return 0 < len(names) == len(set(map(str, names))) and all(isinstance(n, str) for n in names)
+
+
+def _is_sha256(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def _is_report(value: dict[str, Any]) -> bool:
+    """Whether this is {precision: {backend: {figure: number, or numbers by name}}}."""
+    for backends in value.values():
+        if not isinstance(backends, dict):
+            return False
+        for figures in backends.values():
+            if not isinstance(figures, dict):
+                return False
+            for figure in figures.values():
+                numbers = figure.values() if isinstance(figure, dict) else [figure]
+                if not all(map(_is_finite, numbers)):
+                    return False
+    return True
+
+
+def _short(value: object, length: int = 60) -> str:
+    text = value if isinstance(value, str) and length > 60 else repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
