@@ -64,7 +64,8 @@ class Judge:
         self.features = features_of(config, source, folder, device)
         order = np.random.Generator(np.random.Philox(key=[0, 1])).permutation(len(source.labels))
         chosen = order[: config.quality_samples]
-        self.labels, self.real = source.labels[chosen], self.features(read_some(source, chosen))
+        self.labels = source.labels[chosen]
+        self.real = self.features(read_some(source, chosen))
         require_enough(len(self.real))  # those that cannot be read are left out
 
     def __call__(self, sample: Sample) -> dict[str, float]:
@@ -72,7 +73,8 @@ class Judge:
 
     def features_of(self, sample: Sample) -> NDArray[np.float32]:
         """Of samples that have the labels of the pictures, and seeds 0, 1, 2, …"""
-        size, made = self.config.quality_batch, []
+        size = self.config.quality_batch
+        made = []
         for i in range(0, len(self.labels), size):
             labels = self.labels[i : i + size]
             made.append(self.features(sample(len(labels), i, labels)))

@@ -135,7 +135,9 @@ class Run:
 
     def __init__(self, config: Config, folder: Path, processes: Processes, held: ExitStack) -> None:
         """held: to be closed when the run is left."""
-        self.config, self.folder, self.processes = config, folder, processes
+        self.config = config
+        self.folder = folder
+        self.processes = processes
         old = folder.is_dir()
         if not processes.main:
             logging.getLogger("trainer").setLevel(logging.ERROR)  # the first one warns for all
@@ -173,7 +175,8 @@ class Run:
         if checkpoint is None:
             return -1
         trainer.resume(checkpoint)
-        here, there = trainer.environment, checkpoint.environment
+        here = trainer.environment
+        there = checkpoint.environment
         differing = [
             f"{k} {there.get(k)} → {here.get(k)}"
             for k in {**there, **here}
@@ -199,7 +202,8 @@ class Run:
         return Log(self.folder, self.trainer.step, self.config.to_json())
 
     def train(self, stop: Callable[[], bool]) -> bool:
-        config, trainer = self.config, self.trainer
+        config = self.config
+        trainer = self.trainer
         try:
             with (
                 Progress("training", config.steps, trainer.step)
@@ -229,7 +233,8 @@ class Run:
         return done
 
     def _after_step(self, found: dict[str, float]) -> None:
-        config, step = self.config, self.trainer.step
+        config = self.config
+        step = self.trainer.step
 
         def due(every: int, at_the_end: bool = True, of: int = 1) -> bool:
             """Whether this step is the first to reach a multiple of `every`, where a step counts as
@@ -254,11 +259,14 @@ class Run:
     def log_row(self, found: dict[str, float]) -> None:
         """A row of what this step found. Raises DataError, in every process, where more than 1 % of
         the pictures cannot be read."""
-        trainer, bad = self.trainer, self.trainer.all_bad()
+        trainer = self.trainer
+        bad = self.trainer.all_bad()
         losses = trainer.take_bucket_losses()
-        steps, seconds = trainer.step - self.since[0], max(trainer.seconds - self.since[1], 1e-9)
+        steps = trainer.step - self.since[0]
+        seconds = max(trainer.seconds - self.since[1], 1e-9)
         self.since = (trainer.step, trainer.seconds)
-        waited, trainer.batches.waited = trainer.batches.waited, 0.0
+        waited = trainer.batches.waited
+        trainer.batches.waited = 0.0
         if self.log is not None:
             speed = steps * self.config.batch / seconds
             self.log.row(
@@ -315,10 +323,8 @@ class Run:
         ema = trainer.whole(trainer.ema)
         if self.log is None:
             return
-        count, size = (
-            2 * trainer.num_classes if 1 < trainer.num_classes <= 32 else 64,
-            self.config.quality_batch,
-        )
+        count = 2 * trainer.num_classes if 1 < trainer.num_classes <= 32 else 64
+        size = self.config.quality_batch
         seeds = np.split(np.arange(count), range(size, count, size))
         classes = max(1, trainer.num_classes)
         parts = [
@@ -343,7 +349,8 @@ class Run:
     def measure(self) -> None:
         """How far samples are from the data; the checkpoint with the least Fréchet distance is kept
         under best/."""
-        trainer, better = self.trainer, False
+        trainer = self.trainer
+        better = False
         ema = trainer.whole(trainer.ema)
         if self.log is not None and self.log.quality is not None:
             self.judge = self.judge or Judge(self.config, self.source, self.folder, trainer.device)
@@ -390,7 +397,8 @@ def start(trainer: Trainer) -> dict[str, str]:
 
 
 def describe(config: Config, trainer: Trainer, cost: Any) -> None:
-    source, processes = trainer.source, trainer.processes
+    source = trainer.source
+    processes = trainer.processes
     print(to_json(config.to_json()), end="")
     print(
         f"{len(source.labels)} pictures of {source.sample_shape}, {len(source.classes)} classes; "

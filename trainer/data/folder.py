@@ -212,7 +212,9 @@ def read_all(
     """images [N, H, W, C], labels [N], and how many could not be read. Raises DataError, see
     `trainer.data.dataset.load`."""
     images: list[NDArray[np.uint8]] = []
-    labels, bad, first = [], [], found.path
+    labels = []
+    bad = []
+    first = found.path
     for i in track(range(len(found.names)), f"reading {found.path.name}"):
         file = found.file(i)
         try:

@@ -68,7 +68,10 @@ class Wanted(Sampler[list[tuple[int, float]]]):
     / processes of them."""
 
     def __init__(self, config: Config, count: int, processes: Processes, first: int) -> None:
-        self.config, self.count, self.processes, self.first = config, count, processes, first
+        self.config = config
+        self.count = count
+        self.processes = processes
+        self.first = first
 
     def at(self, step: int) -> list[tuple[int, float]]:
         c = self.config
@@ -112,10 +115,8 @@ class Decoded:
         self.count = min(count, megabytes * 2**20 // self.size)
         room = mmap.mmap(-1, max(1, self.count * (self.size + 1)))
         whole = np.frombuffer(room, np.uint8)[: self.count * (self.size + 1)]
-        self.there, self.pictures = (
-            whole[: self.count],
-            whole[self.count :].reshape(self.count, *shape),
-        )
+        self.there = whole[: self.count]
+        self.pictures = whole[self.count :].reshape(self.count, *shape)
 
     def get(self, i: int) -> NDArray[np.uint8] | None:
         return self.pictures[i] if i < self.count and self.there[i] else None
@@ -131,7 +132,8 @@ class Reading(Dataset[Batch]):
     one that cannot."""
 
     def __init__(self, stream: Stream, decoded: Decoded | None) -> None:
-        self.stream, self.decoded = stream, decoded
+        self.stream = stream
+        self.decoded = decoded
 
     def __getitems__(self, wanted: list[tuple[int, float]]) -> Batch:
         bad: list[int] = []
@@ -218,9 +220,12 @@ class Batches:
     read ahead. `waited`: seconds spent waiting."""
 
     def __init__(self, config: Config, source: Source, processes: Processes) -> None:
-        self.config, self.source, self.processes = config, source, processes
+        self.config = config
+        self.source = source
+        self.processes = processes
         self.waited = 0.0
-        self._next, self._ahead = -1, iter(())
+        self._next = -1
+        self._ahead = iter(())
         if isinstance(source, Pictures):
             self._images = torch.from_numpy(source.images).permute(0, 3, 1, 2)  # not a copy
             self._labels = torch.from_numpy(source.labels)
@@ -255,7 +260,8 @@ class Batches:
     def _from_stream(self, step: int) -> Batch:
         try:
             if step != self._next:
-                self._ahead, self._next = iter(self._loader(step)), step
+                self._ahead = iter(self._loader(step))
+                self._next = step
             self._next += 1
             found = next(self._ahead)
         except (RuntimeError, OSError) as error:
@@ -294,4 +300,5 @@ class Batches:
 
     def close(self) -> None:
         """End the workers."""
-        self._ahead, self._next = iter(()), -1
+        self._ahead = iter(())
+        self._next = -1

@@ -53,7 +53,9 @@ def stream(urls: str, config: Config) -> Stream:
     """The pictures of the shards, braces expanded as webdataset does. Raises DataError where there
     are none, or where one lacks a class."""
     shards = [local(url) for url in _expanded(urls)]
-    names, places, labels = [], [], []
+    names = []
+    places = []
+    labels = []
     left_out: dict[str, list[str]] = {}
     lost: set[str] = set()
     for i, shard in enumerate(track(shards, "indexing shards")):

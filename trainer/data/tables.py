@@ -39,7 +39,8 @@ def stream(place: str, config: Config) -> Stream:
         raise DataError(f"{place} has no rows.")
     column = _image_column(place, table, config.image_column)
     rows = _undecoded(table.select_columns([column]), column)
-    classes, labels = ("all",), np.zeros(len(table), np.int64)
+    classes = ("all",)
+    labels = np.zeros(len(table), np.int64)
     if config.labels:
         classes, labels = _labels(place, table, config.label_column)
 

@@ -24,7 +24,8 @@ def loss_weights(config: Config, schedule: Schedule) -> Float64:
     sigma_data²)/(sigma·sigma_data)² on D, for x/alpha at noise sigma/alpha (Karras et al. 2022,
     table 1), which is 1 on EDM's F.
     """
-    alpha, sigma = schedule.alpha, schedule.sigma
+    alpha = schedule.alpha
+    sigma = schedule.sigma
     if config.weighting == "uniform":
         return np.ones(len(schedule))
     data = schedule.parameters.get("sigma_data", 0.5)
@@ -44,7 +45,8 @@ def draw_knots(config: Config, schedule: Schedule, generator: torch.Generator) -
     knot nearest to ln(sigma/alpha) ~ N(time_mean, time_std²) (Karras et al. 2022; for `flow` this
     is the logit-normal of Esser et al. 2024), stratified likewise.
     """
-    B, T = config.batch, config.T
+    B = config.batch
+    T = config.T
     if config.times == "uniform":
         return torch.randint(T, (B,), generator=generator)
     u = (torch.randperm(B, generator=generator) + torch.rand(B, generator=generator)) / B

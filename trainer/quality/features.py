@@ -28,7 +28,10 @@ from ..runs.log import move_aside
 
 Features = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pictures [n, H, W, C] → [n, d]."""
-STEPS, BATCH, RATE, WIDTH = 400, 64, 2e-3, 64
+STEPS = 400
+BATCH = 64
+RATE = 2e-3
+WIDTH = 64
 
 
 class Classifier(nn.Module):

@@ -74,7 +74,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> Ten
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
     """The inverse of `optimizer_tensors`; hyperparameters stay as they are."""
-    index, state = {name: i for i, name in enumerate(names)}, {}
+    index = {name: i for i, name in enumerate(names)}
+    state = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         parameter, key = name.rsplit(":", 1)

@@ -17,7 +17,8 @@ from ..errors import CheckpointError
 from . import checkpoint as checkpoints
 from .folder import read_run
 
-STEP, WEIGHTS = "fp32/step.onnx", "fp32/weights.bin"
+STEP = "fp32/step.onnx"
+WEIGHTS = "fp32/weights.bin"
 LABELS = "label.weight"
 NETWORK = "network."
 """What stands before a weight's name in a bundle's graphs."""
