@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from runtime.images import from_uint8
 from runtime.progress import track
-from trainer.data.dataset import EMOJI, held_out
+from trainer.data.builtin import EMOJI, held_out
 
 Images = NDArray[np.uint8]
 Bools = NDArray[np.bool_]

@@ -23,11 +23,12 @@ from export.sources.bundle import from_bundle
 from runtime import Sampler
 from runtime.images import from_uint8, save, tile
 from trainer.config import Config
-from trainer.data.dataset import Pictures, emoji, held_out
-from trainer.evaluate import Judge
+from trainer.data.builtin import emoji, held_out
+from trainer.data.memory import Pictures
 from trainer.forward import ForwardProcess
 from trainer.objectives.denoising import draw_knots
 from trainer.quality.distances import compare, frechet
+from trainer.quality.evaluator import Judge
 
 SOLVER, STEPS, DRAWS = "unipc", 12, 8
 ROWS = 3

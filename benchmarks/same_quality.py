@@ -42,7 +42,7 @@ from tuned import classifier, features, frechet
 from runtime import BackendError, RequestError, Sampler
 from runtime.images import from_uint8
 from runtime.progress import Progress
-from trainer.data.dataset import emoji
+from trainer.data.builtin import emoji
 
 BATCH = 16
 SCALED = 50

@@ -30,7 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.progress import Progress
 from trainer.config import Config
-from trainer.data import dataset as data
+from trainer.data.builtin import emoji
+from trainer.data.memory import Pictures
+from trainer.forward import ForwardProcess
 from trainer.networks.cost import cost
 from trainer.step import Trainer
 
@@ -59,30 +61,31 @@ def endless(images: np.ndarray, batch: int) -> Iterator[Tensor]:
         yield from loader
 
 
-def ours(config: Config, source: data.Pictures) -> Step:
+def ours(config: Config, source: Pictures) -> Step:
     return Trainer(config, source).train_step
 
 
-def network_alone(config: Config, source: data.Pictures) -> Step:
+def network_alone(config: Config, source: Pictures) -> Step:
     """Forward, backward, clipping, optimizer; what a step trains on stands ready."""
     trainer = Trainer(config, source)
-    draws, network = trainer.draw(0), trainer.network
-    x = trainer.forward_process.jump(draws.x0, draws.t, draws.eps).contiguous(
-        memory_format=torch.channels_last
-    )
-    time = trainer.forward_process.time[draws.t]
-    target = trainer.forward_process.target(draws.x0, draws.t, draws.eps)
+    draws = trainer.draw(0)
+    network = trainer.state.network
+    optimizer = trainer.state.optimizer
+    process = ForwardProcess(trainer.schedule, config.prediction)
+    x = process.jump(draws.x0, draws.t, draws.eps).contiguous(memory_format=torch.channels_last)
+    time = process.time[draws.t]
+    target = process.target(draws.x0, draws.t, draws.eps)
 
     def step() -> None:
         F.mse_loss(network(x, time, draws.label), target).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def diffusers_step(config: Config, source: data.Pictures, flops: int) -> tuple[Step, int]:
+def diffusers_step(config: Config, source: Pictures, flops: int) -> tuple[Step, int]:
     """One pass through the loop of examples/unconditional_image_generation/train_unconditional.py;
     and its network's operations."""
     import diffusers
@@ -123,7 +126,7 @@ def diffusers_step(config: Config, source: data.Pictures, flops: int) -> tuple[S
     return step, found
 
 
-def lucidrains_step(config: Config, source: data.Pictures, flops: int) -> tuple[Step, int]:
+def lucidrains_step(config: Config, source: Pictures, flops: int) -> tuple[Step, int]:
     """One step of denoising-diffusion-pytorch's own Trainer around its own Unet and
     GaussianDiffusion; and its network's operations.
 
@@ -150,7 +153,7 @@ def lucidrains_step(config: Config, source: data.Pictures, flops: int) -> tuple[
 
 
 def _same_cost(
-    make: Callable[[int], nn.Module], apart: int, source: data.Pictures, flops: int
+    make: Callable[[int], nn.Module], apart: int, source: Pictures, flops: int
 ) -> tuple[Any, int]:
     """make(width) of the width whose operations are nearest to so many, of widths so far apart; and
     how many they are."""
@@ -167,7 +170,7 @@ def _same_cost(
 
 
 def measure(batch: int) -> str:
-    source = data.emoji()
+    source = emoji()
     config = Config(batch=batch, device="cpu", precision="fp32")
     flops = cost(config, source.sample_shape, len(source.classes)).flops
     others = {

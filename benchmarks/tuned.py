@@ -36,7 +36,8 @@ from runtime.bundle import Bundle
 from runtime.files import from_json, replacing, to_json, write_text
 from runtime.images import from_uint8, save, tile, to_uint8
 from runtime.progress import track
-from trainer.data.dataset import Pictures, emoji
+from trainer.data.builtin import emoji
+from trainer.data.memory import Pictures
 
 OUT = Path("out/tuned")
 EVERY_GRID = (*GRIDS, "log_snr(4)", "log_snr(5)", "log_snr(6)")
@@ -281,7 +282,7 @@ def classifier(data: Pictures, folder: Path, epochs: int = 15) -> Classifier:
     torch.manual_seed(0)
     net, path = (
         Classifier(len(data.classes)),
-        folder / f"classifier-{data.fingerprint[:12]}-{epochs}.pt",
+        folder / f"classifier-{data.fingerprint()[:12]}-{epochs}.pt",
     )
     if not path.exists():
         draw = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ import pytest
 
 from runtime import Bundle, Sampler
 from trainer.config import Config
-from trainer.data.dataset import EMOJI, emoji
+from trainer.data.builtin import EMOJI, emoji
 
 
 def test_every_file_is_whole_and_the_fp32_files_are_under_16_mb(shipped: Bundle) -> None:

@@ -92,8 +92,10 @@ def inner_products(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, fl
     """[len(a), len(b)]: ∫ p_i p_j of power-function profiles, each (t, gamma), p(tau) = (gamma+1)/t
     · (tau/t)^gamma up to t (Karras et al. 2024, Algorithm 3)."""
     (ta, ga), (tb, gb) = (np.array(v, np.float64).T for v in (a, b))
-    ta, ga = ta[:, None], ga[:, None]
-    least, most = np.minimum(ta, tb), np.maximum(ta, tb)
+    ta = ta[:, None]
+    ga = ga[:, None]
+    least = np.minimum(ta, tb)
+    most = np.maximum(ta, tb)
     of_most = np.where(ta > tb, ga, gb)  # the exponent of the profile that is longer
     found = (ga + 1) * (gb + 1) / ((ga + gb + 1) * most) * (least / most) ** of_most
     return found.astype(np.float64)
@@ -108,7 +110,8 @@ def combination(snapshots: Sequence[tuple[float, float]], t: float, gamma: float
     """
     n = len(snapshots)
     A = np.ones((n + 1, n + 1))
-    A[:n, :n], A[n, n] = inner_products(snapshots, snapshots), 0
+    A[:n, :n] = inner_products(snapshots, snapshots)
+    A[n, n] = 0
     b = np.append(inner_products(snapshots, [(t, gamma)]), 1)
     return np.linalg.lstsq(A, b, rcond=1e-12)[0][:n].astype(np.float64)
 

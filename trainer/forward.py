@@ -25,17 +25,16 @@ class ForwardProcess:
             return torch.as_tensor(np.asarray(values), dtype=dtype, device=device)
 
         self.time = torch.as_tensor(np.array(schedule.time), dtype=torch.float32, device=device)
-        self.alpha, self.sigma = column(schedule.alpha.copy()), column(schedule.sigma.copy())
+        self.alpha = column(schedule.alpha.copy())
+        self.sigma = column(schedule.sigma.copy())
         self.step_scale = column(schedule.alpha / np.r_[1.0, schedule.alpha[:-1]])
         self.step_noise = column(np.sqrt(schedule.beta))
         c, answer = precondition(
             prediction, schedule.alpha, schedule.sigma, schedule.parameters.get("sigma_data", 0.5)
         )
-        self.c_in, self.of_clean, self.of_noise = (
-            column(c[:, 0]),
-            column(answer[:, 0]),
-            column(answer[:, 1]),
-        )
+        self.c_in = column(c[:, 0])
+        self.of_clean = column(answer[:, 0])
+        self.of_noise = column(answer[:, 1])
 
     @staticmethod
     def _at(values: Tensor, t: Tensor, x: Tensor) -> Tensor:

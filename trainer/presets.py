@@ -106,7 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     types = typing.get_type_hints(Config)
     for f in dataclasses.fields(Config):
-        kind, doc, choices = types[f.name], f.metadata["doc"], f.metadata["choices"]
+        kind = types[f.name]
+        doc = f.metadata["doc"]
+        choices = f.metadata["choices"]
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
         of = f" ({', '.join(c for c in choices if c)})" if choices else ""
         text = f"{doc}{of}" + (f" [{shown}]" if shown not in ("", None) else "")

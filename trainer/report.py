@@ -19,7 +19,9 @@ from .runs import log
 from .runs.folder import read_run, read_starts
 from .runs.log import BUCKET_COLUMNS, QUALITY_COLUMNS
 
-WIDTH, HEIGHT, EDGE = 460, 220, 44
+WIDTH = 460
+HEIGHT = 220
+EDGE = 44
 COLOURS = (
     "#1f77b4",
     "#ff7f0e",
@@ -59,8 +61,10 @@ def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> s
         return math.log10(y) if logarithmic else y
 
     every = [point for found in curves.values() for point in found]
-    x_low, x_high = min(x for x, _ in every), max(x for x, _ in every)
-    y_low, y_high = min(height(y) for _, y in every), max(height(y) for _, y in every)
+    x_low = min(x for x, _ in every)
+    x_high = max(x for x, _ in every)
+    y_low = min(height(y) for _, y in every)
+    y_high = max(height(y) for _, y in every)
 
     def place(x: float, y: float) -> str:
         across = (x - x_low) / (x_high - x_low or 1) * (WIDTH - EDGE - 8)
@@ -69,7 +73,8 @@ def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> s
 
     drawn = []
     for i, (name, found) in enumerate(curves.items()):
-        colour, path = COLOURS[i % len(COLOURS)], " ".join(place(x, y) for x, y in found)
+        colour = COLOURS[i % len(COLOURS)]
+        path = " ".join(place(x, y) for x, y in found)
         drawn.append(
             f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>'
         )
@@ -109,7 +114,8 @@ def chosen(paths: Sequence[Path], most: int = 6) -> list[Path]:
 
 
 def curves_of(run: Path) -> str:
-    rows, quality = log.read(run / "log.csv"), log.read(run / "quality.csv")
+    rows = log.read(run / "log.csv")
+    quality = log.read(run / "quality.csv")
 
     def one(title: str, column: str, logarithmic: bool = False) -> str:
         return chart(title, {column: points(rows, column)}, logarithmic)
@@ -133,7 +139,8 @@ def curves_of(run: Path) -> str:
 
 def summary(run: Path) -> list[tuple[str, Any]]:
     config, rest = read_run(run)
-    rows, record = log.read(run / "log.csv"), rest["data_record"]
+    rows = log.read(run / "log.csv")
+    record = rest["data_record"]
     found = [
         (
             "data",

@@ -22,7 +22,7 @@ LABELS = [3, 1, 4, 1, 5]
 @pytest.fixture(scope="module")
 def digits() -> np.ndarray:
     """Five real digits, uint8 [5, 8, 8, 1]."""
-    from trainer.data.dataset import digits
+    from trainer.data.builtin import digits
 
     return digits().images[[3, 1, 4, 11, 5]]
 

@@ -19,8 +19,8 @@ from trainer.average import (
 )
 from trainer.config import Config
 from trainer.errors import CheckpointError
-from trainer.evaluate import of_run
 from trainer.fit import fit
+from trainer.quality.evaluator import Changes, of_run
 from trainer.runs import checkpoint as checkpoints
 from trainer.step import Trainer
 
@@ -92,9 +92,9 @@ def test_the_command_makes_a_run_of_it(run: Path, capsys: pytest.CaptureFixture[
     made = checkpoints.newest(out / "checkpoints")
     assert made is not None
     assert all(torch.equal(made.ema[k], v) for k, v in post_hoc(run, 0.07, 120).items())
-    found = of_run(out, best=False, device="cpu", quality_samples=20, sample_steps=2)
-    assert found["step"] == 120
-    assert found["frechet"] > 0
+    found = of_run(out, False, "cpu", Changes(quality_samples=20, sample_steps=2))
+    assert found.step == 120
+    assert found.distances["frechet"] > 0
 
 
 def test_a_run_without_snapshots_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_all_of_them_are_in_the_checkpoint_and_come_back(run: Path) -> None:
     assert checkpoint is not None
     assert set(checkpoint.more) == {"ema-400", "power-0.05", "power-0.1"}
     trainer = Trainer(CONFIG, data.digits())
-    trainer.resume(checkpoint)
+    trainer.state.resume(checkpoint)
     for name, tensors in checkpoint.more.items():
-        assert all(torch.equal(trainer.averages.of[name][k], v) for k, v in tensors.items())
+        assert all(torch.equal(trainer.state.averages.of[name][k], v) for k, v in tensors.items())
     trainer = Trainer(replace(CONFIG, ema_half_life=(100, 500)), data.digits())
     with pytest.raises(CheckpointError, match="not those of this config"):
-        trainer.resume(checkpoint)
+        trainer.state.resume(checkpoint)

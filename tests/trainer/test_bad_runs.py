@@ -17,7 +17,7 @@ from runtime.errors import RequestError, UnnoiseError
 from runtime.files import from_json, to_json
 from trainer import average, evaluate, report
 from trainer.config import Config
-from trainer.data import loader
+from trainer.data import workers
 from trainer.errors import CheckpointError, DataError, TrainingError
 from trainer.fit import fit, main
 from trainer.quality import features
@@ -233,7 +233,7 @@ def streamed(tmp_path: Path) -> Config:
 def test_too_little_shared_memory_is_named_with_the_remedy(
     streamed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(DataError, match=r"/dev/shm has .* MiB left.*--workers 0"):
         fit(streamed, tmp_path / "runs")
     assert fit(replace(streamed, workers=0), tmp_path / "runs")
@@ -252,7 +252,7 @@ def test_shared_memory_that_runs_out_is_named(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(message)
 
-    monkeypatch.setattr(loader, "DataLoader", fail)
+    monkeypatch.setattr(workers, "DataLoader", fail)
     with pytest.raises(DataError, match=r"through /dev/shm .*--workers 0"):
         fit(streamed, tmp_path / "runs")
 

@@ -12,7 +12,9 @@ from PIL import Image
 
 from trainer.config import Config
 from trainer.data import dataset as data
-from trainer.data.dataset import EMOJI, Pictures, load
+from trainer.data.builtin import EMOJI
+from trainer.data.dataset import load
+from trainer.data.memory import Pictures
 from trainer.errors import DataError
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
@@ -295,7 +297,7 @@ def pictures(tmp_path: Path) -> Pictures:
 
 
 def test_the_same_data_has_the_same_fingerprint(pictures: Pictures, tmp_path: Path) -> None:
-    assert load_folder(tmp_path).fingerprint == pictures.fingerprint
+    assert load_folder(tmp_path).fingerprint() == pictures.fingerprint()
 
 
 @pytest.mark.parametrize("what", ["images", "labels", "classes"])
@@ -307,7 +309,7 @@ def test_one_pixel_one_label_or_a_class_name_changes_the_fingerprint(
     else:
         changed = getattr(pictures, what).copy()
         changed.flat[-1] ^= 1
-    assert dataclasses.replace(pictures, **{what: changed}).fingerprint != pictures.fingerprint
+    assert dataclasses.replace(pictures, **{what: changed}).fingerprint() != pictures.fingerprint()
 
 
 def test_the_order_in_which_the_file_system_lists_files_does_not_matter(
@@ -318,16 +320,16 @@ def test_the_order_in_which_the_file_system_lists_files_does_not_matter(
     monkeypatch.setattr(Path, "iterdir", lambda path: sorted(listed(path), reverse=True))
     backwards = load_folder(tmp_path)
     assert Counter(backwards.labels.tolist()) == {0: 2, 1: 1}
-    assert backwards.fingerprint == in_order.fingerprint != pictures.fingerprint
+    assert backwards.fingerprint() == in_order.fingerprint() != pictures.fingerprint()
 
 
 def test_the_record_for_a_bundle_names_data_count_licence_and_fingerprint(
     pictures: Pictures,
 ) -> None:
     record = pictures.describe()
-    assert record["pictures"] == 2
-    assert record["fingerprint"] == pictures.fingerprint
-    assert record["licence"] == "not stated"
+    assert record.pictures == 2
+    assert record.fingerprint == pictures.fingerprint()
+    assert record.licence == "not stated"
 
 
 def test_every_built_in_data_set_states_its_licence() -> None:

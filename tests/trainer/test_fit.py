@@ -58,7 +58,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
 
     def train_step(self: Trainer) -> dict[str, float]:
         found = original(self)
-        if self.step == step:
+        if self.state.step == step:
             act(self)
         return found
 
@@ -140,7 +140,7 @@ def test_a_run_leaves_tensorboard_events_of_the_loss_and_the_samples(whole: Path
 def test_a_run_leaves_its_config_beside_what_it_made(whole: Path) -> None:
     record = from_json((whole / "config.json").read_bytes())
     assert {k: record[k] for k in TINY.to_json()} == TINY.to_json()
-    assert record["data_record"]["fingerprint"] == data.digits().fingerprint
+    assert record["data_record"]["fingerprint"] == data.digits().fingerprint()
     assert record["sample_shape"] == [1, 8, 8]
 
 
@@ -523,15 +523,15 @@ def test_what_is_not_finite_does_not_reach_the_weights(
     monkeypatch: pytest.MonkeyPatch, poison: str
 ) -> None:
     trainer = Trainer(TINY, data.digits())
-    before = {name: w.detach().clone() for name, w in trainer.weights.items()}
+    before = {name: w.detach().clone() for name, w in trainer.state.weights.items()}
     if poison == "loss":
         monkeypatch.setattr(ForwardProcess, "target", nan_target)
     else:
         monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
     with pytest.raises(TrainingError):
         trainer.train_step()
-    assert all(torch.equal(w, before[name]) for name, w in trainer.weights.items())
-    assert trainer.step == 0
+    assert all(torch.equal(w, before[name]) for name, w in trainer.state.weights.items())
+    assert trainer.state.step == 0
 
 
 def test_weights_that_are_not_finite_are_never_saved(
@@ -539,7 +539,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 ) -> None:
     def poison(trainer: Trainer) -> None:
         with torch.no_grad():
-            trainer.weights["last.bias"].fill_(torch.nan)
+            trainer.state.weights["last.bias"].fill_(torch.nan)
 
     at_step(monkeypatch, 10, poison)
     with pytest.raises(
@@ -646,11 +646,11 @@ def test_the_average_has_the_half_life_that_was_asked_for_and_a_shorter_one_at_f
 def test_the_average_follows_the_weights() -> None:
     trainer = Trainer(TINY, data.digits())
     name = "last.weight"
-    before = trainer.ema[name].clone()
+    before = trainer.state.ema[name].clone()
     trainer.train_step()
     keep = half_life_decay(TINY.batch, TINY.ema_half_life[0], 0)
     torch.testing.assert_close(
-        trainer.ema[name], keep * before + (1 - keep) * trainer.weights[name]
+        trainer.state.ema[name], keep * before + (1 - keep) * trainer.state.weights[name]
     )
 
 
@@ -668,9 +668,9 @@ def test_the_average_follows_the_weights() -> None:
 )
 def test_a_step_changes_the_weights(changes: dict) -> None:
     trainer = Trainer(replace(TINY, **changes), data.digits())
-    before = trainer.weights["last.weight"].detach().clone()
+    before = trainer.state.weights["last.weight"].detach().clone()
     assert trainer.train_step()["loss"] > 0
-    assert not torch.equal(trainer.weights["last.weight"], before)
+    assert not torch.equal(trainer.state.weights["last.weight"], before)
 
 
 def test_a_network_learns_a_few_pictures_by_heart() -> None:

@@ -257,11 +257,11 @@ def test_a_split_run_is_exported_like_any_other(split: Path, one: Path) -> None:
 
 
 HELD = """
-from trainer import data; from trainer.config import Config; from trainer.sharding import own; from trainer.step import Trainer
+from trainer.data import dataset as data; from trainer.config import Config; from trainer.sharding import own; from trainer.step import Trainer
 trainer = Trainer(Config(data="digits", channels=(8, 16), attention=(), batch=4, device="cpu"), data.digits())
 trainer.train_step()
-moments = [s[k] for s in trainer.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
-for name, held in (("weights", trainer.weights.values()), ("ema", trainer.ema.values()), ("moments", moments)):
+moments = [s[k] for s in trainer.state.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
+for name, held in (("weights", trainer.state.weights.values()), ("ema", trainer.state.ema.values()), ("moments", moments)):
     whole = [v.numel() for v in held]
     print(name, trainer.processes.index, sum(own(v).numel() for v in held) / sum(whole), flush=True)
 from trainer.processes import leave; leave()

@@ -13,10 +13,11 @@ from runtime.errors import RequestError
 from runtime.files import from_json
 from trainer.config import Config
 from trainer.data import dataset as data
-from trainer.evaluate import Judge, main
+from trainer.evaluate import main
 from trainer.fit import fit
 from trainer.quality import distances as quality
 from trainer.quality.distances import compare, frechet, kernel, precision_recall
+from trainer.quality.evaluator import Judge
 from trainer.quality.features import features_of, train_classifier
 from trainer.runs import checkpoint as checkpoints
 from trainer.runs.log import read

@@ -16,14 +16,15 @@ from PIL import Image
 from runtime.errors import RequestError
 from trainer.config import Config
 from trainer.data import dataset as data
-from trainer.data.dataset import Pictures, load
+from trainer.data.dataset import load
 from trainer.data.decode import UnreadablePicture
-from trainer.data.loader import Batches, Decoded
+from trainer.data.loader import Batches
+from trainer.data.memory import Pictures
 from trainer.data.stream import Names, Stream
+from trainer.data.workers import Decoded
 from trainer.errors import DataError
 from trainer.fit import fit
 from trainer.processes import Processes
-from trainer.quality.features import read_some
 from trainer.runs.log import read
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -249,7 +250,9 @@ def shard(path: Path, numbers: range, more: Callable[[int], dict[str, bytes]]) -
 
 def assert_holds_all(found, labels: list[int]) -> None:
     assert found.labels.tolist() == labels
-    np.testing.assert_array_equal(read_some(found, np.arange(N)), [picture(i) for i in range(N)])
+    images, indices = found.gather(np.arange(N))
+    np.testing.assert_array_equal(images, [picture(i) for i in range(N)])
+    assert indices.tolist() == list(range(N))
 
 
 @pytest.mark.parametrize(
@@ -354,8 +357,8 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_every_kind_of_data_has_a_fingerprint_that_its_classes_change(
     folder: Path, tmp_path: Path
 ) -> None:
-    before = load(config_for(f"folder:{folder}")).fingerprint
-    assert load(config_for(f"folder:{folder}")).fingerprint == before
+    before = load(config_for(f"folder:{folder}")).fingerprint()
+    assert load(config_for(f"folder:{folder}")).fingerprint() == before
     (folder / "class0" / "00.png").rename(folder / "class1" / "00.png")
-    assert load(config_for(f"folder:{folder}")).fingerprint != before
-    assert data.digits().fingerprint != before
+    assert load(config_for(f"folder:{folder}")).fingerprint() != before
+    assert data.digits().fingerprint() != before

@@ -17,8 +17,9 @@ from ..config import Config
 from ..errors import DataError
 from .decode import Decoding, UnreadablePicture, endings, unlike
 from .labels import class_name, label_name, listed, numbered, printable, text_fault, unused
-from .stream import Names, Stream, probe, refused, streamed, too_many, too_many_error, vanished
+from .stream import Files, First, Names, Stream, probe, stamp_of, streamed
 from .survey import Survey, require_layout, summary, survey
+from .unreadable import refused, too_many, too_many_error, vanished
 
 log = logging.getLogger(__name__)
 
@@ -176,27 +177,28 @@ def _plain(name: str, where: str) -> str:
     return os.path.normpath(name)
 
 
-def folder(path: Path, config: Config) -> tuple[Listing, Decoding, str, tuple]:
-    """The listing, how its pictures are decoded, and name and shape (H, W, C) of the first that can
-    be read."""
+def folder(path: Path, config: Config) -> tuple[Listing, Decoding, First]:
+    """Return the listing, how its images are decoded, and the first that can be read.
+
+    Raises:
+        DataError: See `listing` and `probe`; or a class name is not text that JSON can hold.
+    """
     found = listing(path, config.label_file)
     if config.labels:
         for name in found.classes:
             class_name(name, f"the folder {printable(str(path))}")
     decoding = Decoding(config.size, config.mode)
-    return found, decoding, *probe(str(path), found.names, found.file, decoding)
+    return found, decoding, probe(str(path), found.names, found.file, decoding)
 
 
-def stream(config: Config, found: Listing, decoding: Decoding, first: str, shape: tuple) -> Stream:
-    """Of a folder, read as it is needed."""
+def stream(config: Config, found: Listing, decoding: Decoding, first: First) -> Stream:
+    """Return the images of a folder, each to be read when it is needed."""
     path = found.path
     sizes = [os.stat(name).st_size for name in found.names]
+    # Relative names: moving the folder does not change the fingerprint.
     relative = (os.path.relpath(name, path) for name in found.names)
-    return streamed(
-        config,
-        decoding,
-        (first, shape),
-        (relative, sizes),
+    stamp = stamp_of(relative, sizes, found.labels, decoding, config.crop)
+    files = Files(
         name=path.name,
         names=found.names,
         fetch=found.file,
@@ -204,15 +206,24 @@ def stream(config: Config, found: Listing, decoding: Decoding, first: str, shape
         classes=found.classes,
         note=f"{len(found.names)} pictures of a local folder",
     )
+    return streamed(config, files, decoding, first, stamp)
 
 
 def read_all(
     found: Listing, config: Config, decoding: Decoding
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """images [N, H, W, C], labels [N], and how many could not be read. Raises DataError, see
-    `trainer.data.dataset.load`."""
+    """Read all images of a folder.
+
+    Returns:
+        images [N, H, W, C], labels [N], and how many images could not be read.
+
+    Raises:
+        DataError: See `trainer.data.dataset.folder`.
+    """
     images: list[NDArray[np.uint8]] = []
-    labels, bad, first = [], [], found.path
+    labels: list[int] = []
+    bad: list[str] = []
+    first = found.path
     for i in track(range(len(found.names)), f"reading {found.path.name}"):
         file = found.file(i)
         try:
@@ -227,7 +238,7 @@ def read_all(
             raise unlike(str(file), picture.shape, str(first), images[0].shape)
         first = first if images else file
         images.append(picture)
-        labels.append(found.labels[i])
+        labels.append(int(found.labels[i]))
     if not images:
         raise DataError(
             f"none of the {len(found.names)} images in {printable(str(found.path))} can be read."

@@ -31,7 +31,7 @@ from ..errors import DataError
 from ..processes import lock
 from .decode import Decoding, endings, image_ending
 from .labels import label_name, listed, numbered, printable, utf8
-from .stream import Names, Stream, probe, streamed
+from .stream import Files, Names, Stream, probe, stamp_of, streamed
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ def stream(urls: str, config: Config) -> Stream:
     """The pictures of the shards, braces expanded as webdataset does. Raises DataError where there
     are none, or where one lacks a class."""
     shards = [local(url) for url in _expanded(urls)]
-    names, places, labels = [], [], []
+    names = []
+    places = []
+    labels = []
     left_out: dict[str, list[str]] = {}
     lost: set[str] = set()
     for i, shard in enumerate(track(shards, "indexing shards")):
@@ -87,11 +89,7 @@ def stream(urls: str, config: Config) -> Stream:
     listing = Names(names)
     fetch = _reader(shards, where)
     decoding = Decoding(config.size, config.mode)
-    return streamed(
-        config,
-        decoding,
-        probe(urls, listing, fetch, decoding),
-        (listing, where[:, 2].tolist()),
+    files = Files(
         name=config.name,
         names=listing,
         fetch=fetch,
@@ -99,6 +97,9 @@ def stream(urls: str, config: Config) -> Stream:
         classes=classes,
         note=f"{len(listing)} pictures of {len(shards)} tar files",
     )
+    first = probe(urls, listing, fetch, decoding)
+    stamp = stamp_of(listing, where[:, 2].tolist(), numbers, decoding, config.crop)
+    return streamed(config, files, decoding, first, stamp)
 
 
 def _reader(shards: list[Path], where: np.ndarray) -> Callable[[int], bytes]:

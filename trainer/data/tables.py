@@ -16,7 +16,8 @@ from ..config import Config
 from ..errors import DataError
 from .decode import Decoding, UnreadablePicture
 from .labels import listed, named, numbered
-from .stream import Names, Stream, probe, streamed, too_many
+from .stream import Files, Names, Stream, probe, stamp_of, streamed
+from .unreadable import too_many
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def stream(place: str, config: Config) -> Stream:
         raise DataError(f"{place} has no rows.")
     column = _image_column(place, table, config.image_column)
     rows = _undecoded(table.select_columns([column]), column)
-    classes, labels = ("all",), np.zeros(len(table), np.int64)
+    classes = ("all",)
+    labels = np.zeros(len(table), np.int64)
     if config.labels:
         classes, labels = _labels(place, table, config.label_column)
 
@@ -57,11 +59,9 @@ def stream(place: str, config: Config) -> Stream:
     _report_missing(place, rows, column)
     names = Names(f"{place} row {i}" for i in range(len(table)))
     decoding = Decoding(config.size, config.mode)
-    return streamed(
-        config,
-        decoding,
-        probe(place, names, fetch, decoding),
-        ([table._fingerprint if _hub(place) else ""], [len(table)]),
+    # The fingerprint of `datasets` names a version only for data from the Hub.
+    version = table._fingerprint if _hub(place) else ""
+    files = Files(
         name=config.name,
         names=names,
         fetch=fetch,
@@ -70,6 +70,9 @@ def stream(place: str, config: Config) -> Stream:
         licence=str(table.info.license or "not stated"),
         note=f"{len(table)} rows of {Path(place).name}",
     )
+    first = probe(place, names, fetch, decoding)
+    stamp = stamp_of([version], [len(table)], labels, decoding, config.crop)
+    return streamed(config, files, decoding, first, stamp)
 
 
 def _report_missing(place: str, rows: Any, column: str) -> None:

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from ..config import Config
+from ..randomness import WEIGHTS
 from .dit import DiT
 from .unet import UNet
 
 
 def make_network(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The network of this config, its first weights a function of config.seed."""
-    torch.manual_seed(config.seed)
+    """Return the network of this config. Its first weights are a function of config.seed."""
+    WEIGHTS.reset_global(config.seed)
     if config.network == "dit":
         network = DiT(
             sample_shape, config.patch, config.width, config.depth, config.heads, num_classes

@@ -36,10 +36,14 @@ class Block(nn.Module):
 
     def __init__(self, tokens: int, width: int, heads: int) -> None:
         super().__init__()
-        self.tokens, self.width, self.heads = tokens, width, heads
+        self.tokens = tokens
+        self.width = width
+        self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.wide = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         a1, b1, g1, a2, b2, g2 = (
@@ -88,7 +92,10 @@ class DiT(nn.Module):
                 f"pictures of {H}x{W} are not made of patches of {patch}: use a --patch that "
                 f"divides both."
             )
-        self.grid, self.patch, self.width, self.channels = (H // patch, W // patch), patch, width, C
+        self.grid = (H // patch, W // patch)
+        self.patch = patch
+        self.width = width
+        self.channels = C
         tokens = self.grid[0] * self.grid[1]
         self.first = nn.Linear(C * patch * patch, width)
         self.position: Tensor
@@ -117,7 +124,9 @@ class DiT(nn.Module):
         nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        (rows, columns), p, C = self.grid, self.patch, self.channels
+        rows, columns = self.grid
+        p = self.patch
+        C = self.channels
         embedding = self.time(time)
         if self.label is not None:
             embedding = embedding + self.label(label)

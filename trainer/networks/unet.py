@@ -55,9 +55,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = dropout
-        self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm1 = norm(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * outputs)
-        self.norm2, self.conv2 = norm(outputs), zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.norm2 = norm(outputs)
+        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -79,8 +81,10 @@ class Attention(nn.Module):
     def __init__(self, channels: int, pixels: int, head: int = 32) -> None:
         super().__init__()
         width = math.gcd(channels, head)
-        self.shape, self.scale = (3 * channels // width, width, pixels), width**-0.5
-        self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.shape = (3 * channels // width, width, pixels)
+        self.scale = width**-0.5
+        self.norm = norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,13 +145,16 @@ class UNet(nn.Module):
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
 
         def level(inputs: int, outputs: int, depth: int, attend: bool | None = None) -> Level:
-            height, width = H >> depth, W >> depth
+            height = H >> depth
+            width = W >> depth
             attend = height in attention if attend is None else attend
             return Level(inputs, outputs, embedding, height * width if attend else None, dropout)
 
         self.first = nn.Conv2d(C, channels[0], 3, padding=1)
-        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
-        skips, width = [channels[0]], channels[0]
+        self.down = nn.ModuleList()
+        self.downsample = nn.ModuleList()
+        skips = [channels[0]]
+        width = channels[0]
         for depth, outputs in enumerate(channels):
             for _ in range(blocks):
                 self.down.append(level(width, outputs, depth))
@@ -159,7 +166,8 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList(
             [level(width, width, last, attend=last > 0), level(width, width, last, attend=False)]
         )
-        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
+        self.up = nn.ModuleList()
+        self.upsample = nn.ModuleList()
         for depth, outputs in reversed(list(enumerate(channels))):
             for _ in range(blocks + 1):
                 self.up.append(level(width + skips.pop(), outputs, depth))
@@ -167,7 +175,8 @@ class UNet(nn.Module):
             if depth:
                 self.upsample.append(nn.Conv2d(width, width, 3, padding=1))
         self.blocks = blocks
-        self.last_norm, self.last = norm(width), zeroed(nn.Conv2d(width, C, 3, padding=1))
+        self.last_norm = norm(width)
+        self.last = zeroed(nn.Conv2d(width, C, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         embedding = self.time(time)

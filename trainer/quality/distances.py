@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from runtime.diffusion.schedule import Float64
 
-NEIGHBOURS, BLOCK = 3, 2048
+NEIGHBOURS = 3
+BLOCK = 2048
 
 
 def frechet(real: NDArray[Any], made: NDArray[Any]) -> float:
@@ -31,7 +32,8 @@ def _moments(x: NDArray[Any]) -> tuple[Float64, Float64]:
 def kernel(real: NDArray[Any], made: NDArray[Any]) -> float:
     """The squared maximum mean discrepancy under (x·y/d + 1)³, unbiased: it may fall below 0
     (Bińkowski et al. 2018)."""
-    a, b = real.astype(np.float64), made.astype(np.float64)
+    a = real.astype(np.float64)
+    b = made.astype(np.float64)
 
     def total(x: Float64, y: Float64) -> float:
         return sum(float(((part @ y.T / y.shape[1] + 1) ** 3).sum()) for part in _blocks(x))
@@ -68,7 +70,8 @@ def _blocks(x: NDArray[Any]) -> list[NDArray[Any]]:
 
 def _distances(a: NDArray[Any], b: NDArray[Any]) -> Float64:
     """[len(a), len(b)], squared."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
+    a = a.astype(np.float64)
+    b = b.astype(np.float64)
     found: Float64 = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
     return np.maximum(found, 0)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +20,21 @@ from runtime.errors import RequestError
 from runtime.files import replacing
 
 from ..config import Config
-from ..data.dataset import Pictures, Source
-from ..data.decode import UnreadablePicture
-from ..errors import DataError
+from ..data.dataset import Dataset
 from ..networks.unet import norm
+from ..randomness import CLASSIFIER_BATCHES, CLASSIFIER_WEIGHTS
 from ..runs.log import move_aside
 
 Features = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pictures [n, H, W, C] → [n, d]."""
-STEPS, BATCH, RATE, WIDTH = 400, 64, 2e-3, 64
+STEPS = 400
+BATCH = 64
+RATE = 2e-3
+WEIGHT_DECAY = 0.05
+WIDTH = 64
+FIRST_WIDTH = 32
+MOST_HALVINGS = 4
+"""The classifier's network and training: changing one makes the numbers of runs incomparable."""
 
 
 class Classifier(nn.Module):
@@ -51,54 +57,59 @@ class Classifier(nn.Module):
         return self.out(F.silu(self.features(x)))
 
 
-def read_some(source: Source, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Pictures [n, H, W, C], those that cannot be read left out."""
-    if isinstance(source, Pictures):
-        return source.images[indices]
-    found = []
-    for i in indices.tolist():
-        try:
-            found.append(source.read(i))
-        except UnreadablePicture:
-            continue
-    if not found:
-        raise DataError(f"none of the {len(indices)} images to compare with can be read.")
-    return np.stack(found)
+@dataclass(frozen=True)
+class Rotations:
+    """The task of the classifier if the data has no classes: how an image was turned.
 
+    Predicting rotations makes a network see shapes (Gidaris et al. 2018).
 
-def train_classifier(source: Source, device: torch.device) -> Classifier:
-    """Told the data's classes; where there is one class, by how many quarters a picture was turned
-    (Gidaris et al. 2018).
-
-    Deterministic for a machine: it depends on the data alone.
+    Attributes:
+        quarters: How many quarter turns each class is.
     """
-    turned = len(set(source.labels.tolist())) < 2 or len(source.classes) < 2
-    C, H, W = source.sample_shape
-    halvings = max(0, min(4, int(np.log2(min(H, W))) - 1))
-    classes = 4 if turned else int(source.labels.max()) + 1
-    random = np.random.Generator(np.random.Philox(key=[0, 0]))
+
+    quarters: tuple[int, ...]
+
+    def __call__(self, x: Tensor, random: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
+        """Turn each image of x [n, C, H, W] at random. Returns the images, and the classes [n]."""
+        labels = random.integers(len(self.quarters), size=len(x))
+        turned = [
+            torch.rot90(image, self.quarters[label], (1, 2))
+            for image, label in zip(x, labels.tolist(), strict=True)
+        ]
+        return torch.stack(turned), labels
+
+
+def rotations_of(height: int, width: int) -> Rotations:
+    """Return the rotations that keep the shape of an image: without them there is no batch."""
+    return Rotations((0, 1, 2, 3) if height == width else (0, 2))
+
+
+def halvings_of(height: int, width: int) -> int:
+    """Return how often the classifier halves an image: to 2 pixels or more, 4 times at most."""
+    return max(0, min(MOST_HALVINGS, int(np.log2(min(height, width))) - 1))
+
+
+def train_classifier(dataset: Dataset, device: torch.device) -> Classifier:
+    """Train the classifier on the data's classes, or on rotations if there are fewer than two.
+
+    On one machine the result depends on the data alone.
+    """
+    C, H, W = dataset.sample_shape
+    one_class = len(set(dataset.labels.tolist())) < 2 or len(dataset.classes) < 2
+    rotations = rotations_of(H, W) if one_class else None
+    classes = len(rotations.quarters) if rotations else int(dataset.labels.max()) + 1
+    random = CLASSIFIER_BATCHES.generator(0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Classifier(C, classes, halvings).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.05)
-    kept = random.permutation(len(source.labels))[: STEPS * BATCH]
+        CLASSIFIER_WEIGHTS.reset_global(0)
+        network = Classifier(C, classes, halvings_of(H, W)).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=WEIGHT_DECAY)
+    kept = random.permutation(len(dataset.labels))[: STEPS * BATCH]
     for step in range(STEPS):
-        at = kept[random.integers(len(kept), size=BATCH)]
-        pictures, labels = _batch(source, at)
+        pictures, indices = dataset.gather(kept[random.integers(len(kept), size=BATCH)])
         x = _samples(pictures, device)
-        if turned:
-            labels = random.integers(4, size=len(x))
-            x = (
-                torch.stack(
-                    [
-                        torch.rot90(picture, int(k), (1, 2))
-                        for picture, k in zip(x, labels, strict=True)
-                    ]
-                )
-                if H == W
-                else x
-            )
-            labels = labels if H == W else labels * 0
+        labels = dataset.labels[indices]
+        if rotations:
+            x, labels = rotations(x, random)
         loss = F.cross_entropy(network(x), torch.from_numpy(labels).to(device))
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - step / STEPS)
@@ -108,37 +119,21 @@ def train_classifier(source: Source, device: torch.device) -> Classifier:
     return network.eval()
 
 
-def _batch(source: Source, at: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    if isinstance(source, Pictures):
-        return source.images[at], source.labels[at]
-    pairs = [(picture, source.labels[i]) for i in at.tolist() for picture in _readable(source, i)]
-    return np.stack([picture for picture, _ in pairs]), np.array([label for _, label in pairs])
-
-
-def _readable(source: Any, i: int) -> list[NDArray[np.uint8]]:
-    try:
-        return [source.read(i)]
-    except UnreadablePicture:
-        return []
-
-
 def _samples(pictures: NDArray[np.uint8], device: torch.device) -> Tensor:
-    return (
-        torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(device).float()
-        / 127.5
-        - 1
-    )
+    """Images [n, H, W, C] → x [n, C, H, W] in -1 … 1."""
+    x = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+    return x.to(device).float() / 127.5 - 1
 
 
 def features_of(
-    config: Config, source: Source, folder: Path | None, device: torch.device
+    config: Config, dataset: Dataset, folder: Path | None, device: torch.device
 ) -> Features:
     """The features that this config's samples are judged by. The classifier is kept in `folder`,
     where there is one."""
     network = (
         _inception(config.features, device)
         if config.features
-        else _classifier(source, folder, device)
+        else _classifier(dataset, folder, device)
     )
 
     @torch.no_grad()
@@ -150,12 +145,12 @@ def features_of(
 
 
 def _classifier(
-    source: Source, folder: Path | None, device: torch.device
+    dataset: Dataset, folder: Path | None, device: torch.device
 ) -> Callable[[NDArray[np.uint8]], Tensor]:
-    path = folder / f"features-{source.fingerprint[:16]}.safetensors" if folder else None
-    network = _stored(path, source, device) if path is not None and os.path.lexists(path) else None
+    path = folder / f"features-{dataset.fingerprint()[:16]}.safetensors" if folder else None
+    network = _stored(path, dataset, device) if path is not None and os.path.lexists(path) else None
     if network is None:
-        network = train_classifier(source, device)
+        network = train_classifier(dataset, device)
         if path is not None:
             with replacing(path) as temporary:
                 save_file(
@@ -164,13 +159,12 @@ def _classifier(
     return lambda pictures: network.features(_samples(pictures, device))
 
 
-def _stored(path: Path, source: Source, device: torch.device) -> Classifier | None:
+def _stored(path: Path, dataset: Dataset, device: torch.device) -> Classifier | None:
     """Return the classifier of a file. One that is damaged is moved aside, and None is returned."""
-    C, H, W = source.sample_shape
-    halvings = max(0, min(4, int(np.log2(min(H, W))) - 1))
+    C, H, W = dataset.sample_shape
     try:
         weights = load_file(path)
-        network = Classifier(C, len(weights["out.bias"]), halvings).to(device).eval()
+        network = Classifier(C, len(weights["out.bias"]), halvings_of(H, W)).to(device).eval()
         network.load_state_dict(weights)
     except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
         move_aside(path, f"{path} is not a classifier that was trained here ({str(error)[:200]}).")

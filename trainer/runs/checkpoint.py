@@ -29,6 +29,8 @@ from ..objectives.denoising import BUCKETS
 from ..sharding import as_held
 
 Tensors = dict[str, Tensor]
+Environment = Mapping[str, str | int]
+"""What decides the last bit of a training step besides the config, by name."""
 PARTS = ("weights", "ema", "optimizer")
 
 
@@ -45,12 +47,12 @@ class Checkpoint:
     weights: Tensors
     ema: Tensors
     optimizer: Tensors
-    environment: Mapping[str, Any]
+    environment: Environment
     more: Mapping[str, Tensors] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
 
 
-def environment(device: torch.device, processes: int = 1, sharded: bool = False) -> dict[str, Any]:
+def environment(device: torch.device, processes: int = 1, sharded: bool = False) -> Environment:
     """What decides the last bit of a training step besides the config."""
     return {
         "python": platform.python_version(),
@@ -74,7 +76,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> Ten
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
     """The inverse of `optimizer_tensors`; hyperparameters stay as they are."""
-    index, state = {name: i for i, name in enumerate(names)}, {}
+    index = {name: i for i, name in enumerate(names)}
+    state = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         parameter, key = name.rsplit(":", 1)

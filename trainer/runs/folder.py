@@ -16,7 +16,7 @@ from typing import IO, Any
 from runtime.files import from_json, to_json, write_text
 
 from ..config import FREE, Config
-from ..data.dataset import Source
+from ..data.dataset import Dataset
 from ..data.labels import printable
 from ..errors import CheckpointError
 from ..processes import lock
@@ -53,13 +53,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def record_of(config: Config, source: Source) -> dict[str, Any]:
+def record_of(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What config.json holds: the resolved config, and what the network must fit."""
     return {
         **config.to_json(),
-        "data_record": source.describe(),
-        "sample_shape": list(source.sample_shape),
-        "classes": list(source.classes),
+        "data_record": dataset.describe().to_json(),
+        "sample_shape": list(dataset.sample_shape),
+        "classes": list(dataset.classes),
     }
 
 
@@ -111,7 +111,7 @@ def _check_rest(rest: Mapping[str, Any]) -> None:
         raise ValueError("its classes are not a list of names")
 
 
-def open_run(folder: Path, config: Config, source: Source) -> None:
+def open_run(folder: Path, config: Config, dataset: Dataset) -> None:
     """Write the run's config.json, or check that the one there is the same.
 
     What a kill left half-written is removed. A run that has no checkpoint yet starts over: it has
@@ -120,7 +120,7 @@ def open_run(folder: Path, config: Config, source: Source) -> None:
     Raises:
         CheckpointError: A run with another config is there.
     """
-    record = record_of(config, source)
+    record = record_of(config, dataset)
     path = folder / "config.json"
     changed = _changes(folder, record) if path.exists() else []
     if changed and any(any((folder / name).glob("step-*")) for name in KEPT):

@@ -1,11 +1,12 @@
-"""What a run starts from in place of random weights: those of another run, or of a bundle. For more
-training, or for other pictures."""
+"""Starting a run from the weights of another run or of a bundle, instead of random ones."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,18 +18,48 @@ from ..errors import CheckpointError
 from . import checkpoint as checkpoints
 from .folder import read_run
 
-STEP, WEIGHTS = "fp32/step.onnx", "fp32/weights.bin"
+if TYPE_CHECKING:  # the exporter imports this module for the names below, and does not train
+    from ..step import Trainer
+
+STEP = "fp32/step.onnx"
+WEIGHTS = "fp32/weights.bin"
 LABELS = "label.weight"
 NETWORK = "network."
 """What stands before a weight's name in a bundle's graphs."""
 
 
-def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Name → averaged weight (a run's `ema`), of the run at `place`, its newest checkpoint, or of
-    the bundle there; and the names of its classes.
+def start(trainer: Trainer) -> dict[str, str]:
+    """Begin with the weights that the config's start_from names, if it does.
 
-    Raises CheckpointError where there is neither, or onnx is missing, which a bundle is read with;
-    BundleError where the bundle is damaged.
+    Returns:
+        What tells these weights from others under the same path, for starts.json.
+
+    Raises:
+        CheckpointError: There are no such weights, or they are of another network.
+    """
+    if not trainer.config.start_from:
+        return {}
+    place = Path(trainer.config.start_from)
+    weights, classes = start_of(place)
+    wanted = trainer.state.weights
+    same_classes = classes == tuple(trainer.dataset.classes)
+    taken = fitting(weights, wanted, place, same_classes)
+    trainer.state.start_from(taken)
+    if trainer.processes.main:
+        without = "" if len(taken) == len(wanted) else ", but for the labels, which are others"
+        print(f"starting from the weights of {place}{without}")
+    return {"start_sha256": hashlib.sha256(checkpoints.to_bytes(taken)).hexdigest()}
+
+
+def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the averaged weights at `place` by name, and the names of the classes.
+
+    Args:
+        place: A run, whose newest checkpoint's `ema` is taken, or a bundle.
+
+    Raises:
+        CheckpointError: It is neither, or onnx is missing, which reads a bundle's weights.
+        BundleError: The bundle is damaged.
     """
     if (place / MANIFEST).is_file():
         bundle = Bundle.load(place)
@@ -43,10 +74,13 @@ def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def weights_of(bundle: Bundle) -> dict[str, Tensor]:
-    """Every float32 constant of the bundle's float32 step graph, the network's by their names in
-    it; the bytes are checked against bundle.json.
+    """Return every float32 constant of a bundle's float32 step graph.
 
-    Raises CheckpointError where onnx is missing, BundleError where the bundle is damaged.
+    The network's weights have the names that the network gives them.
+
+    Raises:
+        CheckpointError: onnx is missing.
+        BundleError: The bundle is damaged.
     """
     try:
         import onnx
@@ -74,8 +108,10 @@ def weights_of(bundle: Bundle) -> dict[str, Tensor]:
 
 
 def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:
-    """The value in the shape of `like`, which may differ by axes of 1; None where there is none or
-    it is of another shape."""
+    """Return the value in the shape of `like`, from which it may differ by axes of 1.
+
+    None stands for no value, and is returned for one of another shape.
+    """
     if value is None or [n for n in value.shape if n != 1] != [n for n in like.shape if n != 1]:
         return None
     return value.reshape(like.shape)
@@ -87,10 +123,16 @@ def fitting(
     place: Path,
     same_classes: bool = True,
 ) -> dict[str, Tensor]:
-    """Those of `found` that the network `wanted` is made of, in its shapes; the table of labels is
-    left out where there are other classes.
+    """Return those of the weights `found` that a network needs, in its shapes.
 
-    Raises CheckpointError where anything else is missing or of another shape.
+    Args:
+        found: Weights by name.
+        wanted: The network's own.
+        place: Where they were found, for the error.
+        same_classes: If not, the table of labels is left out.
+
+    Raises:
+        CheckpointError: Anything else is missing or has another shape.
     """
     taken = {}
     for name, weight in wanted.items():

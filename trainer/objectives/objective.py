@@ -1,0 +1,78 @@
+"""The seam between what is learned and how a step is taken.
+
+The trainer draws what a step is trained on, and takes the step. An objective says at which noise
+levels, what the error of the network is, and what it weighs. A distillation objective implements
+the same three methods, and reads `Networks.teacher`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""F(x [b, C, H, W], time [b], label [b]) → [b, C, H, W] float32."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks that an objective may call.
+
+    Attributes:
+        student: The network in training. Gradients flow through it.
+        averages: The network with averaged weights, by the average's name. Empty: no objective
+            asks for them yet.
+        teacher: The network that is distilled, None if there is none.
+    """
+
+    student: Network
+    averages: Mapping[str, Network] = field(default_factory=dict)
+    teacher: Network | None = None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a process's share of a step is trained on.
+
+    Attributes:
+        x0: The images, [b, C, H, W] in -1 … 1.
+        label: [b] int64; the number of classes is the null label.
+        t: Noise levels as indices of the schedule, [b] int64.
+        eps: The noise, like x0.
+    """
+
+    x0: Tensor
+    label: Tensor
+    t: Tensor
+    eps: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.x0, self.label, self.t, self.eps))
+
+    def part(self, i: int, count: int) -> Draws:
+        """Return part i of `count` equal parts."""
+        size = len(self.t) // count
+        return Draws(*(v[i * size : (i + 1) * size] for v in self))
+
+
+class Objective(Protocol):
+    """What is learned."""
+
+    def draw_times(self, generator: torch.Generator) -> Tensor:
+        """Return the noise level of each image of a whole batch, [batch] int64.
+
+        All that is random about it comes from `generator`, a CPU generator.
+        """
+        ...
+
+    def losses(self, networks: Networks, draws: Draws) -> Tensor:
+        """Return the loss of each image before weighting, [b] float32."""
+        ...
+
+    def weights(self, t: Tensor) -> Tensor:
+        """Return what the losses at noise levels t [b] weigh, [b] float32."""
+        ...

@@ -1,0 +1,97 @@
+"""Samples of a network in training, for grids and for the measurement of quality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from runtime.diffusion.noise import noises
+from runtime.diffusion.program import run
+from runtime.images import tile, to_uint8
+
+from .config import Config
+from .randomness import SAMPLE_START, SAMPLE_STEPS
+
+UNLABELLED_GRID = 64
+"""Samples of a grid if there are no classes, or too many for a grid that shows each."""
+MOST_CLASSES_SHOWN = 32
+SEEDS_PER_CLASS = 2
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Samples by the runtime's own solvers, so that a bundle of the run gives the same ones.
+
+    Attributes:
+        network: Its weights are handed over with each call.
+        sample_shape: (C, H, W).
+        num_classes: 0 if the network is not conditioned on labels.
+    """
+
+    config: Config
+    network: nn.Module
+    device: torch.device
+    sample_shape: tuple[int, int, int]
+    num_classes: int
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        weights: Mapping[str, Tensor],
+        seed: int = 0,
+        label: NDArray[np.int64] | None = None,
+        solver: str = "",
+        steps: int = 0,
+    ) -> NDArray[np.uint8]:
+        """Return samples with the seeds `seed`, `seed` + 1, …
+
+        Args:
+            count: How many.
+            weights: Whole weights by name, usually an average.
+            label: [count]; by default all classes in turn.
+            solver: By default the config's sample_solver.
+            steps: By default the config's sample_steps.
+
+        Returns:
+            [count, H, W, C].
+        """
+        program = self.config.sample_program(solver, steps)
+        weights = {name: tensor.to(self.device) for name, tensor in weights.items()}
+
+        def network(x: np.ndarray, time: np.ndarray, *label: np.ndarray) -> np.ndarray:
+            inputs = tuple(torch.from_numpy(a).to(self.device) for a in (x, time, *label))
+            prediction = torch.func.functional_call(self.network, weights, inputs)
+            return prediction.float().cpu().numpy()
+
+        seeds = [seed + i for i in range(count)]
+        if label is None:
+            label = np.arange(count) % max(1, self.num_classes)
+        x = noises(seeds, SAMPLE_START, 0, self.sample_shape) * np.float32(program.start)
+        self.network.eval()
+        samples = run(
+            program,
+            network,
+            x,
+            lambda row: noises(seeds, SAMPLE_STEPS, row, self.sample_shape),
+            label=np.asarray(label, np.int64) if self.num_classes else None,
+        )
+        self.network.train()
+        return to_uint8(samples)
+
+    def grid(self, weights: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+        """Return one sheet of samples, [H, W, C]: each class with its seeds, if they are few."""
+        shown = 1 < self.num_classes <= MOST_CLASSES_SHOWN
+        count = SEEDS_PER_CLASS * self.num_classes if shown else UNLABELLED_GRID
+        classes = max(1, self.num_classes)
+        size = self.config.quality_batch
+        parts = [
+            self.sample(len(seeds), weights, seed=int(seeds[0]), label=seeds % classes)
+            for seeds in np.split(np.arange(count), range(size, count, size))
+        ]
+        return tile(np.concatenate(parts))
