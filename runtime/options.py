@@ -21,7 +21,7 @@ from .files import replacing
 from .images import picture_format, save, tile, to_uint8
 from .loop import Preview, StepCallback
 from .progress import Progress
-from .sampler import ARGUMENTS, OWN, SHARED, Sampler
+from .sampler import ARGUMENTS, Sampler
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +98,7 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
 def _options(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The solver's options. Raises RequestError for the name of an argument that is no option."""
     for name, _ in pairs:
-        if name in {*ARGUMENTS, *OWN, *SHARED}:
+        if name in ARGUMENTS:
             raise RequestError(f"--option {name} is no option of a solver. Leave it out.")
     return dict(pairs)
 

@@ -1,53 +1,220 @@
-"""What one sample is asked to be, checked and turned into a job for the loop."""
+"""What one sample is asked to be, and what that resolves to for a bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from .arguments import array_of, flag, instance, integer, number, refused, shown, unwrapped
+from .arguments import array_of, check_options, instance, integer, number, refused, unwrapped
 from .backends.base import Float32
 from .batch import Job, Known, Table
 from .bundle import Bundle
-from .diffusion.grid import spacing_of
 from .diffusion.noise import MAX_SEED, Stream, noise
 from .errors import RequestError
+from .messages import shown
+from .spec import ResolvedOptions, SamplingOptions
+
+ARRAYS = ("start", "picture", "known", "mask")
+"""Fields of a request that are arrays [*S]."""
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
-    """One sample. What is None takes the bundle's default; label None is the null label, which
-    needs no guidance.
+class Request(SamplingOptions):
+    """One sample, and how it is made. None selects the bundle's default.
 
-    guidance_interval: (low, high], in sigma/alpha, where guidance holds. It starts from one of: the
-    seed's noise; `start`, an x [*S] at the level where the walk begins; `picture`, an x_0 [*S]
-    noised to that level with q(x_t|x_0). strength: the share of the grid, from its clean end, that
-    is walked. up: walk upward and unclipped, from the least noisy knot to the noisiest. known: a
-    picture that x_0 agrees with where `mask` is 1, and to the extent that it is, both [*S].
+    It starts from one of: the seed's noise; `start`, an x [*S] at the level where the grid begins;
+    `picture`, an x_0 [*S] noised to that level with q(x_t|x_0).
+
+    Attributes:
+        seed: 0 … 2^63 - 1.
+        label: A name or a number; None for the null label, which needs no guidance.
+        start: float32 [*S].
+        picture: float32 [*S].
+        known: An image [*S] that x_0 agrees with where `mask` is 1, and as far as it is.
+        mask: 0 … 1, [*S].
     """
 
     seed: int
     label: int | str | None = None
-    guidance: float | None = None
-    solver: str | None = None
-    steps: int | None = None
-    grid: str | Sequence[float] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    guidance_interval: tuple[float, float] | None = None
     start: Float32 | None = None
     picture: Float32 | None = None
-    strength: float = 1.0
-    up: bool = False
     known: Float32 | None = None
     mask: Float32 | None = None
 
+    def __new__(cls, *_: Any, **given: Any) -> Request:
+        # A misspelled field would be Python's TypeError, without the nearest name.
+        known = [entry.name for entry in fields(cls)]
+        check_options("Request", given, known)
+        return super().__new__(cls)
+
+    def __repr__(self) -> str:
+        parts = [f"seed={shown(self.seed)}"]
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            default = {} if entry.name == "options" else entry.default
+            # Arrays have no one truth value: they are compared by what they are shown as.
+            if entry.name != "seed" and shown(value) != shown(default):
+                parts.append(f"{entry.name}={shown(value)}")
+        return f"Request({', '.join(parts)})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON value: the fields that differ from their defaults. An array is its shape
+        and its float32 values, little-endian, in base64."""
+        found: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in ARRAYS:
+                if value is not None:
+                    found[entry.name] = _array_to_json(value)
+            elif entry.name == "options":
+                if value:
+                    found["options"] = {name: unwrapped(v) for name, v in value.items()}
+            elif value is not None and value != entry.default:
+                many = getattr(value, "tolist", lambda v=value: list(v))
+                found[entry.name] = value if isinstance(value, (int, float, str)) else many()
+        return found
+
+    @classmethod
+    def from_json(cls, value: object) -> Request:
+        """Return the request that `to_json` describes.
+
+        Raises:
+            RequestError: The value is no object, names an unknown field, or holds no array where
+                one belongs. Everything else is checked when the request is resolved.
+        """
+        if not isinstance(value, Mapping):
+            raise refused("a request", "a JSON object", value)
+        given = {name: v for name, v in value.items() if v is not None}
+        check_options("Request", given, [entry.name for entry in fields(cls)])
+        if "seed" not in given:
+            raise RequestError("a request needs `seed`. Pass an integer, such as 0.")
+        for name in ARRAYS:
+            if name in given:
+                given[name] = _array_from_json(name, given[name])
+        for name in ("guidance_interval", "grid"):
+            if isinstance(given.get(name), list):
+                given[name] = tuple(given[name])
+        return cls(**given)
+
 
 FIELDS = tuple(entry.name for entry in fields(Request) if entry.name != "options")
-"""What a request says beside its solver's options."""
+"""What a request says besides its solver's options."""
+
+
+def _array_to_json(value: Any) -> dict[str, Any]:
+    array = np.ascontiguousarray(value, "<f4")
+    return {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode()}
+
+
+def _array_from_json(name: str, value: Any) -> Float32:
+    rule = 'an object {"shape": […], "float32": base64}'
+    try:
+        data = base64.b64decode(value["float32"], validate=True)
+        return np.frombuffer(data, "<f4").reshape(value["shape"]).astype(np.float32)
+    except Exception:  # of the wrong type at any depth, or of another size than its shape
+        raise refused(name, rule, value) from None
+
+
+@dataclass(frozen=True, eq=False)
+class ResolvedRequest:
+    """A request with every default of its bundle filled in, its arrays checked.
+
+    Attributes:
+        label: The label's number; the null label is the number of classes.
+        options: How it is made.
+    """
+
+    seed: int
+    label: int
+    options: ResolvedOptions
+    start: Float32 | None
+    picture: Float32 | None
+    known: Known | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON value, for reading: arrays are their shapes."""
+        arrays = {"start": self.start, "picture": self.picture}
+        shapes = {name: list(a.shape) for name, a in arrays.items() if a is not None}
+        return {
+            "seed": self.seed,
+            "label": self.label,
+            **self.options.to_json(),
+            **shapes,
+            "known": self.known is not None,
+        }
+
+
+def resolve(bundle: Bundle, request: Request) -> ResolvedRequest:
+    """Check a request and fill in the bundle's defaults.
+
+    Raises:
+        RequestError: A field cannot be used; the message names it, the rule and the value.
+    """
+    instance("request", request, Request, "Pass runtime.Request(seed=…).")
+    label = bundle.label_number(request.label)
+    options = bundle.resolve(request)
+    options = _guided(bundle, request, options)
+    arrays = {name: _array(bundle, name, getattr(request, name)) for name in ARRAYS}
+    start, picture, known, mask = (arrays[name] for name in ARRAYS)
+    if start is not None and picture is not None:
+        raise RequestError(
+            "a request starts from `start` or from `picture`, got both. Pass one of them."
+        )
+    if start is None and picture is None and (options.strength != 1 or options.up):
+        raise RequestError(
+            "`strength` and `up` need an image to start from. Pass `picture` or `start` too."
+        )
+    if (known is None) != (mask is None):
+        raise RequestError("`known` and `mask` go together, got one of them. Pass both.")
+    if mask is not None and not ((mask >= 0) & (mask <= 1)).all():
+        raise RequestError(f"`mask` must lie in 0 … 1, got {mask.min():g} … {mask.max():g}.")
+    return ResolvedRequest(
+        seed=integer("seed", request.seed, 0, MAX_SEED),
+        label=label,
+        options=options,
+        start=start,
+        picture=picture,
+        known=None if known is None or mask is None else Known(known, mask),
+    )
+
+
+def _guided(bundle: Bundle, request: Request, options: ResolvedOptions) -> ResolvedOptions:
+    """The options with the guidance that the request comes to."""
+    guidance = number("guidance", options.guidance, -1e3, 1e3)
+    if guidance != 1 and not bundle.can_guide:
+        raise RequestError(
+            f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a "
+            f"trained null label."
+        )
+    if unwrapped(request.label) is None:
+        guidance = 1.0  # F_c is F_u: guidance changes no bit, and need not be paid for
+    return ResolvedOptions(**{**vars(options), "guidance": guidance})
+
+
+def _array(bundle: Bundle, name: str, value: Any) -> Float32 | None:
+    """A request's array, checked."""
+    if value is None:
+        return None
+    shape = bundle.sample_shape
+    rule = f"finite floats of shape {shape} for each sample"
+    try:
+        array = array_of(value)
+    except Exception:  # the value is somebody's own class, or a tensor that needs a gradient
+        raise refused(name, rule, value) from None
+    if array.shape != shape or array.dtype.kind != "f":
+        raise refused(name, rule, value)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise RequestError(
+            f"`{name}` must be {rule}, got NaN, infinities or values beyond float32."
+        )
+    return array
 
 
 class Planner:
@@ -61,93 +228,24 @@ class Planner:
 
     def job(self, request: Request) -> Job:
         """The request as the loop runs it. Raises RequestError for a field that cannot be used."""
-        instance("request", request, Request, "Pass runtime.Request(seed=…).")
-        bundle = self.bundle
-        seed = integer("seed", request.seed, 0, MAX_SEED)
-        label = bundle.label_number(request.label)
-        default = bundle.defaults.guidance if bundle.can_guide else 1.0
-        guidance = (
-            default if request.guidance is None else number("guidance", request.guidance, -1e3, 1e3)
-        )
-        if guidance != 1 and not bundle.can_guide:
-            raise RequestError(
-                f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a "
-                f"trained null label."
-            )
-        if unwrapped(request.label) is None:
-            guidance = 1.0  # F_c is F_u: guidance changes no bit, and need not be paid for
-        start, picture, known, mask = (
-            self._array(name, getattr(request, name))
-            for name in ("start", "picture", "known", "mask")
-        )
-        if start is not None and picture is not None:
-            raise RequestError(
-                "a request starts from `start` or from `picture`, got both. Pass one of them."
-            )
-        strength = number("strength", request.strength, 0.0, 1.0)
-        up = flag("up", request.up)
-        if start is None and picture is None and (strength != 1 or up):
-            raise RequestError(
-                "`strength` and `up` need an image to start from. Pass `picture` or `start` too."
-            )
-        if (known is None) != (mask is None):
-            raise RequestError("`known` and `mask` go together, got one of them. Pass both.")
-        if mask is not None and not ((mask >= 0) & (mask <= 1)).all():
-            raise RequestError(f"`mask` must lie in 0 … 1, got {mask.min():g} … {mask.max():g}.")
-        table = self._table(request, guidance, strength, up)
-        if picture is not None:
-            start = table.level[0] * picture + table.level[1] * noise(
-                seed, Stream.ENCODE, 0, bundle.sample_shape
-            )
-        return Job(
-            seed, label, table, start, None if known is None or mask is None else Known(known, mask)
-        )
+        resolved = resolve(self.bundle, request)
+        table = self._table(resolved.options)
+        start = resolved.start
+        if resolved.picture is not None:
+            eps = noise(resolved.seed, Stream.ENCODE, 0, self.bundle.sample_shape)
+            start = table.level[0] * resolved.picture + table.level[1] * eps
+        return Job(resolved.seed, resolved.label, table, start, resolved.known)
 
-    def _array(self, name: str, value: Any) -> Float32 | None:
-        """A request's array, checked."""
-        if value is None:
-            return None
-        shape = self.bundle.sample_shape
-        rule = f"finite floats of shape {shape} for each sample"
-        try:
-            array = array_of(value)
-        except Exception:  # the value is somebody's own class, or a tensor that needs a gradient
-            raise refused(name, rule, value) from None
-        if array.shape != shape or array.dtype.kind != "f":
-            raise refused(name, rule, value)
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise RequestError(
-                f"`{name}` must be {rule}, got NaN, infinities or values beyond float32."
-            )
-        return array
-
-    def _table(self, request: Request, guidance: float, strength: float, up: bool) -> Table:
-        if not isinstance(request.options, Mapping):
-            raise refused(
-                "options", "a dict of the solver's options", request.options, "Pass {} for none."
-            )
-        self.bundle.check_options(request.solver, request.options, FIELDS)
-        settings = {
-            "solver": request.solver,
-            "steps": request.steps,
-            "grid": None if request.grid is None else spacing_of(request.grid),
-            "guidance": guidance,
-            "guidance_interval": request.guidance_interval,
-            "strength": strength,
-            "up": up,
-            **request.options,
-        }
-        key = _key(settings)
+    def _table(self, options: ResolvedOptions) -> Table:
+        key = _key({**vars(options), "options": None, **options.options})
         with self._lock:
             if key is not None and key in self._tables:
                 return self._tables[key]
         try:
-            table = Table.of(self.bundle.program(**settings))
+            table = Table.of(self.bundle.program_of(options))
         except MemoryError as error:
             raise RequestError(
-                f"a program of {shown(settings)} does not fit in memory. Take fewer steps."
+                f"a program of {shown(options.to_json())} does not fit in memory. Take fewer steps."
             ) from error
         with self._lock:
             if key is not None:

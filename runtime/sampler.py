@@ -34,29 +34,17 @@ from .diffusion.noise import MAX_SEED, Stream, noises
 from .errors import RequestError
 from .images import UInt8, read, to_uint8
 from .loop import Loop, Preview, Result, StepCallback
-from .request import Planner, Request
+from .request import ARRAYS, FIELDS, Planner, Request
 
 INVERTING: dict[str, Any] = {"solver": "dpmpp_2m", "grid": "log_snr", "guidance": 1.0}
 """How pictures are inverted where the caller does not say."""
 PAINTING: dict[str, Any] = {"solver": "repaint"}
 """How they are painted where the caller does not say."""
-OWN = {"label", "guidance", "start", "picture", "known", "mask"}
-"""What `Sampler`'s methods take once for all samples or once each."""
-SHARED = {"solver", "steps", "grid", "guidance_interval", "strength", "up"}
+EACH = ("label", "guidance", *ARRAYS)
+"""Fields of a request that `Sampler`'s methods take once for all samples or once each."""
 MAX_SAMPLES = 1_000_000
 """Most samples of one call. A result that does not fit in memory is refused too."""
-ARGUMENTS = (
-    "n",
-    "seed",
-    "label",
-    "guidance",
-    "guidance_interval",
-    "solver",
-    "steps",
-    "grid",
-    "start",
-)
-ARGUMENTS += ("strength", "on_step", "convert")
+ARGUMENTS = ("n", *FIELDS, "on_step", "convert")
 """What a misspelled keyword may have meant, beside the solver's options."""
 
 
@@ -468,12 +456,12 @@ class Sampler:
         """
         n = integer("n", n, 1, MAX_SAMPLES)
         self._check_size(n)
-        own = {name: _each(name, how.pop(name), n) for name in OWN & how.keys()}
-        own["seed"] = _seeds(seed, n)
-        shared = {name: how.pop(name) for name in SHARED & how.keys()}
-        self.bundle.check_options(shared.get("solver"), how, ARGUMENTS)
+        given = {name: how.pop(name) for name in FIELDS if name in how}
+        self.bundle.check_options(given.get("solver"), how, ARGUMENTS)
+        each = {name: _each(name, given.pop(name), n) for name in EACH if name in given}
+        each["seed"] = _seeds(seed, n)
         return [
-            Request(**{name: values[i] for name, values in own.items()}, **shared, options=how)
+            Request(**given, **{name: values[i] for name, values in each.items()}, options=how)
             for i in range(n)
         ]
 

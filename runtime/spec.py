@@ -45,6 +45,54 @@ class Labels:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class SamplingOptions:
+    """How a sample is made. None selects the model's default.
+
+    Attributes:
+        solver: The name of a solver, see `runtime.diffusion.solvers`.
+        steps: The number of grid intervals.
+        grid: The name of a grid, or its times.
+        guidance: The classifier-free guidance scale; 1 is none.
+        guidance_interval: (low, high], in sigma/alpha, where guidance holds.
+        strength: The share of the grid that is used, counted from its clean end.
+        up: Run the grid upwards and without the clip, which inverts a sample.
+        options: The solver's own options.
+    """
+
+    solver: str | None = None
+    steps: int | None = None
+    grid: str | Sequence[float] | None = None
+    guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    strength: float = 1.0
+    up: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ResolvedOptions:
+    """`SamplingOptions` with every default filled in; what `ModelSpec.program_of` runs.
+
+    Attributes:
+        steps: None if the grid is given by its times.
+        grid: None for a tuned solver, which uses its own levels.
+    """
+
+    solver: str
+    steps: int | None
+    grid: str | tuple[float, ...] | None
+    guidance: float
+    guidance_interval: tuple[float, float] | None
+    strength: float
+    up: bool
+    options: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON value."""
+        return {**vars(self), "options": dict(self.options)}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ModelSpec:
     """A diffusion model without its weights. `runtime.Bundle` and `export.Model` add theirs.
 
@@ -164,16 +212,86 @@ class ModelSpec:
         else:
             check_options(f"solver {name!r}", options, options_of(name), arguments)
 
+    def resolve(self, asked: SamplingOptions) -> ResolvedOptions:
+        """Check sampling options and fill in the model's defaults: no other place knows one.
+
+        Raises:
+            RequestError: An option is unknown, out of range, or does not go with the others.
+        """
+        if not isinstance(asked.options, Mapping):
+            rule = "a dict of the solver's options"
+            raise refused("options", rule, asked.options, "Pass {} for none.")
+        options = dict(asked.options)
+        solver = self.defaults.solver
+        if asked.solver is None:
+            options = {**self.defaults.options, **options}
+        else:
+            solver = choice("solver", asked.solver, self.solvers)
+        self.check_options(solver, options, ARGUMENTS)
+        up = flag("up", asked.up)
+        strength = number("strength", asked.strength, 0.0, 1.0)
+        guidance = asked.guidance
+        if guidance is None:
+            guidance = self.defaults.guidance if self.can_guide else 1.0
+        steps = asked.steps
+        grid: str | tuple[float, ...] | None = None
+        if solver == TUNED:
+            changed = {
+                "a grid": asked.grid is not None,
+                "strength": strength != 1,
+                "a way up": up,
+            }
+            unsupported = [name for name, given in changed.items() if given] + list(options)
+            steps = self._tuned_steps(steps, unsupported)
+        else:
+            grid = spacing_of(self.defaults.grid if asked.grid is None else asked.grid)
+            if steps is None and isinstance(grid, str):
+                steps = min(self.defaults.steps, len(self.schedule))
+        return ResolvedOptions(
+            solver=solver,
+            steps=steps,
+            grid=grid,
+            guidance=guidance,
+            guidance_interval=asked.guidance_interval,
+            strength=strength,
+            up=up,
+            options=options,
+        )
+
+    def program_of(self, resolved: ResolvedOptions) -> Program:
+        """Return the program of resolved options.
+
+        Raises:
+            RequestError: See `make_program`.
+        """
+        guided: dict[str, Any] = {
+            "guidance": resolved.guidance,
+            "guidance_interval": resolved.guidance_interval,
+        }
+        if resolved.grid is None:
+            tuned = self.tuned[resolved.steps or 0]
+            return tuned.program(self.schedule, self.prediction, clip=self.clip, **guided)
+        grid = make_grid(self.schedule, resolved.grid, resolved.steps).tail(resolved.strength)
+        return make_program(
+            self.schedule,
+            self.prediction,
+            resolved.solver,
+            grid=grid.climbing() if resolved.up else grid,
+            clip=None if resolved.up else self.clip,
+            **guided,
+            **resolved.options,
+        )
+
     def grid(self, steps: int | None = None, grid: str | Sequence[float] | None = None) -> Grid:
         """Return a grid on the model's schedule; None selects the model's default.
 
         Raises:
             RequestError: See `make_grid`.
         """
-        spacing = spacing_of(self.defaults.grid if grid is None else grid)
-        if steps is None and isinstance(spacing, str):
-            steps = min(self.defaults.steps, len(self.schedule))
-        return make_grid(self.schedule, spacing, steps)
+        # Any solver that takes a grid serves: the default one may be tuned, and takes none.
+        found = self.resolve(SamplingOptions(solver="ddim", steps=steps, grid=grid))
+        assert found.grid is not None
+        return make_grid(self.schedule, found.grid, found.steps)
 
     def program(
         self,
@@ -186,46 +304,28 @@ class ModelSpec:
         up: bool = False,
         **options: Any,
     ) -> Program:
-        """Return the program of a solver for this model; None selects the model's default.
+        """Return the program of a solver for this model.
 
-        Args:
-            strength: The share of the grid that is used, counted from its clean end.
-            up: Run the grid upwards and without the clip, which inverts a sample.
+        The arguments are the fields of `SamplingOptions`, and the solver's own options; guidance is
+        1 unless given.
 
         Raises:
-            RequestError: See `make_program`.
+            RequestError: See `resolve` and `make_program`.
         """
-        if solver is None:
-            solver = self.defaults.solver
-            options = {**self.defaults.options, **options}
-        solver = choice("solver", solver, self.solvers)
-        self.check_options(solver, options, ARGUMENTS)
-        up = flag("up", up)
-        strength = number("strength", strength, 0.0, 1.0)
-        if solver == TUNED:
-            changed = {"a grid": grid is not None, "strength": strength != 1, "a way up": up}
-            unsupported = [name for name, given in changed.items() if given] + list(options)
-            return self._tuned_solver(steps, unsupported).program(
-                self.schedule,
-                self.prediction,
-                clip=self.clip,
-                guidance=guidance,
-                guidance_interval=guidance_interval,
-            )
-        used = self.grid(steps, grid).tail(strength)
-        return make_program(
-            self.schedule,
-            self.prediction,
-            solver,
-            grid=used.climbing() if up else used,
-            clip=None if up else self.clip,
+        asked = SamplingOptions(
+            solver=solver,
+            steps=steps,
+            grid=grid,
             guidance=guidance,
             guidance_interval=guidance_interval,
-            **options,
+            strength=strength,
+            up=up,
+            options=options,
         )
+        return self.program_of(self.resolve(asked))
 
-    def _tuned_solver(self, steps: int | None, unsupported: Sequence[object]) -> Tuned:
-        """Return the solver fitted for `steps` network calls.
+    def _tuned_steps(self, steps: int | None, unsupported: Sequence[object]) -> int:
+        """Return a number of network calls that a solver was fitted for.
 
         None selects the default number of calls if a solver was fitted for it, else the largest.
         Raises RequestError if anything is `unsupported`, or if no solver has so many calls.
@@ -251,4 +351,4 @@ class ModelSpec:
                 f"`steps` must be one of {fitted}, for which solver {TUNED!r} of {self.name} was "
                 f"fitted, got {shown(steps)}."
             )
-        return self.tuned[count]
+        return count

@@ -23,7 +23,7 @@ from ..errors import BackendError, RequestError
 from ..info import backends, columns, machine
 from ..options import add_sampling, settings
 from ..output import say
-from ..request import Planner, Request
+from ..request import Planner, Request, resolve
 from ..sampler import Sampler
 from ..verbs import program, run_verb
 from . import plot as bench_plot
@@ -101,24 +101,19 @@ def sizes(text: str) -> list[int]:
 
 def facts(bundle: Bundle, how: Mapping[str, Any], given: Any, load: float | None) -> dict[str, Any]:
     """What the times depend on."""
-    request = requested({**how, **each(how, 1)})
-    default, label = bundle.defaults, request["label"]
-    guidance = (
-        request.get("guidance", default.guidance if bundle.can_guide else 1.0)
-        if label is not None
-        else 1.0
-    )
-    job = Planner(bundle).job(Request(0, **request))
+    request = Request(0, **requested({**how, **each(how, 1)}))
+    options = resolve(bundle, request).options
+    table = Planner(bundle).job(request).table
     found, here = machine(), backends()
     return {
         "bundle": bundle.name,
         "shape": list(bundle.sample_shape),
-        "solver": how.get("solver", default.solver),
-        "steps": how.get("steps", default.steps),
-        "grid": how.get("grid", default.grid),
-        "calls": len(job.table.call),
-        "guided_calls": int(job.table.guided.sum()),
-        "guidance": guidance,
+        "solver": options.solver,
+        "steps": options.steps,
+        "grid": options.grid,
+        "calls": len(table),
+        "guided_calls": int(table.guided.sum()),
+        "guidance": options.guidance,
         "seed": how["seed"],
         "pictures": given.pictures,
         "threads": given.threads or found["cores"],

@@ -28,11 +28,11 @@ from runtime import (
     UnnoiseError,
     make_program,
     make_schedule,
+    noise,
     run,
 )
 from runtime.arguments import shown
 from runtime.backends.registry import open_backend
-from runtime.diffusion import noise
 from runtime.diffusion.grid import make_grid
 from runtime.diffusion.schedule import SCHEDULES
 from runtime.diffusion.solvers import SOLVERS

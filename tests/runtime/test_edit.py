@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import Request, RequestError, Sampler, Stream
+from runtime import Request, RequestError, Sampler, Stream, noise
 from runtime.backends.onnxruntime import OnnxRuntimeBuffers
-from runtime.diffusion import noise
 from runtime.edit import VERBS, main
 from runtime.sampler import slerp
 

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from runtime import RequestError, Stream
-from runtime.diffusion import noise
+from runtime import RequestError, Stream, noise
 from runtime.diffusion.noise import CHUNK, MAX_SEED, _cos_sin_turn, _log, noises
 
 M = 2**64 - 1
