@@ -20,15 +20,14 @@ from runtime.bundle import Bundle
 from runtime.diffusion.program import Network
 from runtime.diffusion.tuned import Tuned
 from runtime.errors import status
-from runtime.files import replacing_folder, to_json
-from runtime.format import MANIFEST
+from runtime.files import replacing_folder
 from runtime.output import parse, say
 
-from .build import listed
 from .errors import ExportError
-from .proof.check import torch_network
-from .proof.report import card
+from .folder import write_card, write_manifest
+from .proof.card import card
 from .sources.command_line import add_options, named
+from .sources.model import torch_network
 from .tuning.gauss_newton import LOSSES
 from .tuning.record import add_tuned
 from .tuning.reference import network_of, probe, same
@@ -95,13 +94,8 @@ def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         found = dataclasses.replace(bundle, path=folder, tuned=tuned)
         add_tuned(folder, found)
-        (folder / "README.md").write_text(
-            card(dataclasses.replace(found, name=bundle.path.name)), encoding="utf-8"
-        )
-        (folder / MANIFEST).write_text(
-            to_json(dataclasses.replace(found, files=listed(folder)).to_json()), encoding="utf-8"
-        )
-        Bundle.load(folder)
+        write_card(folder, card(dataclasses.replace(found, name=bundle.path.name)))
+        write_manifest(found)
     return Bundle.load(bundle.path)
 
 

@@ -24,7 +24,7 @@ from runtime.errors import RequestError, unknown
 from runtime.files import from_json, to_json, write_text
 from runtime.progress import Progress
 
-from ..build import versions
+from ..folder import versions
 from .gauss_newton import LOSSES, Fit, Form, begin, errors, rms, step
 from .reference import FIRST_SEED, TEACHER, Samples, Walker, draw, same, taught
 
