@@ -53,7 +53,8 @@ def tune(
     written, where the network is not the bundle's, and where a solver is no nearer to the teacher,
     on held-out samples, than the best untuned one.
     """
-    settings, own = settings or Settings(), network_of(bundle, threads)
+    settings = settings or Settings()
+    own = network_of(bundle, threads)
     for K in calls:
         integer("calls", K, 2, min(64, len(bundle.schedule)))
     known = probe(own, bundle)
@@ -81,7 +82,8 @@ def helps(tuned: Tuned) -> bool:
 
 def compared(tuned: Tuned) -> str:
     """Its held-out error and the untuned program's, in words."""
-    own, untuned = tuned.made["errors"]["held_out"]["rms"], tuned.made["untuned"]
+    own = tuned.made["errors"]["held_out"]["rms"]
+    untuned = tuned.made["untuned"]
     return (
         f"{own:.4f} from the teacher where {untuned['name']} ends {untuned['held_out']['rms']:.4f}"
     )

@@ -53,7 +53,8 @@ class Trajectories:
     once, every label in turn."""
 
     def __init__(self, spec: ModelSpec, pictures: int, first_seed: int) -> None:
-        self.spec, self.pictures = spec, pictures
+        self.spec = spec
+        self.pictures = pictures
         classes = spec.num_classes
         null = bool(spec.labels and spec.labels.null_trained)
         self.label = np.resize(
@@ -71,7 +72,8 @@ class Trajectories:
         see: Callable[..., object] | None = None,
     ) -> Float32:
         """The final samples [n, *S]. see: called after each row with the values of `outputs`."""
-        table, n = Table.of(program), self.pictures
+        table = Table.of(program)
+        n = self.pictures
         state = np.zeros((n, R, *self.spec.sample_shape), np.float32)
         state[:, 0] = table.start * self.start
         z = np.zeros_like(self.start)
@@ -225,14 +227,16 @@ def choose(
             damage[name] = judge.quick(quantize(step, found, others, signed))
             bar.advance()
     order = sorted(names, key=lambda name: damage[name])
-    low, high = 1, len(order)
+    low = 1
+    high = len(order)
     with Progress("choosing layers", max(1, len(order)).bit_length() + 1) as bar:
         while low < high:  # PSNR grows with the number of layers kept, worst first
             middle = (low + high) // 2
             now = judge.full(quantize(step, found, order[:middle], signed))
             bar.advance()
             if min(now.values()) >= least + MARGIN:
-                high, reached = middle, now
+                high = middle
+                reached = now
             else:
                 low = middle + 1
     if low == len(order):
@@ -255,7 +259,9 @@ class Judge:
     """Pictures of a candidate against those of the float32 graph, which are made once."""
 
     def __init__(self, step: ModelProto, spec: ModelSpec, calibration: Calibration) -> None:
-        self.spec, reference, knots = spec, session(step), len(spec.schedule)
+        self.spec = spec
+        reference = session(step)
+        knots = len(spec.schedule)
         self.programs = {
             f"{solver}, {steps} steps": spec.program(solver, min(steps, knots), guidance=1.0)
             for solver, steps in calibration.ways

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from ..errors import ExportError
 
@@ -46,7 +45,7 @@ class Plan:
             if least < 1:
                 raise ExportError(f"a plan needs {name} of at least 1, got {value}.")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the plan as the report states it."""
         return asdict(self)
 
@@ -87,6 +86,6 @@ class Bounds:
         default_factory=lambda: {"fp16": 40.0, "bf16": 25.0, "int8": 35.0, "int8-trt": 35.0}
     )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the bounds as the report states them."""
         return {**vars(self), "psnr": dict(self.psnr)}

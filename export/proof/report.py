@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -71,7 +70,7 @@ class StepCheck:
         """Whether every sample had the same bytes in every batch."""
         return not self.unlike_alone
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the check as report.json has it."""
         return {
             "answer": vars(self.answer),
@@ -103,7 +102,7 @@ class TrajectoryCheck:
     psnr_db: float
     loop_graph: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the check as report.json has it."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
@@ -129,7 +128,7 @@ class PrecisionCheck:
     ms_a_call: Mapping[str, float] = field(default_factory=dict)
     missed: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the check as report.json has it."""
         return {
             "steps": {name: step.to_json() for name, step in self.steps.items()},
@@ -145,7 +144,7 @@ class PrecisionCheck:
         """The largest difference of F over all step graphs."""
         return max(step.answer.error for step in self.steps.values())
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Return the worst case of each kind, which bundle.json states."""
         return {
             "answer": self.largest_answer,
@@ -171,7 +170,7 @@ class Headroom:
     nearest: Mapping[str, float]
     beyond: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the values as report.json has them."""
         return {
             "tensors": self.tensors,
@@ -192,9 +191,9 @@ class Conversion:
     headroom: Headroom | None = None
     int8: Mapping[str, Choice] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what report.json says, with keys only for precisions that were made."""
-        value: dict[str, Any] = {}
+        value: dict[str, object] = {}
         if self.headroom is not None:
             value["headroom"] = self.headroom.to_json()
         if self.int8:
@@ -228,7 +227,7 @@ class Report:
         """The precisions that were checked."""
         return tuple(dict.fromkeys(check.precision for check in self.checks))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the value of report.json."""
         return {
             "bounds": self.bounds.to_json(),
@@ -239,16 +238,16 @@ class Report:
             "versions": dict(self.versions),
         }
 
-    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
+    def summary(self) -> dict[str, dict[str, dict[str, object]]]:
         """Return the report in a few numbers by precision and backend, for bundle.json."""
         return _by_backend((check, check.summary()) for check in self.checks)
 
 
 def _by_backend(
-    entries: Iterable[tuple[PrecisionCheck, dict[str, Any]]],
-) -> dict[str, dict[str, dict[str, Any]]]:
+    entries: Iterable[tuple[PrecisionCheck, dict[str, object]]],
+) -> dict[str, dict[str, dict[str, object]]]:
     """Return {precision: {backend: value}}."""
-    nested: dict[str, dict[str, dict[str, Any]]] = {}
+    nested: dict[str, dict[str, dict[str, object]]] = {}
     for check, value in entries:
         nested.setdefault(check.precision, {})[check.backend] = value
     return nested

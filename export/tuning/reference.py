@@ -52,8 +52,11 @@ def network_of(bundle: Bundle, threads: int | None = None) -> Network:
 
     def network(x: Float32, time: Float32, label: NDArray[np.int64] | None = None) -> Float32:
         with pool.lend(len(x)) as buffers:
-            buffers.state[:], buffers.noise[:], buffers.update[:] = 0, 0, 0
-            buffers.state[:, 0], buffers.label[:] = x, 0 if label is None else label
+            buffers.state[:] = 0
+            buffers.noise[:] = 0
+            buffers.update[:] = 0
+            buffers.state[:, 0] = x
+            buffers.label[:] = 0 if label is None else label
             buffers.call[:] = (0, 1, 0, 1, np.inf, 1)
             buffers.call[:, TIME] = time
             buffers.step(False)
@@ -72,7 +75,8 @@ class Walker:
 
     def denoised(self, call: NDArray[Any], x: Float32, samples: Samples) -> Float32:
         """D of one row [n, *S], each sample under its own guidance (see `runtime.run`)."""
-        time, scaled = np.full(len(x), call[TIME], np.float32), np.float32(call[C_IN]) * x
+        time = np.full(len(x), call[TIME], np.float32)
+        scaled = np.float32(call[C_IN]) * x
         if not self.classes:
             F = self.network(scaled, time)
         else:
@@ -102,7 +106,8 @@ class Walker:
         for k in range(first, len(call)):
             denoised = self.denoised(call[k], state[:, 0], samples) if known is None else known
             seen(state, denoised)
-            M, known = update[k].astype(np.float32), None
+            M = update[k].astype(np.float32)
+            known = None
             state = np.moveaxis(np.tensordot(M[:, :R], state, (1, 1)), 0, 1)
             state += M[:, D].reshape(-1, *[1] * (denoised.ndim - 1)) * denoised[:, None]
         return state[:, 0]
@@ -114,7 +119,9 @@ def probe(network: Network, bundle: Any) -> list[float]:
 
     bundle: a `Bundle` or a `Model`, which say what the network takes.
     """
-    shape, T, classes = bundle.sample_shape, len(bundle.schedule), bundle.num_classes
+    shape = bundle.sample_shape
+    T = len(bundle.schedule)
+    classes = bundle.num_classes
     x, along = (
         np.stack([noise(s, stream, 0, shape) for s in range(4)])
         for stream in (Stream.INITIAL, Stream.STEP)
@@ -134,7 +141,8 @@ def same(a: Any, b: list[float]) -> bool:
 def draw(bundle: Bundle, count: int, first_seed: int) -> Samples:
     """Samples without targets: half at guidance 1, under every label in turn and the null label;
     half, where the bundle is guided, at its default."""
-    classes, labels = bundle.num_classes, bundle.labels
+    classes = bundle.num_classes
+    labels = bundle.labels
     guided = count // 2 if labels and labels.null_trained and bundle.defaults.guidance != 1 else 0
     turns = np.arange(classes + bool(labels and labels.null_trained)) if classes else np.zeros(1)
     label = np.r_[
@@ -159,7 +167,8 @@ def taught(bundle: Bundle, walker: Walker, samples: Samples, folder: Path, name:
     program = bundle.program(
         TEACHER["solver"], min(TEACHER["steps"], len(bundle.schedule)), TEACHER["grid"]
     )
-    batches, targets = samples.batches(), []
+    batches = samples.batches()
+    targets = []
     with Progress(f"teacher, {name}", len(batches) * len(program)) as bar:
         for i, part in enumerate(batches):
             path = folder / f"{name}-{i:03}.npy"
