@@ -26,7 +26,7 @@ from step import bare_network, runner
 
 from export import build_bundle
 from export.graph.calibrate import QUICK_CALIBRATION
-from export.proof.check import QUICK
+from export.proof.plan import QUICK
 from export.sources.bundle import from_bundle
 from runtime import BackendError, Bundle, RequestError, Sampler
 from runtime.progress import Progress

@@ -31,7 +31,7 @@ from backends import cifar
 from numpy.typing import NDArray
 
 from export import build_bundle
-from export.proof.check import QUICK
+from export.proof.plan import QUICK
 from export.sources.bundle import from_bundle
 from runtime import Bundle, Sampler
 from runtime.diffusion.noise import Stream, noises

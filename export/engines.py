@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from runtime.backends import cache
 from runtime.backends.nvidia import engine_cache as engines
@@ -31,8 +31,11 @@ from runtime.progress import Progress
 
 from .errors import ExportError
 
+Binding: TypeAlias = Any
+"""A module or an object of TensorRT's Python bindings, which carry no types."""
 BUCKETS = (1, 2, 4, 8, 16)
-AUTO, NONE = "auto", "none"
+AUTO = "auto"
+NONE = "none"
 ENGINES = (AUTO, *LIBRARIES, NONE)
 TYPED = ("fp16", "int8-trt")
 """Precisions that are exported for engines; fp32 where a bundle has neither."""
@@ -70,7 +73,7 @@ class Order:
 class Chosen:
     """A library that can build here, and what for."""
 
-    library: Any
+    library: Binding
     gpu: Gpu
 
     @property
@@ -226,7 +229,7 @@ def build(chosen: Chosen, model: bytes, order: Order, name: str) -> bytes:
     return bytes(engine)
 
 
-def monitor(trt: Any, bar: Progress) -> Any:
+def monitor(trt: Binding, bar: Progress) -> Binding:
     """A progress monitor that moves `bar` over the steps of the build's outermost phases, and notes
     which phase runs."""
 
@@ -251,7 +254,7 @@ def monitor(trt: Any, bar: Progress) -> Any:
     return Monitor()
 
 
-def _parse(trt: Any, builder: Any, log: Any, model: bytes, name: str) -> Any:
+def _parse(trt: Binding, builder: Binding, log: Binding, model: bytes, name: str) -> Binding:
     """The network of an ONNX model. Raises ExportError with the nodes that the parser refuses."""
     typed = getattr(
         trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
@@ -267,7 +270,7 @@ def _parse(trt: Any, builder: Any, log: Any, model: bytes, name: str) -> Any:
     return network
 
 
-def _flags(trt: Any) -> tuple[str, ...]:
+def _flags(trt: Binding) -> tuple[str, ...]:
     """How the builder's flags are set: TF32 off; and where there is the choice, an engine whose
     memory we give, so that it can be captured."""
     user = (
@@ -276,7 +279,7 @@ def _flags(trt: Any) -> tuple[str, ...]:
     return ("-TF32", *user)
 
 
-def _configure(chosen: Chosen, builder: Any, log: Any) -> Any:
+def _configure(chosen: Chosen, builder: Binding, log: Binding) -> Binding:
     trt = chosen.library
     config = builder.create_builder_config()
     for flag in _flags(trt):
@@ -294,7 +297,7 @@ def _configure(chosen: Chosen, builder: Any, log: Any) -> Any:
     return config
 
 
-def _capability(trt: Any, gpu: Gpu) -> Any:
+def _capability(trt: Binding, gpu: Gpu) -> Binding:
     """TensorRT-RTX's name for a compute capability. Raises EngineError where it has none."""
     known = [n for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
     name = "SM" + gpu.compute_capability.replace(".", "")
@@ -308,7 +311,9 @@ def _capability(trt: Any, gpu: Gpu) -> Any:
     return getattr(trt.ComputeCapability, name)
 
 
-def _add_profile(builder: Any, network: Any, config: Any, bucket: int, name: str) -> None:
+def _add_profile(
+    builder: Binding, network: Binding, config: Binding, bucket: int, name: str
+) -> None:
     """Every input at one size of the batch and no other: a static profile is the faster one."""
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):
@@ -328,7 +333,7 @@ def _timing_file(chosen: Chosen, order: Order) -> Path:
     return order.timing_cache or engines.place(make=True) / name
 
 
-def _load_timings(config: Any, path: Path) -> Any:
+def _load_timings(config: Binding, path: Path) -> Binding:
     """Attach the timings of earlier builds, which make this one quick and nearly repeatable; new
     ones where there are none that fit."""
     data = path.read_bytes() if path.is_file() else b""
@@ -341,7 +346,7 @@ def _load_timings(config: Any, path: Path) -> Any:
     return timings
 
 
-def _keep_timings(timings: Any, path: Path) -> None:
+def _keep_timings(timings: Binding, path: Path) -> None:
     data = timings.serialize()
     if data is not None:
         with replacing(path) as temporary:

@@ -20,15 +20,14 @@ from runtime.bundle import Bundle
 from runtime.diffusion.program import Network
 from runtime.diffusion.tuned import Tuned
 from runtime.errors import status
-from runtime.files import replacing_folder, to_json
-from runtime.format import MANIFEST
+from runtime.files import replacing_folder
 from runtime.output import parse, say
 
-from .build import listed
 from .errors import ExportError
-from .proof.check import torch_network
-from .proof.report import card
+from .folder import write_card, write_manifest
+from .proof.card import card
 from .sources.command_line import add_options, named
+from .sources.model import torch_network
 from .tuning.gauss_newton import LOSSES
 from .tuning.record import add_tuned
 from .tuning.reference import network_of, probe, same
@@ -54,7 +53,8 @@ def tune(
     written, where the network is not the bundle's, and where a solver is no nearer to the teacher,
     on held-out samples, than the best untuned one.
     """
-    settings, own = settings or Settings(), network_of(bundle, threads)
+    settings = settings or Settings()
+    own = network_of(bundle, threads)
     for K in calls:
         integer("calls", K, 2, min(64, len(bundle.schedule)))
     known = probe(own, bundle)
@@ -82,7 +82,8 @@ def helps(tuned: Tuned) -> bool:
 
 def compared(tuned: Tuned) -> str:
     """Its held-out error and the untuned program's, in words."""
-    own, untuned = tuned.made["errors"]["held_out"]["rms"], tuned.made["untuned"]
+    own = tuned.made["errors"]["held_out"]["rms"]
+    untuned = tuned.made["untuned"]
     return (
         f"{own:.4f} from the teacher where {untuned['name']} ends {untuned['held_out']['rms']:.4f}"
     )
@@ -95,13 +96,8 @@ def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         found = dataclasses.replace(bundle, path=folder, tuned=tuned)
         add_tuned(folder, found)
-        (folder / "README.md").write_text(
-            card(dataclasses.replace(found, name=bundle.path.name)), encoding="utf-8"
-        )
-        (folder / MANIFEST).write_text(
-            to_json(dataclasses.replace(found, files=listed(folder)).to_json()), encoding="utf-8"
-        )
-        Bundle.load(folder)
+        write_card(folder, card(dataclasses.replace(found, name=bundle.path.name)))
+        write_manifest(found)
     return Bundle.load(bundle.path)
 
 

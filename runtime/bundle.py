@@ -128,7 +128,8 @@ class Bundle(ModelSpec):
                 f"{self.path / MANIFEST} lists no file {shown(name)}. It lists: "
                 f"{', '.join(sorted(self.files)) or 'none'}."
             )
-        path, expected = self.path / name, self.files[name]
+        path = self.path / name
+        expected = self.files[name]
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(
                 f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use "

@@ -160,7 +160,8 @@ class ModelSpec:
                     f"{self.name} has no labels, got label={shown(label)}. Leave `label` out."
                 )
             return 0
-        names, count = self.labels.names, self.num_classes
+        names = self.labels.names
+        count = self.num_classes
         if label is None:
             if not self.labels.null_trained:
                 raise RequestError(

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from runtime.batch import Table
-from runtime.bundle import Bundle
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import Program, R
 from runtime.progress import Progress
+from runtime.spec import ModelSpec
 
 from ..errors import ExportError
 from .edit import copy_of
@@ -52,15 +52,16 @@ class Trajectories:
     """Runs a step graph that is in no bundle along a program of the bundle, `pictures` samples at
     once, every label in turn."""
 
-    def __init__(self, bundle: Bundle, pictures: int, first_seed: int) -> None:
-        self.bundle, self.pictures = bundle, pictures
-        classes = bundle.num_classes
-        null = bool(bundle.labels and bundle.labels.null_trained)
+    def __init__(self, spec: ModelSpec, pictures: int, first_seed: int) -> None:
+        self.spec = spec
+        self.pictures = pictures
+        classes = spec.num_classes
+        null = bool(spec.labels and spec.labels.null_trained)
         self.label = np.resize(
             np.arange(classes + null) if classes else np.zeros(1), pictures
         ).astype(np.int64)
         self.start = np.stack(
-            [noise(first_seed + i, Stream.INITIAL, 0, bundle.sample_shape) for i in range(pictures)]
+            [noise(first_seed + i, Stream.INITIAL, 0, spec.sample_shape) for i in range(pictures)]
         )
 
     def run(
@@ -71,12 +72,13 @@ class Trajectories:
         see: Callable[..., object] | None = None,
     ) -> Float32:
         """The final samples [n, *S]. see: called after each row with the values of `outputs`."""
-        table, n = Table.of(program), self.pictures
-        state = np.zeros((n, R, *self.bundle.sample_shape), np.float32)
+        table = Table.of(program)
+        n = self.pictures
+        state = np.zeros((n, R, *self.spec.sample_shape), np.float32)
         state[:, 0] = table.start * self.start
         z = np.zeros_like(self.start)
         feeds: dict[str, Any] = {"noise": z}
-        if self.bundle.labels:
+        if self.spec.labels:
             feeds["label"] = self.label
         for call, update in zip(table.call, table.update, strict=True):
             feeds |= {
@@ -112,7 +114,7 @@ def seen_values(step: ModelProto, names: Sequence[str]) -> ModelProto:
 
 def observe(
     step: ModelProto,
-    bundle: Bundle,
+    spec: ModelSpec,
     names: Sequence[str],
     calibration: Calibration,
     see: Callable[[str, Float32], object],
@@ -120,7 +122,7 @@ def observe(
     """Calls see(name, values) for each named value at each row of DDIM along the whole schedule, on
     all labels."""
     names = list(dict.fromkeys(names))
-    program = bundle.program("ddim", min(calibration.steps, len(bundle.schedule)), guidance=1.0)
+    program = spec.program("ddim", min(calibration.steps, len(spec.schedule)), guidance=1.0)
     with Progress("observing", len(program)) as bar:
 
         def every(*values: Float32) -> None:
@@ -128,11 +130,13 @@ def observe(
                 see(name, value)
             bar.advance()
 
-        way = Trajectories(bundle, calibration.pictures, FIRST_SEED)
+        way = Trajectories(spec, calibration.pictures, FIRST_SEED)
         way.run(session(seen_values(step, names)), program, names, every)
 
 
-def ranges(step: ModelProto, bundle: Bundle, calibration: Calibration) -> list[tuple[Range, Range]]:
+def ranges(
+    step: ModelProto, spec: ModelSpec, calibration: Calibration
+) -> list[tuple[Range, Range]]:
     """For the input of each of `layers(step)` its range (unsigned, signed): the one that rounds the
     values seen with the least mean square error."""
     names = [layer.input for layer in layers(step)]
@@ -146,7 +150,7 @@ def ranges(step: ModelProto, bundle: Bundle, calibration: Calibration) -> list[t
         old = extremes.get(name, Range(0.0, 0.0))
         extremes[name] = Range(min(old.low, float(flat.min())), max(old.high, float(flat.max())))
 
-    observe(step, bundle, names, calibration, see)
+    observe(step, spec, names, calibration, see)
     found = {}
     for name, parts in kept.items():
         values = np.concatenate(parts)
@@ -223,14 +227,16 @@ def choose(
             damage[name] = judge.quick(quantize(step, found, others, signed))
             bar.advance()
     order = sorted(names, key=lambda name: damage[name])
-    low, high = 1, len(order)
+    low = 1
+    high = len(order)
     with Progress("choosing layers", max(1, len(order)).bit_length() + 1) as bar:
         while low < high:  # PSNR grows with the number of layers kept, worst first
             middle = (low + high) // 2
             now = judge.full(quantize(step, found, order[:middle], signed))
             bar.advance()
             if min(now.values()) >= least + MARGIN:
-                high, reached = middle, now
+                high = middle
+                reached = now
             else:
                 low = middle + 1
     if low == len(order):
@@ -252,15 +258,17 @@ def share(every: Sequence[Layer], keep: Sequence[str]) -> float:
 class Judge:
     """Pictures of a candidate against those of the float32 graph, which are made once."""
 
-    def __init__(self, step: ModelProto, bundle: Bundle, calibration: Calibration) -> None:
-        self.bundle, reference, knots = bundle, session(step), len(bundle.schedule)
+    def __init__(self, step: ModelProto, spec: ModelSpec, calibration: Calibration) -> None:
+        self.spec = spec
+        reference = session(step)
+        knots = len(spec.schedule)
         self.programs = {
-            f"{solver}, {steps} steps": bundle.program(solver, min(steps, knots), guidance=1.0)
+            f"{solver}, {steps} steps": spec.program(solver, min(steps, knots), guidance=1.0)
             for solver, steps in calibration.ways
         }
-        self.few = Trajectories(bundle, calibration.ranked, FIRST_SEED + 1000)
-        self.many = Trajectories(bundle, calibration.judged, FIRST_SEED + 2000)
-        self.short = bundle.program("dpmpp_2m", min(8, knots), guidance=1.0)
+        self.few = Trajectories(spec, calibration.ranked, FIRST_SEED + 1000)
+        self.many = Trajectories(spec, calibration.judged, FIRST_SEED + 2000)
+        self.short = spec.program("dpmpp_2m", min(8, knots), guidance=1.0)
         self.expected_few = self.few.run(reference, self.short)
         self.expected = {
             name: self.many.run(reference, program) for name, program in self.programs.items()
@@ -268,14 +276,14 @@ class Judge:
 
     def quick(self, proto: ModelProto) -> float:
         return median_psnr(
-            self.few.run(session(proto), self.short), self.expected_few, self.bundle.sample_range
+            self.few.run(session(proto), self.short), self.expected_few, self.spec.sample_range
         )
 
     def full(self, proto: ModelProto) -> dict[str, float]:
         candidate = session(proto)
         return {
             name: median_psnr(
-                self.many.run(candidate, program), self.expected[name], self.bundle.sample_range
+                self.many.run(candidate, program), self.expected[name], self.spec.sample_range
             )
             for name, program in self.programs.items()
         }

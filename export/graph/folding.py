@@ -107,7 +107,9 @@ def _four(
 ) -> list[NodeProto]:
     """The four convolutions of the small picture, their results side by side, and these as one
     picture."""
-    name, weight, end = conv.output[0], conv.input[1], conv.name.rpartition("/")[0]
+    name = conv.output[0]
+    weight = conv.input[1]
+    end = conv.name.rpartition("/")[0]
     outputs, inputs = shape[:2]
 
     def constant(what: str, value: list[int] | int) -> str:
@@ -134,7 +136,8 @@ def _four(
     ]
     found = []
     for phase, (a, b) in enumerate(PHASES):
-        kernel, result = f"{weight}.phase{phase}", f"{name}.phase{phase}"
+        kernel = f"{weight}.phase{phase}"
+        result = f"{name}.phase{phase}"
         inputs_ = [f"{weight}.phases", constant(f"step.phase_{phase}", phase)]
         nodes.append(
             helper.make_node("Gather", inputs_, [kernel], axis=2, name=f"{end}/Gather_{phase}")

@@ -46,7 +46,8 @@ UNARY = frozenset(
 """Of one map, each of its values alone."""
 TILE = 4
 """Winograd's results at a time along a side: 36 multiplications for 16 results of 9 each."""
-WIDE, LARGE = 96, 256
+WIDE = 96
+LARGE = 256
 """A convolution from and to so many channels, of so many pixels, gains by Winograd's algorithm;
 below that the transformations cost more than they save, or the 36/9 times larger kernels take
 longer to read."""
@@ -224,7 +225,8 @@ class _Rewriter:
     def leave(self, name: str) -> None:
         """Make a value in its old form and under its old name, if it is not there."""
         if name in self.maps and name not in self.old:
-            reader, self.node = self.node, self.made[name]  # it is work of the module that made it
+            reader = self.node
+            self.node = self.made[name]  # it is work of the module that made it
             m = self.maps[name]
             flat = self.emit("Transpose", self.plain(m), perm=[1, 2, 0])
             self.emit("Reshape", flat, self.constant((-1, *m.size)), output=name)
@@ -256,13 +258,15 @@ class _Rewriter:
 
     def _of_maps(self, op: str, a: str, b: str) -> Map | None:
         """Two maps of one size. A sum leaves the shifts for later."""
-        x, y = self.map_of(a), self.map_of(b)
+        x = self.map_of(a)
+        y = self.map_of(b)
         if x is None or y is None:
             return None
         shift = None
         if op == "Add":
             shift = self.both("Add", x.shift, y.shift)
-            x, y = replace(x, shift=None), replace(y, shift=None)
+            x = replace(x, shift=None)
+            y = replace(y, shift=None)
         return Map(self.emit(op, self.plain(x), self.plain(y)), *x.size, shift=shift)
 
     def _of_channels(self, op: str, m: Map, other: str) -> Map | None:
@@ -319,7 +323,8 @@ class _Rewriter:
 
     def reshape(self) -> bool:
         """The groups of a norm and back; and pixels in a row."""
-        name, out = self.node.input[0], self.node.output[0]
+        name = self.node.input[0]
+        out = self.node.output[0]
         shape = self.dims.but_for_the_batch(out)
         if name in self.grouped and shape == [-1, *self.grouped[name][0].size]:
             self.maps[out] = self.grouped[name][0]
@@ -371,7 +376,8 @@ class _Rewriter:
             np.kron(np.eye(groups), np.full([m.channels // groups] * 2, groups / m.channels)),
             np.float32,
         )
-        mean, square = self.emit("MatMul", mean, average), self.emit("MatMul", square, average)
+        mean = self.emit("MatMul", mean, average)
+        square = self.emit("MatMul", square, average)
         variance = self.emit("Sub", square, self.emit("Mul", mean, mean))
         epsilon = self.constant(attributes(self.node)["epsilon"].f, np.float32)
         deviation = self.emit("Sqrt", self.emit("Add", variance, epsilon))
@@ -402,7 +408,8 @@ class _Rewriter:
             return False
         outputs, inputs, side = weight.dims[:3]
         size = self.dims.but_for_the_batch(self.node.output[0])
-        here, before = self.node.input[0] in self.maps, self.made.get(self.node.input[0])
+        here = self.node.input[0] in self.maps
+        before = self.made.get(self.node.input[0])
         large = (
             size is not None
             and side == 3
@@ -451,8 +458,10 @@ class _Rewriter:
         of_outputs, of_kernels, of_inputs = (
             self.constant(np.kron(a, a), np.float32) for a in winograd()
         )
-        points, side = (TILE + 2) ** 2, TILE + 2
-        high, wide = -(-m.height // TILE), -(-m.width // TILE)
+        points = (TILE + 2) ** 2
+        side = TILE + 2
+        high = -(-m.height // TILE)
+        wide = -(-m.width // TILE)
         windows = sliding_window_view(m.rows(1, high * TILE + 2, wide * TILE + 2), (side, side))[
             ::TILE, ::TILE
         ]

@@ -56,7 +56,8 @@ def scope(node: NodeProto) -> str:
 
 def network_nodes(graph: GraphProto) -> list[NodeProto]:
     """The nodes of the network that depend on the state, in order."""
-    reached, found = {"state"}, []
+    reached = {"state"}
+    found = []
     for node in graph.node:
         if reached.intersection(node.input):
             reached.update(node.output)
@@ -172,7 +173,8 @@ class Range:
     def grid(self, signed: bool) -> tuple[np.float32, np.integer]:
         """(scale, zero point): real = scale · (q - zero point), q in 0 … 255, or signed with zero
         point 0."""
-        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        low = min(self.low, 0.0)
+        high = max(self.high, 0.0)
         if signed:
             return np.float32(max(-low, high, 1e-12) / 127), np.int8(0)
         scale = np.float32(max(high - low, 1e-12) / 255)
@@ -250,10 +252,8 @@ def quantize(
 
     for node in graph.node:
         if node.name in chosen:
-            node.input[0], node.input[1] = (
-                activation(node.input[0]),
-                weights(node.input[1], output_axis(node)),
-            )
+            node.input[0] = activation(node.input[0])
+            node.input[1] = weights(node.input[1], output_axis(node))
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)

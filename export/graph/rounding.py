@@ -45,7 +45,8 @@ def same_in_any_batch(proto: ModelProto) -> ModelProto:
     Returns:
         The same object. Graphs without such nodes stay as they are.
     """
-    graph, dims = proto.graph, Dims(proto)
+    graph = proto.graph
+    dims = Dims(proto)
     emitter = _Emitter(graph)
     for node in list(graph.node):
         rewrite = _rewrite_of(node, dims, emitter)
@@ -104,7 +105,9 @@ class _Emitter:
         self._name = self._value = ""
 
     def begin(self, replaced: NodeProto) -> None:
-        self._name, self._value, self._count = replaced.name, replaced.output[0], 0
+        self._name = replaced.name
+        self._value = replaced.output[0]
+        self._count = 0
 
     def __call__(self, op: str, *inputs: str, into: str = "", **attributes: Any) -> str:
         """Add a node, and return the name of its output; `into`: the name that it must have."""
@@ -150,7 +153,8 @@ def _tile(node: NodeProto, emit: _Emitter) -> None:
 def _log(node: NodeProto, emit: _Emitter) -> None:
     """log x = asinh((x - 1/x) / 2), the difference as (x - 1)·(x + 1)/(2x), exact near x = 1."""
     x = node.input[0]
-    one, two = emit.floats(1.0), emit.floats(2.0)
+    one = emit.floats(1.0)
+    two = emit.floats(2.0)
     ratio = emit("Div", emit("Add", x, one), emit("Mul", x, two))
     emit("Asinh", emit("Mul", emit("Sub", x, one), ratio), into=node.output[0])
 
@@ -175,7 +179,8 @@ def _softplus(node: NodeProto, emit: _Emitter) -> None:
 
 def _mish(node: NodeProto, emit: _Emitter) -> None:
     """x·tanh(log(1 + e^x)) = x·n/(n + 2), n = e^x·(e^x + 2). Beyond x = 20 it is x."""
-    x, two = node.input[0], emit.floats(2.0)
+    x = node.input[0]
+    two = emit.floats(2.0)
     e = emit("Exp", emit("Min", x, emit.floats(20.0)))
     n = emit("Mul", e, emit("Add", e, two))
     emit("Mul", x, emit("Div", n, emit("Add", n, two)), into=node.output[0])
@@ -186,8 +191,10 @@ def _elu(alpha: float, gamma: float = 1.0, scaled: bool = False) -> Callable[...
 
     def write(node: NodeProto, emit: _Emitter) -> None:
         given = {a.name: a.f for a in node.attribute}
-        a, g = given.get("alpha", alpha), given.get("gamma", gamma)
-        x, zero = node.input[0], emit.floats(0.0)
+        a = given.get("alpha", alpha)
+        g = given.get("gamma", gamma)
+        x = node.input[0]
+        zero = emit.floats(0.0)
         low = emit("Min", x, zero)
         low = emit("Div", low, emit.floats(a)) if scaled and a != 1 else low
         low = emit("Sub", emit("Exp", low), emit.floats(1.0))
@@ -315,11 +322,14 @@ def _in_blocks(shape: tuple[int, ...]) -> bool:
 
 def _convolve(node: NodeProto, shape: tuple[int, ...], emit: _Emitter) -> None:
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    x, weight, bias = node.input[0], node.input[1], list(node.input[2:])
+    x = node.input[0]
+    weight = node.input[1]
+    bias = list(node.input[2:])
     flat = len(shape) == 3
     if flat:  # [B, C, L] as [B, C, 1, L]
         axis = emit.integers(2)
-        x, weight = emit("Unsqueeze", x, axis), emit("Unsqueeze", weight, axis)
+        x = emit("Unsqueeze", x, axis)
+        weight = emit("Unsqueeze", weight, axis)
         given = _of_height_one(given)
     if (flat or len(shape) == 4) and _in_blocks(shape):
         found = emit("Conv", x, weight, *bias, **given)
@@ -347,7 +357,8 @@ def _in_two_groups(
     x: str, weight: str, bias: list[str], outputs: int, given: dict[str, Any], emit: _Emitter
 ) -> str:
     """The convolution as two groups, each of half the outputs. An odd output is made twice."""
-    odd, first = outputs % 2, emit.integers(0)
+    odd = outputs % 2
+    first = emit.integers(0)
     if odd:
         weight = emit("Concat", weight, emit("Gather", weight, first, axis=0), axis=0)
         bias = [emit("Concat", b, emit("Gather", b, first, axis=0), axis=0) for b in bias]

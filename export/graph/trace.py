@@ -47,8 +47,11 @@ class Step(nn.Module):
 
     def __init__(self, model: Model, guided: bool) -> None:
         super().__init__()
-        self.network, self.shape, self.guided = model.module, model.sample_shape, guided
-        self.null_label, self.size = model.num_classes, math.prod(model.sample_shape)
+        self.network = model.module
+        self.shape = model.sample_shape
+        self.guided = guided
+        self.null_label = model.num_classes
+        self.size = math.prod(model.sample_shape)
 
     def _column(self, call: Tensor, i: int) -> Tensor:
         return call[:, i : i + 1].reshape(-1, *[1] * len(self.shape))
@@ -199,7 +202,8 @@ def _why_not(name: str, error: BaseException) -> str:
 
 def _line_of_user(error: BaseException) -> str:
     """The innermost line of an error's traceback that is neither torch's nor ours; "" for none."""
-    ours, theirs = Path(__file__).parent, Path(torch.__file__).parent
+    ours = Path(__file__).parent
+    theirs = Path(torch.__file__).parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if frame.line and not path.is_relative_to(ours) and not path.is_relative_to(theirs):

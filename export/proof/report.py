@@ -1,315 +1,253 @@
-"""What a person reads of an export: the report's picture and the model card."""
+"""The result of a proof as dataclasses: what report.json, the card and bundle.json say of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from runtime.bundle import Bundle
-from runtime.images import to_uint8
-from runtime.progress import clock
-
-from ..tuning.record import tuned_lines
+from ..graph.calibrate import Choice
+from .plan import Bounds, Plan
 
 
-def can_be_shown(shape: Sequence[int]) -> bool:
-    """Whether samples of this shape are pictures."""
-    return len(shape) == 3 and shape[0] in (1, 3)
+@dataclass(frozen=True)
+class Worst:
+    """The largest difference of one kind, its bound, and where it occurred."""
+
+    error: float
+    bound: float
+    where: str
+
+    def __or__(self, other: Worst) -> Worst:
+        """Return the one that is nearer to its bound or further beyond it; NaN is beyond all."""
+        return max(self, other, key=lambda w: np.inf if np.isnan(w.error) else w.error / w.bound)
+
+    @property
+    def passes(self) -> bool:
+        """Whether the error is within the bound; NaN never is."""
+        return self.error <= self.bound
 
 
-def draw(
-    path: Path, bundle: Bundle, report: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]
-) -> None:
-    """report.png: error against time for every graph, and the pictures side by side with their
-    difference enlarged."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    pairs = [
-        (p, b, entry) for p, entries in report["precisions"].items() for b, entry in entries.items()
-    ]
-    figure, axes = plt.subplot_mosaic(
-        [["step", "strip"], ["table", "lines"]],
-        figsize=(14, 5.2 + 0.25 * len(pairs) + 0.6 * len(report["precisions"])),
-        width_ratios=(1.2, 1),
-        height_ratios=(4, 0.6 + 0.25 * len(pairs)),
-        layout="constrained",
-    )
-    _draw_steps(axes["step"], bundle.name, pairs, report["bounds"]["answer"])
-    strip = axes["strip"]
-    strip.set_axis_off()
-    if can_be_shown(bundle.sample_shape):
-        _draw_pictures(strip, bundle, list(report["precisions"]), pictures)
-    elif len(bundle.sample_shape) <= 2:
-        _draw_lines(strip, pictures)
-    strip.set_title(f"whole trajectories (bound of fp32: {report['bounds']['trajectory']:g})")
-    records = pairs[0][2]["trajectories"]
-    lines = "\n".join(
-        f"{t['trajectory']}: largest difference {t['error']:.1e}, {t['psnr_db']:.0f} dB"
-        for t in records
-    )
-    axes["lines"].set_axis_off()
-    axes["lines"].text(
-        0, 1, f"fp32 and PyTorch:\n{lines}\n{_nearest(report)}", va="top", fontsize=9
-    )
-    axes["table"].set_axis_off()
-    rows = [[p, b, *_row(entry)] for p, b, entry in pairs]
-    drawn = axes["table"].table(
-        rows, colLabels=COLUMNS, loc="upper left", cellLoc="center", edges="horizontal"
-    )
-    drawn.auto_set_font_size(False)
-    drawn.set_fontsize(8)
-    drawn.auto_set_column_width(list(range(len(COLUMNS))))
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+NONE = Worst(0.0, 1.0, "nowhere")
 
 
-COLUMNS = ("precision", "backend", "F", "PSNR to fp32, dB", "ms a call")
+@dataclass(frozen=True)
+class LevelError:
+    """The largest differences at one level of the schedule."""
+
+    time: float
+    sigma: float
+    answer: float
+    next_state: float
 
 
-def _row(entry: Mapping[str, Any]) -> list[str]:
-    """An entry's figures under COLUMNS: largest difference of F, PSNR of final pictures by way,
-    milliseconds by batch."""
-    answer = max(step["answer"]["error"] for step in entry["steps"].values())
-    psnr = ", ".join(
-        f"{found:.0f} {name.partition(',')[0]}" for name, found in entry["psnr_db"].items()
-    )
-    return [f"{answer:.1e}", psnr, _times(entry["ms_a_call"])]
+@dataclass(frozen=True)
+class StepCheck:
+    """How one step graph compares with PyTorch, and a sample with itself in other batches.
+
+    Attributes:
+        answer: The largest difference of the network's prediction F.
+        next_state: The largest difference of the state after a row.
+        not_finite: How many values of F were NaN or infinite.
+        guidance: The largest guidance scale that was compared.
+        by_time: The differences at each level, the least noisy first.
+        unlike_alone: Where the bytes of a sample first depended on its batch, and why; "" if
+            nowhere.
+        mixes_samples: Whether they depend on the other samples, not only on rounding.
+    """
+
+    answer: Worst
+    next_state: Worst
+    not_finite: int = 0
+    guidance: float = 1.0
+    by_time: tuple[LevelError, ...] = ()
+    unlike_alone: str = ""
+    mixes_samples: bool = False
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether every sample had the same bytes in every batch."""
+        return not self.unlike_alone
+
+    def to_json(self) -> dict[str, object]:
+        """Return the check as report.json has it."""
+        return {
+            "answer": vars(self.answer),
+            "next_state": vars(self.next_state),
+            "batch_invariant": self.batch_invariant,
+            "unlike_alone": self.unlike_alone,
+            "mixes_samples": self.mixes_samples,
+            "not_finite": self.not_finite,
+            "guidance": self.guidance,
+            "by_time": [vars(level) for level in self.by_time],
+        }
 
 
-def _times(ms: Mapping[str, float]) -> str:
-    """Milliseconds by batch in words."""
-    return ", ".join(f"{time:.1f} at batch {batch}" for batch, time in ms.items())
+@dataclass(frozen=True)
+class TrajectoryCheck:
+    """How the final samples of one trajectory compare with PyTorch's.
+
+    Attributes:
+        trajectory: Solver, steps and guidance in words.
+        error: The largest difference of the step graph's samples.
+        psnr_db: The median PSNR of these samples.
+        loop_graph: The largest difference between the loop graph's samples and the step graph's;
+            None on backends that do not run the loop graph.
+    """
+
+    trajectory: str
+    error: float
+    bound: float
+    psnr_db: float
+    loop_graph: float | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the check as report.json has it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def _nearest(report: Mapping[str, Any]) -> str:
-    """How near float16's range is, and what int8 leaves in float32, in a line each."""
-    lines = []
-    if "headroom" in report:
-        name, found = next(iter(report["headroom"]["nearest"].items()))
-        lines.append(
-            f"fp16: the largest value seen is {found:.2%} of float16's range,\n    at {name}"
-        )
-    for name, made in report.get("int8", {}).items():
-        kept, share = made["float32_layers"], made["float32_share_of_multiply_adds"]
-        lines.append(
-            f"{name}: {len(kept)} layers stay float32 ({share:.1%} of multiply-adds) "
-            f"{', '.join(kept[:3])}"
-        )
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class PrecisionCheck:
+    """Everything that was compared for one precision on one backend.
+
+    Attributes:
+        steps: By the name of the step graph, "step" or "step_guided".
+        identity: Whether an identity row returns the state bit for bit.
+        psnr_db: Median PSNR of final images compared with fp32's, by solver and steps.
+        ms_a_call: Milliseconds of one network call, by batch size.
+        missed: What the check missed, in words; see `verdict`.
+    """
+
+    precision: str
+    backend: str
+    steps: Mapping[str, StepCheck]
+    trajectories: tuple[TrajectoryCheck, ...]
+    identity: bool
+    psnr_db: Mapping[str, float] = field(default_factory=dict)
+    ms_a_call: Mapping[str, float] = field(default_factory=dict)
+    missed: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return the check as report.json has it."""
+        return {
+            "steps": {name: step.to_json() for name, step in self.steps.items()},
+            "trajectories": [trajectory.to_json() for trajectory in self.trajectories],
+            "identity": self.identity,
+            "psnr_db": dict(self.psnr_db),
+            "ms_a_call": dict(self.ms_a_call),
+            "missed": list(self.missed),
+        }
+
+    @property
+    def largest_answer(self) -> float:
+        """The largest difference of F over all step graphs."""
+        return max(step.answer.error for step in self.steps.values())
+
+    def summary(self) -> dict[str, object]:
+        """Return the worst case of each kind, which bundle.json states."""
+        return {
+            "answer": self.largest_answer,
+            "next_state": max(step.next_state.error for step in self.steps.values()),
+            "trajectory": max(trajectory.error for trajectory in self.trajectories),
+            "psnr_db": min(self.psnr_db.values()),
+            "ms_a_call": dict(self.ms_a_call),
+            "missed": len(self.missed),
+        }
 
 
-def _draw_steps(
-    axes: Any, name: str, pairs: Sequence[tuple[str, str, Mapping[str, Any]]], bound: float
-) -> None:
-    """Largest difference of F from PyTorch against time, for every precision, backend and graph;
-    for fp32 next_state too."""
-    for i, (precision, backend, entry) in enumerate(pairs):
-        axes.plot([], [], color=f"C{i}", label=f"{precision} {backend}")
-        for graph, step in entry["steps"].items():
-            time = [row["time"] for row in step["by_time"]]
-            for kind in ("answer", "next_state") if precision == "fp32" else ("answer",):
-                values = [max(row[kind], 1e-9) for row in step["by_time"]]
-                style = ("o" if graph == "step" else "^") + ("-" if kind == "answer" else ":")
-                axes.plot(time, values, style, color=f"C{i}", markersize=3, linewidth=1)
-    graphs = dict.fromkeys(graph for _, _, entry in pairs for graph in entry["steps"])
-    for style, label in [
-        *(("o" if g == "step" else "^", g) for g in graphs),
-        ("-", "F"),
-        (":", "next_state"),
-    ]:
-        axes.plot([], [], style, color="black", markersize=3, linewidth=1, label=label)
-    axes.axhline(bound, color="black", linewidth=1)
-    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8}
-    axes.annotate(f"bound of F in fp32: {bound:g}", (0.99, bound), **place)
-    axes.set(
-        yscale="log",
-        xlabel="time (what the network is told)",
-        ylabel="largest difference from PyTorch",
-    )
-    axes.set_title(f"{name}: one step")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+@dataclass(frozen=True)
+class Headroom:
+    """How near the network's float32 values come to float16's largest, 65504.
+
+    Attributes:
+        tensors: How many values were observed.
+        nearest: The share of 65504 that the ten largest reach, by node, the largest first.
+        beyond: Those that reach it, in words.
+    """
+
+    tensors: int
+    nearest: Mapping[str, float]
+    beyond: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return the values as report.json has them."""
+        return {
+            "tensors": self.tensors,
+            "nearest": dict(self.nearest),
+            "beyond": list(self.beyond),
+        }
 
 
-def _draw_pictures(
-    axes: Any, bundle: Bundle, precisions: Sequence[str], pictures: Mapping[str, NDArray[Any]]
-) -> None:
-    """PyTorch's final pictures, then each precision's and what is different, enlarged."""
-    reference, rows, names = pictures["pytorch"], [pictures["pytorch"]], ["PyTorch"]
-    for precision in precisions:
-        delta = pictures[precision] - reference
-        rows += [pictures[precision], delta * (0.8 / max(float(np.abs(delta).max()), 1e-12))]
-        names += [f"ONNX {precision}", f"difference,\nlargest {np.abs(delta).max():.1e}"]
-    sheet = np.concatenate(
-        [np.concatenate(list(to_uint8(row, *bundle.sample_range)), axis=1) for row in rows]
-    )
-    axes.imshow(
-        sheet.squeeze(),
-        cmap="gray" if sheet.shape[2] == 1 else None,
-        interpolation="nearest",
-        vmin=0,
-        vmax=255,
-    )
-    height = bundle.sample_shape[1]
-    for i, name in enumerate(names):
-        axes.text(
-            -0.02 * sheet.shape[1], (i + 0.5) * height, name, ha="right", va="center", fontsize=7
-        )
+@dataclass(frozen=True)
+class Conversion:
+    """How the other precisions were made.
+
+    Attributes:
+        headroom: For fp16; None if it was not asked for.
+        int8: Which layers stay float32, for each kind of int8.
+    """
+
+    headroom: Headroom | None = None
+    int8: Mapping[str, Choice] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """Return what report.json says, with keys only for precisions that were made."""
+        value: dict[str, object] = {}
+        if self.headroom is not None:
+            value["headroom"] = self.headroom.to_json()
+        if self.int8:
+            value["int8"] = {name: choice.to_json() for name, choice in self.int8.items()}
+        return value
 
 
-def worst_of(report: Mapping[str, Any], bounds: Mapping[str, Any]) -> str:
-    """The report's summary in a few lines for the terminal."""
-    lines = []
-    for precision, entries in report.items():
-        for backend, worst in entries.items():
-            lines.append(
-                f"{precision} on {backend}: {_times(worst['ms_a_call'])} ms a call; agrees with "
-                f"PyTorch, largest differences:"
-            )
-            lines.append(
-                f"  network's answer F  {worst['answer']:.1e}"
-                + (f"  (bound {bounds['answer']:g})" if precision == "fp32" else "")
-            )
-            if precision == "fp32":
-                lines.append(
-                    f"  next state          {worst['next_state']:.1e}  (bound "
-                    f"{bounds['next_state']:g}·max(1, σ) beyond F's share)"
-                )
-                lines.append(
-                    f"  whole trajectory    {worst['trajectory']:.1e}  (bound "
-                    f"{bounds['trajectory']:g}·max(1, |x|))"
-                )
-            else:
-                lines.append(
-                    f"  final pictures      {worst['psnr_db']:.1f} dB from fp32's  (bound "
-                    f"{bounds['psnr'][precision]:g} dB)"
-                )
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Report:
+    """The result of a proof.
+
+    Attributes:
+        checks: One for each precision and backend, fp32 on ONNX Runtime first.
+        versions: The versions of the libraries that made and checked the export.
+    """
+
+    bounds: Bounds
+    plan: Plan
+    checks: tuple[PrecisionCheck, ...]
+    conversion: Conversion = Conversion()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def same_bytes(self) -> bool:
+        """Whether a sample has the same bytes in any batch, wherever the bundle is offered."""
+        offered = (check for check in self.checks if not check.missed)
+        return all(step.batch_invariant for check in offered for step in check.steps.values())
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that were checked."""
+        return tuple(dict.fromkeys(check.precision for check in self.checks))
+
+    def to_json(self) -> dict[str, object]:
+        """Return the value of report.json."""
+        return {
+            "bounds": self.bounds.to_json(),
+            "plan": self.plan.to_json(),
+            "precisions": _by_backend((check, check.to_json()) for check in self.checks),
+            **self.conversion.to_json(),
+            "same_bytes": self.same_bytes,
+            "versions": dict(self.versions),
+        }
+
+    def summary(self) -> dict[str, dict[str, dict[str, object]]]:
+        """Return the report in a few numbers by precision and backend, for bundle.json."""
+        return _by_backend((check, check.summary()) for check in self.checks)
 
 
-def sheet_settings(bundle: Bundle) -> dict[str, Any]:
-    """How the card's picture is sampled: by the bundle's defaults, or where those take more than a
-    hundred calls, by fewer."""
-    return {"solver": "ddim", "steps": 50} if bundle.defaults.steps > 100 else {}
-
-
-def _draw_lines(axes: Any, samples: Mapping[str, NDArray[Any]]) -> None:
-    """The first sample of each side as lines, a channel each, over each other."""
-    for name, style in zip(samples, ("-", "--", ":", "-."), strict=False):
-        first = samples[name][0].reshape(-1, samples[name].shape[-1])[:4]
-        label = "PyTorch" if name == "pytorch" else f"ONNX {name}"
-        for channel, values in enumerate(first):
-            axes.plot(
-                values,
-                style,
-                color=f"C{channel}",
-                linewidth=1,
-                label=label if channel == 0 else None,
-            )
-    axes.set_axis_on()
-    axes.legend(fontsize=7)
-
-
-UNLIKE = (
-    "**A seed may give other last bits in another batch**: an inference library rounds a node of "
-    "this "
-    "network differently there. The bundle declares `same_bytes: false`."
-)
-
-
-def card(bundle: Bundle) -> str:
-    """The model card, Markdown: what it is, what it was trained on, licence, a picture, how to use
-    it, how it was checked."""
-    d, pictures = bundle.defaults, can_be_shown(bundle.sample_shape)
-    shape = "×".join(map(str, bundle.sample_shape))
-    kind = f"{bundle.num_classes} classes" if bundle.labels else "no classes"
-    solver = (
-        f"{d.solver}({', '.join(f'{k}={v}' for k, v in d.options.items())})"
-        if d.options
-        else d.solver
-    )
-    lines = [
-        f"# {bundle.name}",
-        "",
-        f"A diffusion model for samples of {shape} in {bundle.sample_range[0]:g} … "
-        f"{bundle.sample_range[1]:g}, {kind}. "
-        f"Prediction `{bundle.prediction}`, schedule `{bundle.schedule.name}` with "
-        f"{len(bundle.schedule)} knots.",
-        "",
-        *(["![samples](samples.png)", ""] if pictures else []),
-        "```python",
-        "from runtime import Sampler",
-        f'sampler = Sampler.load("{bundle.name}")',
-        f"{'pictures' if pictures else 'samples'} = sampler.{'pictures' if pictures else 'sample'}"
-        f"(8, seed=0{', label=0' if bundle.labels else ''})",
-        "```",
-        "",
-        f"Default: `{solver}`, {d.steps} steps on the `{d.grid}` grid, guidance {d.guidance:g}."
-        + (" The picture: `ddim`, 50 steps." if pictures and sheet_settings(bundle) else ""),
-        "",
-        *([] if bundle.same_bytes else [UNLIKE, ""]),
-        *tuned_lines(bundle),
-        *_origin(bundle.provenance),
-        "## Checked",
-        "",
-        "Largest differences from PyTorch (see `report.json` and `report.png`):",
-        "",
-        "| precision | backend | network's answer F | next state | whole trajectory | PSNR to "
-        "fp32, dB |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {precision} | {backend} | {worst['answer']:.1e} | {worst['next_state']:.1e} | "
-            f"{worst['trajectory']:.1e} | "
-            f"{'–' if precision == 'fp32' else format(worst['psnr_db'], '.1f')} |"
-            for precision, entries in bundle.report.items()
-            for backend, worst in entries.items()
-        ),
-        "",
-    ]
-    if bundle.labels:
-        lines += [
-            "## Labels",
-            "",
-            ", ".join(f"{i} `{name}`" for i, name in enumerate(bundle.labels.names)),
-            "",
-        ]
-    return "\n".join(lines)
-
-
-def _origin(provenance: Mapping[str, Any]) -> list[str]:
-    """The card's lines on data, licence and training, as far as they are known."""
-    data, source = provenance.get("data", {}), provenance.get("source")
-    note = f": {data['note']}" if "note" in data else ""
-    lines = ["## Trained on", "", f"{data.get('name', 'Not stated.')}{note}"]
-    if "pictures" in data:
-        lines[-1] += (
-            f" ({data['pictures']} pictures, fingerprint `{str(data.get('fingerprint'))[:16]}`)."
-        )
-    lines += ["", f"Licence of the data: {data.get('licence', 'not stated')}", ""]
-    if "step" in provenance:
-        config, seconds = provenance.get("config", {}), provenance.get("training_seconds", 0)
-        start = (
-            f", begun with the weights that were then in `{config['start_from']}`"
-            if config.get("start_from")
-            else ""
-        )
-        lines += [
-            f"{provenance.get('pictures_seen', '?')} pictures seen in {provenance['step']} steps "
-            f"of {config.get('batch', '?')}, "
-            f"{clock(seconds)} of training{start}; the full config is in `bundle.json` under "
-            f"`provenance`.",
-            "",
-        ]
-    if source:
-        lines += [
-            f"Exported from {source}; its settings are in `bundle.json` under `provenance`.",
-            "",
-        ]
-    return lines
+def _by_backend(
+    entries: Iterable[tuple[PrecisionCheck, dict[str, object]]],
+) -> dict[str, dict[str, dict[str, object]]]:
+    """Return {precision: {backend: value}}."""
+    nested: dict[str, dict[str, dict[str, object]]] = {}
+    for check, value in entries:
+        nested.setdefault(check.precision, {})[check.backend] = value
+    return nested

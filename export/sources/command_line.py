@@ -19,7 +19,10 @@ from .model import Model, bundle_name
 from .module import from_module, load_module, load_weights
 from .run import from_run, newest_run
 
-RUN, BUNDLE, DIFFUSERS, MODULE = "a run", "a bundle", "a diffusers folder", "--module"
+RUN = "a run"
+BUNDLE = "a bundle"
+DIFFUSERS = "a diffusers folder"
+MODULE = "--module"
 DEFAULTS = ("guidance", "solver", "steps", "grid")
 ACCEPTS = {
     RUN: ("runs", "weights", "guidance"),
@@ -86,7 +89,8 @@ def _diffusers(folder: Path, given: argparse.Namespace) -> Model:
 
 def _module(given: argparse.Namespace) -> Model:
     options = _taken(given, MODULE)
-    schedule, weights = _schedule(options), options.pop("weights", None)
+    schedule = _schedule(options)
+    weights = options.pop("weights", None)
     missing = [flag for flag in ("sample_shape", "prediction") if flag not in options]
     missing += [] if schedule else ["schedule"]
     if missing:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from runtime.messages import shown
@@ -27,19 +28,19 @@ MOST_KNOTS = 1_000_000
 class Rule(NamedTuple):
     """What a value must be: a check, and the same in words."""
 
-    fits: Callable[[Any], bool]
+    fits: Callable[[object], bool]
     words: str
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_real(value: Any) -> bool:
+def _is_real(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     # JSON has integers of any size, and those beyond 2^53 have no exact float.
-    return _is_whole(value) and abs(value) <= 2**53
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53
 
 
 def whole(low: int, high: int = 2**31) -> Rule:
@@ -60,7 +61,7 @@ def choice(*names: str) -> Rule:
 def listed(rule: Rule, of: str) -> Rule:
     """A list, not empty, of values that each follow `rule`."""
 
-    def fits(value: Any) -> bool:
+    def fits(value: object) -> bool:
         return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(rule.fits, value))
 
     return Rule(fits, f"a list of {of}")
@@ -161,7 +162,7 @@ HARMLESS_FOR_SCHEDULERS = frozenset(
     )
 )
 
-NEUTRAL: Mapping[str, tuple[Any, str]] = {
+NEUTRAL: Mapping[str, tuple[object, str]] = {
     "timestep_values": (None, "the steps are chosen by --steps and --grid"),
     "use_flow_sigmas": (False, "its network was trained on flow's noise levels, not DDPM's"),
     "use_dynamic_shifting": (False, "it belongs to networks trained on flow's noise levels"),
@@ -191,8 +192,8 @@ class Config:
 
     path: Path
     kind: str
-    values: Mapping[str, Any]
-    defaults: Mapping[str, Any]
+    values: Mapping[str, object]
+    defaults: Mapping[str, object]
     rules: Mapping[str, Rule]
     mapped: tuple[str, ...] = ()
 
@@ -207,7 +208,7 @@ class Config:
             + self._remedy(key, value, rule)
         )
 
-    def _remedy(self, key: str, value: Any, rule: Rule) -> str:
+    def _remedy(self, key: str, value: object, rule: Rule) -> str:
         if isinstance(value, str):
             try:
                 meant = json.loads(value)
@@ -225,7 +226,7 @@ class Config:
         """Return the error for a setting that is valid in diffusers but unsupported here."""
         return ExportError(f"{self.path}: {key}={self.values[key]!r} cannot be exported: {why}.")
 
-    def public(self) -> dict[str, Any]:
+    def public(self) -> dict[str, object]:
         """Return what a bundle says of the config.
 
         Private entries are left out: one of them is a path of the machine that wrote the file.
@@ -235,7 +236,7 @@ class Config:
         return {key: _finite(value) for key, value in entries.items()}
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """Return a JSON value with NaN and infinities as strings: a bundle's JSON is strict."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
@@ -246,7 +247,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def in_json(value: Any) -> str:
+def in_json(value: object) -> str:
     """Return a value as the file has it, shortened."""
     try:
         found = json.dumps(value, ensure_ascii=True)
@@ -255,7 +256,7 @@ def in_json(value: Any) -> str:
     return found if len(found) <= 100 else found[:99] + "…"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object. NaN and infinities are allowed, because diffusers writes them.
 
     Raises ExportError for a file that cannot be read, that is not plain UTF-8 or not JSON, that
@@ -272,8 +273,8 @@ def read_json(path: Path) -> dict[str, Any]:
             "Save it again as plain UTF-8; diffusers cannot read it either."
         )
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found: dict[str, object] = {}
         for key, value in pairs:
             if key in found:
                 raise ExportError(f"{path} must give each key once, got {key!r} twice. Remove one.")
@@ -291,7 +292,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def diffusers_module() -> Any:
+def diffusers_module() -> ModuleType:
     """Import diffusers. Raises ExportError, with the command to install it, if it is missing."""
     try:
         import diffusers
@@ -302,7 +303,7 @@ def diffusers_module() -> Any:
     return diffusers
 
 
-def defaults_of(kind: str) -> dict[str, Any]:
+def defaults_of(kind: str) -> dict[str, object]:
     """Return the settings of a diffusers class that have a default, {} for an unknown class."""
     found = getattr(diffusers_module(), kind, None)
     if not inspect.isclass(found):
@@ -311,7 +312,7 @@ def defaults_of(kind: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def class_name(path: Path, found: Mapping[str, Any], indexed: str | None) -> Any:
+def class_name(path: Path, found: Mapping[str, object], indexed: str | None) -> object:
     """Return the class that a config names, else the one that model_index.json names for it.
 
     Raises ExportError if neither names one, or if they name two.
@@ -333,7 +334,7 @@ def class_name(path: Path, found: Mapping[str, Any], indexed: str | None) -> Any
 
 def make_config(
     path: Path,
-    found: Mapping[str, Any],
+    found: Mapping[str, object],
     kind: str,
     rules: Mapping[str, Rule],
     also: Collection[str],
@@ -370,7 +371,7 @@ def make_config(
     return Config(path, kind, {**defaults, **stated, "_class_name": kind}, defaults, rules, mapped)
 
 
-def network_config(path: Path, found: Mapping[str, Any]) -> Config:
+def network_config(path: Path, found: Mapping[str, object]) -> Config:
     """Return a UNet2DModel's config, every setting checked. Raises ExportError."""
     config = make_config(path, found, "UNet2DModel", NETWORK_RULES, HARMLESS_FOR_NETWORKS)
     for key in NETWORK_RULES:
@@ -379,7 +380,7 @@ def network_config(path: Path, found: Mapping[str, Any]) -> Config:
     return config
 
 
-def scheduler_config(path: Path, found: Mapping[str, Any], kind: str) -> Config:
+def scheduler_config(path: Path, found: Mapping[str, object], kind: str) -> Config:
     """Return the config of a DDPMScheduler or a DDIMScheduler, in today's keys.
 
     Raises ExportError for an unknown key, and for old keys that contradict today's.
@@ -396,12 +397,12 @@ def scheduler_config(path: Path, found: Mapping[str, Any], kind: str) -> Config:
     return config
 
 
-def _todays(path: Path, found: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _todays(path: Path, found: Mapping[str, object]) -> tuple[dict[str, object], tuple[str, ...]]:
     """Return a scheduler's config with old keys mapped to today's, and what was mapped."""
     values = dict(found)
     mapped = []
 
-    def put(old: str, key: str, value: Any) -> None:
+    def put(old: str, key: str, value: object) -> None:
         stated = found.get(key, value)
         if type(stated) is not type(value) or stated != value:
             raise ExportError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from .diffusers_config import defaults_of, in_json
 
@@ -39,7 +38,7 @@ FORWARD = (
 """The settings that say what the network was trained on."""
 
 
-def advice(path: Path, found: Mapping[str, Any], kind: str) -> str:
+def advice(path: Path, found: Mapping[str, object], kind: str) -> str:
     """Return what the user can do about a scheduler of class `kind`.
 
     Converting with DDPMScheduler.from_config is right only if both schedulers have the same
@@ -78,7 +77,7 @@ def advice(path: Path, found: Mapping[str, Any], kind: str) -> str:
 
 
 def _conversion(
-    path: Path, found: Mapping[str, Any], kind: str, settings: Mapping[str, Any]
+    path: Path, found: Mapping[str, object], kind: str, settings: Mapping[str, object]
 ) -> str:
     flags = [flag for flag in GRIDS if settings.get(flag)]
     if flags:

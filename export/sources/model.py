@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from runtime.diffusion.program import Network
 from runtime.errors import RequestError
 from runtime.files import to_json
 from runtime.messages import described, refused, shown
@@ -70,3 +73,14 @@ def _string_keys(value: Mapping[Any, Any]) -> list[tuple[str, Any]]:
         if not isinstance(key, str):
             raise TypeError(f"the key {shown(key)} is not a string")
     return list(value.items())
+
+
+def torch_network(model: Model) -> Network:
+    """Return the module as a network of `runtime.run`: F [n, *S] of x [n, *S], time and label [n]."""
+
+    def network(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]
+            return model.module(*tensors).numpy()
+
+    return network

@@ -151,7 +151,7 @@ def make_labels(count: int, null_label: int | None, names: Sequence[str] | None)
     return Labels(tuple(names), null_label is not None)
 
 
-def schedule_of(value: Any) -> Schedule:
+def schedule_of(value: object) -> Schedule:
     """Return a schedule, or the one of this name. Raises RequestError for anything else.
 
     A bundle stores a schedule by name and as numbers, so a schedule that its own name and
@@ -178,7 +178,7 @@ def schedule_of(value: Any) -> Schedule:
     return value
 
 
-def _name(name: Any) -> str:
+def _name(name: object) -> str:
     name = text("name", name, "mynet")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or len(name) > 200:
         raise RequestError(
@@ -188,7 +188,7 @@ def _name(name: Any) -> str:
     return name
 
 
-def _shape(shape: Any) -> tuple[int, ...]:
+def _shape(shape: object) -> tuple[int, ...]:
     rule = "1 to 4 integers, such as (3, 32, 32)"
     sizes = elements("sample_shape", shape, rule)
     if not 1 <= len(sizes) <= 4:
@@ -202,7 +202,7 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return found
 
 
-def _range(sample_range: Any) -> tuple[float, float]:
+def _range(sample_range: object) -> tuple[float, float]:
     rule = "two rising numbers, such as (-1, 1)"
     ends = elements("sample_range", sample_range, rule)
     if len(ends) != 2:
@@ -214,18 +214,19 @@ def _range(sample_range: Any) -> tuple[float, float]:
 
 
 def _check_settings(
-    prediction: Any,
+    prediction: object,
     schedule: Schedule,
-    solver: Any,
+    solver: object,
     steps: int,
-    grid: Any,
+    grid: object,
     clip: float | None,
     options: Mapping[str, Any],
 ) -> None:
     """Raises RequestError for names and numbers that no bundle can be sampled with."""
-    text("solver", solver, "ddim")
-    text("grid", grid, "trailing")
-    if text("prediction", prediction, "epsilon") not in PREDICTIONS:
+    solver = text("solver", solver, "ddim")
+    grid = text("grid", grid, "trailing")
+    prediction = text("prediction", prediction, "epsilon")
+    if prediction not in PREDICTIONS:
         raise unknown("prediction", prediction, PREDICTIONS)
     if prediction == "epsilon" and schedule.alpha[-1] == 0:
         raise RequestError(
@@ -240,7 +241,7 @@ def _check_settings(
     make_program(schedule, prediction, solver, steps, grid, clip=clip, **options)
 
 
-def _check_module(module: Any) -> None:
+def _check_module(module: object) -> None:
     if not isinstance(module, nn.Module):
         raise ExportError(
             f"module must be a torch.nn.Module, got {type(module).__name__}. Wrap a function in "
@@ -305,7 +306,7 @@ def _check_answers(
         ask(count - 1, f"{asked} with label {count - 1}, its labels being 0 to {count - 1},")
 
 
-def _checked_answer(name: str, found: Any, shape: torch.Size, asked: str) -> Tensor:
+def _checked_answer(name: str, found: object, shape: torch.Size, asked: str) -> Tensor:
     if not isinstance(found, Tensor):
         raise ExportError(
             f"{name}: {asked} returns {type(found).__name__}, a tensor expected. Wrap it in a "
@@ -395,7 +396,7 @@ def _imported(spec: str, path: str) -> ModuleType:
         ) from error
 
 
-def _made(spec: str, factory: Callable[[], Any]) -> nn.Module:
+def _made(spec: str, factory: Callable[[], object]) -> nn.Module:
     if isinstance(factory, nn.Module):
         return factory
     try:

@@ -29,12 +29,14 @@ from runtime.errors import RequestError
 
 from .reference import Samples, Walker
 
-LEVEL, WEIGHT = 1e-2, 4e-3
+LEVEL = 1e-2
+WEIGHT = 4e-3
 """By how much a log-SNR and a weight are moved for a difference: far above float32's rounding in D.
 """
 REJECTIONS = 5
 LOSSES = ("pixels", "contrast")
-CONTRAST, FAINT = 2.0, 0.02
+CONTRAST = 2.0
+FAINT = 0.02
 """contrast: what a difference of local contrast weighs beside one of pixels, and the contrast below
 which differences fade."""
 ENOUGH = 3e-3
@@ -68,11 +70,9 @@ class Form:
 
     def tuned(self, theta: Float64, made: dict[str, Any] | None = None) -> Tuned:
         """Raises RequestError where the levels do not fall one after another inside the schedule."""
-        schedule, lam, w = (
-            self.bundle.schedule,
-            theta[: self.calls - 1],
-            np.zeros((self.calls, MEMORY)),
-        )
+        schedule = self.bundle.schedule
+        lam = theta[: self.calls - 1]
+        w = np.zeros((self.calls, MEMORY))
         if (np.diff(lam) < CLOSEST).any():
             raise RequestError("the levels of a tuned solver must fall.")
         w[self.usable] = theta[self.calls - 1 :]
@@ -171,9 +171,11 @@ def _normal_equations(
 ) -> tuple[Float64, Float64]:
     """(JᵀWJ, JᵀWr) of the residuals r at theta, W Cauchy's weights; means over samples and what
     they consist of."""
-    base, P = form.table(theta), len(theta)
+    base = form.table(theta)
+    P = len(theta)
     moved = [form.table(theta + np.eye(P)[p] * form.steps[p]) for p in range(P)]
-    H, gradient = np.zeros((P, P)), np.zeros(P)
+    H = np.zeros((P, P))
+    gradient = np.zeros(P)
     for part in samples.batches():
         rows: list[tuple[Any, Any]] = []
         x = walker.walk(

@@ -13,10 +13,10 @@ from runtime.bundle import Bundle
 from runtime.diffusion.tuned import Tuned
 from runtime.errors import BundleError
 from runtime.files import from_json, to_json
+from runtime.format import REPORT, TUNED_IMAGE
 from runtime.output import say
 
-from ..proof.check import torch_network
-from ..sources.model import Model
+from ..sources.model import Model, torch_network
 from .reference import probe, same
 
 
@@ -50,10 +50,10 @@ def add_tuned(folder: Path, bundle: Bundle) -> None:
     tuned.png: their curve beside the untuned ones'."""
     if not bundle.tuned:
         return
-    report = from_json((folder / "report.json").read_bytes())
+    report = from_json((folder / REPORT).read_bytes())
     report["tuned"] = {str(K): _held_out(t) for K, t in sorted(bundle.tuned.items())}
-    (folder / "report.json").write_text(to_json(report), encoding="utf-8")
-    _draw_tuned(folder / "tuned.png", bundle.name, report["tuned"])
+    (folder / REPORT).write_text(to_json(report), encoding="utf-8")
+    _draw_tuned(folder / TUNED_IMAGE, bundle.name, report["tuned"])
 
 
 def _held_out(tuned: Tuned) -> dict[str, Any]:

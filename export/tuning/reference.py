@@ -112,7 +112,9 @@ def probe(network: Network, bundle: Any) -> list[float]:
 
     bundle: a `Bundle` or a `Model`, which say what the network takes.
     """
-    shape, T, classes = bundle.sample_shape, len(bundle.schedule), bundle.num_classes
+    shape = bundle.sample_shape
+    T = len(bundle.schedule)
+    classes = bundle.num_classes
     x, along = (
         np.stack([noise(s, stream, 0, shape) for s in range(4)])
         for stream in (Stream.INITIAL, Stream.STEP)
@@ -132,7 +134,8 @@ def same(a: Any, b: list[float]) -> bool:
 def draw(bundle: Bundle, count: int, first_seed: int) -> Samples:
     """Samples without targets: half at guidance 1, under every label in turn and the null label;
     half, where the bundle is guided, at its default."""
-    classes, labels = bundle.num_classes, bundle.labels
+    classes = bundle.num_classes
+    labels = bundle.labels
     guided = count // 2 if labels and labels.null_trained and bundle.defaults.guidance != 1 else 0
     turns = np.arange(classes + bool(labels and labels.null_trained)) if classes else np.zeros(1)
     label = np.r_[
@@ -157,7 +160,8 @@ def taught(bundle: Bundle, walker: Walker, samples: Samples, folder: Path, name:
     program = bundle.program(
         TEACHER["solver"], min(TEACHER["steps"], len(bundle.schedule)), TEACHER["grid"]
     )
-    batches, targets = samples.batches(), []
+    batches = samples.batches()
+    targets = []
     with Progress(f"teacher, {name}", len(batches) * len(program)) as bar:
         for i, part in enumerate(batches):
             path = folder / f"{name}-{i:03}.npy"

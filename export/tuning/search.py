@@ -24,7 +24,7 @@ from runtime.errors import RequestError, unknown
 from runtime.files import from_json, to_json, write_text
 from runtime.progress import Progress
 
-from ..build import versions
+from ..folder import versions
 from .gauss_newton import LOSSES, Fit, Form, begin, errors, rms, step
 from .reference import FIRST_SEED, TEACHER, Samples, Walker, draw, same, taught
 
@@ -37,7 +37,8 @@ SOLVERS: dict[str, dict[str, Any]] = {
 }
 """Those whose rows are a tuned solver's too: they remember D, or nothing."""
 NAMED = ("trailing", "log_snr", "karras", *(f"log_snr({bound})" for bound in range(3, 8)))
-LOWS, HIGHS = (-6, -5, -4, -3, -2), (2, 3, 4, 5, 6)
+LOWS = (-6, -5, -4, -3, -2)
+HIGHS = (2, 3, 4, 5, 6)
 """Log-SNRs between which the levels after the last knot lie evenly, to start from."""
 
 
@@ -109,7 +110,8 @@ def prepare(
     if not (record.exists() and same(from_json(record.read_bytes()), known)):
         shutil.rmtree(folder, ignore_errors=True)
         write_text(record, to_json(known))
-    walker, first = Walker(network, bundle.num_classes), FIRST_SEED + settings.seed * 2**20
+    walker = Walker(network, bundle.num_classes)
+    first = FIRST_SEED + settings.seed * 2**20
     train = taught(bundle, walker, draw(bundle, settings.samples, first), folder, "train")
     held_out = taught(
         bundle, walker, draw(bundle, settings.held_out, first + 2**19), folder, "held-out"
@@ -120,7 +122,8 @@ def prepare(
 def fit(tuning: Tuning, calls: int) -> Tuned:
     """The solver of so many calls. Where it has come to is kept after every step, and a fit that
     ended is read back."""
-    form, settings = Form(tuning.bundle, calls), tuning.settings
+    form = Form(tuning.bundle, calls)
+    settings = tuning.settings
     path = tuning.folder / f"calls-{calls}.json"
     state = State.read(path) if path.exists() else survey(tuning, form)
     done = sum(f.steps for f in (*state.tries, *([state.final] if state.final else [])))
@@ -170,8 +173,12 @@ class State:
 def survey(tuning: Tuning, form: Form) -> State:
     """The best untuned program, and the programs to start from: the best of the levels that lie
     evenly."""
-    few, walker, K, loss = _part(tuning.train), tuning.walker, form.calls, tuning.settings.loss
-    untuned, starts = named_programs(tuning.bundle, K), even_programs(tuning.bundle, K)
+    few = _part(tuning.train)
+    walker = tuning.walker
+    K = form.calls
+    loss = tuning.settings.loss
+    untuned = named_programs(tuning.bundle, K)
+    starts = even_programs(tuning.bundle, K)
 
     def best(programs: Mapping[str, Program], count: int, loss: str = "pixels") -> list[str]:
         error = {}
@@ -181,7 +188,8 @@ def survey(tuning: Tuning, form: Form) -> State:
         return sorted(error, key=error.__getitem__)[:count]
 
     with Progress(f"{K} calls, untuned", len(untuned) + len(starts)) as bar:
-        found, names = best(untuned, 1)[0], best(starts, tuning.settings.starts - 1, loss)
+        found = best(untuned, 1)[0]
+        names = best(starts, tuning.settings.starts - 1, loss)
     program = untuned[found]
     all_errors = {
         part: errors(walker, (program.call, program.update), getattr(tuning, part))
@@ -199,7 +207,9 @@ def survey(tuning: Tuning, form: Form) -> State:
 
 def advance(tuning: Tuning, form: Form, state: State) -> State:
     """One step further: of the first start that has not had its tries; then of the best of them."""
-    walker, scale, loss = tuning.walker, state.scale, tuning.settings.loss
+    walker = tuning.walker
+    scale = state.scale
+    loss = tuning.settings.loss
     for i, found in enumerate(state.tries):
         if not found.ended and found.steps < tuning.settings.tries:
             after = step(form, walker, found, _part(tuning.train), scale, loss)
@@ -229,7 +239,8 @@ def named_programs(bundle: Bundle, calls: int) -> dict[str, Program]:
 def even_programs(bundle: Bundle, calls: int) -> dict[str, Program]:
     """UniPC's programs on the last knot and then levels that lie evenly in log-SNR, between ends of
     which each is tried."""
-    found, schedule = {}, bundle.schedule
+    found = {}
+    schedule = bundle.schedule
     for low, high in itertools.product(LOWS, HIGHS):
         with contextlib.suppress(RequestError):  # ends that the schedule does not reach
             times = np.r_[schedule.time[-1], schedule.time_at(np.linspace(low, high, calls - 1))]
@@ -255,7 +266,8 @@ def summary(samples: Samples, error: NDArray[Any]) -> dict[str, Any]:
 
 def _result(tuning: Tuning, form: Form, state: State) -> Tuned:
     assert state.final is not None
-    table, settings = form.table(state.final.theta), tuning.settings
+    table = form.table(state.final.theta)
+    settings = tuning.settings
     made = {
         "errors": {
             part: summary(s, errors(tuning.walker, table, s))

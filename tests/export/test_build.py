@@ -14,7 +14,12 @@ from PIL import Image
 from export import build as building
 from export.build import build, main
 from export.errors import ExportError
-from export.proof import check
+from export.proof.check import Proof
+from export.proof.plan import Bounds, Plan
+from export.proof.report import NONE, PrecisionCheck, Report, StepCheck, Worst
+from export.proof.steps import difference
+from export.proof.verdict import judge
+from export.sources.model import torch_network
 from export.sources.run import from_run, newest_run
 from runtime import Bundle, Sampler, run
 from runtime.diffusion.noise import Stream, noise
@@ -33,14 +38,14 @@ def test_the_runtimes_pictures_are_pytorchs(tiny_run: Path, sampler: Sampler) ->
 
     expected = run(
         program,
-        check.torch_network(model),
+        torch_network(model),
         draw(Stream.INITIAL, 0),
         lambda k: draw(Stream.STEP, k),
         label=label,
         null_label=10,
     )
     found = sampler.sample(3, 70, label=label, solver="ddpm", steps=25, guidance=1.7)
-    assert check.difference(found, expected) <= check.Bounds().trajectory
+    assert difference(found, expected) <= Bounds().trajectory
 
 
 def test_the_average_is_exported_unless_the_last_weights_are_asked_for(tiny_run: Path) -> None:
@@ -57,7 +62,7 @@ def test_the_report_covers_the_schedule_every_graph_and_every_batch(tiny_bundle:
         times = [row["time"] for row in step["by_time"]]
         assert times[0] == 0
         assert times[-1] == 999
-        assert len(times) == check.TIMES
+        assert len(times) == Plan().times
         assert step["batch_invariant"]
         assert 0 < step["answer"]["error"] <= 1e-4
     assert entry["identity"]
@@ -106,18 +111,17 @@ def test_a_missed_bound_fails_the_build_names_the_worst_case_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def report_of(step: StepCheck, backend: str) -> Report:
+    """A report on one step graph in fp32."""
+    check = PrecisionCheck("fp32", backend, {"step": step}, (), identity=True)
+    return Report(Bounds(), Plan(), (check,))
+
+
 def test_a_nan_is_never_within_bounds() -> None:
-    worst = check.NONE | check.Worst(float("nan"), 1e-4, "here") | check.Worst(1e-9, 1e-4, "there")
+    worst = NONE | Worst(float("nan"), 1e-4, "here") | Worst(1e-9, 1e-4, "there")
     assert worst.where == "here"
-    step = {
-        "answer": vars(worst),
-        "next_state": vars(check.NONE),
-        "batch_invariant": True,
-        "not_finite": 0,
-    }
-    entry = {"steps": {"step": step}, "trajectories": [], "identity": True}
     with pytest.raises(ExportError, match=r"nan > 0\.0001 at here"):
-        check.refuse_misses({"precisions": {"fp32": {"onnxruntime": entry}}})
+        judge(report_of(StepCheck(answer=worst, next_state=NONE), "onnxruntime"))
 
 
 def test_a_failing_build_leaves_the_bundle_that_was_there(
@@ -129,7 +133,7 @@ def test_a_failing_build_leaves_the_bundle_that_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(building, "draw", full_disk)
-    monkeypatch.setattr(building, "check", lambda *_: ({"bounds": {}, "precisions": {}}, {}))
+    monkeypatch.setattr(building, "check", lambda *_: Proof(Report(Bounds(), Plan(), ())))
     with pytest.raises(OSError, match="No space left"):
         build(from_run(tiny_run, 2.0), bundle_copy)
     assert {p: p.read_bytes() for p in bundle_copy.rglob("*") if p.is_file()} == before
@@ -202,14 +206,12 @@ def test_a_run_that_cannot_be_exported_is_named(
 def test_where_another_backend_misses_it_is_not_offered_and_the_build_goes_on(
     capsys: pytest.CaptureFixture,
 ) -> None:
-    step = {k: vars(check.NONE) for k in ("answer", "next_state")} | {
-        "batch_invariant": False,
-        "not_finite": 0,
-    }
-    entry = {"steps": {"step": step}, "trajectories": [], "identity": True}
-    report: dict = {"precisions": {"fp32": {"openvino": entry}}}
-    check.refuse_misses(report)
-    assert entry["missed"] == ["a sample's bytes depend on the batch it stands in"]
+    step = StepCheck(answer=NONE, next_state=NONE, unlike_alone="step.onnx: at place 1")
+    judged = judge(report_of(step, "openvino"))
+    assert judged.checks[0].missed == (
+        "a sample's bytes depend on the batch it stands in: step.onnx: at place 1",
+    )
+    assert judged.same_bytes, "a backend that is not offered does not count"
     assert "not offered: fp32 on openvino" in capsys.readouterr().out
     with pytest.raises(ExportError, match="bytes depend on the batch"):
-        check.refuse_misses({"precisions": {"fp32": {"onnxruntime": entry}}})
+        judge(report_of(step, "onnxruntime"))

@@ -15,7 +15,7 @@ import torch
 
 from export.build import build
 from export.errors import ExportError
-from export.proof.check import Plan
+from export.proof.plan import Plan
 from export.sources.diffusers import from_diffusers, is_diffusers, read_schedule, read_scheduler
 from export.sources.diffusers_config import Config, scheduler_config
 from export.sources.diffusers_convert import FLOW, SAME_FORWARD_PROCESS, advice

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from export import ExportError, build_bundle
 from export.graph import trace as graph
-from export.proof.check import Plan, torch_network
+from export.proof.plan import Plan
+from export.sources.model import torch_network
 from export.sources.module import from_module, load_module, load_weights, make_labels
 from runtime import Sampler, make_schedule, run
 from runtime.diffusion.noise import Stream, noise

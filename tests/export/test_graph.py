@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from export.graph import trace as graph
 from export.graph.edit import constants_of
 from export.graph.write import write_all
-from export.proof.check import run_loop_graph
+from export.proof.trajectories import run_loop_graph
 from export.sources.model import Model
 from runtime import Bundle, Sampler, make_schedule
 from runtime.diffusion.noise import Stream, noise

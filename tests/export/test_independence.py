@@ -13,8 +13,8 @@ from torch.nn import functional
 from export import build as building
 from export.build import build_bundle, main
 from export.errors import ExportError
-from export.proof import check
-from export.proof.check import Plan
+from export.proof.examples import Examples
+from export.proof.plan import Plan
 from runtime import Bundle, Sampler
 from runtime.files import from_json
 
@@ -232,7 +232,7 @@ def test_every_sample_is_compared_at_every_level_beside_other_levels(
 ) -> None:
     from export.sources.run import from_run
 
-    examples = check.Examples(from_run(tiny_run, 2.0), Bundle.load(tiny_bundle), Plan())
+    examples = Examples(from_run(tiny_run, 2.0), Bundle.load(tiny_bundle), Plan())
     found = [examples.at(turn, guided=True) for turn in range(len(examples))]
     for i in range(examples.count):
         assert {int(example.knots[i]) for example in found} == set(examples.knots.tolist())

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from export import build_bundle
 from export.graph import trace as graph
 from export.graph.pixels import TILE, pixels_first, winograd
-from export.proof.check import Plan
+from export.proof.plan import Plan
 from export.sources.module import from_module
 from runtime import Bundle, Sampler
 from trainer.networks.unet import UNet

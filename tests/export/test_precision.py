@@ -33,7 +33,8 @@ from export.graph.precision import (
     to_float16,
     weight_scales,
 )
-from export.proof.check import QUICK, Bounds, headroom
+from export.proof.headroom import headroom
+from export.proof.plan import QUICK, Bounds
 from export.sources.module import from_module
 from export.sources.run import from_run
 from runtime import Bundle, RequestError, Sampler
@@ -285,7 +286,7 @@ def test_what_float16_cannot_hold_fails_the_build_and_names_the_layer(tmp_path: 
     assert list(tmp_path.iterdir()) == []
     quiet = from_module(Loud(3.0).eval(), **described)
     found = build(quiet, tmp_path / "out", Bounds(), QUICK, ("fp16",), QUICK_CALIBRATION)
-    assert not headroom(graph.trace(quiet, False), found, QUICK_CALIBRATION)["beyond"]
+    assert not headroom(graph.trace(quiet, False), found, QUICK_CALIBRATION).beyond
 
 
 def test_an_unknown_precision_is_refused_before_anything_is_done(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from export.build import build
-from export.proof.check import QUICK
+from export.proof.plan import QUICK
 from export.sources.bundle import from_bundle
 from export.sources.run import from_run
 from runtime import Sampler

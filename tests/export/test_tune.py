@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from export.errors import ExportError
-from export.proof.check import run_loop_graph, torch_network
+from export.proof.trajectories import run_loop_graph
 from export.sources.bundle import from_bundle
+from export.sources.model import torch_network
 from export.sources.run import from_run
 from export.tune import helps, main, tune
 from export.tuning import search as tuning

@@ -496,7 +496,7 @@ def test_a_network_without_labels_on_samples_of_any_shape(
     import torch
 
     from export.build import build
-    from export.proof.check import QUICK
+    from export.proof.plan import QUICK
     from export.sources.module import from_module
 
     class Network(torch.nn.Module):

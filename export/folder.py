@@ -1,0 +1,74 @@
+"""A bundle's folder while it is being written: its files, versions, and bundle.json at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+from runtime.bundle import Bundle
+from runtime.files import from_json, to_json
+from runtime.format import CARD, MANIFEST, REPORT
+from runtime.manifest import File
+
+from .sources.model import Model
+
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that make and check an export."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def listed(folder: Path) -> dict[str, File]:
+    """Return every file of a bundle's folder except bundle.json, by its path inside."""
+    files: dict[str, File] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST:
+            data = path.read_bytes()
+            files[name] = File(hashlib.sha256(data).hexdigest(), len(data))
+    return files
+
+
+def bundle_in(folder: Path, model: Model) -> Bundle:
+    """Return the bundle of the graphs in `folder`, in memory, as a user will read it.
+
+    The bundle goes through the text of its bundle.json, so that a value which JSON changes or the
+    runtime refuses is found before the proof.
+    """
+    bundle = Bundle(
+        path=folder,
+        files=listed(folder),
+        provenance={**model.provenance, "versions": versions()},
+        **model.spec_fields(),
+    )
+    return Bundle.from_json(folder, from_json(to_json(bundle.to_json())))
+
+
+def write_report(folder: Path, report: Mapping[str, object]) -> None:
+    """Write report.json."""
+    (folder / REPORT).write_text(to_json(report), encoding="utf-8")
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Write the model card."""
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def write_manifest(bundle: Bundle) -> None:
+    """Write bundle.json over the files that are in the bundle's folder, and read it back.
+
+    Raises:
+        BundleError: A user could not load it.
+    """
+    complete = replace(bundle, files=listed(bundle.path))
+    (bundle.path / MANIFEST).write_text(to_json(complete.to_json()), encoding="utf-8")
+    Bundle.load(bundle.path)

@@ -1,0 +1,162 @@
+"""The model card, and the result of a proof in a few lines for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.bundle import Bundle
+from runtime.format import MANIFEST, REPORT, REPORT_IMAGE, SAMPLES_IMAGE
+from runtime.progress import clock
+
+from ..tuning.record import tuned_lines
+from .figure import can_be_shown, in_words
+from .plan import Bounds
+
+MOST_CALLS = 100
+"""More network calls than this an image of the card is not worth."""
+UNLIKE = (
+    "**A seed may give other last bits in another batch**: an inference library rounds a node of "
+    "this network differently there. The bundle declares `same_bytes: false`."
+)
+
+
+def sheet_settings(bundle: Bundle) -> dict[str, Any]:
+    """Return how the card's image is sampled: by the defaults, or faster if they are slow."""
+    return {"solver": "ddim", "steps": 50} if bundle.defaults.steps > MOST_CALLS else {}
+
+
+def card(bundle: Bundle) -> str:
+    """Return the model card in Markdown: what the model is, how to use it, how it was checked."""
+    lines = [
+        f"# {bundle.name}",
+        "",
+        *_description(bundle),
+        *_usage(bundle),
+        *([] if bundle.same_bytes else [UNLIKE, ""]),
+        *tuned_lines(bundle),
+        *_origin(bundle.provenance),
+        *_checked(bundle),
+        *_labels(bundle),
+    ]
+    return "\n".join(lines)
+
+
+def proof_lines(bundle: Bundle, bounds: Bounds) -> str:
+    """Return the worst case of each precision and backend, for the terminal."""
+    lines: list[str] = []
+    for precision, entries in bundle.report.items():
+        for backend, worst in entries.items():
+            lines.append(
+                f"{precision} on {backend}: {in_words(worst['ms_a_call'])} ms a call; agrees with "
+                "PyTorch, largest differences:"
+            )
+            if precision == "fp32":
+                lines += [
+                    f"  network's output F  {worst['answer']:.1e}  (bound {bounds.answer:g})",
+                    f"  next state          {worst['next_state']:.1e}  (bound "
+                    f"{bounds.next_state:g}·max(1, σ) beyond F's share)",
+                    f"  whole trajectory    {worst['trajectory']:.1e}  (bound "
+                    f"{bounds.trajectory:g}·max(1, |x|))",
+                ]
+            else:
+                lines += [
+                    f"  network's output F  {worst['answer']:.1e}",
+                    f"  final images        {worst['psnr_db']:.1f} dB from fp32's  (bound "
+                    f"{bounds.psnr[precision]:g} dB)",
+                ]
+    return "\n".join(lines)
+
+
+def _description(bundle: Bundle) -> list[str]:
+    shape = "×".join(map(str, bundle.sample_shape))
+    low, high = bundle.sample_range
+    kind = f"{bundle.num_classes} classes" if bundle.labels else "no classes"
+    lines = [
+        f"A diffusion model for samples of {shape} in {low:g} … {high:g}, {kind}. "
+        f"Prediction `{bundle.prediction}`, schedule `{bundle.schedule.name}` with "
+        f"{len(bundle.schedule)} knots.",
+        "",
+    ]
+    if can_be_shown(bundle.sample_shape):
+        lines += [f"![samples]({SAMPLES_IMAGE})", ""]
+    return lines
+
+
+def _usage(bundle: Bundle) -> list[str]:
+    defaults = bundle.defaults
+    images = can_be_shown(bundle.sample_shape)
+    noun = "pictures" if images else "samples"
+    method = "pictures" if images else "sample"
+    label = ", label=0" if bundle.labels else ""
+    options = ", ".join(f"{name}={value}" for name, value in defaults.options.items())
+    solver = f"{defaults.solver}({options})" if options else defaults.solver
+    faster = " The image: `ddim`, 50 steps." if images and sheet_settings(bundle) else ""
+    return [
+        "```python",
+        "from runtime import Sampler",
+        f'sampler = Sampler.load("{bundle.name}")',
+        f"{noun} = sampler.{method}(8, seed=0{label})",
+        "```",
+        "",
+        f"Default: `{solver}`, {defaults.steps} steps on the `{defaults.grid}` grid, guidance "
+        f"{defaults.guidance:g}.{faster}",
+        "",
+    ]
+
+
+def _origin(provenance: Mapping[str, Any]) -> list[str]:
+    """Return the lines on data, licence and training, as far as they are known."""
+    data = provenance.get("data", {})
+    note = f": {data['note']}" if "note" in data else ""
+    name = f"{data.get('name', 'Not stated.')}{note}"
+    if "pictures" in data:
+        fingerprint = str(data.get("fingerprint"))[:16]
+        name += f" ({data['pictures']} images, fingerprint `{fingerprint}`)."
+    lines = ["## Trained on", "", name]
+    lines += ["", f"Licence of the data: {data.get('licence', 'not stated')}", ""]
+    if "step" in provenance:
+        config = provenance.get("config", {})
+        spent = clock(provenance.get("training_seconds", 0))
+        start = config.get("start_from")
+        started = f", started from the weights that were then in `{start}`" if start else ""
+        lines += [
+            f"{provenance.get('pictures_seen', '?')} images seen in {provenance['step']} steps "
+            f"of {config.get('batch', '?')}, {spent} of training{started}; the full config is in "
+            f"`{MANIFEST}` under `provenance`.",
+            "",
+        ]
+    source = provenance.get("source")
+    if source:
+        lines += [
+            f"Exported from {source}; its settings are in `{MANIFEST}` under `provenance`.",
+            "",
+        ]
+    return lines
+
+
+def _checked(bundle: Bundle) -> list[str]:
+    lines = [
+        "## Checked",
+        "",
+        f"Largest differences from PyTorch (see `{REPORT}` and `{REPORT_IMAGE}`):",
+        "",
+        "| precision | backend | network's output F | next state | whole trajectory | PSNR to "
+        "fp32, dB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for precision, entries in bundle.report.items():
+        for backend, worst in entries.items():
+            psnr = "–" if precision == "fp32" else format(worst["psnr_db"], ".1f")
+            lines.append(
+                f"| {precision} | {backend} | {worst['answer']:.1e} | {worst['next_state']:.1e} | "
+                f"{worst['trajectory']:.1e} | {psnr} |"
+            )
+    return [*lines, ""]
+
+
+def _labels(bundle: Bundle) -> list[str]:
+    if bundle.labels is None:
+        return []
+    names = ", ".join(f"{i} `{name}`" for i, name in enumerate(bundle.labels.names))
+    return ["## Labels", "", names, ""]

@@ -1,0 +1,188 @@
+"""What every graph is compared on: noised images in shuffled batches, and PyTorch's results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.bundle import Bundle
+from runtime.diffusion.noise import Stream, noise
+from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, D, R, run
+
+from ..sources.model import Model, torch_network
+from .independence import Inputs
+from .plan import Plan
+
+ROUNDING = 4 * 2.0**-24
+"""The relative rounding error in float32 of the four factors in c_skip·x + c_out·F."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A shuffled batch of n samples, each at its own level, and what PyTorch computes for it.
+
+    Attributes:
+        knots: [n], the level of each sample.
+        sigma: [n], its noise level.
+        call: [n, 6] and
+        update: [n, R, R+2], its row of a program.
+        label: [n].
+        state: [n, R, *S], the registers before the row.
+        noise: [n, *S].
+        answer: [n, *S], PyTorch's F under the row's guidance.
+        next_state: [n, R, *S], the registers after the row.
+    """
+
+    knots: NDArray[np.int64]
+    sigma: NDArray[np.float64]
+    call: NDArray[np.float64]
+    update: NDArray[np.float64]
+    label: NDArray[np.int64]
+    state: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    answer: NDArray[np.float32]
+    next_state: NDArray[np.float32]
+
+    def share(self, i: int, answer_error: float) -> float:
+        """Return what an error of F comes to in the next state of sample i.
+
+        The row multiplies by its gain the error of F, and the rounding of F and x to float32.
+        The result is 0 if that is not finite, so that no infinite bound passes everything.
+        """
+        gain = abs(self.update[i, 0, D] * self.call[i, C_OUT])
+        largest = max(np.abs(self.answer[i]).max(), np.abs(self.state[i, 0]).max())
+        share = float(gain * (answer_error + ROUNDING * largest))
+        return share if np.isfinite(share) else 0.0
+
+
+class Examples:
+    """Rows across the whole schedule on the model's own images, noised, in shuffled batches.
+
+    In example k, each sample is at another level than its neighbours. Over all examples, every
+    sample is at every level. All graphs are compared on the same examples.
+    """
+
+    def __init__(self, model: Model, bundle: Bundle, plan: Plan) -> None:
+        self.model = model
+        self.bundle = bundle
+        self.plan = plan
+        self.network = torch_network(model)
+        self.count = max(plan.batches)
+        self.clean = self._images()
+        last = len(bundle.schedule) - 1
+        self.knots = np.unique(np.round(np.linspace(last, 0, plan.times)).astype(int))
+        self._answers: dict[tuple[int, bool], NDArray[np.float32]] = {}
+
+    def __len__(self) -> int:
+        return len(self.knots)
+
+    def labels(self, turn: int = 0) -> NDArray[np.int64]:
+        """Return a label for each sample [n]: all in turn, the null label first at turn 0."""
+        null = self.bundle.null_label
+        order = [*([] if null is None else [null]), *range(self.bundle.num_classes)] or [0]
+        return np.roll(np.resize(order, self.count), turn).astype(np.int64)
+
+    def draw(self, stream: Stream, step: int) -> NDArray[np.float32]:
+        """Return noise [n, *S] of the seeds 0 … n-1."""
+        shape = self.bundle.sample_shape
+        return np.stack([noise(seed, stream, step, shape) for seed in range(self.count)])
+
+    def _images(self) -> NDArray[np.float32]:
+        """Return samples [n, *S] of the model itself, in the data's range."""
+        program = self.bundle.program("ddim", min(10, self.plan.steps, len(self.bundle.schedule)))
+        samples = run(
+            program,
+            self.network,
+            np.float32(program.start) * self.draw(Stream.INITIAL, 0),
+            label=self.labels() if self.bundle.labels else None,
+        )
+        # Without a clip, samples of an untrained network reach sigma/alpha. A network is used on,
+        # and the bounds are meant for, values in the data's range.
+        low, high = self.bundle.sample_range
+        return np.clip(samples, low, high)
+
+    def guidances(self, guided: bool) -> NDArray[np.float64]:
+        """Return a guidance scale for each sample [n]; the largest is the default one, or 2."""
+        if not guided:
+            return np.ones(self.count)
+        largest = max(2.0, self.bundle.defaults.guidance)
+        return np.resize([largest, 1.5, 1.0, 0.0, largest / 2], self.count)
+
+    def at(self, turn: int, guided: bool) -> Example:
+        """Return example `turn`: for each sample an ancestral row, halfway down from its level."""
+        schedule = self.bundle.schedule
+        knots = self.knots[(turn + 3 * np.arange(self.count)) % len(self.knots)]
+        rows = [self._row(int(k), g) for k, g in zip(knots, self.guidances(guided), strict=True)]
+        call = np.stack([row[0] for row in rows])
+        update = np.stack([row[1] for row in rows])
+
+        # Noise the clean images, each to its level.
+        columns = [-1, *[1] * len(self.bundle.sample_shape)]
+        alpha = schedule.alpha[knots].reshape(columns)
+        sigma = schedule.sigma[knots].reshape(columns)
+        state = np.zeros((self.count, R, *self.bundle.sample_shape), np.float32)
+        state[:, 0] = alpha * self.clean + sigma * self.draw(Stream.ENCODE, turn)
+        z = self.draw(Stream.STEP, turn)
+        label = self.labels(turn)
+
+        # The network in PyTorch, guided as F = F_c + (g - 1)(F_c - F_u).
+        F = self._answer(turn, False, state[:, 0], call, label)
+        if guided:
+            null = self._answer(turn, True, state[:, 0], call, label)
+            beyond = (call[:, GUIDANCE] - 1).astype(np.float32).reshape(columns)
+            F = (F + beyond * (F - null)).astype(np.float32)
+
+        # The rest of the row in float64.
+        c_skip = call[:, C_SKIP].reshape(columns)
+        c_out = call[:, C_OUT].reshape(columns)
+        clip = call[:, CLIP].reshape(columns)
+        denoised = np.clip(c_skip * state[:, 0] + c_out * F.astype(np.float64), -clip, clip)
+        registers = [state.astype(np.float64), denoised[:, None], z[:, None]]
+        next_state = np.einsum("brs,bs...->br...", update, np.concatenate(registers, axis=1))
+        return Example(
+            knots,
+            schedule.sigma[knots],
+            call,
+            update,
+            label,
+            state,
+            z,
+            F,
+            next_state.astype(np.float32),
+        )
+
+    def _row(self, knot: int, guidance: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return (call [6], update [R, R+2]) from this knot halfway down, or to the clean end."""
+        time = self.bundle.schedule.time
+        grid = [time[knot]] + ([time[knot // 2]] if knot else [])
+        program = self.bundle.program("ddim", grid=grid, guidance=guidance, eta=1.0)
+        return program.call[0], program.update[0]
+
+    def _answer(
+        self,
+        turn: int,
+        null: bool,
+        x: NDArray[np.float32],
+        call: NDArray[np.float64],
+        label: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Return PyTorch's F [n, *S] under each sample's label, or under the null label.
+
+        The result is kept for the next graph. The first example is computed sample by sample and
+        the others as a batch: `independence` has already checked bit for bit that the module
+        computes a batch like its samples alone.
+        """
+        if (turn, null) not in self._answers:
+            columns = [-1, *[1] * (x.ndim - 1)]
+            scaled = np.float32(call[:, C_IN]).reshape(columns) * x
+            time = call[:, TIME].astype(np.float32)
+            label = np.full_like(label, self.bundle.num_classes) if null else label
+            inputs = Inputs(scaled, time, label if self.bundle.labels else None)
+            size = 1 if turn == 0 else len(x)
+            parts = [inputs[i : i + size] for i in range(0, len(x), size)]
+            answers: list[NDArray[Any]] = [self.network(*part.arguments()) for part in parts]
+            self._answers[turn, null] = np.concatenate(answers)
+        return self._answers[turn, null]

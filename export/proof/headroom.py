@@ -1,0 +1,46 @@
+"""How near a network comes to the largest value of float16."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from runtime.spec import ModelSpec
+
+from ..graph.calibrate import Calibration, observe
+from ..graph.precision import tensors
+from .report import Headroom
+
+LARGEST = 65504
+"""The largest finite float16."""
+NAMED = 10
+
+
+def headroom(step: ModelProto, spec: ModelSpec, calibration: Calibration) -> Headroom:
+    """Observe the network's float32 values along trajectories.
+
+    Args:
+        step: The plain step graph in float32, with its weights inside.
+        spec: The model that it was made from.
+        calibration: The trajectories.
+    """
+    largest: dict[str, float] = {}
+    node_of = {output: node.name for node in step.graph.node for output in node.output}
+
+    def see(name: str, value: NDArray[np.float32]) -> None:
+        largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
+
+    observe(step, spec, list(tensors(step)), calibration, see)
+    shares = sorted(
+        ((value / LARGEST, node_of[name]) for name, value in largest.items()), reverse=True
+    )
+    return Headroom(
+        tensors=len(shares),
+        nearest={node: share for share, node in shares[:NAMED]},
+        beyond=tuple(
+            f"{node} reaches {share:.2g} of float16's largest value"
+            for share, node in shares
+            if not share < 1
+        ),
+    )

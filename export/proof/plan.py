@@ -1,0 +1,91 @@
+"""How much the proof compares, and which differences pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from ..errors import ExportError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is compared.
+
+    Args:
+        batches: Batch sizes that are compared with PyTorch, in each of `times` shuffled batches.
+        sizes: Further sizes, in one batch each, at which a sample is compared with itself alone.
+        quantized_sizes: The same for int8, whose kernels libraries switch at more sizes.
+        times: Levels across the schedule.
+        pictures: Samples of every trajectory.
+        steps: Grid intervals of every trajectory.
+        samples: How many images the model card shows.
+        judged: Images by which another precision is compared with fp32.
+        ways: The (solver, steps) of these images.
+
+    Raises:
+        ExportError: A number is below 1.
+    """
+
+    batches: tuple[int, ...] = (1, 3, 16)
+    sizes: tuple[int, ...] = (2, 5, 8)
+    quantized_sizes: tuple[int, ...] = (*range(2, 18), 24, 32, 33)
+    times: int = 13
+    pictures: int = 3
+    steps: int = 50
+    samples: int = 36
+    judged: int = 16
+    ways: tuple[tuple[str, int], ...] = (("dpmpp_2m", 20), ("ddim", 50))
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name == "ways":
+                continue
+            least = min(value, default=0) if isinstance(value, tuple) else value
+            if least < 1:
+                raise ExportError(f"a plan needs {name} of at least 1, got {value}.")
+
+    def to_json(self) -> dict[str, object]:
+        """Return the plan as the report states it."""
+        return asdict(self)
+
+
+QUICK = Plan(
+    batches=(1, 3),
+    sizes=(2, 5),
+    quantized_sizes=(2, 4, 5, 8, 16),
+    times=5,
+    pictures=1,
+    steps=10,
+    samples=4,
+    judged=2,
+    ways=(("dpmpp_2m", 10), ("ddim", 10)),
+)
+"""For large networks: about a twentieth of the work."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The largest differences that pass, for data in the range -1 … 1.
+
+    Args:
+        answer: Of the network's prediction F, in fp32.
+        next_state: Of the state after a row, in fp32, times max(1, sigma). What the difference and
+            the rounding of F come to in that row is allowed for on top: the row multiplies F by up
+            to sigma/alpha.
+        trajectory: Of final samples, in fp32, times the largest value of PyTorch's samples if that
+            is above 1, as it may be without a clip.
+        psnr: By precision, the least median PSNR in dB of final images compared with fp32's.
+            Differences at single steps are reported for these precisions and never fail an export.
+    """
+
+    answer: float = 1e-4
+    next_state: float = 1e-4
+    trajectory: float = 2e-3
+    psnr: Mapping[str, float] = field(
+        default_factory=lambda: {"fp16": 40.0, "bf16": 25.0, "int8": 35.0, "int8-trt": 35.0}
+    )
+
+    def to_json(self) -> dict[str, object]:
+        """Return the bounds as the report states them."""
+        return {**vars(self), "psnr": dict(self.psnr)}

@@ -1,0 +1,185 @@
+"""Whole trajectories: PyTorch, the step graph and the loop graph from the same noise."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from runtime.backends.base import Buffers
+from runtime.bundle import Bundle
+from runtime.diffusion.noise import Stream, noise
+from runtime.diffusion.program import GUIDANCE, Program, run
+from runtime.format import sampler_file
+from runtime.sampler import Sampler
+
+from ..graph.calibrate import median_psnr
+from ..sources.model import Model, torch_network
+from .plan import Plan
+from .report import TrajectoryCheck
+from .steps import difference
+from .verdict import REFERENCE
+
+FIRST_JUDGED = 500
+"""The first seed of the images by which precisions are compared with fp32."""
+TIMED_CALLS = 7
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One run of a solver, the same for PyTorch, the step graph and the loop graph."""
+
+    solver: str
+    steps: int
+    guidance: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.solver}, {self.steps} steps, guidance {self.guidance:g}"
+
+
+def trajectories(bundle: Bundle, plan: Plan) -> list[Trajectory]:
+    """Return DDIM, DDPM, the default solver with its own options, and guided DDIM."""
+    steps = min(plan.steps, len(bundle.schedule))
+    default = bundle.defaults
+    options = {"ddim": {}, "ddpm": {}, default.solver: default.options}
+    runs = [Trajectory(solver, steps, 1.0, given) for solver, given in options.items()]
+    if bundle.can_guide:
+        runs.append(Trajectory("ddim", steps, max(2.0, default.guidance)))
+    return runs
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A trajectory's check, and the final samples [n, *S] of PyTorch and of the step graph."""
+
+    check: TrajectoryCheck
+    expected: Float32
+    samples: Float32
+
+
+def check_trajectory(
+    model: Model, sampler: Sampler, trajectory: Trajectory, bound: float, count: int
+) -> Compared:
+    """Compare the final samples of the seeds 0 … count-1 with PyTorch's.
+
+    Args:
+        bound: The largest difference that passes, see `Bounds.trajectory`.
+    """
+    bundle = sampler.bundle
+    program = bundle.program(
+        trajectory.solver,
+        trajectory.steps,
+        guidance=trajectory.guidance,
+        **trajectory.options,
+    )
+    classes = bundle.num_classes
+    label = np.arange(count) % classes if classes else None
+    seeds = range(count)
+    shape = bundle.sample_shape
+    start = np.float32(program.start) * np.stack(
+        [noise(seed, Stream.INITIAL, 0, shape) for seed in seeds]
+    )
+
+    def z(k: int) -> Float32:
+        return np.stack([noise(seed, Stream.STEP, k, shape) for seed in seeds])
+
+    expected = run(program, torch_network(model), start, z, label=label, null_label=classes)
+    samples = sampler.sample(
+        count,
+        0,
+        label=None if label is None else label.tolist(),
+        guidance=trajectory.guidance if classes else None,
+        solver=trajectory.solver,
+        steps=trajectory.steps,
+        **trajectory.options,
+    )
+    loop_error = None
+    if sampler.backend.name == REFERENCE:
+        looped = run_loop_graph(bundle, sampler.backend.precision, program, start, z, label)
+        loop_error = difference(looped, samples)
+    # Unclipped samples may be larger than the data, and their rounding errors with them.
+    largest = float(np.abs(expected).max())
+    check = TrajectoryCheck(
+        trajectory=str(trajectory),
+        error=difference(samples, expected),
+        bound=bound * (max(1.0, largest) if np.isfinite(largest) else 1.0),
+        psnr_db=median_psnr(samples[None], expected[None], bundle.sample_range),
+        loop_graph=loop_error,
+    )
+    return Compared(check, expected, samples)
+
+
+def run_loop_graph(
+    bundle: Bundle,
+    precision: str,
+    program: Program,
+    x: Float32,
+    z: Callable[[int], Float32],
+    label: NDArray[np.int64] | None,
+) -> Float32:
+    """Run the loop graph that the program needs, plain or guided, in one call.
+
+    Args:
+        x: [B, *S], the state before the first row.
+        z: The noise [B, *S] of a row.
+        label: [B]; None for a model without labels.
+
+    Returns:
+        The final samples [B, *S].
+    """
+    batch = len(x)
+    noises = np.zeros((len(program), *x.shape), np.float32)
+    for k in np.flatnonzero(program.noisy):
+        noises[k] = z(int(k))
+    guided = bool((program.call[:, GUIDANCE] != 1).any())
+    # By path, as a user of the file alone would: ONNX Runtime takes weights from memory for a main
+    # graph only, not for a Loop's body.
+    path = bundle.path / precision / sampler_file(guided)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds: dict[str, NDArray[Any]] = {
+        "x": x,
+        "noise": noises,
+        "call": np.repeat(program.call.astype(np.float32)[:, None], batch, axis=1),
+        "update": np.repeat(program.update.astype(np.float32)[:, None], batch, axis=1),
+    }
+    if label is not None:
+        feeds["label"] = label
+    return np.asarray(session.run(["sample"], feeds)[0])
+
+
+def judged_images(sampler: Sampler, plan: Plan) -> dict[str, Float32]:
+    """Return the images [plan.judged, *S] by which precisions are compared, by solver and steps."""
+    classes = sampler.bundle.num_classes
+    label = [i % classes for i in range(plan.judged)] if classes else None
+    most = len(sampler.bundle.schedule)
+    return {
+        f"{solver}, {steps} steps": sampler.sample(
+            plan.judged,
+            FIRST_JUDGED,
+            label=label,
+            guidance=1.0 if label else None,
+            solver=solver,
+            steps=min(steps, most),
+        )
+        for solver, steps in plan.ways
+    }
+
+
+def milliseconds(buffers: Buffers) -> float:
+    """Return the median time of one call of the plain step graph."""
+    buffers.step(False)
+    spent: list[float] = []
+    for _ in range(TIMED_CALLS):
+        begun = time.perf_counter()
+        buffers.step(False)
+        spent.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(spent)
