@@ -11,7 +11,8 @@ from typing import Any
 
 from runtime.errors import unknown
 
-from .config import Config, flag
+from .config import Config
+from .validation import flag
 
 DATA: Mapping[str, Mapping[str, Any]] = {
     "emoji": {},
