@@ -21,7 +21,8 @@ from .config import Config
 from .presets import add_arguments, from_arguments
 from .processes import join, leave
 from .runs.limits import enough_memory
-from .runs.run import Run, try_out
+from .runs.run import Run
+from .runs.trial import try_out
 from .validation import text
 
 STOPPED = 130
