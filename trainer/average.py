@@ -34,16 +34,19 @@ from .runs.folder import read_run
 
 
 def half_life_decay(batch: int, half_life: float, step: int) -> float:
-    """Decay of one step's update: a half-life in pictures, at most a twentieth of those seen so far
-    (the ramp-up of Karras et al. 2024)."""
+    """Return the decay of one step's update of an average by half-life.
+
+    The half-life counts images. It is at most a twentieth of the images seen so far, so that the
+    first weights are forgotten soon (the ramp-up of Karras et al. 2024).
+    """
     return 0.5 ** (batch / max(min(half_life, (step + 1) * batch / 20), 1e-9))
 
 
 @lru_cache
 def exponent(width: float) -> float:
-    """gamma of the power-function average whose profile has this standard deviation, relative to
-    the training's length.
+    """Return gamma of the power-function average of this width.
 
+    The width is the standard deviation of the average's profile, relative to the training's length:
     width² = (gamma + 1) / ((gamma + 2)² (gamma + 3)), 0 < width < 0.288 (Karras et al. 2024, eq.
     126, and Algorithm 2).
     """
@@ -52,14 +55,20 @@ def exponent(width: float) -> float:
 
 
 def power_decay(width: float, step: int) -> float:
-    """(1 - 1/t)^(gamma + 1) at step t = step + 1: the weights' average with the profile tau^gamma
-    (Karras et al. 2024, eq. 2)."""
+    """Return the decay of one step's update of a power-function average.
+
+    It is (1 - 1/t)^(gamma + 1) at t = step + 1, which gives the profile tau^gamma (Karras et al.
+    2024, eq. 2).
+    """
     return (1 - 1 / (step + 1)) ** (exponent(width) + 1)
 
 
 class Averages:
-    """The averages of one run, by name: "ema" and "ema-N" by half-life, "power-W" by width. `of`
-    maps a name to its tensors."""
+    """The averages of one run: "ema" and "ema-N" by half-life, "power-W" by width.
+
+    Attributes:
+        of: Name → tensors by the weights' names.
+    """
 
     def __init__(self, config: Config, weights: Mapping[str, Tensor]) -> None:
         self.batch = config.batch
@@ -80,6 +89,7 @@ class Averages:
     def update(self, weights: Mapping[str, Tensor], step: int) -> None:
         """Take in the weights after step `step`."""
         values = list(weights.values())
+        # In one call for all tensors: for small ones a call costs more than its arithmetic.
         for name, average in self.of.items():
             torch._foreach_lerp_(list(average.values()), values, 1 - self.decay(name, step))  # pyright: ignore[reportPrivateImportUsage]
 
@@ -89,9 +99,13 @@ def power_name(width: float) -> str:
 
 
 def inner_products(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> Float64:
-    """[len(a), len(b)]: ∫ p_i p_j of power-function profiles, each (t, gamma), p(tau) = (gamma+1)/t
-    · (tau/t)^gamma up to t (Karras et al. 2024, Algorithm 3)."""
-    (ta, ga), (tb, gb) = (np.array(v, np.float64).T for v in (a, b))
+    """Return ∫ p_i p_j of power-function profiles, [len(a), len(b)].
+
+    A profile (t, gamma) is p(tau) = (gamma+1)/t · (tau/t)^gamma up to t (Karras et al. 2024,
+    Algorithm 3).
+    """
+    ta, ga = np.array(a, np.float64).T
+    tb, gb = np.array(b, np.float64).T
     ta = ta[:, None]
     ga = ga[:, None]
     least = np.minimum(ta, tb)
@@ -102,12 +116,13 @@ def inner_products(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, fl
 
 
 def combination(snapshots: Sequence[tuple[float, float]], t: float, gamma: float) -> Float64:
-    """[len(snapshots)]: weights that sum to 1 and whose sum of the snapshots' profiles is nearest
-    to that of (t, gamma), by least squares.
+    """Return what each snapshot weighs in the average (t, gamma), [len(snapshots)].
 
-    The paper's solution need not sum to 1, and after few steps does not: then all weights of the
-    network come out too large or too small.
+    The weights sum to 1, and the profiles so weighted are nearest to the average's, by least
+    squares. The paper's solution need not sum to 1, and after few steps does not: all weights of
+    the network then come out too large or too small.
     """
+    # Lagrange's system: the last row asks for the sum, and the last unknown is its multiplier.
     n = len(snapshots)
     A = np.ones((n + 1, n + 1))
     A[:n, :n] = inner_products(snapshots, snapshots)
@@ -134,8 +149,11 @@ def stored(run: Path) -> dict[tuple[int, float], Path]:
 
 
 def post_hoc(run: Path, width: float, step: int) -> Tensors:
-    """The average of this width after `step`, from the snapshots up to there. Raises
-    CheckpointError where there are none."""
+    """Return the average of this width after `step`, from the snapshots up to there.
+
+    Raises:
+        CheckpointError: There are none, or one is damaged.
+    """
     found = {key: path for key, path in stored(run).items() if key[0] <= step}
     if not found:
         raise CheckpointError(
@@ -155,6 +173,7 @@ def post_hoc(run: Path, width: float, step: int) -> Tensors:
             k: v.shape for k, v in total.items()
         }:
             raise CheckpointError(f"the snapshot {path} is of another network. Delete it.")
+        # In float64: the weights of snapshots may be large and of both signs.
         for name, tensor in tensors.items():
             before = total.get(name, torch.zeros_like(tensor, dtype=torch.float64))
             total[name] = before + weight * tensor.double()
@@ -162,7 +181,14 @@ def post_hoc(run: Path, width: float, step: int) -> Tensors:
 
 
 def write_run(run: Path, width: float) -> Path:
-    """A run beside `run` whose newest checkpoint's average has this width."""
+    """Write a run alongside `run` whose newest checkpoint's average has this width.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or no snapshots of the same network.
+    """
     width = number("width", width, 1e-3, 0.28)
     checkpoint = checkpoints.newest(run / "checkpoints")
     if checkpoint is None:

@@ -1,37 +1,25 @@
-"""The config of a run: one frozen record, checked when made, printed, and saved beside what it
-made."""
+"""The config of a run: one frozen record, checked when it is made, printed, and saved in the run."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from runtime.arguments import integer, number
 from runtime.diffusion.program import PREDICTIONS, Program
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.diffusion.solvers import make_program
 from runtime.errors import RequestError, unknown
 
-from .data.labels import text_fault
+from .validation import checked
 
 
 def option(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
+    """Return a field with its line of help, and the values that it may have. () allows any."""
     return dataclasses.field(default=default, metadata={"doc": doc, "choices": tuple(choices)})
 
 
-KINDS = {
-    "emoji": "",
-    "digits": "",
-    "folder": "a folder with a subfolder of pictures per class",
-    "npz": "a file with arrays images [N, H, W, C] and perhaps labels [N]",
-    "hf": "a dataset's name on the Hub, its saved folder, or a parquet file",
-    "wds": "tar shards, such as data/{000..099}.tar",
-}
-"""What --data may start with; where something is said of it, a place follows after a colon."""
 FREE = (
     "workers",
     "cache_mb",
@@ -41,15 +29,19 @@ FREE = (
     "sample_every",
     "checkpoint_every",
 )
-"""Options that may differ when a run goes on: they do not change what is learned."""
-LONGEST_NAME = 200
-"""Bytes of a run's name: file systems allow 255, and temporary names are longer than the name."""
+"""Options that may differ when a run resumes: they do not change what is learned."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what a run learns. Two runs with equal configs on one machine end
-    with equal weights."""
+    """Everything that decides what a run learns.
+
+    Two runs with equal configs on one machine end with equal weights. Each field is an option of
+    trainer.fit, with its text as help.
+
+    Raises:
+        RequestError: A value has the wrong type, is out of range, or contradicts another.
+    """
 
     data: str = option(
         "emoji",
@@ -201,133 +193,54 @@ class Config:
     log_every: int = option(20, "steps between log rows")
 
     def __post_init__(self) -> None:
-        if isinstance(self.ema_half_life, int) and not isinstance(self.ema_half_life, bool):
-            self._set("ema_half_life", (self.ema_half_life,))
-        self._check_types()
-        for name, (low, high) in _COUNTS.items():
-            self._set(name, integer(flag(name), getattr(self, name), low, high))
-        for name, (low, high) in _NUMBERS.items():
-            self._set(name, number(flag(name), getattr(self, name), low, high))
-        self._check_network()
-        self._check_averages()
-        self._check_data()
-        self._check_name()
-        if self.make_schedule().alpha[-1] == 0 and self.prediction == "epsilon":
+        for name, value in checked(self).items():
+            # The dataclass is frozen. NumPy's numbers become Python's here, which JSON needs.
+            object.__setattr__(self, name, value)
+        # At alpha = 0, x_t is the noise itself, and predicting it is no task.
+        if self.prediction == "epsilon" and self.make_schedule().alpha[-1] == 0:
             raise RequestError(
                 "an epsilon network says nothing at zero terminal SNR: use --prediction v, x0 or "
                 "flow, or another schedule."
             )
-        self.sample_program()  # or the first grid, hours later, would be where a wrong solver is found
-
-    def _set(self, name: str, value: Any) -> None:
-        """Store a value as Python's own type: numpy's are not JSON."""
-        object.__setattr__(self, name, value)
-
-    def _check_types(self) -> None:
-        """Check text, booleans, tuples and choices; numbers have their own checks."""
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            choices = f.metadata["choices"]
-            if isinstance(f.default, bool) and not isinstance(value, bool):
-                raise RequestError(
-                    f"{flag(f.name)} must be True or False, got {ascii(value)[:80]}."
-                )
-            if isinstance(f.default, tuple) and not isinstance(value, tuple):
-                raise RequestError(
-                    f"{flag(f.name)} must be a tuple of numbers, got {ascii(value)[:80]}."
-                )
-            if isinstance(f.default, str):
-                text(f"--{flag(f.name)}", value)
-            if choices and value not in choices:
-                raise unknown(f"value for --{flag(f.name)}", value, [c or "''" for c in choices])
-
-    def _check_name(self) -> None:
-        text("a run's name", self.name)
-        if "/" in self.name or "\\" in self.name or self.name.startswith("."):
-            raise RequestError(
-                f"a run's name is a plain folder name, got {self.name!r}. Choose another --name."
-            )
-        if not self.name.strip() or len(self.name.encode()) > LONGEST_NAME:
-            raise RequestError(
-                f"a run's name must have 1 to {LONGEST_NAME} bytes and not be blank, "
-                f"got {self.name[:80]!r} ({len(self.name.encode())} bytes). Choose another --name."
-            )
-
-    def _check_network(self) -> None:
-        for value in self.channels:
-            if type(value) is not int or value % 8:
-                raise RequestError(f"channels must be multiples of 8, found {self.channels}.")
-            integer("channels", value, 8, 2**16)
-        if not self.channels:
-            raise RequestError(f"channels must be multiples of 8, found {self.channels}.")
-        if len(self.channels) > 16:
-            raise RequestError(f"channels must be at most 16 numbers, got {len(self.channels)}.")
-        self._set("attention", tuple(integer("attention", v, 1, 2**14) for v in self.attention))
-        if self.width % (4 * self.heads):
-            raise RequestError(
-                f"width must be a multiple of 4 times the heads, found {self.width} with "
-                f"{self.heads} heads."
-            )
-        if self.batch % self.accumulate:
-            raise RequestError(
-                f"batch must be a multiple of accumulate, found {self.batch} pictures in "
-                f"{self.accumulate} parts."
-            )
-
-    def _check_averages(self) -> None:
-        if not self.ema_half_life:
-            raise RequestError(
-                "ema-half-life needs at least one half-life in pictures, such as 10000."
-            )
-        lives = tuple(integer("ema-half-life", value, 1, 10**15) for value in self.ema_half_life)
-        self._set("ema_half_life", lives)
-        powers = tuple(number("ema-power", value, 1e-3, 0.28) for value in self.ema_power)
-        self._set("ema_power", powers)
-        for name in ("ema_half_life", "ema_power"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise RequestError(
-                    f"{flag(name)} must differ from each other, found {getattr(self, name)}."
-                )
-
-    def _check_data(self) -> None:
-        kind, colon, place = self.data.partition(":")
-        if kind not in KINDS or bool(colon) > bool(KINDS[kind]):
-            raise unknown(
-                "data", self.data, [f"{k}:PLACE" if what else k for k, what in KINDS.items()]
-            )
-        if KINDS[kind] and not place.strip(":"):
-            raise RequestError(
-                f"data {kind!r} needs a place: --data "
-                f"{kind}:{'PATH' if kind == 'folder' else 'PLACE'}, {KINDS[kind]}."
-            )
-        if not self.name:
-            self._set("name", _default_name(kind, place).lstrip(".") or "run")
+        # Now, because the first grid would find a wrong solver hours later.
+        self.sample_program()
 
     def make_schedule(self) -> Schedule:
-        """The schedule of the runtime that this config names."""
+        """Return the runtime's schedule that this config names."""
         schedule = make_schedule(self.schedule, T=self.T)
         return schedule.zero_terminal_snr() if self.zero_terminal_snr else schedule
 
     def sample_program(self, solver: str = "", steps: int = 0) -> Program:
-        """What grids and samples that are judged are made with. Raises RequestError for a solver
-        that there is not."""
-        chosen = solver or self.sample_solver
+        """Return the program that samples for grids and measurements.
+
+        Args:
+            solver: By default sample_solver.
+            steps: By default sample_steps; at most one for each noise level.
+
+        Raises:
+            RequestError: There is no such solver, or it has no such program.
+        """
         return make_program(
             self.make_schedule(),
             self.prediction,
-            chosen,
+            solver or self.sample_solver,
             min(steps or self.sample_steps, self.T),
             clip=1.0,
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return what config.json holds: every option, tuples as lists."""
         return {
             k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Config:
-        """The config that `to_json` wrote. Raises RequestError for an unknown key."""
+        """Return the config that `to_json` wrote.
+
+        Raises:
+            RequestError: A key is not an option.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         for key in value:
             if key not in known:
@@ -336,69 +249,3 @@ class Config:
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
         }
         return cls(**given)
-
-
-MANY = 10**12
-_COUNTS = {
-    "size": (0, 2**14),
-    "in_memory_mb": (0, 2**24),
-    "cache_mb": (0, 2**24),
-    "workers": (-1, 256),
-    "T": (1, 10**6),
-    "steps": (1, MANY),
-    "batch": (1, 2**20),
-    "accumulate": (1, 2**20),
-    "blocks": (1, 1000),
-    "patch": (1, 2**14),
-    "width": (1, 2**16),
-    "depth": (1, 1000),
-    "heads": (1, 2**14),
-    "warmup": (0, MANY),
-    "seed": (0, 2**63 - 1),
-    "snapshot_every": (1, MANY),
-    "checkpoint_every": (1, MANY),
-    "keep": (1, MANY),
-    "sample_every": (0, MANY),
-    "sample_steps": (1, MANY),
-    "quality_every": (0, MANY),
-    "quality_samples": (1, MANY),
-    "quality_batch": (1, 2**20),
-    "log_every": (1, MANY),
-}
-_NUMBERS = {
-    "learning_rate": (1e-12, 1e3),
-    "gradient_clip": (1e-12, 1e12),
-    "weight_decay": (0.0, 1e3),
-    "label_dropout": (0.0, 1.0),
-    "dropout": (0.0, 0.95),
-    "min_snr_gamma": (1e-6, 1e9),
-    "time_mean": (-20.0, 20.0),
-    "time_std": (1e-3, 20.0),
-}
-
-
-def _default_name(kind: str, place: str) -> str:
-    if kind == "folder":
-        return os.path.basename(os.path.realpath(place))
-    return Path(place.split("{")[0]).stem if place else kind
-
-
-def flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def text(name: str, value: Any) -> str:
-    """Return text that config.json can hold.
-
-    Raises:
-        RequestError: It is not text, not UTF-8, or contains a control character.
-    """
-    if not isinstance(value, str):
-        raise RequestError(
-            f"{name} must be text, got {ascii(value)[:80]} ({type(value).__name__})."
-        )
-    if fault := text_fault(value):
-        raise RequestError(
-            f"{name} {ascii(value)[:200]} {fault}. Rename it, or choose another one."
-        )
-    return value

@@ -17,11 +17,13 @@ from types import FrameType
 
 from runtime.errors import status
 
-from .config import Config, text
+from .config import Config
 from .presets import add_arguments, from_arguments
 from .processes import join, leave
 from .runs.limits import enough_memory
-from .runs.run import Run, try_out
+from .runs.run import Run
+from .runs.trial import try_out
+from .validation import text
 
 STOPPED = 130
 """The exit status of a run that was asked to stop, as a shell gives it after Ctrl-C."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from runtime.errors import unknown
 
-from .config import Config, flag
+from .config import Config
+from .validation import flag
 
 DATA: Mapping[str, Mapping[str, Any]] = {
     "emoji": {},
@@ -100,10 +101,11 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One option a field, with its line of documentation as help; and --preset."""
+    """Add an option for each field of the config, with its text as help; and --preset."""
     parser.add_argument(
         "--preset", metavar="NAME", help=f"a network, and how it is trained ({', '.join(PRESETS)})"
     )
+    # No defaults: an option that is not given leaves the choice to the preset and the data.
     types = typing.get_type_hints(Config)
     for f in dataclasses.fields(Config):
         kind = types[f.name]
@@ -125,7 +127,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(arguments: argparse.Namespace) -> Config:
-    """The resolved config. Raises RequestError for values that make no sense."""
+    """Return the config: what is given, then the preset, then what fits the data.
+
+    Raises:
+        RequestError: A value makes no sense, or there is no such preset.
+    """
     given = {
         f.name: getattr(arguments, f.name)
         for f in dataclasses.fields(Config)

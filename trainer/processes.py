@@ -1,15 +1,14 @@
-"""Who this process is among those that train one run together, started by `accelerate launch` or
-`torchrun`."""
+"""The processes that train one run together, started by `accelerate launch` or `torchrun`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,8 @@ from runtime.errors import RequestError
 
 from . import sharding
 from .errors import TrainingError
+
+T = TypeVar("T")
 
 LOST = (
     "Connection",
@@ -32,24 +33,30 @@ LOST = (
     "Timed out",
     "socket",
 )
-"""What the libraries say, in one word or another, when a process at the other end is gone."""
+"""Parts of what the libraries say when the process at the other end is gone."""
 PATIENCE = timedelta(hours=6)
-"""The first process measures samples alone, and the others wait for it; one that is gone is noticed
-by its connection, not by this."""
+"""How long a process waits for another: the first one measures samples alone, which may take hours.
+A process that is gone is noticed by its connection, not by this."""
 COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Where a launcher says how many processes it started: torch's; and the mpirun of Intel, Open MPI
-and MVAPICH, which accelerate uses on CPUs."""
+"""Variables in which a launcher says how many processes it started: torch's, and those of mpirun by
+Intel, Open MPI and MVAPICH, which accelerate uses on CPUs."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """index of count. device: where this one computes. sharding: accelerate's plugin, where the
-    parameters are split among them (FSDP)."""
+    """The processes that train one run together, seen from one of them.
+
+    Attributes:
+        index: Which one this is.
+        count: How many there are.
+        device: Where this one computes.
+        sharding: accelerate's plugin if weights are split among them (FSDP).
+    """
 
     index: int
     count: int
     device: torch.device
-    sharding: Any = None
+    sharding: sharding.Plugin | None = None
 
     @property
     def main(self) -> bool:
@@ -57,37 +64,42 @@ class Processes:
         return self.index == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """[...] float64 on the CPU, added up over all processes; the same bits in each."""
+        """Add up values over all processes, with the same bits in each.
+
+        Args:
+            values: Of any shape, float64 on the CPU.
+        """
         if self.count == 1:
             return values
+        # NCCL adds tensors of the device alone.
         there = values.to(self.device)
         dist.all_reduce(there)
         return there.cpu()
 
     def any(self, value: bool) -> bool:
-        """Whether it is true in one of them."""
-        return (
-            value
-            if self.count == 1
-            else bool(self.sum(torch.tensor([float(value)], dtype=torch.float64)) > 0)
-        )
+        """Return whether it is true in one of them."""
+        if self.count == 1:
+            return value
+        return bool(self.sum(torch.tensor([float(value)], dtype=torch.float64)) > 0)
 
-    def gather(self, value: Any) -> list[Any]:
-        """`value` of every process, by index."""
+    def gather(self, value: T) -> list[T]:
+        """Return the value of every process, by index."""
         if self.count == 1:
             return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        gathered: list[T] = [value] * self.count
+        dist.all_gather_object(gathered, value)
+        return gathered
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.count > 1:
             self.sum(torch.zeros(1, dtype=torch.float64))
 
     def wrapped(self, network: nn.Module) -> nn.Module:
-        """The network with its gradients averaged over the processes; one that is split does so
-        itself."""
+        """Return the network with its gradients averaged over the processes.
+
+        A network that is split averages them itself.
+        """
         if self.count == 1 or self.sharding:
             return network
         from torch.nn.parallel import DistributedDataParallel
@@ -97,14 +109,19 @@ class Processes:
             network, devices, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
-    def alone(self, network: nn.Module, last: bool) -> Any:
-        """A context in which gradients are kept back, for all parts of a step but the last; where
-        they are split, none are: each part's sum is."""
-        return nullcontext() if self.count == 1 or self.sharding or last else network.no_sync()  # pyright: ignore[reportCallIssue]
+    def alone(self, network: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Return a context in which gradients are not averaged yet: for all parts of a step but the
+        last.
+
+        Split gradients are averaged in each part, since no process has memory for all of them.
+        """
+        if self.count == 1 or self.sharding or last:
+            return nullcontext()
+        return cast("AbstractContextManager[None]", network.no_sync())  # pyright: ignore[reportCallIssue]
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Turn what a library raises when another process has gone into a TrainingError that says
+        """Turn what a library raises when another process is gone into a TrainingError that says
         so."""
         try:
             yield
@@ -124,10 +141,14 @@ def _told(error: BaseException) -> str:
 
 
 def join(device: str) -> Processes:
-    """The processes that this one was started with; alone where it was not started by a launcher.
+    """Return the processes that this one was started with: itself alone without a launcher.
 
-    device: auto, cpu or cuda. Raises RequestError for what a launcher asks and is not supported, or
-    a GPU that is not there; and where the processes that it started do not find each other.
+    Args:
+        device: auto, cpu or cuda.
+
+    Raises:
+        RequestError: There is no such GPU, the launcher asks for what is not supported, or the
+            processes that it started do not find each other.
     """
     cuda = device == "cuda" or (
         device == "auto" and torch.cuda.is_available() and not sharding.flag("ACCELERATE_USE_CPU")
@@ -159,7 +180,7 @@ def join(device: str) -> Processes:
             f"each."
         )
     try:
-        state: Any = PartialState(cpu=not cuda, timeout=PATIENCE)
+        state = PartialState(cpu=not cuda, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise RequestError(
             f"one of {count} processes that do not find each other: {_told(error)}"
@@ -169,20 +190,23 @@ def join(device: str) -> Processes:
             f"one of {count} processes that accelerate does not join: start them with accelerate "
             f"launch --multi_gpu, or torchrun."
         )
-    return Processes(state.process_index, state.num_processes, state.device, plugin)
+    place = cast("torch.device", state.device)
+    return Processes(state.process_index, state.num_processes, place, plugin)
 
 
 def lock(path: Path, wait: bool = False) -> IO[bytes]:
-    """A file that this process alone has until it closes it or ends, killed or not. File systems
-    without locks, and Windows, let everybody in.
+    """Return a file that this process alone has until it closes it or ends, killed or not.
 
-    Raises BlockingIOError where another process has it, unless told to wait.
+    File systems without locks, and Windows, let everybody in.
+
+    Raises:
+        BlockingIOError: Another process has it, and `wait` is false.
     """
     file = path.open("ab")
     try:
         import fcntl
 
-        # not flock, which a loader's workers would inherit and outlive this process with
+        # Not flock: a loader's workers inherit such a lock, and may outlive this process with it.
         fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except (BlockingIOError, PermissionError) as error:
         file.close()
@@ -193,6 +217,6 @@ def lock(path: Path, wait: bool = False) -> IO[bytes]:
 
 
 def leave() -> None:
-    """End the group of processes, where there is one. For the end of a command."""
+    """End the group of processes, if there is one, at the end of a command."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

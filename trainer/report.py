@@ -1,5 +1,4 @@
-"""One page of what happened in a run: python -m trainer.report RUN writes RUN/report.html, which
-needs nothing else to be read."""
+"""One page about a run: python -m trainer.report RUN writes RUN/report.html."""
 
 from __future__ import annotations
 
@@ -10,7 +9,6 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from runtime.errors import status
 from runtime.files import write_text
@@ -42,13 +40,14 @@ Points = list[tuple[float, float]]
 
 
 def points(rows: Iterable[dict[str, str]], column: str) -> Points:
-    """(step, value) of the rows that have one."""
+    """Return (step, value) of the rows that have a value."""
     found = [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]
     return [(x, y) for x, y in found if math.isfinite(y)]
 
 
 def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> str:
-    """Curves over steps as an SVG figure; nothing where there are no points."""
+    """Return curves over steps as an SVG figure, "" if there are no points."""
+    # A logarithm has no place for 0.
     curves = {
         name: [(x, y) for x, y in found if y > 0 or not logarithmic]
         for name, found in curves.items()
@@ -66,6 +65,7 @@ def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> s
     y_low = min(height(y) for _, y in every)
     y_high = max(height(y) for _, y in every)
 
+    # `or 1`: a curve of one point, or of equal values, has no extent.
     def place(x: float, y: float) -> str:
         across = (x - x_low) / (x_high - x_low or 1) * (WIDTH - EDGE - 8)
         up = (height(y) - y_low) / (y_high - y_low or 1) * (HEIGHT - 38)
@@ -94,7 +94,7 @@ def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> s
     )
 
 
-def table(pairs: Iterable[tuple[str, Any]]) -> str:
+def table(pairs: Iterable[tuple[str, object]]) -> str:
     rows = "".join(
         f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in pairs
     )
@@ -107,7 +107,7 @@ def picture(path: Path) -> str:
 
 
 def chosen(paths: Sequence[Path], most: int = 6) -> list[Path]:
-    """At most so many of them, evenly, the last one among them."""
+    """Return at most so many paths, evenly spaced, with the first and the last."""
     if len(paths) <= most:
         return list(paths)
     return [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
@@ -137,11 +137,12 @@ def curves_of(run: Path) -> str:
     )
 
 
-def summary(run: Path) -> list[tuple[str, Any]]:
+def summary(run: Path) -> list[tuple[str, object]]:
+    """Return what the page says first: the data, how long was trained, what was left out."""
     config, rest = read_run(run)
     rows = log.read(run / "log.csv")
     record = rest["data_record"]
-    found = [
+    found: list[tuple[str, object]] = [
         (
             "data",
             f"{record['name']}: {record['pictures']} pictures of {rest['sample_shape']}, "
@@ -167,7 +168,11 @@ def summary(run: Path) -> list[tuple[str, Any]]:
 
 
 def report(run: Path) -> str:
-    """Return the page. Raises CheckpointError if `run` is no run, or its logs are damaged."""
+    """Return the page, which needs no other file: images are part of it.
+
+    Raises:
+        CheckpointError: `run` is not a run, or its logs are damaged.
+    """
     config, _ = read_run(run)
     starts = read_starts(run)
     grids = [picture(path) for path in chosen(sorted(run.glob("samples/step-*.png")))]

@@ -1,5 +1,5 @@
-"""A network whose parameters lie split among the processes (FSDP2), as `accelerate launch
---use_fsdp --fsdp_version 2` asks for it.
+"""A network whose weights are split among the processes (FSDP2), as `accelerate launch --use_fsdp
+--fsdp_version 2` asks for it.
 
 Weights, gradients, averages and optimizer state are then DTensors of the same names and shapes, of
 which each process holds its rows.
@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from runtime.errors import RequestError
+
+if TYPE_CHECKING:  # importing it takes long, and few runs are split
+    from torch.distributed.tensor import DTensor
+
+
+class Plugin(Protocol):
+    """The part of accelerate's FullyShardedDataParallelPlugin that is used here."""
+
+    reshard_after_forward: bool
+
 
 OFF = ("", "0", "false", "no")
 SUPPORTED = {
@@ -40,34 +50,38 @@ SUPPORTED = {
         "all processes are one group: leave --use_parallelism_config out",
     ),
 }
-"""What accelerate's config may say, and what to do where it says something else."""
+"""Variables that accelerate's launcher sets: the values that are supported, and the remedy."""
 
 
-def asked() -> Any:
-    """accelerate's plugin, which reads the environment that its launcher sets, or None where FSDP
-    is not asked for. Raises RequestError for what is not supported, and ImportError without
-    accelerate."""
+def asked() -> Plugin | None:
+    """Return accelerate's plugin, which reads its launcher's environment; None without FSDP.
+
+    Raises:
+        RequestError: The launcher asks for what is not supported.
+        ImportError: accelerate is not installed.
+    """
     if not flag("ACCELERATE_USE_FSDP"):
         return None
     for name, (values, remedy) in SUPPORTED.items():
-        found = os.environ.get(name, "1" if name == "FSDP_VERSION" else "")
-        if found.lower() not in values:
-            raise RequestError(f"{name} is {found!r}, which is not supported: {remedy}.")
+        # Without a version accelerate means version 1, which is not supported either.
+        value = os.environ.get(name, "1" if name == "FSDP_VERSION" else "")
+        if value.lower() not in values:
+            raise RequestError(f"{name} is {value!r}, which is not supported: {remedy}.")
     from accelerate import FullyShardedDataParallelPlugin
 
-    return FullyShardedDataParallelPlugin()
+    return FullyShardedDataParallelPlugin()  # pyright: ignore[reportReturnType]
 
 
 def flag(name: str) -> bool:
+    """Return whether an environment variable is set to a word for yes."""
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
-def split(network: nn.Module, plugin: Any, device: torch.device, count: int) -> None:
-    """Split the parameters among `count` processes: a unit for each module that the plugin's policy
-    names, and one for what is left.
+def split(network: nn.Module, plugin: Plugin, device: torch.device, count: int) -> None:
+    """Split the weights among `count` processes, in place.
 
-    TRANSFORMER_BASED_WRAP takes the network's own blocks (`_no_split_modules`) where no class is
-    named.
+    Each module that the plugin's policy names is a unit, and what is left is one. If the plugin
+    names no class, TRANSFORMER_BASED_WRAP takes the network's own blocks (`_no_split_modules`).
     """
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
     from torch.distributed.device_mesh import init_device_mesh
@@ -75,42 +89,49 @@ def split(network: nn.Module, plugin: Any, device: torch.device, count: int) -> 
 
     mesh = init_device_mesh(device.type, (count,))
     policy = fsdp2_prepare_auto_wrap_policy(plugin, network) or (lambda module: False)
-    for module in reversed([m for m in network.modules() if m is not network and policy(m)]):
+    units = [m for m in network.modules() if m is not network and policy(m)]
+    # Inner modules first: a unit takes the weights that no unit inside it has taken.
+    for module in reversed(units):
         fully_shard(module, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward)
     fully_shard(network, mesh=mesh)
 
 
 def hollow(network: nn.Module) -> nn.Module:
-    """The same network without the memory of its parameters, to be called with others by
-    torch.func.functional_call."""
+    """Return the same network without the memory of its weights.
+
+    torch.func.functional_call calls it with others.
+    """
     found = copy.deepcopy(network)
     for parameter in found.parameters():
         parameter.data = parameter.data.new_empty(0)
     return found
 
 
-def is_split(tensor: Any) -> bool:
-    """Whether it is a DTensor: known by what it can do, since where nothing is split their module
-    need not be imported, which takes long."""
+def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Return whether it is a DTensor.
+
+    It is known by a method: importing the class takes long, and is not needed if nothing is split.
+    """
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Any) -> Tensor:
-    """The tensor with the rows of all processes; every process calls this."""
+def whole(tensor: Tensor) -> Tensor:
+    """Return the tensor with the rows of all processes. Every process must call this."""
     return tensor.full_tensor() if is_split(tensor) else tensor
 
 
-def own(tensor: Any) -> Tensor:
-    """The rows that this process holds."""
+def own(tensor: Tensor) -> Tensor:
+    """Return the rows that this process holds."""
     return tensor.to_local() if is_split(tensor) else tensor
 
 
-def as_held(tensor: Tensor, of: Any) -> Tensor:
-    """A whole tensor, which every process has, split as `of` is."""
+def as_held(tensor: Tensor, of: Tensor) -> Tensor:
+    """Return a whole tensor, which every process has, split as `of` is."""
     if not is_split(of):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
+    # No source rank: each process takes its rows from its own copy, and nothing is sent.
     return distribute_tensor(
         tensor.to(of.device), of.device_mesh, of.placements, src_data_rank=None
     )

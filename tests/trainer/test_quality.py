@@ -13,12 +13,14 @@ from runtime.errors import RequestError
 from runtime.files import from_json
 from trainer.config import Config
 from trainer.data import dataset as data
+from trainer.data.memory import Pictures
 from trainer.evaluate import main
 from trainer.fit import fit
 from trainer.quality import distances as quality
+from trainer.quality import features
 from trainer.quality.distances import compare, frechet, kernel, precision_recall
 from trainer.quality.evaluator import Judge
-from trainer.quality.features import features_of, train_classifier
+from trainer.quality.features import features_of, rotations_of, train_classifier
 from trainer.runs import checkpoint as checkpoints
 from trainer.runs.log import read
 
@@ -131,6 +133,59 @@ def test_features_tell_spoiled_pictures_from_good_ones() -> None:
 def test_without_classes_the_classifier_learns_which_way_is_up() -> None:
     features = features_of(CONFIG, replace(data.digits(), classes=()), None, torch.device("cpu"))
     assert features(data.digits().images[:5]).shape == (5, 64)
+
+
+def tall_digits() -> Pictures:
+    """Digits without classes, cut to 8×6."""
+    digits = data.digits()
+    return replace(digits, images=digits.images[:, :, 1:7], classes=())
+
+
+def test_images_that_are_not_square_are_turned_by_halves_and_have_two_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A quarter turn would change their shape; with one class there would be nothing to learn."""
+    labels: list[torch.Tensor] = []
+    cross_entropy = features.F.cross_entropy
+
+    def noted(x: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+        labels.append(of)
+        return cross_entropy(x, of)
+
+    monkeypatch.setattr(features.F, "cross_entropy", noted)
+    monkeypatch.setattr(features, "STEPS", 3)
+    network = train_classifier(tall_digits(), torch.device("cpu"))
+    assert network.out.out_features == 2
+    for batch in labels:
+        assert 0.2 < batch.double().mean() < 0.8  # 64 fair draws: beyond this once in 1e6
+        assert set(batch.tolist()) == {0, 1}
+
+
+def test_the_classifier_tells_upright_images_from_turned_ones() -> None:
+    tall = tall_digits()
+    network = train_classifier(tall, torch.device("cpu"))
+    x = torch.from_numpy(tall.images.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
+    with torch.no_grad():
+        upright, turned = (network(v).argmax(1).double().mean() for v in (x, x.rot90(2, (2, 3))))
+    # 0, 1 and 8 look much the same upside down: not all can be told apart.
+    assert upright < 0.3
+    assert turned > 0.7
+
+
+@pytest.mark.parametrize(
+    ("shape", "quarters"), [((8, 8), (0, 1, 2, 3)), ((8, 6), (0, 2)), ((1, 1), (0, 1, 2, 3))]
+)
+def test_rotations_keep_the_shape_and_are_those_that_the_labels_say(
+    shape: tuple[int, int], quarters: tuple[int, ...]
+) -> None:
+    rotations = rotations_of(*shape)
+    assert rotations.quarters == quarters
+    x = torch.arange(40 * shape[0] * shape[1]).reshape(40, 1, *shape)
+    turned, labels = rotations(x, np.random.default_rng(0))
+    assert turned.shape == x.shape
+    assert set(labels.tolist()) == set(range(len(quarters)))
+    for before, after, label in zip(x, turned, labels, strict=True):
+        assert torch.equal(after, before.rot90(quarters[label], (1, 2)))
 
 
 class Inception(torch.nn.Module):

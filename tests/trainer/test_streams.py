@@ -80,6 +80,36 @@ def test_a_streamed_folder_gives_what_one_in_memory_gives(
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_data_set_in_memory_and_a_streamed_one_answer_alike(folder: Path) -> None:
+    config = config_for(f"folder:{folder}")
+    streamed, held = load(config), load(replace(config, in_memory_mb=64))
+    assert (type(streamed), type(held)) == (Stream, Pictures)
+    assert len(streamed) == len(held) == N
+    assert streamed.sample_shape == held.sample_shape
+    assert streamed.classes == held.classes
+    np.testing.assert_array_equal(streamed.labels, held.labels)
+    for dataset in (streamed, held):
+        images, indices = dataset.gather(np.array([7, 3]))
+        np.testing.assert_array_equal(images, [held.gather(np.array([i]))[0][0] for i in (7, 3)])
+        assert indices.tolist() == [7, 3]
+        assert len(set(dataset.image_names(range(N)))) == N
+        record = dataset.describe()
+        assert (record.pictures, record.fingerprint) == (N, dataset.fingerprint())
+        assert dataset.unlabelled().classes == ()
+        assert dataset.unlabelled().labels.tolist() == dataset.labels.tolist()
+    assert streamed.image_names([0]) == [str(folder / "class0" / "00.png")]
+
+
+def test_images_that_cannot_be_read_are_left_out_of_measurements(folder: Path) -> None:
+    spoil(folder, 2)
+    dataset = load(config_for(f"folder:{folder}"))
+    images, indices = dataset.gather(np.arange(3, 9))
+    assert indices.tolist() == [3, 4, 7, 8]
+    assert len(images) == 4
+    with pytest.raises(DataError, match="none of the 2 images to compare with can be read"):
+        dataset.gather(np.array([5, 6]))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_goes_on_anywhere(folder: Path, workers: int) -> None:
     config = config_for(f"folder:{folder}", workers=workers, crop="random", size=6)

@@ -1,4 +1,4 @@
-"""A picture file's bytes as pixels of the size and mode that a run is about."""
+"""From the bytes of an image file to pixels of the size and mode that a run trains on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from runtime.images import eight_bits
 
 from ..errors import DataError
 from .labels import printable
+
+if TYPE_CHECKING:  # Pillow is imported when it is needed: it takes long
+    from PIL import Image
 
 UInt8 = NDArray[np.uint8]
 
@@ -43,8 +46,7 @@ OTHER_IMAGES = frozenset((
     ".orf", ".rw2", ".raf", ".raw", ".mpo", ".pcx", ".sgi", ".rgb", ".pfm",
     ".eps", ".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv",
 ))  # fmt: skip
-"""Endings of images and videos that are not trained on, so that leaving them out can be reported.
-"""
+"""Endings of images and videos that are not trained on, so that the trainer can report them."""
 
 
 @cache
@@ -75,31 +77,41 @@ def image_bytes(head: bytes) -> bool:
 
 
 class UnreadablePicture(Exception):
-    """These bytes are no picture, or not all of one."""
+    """These bytes are not an image, or not all of one."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """size: the shorter side is resized to it and the rest cropped, 0 keeps the picture's own.
-    mode: RGB or L, "" keeps the picture's own."""
+    """How images are decoded. Its `repr` is part of a stream's fingerprint.
+
+    Attributes:
+        size: The shorter side is resized to it and the rest is cropped; 0 keeps the image's own.
+        mode: RGB or L; "" keeps the image's own.
+    """
 
     size: int = 0
     mode: str = ""
 
     def __call__(self, data: bytes | Path, name: str, centering: float = 0.5) -> UInt8:
-        """[H, W, C]. centering: 0 … 1, which part of a picture that is no square is kept.
-        Transparency is laid on white when converting.
+        """Return an image, [H, W, C]. When it is converted, transparency is laid on white.
 
-        Raises UnreadablePicture, and DataError for a mode that no network takes.
+        Args:
+            data: The file's bytes, or its path.
+            name: What errors call the image.
+            centering: Which part of an image that is not square is kept, 0 … 1.
+
+        Raises:
+            UnreadablePicture: The bytes are not an image.
+            DataError: It has a mode that no network takes.
         """
         from PIL import Image, ImageOps
 
         try:
             with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as opened:
                 if self.size and self.mode:
-                    opened.draft(
-                        None, (2 * self.size, 2 * self.size)
-                    )  # JPEG: a half, a quarter … as it is unpacked
+                    # A JPEG can be unpacked at a half, a quarter, … of its size, which is faster.
+                    # Twice the size leaves enough for the resampling below.
+                    opened.draft(None, (2 * self.size, 2 * self.size))
                 opened.load()
                 image = ImageOps.exif_transpose(opened)
             image = self._converted(image, name)
@@ -113,9 +125,8 @@ class Decoding:
                 )
         except (UnnoiseError, MemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # Pillow raises a dozen kinds, struct.error for a cut-off EXIF among them
+        # Pillow raises a dozen kinds, struct.error for a cut-off EXIF among them.
+        except Exception as error:
             raise UnreadablePicture(str(error) or type(error).__name__) from error
         if image.mode not in ("RGB", "L"):
             raise DataError(
@@ -125,7 +136,7 @@ class Decoding:
         array = np.asarray(image, np.uint8)
         return array if array.ndim == 3 else array[..., None]
 
-    def _converted(self, image: Any, name: str) -> Any:
+    def _converted(self, image: Image.Image, name: str) -> Image.Image:
         from PIL import Image
 
         if not self.mode:
@@ -138,11 +149,12 @@ class Decoding:
 
 
 def describe(shape: tuple[int, ...]) -> str:
-    """8x6 RGB, for pixels [H, W, C]."""
+    """Return a text such as "8x6 RGB" for the shape (H, W, C)."""
     return f"{shape[1]}x{shape[0]} {'RGB' if shape[2] == 3 else 'L'}"
 
 
 def unlike(name: str, shape: tuple[int, ...], first: str, expected: tuple[int, ...]) -> DataError:
+    """Return the error for an image that differs from the first one in shape."""
     return DataError(
         f"{printable(name)} is {describe(shape)}, but {printable(first)} is {describe(expected)}. "
         "Say how to make them alike: --size N resizes and crops, --mode RGB or --mode L converts."

@@ -1,4 +1,4 @@
-"""Pictures in a folder: which files there are, and of which class each is."""
+"""Images in a folder: which files there are, and the class of each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Files under `path`, each name with `path` before it, and the class of each."""
+    """Files under `path`, and the class of each.
+
+    Attributes:
+        names: The files' paths, each with `path` before it.
+        labels: [N] int64, indices into `classes`.
+    """
 
     path: Path
     names: Names
@@ -69,8 +74,7 @@ def _by_folder(found: Survey) -> Listing:
     if classes and beside:
         raise DataError(
             f"{printable(str(path))} has {len(beside)} images itself ({listed(beside, 1)}) and "
-            f"{count} "
-            f"in {len(classes)} subfolders ({listed(list(classes), 3)}). "
+            f"{count} in {len(classes)} subfolders ({listed(list(classes), 3)}). "
             "Move one or the other away, or name the class of each with --label-file."
         )
     if not classes and not beside:
@@ -97,7 +101,8 @@ def _under(path: Path, names: list[str]) -> Names:
 
 
 def _labelled(found: Survey, label_file: Path) -> Listing:
-    """By a JSON file: {"a/1.png": "cats", …}, or StyleGAN's {"labels": [["a/1.png", 3], …]}."""
+    """Return the listing by a JSON file: {"a/1.png": "cats", …}, or StyleGAN's {"labels":
+    [["a/1.png", 3], …]}."""
     path = found.path
     label_of = _read_labels(label_file)
     names = sorted(label_of)
@@ -167,7 +172,11 @@ def _short(value: object) -> str:
 
 
 def _plain(name: str, where: str) -> str:
-    """Return the path in its shortest form. Raises DataError unless it lies inside the folder."""
+    """Return the path in its shortest form.
+
+    Raises:
+        DataError: It does not lie inside the folder, or is not text.
+    """
     if text_fault(name):
         raise DataError(f"{where}: the name {name!a} {text_fault(name)}.")
     if not name or os.path.isabs(name) or ".." in Path(name).parts:

@@ -1,12 +1,10 @@
-"""Class names and labels as they come from data files: text that can be stored as JSON, and numbers
-from it."""
+"""Class names and labels of data files: checked, sorted and numbered."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +38,7 @@ def class_name(name: str, where: str) -> str:
     return name
 
 
-def label_name(value: Any, where: str) -> str:
+def label_name(value: object, where: str) -> str:
     """Return the class that a label of a data file names: text, a whole number from 0, or a
     boolean.
 
@@ -79,6 +77,7 @@ def utf8(data: bytes, where: str) -> str:
 
 def whole_number(name: str) -> int | None:
     """Return the number that a name spells in ASCII digits, or None."""
+    # 18 digits fit in int64, which labels are.
     return int(name) if re.fullmatch(r"[0-9]{1,18}", name) else None
 
 
@@ -86,6 +85,7 @@ def numbered(values: Iterable[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]
     """Return the class names, sorted (whole numbers by size), and the index of each value."""
     listed = list(values)
 
+    # Numbers by size and before words, so that "10" follows "9".
     def order(name: str) -> tuple[bool, int, str]:
         number = whole_number(name)
         return number is None, number or 0, name
@@ -95,15 +95,17 @@ def numbered(values: Iterable[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]
     return tuple(names), np.array([index[name] for name in listed], np.int64)
 
 
-def named(values: Sequence[Any], where: Callable[[int], str]) -> list[str]:
+def named(values: Sequence[object], where: Callable[[int], str]) -> list[str]:
     """Return `label_name` of every value. where(i) says what row or file value i is from."""
-    known: dict[tuple[type, Any], str] = {}
+    # Each distinct value is checked once: there may be millions of rows, and few classes. The type
+    # is part of the key, because True equals 1. What has no hash is refused by `label_name`.
+    names: dict[tuple[type, object], str] = {}
     found = []
     for i, value in enumerate(values):
         key = (type(value), value if isinstance(value, (str, int, bytes)) else None)
-        if key not in known:
-            known[key] = label_name(value, where(i))
-        found.append(known[key])
+        if key not in names:
+            names[key] = label_name(value, where(i))
+        found.append(names[key])
     return found
 
 

@@ -35,18 +35,23 @@ def make_network(config: Config, sample_shape: tuple[int, int, int], num_classes
 
 
 class Cost(NamedTuple):
-    """parameters, and floating-point operations of one picture's forward pass (a multiplication and
-    an addition are two)."""
+    """The size of a network.
+
+    Attributes:
+        parameters: Their number.
+        flops: Floating-point operations of one image's forward pass: a multiplication and an
+            addition are two.
+    """
 
     parameters: int
     flops: int
 
 
 def cost(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -> Cost:
-    """Counted on a network without memory, by torch's own counter: convolutions, products of
-    matrices."""
+    """Return the size of a config's network. Convolutions and products of matrices are counted."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    # On tensors without memory, so that a network that does not fit is counted too.
     with torch.device("meta"):
         network = make_network(config, sample_shape, num_classes).to("meta").eval()
         inputs = (torch.empty(1, *sample_shape), torch.empty(1), torch.empty(1, dtype=torch.int64))
@@ -56,14 +61,19 @@ def cost(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -
 
 
 def peak_flops(device: torch.device, precision: torch.dtype, side: int = 512) -> float:
-    """Operations a second that this machine does in products of matrices, measured now: the best of
-    three products."""
+    """Measure the operations a second of this machine in products of matrices.
+
+    Args:
+        side: Of the matrices, on a CPU.
+    """
+    # A GPU needs larger ones: small products measure how long starting a kernel takes.
     side = 8192 if device.type == "cuda" else side
     a = torch.ones(side, side, dtype=precision, device=device)
     best = 1e-9
+    # The best of three: other programs only make it slower.
     for _ in range(3):
         begun = time.perf_counter()
         total = a @ a
-        float(total[0, 0])
+        float(total[0, 0])  # waits for the GPU
         best = max(best, 2 * side**3 / (time.perf_counter() - begun))
     return best

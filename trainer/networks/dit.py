@@ -1,9 +1,9 @@
-"""A diffusion transformer: patches as tokens, blocks modulated by time and label (Peebles & Xie
+"""A diffusion transformer: patches as tokens, blocks conditioned on time and label (Peebles & Xie
 2023, adaLN-Zero).
 
-Written so that it exports clean, like `network.UNet`: the batch is only ever written as -1, and
-every other shape is known. Tokens are kept as rows [B·N, width], so that every layer is one product
-of matrices with a weight that keeps its name.
+Like `UNet`, it is written for a clean export: the batch is only ever written as -1, and every other
+shape is known. Tokens are rows [B·N, width], so every layer is one product of matrices with a
+weight that keeps its name.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from .unet import TimeEmbedding
 
 
 def positions(rows: int, columns: int, width: int) -> Tensor:
-    """[rows·columns, width]: cosines and sines of a patch's row and column (the paper's, after He
-    et al. 2022)."""
+    """Return sines and cosines of each patch's row and column, [rows·columns, width].
+
+    They are those of the paper's code, after He et al. 2022.
+    """
     frequency = 1e4 ** (-np.arange(width // 4) / (width // 4))
     row, column = (
         v.reshape(-1, 1) * frequency for v in np.mgrid[0:rows, 0:columns].astype(np.float64)
@@ -31,8 +33,10 @@ def positions(rows: int, columns: int, width: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """h + g1·attention(norm(h)·(1+a1) + b1), then the same with two layers in attention's place; a,
-    b, g from the embedding, 0 at first."""
+    """h + g1·attention(norm(h)·(1+a1) + b1), then the same with two layers instead of attention.
+
+    a, b and g come from the embedding, and are 0 at first: a new block is the identity.
+    """
 
     def __init__(self, tokens: int, width: int, heads: int) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ class Block(nn.Module):
         return F.layer_norm(h, (self.width,), eps=1e-6) * (1 + scale) + shift
 
     def attend(self, h: Tensor) -> Tensor:
-        """Self-attention over the tokens, [B, N, width] → [B, N, width]."""
+        """Return self-attention over the tokens, [B, N, width] → [B, N, width]."""
         qkv = self.qkv(h.reshape(-1, self.width))
         qkv = qkv.reshape(-1, self.tokens, 3, self.heads, self.width // self.heads).permute(
             2, 0, 3, 1, 4
@@ -70,8 +74,16 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """F(x, time, label): x [B, C, H, W], time [B] float, label [B] int64 → [B, C, H, W].
 
-    patch: side of a patch; width, depth, heads: of the blocks. num_classes: 0 for none; label
-    num_classes is the null label. Raises RequestError where patch does not divide H and W.
+    Args:
+        sample_shape: (C, H, W).
+        patch: The side of a patch in pixels.
+        width: Channels of a token.
+        depth: Blocks.
+        heads: Of attention.
+        num_classes: 0 for none. The label num_classes is the null label.
+
+    Raises:
+        RequestError: patch does not divide H and W.
     """
 
     _no_split_modules = ("Block",)  # accelerate's name for the units of FSDP
@@ -109,8 +121,11 @@ class DiT(nn.Module):
         self._begin()
 
     def _begin(self) -> None:
-        """First weights as in the paper's code: Xavier for products, 0.02 for embeddings, 0 for
-        what starts as nothing."""
+        """Set the first weights as the paper's code does.
+
+        Products are Xavier's and embeddings have a deviation of 0.02. The modulations and the last
+        layer are 0, so that a new network predicts 0.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -131,6 +146,7 @@ class DiT(nn.Module):
         if self.label is not None:
             embedding = embedding + self.label(label)
         embedding = F.silu(embedding)
+        # [B, C, H, W] → a row of C·p·p pixels for each patch.
         patches = (
             x.reshape(-1, C, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, C * p * p)
         )
@@ -145,4 +161,5 @@ class DiT(nn.Module):
         scale, shift = self.modulation(embedding).reshape(-1, 1, 2 * self.width).chunk(2, dim=2)
         h = F.layer_norm(h, (self.width,), eps=1e-6) * (1 + scale) + shift
         patches = self.last(h.reshape(-1, self.width)).reshape(-1, rows, columns, C, p, p)
+        # Back from [B, rows, columns, C, p, p] to an image.
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, C, rows * p, columns * p)

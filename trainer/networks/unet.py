@@ -1,7 +1,6 @@
-"""The noise predictor: a U-Net of residual blocks, told the time and, where the data has classes, a
-label.
+"""A U-Net of residual blocks, conditioned on the time and, if the data has classes, on a label.
 
-Written so that it exports clean: every shape but the batch is known when the network is made, the
+It is written for a clean export: every shape but the batch is known when the network is made, the
 batch is only ever written as -1, and upsampling is by a factor.
 """
 
@@ -18,8 +17,8 @@ from runtime.errors import RequestError
 
 
 class TimeEmbedding(nn.Module):
-    """time [B] → [B, width]: cosines and sines of geometric frequencies from 1 to 1e-4, then two
-    layers (Ho et al. 2020, appendix B)."""
+    """time [B] → [B, width]: cosines and sines of frequencies from 1 down to 1e-4, then two layers
+    (Ho et al. 2020, appendix B)."""
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
@@ -36,12 +35,12 @@ class TimeEmbedding(nn.Module):
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Group norm over groups of 8 channels, 32 groups at most."""
+    """Return group norm over groups of 8 channels, 32 groups at most."""
     return nn.GroupNorm(min(32, max(1, channels // 8)), channels)
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """The same layer starting at zero, so that its branch starts as nothing."""
+    """Set a layer's weights to zero, so that its branch adds nothing at first."""
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -68,9 +67,8 @@ class ResidualBlock(nn.Module):
         h = F.silu(self.norm2(h) * (1 + scale) + shift)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        h = self.conv2(
-            h
-        )  # before the skip: the order of the exported nodes, by which ONNX Runtime fuses them
+        # Before the skip: nodes are exported in this order, by which ONNX Runtime fuses them.
+        h = self.conv2(h)
         return self.skip(x) + h
 
 
@@ -88,15 +86,14 @@ class Attention(nn.Module):
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            self.qkv(self.norm(x)).reshape(-1, *self.shape).chunk(3, dim=1)
-        )  # each [B, heads, head, pixels]
+        # Each [B, heads, head, pixels].
+        q, k, v = self.qkv(self.norm(x)).reshape(-1, *self.shape).chunk(3, dim=1)
         weight = torch.softmax(q.transpose(2, 3) @ k * self.scale, dim=-1)
         return x + self.out((v @ weight.transpose(2, 3)).reshape(-1, *x.shape[1:]))
 
 
 class Level(nn.Module):
-    """A residual block, with attention after it where this resolution has it."""
+    """A residual block, and attention after it if this resolution has it."""
 
     def __init__(
         self, inputs: int, outputs: int, embedding: int, pixels: int | None, dropout: float = 0.0
@@ -112,12 +109,21 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """F(x, time, label): x [B, C, H, W], time [B] float, label [B] int64 → [B, C, H, W].
 
-    channels: width at each resolution, H×W first, halved each time. blocks: residual blocks a
-    resolution on the way down, one more on the way up. attention: heights at which there is
-    attention. num_classes: 0 for none; label num_classes is the null label.
-    dropout: share of activations dropped while training. checkpointing: whether a block's
-    activations are computed again in the backward pass. Raises RequestError where H or W cannot be
-    halved often enough. (Ho et al. 2020, with Dhariwal & Nichol 2021's blocks.)
+    It is the network of Ho et al. 2020 with the blocks of Dhariwal & Nichol 2021.
+
+    Args:
+        sample_shape: (C, H, W).
+        channels: The width at each resolution, from H×W, halved each time.
+        blocks: Residual blocks per resolution on the way down; there is one more on the way up.
+        attention: Heights of the resolutions that have attention.
+        num_classes: 0 for none. The label num_classes is the null label.
+        dropout: The share of activations that are dropped in training.
+
+    Attributes:
+        checkpointing: Whether activations are computed again in the backward pass.
+
+    Raises:
+        RequestError: H or W cannot be halved often enough.
     """
 
     _no_split_modules = ("Level",)  # accelerate's name for the units of FSDP
@@ -162,6 +168,7 @@ class UNet(nn.Module):
             if depth + 1 < len(channels):
                 self.downsample.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
                 skips.append(width)
+        # If there is one resolution only, the middle is as large as the image: no attention there.
         last = len(channels) - 1
         self.middle = nn.ModuleList(
             [level(width, width, last, attend=last > 0), level(width, width, last, attend=False)]
@@ -196,6 +203,7 @@ class UNet(nn.Module):
                 skips.append(h := self.downsample[i // self.blocks](h))
         for block in self.middle:
             h = through(block, h)
+        # Skips are taken in reverse order: each resolution takes those of its own.
         for i, block in enumerate(self.up):
             h = through(block, torch.cat([h, skips.pop()], dim=1))
             if (i + 1) % (self.blocks + 1) == 0 and i + 1 < len(self.up):

@@ -1,9 +1,9 @@
 """Checkpoints: a folder of safetensors files and one JSON file, whole or not there. Never pickle.
 
 runs/NAME/checkpoints/step-00000250/
-    weights.safetensors  ema.safetensors  optimizer.safetensors ema-50000.safetensors
-    power-0.05.safetensors         other averages, where there are any state.json           step,
-    seconds trained, environment, what else training goes on with, sha256 of all
+    weights.safetensors  ema.safetensors  optimizer.safetensors
+    ema-50000.safetensors  power-0.05.safetensors    other averages, if there are any
+    state.json    step, seconds, environment, what else is counted, the sha256 of each file
 """
 
 from __future__ import annotations
@@ -36,10 +36,17 @@ PARTS = ("weights", "ema", "optimizer")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that training needs to go on after `step` optimizer steps as if it had never
-    stopped.
+    """Everything that a run resumes from, to the weights of a run that never stopped.
 
-    more: other averages by name. state: what is no tensor, as JSON.
+    Attributes:
+        step: Optimizer steps so far.
+        seconds: Time spent in them.
+        weights: The weights by name.
+        ema: Their average, which is sampled and exported.
+        optimizer: See `optimizer_tensors`.
+        environment: Where it was written.
+        more: Other averages by name.
+        state: What is not a tensor, as JSON: bad, buckets, scaler; see `TrainingState`.
     """
 
     step: int
@@ -53,7 +60,7 @@ class Checkpoint:
 
 
 def environment(device: torch.device, processes: int = 1, sharded: bool = False) -> Environment:
-    """What decides the last bit of a training step besides the config."""
+    """Return what decides the last bit of a training step besides the config."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -67,7 +74,7 @@ def environment(device: torch.device, processes: int = 1, sharded: bool = False)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> Tensors:
-    """The optimizer's state as name → tensor, parameter i called names[i]."""
+    """Return the optimizer's state by "NAME:KEY". names: of its parameters, in their order."""
     state = optimizer.state_dict()["state"]
     return {
         f"{names[i]}:{key}": value for i, entry in state.items() for key, value in entry.items()
@@ -75,16 +82,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> Ten
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
-    """The inverse of `optimizer_tensors`; hyperparameters stay as they are."""
+    """Load what `optimizer_tensors` returned. Hyperparameters stay as they are.
+
+    Raises:
+        KeyError, ValueError, RuntimeError: The tensors are those of another network.
+    """
     index = {name: i for i, name in enumerate(names)}
     state = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         parameter, key = name.rsplit(":", 1)
         of = parameters[index[parameter]]
-        if (
-            value.shape == of.shape
-        ):  # a fused optimizer takes all that belongs to a parameter to lie in memory as it does
+        # A fused optimizer expects all that belongs to a parameter to lie in memory as it does.
+        if value.shape == of.shape:
             value = torch.empty_like(of, requires_grad=False).copy_(as_held(value, of))
         state.setdefault(index[parameter], {})[key] = value
     optimizer.load_state_dict(
@@ -93,7 +103,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """As a safetensors file: the same bytes for the same tensors, in whatever order they come."""
+    """Return a safetensors file: the same bytes for the same tensors in any order."""
     return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
 
 
@@ -102,7 +112,11 @@ def _name(step: int) -> str:
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write the checkpoint under `folder`, then remove all but the newest `keep`."""
+    """Write the checkpoint under `folder`, then remove all but the newest `keep`.
+
+    Returns:
+        Its folder.
+    """
     path = folder / _name(checkpoint.step)
     with replacing_folder(path) as temporary:
         hashes = {}
@@ -121,6 +135,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             **({"state": checkpoint.state} if checkpoint.state else {}),
         }
         (temporary / "state.json").write_text(to_json(state), encoding="utf-8")
+    # Only after the new one is there: a full disk leaves the old ones.
     left_by_a_kill = folder.glob(".step-*")
     for old in (*found(folder)[:-keep], *left_by_a_kill):
         shutil.rmtree(old)
@@ -128,14 +143,19 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints under `folder`, oldest first. Temporary folders that a kill left behind are
-    not among them."""
+    """Return the checkpoints under `folder`, oldest first.
+
+    Temporary folders that a kill left behind are not among them: their names begin with a dot.
+    """
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint at `path`. Raises CheckpointError where a file is missing, cut short or
-    changed."""
+    """Return the checkpoint at `path`.
+
+    Raises:
+        CheckpointError: A file is missing, cut short or changed.
+    """
 
     def damaged(why: str) -> CheckpointError:
         return CheckpointError(
@@ -150,6 +170,7 @@ def read(path: Path) -> Checkpoint:
         if path.name != _name(state["step"]):
             raise damaged(f"state.json is that of step {state['step']}")
         parts = {}
+        # state.json is not trusted: a part's name becomes a path.
         for part in (*PARTS, *(name for name in state["sha256"] if name not in PARTS)):
             if not re.fullmatch(r"[a-z][a-z0-9.-]*", part):
                 raise damaged(f"{part!r} is no part's name")
@@ -195,12 +216,15 @@ def _fault(state: Any) -> str:
     return "" if sound == [True, True] else "has damaged losses"
 
 
-def _are_numbers(values: list[Any]) -> bool:
+def _are_numbers(values: list[object]) -> bool:
     return all(type(value) in (int, float) for value in values)
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint under `folder`, or None where there is none. Raises CheckpointError
-    where it is damaged."""
+    """Return the newest checkpoint under `folder`, or None if there is none.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
     paths = found(folder)
     return read(paths[-1]) if paths else None

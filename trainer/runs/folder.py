@@ -1,5 +1,4 @@
-"""The folder of a run: what it is, who wrote it when, and that nobody goes on with another config
-in it."""
+"""The folder of a run: its config, who started it when, and the lock against a second process."""
 
 from __future__ import annotations
 
@@ -20,13 +19,14 @@ from ..data.dataset import Dataset
 from ..data.labels import printable
 from ..errors import CheckpointError
 from ..processes import lock
+from .checkpoint import Environment
 from .log import move_aside
 
 VERSIONED = ("torch", "numpy", "pillow", "safetensors", "accelerate", "datasets", "webdataset")
 
 
 def commit() -> str | None:
-    """The git commit of this checkout, with "+" where it has changes; None outside one."""
+    """Return the git commit of this checkout, with "+" if it has changes; None outside one."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -43,7 +43,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that training uses, where they are installed."""
+    """Return the versions of the libraries that training uses, if they are installed."""
     found = {}
     for name in VERSIONED:
         try:
@@ -54,7 +54,7 @@ def versions() -> dict[str, str]:
 
 
 def record_of(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What config.json holds: the resolved config, and what the network must fit."""
+    """Return what config.json holds: the resolved config, and what the network must fit."""
     return {
         **config.to_json(),
         "data_record": dataset.describe().to_json(),
@@ -96,7 +96,7 @@ def _remedy(folder: Path) -> str:
     return f"Delete {folder} to start over, or choose another --name."
 
 
-def _check_rest(rest: Mapping[str, Any]) -> None:
+def _check_rest(rest: Mapping[str, object]) -> None:
     """Raise ValueError unless these are the values that `record_of` writes."""
     data, shape, classes = (rest[key] for key in OF_DATA)
     if not isinstance(data, dict) or not {"name", "pictures", "fingerprint", "note"} <= set(data):
@@ -169,8 +169,7 @@ def claim(folder: Path) -> Iterator[None]:
     except BlockingIOError as error:
         raise CheckpointError(
             f"another process is training in {folder}. Wait for its end, or stop it and give the "
-            f"same "
-            "command again; or choose another --name."
+            "same command again; or choose another --name."
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -188,7 +187,9 @@ def claim(folder: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """Lock the file at `path`. Another process may remove it after this one has opened it."""
+    """Lock the file at `path`."""
+    # The process that had it may remove it between opening and locking. The lock is then on a file
+    # that no other process can find, so the one that is there now must be the one that is locked.
     while True:
         file = lock(path)
         with suppress(FileNotFoundError):
@@ -210,6 +211,7 @@ def _changes(folder: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _sweep(place: Path) -> None:
+    """Remove what a kill left half-written: temporary names begin with a dot."""
     for left in place.glob(".*"):
         if left.is_dir():
             shutil.rmtree(left)
@@ -241,7 +243,7 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
 
 
 def note_start(
-    folder: Path, step: int, environment: Mapping[str, Any], cost: Mapping[str, Any]
+    folder: Path, step: int, environment: Environment, cost: Mapping[str, str | int | float]
 ) -> None:
     """Add a line to starts.json: when, from which step, with which versions and commit, on what
     machine.

@@ -1,5 +1,5 @@
-"""What a run writes down as it goes: tables, TensorBoard events, and Weights & Biases where that is
-installed and asked for."""
+"""The log of a run: tables, TensorBoard events, and Weights & Biases if it is installed and asked
+for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..objectives.denoising import BUCKETS
 log = logging.getLogger(__name__)
 BUCKET_COLUMNS = tuple(f"loss_{i}" for i in range(BUCKETS))
 TIME_COLUMNS = ("pictures_per_s", "seconds", "waiting", "of_peak")
-"""Columns that tell the time; all others are the same for every run of one config."""
+"""Columns that depend on time; all others are the same for every run of one config."""
 COLUMNS = (
     "step",
     "pictures",
@@ -34,18 +34,20 @@ COLUMNS = (
     "bad",
     *BUCKET_COLUMNS,
 )
-"""waiting: share of the time spent waiting for pictures. of_peak: of the multiplications that this
-machine was measured to do.
-bad: pictures that could not be read so far. loss_i: mean loss in the i-th tenth of the schedule
-since the row before."""
+"""waiting: share of the time spent waiting for images. of_peak: share of the operations that this
+machine was measured to do. bad: images that could not be read so far. loss_i: mean loss in the i-th
+tenth of the schedule since the row before."""
 QUALITY_COLUMNS = ("step", "frechet", "kernel", "precision", "recall")
 
 
 class Table:
-    """A CSV file of rows by step. Rows after `step` are cut, so that a resumed run has no step
-    twice.
+    """A CSV file of rows by step, to which a resumed run adds.
 
-    A file that is no such table is moved aside: a log must not keep a run from resuming.
+    Rows after `step` are cut, so that no step is there twice. A damaged file is moved aside: a log
+    must not keep a run from resuming.
+
+    Attributes:
+        rows: Those that are in the file.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
@@ -64,13 +66,14 @@ class Table:
             writer.writeheader()
             writer.writerows(self.rows)
         self._file = path.open("a", newline="", encoding="utf-8")
-        self._writer: Any = csv.DictWriter(self._file, columns, restval="")
+        self._writer = csv.DictWriter(self._file, columns, restval="")
 
     def row(self, values: Mapping[str, float]) -> None:
+        """Write a row. Columns without a value stay empty."""
         row = {k: _text(values[k]) for k in self.columns if k in values}
         self.rows.append(row)
         self._writer.writerow(row)
-        self._file.flush()
+        self._file.flush()  # a kill then loses no row
 
     def close(self) -> None:
         self._file.close()
@@ -116,10 +119,14 @@ def move_aside(path: Path, reason: str) -> None:
 
 
 class Log:
-    """log.csv, quality.csv and TensorBoard events of a run."""
+    """log.csv, quality.csv and the TensorBoard events of a run, and its Weights & Biases.
+
+    Args:
+        step: The step that the run resumes after. Later rows and events are cut.
+    """
 
     def __init__(self, folder: Path, step: int, config: Mapping[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # takes long to import
 
         self.steps = Table(folder / "log.csv", COLUMNS, step)
         self.quality = (
@@ -146,6 +153,7 @@ class Log:
         self._scalars({f"quality/{k}": v for k, v in values.items() if k != "step"}, values["step"])
 
     def _scalars(self, values: Mapping[str, float], step: float) -> None:
+        # What is not finite is no point of a curve.
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for name, value in finite.items():
             self._events.add_scalar(name, value, step)
@@ -169,7 +177,7 @@ class Log:
 
 
 def _wandb(folder: Path, config: Mapping[str, Any]) -> Any:
-    """A run of Weights & Biases, where it is installed and WANDB_PROJECT is set."""
+    """Return a run of Weights & Biases if it is installed and WANDB_PROJECT is set, else None."""
     if not os.environ.get("WANDB_PROJECT") or importlib.util.find_spec("wandb") is None:
         return None
     import wandb  # pyright: ignore[reportMissingImports]

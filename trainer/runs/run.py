@@ -10,15 +10,15 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
-from runtime.files import replacing, to_json
+from runtime.files import replacing
 from runtime.images import save
 from runtime.progress import Progress, clock
 
 from ..config import Config
 from ..data.dataset import load
 from ..data.unreadable import require_few
-from ..networks.cost import Cost, cost, peak_flops
-from ..processes import Processes, join
+from ..networks.cost import cost, peak_flops
+from ..processes import Processes
 from ..quality.evaluator import Judge, require_comparable
 from ..step import Trainer
 from . import checkpoint as checkpoints
@@ -27,6 +27,7 @@ from .folder import claim, note_start, open_run
 from .limits import require_memory
 from .log import BUCKET_COLUMNS, Log
 from .start import start
+from .trial import describe
 
 log = logging.getLogger(__name__)
 
@@ -276,41 +277,3 @@ class Run:
             if self.processes.main:
                 checkpoints.write(self.folder / "checkpoints", checkpoint, self.config.keep)
             self.written = state.step
-
-
-def describe(config: Config, trainer: Trainer, spent: Cost) -> None:
-    """Print the config, the data, the network's size, and how many epochs the run has."""
-    dataset = trainer.dataset
-    processes = trainer.processes
-    print(to_json(config.to_json()), end="")
-    print(
-        f"{len(dataset)} pictures of {dataset.sample_shape}, {len(dataset.classes)} classes; "
-        f"network of {spent.parameters / 1e6:.2f} M parameters, {spent.flops / 1e9:.3g} GFLOP a "
-        f"picture, on {trainer.device}"
-        f"{f' in {processes.count} processes' if processes.count > 1 else ''}; "
-        f"{config.steps * config.batch / len(dataset):.0f} epochs",
-        flush=True,
-    )
-
-
-def try_out(config: Config) -> None:
-    """Do everything but train: load the data, make the network, take three steps, and print how
-    long the run would take. Write nothing."""
-    dataset = load(config)
-    if config.quality_every:
-        require_comparable(config, dataset)
-    spent = cost(config, dataset.sample_shape, len(dataset.classes))
-    processes = join(config.device)
-    require_memory(spent, processes)
-    trainer = Trainer(config, dataset, processes)
-    start(trainer)
-    describe(config, trainer, spent)
-    trainer.train_step()  # not timed: the first step starts workers and may compile
-    begun = time.perf_counter()
-    losses = [trainer.train_step()["loss"] for _ in range(2)]
-    step_s = (time.perf_counter() - begun) / 2
-    trainer.batches.close()
-    print(
-        f"dry run: loss {losses[-1]:.4f}, {config.batch / step_s:.0f} pictures/s, "
-        f"{clock(step_s * config.steps)} for all {config.steps} steps; nothing was written"
-    )

@@ -1,0 +1,58 @@
+"""What a run would be: its description, and a trial of three steps that writes nothing."""
+
+from __future__ import annotations
+
+import time
+
+from runtime.files import to_json
+from runtime.progress import clock
+
+from ..config import Config
+from ..data.dataset import load
+from ..networks.cost import Cost, cost
+from ..processes import join
+from ..quality.evaluator import require_comparable
+from ..step import Trainer
+from .limits import require_memory
+from .start import start
+
+TIMED = 2
+"""Steps of a trial whose time is taken, after the first one."""
+
+
+def describe(config: Config, trainer: Trainer, spent: Cost) -> None:
+    """Print the config, the data, the network's size, and how many epochs the run has."""
+    dataset = trainer.dataset
+    processes = trainer.processes
+    print(to_json(config.to_json()), end="")
+    print(
+        f"{len(dataset)} pictures of {dataset.sample_shape}, {len(dataset.classes)} classes; "
+        f"network of {spent.parameters / 1e6:.2f} M parameters, {spent.flops / 1e9:.3g} GFLOP a "
+        f"picture, on {trainer.device}"
+        f"{f' in {processes.count} processes' if processes.count > 1 else ''}; "
+        f"{config.steps * config.batch / len(dataset):.0f} epochs",
+        flush=True,
+    )
+
+
+def try_out(config: Config) -> None:
+    """Do everything but train: load the data, make the network, take three steps, and print how
+    long the run would take. Write nothing."""
+    dataset = load(config)
+    if config.quality_every:
+        require_comparable(config, dataset)
+    spent = cost(config, dataset.sample_shape, len(dataset.classes))
+    processes = join(config.device)
+    require_memory(spent, processes)
+    trainer = Trainer(config, dataset, processes)
+    start(trainer)
+    describe(config, trainer, spent)
+    trainer.train_step()  # not timed: the first step starts workers and may compile
+    begun = time.perf_counter()
+    losses = [trainer.train_step()["loss"] for _ in range(TIMED)]
+    step_s = (time.perf_counter() - begun) / TIMED
+    trainer.batches.close()
+    print(
+        f"dry run: loss {losses[-1]:.4f}, {config.batch / step_s:.0f} pictures/s, "
+        f"{clock(step_s * config.steps)} for all {config.steps} steps; nothing was written"
+    )
