@@ -1,11 +1,11 @@
-# make demo: train, export, sample, in five minutes.   make test: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.
+# make demo: train, export, sample, in five minutes.   make test: every test but the slow ones; make test-all: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.
 # make bench: the benchmarks in a quarter of an hour (the first time in half), into docs/ and README.md; in full, an hour and a half: make bench QUICK=
 VENV ?= .venv
 PYTHON ?= python3
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PY = $(VENV)/bin/python
 
-.PHONY: demo test test-gpu lint bench clean
+.PHONY: demo test test-slow test-all test-gpu lint bench clean
 
 $(VENV)/.export: pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
@@ -33,8 +33,16 @@ demo:
 	@printf '\nhow long each part took:\n' && cat out/times.txt
 	@printf '\nlook at:\n  out/digits.png          ten columns, the digits 0 to 9 in order\n  out/emoji.png           a column a category, the rows in turn in the two styles\n  out/digits/report.png   what the export was held against\n'
 
+# A worker a core, each with one thread, so that they do not wait for each other. A file's tests stay together: they share what it sets up.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile
+
 test: $(VENV)/.dev
-	$(PY) -m pytest
+	$(PYTEST) -m "not gpu and not slow"
+
+test-slow: $(VENV)/.dev
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 test-gpu: $(VENV)/.dev
 	$(PY) -m pytest -m gpu -rs tests/runtime/test_gpu.py

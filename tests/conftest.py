@@ -1,6 +1,7 @@
 """One tiny trained run and its bundle, made once and shared; tests that change a bundle work on a
 copy."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,36 +30,67 @@ def root() -> Path:
     return ROOT
 
 
+Make = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """made_once(name, make): a folder that make(folder) fills, once for all processes of a run."""
+    base = tmp_path_factory.getbasetemp()
+    # Under pytest-xdist each worker has a folder of its own below the run's.
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        from trainer.processes import lock  # imports torch, which few tests need
+
+        folder = shared / name
+        with lock(shared / f"{name}.lock", wait=True):
+            if not (shared / f"{name}.done").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                (shared / f"{name}.done").touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_run(made_once: Make) -> Path:
     """A run of 30 steps on the digits, 10 classes and a null label."""
-    from trainer.config import Config
-    from trainer.fit import fit
 
-    runs = tmp_path_factory.mktemp("runs")
-    assert fit(Config(**TINY, sample_every=0), runs)
-    return runs / "tiny"
+    def train(folder: Path) -> None:
+        from trainer.config import Config
+        from trainer.fit import fit
 
+        assert fit(Config(**TINY, sample_every=0), folder)
 
-@pytest.fixture(scope="session")
-def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run's bundle. Read it, do not write it."""
-    from export.build import build
-    from export.sources.run import from_run
-
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    build(from_run(tiny_run, guidance=2.0), out)
-    return out
+    return made_once("runs", train) / "tiny"
 
 
 @pytest.fixture(scope="session")
-def precise(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tiny_run: Path, made_once: Make) -> Path:
+    """The tiny run's bundle, proved as any. Read it, do not write it."""
+
+    def export(folder: Path) -> None:
+        from export.build import build
+        from export.sources.run import from_run
+
+        build(from_run(tiny_run, guidance=2.0), folder / "tiny")
+
+    return made_once("bundles", export) / "tiny"
+
+
+@pytest.fixture(scope="session")
+def precise(tiny_run: Path, made_once: Make) -> Path:
     """The tiny run's bundle with every precision, made by the command. Read it, do not write it."""
-    from export.build import main
 
-    out = tmp_path_factory.mktemp("precise") / "tiny"
-    assert main([str(tiny_run), "--fp16", "--int8", "--quick", "--out", str(out)]) == 0
-    return out
+    def export(folder: Path) -> None:
+        from export.build import main
+
+        words = [str(tiny_run), "--fp16", "--int8", "--quick", "--out", str(folder / "tiny")]
+        assert main(words) == 0
+
+    return made_once("precise", export) / "tiny"
 
 
 @pytest.fixture(scope="session")

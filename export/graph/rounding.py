@@ -305,6 +305,7 @@ def same_alone(step: ModelProto) -> ModelProto:
             _convolve(node, shape, emit)
     del graph.node[:]
     graph.node.extend(emit.nodes)
+    drop_unused(graph)
     return proto
 
 

@@ -338,7 +338,7 @@ def test_ctrl_c_ends_with_a_checkpoint_status_130_and_how_to_go_on(
                 assert time.monotonic() < deadline, "the run did not begin"
                 time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=3600)
         finally:
             process.kill()
     assert process.returncode == 130, err

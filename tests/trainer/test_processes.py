@@ -69,7 +69,7 @@ def started(root: Path, what: list[str], how: tuple[str, ...] = DDP) -> subproce
 
 
 def finished(process: subprocess.Popen) -> str:
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, out
     return out
 
@@ -110,7 +110,7 @@ def killed(process: subprocess.Popen, run: Path) -> str:
     """What it says once one of its workers was killed."""
     try:
         kill_a_worker(process, run / "log.csv")
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=3600)
     finally:
         process.kill()
     assert process.returncode != 0
@@ -367,9 +367,9 @@ def test_processes_that_mpirun_started_are_one_run(root: Path) -> None:
         joined(root, **asked, OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_LOCAL_RANK=rank)
         for rank in ("0", "1")
     ]
-    assert [process.communicate(timeout=120)[0] for process in both] == ["0 2 3.0\n", "1 2 3.0\n"]
+    assert [process.communicate(timeout=3600)[0] for process in both] == ["0 2 3.0\n", "1 2 3.0\n"]
     lost, _ = joined(root, OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_LOCAL_SIZE="2").communicate(
-        timeout=120
+        timeout=3600
     )
     assert "RequestError: one of 2 processes that do not find each other" in lost
     assert "MASTER_ADDR" in lost

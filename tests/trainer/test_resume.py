@@ -108,7 +108,7 @@ def killed(root: Path, folder: Path, config: Config, kills: int, processes: int)
     ]
     environment = {**ONE_THREAD, "PYTHONPATH": str(root)}
     done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, done.stderr + "".join(
         p.read_text() for p in folder.glob("*/output-*.txt")
