@@ -109,12 +109,10 @@ def build(
     with replacing_folder(out) as folder:
         say("converting", flush=True)
         steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
-        folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
         faster = _for_cpus(steps) if winograd else {}
+        folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
         write_all(folded, model.sample_shape, folder / "fp32", faster)
-        conversion = _other_precisions(
-            folder, model, steps, precisions, bounds, calibration or Calibration()
-        )
+        conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
         bundle = bundle_in(folder, model)
         try:
             proof = check(model, bundle, bounds, plan, conversion, same_bytes)
@@ -125,9 +123,9 @@ def build(
         _finish(out.name, bundle, proof)
     written = Bundle.load(out)
     say(proof_lines(written, bounds))
-    size = sum(file.size for file in written.files.values())
+    megabytes = sum(file.size for file in written.files.values()) / 1e6
     spent = time.perf_counter() - begun
-    say(f"{out}: {size / 1e6:.1f} MB in {spent:.0f} s; see {out / REPORT_IMAGE}")
+    say(f"{out}: {megabytes:.1f} MB in {spent:.0f} s; see {out / REPORT_IMAGE}")
     return written
 
 
@@ -155,9 +153,10 @@ def _other_precisions(
     steps: Mapping[str, ModelProto],
     precisions: Collection[str],
     bounds: Bounds,
-    calibration: Calibration,
+    calibration: Calibration | None,
 ) -> Conversion:
     """Write the step graphs in other precisions, and return how they were made."""
+    calibration = calibration or Calibration()
 
     def write(name: str, change: Callable[[ModelProto], ModelProto]) -> None:
         changed = {file: change(proto) for file, proto in steps.items()}

@@ -1,7 +1,7 @@
 """Fit solvers to a bundle's network: python -m export.tune BUNDLE --calls 4,6,8 [--run RUN]
 
-As many calls as asked then end nearer to where the network's own many-call solver does, from the
-same noise. The weights stay as they are.
+A fitted solver with few network calls ends nearer to what many calls give from the same noise. The
+weights do not change.
 """
 
 from __future__ import annotations
@@ -45,13 +45,25 @@ def tune(
     work: Path = WORK,
     threads: int | None = None,
 ) -> Bundle:
-    """Fit a solver for each number of calls, and write the bundle anew with them, beside those that
-    it has for other numbers.
+    """Fit a solver for each number of calls, and rewrite the bundle with them.
 
-    network: the bundle's, as its source; left out, its own graph, with so many threads (None: one a
-    core). Raises RequestError for numbers of calls that make no sense; ExportError, with nothing
-    written, where the network is not the bundle's, and where a solver is no nearer to the teacher,
-    on held-out samples, than the best untuned one.
+    The bundle keeps the solvers that it has for other numbers of calls.
+
+    Args:
+        bundle: What is tuned.
+        calls: Numbers of network calls.
+        network: The bundle's network from its source; None for the bundle's own graph.
+        settings: How the search runs.
+        work: The folder of targets and fits, from which an interrupted search resumes.
+        threads: Of the bundle's own graph; None for one a core.
+
+    Returns:
+        The rewritten bundle.
+
+    Raises:
+        RequestError: A number of calls is out of range.
+        ExportError: The network is not the bundle's, or a solver is no nearer to the teacher on
+            held-out samples than the best untuned one. Nothing is written.
     """
     settings = settings or Settings()
     own = network_of(bundle, threads)
@@ -75,13 +87,12 @@ def tune(
 
 
 def helps(tuned: Tuned) -> bool:
-    """Whether it ends nearer to the teacher than the best untuned program, on samples that it was
-    not fitted on."""
+    """Whether it is nearer to the teacher than the best untuned solver, on held-out samples."""
     return tuned.made["errors"]["held_out"]["rms"] < tuned.made["untuned"]["held_out"]["rms"]
 
 
 def compared(tuned: Tuned) -> str:
-    """Its held-out error and the untuned program's, in words."""
+    """Return its held-out error and the untuned solver's in words."""
     own = tuned.made["errors"]["held_out"]["rms"]
     untuned = tuned.made["untuned"]
     return (
@@ -90,8 +101,7 @@ def compared(tuned: Tuned) -> str:
 
 
 def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
-    """The bundle anew in its place, with these solvers, their curve in the report, and the card
-    that tells of them."""
+    """Rewrite the bundle with these solvers, their curve in the report, and a new card."""
     with replacing_folder(bundle.path.resolve()) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         found = dataclasses.replace(bundle, path=folder, tuned=tuned)
@@ -115,7 +125,7 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export.tune", description=__doc__)
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder; it is written anew")
@@ -150,7 +160,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--threads", type=int, help="of the bundle's own graph [one a core]")
     add_options(parser, flag="--run")
-    given = parse(parser, arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    given = parse(_parser(), arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
 
     def action() -> int:

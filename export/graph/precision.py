@@ -9,7 +9,7 @@ estimate and the update stay float32. ../docs/precisions.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,76 +187,91 @@ def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]
     return np.maximum(np.abs(weight).max(axis=others), 1e-12).astype(np.float32) / np.float32(127)
 
 
+class _Quantizer:
+    """Adds Q/DQ pairs to a graph, one for each value and weight however often they are read."""
+
+    def __init__(self, graph: GraphProto, ranges: Mapping[str, Range], signed: bool) -> None:
+        self.graph = graph
+        self.ranges = ranges
+        self.signed = signed
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.nodes: list[NodeProto] = []
+        self.made: dict[str, str] = {}
+
+    def activation(self, name: str) -> str:
+        """Return the name of a float32 value after rounding it to int8 and back."""
+        if name not in self.made:
+            scale, zero = self.ranges[name].grid(self.signed)
+            grid = [
+                self._constant(f"{name}.scale", scale),
+                self._constant(f"{name}.zero", zero),
+            ]
+            self._add("QuantizeLinear", [name, *grid], f"{name}.q", f"{name}/Quantize")
+            self._dequantize(name, grid)
+        return self.made[name]
+
+    def weights(self, name: str, axis: int) -> str:
+        """Return the name of a weight that is stored in int8, with a scale an output."""
+        if name not in self.made:
+            value = numpy_helper.to_array(self.constants[name])
+            axis %= value.ndim
+            scale = weight_scales(value, axis)
+            shape = [-1 if i == axis else 1 for i in range(value.ndim)]
+            q = np.clip(np.round(value / scale.reshape(shape)), -127, 127).astype(np.int8)
+            grid = [
+                self._constant(f"{name}.scale", scale),
+                self._constant(f"{name}.zero", np.zeros(len(scale), np.int8)),
+            ]
+            self._constant(f"{name}.q", q)
+            self._dequantize(name, grid, axis)
+        return self.made[name]
+
+    def _constant(self, name: str, value: NDArray[np.generic] | np.generic) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def _add(
+        self, op: str, inputs: list[str], output: str, name: str, axis: int | None = None
+    ) -> None:
+        # The axis of a single scale has no meaning, and is left out.
+        node = helper.make_node(op, inputs, [output], name=name)
+        if axis is not None:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        self.nodes.append(node)
+
+    def _dequantize(self, name: str, grid: list[str], axis: int | None = None) -> None:
+        output = f"{name}.dq"
+        self._add("DequantizeLinear", [f"{name}.q", *grid], output, f"{name}/Dequantize", axis)
+        self.made[name] = output
+
+
 def quantize(
     step: ModelProto, ranges: Sequence[Range], keep: Collection[str], signed: bool
 ) -> ModelProto:
-    """The step graph with its layers in int8: Q/DQ around what goes in, weights as int8 with a
-    scale an output. Biases stay float32.
+    """Return the step graph with its layers in int8 (Jacob et al. 2018, section 2).
 
-    ranges: of the input of each of `layers(step)`. keep: names of layers that stay float32. signed:
-    zero point 0, as TensorRT asks; otherwise unsigned, as CPUs multiply fastest. (Jacob et al.
-    2018, section 2.)
+    The input of a layer goes through Q/DQ. Its weights are int8 with a scale an output. Its bias
+    stays float32.
+
+    Args:
+        step: The step graph in float32.
+        ranges: Of the input of each of `layers(step)`.
+        keep: Names of layers that stay float32.
+        signed: Use zero point 0, as TensorRT asks. CPUs multiply unsigned activations fastest.
     """
     proto = copy_of(step)
     graph = proto.graph
     every = layers(step)
     chosen = {layer.node for layer in every if layer.name not in keep}
     range_of = {layer.input: range_ for layer, range_ in zip(every, ranges, strict=True)}
-    constants = {t.name: t for t in graph.initializer}
-    made: dict[str, str] = {}
-    nodes: list[NodeProto] = []
-
-    def constant(name: str, value: NDArray[np.generic] | np.generic) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def activation(name: str) -> str:
-        if name not in made:
-            scale, zero = range_of[name].grid(signed)
-            grid = [constant(f"{name}.scale", scale), constant(f"{name}.zero", zero)]
-            nodes.append(
-                helper.make_node(
-                    "QuantizeLinear", [name, *grid], [f"{name}.q"], name=f"{name}/Quantize"
-                )
-            )
-            nodes.append(
-                helper.make_node(
-                    "DequantizeLinear",
-                    [f"{name}.q", *grid],
-                    [f"{name}.dq"],
-                    name=f"{name}/Dequantize",
-                )
-            )
-            made[name] = f"{name}.dq"
-        return made[name]
-
-    def weights(name: str, axis: int) -> str:
-        if name not in made:
-            value = numpy_helper.to_array(constants[name])
-            axis %= value.ndim
-            scale = weight_scales(value, axis)
-            shape = [-1 if i == axis else 1 for i in range(value.ndim)]
-            q = np.clip(np.round(value / scale.reshape(shape)), -127, 127).astype(np.int8)
-            grid = [
-                constant(f"{name}.scale", scale),
-                constant(f"{name}.zero", np.zeros(len(scale), np.int8)),
-            ]
-            inputs = [constant(f"{name}.q", q), *grid]
-            nodes.append(
-                helper.make_node(
-                    "DequantizeLinear", inputs, [f"{name}.dq"], axis=axis, name=f"{name}/Dequantize"
-                )
-            )
-            made[name] = f"{name}.dq"
-        return made[name]
-
+    quantizer = _Quantizer(graph, range_of, signed)
     for node in graph.node:
         if node.name in chosen:
-            node.input[0] = activation(node.input[0])
-            node.input[1] = weights(node.input[1], output_axis(node))
-        nodes.append(node)
+            node.input[0] = quantizer.activation(node.input[0])
+            node.input[1] = quantizer.weights(node.input[1], output_axis(node))
+        quantizer.nodes.append(node)
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(quantizer.nodes)
     drop_unused(graph)
     return proto
 

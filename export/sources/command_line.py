@@ -1,9 +1,9 @@
-"""What the command line names, as a `Model`: a run, a bundle, a diffusers folder, or a module."""
+"""The command line's source as a `Model`: a run, a bundle, a diffusers folder, or a module."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from runtime.output import say
 
 from .bundle import from_bundle, is_bundle
 from .diffusers import from_diffusers, is_diffusers
+from .loading import load_module, load_weights
 from .model import Model, bundle_name
-from .module import from_module, load_module, load_weights
+from .module import from_module
 from .run import from_run, newest_run
 
 RUN = "a run"
@@ -55,8 +56,12 @@ ACCEPTS = {
 
 
 def named(given: argparse.Namespace) -> Model:
-    """The model that the options name. Raises ExportError and RequestError, see the function of
-    each kind."""
+    """Return the model that the options name.
+
+    Raises:
+        RequestError: Options contradict each other.
+        ExportError: See `from_run`, `from_bundle`, `from_diffusers` and `from_module`.
+    """
     if given.module is not None:
         if given.run is not None:
             raise RequestError(
@@ -110,8 +115,7 @@ EXAMPLE = "--sample-shape 3,32,32 --prediction epsilon --schedule linear_raw"
 
 
 def _taken(given: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """The options that were given. Raises RequestError for one that this kind of source does not
-    take."""
+    """Return the options that were given. Raises RequestError for one of another kind of source."""
     options = {
         key: value for key, value in vars(given).items() if value is not None and key in _EVERY
     }
@@ -128,7 +132,7 @@ _EVERY = {key for keys in ACCEPTS.values() for key in keys}
 
 
 def _schedule(options: dict[str, Any]) -> Schedule | None:
-    """Takes --schedule and its options out of the others."""
+    """Take --schedule and its options out of the others."""
     name = options.pop("schedule", None)
     parameters = _together("--schedule-option", options.pop("schedule_option", ()))
     if name is None:
@@ -172,19 +176,32 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> None:
-    """The options that say what is exported; each is None where it was not given. flag: RUN's,
-    where it is no positional argument."""
-    where: dict[str, Any] = {"type": Path, "metavar": "RUN"}
+    """Add the options that say what is exported; each is None unless it is given.
+
+    Args:
+        parser: Of a command.
+        flag: The flag for RUN; None makes it a positional argument.
+    """
     what = "a run's, a bundle's or a diffusers folder"
     if flag:
-        parser.add_argument(flag, dest="run", help=what, **where)
+        parser.add_argument(flag, dest="run", help=what, type=Path, metavar="RUN")
     else:
-        parser.add_argument("run", nargs="?", help=f"{what} [the newest run under runs/]", **where)
+        text = f"{what} [the newest run under runs/]"
+        parser.add_argument("run", nargs="?", help=text, type=Path, metavar="RUN")
+    _add_run_options(parser.add_argument_group("runs of trainer.fit"))
+    _add_module_options(
+        parser.add_argument_group("any PyTorch module", f"needs {EXAMPLE} or the like")
+    )
+    _add_network_options(
+        parser.add_argument_group("modules, and diffusers networks without a scheduler")
+    )
+    _add_diffusers_options(parser.add_argument_group("diffusers folders"))
+    _add_label_options(parser.add_argument_group("labels of modules and diffusers folders"))
+    _add_bundle_options(parser.add_argument_group("the bundle"))
 
-    def adder(title: str, description: str | None = None) -> Callable[..., Any]:
-        return parser.add_argument_group(title, description).add_argument
 
-    add = adder("runs of trainer.fit")
+def _add_run_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--runs", type=Path, metavar="DIR", help="the folder that holds the runs [runs]")
     add(
         "--weights",
@@ -192,7 +209,10 @@ def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> Non
         help="ema, the moving average, or weights, the last step's own [ema]; with --module, a "
         ".safetensors file",
     )
-    add = adder("any PyTorch module", f"needs {EXAMPLE} or the like")
+
+
+def _add_module_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--module",
         metavar="PACKAGE.FILE:FACTORY",
@@ -215,7 +235,7 @@ def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> Non
         "--clip",
         type=float,
         metavar="BOUND",
-        help="on the denoised estimate; 1 for pictures [none]",
+        help="on the denoised estimate; 1 for images [none]",
     )
     add("--num-classes", type=int, metavar="N", help="without the null label [0, no labels]")
     add(
@@ -225,7 +245,10 @@ def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> Non
         metavar="NAME=VALUE",
         help="of the default solver",
     )
-    add = adder("modules, and diffusers networks without a scheduler")
+
+
+def _add_network_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--prediction", metavar="KIND", help="what F is: epsilon, v, x0, flow or edm")
     add("--schedule", metavar="NAME", help=", ".join(sorted(set(SCHEDULES) - {"from_betas"})))
     add(
@@ -235,13 +258,18 @@ def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> Non
         metavar="NAME=VALUE",
         help="such as T=500",
     )
-    add = adder("diffusers folders")
-    add(
+
+
+def _add_diffusers_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--variant",
         metavar="NAME",
         help="of the weights, such as fp16; they are computed in float32",
     )
-    add = adder("labels of modules and diffusers folders")
+
+
+def _add_label_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--null-label",
         type=int,
@@ -254,12 +282,15 @@ def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> Non
         metavar="A,B,…",
         help="of the classes, without the null label [their numbers]",
     )
-    add = adder("the bundle")
+
+
+def _add_bundle_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--name", help="[the folder's, or the factory's]")
     add(
         "--guidance",
         type=float,
-        help="the default guidance scale, 1 for none [2 where a null label was trained]",
+        help="the default guidance scale, 1 for none [2 if a null label was trained]",
     )
     add("--solver", metavar="NAME", help="the default one [the scheduler's; ddim]")
     add("--steps", type=int, metavar="N", help="the default number [the scheduler's; 50]")

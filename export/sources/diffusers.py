@@ -32,8 +32,9 @@ from .diffusers_config import (
     scheduler_config,
 )
 from .diffusers_convert import advice
+from .loading import mismatch
 from .model import Model, bundle_name, json_object
-from .module import from_module, mismatch, schedule_of
+from .module import from_module, schedule_of
 
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")

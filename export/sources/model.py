@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from runtime.arguments import elements, integer
 from runtime.diffusion.program import Network
 from runtime.errors import RequestError
 from runtime.files import to_json
-from runtime.messages import described, refused, shown
-from runtime.spec import ModelSpec
+from runtime.messages import described, printable, refused, shown
+from runtime.spec import Labels, ModelSpec
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,6 +74,33 @@ def _string_keys(value: Mapping[Any, Any]) -> list[tuple[str, Any]]:
         if not isinstance(key, str):
             raise TypeError(f"the key {shown(key)} is not a string")
     return list(value.items())
+
+
+def make_labels(count: int, null_label: int | None, names: Sequence[str] | None) -> Labels | None:
+    """Return the labels of a network with `count` of them, the null label included; None for 0.
+
+    Raises RequestError for a null label that is not one of them, and unless `names` has a
+    different name for each class.
+    """
+    if names is not None:
+        names = elements("label_names", names, "a list of names, one for each class")
+    if count == 0 or (count == 1 and null_label is not None):
+        if null_label is not None or names:
+            raise RequestError("null_label and label_names need classes: give num_classes too.")
+        return None
+    if null_label is not None:
+        null_label = integer("null_label", null_label, 0, count - 1)
+    numbers = [i for i in range(count) if i != null_label]
+    if names is None:
+        # If the null label is not the last one, a class has another number in the bundle.
+        moved = numbers != list(range(len(numbers)))
+        names = [f"class{i}" if moved else str(i) for i in numbers]
+    rule = f"label_names must be {len(numbers)} different names, one for each class, got"
+    if not all(isinstance(n, str) and n and printable(n) == n for n in names):
+        raise RequestError(f"{rule} {shown(names)}. Each must be a string, not empty, in Unicode.")
+    if len(names) != len(numbers) or len(set(names)) != len(names):
+        raise RequestError(f"{rule} {len(names)}: {shown(list(names))}.")
+    return Labels(tuple(names), null_label is not None)
 
 
 def torch_network(model: Model) -> Network:

@@ -5,30 +5,27 @@ The module is called before anything is converted, so that faults are named earl
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from runtime.arguments import elements, file_path, integer, number, text
+from runtime.arguments import elements, integer, number, text
 from runtime.diffusion.program import PREDICTIONS
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.diffusion.solvers import make_program
 from runtime.errors import RequestError, unknown
 from runtime.files import from_json, to_json
-from runtime.messages import described, printable, shown
-from runtime.spec import Defaults, Labels
+from runtime.messages import described, shown
+from runtime.spec import Defaults
 
 from ..errors import ExportError
-from .model import Model, bundle_name, json_object
+from .loading import check_module, type_name
+from .model import Model, bundle_name, json_object, make_labels
 
 MOST_VALUES = 2**26
 """The most values of a sample: 4,096 × 4,096 in four channels."""
@@ -91,7 +88,7 @@ def from_module(
         RequestError: An argument is invalid.
         ExportError: The module does not answer like this.
     """
-    _check_module(module)
+    check_module(module)
     name = _name(bundle_name(type(module).__name__.lower()) if name is None else name)
     shape = _shape(sample_shape)
     schedule = schedule_of(schedule)
@@ -122,33 +119,6 @@ def from_module(
         provenance={"source": f"a PyTorch module, {type(module).__qualname__}", **extra},
         sample_range=bounds,
     )
-
-
-def make_labels(count: int, null_label: int | None, names: Sequence[str] | None) -> Labels | None:
-    """Return the labels of a network with `count` of them, the null label included; None for 0.
-
-    Raises RequestError for a null label that is not one of them, and unless `names` has a
-    different name for each class.
-    """
-    if names is not None:
-        names = elements("label_names", names, "a list of names, one for each class")
-    if count == 0 or (count == 1 and null_label is not None):
-        if null_label is not None or names:
-            raise RequestError("null_label and label_names need classes: give num_classes too.")
-        return None
-    if null_label is not None:
-        null_label = integer("null_label", null_label, 0, count - 1)
-    numbers = [i for i in range(count) if i != null_label]
-    if names is None:
-        # If the null label is not the last one, a class has another number in the bundle.
-        moved = numbers != list(range(len(numbers)))
-        names = [f"class{i}" if moved else str(i) for i in numbers]
-    rule = f"label_names must be {len(numbers)} different names, one for each class, got"
-    if not all(isinstance(n, str) and n and printable(n) == n for n in names):
-        raise RequestError(f"{rule} {shown(names)}. Each must be a string, not empty, in Unicode.")
-    if len(names) != len(numbers) or len(set(names)) != len(names):
-        raise RequestError(f"{rule} {len(names)}: {shown(list(names))}.")
-    return Labels(tuple(names), null_label is not None)
 
 
 def schedule_of(value: object) -> Schedule:
@@ -241,14 +211,6 @@ def _check_settings(
     make_program(schedule, prediction, solver, steps, grid, clip=clip, **options)
 
 
-def _check_module(module: object) -> None:
-    if not isinstance(module, nn.Module):
-        raise ExportError(
-            f"module must be a torch.nn.Module, got {type(module).__name__}. Wrap a function in "
-            f"one."
-        )
-
-
 def _check_parameters(name: str, module: nn.Module) -> None:
     """Raises ExportError for a module in training, off the CPU, or not in float32."""
     training = [
@@ -269,7 +231,7 @@ def _check_parameters(name: str, module: nn.Module) -> None:
             )
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ExportError(
-                f"{name}: {key} is {_plain(tensor.dtype)}, float32 expected. Call module.float()."
+                f"{name}: {key} is {type_name(tensor.dtype)}, float32 expected. Call module.float()."
             )
 
 
@@ -320,172 +282,10 @@ def _checked_answer(name: str, found: object, shape: torch.Size, asked: str) -> 
             "first half."
         )
     if found.dtype != torch.float32:
-        raise ExportError(f"{name}: {asked} returns {_plain(found.dtype)}, float32 expected.")
+        raise ExportError(f"{name}: {asked} returns {type_name(found.dtype)}, float32 expected.")
     if not bool(torch.isfinite(found).all()):
         raise ExportError(
             f"{name}: {asked} returns NaN or infinity for noise of variance 1. Are its weights "
             f"loaded?"
         )
     return found
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def load_module(spec: str) -> nn.Module:
-    """Return what the factory `package.file:factory` makes without arguments, in evaluation mode.
-
-    Runs that code. Raises ExportError if the module or the factory is missing or fails, or if the
-    factory makes something else; RequestError for a `spec` that is no string.
-    """
-    path, colon, attribute = text("spec", spec, "mynet:net").rpartition(":")
-    spec = printable(spec)
-    # A Windows path has a colon of its own, so `path` may end in one.
-    if not (path and colon and attribute) or re.search(r"[/\\]", attribute):
-        raise ExportError(
-            f"--module must be package.file:factory, got {spec!r}. "
-            "Name the function that makes the network, such as mynet:net."
-        )
-    if re.search(r"[/\\:]|\.py$|^\.|\.\.|\.$", path):
-        raise ExportError(_not_dotted(spec, path, attribute))
-    code = _imported(spec, path)
-    found = getattr(code, attribute, None)
-    if not callable(found):
-        known = [k for k, value in vars(code).items() if callable(value) and not k.startswith("_")]
-        raise unknown(f"factory of {path}", attribute, known, ExportError)
-    return _made(spec, found).eval()
-
-
-def _not_dotted(spec: str, path: str, attribute: str) -> str:
-    """Return the message for a file's path in place of a dotted name, with the dotted name."""
-    parts = [part for part in re.split(r"[/\\]+", path) if part not in ("", ".")]
-    stem = parts[-1].removesuffix(".py") if parts else ""
-    stem = printable(stem.strip(".")) or "mynet"
-    folder = printable(re.sub(r"[/\\]*[^/\\]*$", "", path))
-    # The folders in front, which importing must be told of: none for ./mynet.
-    if folder in ("", "."):
-        return (
-            f"--module must be a dotted name, not a path, got {spec!r}. "
-            f"Write --module {stem}:{attribute} and run this from the file's folder."
-        )
-    return (
-        f"--module must be a dotted name, not a path, got {spec!r}. "
-        f"Write --module {stem}:{attribute} and put the folder {folder} into PYTHONPATH."
-    )
-
-
-def _imported(spec: str, path: str) -> ModuleType:
-    try:
-        return importlib.import_module(path)
-    except KeyboardInterrupt:
-        raise
-    except ModuleNotFoundError as error:
-        if not f"{path}.".startswith(f"{error.name}."):
-            raise ExportError(
-                f"--module {spec}: importing {printable(path)} needs {error.name!r}, which is not "
-                f"installed."
-            ) from error
-        raise ExportError(
-            f"--module {spec}: there is no module {error.name!r}. Run this from the folder that "
-            f"{path.split('.')[0]!r} is in, or put that folder into PYTHONPATH."
-        ) from error
-    except BaseException as error:  # the module's own code, which may call sys.exit()
-        raise ExportError(
-            f"--module {spec}: importing {printable(path)} fails with {described(error)}."
-        ) from error
-
-
-def _made(spec: str, factory: Callable[[], object]) -> nn.Module:
-    if isinstance(factory, nn.Module):
-        return factory
-    try:
-        inspect.signature(factory).bind()
-    except TypeError as error:
-        raise ExportError(
-            f"--module {spec}: the factory is called without arguments, but {error}. Write one "
-            f"that fills them in."
-        ) from None
-    except ValueError:  # a builtin without a signature
-        pass
-    try:
-        made = factory()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # the factory's own code, which may call sys.exit()
-        raise ExportError(f"--module {spec}: the factory fails with {described(error)}.") from error
-    if not isinstance(made, nn.Module):
-        raise ExportError(
-            f"--module {spec}: the factory returns {type(made).__name__}, a torch.nn.Module "
-            f"expected."
-        )
-    return made
-
-
-def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Fill the module with a safetensors file.
-
-    Raises ExportError if the file cannot be read, or if names, shapes or kinds of numbers do not
-    match; RequestError for a `path` that is no path.
-    """
-    _check_module(module)
-    path = file_path("path", path)
-    where = printable(path)
-    found = _read_weights(path)
-    expected = {k: t for k, t in module.state_dict().items() if isinstance(t, Tensor)}
-    lazy = [key for key, tensor in expected.items() if nn.parameter.is_lazy(tensor)]
-    if lazy:
-        raise ExportError(f"{lazy[0]} of the module has no shape yet. Run the lazy module once.")
-    # Of tensors that share their memory safetensors stores one.
-    given = {expected[key].data_ptr() for key in found if key in expected}
-    faults = [f"{key!r} is missing" for key, t in expected.items() if t.data_ptr() not in given]
-    faults += [f"{key!r} is unexpected" for key in found if key not in expected]
-    for key, tensor in expected.items():
-        if key not in found:
-            continue
-        stored = found[key]
-        if stored.shape != tensor.shape:
-            faults.append(f"{key!r} is {list(stored.shape)}, {list(tensor.shape)} expected")
-        elif _numbers(stored) != _numbers(tensor):
-            # load_state_dict would cast: integers of a quantized file are not the weights.
-            faults.append(f"{key!r} is {_plain(stored.dtype)}, {_plain(tensor.dtype)} expected")
-    if faults:
-        raise ExportError(mismatch(where, faults))
-    try:
-        module.load_state_dict(found, strict=False)
-    except Exception as error:  # the module may load its state with code of its own
-        raise ExportError(f"{where} cannot be loaded ({described(error)}).") from error
-
-
-def _numbers(tensor: Tensor) -> str:
-    """Return "float" for every floating-point type, which can be cast; else the type itself."""
-    return "float" if tensor.is_floating_point() else _plain(tensor.dtype)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    where = printable(path)
-    if path.suffix != ".safetensors":
-        raise ExportError(
-            f"{where}: weights are read from .safetensors only, because other formats can run code "
-            "when they are opened. If you trust the file: safetensors.torch.save_file("
-            "torch.load(path, weights_only=True), 'weights.safetensors')."
-        )
-    try:
-        if path.is_dir():
-            raise ExportError(f"{where} is a folder. Pass the .safetensors file in it.")
-        return load_file(path)
-    except ExportError:
-        raise
-    except FileNotFoundError:
-        raise ExportError(f"{where}: there is no such file.") from None
-    except Exception as error:  # safetensors has errors of its own, and passes on PyTorch's
-        raise ExportError(
-            f"{where} cannot be read as safetensors ({described(error)}). Save or copy the file "
-            f"again."
-        ) from error
-
-
-def mismatch(where: str, faults: Sequence[str], most: int = 5) -> str:
-    """The message for weights that are not the module's: the first faults, and how many more."""
-    more = f" and {len(faults) - most} more" if len(faults) > most else ""
-    return f"{where} does not fit the module: {'; '.join(faults[:most])}{more}."

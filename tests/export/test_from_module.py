@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from export import ExportError, build_bundle
 from export.graph import trace as graph
 from export.proof.plan import Plan
-from export.sources.model import torch_network
-from export.sources.module import from_module, load_module, load_weights, make_labels
+from export.sources.loading import load_module, load_weights
+from export.sources.model import make_labels, torch_network
+from export.sources.module import from_module
 from runtime import Sampler, make_schedule, run
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.schedule import Schedule
