@@ -70,6 +70,7 @@ def image_ending(ending: str) -> bool:
 
 def image_bytes(head: bytes) -> bool:
     """Return whether a file that begins like this is an image, whatever its name says."""
+    # ISO media files (AVIF, HEIC) and RIFF say what they hold behind a length.
     signatures = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"qoif")
     container = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     still = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"heic", b"heix", b"mif1", b"msf1")
@@ -141,6 +142,7 @@ class Decoding:
 
         if not self.mode:
             return image
+        # Pillow's own conversion of 16 bits cuts values off at 255.
         image = eight_bits(image, name)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")

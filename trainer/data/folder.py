@@ -84,6 +84,7 @@ def _by_folder(found: Survey) -> Listing:
         )
     if not classes:
         return Listing(path, _under(path, beside), np.zeros(len(beside), np.int64), (title(path),))
+    # Sorted by class and then by name, on every machine.
     names = [f"{name}/{file}" for name, files in classes.items() for file in files]
     counts = [len(files) for files in classes.values()]
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
@@ -105,7 +106,7 @@ def _labelled(found: Survey, label_file: Path) -> Listing:
     [["a/1.png", 3], …]}."""
     path = found.path
     label_of = _read_labels(label_file)
-    names = sorted(label_of)
+    names = sorted(label_of)  # not in the order of the file: the same labels are the same data
     missing = [name for name in names if not _is_file(path / name)]
     if missing:
         raise DataError(
@@ -141,6 +142,7 @@ def _read_labels(label_file: Path) -> dict[str, str]:
         value = from_json(label_file.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"the label file {label_file} cannot be read as JSON ({error}).") from error
+    # A list, or null, tells StyleGAN's form from an image that is called "labels".
     if (
         isinstance(value, dict)
         and isinstance(value.get("labels"), list | None)
@@ -177,6 +179,7 @@ def _plain(name: str, where: str) -> str:
     Raises:
         DataError: It does not lie inside the folder, or is not text.
     """
+    # A label file may come from anywhere: it must not name files outside the folder.
     if text_fault(name):
         raise DataError(f"{where}: the name {name!a} {text_fault(name)}.")
     if not name or os.path.isabs(name) or ".." in Path(name).parts:
@@ -243,6 +246,7 @@ def read_all(
             log.warning("skipped %s: %s", printable(str(file)), error)
             bad.append(str(file))
             continue
+        # Found before memory is spent on the rest.
         if images and picture.shape != images[0].shape:
             raise unlike(str(file), picture.shape, str(first), images[0].shape)
         first = first if images else file

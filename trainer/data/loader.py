@@ -34,6 +34,7 @@ def batch_indices(seed: int, step: int, batch: int, count: int) -> NDArray[np.in
     """Return which of `count` images step `step` trains on, [batch]."""
     positions = np.arange(step * batch, (step + 1) * batch)
     indices = np.empty(batch, np.int64)
+    # A batch may end one epoch and begin the next, or hold several of little data.
     for epoch in np.unique(positions // count).tolist():
         here = positions // count == epoch
         indices[here] = _permutation(seed, epoch, count)[positions[here] % count]
@@ -64,6 +65,7 @@ class Wanted(Sampler[list[tuple[int, float]]]):
         return list(zip(indices.tolist(), crops.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[list[tuple[int, float]]]:
+        # To the run's last step, so that workers do not read ahead for nothing.
         for step in range(self.first, self.config.steps):
             yield self.at(step)
 

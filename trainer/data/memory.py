@@ -83,6 +83,7 @@ class MemoryReader:
 
     def take(self, step: int) -> Batch:
         """Return the batch of a step; see `Batches.take`."""
+        # Crops are drawn for streams alone: these images have been cropped.
         indices = batch_indices(self.config.seed, step, self.config.batch, len(self._images))
         index = torch.from_numpy(indices[self.mine])
         return Batch(self._images[index].contiguous(), self._labels[index])

@@ -49,7 +49,7 @@ def stream(urls: str, config: Config) -> Stream:
     places = []
     labels = []
     left_out: dict[str, list[str]] = {}
-    lost: set[str] = set()
+    lost: set[str] = set()  # classes of images that are left out
     for i, shard in enumerate(track(shards, "indexing shards")):
         index = indexed(i, shard, config)
         for kind, members in index.left_out.items():
@@ -64,6 +64,7 @@ def stream(urls: str, config: Config) -> Stream:
             f"no images in {urls}{f': {_counted(left_out)}' if left_out else ''}. "
             f"Members that end in {', '.join(sorted(endings()))} are read."
         )
+    # A file may lack the class of some by mistake: nothing says which class they would be.
     if any(label is None for label in labels) and any(label is not None for label in labels):
         raise DataError(
             f"{printable(names[labels.index(None)])} has no class, and others have: "

@@ -32,6 +32,7 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, names: Iterable[str]) -> None:
+        # surrogateescape: file names may be any bytes.
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
@@ -203,7 +204,7 @@ def probe(
     Raises:
         DataError: None of the first hundred can be read. `name` is what the error calls the data.
     """
-    fault = ""
+    fault = ""  # of the first image, for the error
     for i in range(min(PROBED, len(names))):
         try:
             H, W, C = decoding(fetch(i), names[i]).shape

@@ -33,7 +33,11 @@ OTHER = "other files"
 
 @dataclass
 class Contents:
-    """Names in one folder. left_out: kind → names."""
+    """Names in one folder.
+
+    Attributes:
+        left_out: Why → names that are not trained on.
+    """
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -56,6 +60,8 @@ def contents(path: Path) -> Contents:
                 _sort(entry, found)
     except OSError as error:
         raise DataError(f"the folder {printable(str(path))} cannot be listed ({error}).") from error
+    # Sorted, because the order of a folder's entries differs between file systems, and the order of
+    # images decides what each step trains on.
     found.images.sort()
     found.folders.sort()
     _sniff(path, found)
@@ -141,6 +147,7 @@ def survey(path: Path) -> Survey:
     top = identity(path)
     classes: dict[str, Contents] = {}
     for name in root.folders:
+        # A link to the folder itself would be a class of all images.
         if identity(path / name) == top:
             root.leave_out(LOOPS, name)
         else:
@@ -158,6 +165,7 @@ def _below(
     path: Path, name: str, top: Contents, seen: set[tuple[int, int]]
 ) -> Iterator[tuple[str, Contents]]:
     """Yield every folder below path/name that is not in `seen`, and add it there."""
+    # With a list, not by recursion: a tree may be deeper than Python's stack.
     waiting = [(name, top)]
     while waiting:
         parent, inside = waiting.pop()
@@ -183,11 +191,13 @@ def require_layout(found: Survey) -> None:
     deeper = {name: len(inside.images) for name, inside in found.deeper.items() if inside.images}
     if deeper:
         raise _nested(found, sum(counts.values()) + len(found.root.images), deeper)
+    # A network would learn to tell the training images from the test images.
     if len(counts) > 1 and all(SPLIT.fullmatch(name) for name in counts):
         raise DataError(
             f"{shown} has the parts of a data set, not classes: {_counted(counts)}. "
             f"Name one of them: {_data(found.path / max(counts, key=lambda name: counts[name]))}."
         )
+    # A folder without any image is no class, but one whose images are all left out is a mistake.
     for name, inside in found.classes.items():
         hidden = [
             n
@@ -198,14 +208,14 @@ def require_layout(found: Survey) -> None:
         if lost and not inside.images:
             raise DataError(
                 f"the class folder {printable(f'{found.path}/{name}')} has no image that is read, "
-                f"but "
-                f"{len(lost)} that are not: {listed(lost, 3)}. Convert them to one of "
+                f"but {len(lost)} that are not: {listed(lost, 3)}. Convert them to one of "
                 f"{', '.join(sorted(endings()))}, or move the folder away."
             )
 
 
 def _nested(found: Survey, used: int, deeper: Mapping[str, int]) -> DataError:
     shown = printable(str(found.path))
+    # The remedy names the folder with the most images one level below its subfolders.
     parents = Counter({os.path.dirname(name): 0 for name in deeper})
     for name, count in deeper.items():
         parents[os.path.dirname(name)] += count
@@ -214,14 +224,12 @@ def _nested(found: Survey, used: int, deeper: Mapping[str, int]) -> DataError:
     if used:
         return DataError(
             f"{shown} has {used} images in itself and its subfolders, but also {many}, which "
-            f"would be "
-            "left out. Move them into one folder per class, or name their classes with "
+            "would be left out. Move them into one folder per class, or name their classes with "
             "--label-file."
         )
     return DataError(
         f"{shown} has no images in itself or its subfolders, but {many}. Name the folder that "
-        f"holds "
-        f"the class folders, such as {_data(found.path / best)}."
+        f"holds the class folders, such as {_data(found.path / best)}."
     )
 
 

@@ -1,5 +1,7 @@
-"""Datasets of the `datasets` library: from the Hub, from a folder that it saved, or from parquet
-files. Rows stay on disk."""
+"""Data sets of the `datasets` library: from the Hub, a folder that it saved, or parquet files.
+
+Rows stay on disk. The library has no types: its tables and columns are `Any` here.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +51,7 @@ def stream(place: str, config: Config) -> Stream:
         try:
             value = rows[i][column]
         except Exception as error:  # pyarrow raises a dozen kinds for damaged files
+            # Not one unreadable image: the table itself is damaged.
             raise DataError(
                 f"{place} row {i} cannot be read ({type(error).__name__}: {error})."
             ) from error
@@ -82,10 +85,10 @@ def _report_missing(place: str, rows: Any, column: str) -> None:
         DataError: There are more of them than a run may leave out.
     """
     compute: Any = importlib.import_module("pyarrow.compute")  # its functions are made at run time
-
     missing: list[int] = []
     try:
         at = 0
+        # In blocks: a whole column of images may be larger than the memory.
         for start in range(0, len(rows), 1000):
             chunked = rows.with_format("arrow")[start : start + 1000][column]
             for chunk in chunked.chunks:  # the images themselves are not touched
@@ -109,6 +112,7 @@ def _report_missing(place: str, rows: Any, column: str) -> None:
 
 
 def _hub(place: str) -> bool:
+    """Return whether `datasets` would look for this on the Hub."""
     return not Path(place).exists()
 
 
@@ -139,6 +143,7 @@ def _image_column(place: str, table: Any, wanted: str) -> str:
     if wanted and wanted not in table.features:
         raise unknown("image column", wanted, table.features)
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    # Parquet files that another program wrote have the bytes, but not the library's type.
     images += [name for name, kind in table.features.items() if _is_file(kind)]
     if not images:
         raise DataError(
@@ -162,7 +167,10 @@ def _is_file(kind: Any) -> bool:
 
 
 def _undecoded(table: Any, column: str) -> Any:
-    """The same column with each picture as {"bytes", "path"}."""
+    """Return the table with each image as {"bytes", "path"}.
+
+    `Decoding` decodes them, as it does those of folders.
+    """
     import datasets
 
     if isinstance(table.features[column], datasets.Image):
@@ -182,8 +190,7 @@ def _labels(place: str, table: Any, wanted: str) -> tuple[tuple[str, ...], np.nd
     if getattr(kind, "dtype", "") not in (*WHOLE, *TEXT, "bool", "null"):
         raise DataError(
             f"{place}: labels must be text or whole numbers, and the column {column!r} holds "
-            f"{kind}. "
-            "Name another one with --label-column, or use --no-labels."
+            f"{kind}. Name another one with --label-column, or use --no-labels."
         )
     try:
         values = list(table.select_columns([column])[:][column])
@@ -191,20 +198,19 @@ def _labels(place: str, table: Any, wanted: str) -> tuple[tuple[str, ...], np.nd
         raise DataError(
             f"{place}: the column {column!r} cannot be read ({type(error).__name__}: {error})."
         ) from error
+    # A ClassLabel stores -1 for a row without a label.
     has_names = isinstance(kind, datasets.ClassLabel) and kind.names
     if without := [i for i, v in enumerate(values) if v is None or bool(has_names and v < 0)]:
         raise DataError(
             f"{place}: {len(without)} of {len(values)} rows have no label in the column "
-            f"{column!r}: "
-            f"{listed([f'row {i}' for i in without])}. Leave these rows out, or use --no-labels."
+            f"{column!r}: {listed([f'row {i}' for i in without])}. Leave these rows out, or use --no-labels."
         )
     if not has_names:
         return numbered(named(values, lambda i: f"{place} row {i}, column {column!r}"))
     if beyond := [i for i, v in enumerate(values) if v >= len(kind.names)]:
         raise DataError(
             f"{place} row {beyond[0]}: the label {values[beyond[0]]} in the column {column!r} is "
-            f"beyond "
-            f"its {len(kind.names)} class names."
+            f"beyond its {len(kind.names)} class names."
         )
     names = named(kind.names, lambda i: f"{place}, class name {i} of the column {column!r}")
     return tuple(names), np.array(values, np.int64)

@@ -89,6 +89,7 @@ class Reading(torch_data.Dataset[Batch]):
             pictures = [self._picture(i, crop, bad) for i, crop in wanted]
         except DataError as error:
             return _failed(error)
+        # The labels are those of the images that were read, not of those that were wanted.
         indices = np.array([i for i, _ in pictures])
         images = np.stack([picture for _, picture in pictures]).transpose(0, 3, 1, 2)
         batch = Batch(
@@ -148,6 +149,7 @@ def require_shared_memory(workers: int, batch_bytes: int) -> None:
         DataError: There is too little room.
     """
     needed = workers * AHEAD * batch_bytes
+    # Others may fill it later: this finds only what does not fit from the start.
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # not Linux

@@ -1,5 +1,5 @@
-"""What pictures are compared by: the features of a small classifier that is trained on the data, or
-of an Inception network from a file."""
+"""The features that images are compared by: those of a small classifier that is trained on the data,
+or of an Inception network from a file."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ WIDTH = 64
 FIRST_WIDTH = 32
 MOST_HALVINGS = 4
 """The classifier's network and training: changing one makes the numbers of runs incomparable."""
+AT_ONCE = 100
+"""Images whose features are computed at once, to bound the memory."""
 
 
 class Classifier(nn.Module):
@@ -42,15 +44,18 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, classes: int, halvings: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, FIRST_WIDTH, 3, padding=1)]
         for i in range(halvings):
-            inputs = 32 if i == 0 else WIDTH
+            inputs = FIRST_WIDTH if i == 0 else WIDTH
             layers += [norm(inputs), nn.SiLU(), nn.Conv2d(inputs, WIDTH, 3, stride=2, padding=1)]
-        self.layers = nn.Sequential(*layers, norm(WIDTH if halvings else 32), nn.SiLU())
-        self.place = nn.Linear(WIDTH if halvings else 32, WIDTH)
+        last = WIDTH if halvings else FIRST_WIDTH
+        self.layers = nn.Sequential(*layers, norm(last), nn.SiLU())
+        self.place = nn.Linear(last, WIDTH)
         self.out = nn.Linear(WIDTH, classes)
 
     def features(self, x: Tensor) -> Tensor:
+        """Return the features of x [B, C, H, W], [B, WIDTH]."""
+        # The mean over positions, so that features say what is in an image and not where.
         return self.place(self.layers(x).mean((2, 3)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,6 +104,7 @@ def train_classifier(dataset: Dataset, device: torch.device) -> Classifier:
     rotations = rotations_of(H, W) if one_class else None
     classes = len(rotations.quarters) if rotations else int(dataset.labels.max()) + 1
     random = CLASSIFIER_BATCHES.generator(0)
+    # The layers draw from the global generator, whose state training must find as it left it.
     with torch.random.fork_rng(devices=[]):
         CLASSIFIER_WEIGHTS.reset_global(0)
         network = Classifier(C, classes, halvings_of(H, W)).to(device)
@@ -138,7 +144,7 @@ def features_of(
 
     @torch.no_grad()
     def features(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        parts = [network(pictures[i : i + 100]) for i in range(0, len(pictures), 100)]
+        parts = [network(pictures[i : i + AT_ONCE]) for i in range(0, len(pictures), AT_ONCE)]
         return torch.cat(parts).float().cpu().numpy()
 
     return features
@@ -147,6 +153,7 @@ def features_of(
 def _classifier(
     dataset: Dataset, folder: Path | None, device: torch.device
 ) -> Callable[[NDArray[np.uint8]], Tensor]:
+    # By the data's fingerprint: a classifier of other data would measure something else.
     path = folder / f"features-{dataset.fingerprint()[:16]}.safetensors" if folder else None
     network = _stored(path, dataset, device) if path is not None and os.path.lexists(path) else None
     if network is None:
