@@ -67,7 +67,8 @@ class Bundle(ModelSpec):
             ) from None
         except (OSError, ValueError) as error:
             raise BundleError(f"{manifest} cannot be read as JSON ({error}). {_AGAIN}") from error
-        bundle = cls.from_json(path, value)
+        # Absolute, because files are read later, when the process may be in another folder.
+        bundle = cls.from_json(path.absolute(), value)
         try:
             bundle.program()
         except (RequestError, TypeError) as error:

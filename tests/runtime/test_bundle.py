@@ -167,3 +167,15 @@ def test_the_schedule_reads_back_to_the_bit(tiny_bundle: Path) -> None:
     found, made = Bundle.load(tiny_bundle).schedule, make_schedule("cosine")
     for name in ("alpha", "sigma", "time"):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
+
+
+def test_a_bundle_is_read_after_the_process_has_changed_its_folder(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_bundle.parent)
+    bundle = Bundle.load(tiny_bundle.name)
+    expected = Sampler(bundle).sample(1, label=1, guidance=2.0, steps=2)
+    loaded = Sampler(bundle)
+    monkeypatch.chdir(tmp_path)
+    # The guided graph is read at the first guided row.
+    assert loaded.sample(1, label=1, guidance=2.0, steps=2).tobytes() == expected.tobytes()
