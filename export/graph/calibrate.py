@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import onnxruntime
@@ -24,16 +24,22 @@ from .precision import Layer, Range, layers, quantize
 
 Float32 = NDArray[np.float32]
 KEPT = 65536
-"""Values of each activation that are kept to choose its range."""
+"""How many values of each activation are kept to choose its range."""
 FIRST_SEED = 1_000_000
-"""Seeds of the pictures that are calibrated on: others than those of any check."""
+"""The first seed of calibration; the proof uses other seeds."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How int8 is made. pictures, steps: of the trajectories whose activations are seen. ranked:
-    pictures that a layer's damage is read off. judged, ways: pictures, and (solver, steps), that a
-    choice of layers is judged by."""
+    """How int8 is made.
+
+    Args:
+        pictures: Samples of the trajectories along which activations are observed.
+        steps: Grid intervals of these trajectories.
+        judged: Images by which a choice of layers is compared with fp32.
+        ranked: Images by which the damage of one layer is measured.
+        ways: The (solver, steps) of the judged images.
+    """
 
     pictures: int = 16
     steps: int = 20
@@ -45,39 +51,51 @@ class Calibration:
 QUICK_CALIBRATION = Calibration(pictures=2, steps=10, judged=2, ranked=1, ways=(("dpmpp_2m", 10),))
 """For large networks."""
 MARGIN = 1.0
-"""Beyond the bound, dB: the check judges other pictures, and other backends."""
+"""dB beyond the bound that a choice must reach: the proof uses other images and backends."""
+
+
+class Session(Protocol):
+    """An ONNX Runtime session, as far as it is used here: all its outputs are arrays."""
+
+    def run(
+        self, outputs: Sequence[str], feeds: Mapping[str, NDArray[np.generic]]
+    ) -> list[NDArray[Any]]: ...
 
 
 class Trajectories:
-    """Runs a step graph that is in no bundle along a program of the bundle, `pictures` samples at
-    once, every label in turn."""
+    """Runs step graphs that are in no bundle along programs of a model, all labels in turn."""
 
     def __init__(self, spec: ModelSpec, pictures: int, first_seed: int) -> None:
         self.spec = spec
         self.pictures = pictures
         classes = spec.num_classes
-        null = bool(spec.labels and spec.labels.null_trained)
-        self.label = np.resize(
-            np.arange(classes + null) if classes else np.zeros(1), pictures
-        ).astype(np.int64)
+        known = np.arange(spec.num_labels) if classes else np.zeros(1)
+        self.label = np.resize(known, pictures).astype(np.int64)
         self.start = np.stack(
             [noise(first_seed + i, Stream.INITIAL, 0, spec.sample_shape) for i in range(pictures)]
         )
 
     def run(
         self,
-        session: Any,
+        session: Session,
         program: Program,
         outputs: Sequence[str] = (),
         see: Callable[..., object] | None = None,
     ) -> Float32:
-        """The final samples [n, *S]. see: called after each row with the values of `outputs`."""
+        """Return the final samples [n, *S].
+
+        Args:
+            session: Of a step graph.
+            program: What it runs.
+            outputs: Further outputs of the session.
+            see: Called after each row with the values of `outputs`.
+        """
         table = Table.of(program)
         n = self.pictures
         state = np.zeros((n, R, *self.spec.sample_shape), np.float32)
         state[:, 0] = table.start * self.start
         z = np.zeros_like(self.start)
-        feeds: dict[str, Any] = {"noise": z}
+        feeds: dict[str, NDArray[np.generic]] = {"noise": z}
         if self.spec.labels:
             feeds["label"] = self.label
         for call, update in zip(table.call, table.update, strict=True):
@@ -92,17 +110,18 @@ class Trajectories:
         return state[:, 0].copy()
 
 
-def session(proto: ModelProto) -> Any:
+def session(proto: ModelProto) -> Session:
     """An ONNX Runtime session of a graph with its weights inside."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
+    created = onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+    return cast("Session", created)
 
 
 def seen_values(step: ModelProto, names: Sequence[str]) -> ModelProto:
-    """The step graph with these float32 values as outputs too."""
+    """Return the step graph with these float32 values as further outputs."""
     proto = copy_of(step)
     known = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
     new = [name for name in dict.fromkeys(names) if name not in known]
@@ -119,8 +138,7 @@ def observe(
     calibration: Calibration,
     see: Callable[[str, Float32], object],
 ) -> None:
-    """Calls see(name, values) for each named value at each row of DDIM along the whole schedule, on
-    all labels."""
+    """Call see(name, values) for each named value at each row of DDIM along the whole schedule."""
     names = list(dict.fromkeys(names))
     program = spec.program("ddim", min(calibration.steps, len(spec.schedule)), guidance=1.0)
     with Progress("observing", len(program)) as bar:
@@ -137,8 +155,10 @@ def observe(
 def ranges(
     step: ModelProto, spec: ModelSpec, calibration: Calibration
 ) -> list[tuple[Range, Range]]:
-    """For the input of each of `layers(step)` its range (unsigned, signed): the one that rounds the
-    values seen with the least mean square error."""
+    """Return a range (unsigned, signed) for the input of each of `layers(step)`.
+
+    The range is the one that rounds the observed values with the least mean square error.
+    """
     names = [layer.input for layer in layers(step)]
     kept: dict[str, list[Float32]] = {name: [] for name in names}
     extremes: dict[str, Range] = {}
@@ -162,7 +182,7 @@ def ranges(
 
 
 def best(values: Float32, extreme: Range, signed: bool) -> Range:
-    """The part of the extreme range with the least mean square error of rounding and cutting off."""
+    """Return the part of the extreme range with the least error of rounding and clipping."""
 
     def error(range_: Range) -> float:
         scale, zero = range_.grid(signed)
@@ -175,8 +195,10 @@ def best(values: Float32, extreme: Range, signed: bool) -> Range:
 
 
 def median_psnr(found: Float32, expected: Float32, data_range: tuple[float, float]) -> float:
-    """Median over the samples of the peak signal-to-noise ratio, dB; -inf where a sample is not
-    finite."""
+    """Return the median peak signal-to-noise ratio of samples [n, …] in dB.
+
+    A sample that is not finite counts as -inf, an exact one as 200 dB.
+    """
     span = data_range[1] - data_range[0]
     square = np.square(found.astype(np.float64) - expected).reshape(len(found), -1).mean(1)
     with np.errstate(divide="ignore"):
@@ -186,8 +208,14 @@ def median_psnr(found: Float32, expected: Float32, data_range: tuple[float, floa
 
 @dataclass(frozen=True)
 class Choice:
-    """Which layers stay float32, the most damaging first; what each alone costs, dB of PSNR; what
-    the choice reaches, dB."""
+    """Which layers stay float32.
+
+    Attributes:
+        keep: Their names, the most damaging first.
+        damage: The PSNR in dB when one layer alone is int8, by layer.
+        reached: The PSNR in dB of the choice, by solver and steps.
+        float_share: The share of multiply-adds that stays float32.
+    """
 
     keep: tuple[str, ...]
     damage: Mapping[str, float]
@@ -208,12 +236,19 @@ class Choice:
 def choose(
     step: ModelProto, judge: Judge, found: Sequence[Range], signed: bool, least: float
 ) -> Choice:
-    """The fewest layers in float32 with which the final pictures reach `least` dB, and a margin, on
-    every way.
+    """Return the fewest layers in float32 with which the final images reach a PSNR.
 
-    Where some must, layers are ranked by the damage that each does to the final picture when it
-    alone is int8. Raises ExportError, naming the worst layers, where not even one layer can be
-    int8.
+    If not all layers can be int8, they are ranked by the damage that each does to the final images
+    when it alone is int8.
+
+    Args:
+        judge: Compares images with fp32's.
+        found: The range of the input of each of `layers(step)`.
+        signed: See `quantize`.
+        least: The PSNR in dB, beyond which a margin is kept.
+
+    Raises:
+        ExportError: Not even one layer can be int8. The message names the worst layers.
     """
     every = layers(step)
     names = list(dict.fromkeys(layer.name for layer in every))
@@ -248,7 +283,7 @@ def choose(
 
 
 def share(every: Sequence[Layer], keep: Sequence[str]) -> float:
-    """The share of multiply-adds in the layers named."""
+    """Return the share of multiply-adds in the layers that `keep` names."""
     total = sum(layer.multiply_adds for layer in every)
     return (
         sum(layer.multiply_adds for layer in every if layer.name in keep) / total if total else 0.0
@@ -256,7 +291,7 @@ def share(every: Sequence[Layer], keep: Sequence[str]) -> float:
 
 
 class Judge:
-    """Pictures of a candidate against those of the float32 graph, which are made once."""
+    """Compares images of a candidate with those of the float32 graph, which are made once."""
 
     def __init__(self, step: ModelProto, spec: ModelSpec, calibration: Calibration) -> None:
         self.spec = spec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,6 +182,6 @@ class Examples:
             inputs = Inputs(scaled, time, label if self.bundle.labels else None)
             size = 1 if turn == 0 else len(x)
             parts = [inputs[i : i + size] for i in range(0, len(x), size)]
-            answers: list[NDArray[Any]] = [self.network(*part.arguments()) for part in parts]
+            answers = [self.network(*part.arguments()) for part in parts]
             self._answers[turn, null] = np.concatenate(answers)
         return self._answers[turn, null]

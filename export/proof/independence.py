@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +63,7 @@ class Inputs:
         label = None if self.label is None else self.label[part]
         return Inputs(self.x[part], self.time[part], label)
 
-    def arguments(self) -> tuple[NDArray[Any], ...]:
+    def arguments(self) -> tuple[NDArray[np.generic], ...]:
         """The network's positional arguments."""
         return (self.x, self.time) if self.label is None else (self.x, self.time, self.label)
 
@@ -158,7 +157,7 @@ def neighbours(network: Network, inputs: Inputs, others: Inputs) -> Dependency |
     return None
 
 
-def largest(a: NDArray[Any], b: NDArray[Any]) -> float:
+def largest(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     """The largest |a - b|; infinity where they differ and are not finite."""
     with np.errstate(invalid="ignore"):
         change = float(np.abs(a.astype(np.float64) - b).max())
@@ -212,7 +211,7 @@ def _homogeneous(network: Network, inputs: Inputs, alone: Float32, tolerance: fl
     return "position"
 
 
-def unsteady_node(step: ModelProto, feeds: dict[str, NDArray[Any]]) -> str | None:
+def unsteady_node(step: ModelProto, feeds: dict[str, NDArray[np.generic]]) -> str | None:
     """The first node whose output for a lone sample has other bits than in the batch of `feeds`.
 
     Args:
@@ -247,7 +246,7 @@ def unsteady_node(step: ModelProto, feeds: dict[str, NDArray[Any]]) -> str | Non
     return None
 
 
-def _batch_difference(whole: NDArray[Any], parts: list[NDArray[Any]]) -> float:
+def _batch_difference(whole: NDArray[np.floating], parts: list[NDArray[np.floating]]) -> float:
     """By how much a batch's values differ from those of its samples alone; 0 without a batch axis.
 
     The batch axis is the one along which the parts fill the whole.

@@ -145,7 +145,7 @@ def run_loop_graph(
     # graph only, not for a Loop's body.
     path = bundle.path / precision / sampler_file(guided)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feeds: dict[str, NDArray[Any]] = {
+    feeds: dict[str, NDArray[np.generic]] = {
         "x": x,
         "noise": noises,
         "call": np.repeat(program.call.astype(np.float32)[:, None], batch, axis=1),

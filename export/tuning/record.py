@@ -1,5 +1,4 @@
-"""Tuned solvers that a bundle has: kept where it is exported again, and told of in its report and
-card."""
+"""A bundle's tuned solvers: kept when it is exported again, shown in its report and card."""
 
 from __future__ import annotations
 
@@ -21,8 +20,10 @@ from .reference import probe, same
 
 
 def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
-    """The solvers fitted to the bundle in `out`, which is about to be replaced: kept for the same
-    network, else dropped, with a word."""
+    """Return the solvers of the bundle in `out`, which is about to be replaced.
+
+    They are kept if the network is the same, else dropped, and a line says so.
+    """
     if not out.exists():
         return {}
     try:
@@ -46,8 +47,7 @@ def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
 
 
 def add_tuned(folder: Path, bundle: Bundle) -> None:
-    """Tell of a bundle's tuned solvers, where it has some, in its folder's report.json and
-    tuned.png: their curve beside the untuned ones'."""
+    """Add the curve of a bundle's tuned solvers, if any, to report.json, and draw it."""
     if not bundle.tuned:
         return
     report = from_json((folder / REPORT).read_bytes())
@@ -57,10 +57,13 @@ def add_tuned(folder: Path, bundle: Bundle) -> None:
 
 
 def _held_out(tuned: Tuned) -> dict[str, Any]:
-    """A tuned solver's errors on held-out samples, and the untuned one's, from its record. Raises
-    BundleError where that does not tell."""
+    """Return the errors on held-out samples of a tuned solver and of the untuned one.
 
-    def numbers(record: Any) -> dict[str, Any]:
+    Raises:
+        BundleError: The solver's record does not have them.
+    """
+
+    def numbers(record: Mapping[str, Any]) -> dict[str, Any]:
         found = {name: float(record[name]) for name in ("rms", "median")}
         return found | {
             "guidance": {str(g): float(e["rms"]) for g, e in record["guidance"].items()}
@@ -81,7 +84,7 @@ def _held_out(tuned: Tuned) -> dict[str, Any]:
 
 
 def _draw_tuned(path: Path, name: str, curve: Mapping[str, Any]) -> None:
-    """Held-out error against calls, tuned and untuned, a colour a guidance."""
+    """Draw the held-out error against network calls, one colour a guidance scale."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -107,7 +110,7 @@ def _draw_tuned(path: Path, name: str, curve: Mapping[str, Any]) -> None:
 
 
 def tuned_lines(bundle: Bundle) -> list[str]:
-    """The card's lines on tuned solvers."""
+    """Return the model card's lines on tuned solvers."""
     if not bundle.tuned:
         return []
     rows = []

@@ -1,5 +1,4 @@
-"""What a solver is fitted on: noise, labels and guidance, and where the network's own many-call
-solver comes to from there."""
+"""What a solver is fitted on: noise, labels, guidance, and the samples of a many-call teacher."""
 
 from __future__ import annotations
 
@@ -18,18 +17,25 @@ from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import GUIDANCE, TIME, Network, R, advance, denoise
 from runtime.files import replacing
 from runtime.progress import Progress
+from runtime.spec import ModelSpec
 
 TEACHER: dict[str, Any] = {"solver": "dpmpp_3m", "steps": 60, "grid": "log_snr"}
 """On emoji32 it ends 0.005 (RMS, guidance 1) from DDIM with 1,000 calls."""
 FIRST_SEED = 2**48
-"""Of the samples that are fitted on: far from those that people, and the benchmarks, use."""
+"""Of the samples for fitting: far from the seeds that users and benchmarks use."""
 BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """x: x_T [n, *S]; label [n]; guidance [n]; target: the samples that the teacher makes of them
-    [n, *S]."""
+    """Samples to fit on.
+
+    Attributes:
+        x: [n, *S], x_T.
+        label: [n].
+        guidance: [n].
+        target: [n, *S], the teacher's final samples.
+    """
 
     x: Float32
     label: NDArray[np.int64]
@@ -39,7 +45,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, part: slice | NDArray[Any]) -> Samples:
+    def __getitem__(self, part: slice | NDArray[np.generic]) -> Samples:
         return Samples(*(getattr(self, f.name)[part] for f in fields(self)))
 
     def batches(self) -> list[Samples]:
@@ -47,7 +53,10 @@ class Samples:
 
 
 def network_of(bundle: Bundle, threads: int | None = None) -> Network:
-    """The bundle's own float32 graph as a network of `runtime.run`: D is read as F."""
+    """Return the bundle's own float32 graph as a network of `runtime.run`.
+
+    The row has c_skip = 0 and c_out = 1, so that the graph's D is F.
+    """
     pool = BufferPool(open_backend(bundle, threads=threads))
 
     def network(x: Float32, time: Float32, label: NDArray[np.int64] | None = None) -> Float32:
@@ -69,14 +78,17 @@ def network_of(bundle: Bundle, threads: int | None = None) -> Network:
 
 @dataclass(frozen=True, eq=False)
 class Walker:
-    """Walks rows of a program for samples that have a label and a guidance each. null: the null
-    label; classes: 0 for none."""
+    """Runs rows of a program for samples with their own labels and guidance.
+
+    Attributes:
+        classes: The number of classes, which is the null label; 0 for a model without labels.
+    """
 
     network: Network
     classes: int
 
-    def denoised(self, call: NDArray[Any], x: Float32, samples: Samples) -> Float32:
-        """D of one row [n, *S], each sample under its own guidance, see `denoise`."""
+    def denoised(self, call: NDArray[np.floating], x: Float32, samples: Samples) -> Float32:
+        """Return D [n, *S] of one row, each sample under its own guidance, see `denoise`."""
         rows = np.tile(call.astype(np.float32), (len(x), 1))
         rows[:, GUIDANCE] = samples.guidance
         label = samples.label if self.classes else None
@@ -84,15 +96,21 @@ class Walker:
 
     def walk(
         self,
-        call: NDArray[Any],
-        update: NDArray[Any],
+        call: NDArray[np.floating],
+        update: NDArray[np.floating],
         samples: Samples,
         *,
         before: tuple[int, Float32, Float32 | None] | None = None,
         seen: Callable[[Float32, Float32], object] = lambda state, denoised: None,
     ) -> Float32:
-        """x at the end [n, *S]. before: (row, state [n, R, *S], its D where it is known) to go on
-        from; seen(state, D) at every row."""
+        """Return x [n, *S] after the last row.
+
+        Args:
+            call: [K, 6], the program's calls.
+            update: [K, R, R+2], the program's updates.
+            before: The (row, state [n, R, *S], D if it is known) to continue from.
+            seen: Called with state and D at every row.
+        """
         if before is None:
             state = np.zeros((len(samples), R, *samples.x.shape[1:]), np.float32)
             state[:, 0] = samples.x
@@ -106,11 +124,10 @@ class Walker:
         return state[:, 0]
 
 
-def probe(network: Network, bundle: Any) -> list[float]:
-    """Four numbers that tell one network from another: its answers to noise, across the schedule,
-    each laid along other noise.
+def probe(network: Network, bundle: ModelSpec) -> list[float]:
+    """Return four numbers that identify a network.
 
-    bundle: a `Bundle` or a `Model`, which say what the network takes.
+    They are its outputs for noise, across the schedule, projected onto other noise.
     """
     shape = bundle.sample_shape
     T = len(bundle.schedule)

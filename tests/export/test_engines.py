@@ -430,10 +430,10 @@ def test_export_builds_the_engine_that_is_asked_for_or_fails_before_it_begins(
     from export import build as command
 
     given = [str(tiny_run), "--fp16", "--out", str(tmp_path / "out"), "--batch-buckets", "1"]
-    monkeypatch.setattr(command, "build", lambda *_: pytest.fail("the export began"))
+    monkeypatch.setattr(command, "build", lambda *_, **__: pytest.fail("the export began"))
     assert command.main([*given, "--engine", "tensorrt-rtx"]) == 2
     assert "no NVIDIA driver" in capsys.readouterr().err
-    monkeypatch.setattr(command, "build", lambda *_: small)  # as if it had been exported
+    monkeypatch.setattr(command, "build", lambda *_, **__: small)  # as if it had been exported
     assert command.main(given) == 0
     assert "no engine was built: tensorrt: " in capsys.readouterr().out
     assert not list(engines.entries())
