@@ -43,6 +43,7 @@ class Config:
         RequestError: A value has the wrong type, is out of range, or contradicts another.
     """
 
+    # Data.
     data: str = option(
         "emoji",
         "emoji, digits, folder:PATH (a class per subfolder), npz:FILE, hf:NAME_OR_PATH, or "
@@ -90,6 +91,7 @@ class Config:
         -1, "processes that decode streamed pictures; -1 takes one a core, 8 at most"
     )
 
+    # The network.
     network: str = option("unet", "the kind of network", ("unet", "dit"))
     channels: tuple[int, ...] = option(
         (32, 64, 128), "unet: width at each resolution, halved each time"
@@ -104,6 +106,7 @@ class Config:
     heads: int = option(6, "dit: heads of attention")
     dropout: float = option(0.0, "unet: share of activations dropped in each residual block")
 
+    # What is learned.
     prediction: str = option("v", "what the network learns to answer", PREDICTIONS)
     schedule: str = option(
         "cosine", "the variance schedule", tuple(s for s in SCHEDULES if s != "from_betas")
@@ -127,6 +130,7 @@ class Config:
     time_mean: float = option(-1.2, "log_normal: mean of ln(sigma/alpha)")
     time_std: float = option(1.2, "log_normal: standard deviation of ln(sigma/alpha)")
 
+    # How it is learned.
     steps: int = option(4200, "optimizer steps in all")
     batch: int = option(64, "pictures a step, over all processes")
     accumulate: int = option(1, "parts that a process takes its share of a step in, to save memory")
@@ -160,6 +164,7 @@ class Config:
     )
     seed: int = option(0, "all randomness is a function of (seed, step)")
 
+    # Where and how fast: these change last bits at most, and `precision` more.
     device: str = option("auto", "auto takes cuda where there is one", ("auto", "cpu", "cuda"))
     precision: str = option(
         "auto",
@@ -173,6 +178,7 @@ class Config:
     checkpointing: bool = option(
         False, "compute activations again in the backward pass, to save memory"
     )
+    # What is written on the way.
     checkpoint_every: int = option(250, "steps between checkpoints")
     keep: int = option(3, "checkpoints kept, the newest")
     sample_every: int = option(500, "steps between sample grids; 0 for none")

@@ -107,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return status(action)
     finally:
+        # After an error too: the others then notice at once that this process is gone.
         leave()
 
 

@@ -62,6 +62,7 @@ class Preview:
             [count, H, W, C].
         """
         program = self.config.sample_program(solver, steps)
+        # Split weights were gathered on the CPU.
         weights = {name: tensor.to(self.device) for name, tensor in weights.items()}
 
         def network(x: np.ndarray, time: np.ndarray, *label: np.ndarray) -> np.ndarray:
@@ -73,7 +74,7 @@ class Preview:
         if label is None:
             label = np.arange(count) % max(1, self.num_classes)
         x = noises(seeds, SAMPLE_START, 0, self.sample_shape) * np.float32(program.start)
-        self.network.eval()
+        self.network.eval()  # no dropout, and no activations computed again
         samples = run(
             program,
             network,
@@ -90,6 +91,7 @@ class Preview:
         count = SEEDS_PER_CLASS * self.num_classes if shown else UNLABELLED_GRID
         classes = max(1, self.num_classes)
         size = self.config.quality_batch
+        # As many at once as in measurements, which the memory is known to hold.
         parts = [
             self.sample(len(seeds), weights, seed=int(seeds[0]), label=seeds % classes)
             for seeds in np.split(np.arange(count), range(size, count, size))

@@ -83,6 +83,7 @@ class TrainingState:
         )
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = make_network(config, sample_shape, num_classes).to(device)
+        # The same network, unless its weights are split: FSDP's cannot be called with others.
         self.plain = self.network
         if processes.sharding:
             # FSDP splits weights by rows, and takes only those whose memory is in their own order:
@@ -141,6 +142,7 @@ class TrainingState:
         It is NaN where no level was drawn.
         """
         total, count = self.bucket_losses
+        # A new tensor, and not zeros in place: `total` and `count` are views of the old one.
         self.bucket_losses = torch.zeros_like(self.bucket_losses)
         return (total / count).tolist()
 
@@ -158,6 +160,7 @@ class TrainingState:
             TrainingError: A weight is not finite. Such a run can only go on from an earlier step.
         """
         self._require_finite_weights()
+        # "ema" has a file of its own, which the exporter reads.
         more = {name: held for name, held in self.averages.of.items() if name != "ema"}
         state: dict[str, object] = {
             "bad": sorted(self.all_bad()),
@@ -216,6 +219,7 @@ class TrainingState:
 
     def _resume_weights(self, checkpoint: Checkpoint) -> None:
         stored = {"ema": checkpoint.ema, **checkpoint.more}
+        # An average that the checkpoint lacks has no weights, which is refused like other shapes.
         pairs = [(self.weights, checkpoint.weights)]
         pairs += [(held, stored.get(name, {})) for name, held in self.averages.of.items()]
         for held, tensors in pairs:

@@ -147,6 +147,7 @@ class Trainer:
     def _noise(self, first: int, x0: Tensor) -> Tensor:
         """Return standard normal noise like x0, whose first image has the place `first`."""
         eps = torch.empty_like(x0)
+        # Image by image: a share of the batch then has the same noise as in the whole batch.
         generator = torch.Generator(self.device)
         for i in range(len(x0)):
             NOISE.reset(generator, self.config.seed, first + i)
@@ -166,6 +167,7 @@ class Trainer:
         state = self.state
         draws = self.draw(state.step)
         mean, sums = self._backward(draws, self.prepare())
+        # Before clipping, which compares the norm with a bound that does not know the scale.
         state.scaler.unscale_(state.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(state.weights.values(), c.gradient_clip)
         row = {
@@ -173,6 +175,7 @@ class Trainer:
             "grad_norm": whole(grad_norm).item(),
             "learning_rate": learning_rate(c, state.step),
         }
+        # Here, while the weights and averages are still those of the step before.
         self._require_finite(row["loss"], row["grad_norm"])
         for group in state.optimizer.param_groups:
             group["lr"] = row["learning_rate"]
@@ -195,6 +198,7 @@ class Trainer:
         sums = torch.zeros(2, BUCKETS, dtype=torch.float64)
         for i in range(c.accumulate):
             part = draws.part(i, c.accumulate)
+            # Dropout draws from the global generator. Without dropout nothing does.
             if c.dropout:
                 counter = dropout_counter(self.state.step, i, c.accumulate, self.processes.index)
                 DROPOUT.reset_global(c.seed, counter)

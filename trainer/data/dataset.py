@@ -96,6 +96,7 @@ def load(config: Config) -> Dataset:
             not text that JSON can hold.
     """
     found = _load(config)
+    # Without labels no class is checked: folders may then have any names.
     if not config.labels:
         return found.unlabelled()
     for name in found.classes:
@@ -113,6 +114,7 @@ def _load(config: Config) -> Dataset:
         return emoji(config.split)
     if kind == "npz":
         return npz(Path(place), config.size, config.mode)
+    # Imported if asked for, because few runs need them.
     if kind == "hf":
         from .tables import stream
 

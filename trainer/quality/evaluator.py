@@ -115,6 +115,7 @@ class Judge:
         """Return the features of samples, [n, d], with the labels of the images and seeds 0, 1, …"""
         size = self.config.quality_batch
         made = []
+        # Sample i has seed i and the label of image i, in batches of any size.
         for i in range(0, len(self.labels), size):
             labels = self.labels[i : i + size]
             made.append(self.features(sample(len(labels), i, labels)))
@@ -128,6 +129,7 @@ def of_run(run: Path, best: bool, device: str, changes: Changes | None = None) -
         CheckpointError: `run` is not a run, or has no such checkpoint.
     """
     config, _ = read_run(run)
+    # In float32 on any device, so that a run and its bundle give the same samples but for rounding.
     config = dataclasses.replace(config, device=device, precision="fp32")
     config = (changes or Changes()).applied(config)
     dataset = load(config)
@@ -149,7 +151,7 @@ def of_bundle(
     Raises:
         RequestError: The bundle was not made from a run.
     """
-    from runtime.sampler import Sampler
+    from runtime.sampler import Sampler  # needs an inference library, which training does not
 
     sampler = Sampler.load(folder)
     record = sampler.bundle.provenance.get("config")

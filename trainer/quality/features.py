@@ -25,7 +25,7 @@ from ..networks.unet import norm
 from ..randomness import CLASSIFIER_BATCHES, CLASSIFIER_WEIGHTS
 from ..runs.log import move_aside
 
-Features = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Extractor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pictures [n, H, W, C] → [n, d]."""
 STEPS = 400
 BATCH = 64
@@ -133,9 +133,12 @@ def _samples(pictures: NDArray[np.uint8], device: torch.device) -> Tensor:
 
 def features_of(
     config: Config, dataset: Dataset, folder: Path | None, device: torch.device
-) -> Features:
-    """The features that this config's samples are judged by. The classifier is kept in `folder`,
-    where there is one."""
+) -> Extractor:
+    """Return what computes the features that samples are compared by.
+
+    Args:
+        folder: Keeps the classifier, if it is not None.
+    """
     network = (
         _inception(config.features, device)
         if config.features

@@ -29,6 +29,7 @@ def enough_memory(config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        # torch has no error of its own for a CPU without memory: the text tells.
         if not isinstance(error, MemoryError) and not any(
             word in str(error) for word in OUT_OF_MEMORY
         ):
@@ -49,6 +50,7 @@ def require_memory(spent: Cost, processes: Processes) -> None:
     Raises:
         TrainingError: They do not fit.
     """
+    # Not on systems that do not say how much memory there is, such as Windows.
     if processes.device.type != "cpu" or processes.sharding or not hasattr(os, "sysconf"):
         return
     needed = spent.parameters * COPIES * BYTES_OF_FLOAT

@@ -134,6 +134,7 @@ class Run:
                     self._after_step(row)
                 self.save_checkpoint()
         finally:
+            # Workers would keep the process alive.
             self.trainer.batches.close()
             if self.log is not None:
                 self.log.close()
@@ -159,6 +160,7 @@ class Run:
                 or (at_the_end and step == config.steps)
             )
 
+        # The log comes first: it may end the run, and then nothing is spent on samples.
         if due(config.log_every):
             self.log_row(row)
         measured = due(config.quality_every, of=config.batch)
@@ -261,6 +263,7 @@ class Run:
             distances = self.judge(
                 lambda n, seed, label: trainer.sample(n, seed=seed, label=label, weights=ema)
             )
+            # From the table and not from memory, because the best one may be of an earlier start.
             before = [float(row["frechet"]) for row in self.log.quality.rows if row.get("frechet")]
             is_best = distances["frechet"] < min(before, default=math.inf)
             self.log.quality_row({"step": state.step, **distances})

@@ -135,6 +135,7 @@ def fitting(
         CheckpointError: Anything else is missing or has another shape.
     """
     taken = {}
+    # In the network's order and names: a bundle has more constants than the network has weights.
     for name, weight in wanted.items():
         value = found.get(name) if same_classes or name != LABELS else None
         if (fits := as_like(value, weight)) is not None:
