@@ -115,7 +115,9 @@ def _count(given: argparse.Namespace) -> int:
 
 
 def _read(sampler: Sampler, given: argparse.Namespace) -> Any:
-    pictures, shape, span = given.pictures, sampler.bundle.sample_shape, sampler.bundle.sample_range
+    pictures = given.pictures
+    shape = sampler.bundle.sample_shape
+    span = sampler.bundle.sample_range
     return read(
         pictures if isinstance(pictures, list) else [pictures], shape, *span, convert=given.convert
     )

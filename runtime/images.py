@@ -121,7 +121,8 @@ def tile(pictures: UInt8, columns: int | None = None, gap: int = 2) -> UInt8:
     _size("a sheet", rows * (H + gap) + gap, columns * (W + gap) + gap, C)
     sheet = np.full((rows * (H + gap) + gap, columns * (W + gap) + gap, C), 255, np.uint8)
     for i, picture in enumerate(pictures):
-        y, x = gap + i // columns * (H + gap), gap + i % columns * (W + gap)
+        y = gap + i // columns * (H + gap)
+        x = gap + i % columns * (W + gap)
         sheet[y : y + H, x : x + W] = picture
     return sheet
 
@@ -308,7 +309,8 @@ def _fitting(image: Any, name: str, shape: tuple[int, ...], convert: bool) -> UI
     """[H, W, C] of exactly the sample's size and mode."""
     from PIL import Image, ImageOps
 
-    mode, size = "L" if shape[0] == 1 else "RGB", (shape[2], shape[1])
+    mode = "L" if shape[0] == 1 else "RGB"
+    size = (shape[2], shape[1])
     if convert:
         image = eight_bits(ImageOps.exif_transpose(image), name)
         if image.has_transparency_data:

@@ -59,7 +59,8 @@ def _backend(name: str) -> dict[str, Any]:
     version = _version(name)
     if kind.gpu and version is None:
         return {"version": None, "precisions": [], "missing": install}
-    precisions, lacking = list(kind.folders), None
+    precisions = list(kind.folders)
+    lacking = None
     if kind.gpu and (lacking := _no_gpu(name)):
         precisions = []
     if name == "openvino":
@@ -109,7 +110,8 @@ def _no_gpu(name: str) -> str | None:
 def contents(bundle: Bundle, here: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What a bundle is, and for each of its precisions and backends whether it runs here and how
     its export found it."""
-    pairs, checked = offered(bundle), bundle.report
+    pairs = offered(bundle)
+    checked = bundle.report
     rows = [
         {
             "precision": precision,
@@ -155,10 +157,8 @@ def describe(found: dict[str, Any]) -> str:
 
 def _describe_bundle(b: dict[str, Any]) -> list[str]:
     d = b["defaults"]
-    shape, labels = (
-        "×".join(map(str, b["shape"])),
-        f"{len(b['labels'])} labels" if b["labels"] else "no labels",
-    )
+    shape = "×".join(map(str, b["shape"]))
+    labels = f"{len(b['labels'])} labels" if b["labels"] else "no labels"
     lines = [
         f"bundle    {b['name']}: samples of {shape} in {b['range'][0]:g} … {b['range'][1]:g}, "
         f"{labels}, {b['bytes'] / 1e6:.1f} MB",

@@ -141,7 +141,8 @@ class Row:
     @classmethod
     def leave(cls) -> None:
         """End the row, so that what comes next starts on a fresh one."""
-        row, cls._current = cls._current, None
+        row = cls._current
+        cls._current = None
         if row is not None:
             row._leave()
 

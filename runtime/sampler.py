@@ -247,7 +247,8 @@ class Sampler:
         the same `how`. With strength, noise is an x at the level where that part of the grid
         begins.
         """
-        x, how = self._read(pictures, convert), INVERTING | how
+        x = self._read(pictures, convert)
+        how = INVERTING | how
         noise = self._climb(x, how)
         back = self._run(len(x), **_with(how, start=noise))
         apart = (back.astype(np.float64) - x).reshape(len(x), -1)
@@ -271,7 +272,8 @@ class Sampler:
         less of the picture. guidance: of the way back; None is 3, or 1 where the bundle cannot be
         guided. Both defaults were measured, see docs/translation.md. how: as in `invert`.
         """
-        x, how = self._read(pictures, convert), {**INVERTING, "strength": strength, **how}
+        x = self._read(pictures, convert)
+        how = {**INVERTING, "strength": strength, **how}
         if guidance is None:
             guidance = 3.0 if self.bundle.can_guide else 1.0
         noise = self._climb(x, _with(how, label=source))

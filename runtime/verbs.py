@@ -81,7 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help", "help"):
         say(listing())
         return 0 if given else USAGE
-    name, rest = given[0], given[1:]
+    name = given[0]
+    rest = given[1:]
     if name == "--version":
         say(f"unnoise {metadata.version('unnoise')}")
         return 0

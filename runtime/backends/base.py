@@ -228,7 +228,8 @@ class BufferPool:
             else:
                 # Those that are too small are replaced by the new ones.
                 self._free.clear()
-                room, buffers = batch, None
+                room = batch
+                buffers = None
         buffers = buffers or self._backend.bind(batch)
         try:
             yield buffers

@@ -52,7 +52,8 @@ def load(name: str) -> list[UInt8] | None:
     path = place / (name + SUFFIX)
     try:
         with path.open("rb") as file:
-            digest, lengths = file.read(_DIGEST), file.readline()
+            digest = file.read(_DIGEST)
+            lengths = file.readline()
             parts = [np.empty(int(length), np.uint8) for length in lengths.split()]
             whole = [file.readinto(part.data) for part in parts] == [
                 len(part) for part in parts

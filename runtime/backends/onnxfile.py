@@ -20,7 +20,10 @@ LIMIT = 2**31 - 1
 """Bytes of the largest protobuf message."""
 DEPTH = 32
 """Of graphs within graphs; a step graph has one."""
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT = 0
+_FIXED64 = 1
+_BYTES = 2
+_FIXED32 = 5
 _NAME, _EXTERNAL, _WHERE, _RAW = (
     8,
     13,
@@ -117,7 +120,8 @@ def _node(data: memoryview, depth: int) -> tuple[set[bytes], set[bytes]]:
 
 class _Walk:
     def __init__(self, weights: memoryview, file: str) -> None:
-        self.weights, self.file = weights, file
+        self.weights = weights
+        self.file = file
 
     def message(self, kind: str, data: memoryview, depth: int) -> Chunks:
         if depth > DEPTH:
@@ -143,7 +147,8 @@ class _Walk:
         """A TensorProto whose data lies inside it."""
         out: Chunks = []
         where: dict[bytes, bytes] = {}
-        name, external = b"?", False
+        name = b"?"
+        external = False
         for field, wire, whole, value in _fields(data):
             if field == _EXTERNAL and wire == _BYTES:
                 entry = {f: bytes(v) for f, w, _, v in _fields(value) if w == _BYTES}
@@ -178,11 +183,13 @@ class _Walk:
 def _fields(data: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
     """(field, wire type, the whole field, its value without tag and length) of a message. Raises
     BundleError where it is none."""
-    at, end = 0, len(data)
+    at = 0
+    end = len(data)
     while at < end:
         begun = at
         tag, at = _read_varint(data, at)
-        field, wire = tag >> 3, tag & 7
+        field = tag >> 3
+        wire = tag & 7
         start = at
         if wire == _VARINT:
             _, at = _read_varint(data, at)

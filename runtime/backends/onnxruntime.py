@@ -31,7 +31,8 @@ class OnnxRuntime:
             import onnxruntime
         except ImportError as error:
             raise missing("onnxruntime", "cpu", error) from error
-        self.bundle, self.precision = bundle, precision
+        self.bundle = bundle
+        self.precision = precision
         self.guard = ForkGuard(self.name, self)
         self.threads = integer("threads", threads, 1, 1024) if threads is not None else 0
         self._library: Any = onnxruntime

@@ -51,7 +51,8 @@ def own_signal_stack() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc = ctypes.CDLL(None)
+    before = _SignalStack()
     libc.sigaltstack(None, ctypes.byref(before))
     try:
         yield
@@ -80,7 +81,8 @@ class OpenVino:
             import openvino
         except ImportError as error:
             raise missing("openvino", "openvino", error) from error
-        self.bundle, self.precision = bundle, precision
+        self.bundle = bundle
+        self.precision = precision
         self.guard = ForkGuard(self.name, self)
         self.threads = None if threads is None else integer("threads", threads, 1, 1024)
         if precision == "bf16" and "BF16" not in capabilities(openvino):

@@ -36,7 +36,8 @@ def split(model: Any) -> list[Any]:
     network = _network(nodes, model.input("state").get_node().get_name())
     if not network:
         return [model]
-    results, parameters = model.get_results(), model.get_parameters()
+    results = model.get_results()
+    parameters = model.get_parameters()
     cuts = list(_cuts(nodes, network))
     into, out_of = (
         [result for inward, result, _ in cuts if inward == way] for way in (True, False)
@@ -77,9 +78,13 @@ def _cuts(nodes: list[Any], network: set[str]) -> Iterator[tuple[bool, Any, Any]
 def _network(nodes: list[Any], state: str) -> set[str]:
     """Names of the network's nodes, of nodes in topological order; `state` is that parameter's
     name."""
-    from_state, weighted, after, before = {state}, set[str](), set[str](), set[str]()
+    from_state = {state}
+    weighted = set[str]()
+    after = set[str]()
+    before = set[str]()
     for node in nodes:
-        name, sources = node.get_name(), [i.get_source_output().get_node() for i in node.inputs()]
+        name = node.get_name()
+        sources = [i.get_source_output().get_node() for i in node.inputs()]
         names = {source.get_name() for source in sources}
         if names & from_state:
             from_state.add(name)
@@ -102,7 +107,8 @@ def _is_weights(node: Any) -> bool:
 
 def _needed(results: list[Any], parameters: list[Any]) -> list[Any]:
     """Those of the parameters that the results depend on."""
-    seen, waiting = set[str](), list(results)
+    seen = set[str]()
+    waiting = list(results)
     while waiting:
         node = waiting.pop()
         if node.get_name() not in seen:

@@ -97,17 +97,20 @@ class Cell:
     def __init__(
         self, sampler: Sampler, result: Result, batch: int, how: Mapping[str, Any]
     ) -> None:
-        self.result, self.batch = result, batch
-        self._sampler, self._how, self._labels = sampler, how, each(how, batch)
+        self.result = result
+        self.batch = batch
+        self._sampler = sampler
+        self._how = how
+        self._labels = each(how, batch)
         request = Request(0, **requested({**how, **self._labels}))
         table = Planner(sampler.bundle).job(request).table
         self.guided = table.guided
         self._buffers = sampler.backend.bind(batch)
-        self._buffers.state[:], self._buffers.noise[:], self._buffers.label[:] = 0, 0, 0
-        self._buffers.call[:], self._buffers.update[:] = (
-            table.call[0],
-            np.eye(*table.update[0].shape),
-        )
+        self._buffers.state[:] = 0
+        self._buffers.noise[:] = 0
+        self._buffers.label[:] = 0
+        self._buffers.call[:] = table.call[0]
+        self._buffers.update[:] = np.eye(*table.update[0].shape)
         self.latency: list[float] = []
         self.network: list[float] = []
 
@@ -204,7 +207,8 @@ def alternate(cells: Sequence[Cell], seconds: float, bar: Progress) -> None:
             done = min(10, int(10 * min(spent / seconds, len(cell.latency) / LEAST)))
             bar.advance(done - shown[cell], note=f"{cell.result.name}, batch {cell.batch}")
             shown[cell] = done
-        going, turn = [cell for cell in going if shown[cell] < 10], turn + 1
+        going = [cell for cell in going if shown[cell] < 10]
+        turn = turn + 1
 
 
 def judge(

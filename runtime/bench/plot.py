@@ -25,7 +25,8 @@ COLORS = {
     "int8": "#d55e00",
     "int8-trt": "#cc79a7",
 }
-MARKERS, LINES = "os^Dv<>", ("-", "--", ":", "-.")
+MARKERS = "os^Dv<>"
+LINES = ("-", "--", ":", "-.")
 SHOWN = 16
 """Pictures a row, at most."""
 SAME_DB = 80.0
@@ -252,7 +253,8 @@ def sheet(
 
 def plain(axis: Any, values: Sequence[float]) -> None:
     """Ticks of a logarithmic axis at 1, 2, 5, 10, …, as plain numbers, around the values."""
-    low, high = min(values) / 1.4, max(values) * 1.6
+    low = min(values) / 1.4
+    high = max(values) * 1.6
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks = [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high]
     axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})

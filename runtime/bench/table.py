@@ -52,7 +52,8 @@ def chosen(bundle: Bundle, backend: str, precision: str) -> tuple[list[tuple[str
     auto = {"auto": "onnxruntime"}, {"auto": "fp32"}
     names = [auto[0].get(n, n) for n in listed("--backend", backend)]
     kinds = [auto[1].get(p, p) for p in listed("--precision", precision)]
-    every, here = offered(bundle), backends()
+    every = offered(bundle)
+    here = backends()
     for name in names:
         if name not in ("all", *BACKENDS):
             choice("backend", name, ["all", "auto", *BACKENDS])  # raises, with the nearest name
@@ -62,7 +63,8 @@ def chosen(bundle: Bundle, backend: str, precision: str) -> tuple[list[tuple[str
     ]
     wanted = list(dict.fromkeys(wanted))
     several = len(wanted) > 1 or "all" in (*names, *kinds)
-    runs, left = [], []
+    runs = []
+    left = []
     for b, p in wanted:
         if (b, p) in every and p in here[b]["precisions"]:
             runs.append((b, p))
@@ -104,7 +106,8 @@ def facts(bundle: Bundle, how: Mapping[str, Any], given: Any, load: float | None
     request = Request(0, **requested({**how, **each(how, 1)}))
     options = resolve(bundle, request).options
     table = Planner(bundle).job(request).table
-    found, here = machine(), backends()
+    found = machine()
+    here = backends()
     return {
         "bundle": bundle.name,
         "shape": list(bundle.sample_shape),
@@ -233,7 +236,8 @@ def as_json(found: Mapping[str, Any], results: Sequence[Result], left: Sequence[
 
 def bench(given: argparse.Namespace) -> str:
     """Do what the command line asks; returns what to print."""
-    bundle, batches = Bundle.load(given.bundle), sizes(given.batch)
+    bundle = Bundle.load(given.bundle)
+    batches = sizes(given.batch)
     integer("pictures", given.pictures, 1)
     integer("cold", given.cold, 0)
     number("seconds", given.seconds, 0.0, 86400.0)

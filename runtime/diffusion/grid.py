@@ -98,7 +98,8 @@ def _leading(schedule: Schedule, n: int, offset: float = 0) -> Float64:
 
     "leading(1)" starts at knot 1 and goes on from there, as code that counts its knots from 1 does.
     """
-    T, offset = len(schedule), integer("offset", _whole(offset), 0, len(schedule) - 1)
+    T = len(schedule)
+    offset = integer("offset", _whole(offset), 0, len(schedule) - 1)
     knots = offset + np.arange(n - 1, -1, -1) * (T // n)
     if knots[0] >= T:
         raise RequestError(
@@ -131,8 +132,10 @@ def _log_snr(schedule: Schedule, n: int, bound: float | None = None) -> Float64:
     """
     if bound is None:
         return _finite_part(schedule, n, np.linspace)
-    bound, lam = number("bound", bound, 0.1, 1000.0), schedule.log_snr
-    low, high = max(-bound, lam[-1]), min(bound, lam[0])
+    bound = number("bound", bound, 0.1, 1000.0)
+    lam = schedule.log_snr
+    low = max(-bound, lam[-1])
+    high = min(bound, lam[0])
     even = np.linspace(low, high, n)[1:] if low == lam[-1] else np.linspace(low, high, n - 1)
     return np.r_[schedule.time[-1], schedule.time_at(even)]
 

@@ -60,7 +60,8 @@ def noises(
         key = np.array([integer("seed", seed, 0, MAX_SEED), stream], np.uint64)
         row[:] = np.random.Philox(key=key, counter=counter).random_raw(2 * pairs)
     normal = np.empty((len(seeds), 2 * pairs), np.float32)
-    flat_words, flat = words.reshape(-1, 2), normal.reshape(-1, 2)
+    flat_words = words.reshape(-1, 2)
+    flat = normal.reshape(-1, 2)
     for first in range(0, len(flat), CHUNK):
         part = slice(first, first + CHUNK)
         _box_muller(flat_words[part], flat[part])
@@ -122,7 +123,8 @@ def _cos_sin_turn(unit: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
     quarter = unit - 0.5
     quarter *= 0.5 * pi
     square = quarter * quarter
-    cos, sin = _polynomial(square, _COS), _polynomial(square, _SIN)
+    cos = _polynomial(square, _COS)
+    sin = _polynomial(square, _SIN)
     sin *= quarter
     twice = square
     for _ in range(2):

@@ -25,7 +25,8 @@ from .schedule import Float64, Schedule, log_snr_of
 
 R = 4
 """Registers of the loop, in every graph and engine."""
-D, Z = R, R + 1
+D = R
+Z = R + 1
 """Columns of M that multiply the denoised estimate and the noise."""
 TIME, C_IN, C_SKIP, C_OUT, CLIP, GUIDANCE = range(6)
 """Columns of `Program.call`."""
@@ -93,7 +94,8 @@ class Program:
                 f"solver {self.solver!r}: a coefficient is not finite; it cannot use one of the "
                 f"grid's levels."
             )
-        c_skip, c_out = self.call[:, [C_SKIP]], self.call[:, [C_OUT]]
+        c_skip = self.call[:, [C_SKIP]]
+        c_out = self.call[:, [C_OUT]]
         level = self.moments[:-1, 0]
         self._require(
             "the denoised estimate",
@@ -102,7 +104,9 @@ class Program:
             np.broadcast_to(CLEAN, level.shape),
         )
 
-        M, before, after = self.update[:, :, :R], self.moments[:-1], self.moments[1:]
+        M = self.update[:, :, :R]
+        before = self.moments[:-1]
+        after = self.moments[1:]
         terms = M[..., None] * before[:, None]  # [K, R to, R from, 2]
         size = np.abs(terms).sum(2)
         # An eps register shares x's noise, so noise adds up with its sign; z alone is independent.
@@ -162,21 +166,26 @@ def precondition(
     flow: F = eps - x_0 (Liu et al. 2023). edm: Karras et al. 2022, table 1, applied to x/alpha at
     noise sigma/alpha.
     """
-    zero, one = np.zeros_like(alpha), np.ones_like(alpha)
+    zero = np.zeros_like(alpha)
+    one = np.ones_like(alpha)
     if prediction == "epsilon":
         if (alpha == 0).any():
             raise RequestError(
                 "an epsilon network says nothing at zero terminal SNR (alpha = 0): "
                 "use a grid that starts lower, or a v, x0 or flow network."
             )
-        c, answer = (one, 1 / alpha, -sigma / alpha), (zero, one)
+        c = (one, 1 / alpha, -sigma / alpha)
+        answer = (zero, one)
     elif prediction == "v":
         square = alpha**2 + sigma**2
-        c, answer = (one, alpha / square, -sigma / square), (-sigma, alpha)
+        c = (one, alpha / square, -sigma / square)
+        answer = (-sigma, alpha)
     elif prediction == "x0":
-        c, answer = (one, zero, one), (one, zero)
+        c = (one, zero, one)
+        answer = (one, zero)
     elif prediction == "flow":
-        c, answer = (one, 1 / (alpha + sigma), -sigma / (alpha + sigma)), (-one, one)
+        c = (one, 1 / (alpha + sigma), -sigma / (alpha + sigma))
+        answer = (-one, one)
     elif prediction == "edm":
         # Multiplied through by alpha, so that alpha = 0 needs no special case.
         norm = np.hypot(sigma, alpha * sigma_data)

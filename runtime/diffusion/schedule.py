@@ -83,7 +83,9 @@ class Schedule:
             array = self._numbers(name)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        alpha, sigma, time = self.alpha, self.sigma, self.time
+        alpha = self.alpha
+        sigma = self.sigma
+        time = self.time
         if alpha.ndim != 1 or alpha.size == 0 or not alpha.shape == sigma.shape == time.shape:
             raise self._refused(
                 "alpha, sigma and time must be three vectors of one length, "
@@ -129,7 +131,8 @@ class Schedule:
     def beta(self) -> Float64:
         """[T]: the variance that one forward step adds, sigma_t² - (alpha_t / alpha_{t-1})² ·
         sigma_{t-1}²; β_t of Ho et al. 2020."""
-        ratio, previous = self.alpha / np.r_[1.0, self.alpha[:-1]], np.r_[0.0, self.sigma[:-1]]
+        ratio = self.alpha / np.r_[1.0, self.alpha[:-1]]
+        previous = np.r_[0.0, self.sigma[:-1]]
         return self.sigma**2 - (ratio * previous) ** 2
 
     def level(self, time: ArrayLike) -> tuple[Float64, Float64]:
@@ -175,7 +178,8 @@ class Schedule:
             raise self._refused(
                 "zero_terminal_snr() is defined for variance-preserving schedules only"
             )
-        first, last = self.alpha[0], self.alpha[-1]
+        first = self.alpha[0]
+        last = self.alpha[-1]
         alpha = (self.alpha - last) * (first / (first - last))
         sigma = np.sqrt((1.0 - alpha) * (1.0 + alpha))
         sigma[0] = self.sigma[0]
@@ -207,7 +211,8 @@ class Schedule:
         named = _named(found.name, parameters)
         named = named.zero_terminal_snr() if zero else named
         for name in ("alpha", "sigma", "time"):
-            stored, formula = getattr(found, name), getattr(named, name)
+            stored = getattr(found, name)
+            formula = getattr(named, name)
             if stored.shape != formula.shape or not np.allclose(
                 stored, formula, rtol=1e-9, atol=1e-12
             ):
@@ -241,8 +246,11 @@ def _interpolated(time: Float64, log_snr: Float64) -> Curve:
         def back(lam: Float64) -> Float64:
             return np.interp(-lam, -log_snr, time)
     else:
-        inner, finite, ratio = time[:-1], log_snr[:-1], math.exp(0.5 * log_snr[-2])
-        start, width = time[-2], time[-1] - time[-2]
+        inner = time[:-1]
+        finite = log_snr[:-1]
+        ratio = math.exp(0.5 * log_snr[-2])
+        start = time[-2]
+        width = time[-1] - time[-2]
 
         def at(t: Float64) -> Float64:
             with np.errstate(divide="ignore"):
@@ -384,7 +392,8 @@ def _sigmoid_curve(T: int, start: float, end: float, tau: float, clip_min: float
     def S(v: Any) -> Any:
         return 1.0 / (1.0 + np.exp(-np.asarray(v) / tau))
 
-    low, high = S(start), S(end)
+    low = S(start)
+    high = S(end)
 
     def level(time: Float64) -> tuple[Float64, Float64]:
         alpha_bar = np.maximum(

@@ -69,7 +69,8 @@ class Tuned:
             raise RequestError(
                 f"it must be an object with time, weights and made, found {type(value).__name__}."
             )
-        K, weights = int(calls), value.get("weights")
+        K = int(calls)
+        weights = value.get("weights")
         rows = weights if isinstance(weights, list) else []
         if (
             not _numbers(value.get("time"), K)

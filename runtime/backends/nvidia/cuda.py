@@ -53,14 +53,13 @@ class Cuda:
         if not self._do(api.cudaGetDeviceCount):
             raise self._no_gpu()
         kinds = api.cudaMemcpyKind
-        self._up, self._down = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
+        self._up = kinds.cudaMemcpyHostToDevice
+        self._down = kinds.cudaMemcpyDeviceToHost
 
     def gpu(self) -> Gpu:
         """What engines depend on."""
-        properties, version = (
-            self._do(self._api.cudaGetDeviceProperties, 0),
-            self._do(self._api.cudaDriverGetVersion),
-        )
+        properties = self._do(self._api.cudaGetDeviceProperties, 0)
+        version = self._do(self._api.cudaDriverGetVersion)
         name = properties.name
         text = name.decode() if isinstance(name, bytes) else str(name)
         text_of_driver = (
@@ -92,7 +91,8 @@ class Cuda:
     def pinned(self, shape: tuple[int, ...], kind: Any, owner: ExitStack) -> NDArray[Any]:
         """An array of zeros in page-locked host memory, until `owner` closes, after which it must
         not be touched."""
-        api, size = self._api, int(np.prod(shape)) * np.dtype(kind).itemsize
+        api = self._api
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
         address = int(self._do(api.cudaMallocHost, max(size, 1)))
         owner.callback(self._do, api.cudaFreeHost, address)
         host = memoryview((ctypes.c_byte * max(size, 1)).from_address(address))[:size]
@@ -196,7 +196,8 @@ class Cuda:
         return values[0] if len(values) == 1 else values
 
     def _error(self, call: str, status: Any) -> GpuError | NoDriverError | NoGpuError:
-        errors, text = self._api.cudaError_t, self._api.cudaGetErrorString(status)[1]
+        errors = self._api.cudaError_t
+        text = self._api.cudaGetErrorString(status)[1]
         said = f"{call}: {text.decode() if isinstance(text, bytes) else text} ({getattr(status, 'name', status)})"
         if status == errors.cudaErrorInsufficientDriver:
             return NoDriverError(

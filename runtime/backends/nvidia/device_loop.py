@@ -48,9 +48,14 @@ class Space:
     depend on the program."""
 
     def __init__(self, cuda: Cuda, bundle: Bundle, bucket: int, stream: Any) -> None:
-        self._cuda, self.bucket, self.stream = cuda, bucket, stream
-        self._ports, self.addresses, self.pinned = shapes(bundle, bucket), {}, {}
-        self._owner, self._activations = ExitStack(), dict[bool, tuple[Address, int]]()
+        self._cuda = cuda
+        self.bucket = bucket
+        self.stream = stream
+        self._ports = shapes(bundle, bucket)
+        self.addresses = {}
+        self.pinned = {}
+        self._owner = ExitStack()
+        self._activations = dict[bool, tuple[Address, int]]()
         sizes = port_bytes(bundle, bucket)
         with ExitStack() as attempt:
             for name, shape in self._ports.items():
@@ -114,16 +119,16 @@ class DeviceLoop:
         noisy: bool,
         copying: Any,
     ) -> None:
-        self._cuda, self._space, self._guided, self._copying = (
-            cuda,
-            space,
-            [bool(g) for g in guided],
-            copying,
-        )
+        self._cuda = cuda
+        self._space = space
+        self._guided = [bool(g) for g in guided]
+        self._copying = copying
         self._noise_stride, self._chunk = (
             noise_plan(space, len(self._guided)) if noisy else (0, len(self._guided))
         )
-        self.note, self._graphs, self._owner = "", list[Any](), ExitStack()
+        self.note = ""
+        self._graphs = list[Any]()
+        self._owner = ExitStack()
         with ExitStack() as attempt:
             self._allocate(attempt)
             self._contexts = {
@@ -153,7 +158,9 @@ class DeviceLoop:
 
     def run(self, rows: Rows) -> tuple[Float32, float]:
         """x after the last row, and the milliseconds that it took on the device."""
-        cuda, space, B = self._cuda, self._space, len(rows.x)
+        cuda = self._cuda
+        space = self._space
+        B = len(rows.x)
         self._stage(rows)
         space.upload("state", "label")
         for address, host in self._program.values():
@@ -174,7 +181,9 @@ class DeviceLoop:
         return space.pinned[after][:B, 0].copy(), cuda.milliseconds(self._start, self._end)
 
     def _allocate(self, owner: ExitStack) -> None:
-        cuda, K, bucket = self._cuda, len(self._guided), self._space.bucket
+        cuda = self._cuda
+        K = len(self._guided)
+        bucket = self._space.bucket
         self._program = {}
         for name, width in (("call", 6), ("update", 24)):
             size = stride(bucket * width)
@@ -194,14 +203,16 @@ class DeviceLoop:
             )
             for _ in range(2 if halves else 0)
         ]
-        self._start, self._end = cuda.event(owner, timed=True), cuda.event(owner, timed=True)
+        self._start = cuda.event(owner, timed=True)
+        self._end = cuda.event(owner, timed=True)
         for stream in (self._copying, self._space.stream):
             owner.callback(cuda.synchronize, stream)  # before any of it goes
 
     def _capture(self, owner: ExitStack) -> None:
         """The vendor's recipe: run once plainly, so that nothing is initialised under capture; then
         capture, and, where that fails, say so."""
-        cuda, stream = self._cuda, self._space.stream
+        cuda = self._cuda
+        stream = self._space.stream
         for kind in self._contexts:
             self._enqueue(self._guided.index(kind), self._guided.index(kind) + 1)
         cuda.synchronize(stream)
@@ -250,12 +261,17 @@ class DeviceLoop:
     def _stage(self, rows: Rows) -> None:
         """The batch and its program into pinned memory. The padding's rows are zero: its state
         becomes zero, and stays."""
-        K, B, bucket = len(self._guided), len(rows.x), self._space.bucket
+        K = len(self._guided)
+        B = len(rows.x)
+        bucket = self._space.bucket
         pinned = self._space.pinned
-        pinned["state"][:], pinned["label"][:] = 0, 0
-        pinned["state"][:B, 0], pinned["label"][:B] = rows.x, rows.label
+        pinned["state"][:] = 0
+        pinned["label"][:] = 0
+        pinned["state"][:B, 0] = rows.x
+        pinned["label"][:B] = rows.label
         for name, values in (("call", rows.call), ("update", rows.update)):
-            host, width = self._program[name][1], values[0, 0].size
+            host = self._program[name][1]
+            width = values[0, 0].size
             host[:, : B * width] = values.reshape(K, -1)
             host[:, B * width : bucket * width] = 0
 
@@ -264,12 +280,14 @@ class DeviceLoop:
         the segment before it."""
         if not self._halves:
             return
-        cuda, half = self._cuda, i % len(self._halves)
+        cuda = self._cuda
+        half = i % len(self._halves)
         if i >= len(self._halves):
             cuda.wait(
                 self._copying, self._read[half]
             )  # who reads this half must be done before it is written again
-        size, B = len(self._pieces[0][0]), len(rows.x)
+        size = len(self._pieces[0][0])
+        B = len(rows.x)
         shape = self._space.pinned["noise"].shape
         for turn, begin in enumerate(range(first, end, size)):
             host, sent = self._pieces[turn % 2]

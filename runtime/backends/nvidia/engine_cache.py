@@ -99,7 +99,8 @@ def source(bundle: Bundle, precision: str, graph: str) -> str:
 
 def place(make: bool = False) -> Path:
     """The folder of engines. Raises EngineError where the cache is off or not the user's alone."""
-    found, top = cache.private(FOLDER, make), cache.folder()
+    found = cache.private(FOLDER, make)
+    top = cache.folder()
     if found:
         return found
     if make or top is None or (top / FOLDER).exists():
@@ -230,7 +231,8 @@ def _read(path: Path) -> Entry | str:
         if value["format"] != FORMAT:
             return f"it is of format {value['format']}, not {FORMAT}"
         fields: dict[str, Any] = value["recipe"]
-        gpu, buckets = Gpu(**fields.pop("gpu")), tuple(map(int, fields.pop("buckets")))
+        gpu = Gpu(**fields.pop("gpu"))
+        buckets = tuple(map(int, fields.pop("buckets")))
         flags = tuple(fields.pop("flags"))
         recipe = Recipe(**fields, gpu=gpu, buckets=buckets, flags=flags)
         entry = Entry(recipe, str(value["sha256"]), int(value["size"]), float(value["built"]))

@@ -55,7 +55,9 @@ class OnnxRuntimeCuda:
                 "pip install 'unnoise[cuda]'. "
                 "The two are one module and cannot stand beside each other."
             )
-        self.bundle, self.precision, self.lock = bundle, precision, RLock()
+        self.bundle = bundle
+        self.precision = precision
+        self.lock = RLock()
         self.guard = ForkGuard(self.name, self)
         self._ort: Any = onnxruntime
         self._sessions: dict[bool, Any] = {False: self._open(STEP)}
@@ -103,7 +105,8 @@ class OnnxRuntimeCuda:
             begun = time.perf_counter()
             x = loop.run(rows)
             spent = 1e3 * (time.perf_counter() - begun)
-            how, new = "a graph a row", len(self._graph_ids) > known
+            how = "a graph a row"
+            new = len(self._graph_ids) > known
             return x, Timing(
                 len(rows.x), loop.bucket, len(rows.call), how, "", new, spent, loop.bytes
             )
@@ -128,12 +131,14 @@ class OnnxRuntimeCuda:
         return Failing(self, what)
 
     def _open(self, file: str) -> Any:
-        ort, path = self._ort, f"{self.precision}/{file}"
+        ort = self._ort
+        path = f"{self.precision}/{file}"
         options = ort.SessionOptions()
         options.log_severity_level = 3
         for key, value in SESSION.items():
             options.add_session_config_entry(key, value)
-        weights, model = self.bundle.read(inside(self.precision, WEIGHTS)), self.bundle.read(path)
+        weights = self.bundle.read(inside(self.precision, WEIGHTS))
+        model = self.bundle.read(path)
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         refuse_endless(model)
         try:
@@ -160,7 +165,8 @@ class Failing:
     """A block in which onnxruntime's errors, which share no base class, become ours."""
 
     def __init__(self, backend: OnnxRuntimeCuda, what: str) -> None:
-        self._backend, self._what = backend, what
+        self._backend = backend
+        self._what = what
 
     def __enter__(self) -> None:
         return None
@@ -178,7 +184,8 @@ class Loop:
     it."""
 
     def __init__(self, backend: OnnxRuntimeCuda, bucket: int) -> None:
-        self._backend, self.bucket = backend, bucket
+        self._backend = backend
+        self.bucket = bucket
         self.host: dict[str, Any] = {
             name: np.zeros(shape, KINDS.get(name, np.float32))
             for name, shape in shapes(backend.bundle, bucket).items()
@@ -207,14 +214,18 @@ class Loop:
             session.run_with_iobinding(binding, options)
 
     def run(self, rows: Rows) -> Float32:
-        host, B, quiet = self.host, len(rows.x), False
+        host = self.host
+        B = len(rows.x)
+        quiet = False
         for name in ("state", "label", "call", "update"):
             host[name][:] = 0
-        host["state"][:B, 0], host["label"][:B] = rows.x, rows.label
+        host["state"][:B, 0] = rows.x
+        host["label"][:B] = rows.label
         self.send("state")
         self.send("label")
         for k, guided in enumerate(rows.guided):
-            host["call"][:B], host["update"][:B] = rows.call[k], rows.update[k]
+            host["call"][:B] = rows.call[k]
+            host["update"][:B] = rows.update[k]
             self.send("call")
             self.send("update")
             if rows.noisy[k] or not quiet:

@@ -47,14 +47,18 @@ class TensorRt:
             raise RequestError(
                 f"threads are a CPU backend's, {library} runs on the GPU: leave them out."
             )
-        self.name, self.precision, self.bundle = library, precision, bundle
+        self.name = library
+        self.precision = precision
+        self.bundle = bundle
         self.guard = ForkGuard(self.name, self)
         self._trt = load_library(library)
         self.cuda = Cuda(cudart())
         self._gpu = self.cuda.gpu()
         self.largest: int | None = None
         """Samples of the largest batch that the engine was built for."""
-        self.lock, self._owner, self._closed = RLock(), ExitStack(), False
+        self.lock = RLock()
+        self._owner = ExitStack()
+        self._closed = False
         self._streams: list[Any] = []
         self._engines: dict[bool, Engine] = {}
         self._spaces: dict[int, Space] = {}
@@ -176,7 +180,9 @@ class TensorRt:
         self.guard.check()  # before the lock, which a thread of the parent may hold forever
         with self.lock:
             self.alive()
-            batch, K, noisy = len(rows.x), len(rows.call), bool(rows.noisy.any())
+            batch = len(rows.x)
+            K = len(rows.call)
+            noisy = bool(rows.noisy.any())
             bucket = self.bucket(batch)
             key = bucket, rows.guided.tobytes(), noisy
             new = key not in self._loops
@@ -249,7 +255,8 @@ class TensorRt:
 
     def _needed(self, bucket: int, K: int, noisy: bool, kinds: set[bool]) -> int:
         """Bytes that a loop takes beyond what is held already."""
-        space, sample = self._spaces.get(bucket), int(np.prod(self.bundle.sample_shape))
+        space = self._spaces.get(bucket)
+        sample = int(np.prod(self.bundle.sample_shape))
         held = DeviceLoop.bytes(bucket, sample, K, noisy) + (
             0 if space else Space.bytes(self.bundle, bucket)
         )

@@ -62,8 +62,13 @@ class Engine:
     def __init__(
         self, trt: Any, runtime: Any, log: Any, cuda: Cuda, bundle: Bundle, entry: Entry, gpu: Gpu
     ) -> None:
-        self._trt, self._log, self._cuda, self._gpu, self.entry = trt, log, cuda, gpu, entry
-        data, before = engines.load(entry), cuda.free_bytes()
+        self._trt = trt
+        self._log = log
+        self._cuda = cuda
+        self._gpu = gpu
+        self.entry = entry
+        data = engines.load(entry)
+        before = cuda.free_bytes()
         self._engine: Any = runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             if before < 2 * len(data):
@@ -123,10 +128,8 @@ class Engine:
         config.cuda_graph_strategy = (
             self._trt.CudaGraphStrategy.DISABLED
         )  # we capture ourselves; never both
-        compiled, key = (
-            config.create_runtime_cache(),
-            cache.key("rtx", self.entry.sha256, self._gpu),
-        )
+        compiled = config.create_runtime_cache()
+        key = cache.key("rtx", self.entry.sha256, self._gpu)
         kept = cache.load(key)
         if kept and not compiled.deserialize(bytes(kept[0])):
             cache.forget(key)
@@ -143,7 +146,8 @@ class Engine:
 
     def _check(self, bundle: Bundle) -> None:
         """Raises EngineError where the tensors and profiles are not a step graph's."""
-        trt, engine = self._trt, self._engine
+        trt = self._trt
+        engine = self._engine
         wanted = shapes(bundle, -1)
         if not bundle.labels:
             del wanted["label"]
@@ -192,7 +196,10 @@ class Context:
         size: int,
         stream: Any,
     ) -> None:
-        self._engine, self._context, self._log, self.names = engine, context, log, engine.names
+        self._engine = engine
+        self._context = context
+        self._log = log
+        self.names = engine.names
         profile = engine.buckets.index(bucket)
         try:
             chosen = context.set_optimization_profile_async(profile, int(stream))

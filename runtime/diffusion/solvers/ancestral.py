@@ -24,15 +24,15 @@ def ddim(grid: Grid, eta: float = 0.0) -> Update:
     """
     eta = number("eta", eta, 0.0, 1.0)
     update = Update.blank(levels(grid), grid.time[:-1])
-    alpha, sigma, next_alpha, next_sigma = (
-        grid.alpha[:-1],
-        grid.sigma[:-1],
-        grid.alpha[1:],
-        grid.sigma[1:],
-    )
+    alpha = grid.alpha[:-1]
+    sigma = grid.sigma[:-1]
+    next_alpha = grid.alpha[1:]
+    next_sigma = grid.sigma[1:]
     s = next_sigma * eta * np.sqrt(fresh(intervals(grid))) if eta else np.zeros_like(sigma)
     keep = np.sqrt((next_sigma - s) * (next_sigma + s)) / sigma
-    update.M[:, 0, 0], update.M[:, 0, D], update.M[:, 0, Z] = keep, next_alpha - keep * alpha, s
+    update.M[:, 0, 0] = keep
+    update.M[:, 0, D] = next_alpha - keep * alpha
+    update.M[:, 0, Z] = s
     return update
 
 
@@ -46,7 +46,8 @@ def ddpm(grid: Grid, variance: str = "fixed_small") -> Update:
     variance = choice("variance", variance, ("fixed_small", "fixed_large"))
     update = ddim(grid, eta=1.0)
     if variance == "fixed_large":
-        share, inner = fresh(intervals(grid)), grid.sigma[1:] > 0
+        share = fresh(intervals(grid))
+        inner = grid.sigma[1:] > 0
         update.M[:, 0, Z] = inner * grid.sigma[:-1] * np.sqrt(share)
         update.excess[:] = (
             inner * (grid.sigma[:-1] - grid.sigma[1:]) * (grid.sigma[:-1] + grid.sigma[1:]) * share
@@ -81,17 +82,22 @@ def repaint(grid: Grid, jump: int = 5, resample: int = 4, eta: float = 1.0) -> U
     √(sigma'² - (alpha'·sigma/alpha)²)·z, fused into the row before. For inpainting: each climb lets
     what is painted agree with what is known. n · resample calls; blocks count from the clean end.
     """
-    jump, resample, n = integer("jump", jump, 1), integer("resample", resample, 1, 1000), len(grid)
+    jump = integer("jump", jump, 1)
+    resample = integer("resample", resample, 1, 1000)
+    n = len(grid)
     bounds = [0, *range(n % jump or jump, n + 1, jump)] if jump < n else [0, n]
     rows = np.concatenate(
         [np.tile(np.arange(a, b), resample) for a, b in itertools.pairwise(bounds)]
     )
-    level, once = levels(grid), ddim(grid, eta)
+    level = levels(grid)
+    once = ddim(grid, eta)
     update = Update.blank(level[np.r_[rows, n]], grid.time[rows])
     update.M[:] = once.M[rows]
     climbs = np.flatnonzero(np.diff(rows) <= 0)
-    (alpha, sigma), (up_alpha, up_sigma) = level[rows[climbs] + 1].T, level[rows[climbs + 1]].T
-    ratio, row = up_alpha / alpha, update.M[climbs, 0] * (up_alpha / alpha)[:, None]
+    (alpha, sigma) = level[rows[climbs] + 1].T
+    (up_alpha, up_sigma) = level[rows[climbs + 1]].T
+    ratio = up_alpha / alpha
+    row = update.M[climbs, 0] * (up_alpha / alpha)[:, None]
     row[:, Z] = np.sqrt(row[:, Z] ** 2 + (up_sigma - ratio * sigma) * (up_sigma + ratio * sigma))
     update.M[climbs, 0] = row
     return update
@@ -108,19 +114,16 @@ def lcm(grid: Grid, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> 
     distilled to answer in one step. A D that knows x_0 is not kept by f: the row declares how far
     signal and variance leave the level.
     """
-    scaling, sigma_data = (
-        number("timestep_scaling", timestep_scaling, 1e-6, 1e6),
-        number("sigma_data", sigma_data, 1e-6, 1e6),
-    )
+    scaling = number("timestep_scaling", timestep_scaling, 1e-6, 1e6)
+    sigma_data = number("sigma_data", sigma_data, 1e-6, 1e6)
     update = Update.blank(levels(grid), grid.time[:-1])
     tau = scaling * grid.knot[:-1]
     norm = np.hypot(tau, sigma_data)
-    c_skip, c_out = (sigma_data / norm) ** 2, tau / norm
-    update.M[:, 0, 0], update.M[:, 0, D], update.M[:, 0, Z] = (
-        grid.alpha[1:] * c_skip,
-        grid.alpha[1:] * c_out,
-        grid.sigma[1:],
-    )
+    c_skip = (sigma_data / norm) ** 2
+    c_out = tau / norm
+    update.M[:, 0, 0] = grid.alpha[1:] * c_skip
+    update.M[:, 0, D] = grid.alpha[1:] * c_out
+    update.M[:, 0, Z] = grid.sigma[1:]
     update.bias[:] = grid.alpha[1:] * (c_skip * grid.alpha[:-1] + c_out - 1)
     update.excess[:] = (grid.alpha[1:] * c_skip * grid.sigma[:-1]) ** 2
     return update

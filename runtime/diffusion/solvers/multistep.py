@@ -166,7 +166,8 @@ def plms(grid: Grid) -> Update:
     order = np.clip(np.cumsum(np.isfinite(grid.log_snr[:-1])), 1, None)
     step = np.diff(_rho(grid))
     if twice is not None:
-        push[twice], step[twice] = False, step[twice - 1]
+        push[twice] = False
+        step[twice] = step[twice - 1]
         order[twice:] -= 1
     order = np.where(grid.sigma[1:] > 0, np.minimum(order, 4), 1)
     w = weights[order - 1]

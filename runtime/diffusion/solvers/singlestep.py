@@ -42,16 +42,20 @@ def edm(
     start's own noise, at s_noise 1. No lift leaves the schedule: ρ̂ is at most that of the noisiest
     knot.
     """
-    churn, s_noise = number("churn", churn, 0.0, 1e6), number("s_noise", s_noise, 0.0, 10.0)
+    churn = number("churn", churn, 0.0, 1e6)
+    s_noise = number("s_noise", s_noise, 0.0, 10.0)
     s_min = number("s_min", s_min, 0.0, 1e9)
     s_max = number("s_max", s_max, 0.0, math.inf)
     gamma = min(churn / len(grid), math.sqrt(2) - 1)
     if gamma == 0:
         return heun(grid)
-    rho, noisiest = np.exp(-0.5 * grid.log_snr), grid.noisiest
+    rho = np.exp(-0.5 * grid.log_snr)
+    noisiest = grid.noisiest
     lifted = np.maximum(grid.log_snr - 2 * math.log1p(gamma), noisiest)
     chosen = (rho >= s_min) & (rho <= s_max) & (rho > 0) & (lifted < grid.log_snr - 1e-9)
-    time, alpha, sigma = grid.time.copy(), grid.alpha.copy(), grid.sigma.copy()
+    time = grid.time.copy()
+    alpha = grid.alpha.copy()
+    sigma = grid.sigma.copy()
     if chosen.any():
         time[chosen], level = grid.between(lifted[chosen])
         alpha[chosen], sigma[chosen] = level.T
@@ -83,10 +87,12 @@ def dpmpp_2s(grid: Grid, r: float = 0.5) -> Update:
 def dpmpp_3s(grid: Grid) -> Update:
     """DPM-Solver-3 (Lu et al. 2022a, Algorithm 2, r = 1/3 and 2/3) in the data prediction of
     DPM-Solver++ (Lu et al. 2022b, section 4). Order 3."""
-    r1, r2 = 1 / 3, 2 / 3
+    r1 = 1 / 3
+    r2 = 2 / 3
 
     def weights(h: Float64) -> list[list[Float64]]:
-        linear, linear_2 = 1 + np.expm1(-h) / h, 1 + np.expm1(-r2 * h) / (r2 * h)
+        linear = 1 + np.expm1(-h) / h
+        linear_2 = 1 + np.expm1(-r2 * h) / (r2 * h)
         return [[], [r2 / r1 * linear_2], [np.zeros_like(h), linear / r2]]
 
     return singlestep(grid, (r1, r2), weights)

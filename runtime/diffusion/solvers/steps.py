@@ -122,7 +122,8 @@ def _moments(
     k = np.arange(18)
     small = np.abs(h) < 1
     terms = np.where(small, a, 0.0)[:, None] ** k / np.cumprod(np.maximum(k, 1.0))
-    result, last = np.empty((len(h), count)), first
+    result = np.empty((len(h), count))
+    last = first
     for i in range(1, count + 1):
         last = np.where(small, scale * h * (terms / (i + 1 + k)).sum(1), by_parts(i, last))
         result[:, i - 1] = last
@@ -143,9 +144,11 @@ def remember(update: Update, count: int, value: tuple[float, float], push: Bool)
 def multistep(grid: Grid, w: Float64, sde: bool = False) -> Update:
     """x' = exact step + alpha' · Σ w_j (D_j - D), D_j the estimate j rows before; w [n, q].
     Registers: the last q estimates."""
-    level, q = levels(grid), w.shape[1]
+    level = levels(grid)
+    q = w.shape[1]
     update = Update.blank(level, grid.time[:-1])
-    M, weighed = update.M, level[1:, :1] * w
+    M = update.M
+    weighed = level[1:, :1] * w
     M[:, 0, 0], M[:, 0, D], M[:, 0, Z] = exact(level[:-1], level[1:], sde)
     M[:, 0, 1 : q + 1] = weighed
     M[:, 0, D] -= weighed.sum(1)
@@ -162,7 +165,10 @@ def epsilon_multistep(grid: Grid, c: Float64, push: Bool | None = None) -> Updat
     push [n]: which rows' estimates are remembered; all if not given. Registers: the last q
     estimates.
     """
-    alpha, sigma, total, q = grid.alpha[:-1], grid.sigma[:-1], c.sum(1), c.shape[1]
+    alpha = grid.alpha[:-1]
+    sigma = grid.sigma[:-1]
+    total = c.sum(1)
+    q = c.shape[1]
     push = np.ones(len(grid), bool) if push is None else push
     update = multistep(grid, np.empty((len(grid), 0)))
     M = update.M
@@ -171,7 +177,8 @@ def epsilon_multistep(grid: Grid, c: Float64, push: Bool | None = None) -> Updat
     M[:, 0, D] += total * alpha / sigma
     if q:
         remember(update, q, EPS, push)
-        M[:, 1, 0], M[:, 1, D] = push / sigma, push * (-alpha / sigma)
+        M[:, 1, 0] = push / sigma
+        M[:, 1, D] = push * (-alpha / sigma)
     return update
 
 
@@ -199,14 +206,18 @@ def singlestep(
     start: noisier levels that the intervals start from instead of the grid's own; noise of
     kick_scale times the due deviation lifts x there.
     """
-    n, S = len(grid), 1 + len(fractions)
-    start, end = start or grid, levels(grid)[1:]
+    n = len(grid)
+    S = 1 + len(fractions)
+    start = start or grid
+    end = levels(grid)[1:]
     here = levels(start)[:-1]
     h = half(end) - half(here)
     full = np.isfinite(h)
     time, level = _points(grid, start, fractions, full)
     w = [[np.where(full, v, 0.0) for v in stage] for stage in weights(np.where(full, h, 1.0))]
-    M, before, excess = np.zeros((n, S, R, R + 2)), np.zeros((n, S, R, 2)), np.zeros((n, S))
+    M = np.zeros((n, S, R, R + 2))
+    before = np.zeros((n, S, R, 2))
+    excess = np.zeros((n, S))
     for s in range(S):
         there = end if s == S - 1 else np.where(full[:, None], level[s + 1], end)
         row, column = M[:, s], [*range(1, s + 1), D]  # column[j] of D_j: the newest is D itself
@@ -214,7 +225,8 @@ def singlestep(
             level[s] if s == 0 else np.where(full[:, None], level[s], EPS)
         )  # EPS: any, for rows that are left out
         keep, gain, row[:, 0, Z] = exact(known, there, sde)
-        row[:, 0, 0], row[:, 0, column[0]] = keep, gain
+        row[:, 0, 0] = keep
+        row[:, 0, column[0]] = gain
         for j in range(1, s + 1):
             change = there[:, 0] * w[s][j - 1] - (
                 keep * level[s][:, 0] * w[s - 1][j - 1] if j < s else 0.0
@@ -223,13 +235,15 @@ def singlestep(
             row[:, 0, column[0]] -= change
         for j in range(s + 1 if s < S - 1 else 0):
             row[full, 1 + j, column[j]] = 1
-        before[:, s, 0], before[:, s, 1 : s + 1] = level[s], CLEAN
+        before[:, s, 0] = level[s]
+        before[:, s, 1 : s + 1] = CLEAN
     if start is not grid:
         last = (np.arange(n - 1), np.where(full, S - 1, 0)[:-1])
         up = levels(start)[1:-1]
         M[*last, 0] *= (up[:, 0] / end[:-1, 0])[:, None]
         kick = up[:, 1] * np.sqrt(-np.expm1(2 * (half(up) - half(end[:-1]))))
-        M[*last, 0, Z], excess[last] = kick_scale * kick, (kick_scale**2 - 1) * kick**2
+        M[*last, 0, Z] = kick_scale * kick
+        excess[last] = (kick_scale**2 - 1) * kick**2
     kept = np.column_stack([np.ones(n, bool), *[full] * (S - 1)])
     final = np.zeros((1, R, 2))
     final[0, 0] = end[-1]
@@ -247,9 +261,13 @@ def _points(
 ) -> tuple[Float64, Float64]:
     """time [n, S] and level [S, n, 2] at which each interval calls the network; the start's own
     where it calls once."""
-    n, first, last = len(grid), start.log_snr[:-1], grid.log_snr[1:]
-    time, level = np.empty((n, 1 + len(fractions))), np.empty((1 + len(fractions), n, 2))
-    time[:], level[:] = start.time[:-1, None], levels(start)[:-1]
+    n = len(grid)
+    first = start.log_snr[:-1]
+    last = grid.log_snr[1:]
+    time = np.empty((n, 1 + len(fractions)))
+    level = np.empty((1 + len(fractions), n, 2))
+    time[:] = start.time[:-1, None]
+    level[:] = levels(start)[:-1]
     for s, r in enumerate(fractions, 1):
         if r == 1:
             time[full, s], level[s, full] = grid.time[1:][full], levels(grid)[1:][full]
