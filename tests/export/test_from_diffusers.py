@@ -883,7 +883,7 @@ def test_the_default_steps_are_the_pipelines(folder: Path) -> None:
             for value in (5, "x", {1: 2}, {"a": float("nan")}, {"a": object()})
         ),
     ],
-    ids=str,
+    ids=lambda options: str(options).partition(" at 0x")[0],
 )
 def test_arguments_of_any_type_end_in_an_error_of_ours(tmp_path: Path, options: dict) -> None:
     network({**SMALL, "num_class_embeds": 2}).save_pretrained(tmp_path / "two")

@@ -14,10 +14,11 @@ from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
 from runtime.backends import cache as cache_module
 from runtime.backends.base import shapes
 from runtime.backends.onnxfile import refuse_endless, with_weights
-from runtime.backends.openvino import GUIDED, PLAIN, OpenVino
+from runtime.backends.openvino import OpenVino
 from runtime.backends.openvino_parts import split
 from runtime.backends.registry import offered, open_backend
 from runtime.diffusion.program import R
+from runtime.format import step_file
 
 openvino = pytest.importorskip("openvino")
 BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -199,7 +200,7 @@ def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
     time nor a register."""
     backend = OpenVino(Bundle.load(precise), "fp32", 1)
     whole = one_row(backend, STATE, guided)
-    model = backend._model(GUIDED if guided else PLAIN).clone()
+    model = backend._model(step_file(guided)).clone()
     model.reshape(
         {i.any_name: list(shapes(backend.bundle, len(STATE))[i.any_name]) for i in model.inputs}
     )
@@ -208,7 +209,7 @@ def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
     assert all(i.any_name.startswith("cut") for i in network.inputs)
     assert [o.shape for o in network.outputs] == [[(1 + guided) * len(STATE), 1, 8, 8]]
     assert "Convolution" not in {n.get_type_name() for part in (head, tail) for n in part.get_ops()}
-    backend._compiled[GUIDED if guided else PLAIN, len(STATE)] = [
+    backend._compiled[step_file(guided), len(STATE)] = [
         backend._core.compile_model(part, "CPU", config)
         for part, config in zip((head, network, tail), backend._configs(3), strict=True)
     ]
