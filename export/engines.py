@@ -213,7 +213,8 @@ def build(chosen: Chosen, model: bytes, order: Order, name: str) -> bytes:
 
 
 def _stale(recipe: Recipe) -> str:
-    """Return why an engine of this graph in the cache is not the wanted one; "" if there is none."""
+    """Return why an engine of this graph in the cache is not the wanted one; "" if there is
+    none."""
     for _, entry in engines.entries():
         if isinstance(entry, Entry):
             other = entry.recipe
@@ -229,7 +230,8 @@ def _stale(recipe: Recipe) -> str:
                     if getattr(other, f) != getattr(recipe, f)
                 ]
                 told = [f"{f} was {getattr(other, f)}, is {getattr(recipe, f)}" for f in changed]
-                return f"the engine of {other.bundle} {other.precision} {other.graph} in the cache is another: {'; '.join(told)}"
+                which = f"{other.bundle} {other.precision} {other.graph}"
+                return f"the engine of {which} in the cache is another: {'; '.join(told)}"
     return ""
 
 

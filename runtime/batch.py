@@ -1,4 +1,5 @@
-"""A batch of samples in slots: each runs on its own row of its own program, and joins and leaves between steps."""
+"""A batch of samples in slots: each runs on its own row of its own program, and joins and leaves
+between steps."""
 
 from __future__ import annotations
 
@@ -192,8 +193,8 @@ class Batch:
             self.cancel(slot)
 
     def preview(self, slot: int) -> SlotPreview:
-        """The sample in a slot as it is by now; copies. After `finished` or the next step, that of a
-        finished sample is gone.
+        """The sample in a slot as it is by now; copies. After `finished` or the next step, that of
+        a finished sample is gone.
 
         Raises:
             RequestError: no sample is under way there.
@@ -227,7 +228,8 @@ class Batch:
         del self._of_slot[member.slot]
 
     def _arrange(self) -> int:
-        """Bring samples whose next row is guided behind the others. Returns how many come before."""
+        """Bring samples whose next row is guided behind the others. Returns how many come
+        before."""
         guided = [bool(member.job.table.guided[member.row]) for member in self._members]
         plain = len(guided) - sum(guided)
         early = [place for place in range(plain) if guided[place]]

@@ -53,7 +53,8 @@ class RequestError(UnnoiseError, ValueError):
 def unknown(
     kind: str, name: object, known: Iterable[object], error: type[UnnoiseError] = RequestError
 ) -> UnnoiseError:
-    """The error for a name that is not among `known`, with the nearest known name as a suggestion."""
+    """The error for a name that is not among `known`, with the nearest known name as a
+    suggestion."""
     names = [str(k) for k in known]
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

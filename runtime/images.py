@@ -67,7 +67,8 @@ def _range(low: Any, high: Any) -> tuple[float, float]:
 
 
 def _array(name: str, value: Any, kinds: str, rule: str) -> NDArray[Any]:
-    """`value` as an array of one of these kinds of numbers. Raises RequestError for anything else."""
+    """`value` as an array of one of these kinds of numbers. Raises RequestError for anything
+    else."""
     try:
         array = array_of(value)
         if array.dtype.kind in kinds:

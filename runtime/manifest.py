@@ -1,4 +1,5 @@
-"""bundle.json: its value as a dataclass, written, and read field by field with every fault named."""
+"""bundle.json: its value as a dataclass, written, and read field by field with every fault
+named."""
 
 from __future__ import annotations
 

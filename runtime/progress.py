@@ -226,7 +226,8 @@ def columns_of(stream: Any) -> int:
 
 
 def width(text: str) -> int:
-    """Columns that a terminal takes for a text: two for an East Asian wide character or an emoji."""
+    """Columns that a terminal takes for a text: two for an East Asian wide character or an
+    emoji."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text

@@ -115,7 +115,8 @@ class Sampler:
 
     @property
     def whole(self) -> bool:
-        """Whether the backend runs whole programs by itself, which a step callback keeps it from."""
+        """Whether the backend runs whole programs by itself, which a step callback keeps it
+        from."""
         return isinstance(self.backend, WholeLoop)
 
     def close(self) -> None:

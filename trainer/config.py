@@ -1,4 +1,5 @@
-"""The config of a run: one frozen record, checked when it is made, printed, and saved in the run."""
+"""The config of a run: one frozen record, checked when it is made, printed, and saved in the
+run."""
 
 from __future__ import annotations
 

@@ -221,7 +221,8 @@ class Trainer:
 
     def _require_finite(self, loss: float, grad_norm: float) -> None:
         scaler = self.state.scaler
-        # fp16 finds its loss scale by overflowing: the scaler skips such a step and halves the scale.
+        # fp16 finds its loss scale by overflowing: the scaler skips such a step and halves the
+        # scale.
         skipped = scaler.is_enabled() and scaler.get_scale() > SMALLEST_LOSS_SCALE
         if math.isfinite(loss) and (math.isfinite(grad_norm) or skipped):
             return

@@ -79,7 +79,8 @@ Network = Callable[[Inputs], Float32]
 
 
 def torch_inputs(model: Model) -> Network:
-    """The PyTorch module as a network of whole inputs. It raises ExportError if the module fails."""
+    """The PyTorch module as a network of whole inputs. It raises ExportError if the module
+    fails."""
 
     def network(inputs: Inputs) -> Float32:
         try:
@@ -116,7 +117,10 @@ class Dependency:
 
     def __str__(self) -> str:
         what, cause = CAUSES[self.on]
-        return f"the output of a sample depends on {what} (it changes by up to {self.change:.2g}). Likely cause: {cause}."
+        return (
+            f"the output of a sample depends on {what} (it changes by up to {self.change:.2g}). "
+            f"Likely cause: {cause}."
+        )
 
 
 def draw(shape: tuple[int, ...], schedule: Schedule, labels: int, key: int) -> Inputs:

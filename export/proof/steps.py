@@ -1,4 +1,5 @@
-"""One step graph against PyTorch at every level, and each sample against itself in other batches."""
+"""One step graph against PyTorch at every level, and each sample against itself in other
+batches."""
 
 from __future__ import annotations
 
@@ -138,7 +139,8 @@ def check_steps(
 
 
 def _run(buffers: Buffers, example: Example, who: NDArray[np.int64], guided: bool) -> Output:
-    """Run the exported graph on the samples `who` [b]: as it is, then with a row that reads D = F."""
+    """Run the exported graph on the samples `who` [b]: as it is, then with a row that reads D =
+    F."""
 
     def fill() -> None:
         for name in PORTS:
@@ -195,7 +197,8 @@ def _dependency(examples: Examples, backend: Backend, guided: bool) -> Dependenc
 
 
 def _rounding_node(examples: Examples, backend: Backend, guided: bool) -> str | None:
-    """Return the first node that rounds a sample differently in a batch, if ONNX Runtime shows it."""
+    """Return the first node that rounds a sample differently in a batch, if ONNX Runtime shows
+    it."""
     if backend.name != REFERENCE:
         return None
     example = examples.at(0, guided)

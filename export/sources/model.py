@@ -104,7 +104,8 @@ def make_labels(count: int, null_label: int | None, names: Sequence[str] | None)
 
 
 def torch_network(model: Model) -> Network:
-    """Return the module as a network of `runtime.run`: F [n, *S] of x [n, *S], time and label [n]."""
+    """Return the module as a network of `runtime.run`: F [n, *S] of x [n, *S], time and label
+    [n]."""
 
     def network(*inputs: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():

@@ -231,7 +231,8 @@ def _check_parameters(name: str, module: nn.Module) -> None:
             )
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ExportError(
-                f"{name}: {key} is {type_name(tensor.dtype)}, float32 expected. Call module.float()."
+                f"{name}: {key} is {type_name(tensor.dtype)}, float32 expected. "
+                "Call module.float()."
             )
 
 

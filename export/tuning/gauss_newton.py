@@ -69,7 +69,8 @@ class Form:
         return np.r_[log_snr_of(alpha, sigma)[1:-1], w[self.usable]]
 
     def tuned(self, theta: Float64, made: dict[str, Any] | None = None) -> Tuned:
-        """Raises RequestError where the levels do not fall one after another inside the schedule."""
+        """Raises RequestError where the levels do not fall one after another inside the
+        schedule."""
         schedule = self.bundle.schedule
         lam = theta[: self.calls - 1]
         w = np.zeros((self.calls, MEMORY))

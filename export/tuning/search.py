@@ -223,7 +223,8 @@ def advance(tuning: Tuning, form: Form, state: State) -> State:
     else:
         final = step(form, walker, state.final, tuning.train, scale, loss)
     held_out = rms(errors(walker, form.table(final.theta), tuning.held_out))
-    note = f"train {rms(final.error):.4f}, held out {held_out:.4f}, untuned {state.untuned['held_out']['rms']:.4f}"
+    untuned = state.untuned["held_out"]["rms"]
+    note = f"train {rms(final.error):.4f}, held out {held_out:.4f}, untuned {untuned:.4f}"
     return dataclasses.replace(state, final=final, note=note)
 
 

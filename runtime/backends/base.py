@@ -1,4 +1,5 @@
-"""What a backend is: it runs a bundle's step graph on one inference library, in memory bound once."""
+"""What a backend is: it runs a bundle's step graph on one inference library, in memory bound
+once."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ Float32 = NDArray[np.float32]
 
 
 class Buffers(Protocol):
-    """Memory of a batch, bound to the graphs once. The caller fills the inputs in place, runs a row,
-    and reads the outputs.
+    """Memory of a batch, bound to the graphs once. The caller fills the inputs in place, runs a
+    row, and reads the outputs.
 
     noise [B, *S], call [B, 6], update [B, R, R+2], label [B] int64: inputs. denoised [B, *S]: D of
     the last row.

@@ -1,4 +1,5 @@
-"""Inference libraries do not survive os.fork: refuse their use in a forked child, and let it exit."""
+"""Inference libraries do not survive os.fork: refuse their use in a forked child, and let it
+exit."""
 
 from __future__ import annotations
 

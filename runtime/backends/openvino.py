@@ -175,7 +175,8 @@ class OpenVino:
                 self._core.import_model(self.tensor(blob), "CPU", config)
                 for blob, config in zip(blobs, self._configs(len(blobs)), strict=True)
             ]
-        except Exception:  # OpenVINO's own errors share no base class; it may refuse what it wrote, as after an update
+        # OpenVINO's own errors share no base class; it may refuse what it wrote, as after an update
+        except Exception:
             cache.forget(key)
             return []
         self._kept += blobs
@@ -201,7 +202,8 @@ class OpenVino:
                 "PERFORMANCE_HINT": "LATENCY",
                 "NUM_STREAMS": 1,
                 "INFERENCE_NUM_THREADS": self.threads or 0,
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # activations are quantized where the graph says so, nowhere else
+                # activations are quantized where the graph says so, nowhere else
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             }
             for name in names
         ]

@@ -128,9 +128,15 @@ def _not_offered(
     elif BACKENDS[backend].folders[precision] not in bundle.precisions:
         why = f"{bundle.name} has no {precision}; export it with --{precision}"
     elif backend in bundle.report.get(precision, {}):
-        why = f"{precision} of {bundle.name} missed its bounds on {backend} when it was exported (see report.json)"
+        why = (
+            f"{precision} of {bundle.name} missed its bounds on {backend} when it was exported "
+            "(see report.json)"
+        )
     else:
-        why = f"{precision} of {bundle.name} was not checked on {backend}; export it where {backend} is installed"
+        why = (
+            f"{precision} of {bundle.name} was not checked on {backend}; "
+            f"export it where {backend} is installed"
+        )
     there = ", ".join(f"{b} {p}" for b, p in pairs)
     return RequestError(
         f"precision {precision!r} cannot be had on {backend}: {why}. This bundle runs as: {there}."

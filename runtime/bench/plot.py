@@ -103,7 +103,8 @@ def pictured(results: Sequence[Result], shape: Sequence[int]) -> bool:
 def latency(
     axis: Any, results: Sequence[Result], style: Mapping[str, tuple[str, str, str]]
 ) -> None:
-    """p50 against batch, with p50 … p95 shaded; straight and steep is proportional, flat is free."""
+    """p50 against batch, with p50 … p95 shaded; straight and steep is proportional, flat is
+    free."""
     for r in results:
         color, marker, line = style[r.name]
         batch = [s.batch for s in r.speeds]

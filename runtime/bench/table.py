@@ -32,13 +32,14 @@ from .measure import Result, each, measure, requested
 EXAMPLE = """
 examples:
   python -m runtime.bench bundles/emoji32
-  python -m runtime.bench bundles/emoji32 --backend all --precision all --batch 1,4,16 --plot bench.png
-  python -m runtime.bench bundles/emoji32 --backend openvino --precision fp32,bf16 --solver dpmpp_2m --steps 10 --json
+  python -m runtime.bench bundles/emoji32 --backend all --precision all --plot bench.png
+  python -m runtime.bench bundles/emoji32 --backend openvino --precision fp32,bf16 --json
 
-p50, p95, p99: of one whole call of Sampler.sample(batch), all its steps, noise and all. Pairs and batches are timed in turn, call by call,
-so that what else happens on the machine meets all alike. loop: the share of it that is not spent in calls of the network. to fp32: median
-PSNR of final pictures against fp32's of the same seeds. first picture: from the start of a fresh process; what a backend compiles is then
-in its cache.
+p50, p95, p99: of one whole call of Sampler.sample(batch), with all its steps and its noise.
+Configurations are interleaved call by call, so background load affects all of them equally.
+loop: the share of the time that is not spent in calls of the network. to fp32: the median PSNR of
+final images against fp32's of the same seeds. first picture: from the start of a fresh process;
+what a backend compiles is then in its cache.
 """
 
 
@@ -199,7 +200,8 @@ def heading(found: Mapping[str, Any]) -> list[str]:
         f"{found['bundle']}, {'×'.join(map(str, found['shape']))}: {found['solver']}, "
         f"{found['steps']} steps ({calls}), "
         f"seeds {found['seed']} …; PSNR of {found['pictures']}",
-        f"{m['processor']}, {m['cores']} cores ({', '.join(m['instructions'])}), {found['threads']} thread{'s' * (found['threads'] > 1)}; {versions}"
+        f"{m['processor']}, {m['cores']} cores ({', '.join(m['instructions'])}), "
+        f"{found['threads']} thread{'s' * (found['threads'] > 1)}; {versions}"
         + (
             f"; load before {busy:.1f}"
             + (": the machine was busy" if busy > 0.5 * m["cores"] else "")

@@ -228,7 +228,8 @@ def _plain(value: Any) -> Any:
 
 
 def _floats(name: str, value: Any) -> Float64:
-    """`value` as a float64 array that may hold NaN and infinities. Raises RequestError for others."""
+    """`value` as a float64 array that may hold NaN and infinities. Raises RequestError for
+    others."""
     try:
         return np.asarray(array_of(value, MAX_LENGTH), np.float64)
     except Exception:

@@ -33,7 +33,8 @@ def emoji(split: str = "train") -> Pictures:
     classes = tuple(
         f"{style}/{c.lower().replace(' & ', '-')}" for style in STYLES for c in categories
     )
-    # An emoji is a row: images [N, styles, H, W, C] and labels [N, styles]. Both styles of one emoji
+    # An emoji is a row: images [N, styles, H, W, C] and labels [N, styles]. Both styles of one
+    # emoji
     # are held out together, or neither.
     labels = category[:, None] + len(categories) * np.arange(len(STYLES))
     kept = np.ones(len(images), bool) if split == "all" else ~held_out(len(images))

@@ -44,7 +44,8 @@ class Pictures:
         return C, H, W
 
     def fingerprint(self) -> str:
-        """Return the sha256 over shapes, images, labels and class names: equal only for equal data."""
+        """Return the sha256 over shapes, images, labels and class names: equal only for equal
+        data."""
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
         digest.update(np.ascontiguousarray(self.images).tobytes())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
@@ -77,7 +78,8 @@ class MemoryReader:
     def __init__(self, pictures: Pictures, config: Config, processes: Processes) -> None:
         self.config = config
         self.mine = share_of(config, processes)
-        # Both are views. The images lie with their channels last, and each batch is made contiguous.
+        # Both are views. The images lie with their channels last, and each batch is made
+        # contiguous.
         self._images = torch.from_numpy(pictures.images).permute(0, 3, 1, 2)
         self._labels = torch.from_numpy(pictures.labels)
 

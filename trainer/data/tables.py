@@ -203,7 +203,8 @@ def _labels(place: str, table: Any, wanted: str) -> tuple[tuple[str, ...], np.nd
     if without := [i for i, v in enumerate(values) if v is None or bool(has_names and v < 0)]:
         raise DataError(
             f"{place}: {len(without)} of {len(values)} rows have no label in the column "
-            f"{column!r}: {listed([f'row {i}' for i in without])}. Leave these rows out, or use --no-labels."
+            f"{column!r}: {listed([f'row {i}' for i in without])}. "
+            "Leave these rows out, or use --no-labels."
         )
     if not has_names:
         return numbered(named(values, lambda i: f"{place} row {i}, column {column!r}"))

@@ -112,7 +112,8 @@ class Judge:
         return compare(self.real, self.features_of(sample))
 
     def features_of(self, sample: Sample) -> NDArray[np.float32]:
-        """Return the features of samples, [n, d], with the labels of the images and seeds 0, 1, …"""
+        """Return the features of samples, [n, d], with the labels of the images and seeds 0, 1,
+        …"""
         size = self.config.quality_batch
         made = []
         # Sample i has seed i and the label of image i, in batches of any size.

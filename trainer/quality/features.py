@@ -1,5 +1,5 @@
-"""The features that images are compared by: those of a small classifier that is trained on the data,
-or of an Inception network from a file."""
+"""The features that images are compared by: those of a small classifier that is trained on the
+data, or of an Inception network from a file."""
 
 from __future__ import annotations
 

@@ -200,7 +200,8 @@ def _locked(path: Path) -> IO[bytes]:
 
 
 def _changes(folder: Path, record: Mapping[str, Any]) -> list[str]:
-    """Return what differs from the run's config, but for options that may change when it resumes."""
+    """Return what differs from the run's config, but for options that may change when it
+    resumes."""
     config, rest = read_run(folder)
     old = {**config.to_json(), **rest}
     return [

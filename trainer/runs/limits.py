@@ -58,6 +58,7 @@ def require_memory(spent: Cost, processes: Processes) -> None:
     if needed > there:
         raise TrainingError(
             f"a network of {spent.parameters / 1e6:.0f} M parameters needs at least "
-            f"{needed / 2**30:.0f} GiB to train, and this machine has {there / 2**30:.0f} GiB. Use smaller --channels, "
+            f"{needed / 2**30:.0f} GiB to train, and this machine has {there / 2**30:.0f} GiB. "
+            "Use smaller --channels, "
             f"--width or --depth."
         )

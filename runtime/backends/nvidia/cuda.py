@@ -189,7 +189,8 @@ class Cuda:
             self._do(self._api.cudaGraphDestroy, template)
 
     def _do(self, function: Any, *arguments: Any) -> Any:
-        """The values that a call returns after its status. Raises the error that the status names."""
+        """The values that a call returns after its status. Raises the error that the status
+        names."""
         status, *values = function(*arguments)
         if status != self._api.cudaError_t.cudaSuccess:
             raise self._error(function.__name__, status)
@@ -198,7 +199,8 @@ class Cuda:
     def _error(self, call: str, status: Any) -> GpuError | NoDriverError | NoGpuError:
         errors = self._api.cudaError_t
         text = self._api.cudaGetErrorString(status)[1]
-        said = f"{call}: {text.decode() if isinstance(text, bytes) else text} ({getattr(status, 'name', status)})"
+        words = text.decode() if isinstance(text, bytes) else text
+        said = f"{call}: {words} ({getattr(status, 'name', status)})"
         if status == errors.cudaErrorInsufficientDriver:
             return NoDriverError(
                 f"the NVIDIA driver is missing or older than CUDA needs ({said}). Install a newer "

@@ -70,7 +70,10 @@ class Recipe:
 
     def __str__(self) -> str:
         sizes = ", ".join(map(str, self.buckets))
-        return f"{self.bundle} {self.precision} {self.graph}, batches {sizes}, {self.library} {self.version} for {self.gpu}"
+        return (
+            f"{self.bundle} {self.precision} {self.graph}, batches {sizes}, "
+            f"{self.library} {self.version} for {self.gpu}"
+        )
 
 
 class Entry(NamedTuple):

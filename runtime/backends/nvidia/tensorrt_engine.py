@@ -179,7 +179,10 @@ class Engine:
                 )
 
     def _again(self) -> str:
-        return "Remove it and build it again: python -m export.engines clear, python -m export.engines build."
+        return (
+            "Remove it and build it again: python -m export.engines clear, "
+            "python -m export.engines build."
+        )
 
 
 class Context:

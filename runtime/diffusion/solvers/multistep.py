@@ -1,4 +1,5 @@
-"""One call a step and a memory of earlier answers. Each solver is how it weighs them (see `steps`)."""
+"""One call a step and a memory of earlier answers. Each solver is how it weighs them (see
+`steps`)."""
 
 from __future__ import annotations
 
@@ -176,5 +177,6 @@ def plms(grid: Grid) -> Update:
             -1 / 2,
             0,
             0,
-        )  # on eps_0 - eps: half way back to eps_0 from eps_1 is the mean, from a step that took eps_0
+            # on eps_0 - eps: half way back to eps_0 from eps_1 is the mean, from a step of eps_0
+        )
     return epsilon_multistep(grid, (grid.alpha[1:] * step)[:, None] * w, push)

@@ -31,7 +31,8 @@ Int = NDArray[np.int_]
 
 
 def exact(here: Float64, there: Float64, sde: bool = False) -> tuple[Float64, Float64, Float64]:
-    """The exact step between levels [n, 2] for a constant D: what multiplies x, D and z, each [n]."""
+    """The exact step between levels [n, 2] for a constant D: what multiplies x, D and z, each
+    [n]."""
     h = half(there) - half(here)
     alpha, sigma = there.T
     keep = sigma / here[:, 1]
