@@ -168,7 +168,7 @@ def test_numbers_of_calls_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match="`calls` must be"):
         tune(Bundle.load(tiny_bundle), [calls], settings=FEW, work=tmp_path)
-    with pytest.raises(RequestError, match="samples must be"):
+    with pytest.raises(RequestError, match="`samples` must be"):
         Settings(samples=0)
 
 
