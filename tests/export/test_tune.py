@@ -166,9 +166,9 @@ def test_another_network_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_numbers_of_calls_that_make_no_sense_are_refused(
     tiny_bundle: Path, tmp_path: Path, calls: Any
 ) -> None:
-    with pytest.raises(RequestError, match="calls must be"):
+    with pytest.raises(RequestError, match="`calls` must be"):
         tune(Bundle.load(tiny_bundle), [calls], settings=FEW, work=tmp_path)
-    with pytest.raises(RequestError, match="samples must be"):
+    with pytest.raises(RequestError, match="`samples` must be"):
         Settings(samples=0)
 
 
@@ -241,11 +241,11 @@ def test_without_a_number_of_steps_it_is_that_of_the_most_calls(tuned: Bundle) -
     ("asked", "message"),
     [
         ({"steps": 4}, "must be one of 3, 5, .*fitted, got 4"),
-        ({"steps": True}, "found steps=True"),
+        ({"steps": True}, "`steps` must be an integer, .*got True"),
         ({"steps": 5, "grid": "trailing"}, "uses its own levels.*got a grid"),
-        ({"steps": 5, "strength": 0.5}, "found strength"),
-        ({"steps": 5, "up": True}, "found a way up"),
-        ({"steps": 5, "eta": 0.5}, "found eta"),
+        ({"steps": 5, "strength": 0.5}, "got strength"),
+        ({"steps": 5, "up": True}, "got a way up"),
+        ({"steps": 5, "eta": 0.5}, "got eta"),
     ],
 )
 def test_what_a_tuned_solver_cannot_do_is_refused(
