@@ -337,13 +337,13 @@ def test_the_forward_animation_is_the_forward_process(sampler: Sampler, x0: np.n
 def guided_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
     """(guided, batch) of every network call."""
     calls = []
-    step = OnnxRuntimeBuffers.step
+    run = OnnxRuntimeBuffers.run
 
-    def counted(self: OnnxRuntimeBuffers, guided: bool) -> None:
-        calls.append((guided, len(self.label)))
-        step(self, guided)
+    def counted(self: OnnxRuntimeBuffers, guided: bool, first: int, count: int) -> None:
+        calls.append((guided, count))
+        run(self, guided, first, count)
 
-    monkeypatch.setattr(OnnxRuntimeBuffers, "step", counted)
+    monkeypatch.setattr(OnnxRuntimeBuffers, "run", counted)
     return calls
 
 
@@ -551,7 +551,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_sampled(
     words: str, files: Path, tiny_bundle: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(files)
-    monkeypatch.setattr(OnnxRuntimeBuffers, "step", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr(OnnxRuntimeBuffers, "run", lambda *_: pytest.fail("sampled"))
     assert main(words.format(tiny_bundle).split()) == 2
     assert re.search("cannot write|`columns` must be", capsys.readouterr().err)
 
