@@ -128,7 +128,7 @@ class _Reader:
             spec,
             files=self.files(),
             provenance=self.take("provenance", dict),
-            report=self.take("report", dict, _is_report, "figures by precision and backend"),
+            report=self.report(),
             same_bytes="same_bytes" not in self.value or self.take("same_bytes", bool),
         )
         # A tuned solver is proved on the schedule, so it is read only if all else is sound.
@@ -170,6 +170,15 @@ class _Reader:
             )
             return None
         return value
+
+    def report(self) -> Report:
+        report = self.take("report", dict, _is_report, "figures by precision and backend") or {}
+        if report.get("fp32", {}).get("onnxruntime", {}).get("missed"):
+            self.faults.append(
+                "'report' says that fp32 missed its bounds on onnxruntime, and no bundle is "
+                "written then"
+            )
+        return report
 
     def shape(self) -> tuple[int, ...]:
         sizes = self.take(

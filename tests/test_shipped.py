@@ -20,7 +20,7 @@ def test_every_file_is_whole_and_the_fp32_files_are_under_16_mb(shipped: Bundle)
 def test_it_has_never_seen_the_held_out_emoji(shipped: Bundle) -> None:
     config, data = Config.from_json(shipped.provenance["config"]), shipped.provenance["data"]
     assert config.split == "train"
-    assert data["fingerprint"] == emoji("train").fingerprint
+    assert data["fingerprint"] == emoji("train").fingerprint()
     assert data["pictures"] == 2 * np.count_nonzero(np.arange(1906) % 10 != 0)
 
 

@@ -179,3 +179,11 @@ def test_a_bundle_is_read_after_the_process_has_changed_its_folder(
     monkeypatch.chdir(tmp_path)
     # The guided graph is read at the first guided row.
     assert loaded.sample(1, label=1, guidance=2.0, steps=2).tobytes() == expected.tobytes()
+
+
+def test_a_report_that_refuses_the_bundle_itself_is_damage(edited) -> None:
+    def missed(value: dict) -> None:
+        value["report"]["fp32"]["onnxruntime"]["missed"] = 1
+
+    with pytest.raises(BundleError, match="fp32 missed its bounds on onnxruntime"):
+        Bundle.load(edited(missed))

@@ -138,8 +138,8 @@ def test_several_processes_store_and_load_at_once(root: Path, place: Path) -> No
     """Each its own bytes under one recipe: what is loaded is always whole, and in the end one
     engine is left."""
     code = (
-        "import sys; from runtime import engines; from runtime.backends.nvidia.engine_cache "
-        "import Gpu, Recipe\n"
+        "import sys; from runtime.backends.nvidia import engine_cache as engines\n"
+        "from runtime.backends.nvidia.engine_cache import Gpu, Recipe\n"
         f"recipe = {RECIPE!r}\n"
         "for i in range(40):\n"
         "    engines.store(recipe, (sys.argv[1] * 50_000 + str(i)).encode())\n"
