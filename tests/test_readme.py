@@ -96,6 +96,7 @@ def test_ci_runs_what_this_file_does_not() -> None:
     assert {c for c in _commands() if not c.startswith("python ")} == MADE_BY_CI
 
 
+@pytest.mark.slow
 def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder: Path) -> None:
     """The two long commands: training is stopped as the README says one may, and export takes the
     run that it leaves."""
@@ -121,7 +122,7 @@ def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder:
 @pytest.mark.parametrize(
     "command",
     [
-        c
+        pytest.param(c, marks=[pytest.mark.slow] if "runtime.bench" in c else [])
         for c in _commands()
         if c.startswith("python ") and c not in ("python -m trainer.fit", "python -m export.build")
     ],

@@ -137,6 +137,7 @@ def test_every_bucket_is_a_static_profile(small: Bundle) -> None:
     check_network(recorded, shapes(small, 2), (1, 2, 4, 8, 16))
 
 
+@pytest.mark.slow
 def test_a_network_of_cifars_shape_builds_in_every_precision(root: Path) -> None:
     """google/ddpm-cifar10-32's published shape, 35.7 M parameters, random weights; int8 over
     made-up ranges."""

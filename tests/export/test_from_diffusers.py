@@ -180,6 +180,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sampler]:
     )
 
 
+@pytest.mark.slow
 def test_the_published_cifar10_network_gives_ddpm_pipelines_pictures(
     cifar10: tuple[Any, Sampler],
 ) -> None:
@@ -203,6 +204,7 @@ def test_the_published_cifar10_network_gives_ddpm_pipelines_pictures(
     np.testing.assert_allclose(ours(sampler, 2, 4), pictures, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_cifar10_graph_is_computed_that_is_known_but_for_the_batch(
     cifar10: tuple[Any, Sampler],
 ) -> None:

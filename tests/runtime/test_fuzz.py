@@ -23,6 +23,7 @@ def fuzz(bundle: Path, *options: str) -> dict:
     return json.loads(run.stdout)
 
 
+@pytest.mark.slow
 def test_2000_damaged_bundles_end_well(tiny_bundle: Path) -> None:
     found = fuzz(tiny_bundle, "--cases", "2000")
     assert found["wrong"] == []

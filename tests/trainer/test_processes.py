@@ -200,6 +200,7 @@ def test_split_parameters_have_the_loss_curve_of_one_process_and_its_checkpoint(
     assert [row["step"] for row in read(split / "quality.csv")] == ["7", "12"]
 
 
+@pytest.mark.slow
 def test_a_split_run_that_is_killed_goes_on_to_the_same_bytes(
     root: Path, tmp_path: Path, split: Path
 ) -> None:

@@ -119,6 +119,7 @@ def killed(root: Path, folder: Path, config: Config, kills: int, processes: int)
         assert_same(folder / f"killed-{i}" / config.name, folder / "whole" / config.name)
 
 
+@pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_with_the_same_bytes(
     root: Path, tmp_path: Path, pictures: Path
 ) -> None:
