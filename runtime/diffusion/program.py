@@ -11,6 +11,7 @@ remembers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -307,7 +308,8 @@ def advance(
         z: the row's noise, [B, *S]; None for none.
     """
     M = np.broadcast_to(M, (len(state), R, R + 2)).astype(state.dtype)
-    flat = M[:, :, :R] @ state.reshape(len(state), R, -1)
+    # The size is said, because -1 stands for nothing in a batch of none.
+    flat = M[:, :, :R] @ state.reshape(len(state), R, math.prod(state.shape[2:]))
     found = flat.reshape(state.shape)
     for source, weights in ((denoised, M[:, :, D]), (z, M[:, :, Z])):
         if source is not None:

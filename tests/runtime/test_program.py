@@ -209,3 +209,10 @@ def test_guidance_is_fc_plus_g_minus_1_times_the_difference_and_1_asks_once() ->
     np.testing.assert_allclose(found[3.0], 1 + 2 * 0.75)
     np.testing.assert_allclose(found[0.0], 0.25)
     assert calls == [[1, 2], [1, 2], [9, 9], [1, 2], [9, 9]]
+
+
+def test_a_batch_of_none_is_none() -> None:
+    program = make_program(make_schedule("cosine"), "v", "dpmpp_2m", 3)
+    for shape in ((0,), (0, 3, 4)):
+        found = run(program, lambda x, time: x, np.zeros(shape, np.float32))
+        assert found.shape == shape
