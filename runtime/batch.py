@@ -93,7 +93,7 @@ class _Member:
 class Batch:
     """Up to `capacity` samples under way together. Use it from one thread at a time.
 
-    A sample has the same bytes whatever joins or leaves. Samples that are under way lie side by
+    A sample has the same bytes if others join or leave. Samples that are under way lie side by
     side in the buffers: first those whose next row is plain, then those whose next row is guided,
     so that each graph runs once a step, on a slice.
 

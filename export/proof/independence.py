@@ -1,7 +1,7 @@
 """Whether a network computes each sample of a batch from that sample alone, and if not, why.
 
 A seed gives the same bytes in any batch only if nothing of one sample reaches another. A network
-that honours this returns, for the samples that stay, the same bits whatever the others are
+that honours this returns, for the samples that stay, the same bits if the others are
 replaced by: no tolerance is needed to see that it does not.
 """
 
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
@@ -20,7 +19,7 @@ from runtime.diffusion.schedule import Schedule
 from ..errors import ExportError
 from ..graph.calibrate import session
 from ..graph.edit import copy_of
-from ..sources.model import Model
+from ..sources.model import Model, torch_network
 
 Float32 = NDArray[np.float32]
 BATCH = 4
@@ -82,11 +81,12 @@ def torch_inputs(model: Model) -> Network:
     """The PyTorch module as a network of whole inputs. It raises ExportError if the module
     fails."""
 
+    module = torch_network(model)
+
     def network(inputs: Inputs) -> Float32:
         try:
-            with torch.inference_mode():
-                found = model.module(*map(torch.from_numpy, inputs.arguments())).numpy()
-        except Exception as error:  # whatever the module's own code raises
+            found = module(*inputs.arguments())
+        except Exception as error:  # the module's own code may raise anything
             line = (str(error).splitlines() or [""])[0][:300]
             raise ExportError(
                 f"{model.name}: the module fails on a batch of {_samples(len(inputs))} "

@@ -1,4 +1,4 @@
-"""runtime.batch: whatever joins, leaves or is cancelled, a sample has the bytes that it has alone."""
+"""runtime.batch: a sample has the bytes that it has alone, even if others join or leave."""
 
 import numpy as np
 import pytest
