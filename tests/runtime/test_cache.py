@@ -107,7 +107,7 @@ def test_several_processes_write_and_read_at_once(root: Path) -> None:
     """One entry, four processes that each store their own data over and over: what is read is
     always one of theirs."""
     code = (
-        "import sys; from runtime import cache\n"
+        "import sys; from runtime.backends import cache\n"
         "data = [sys.argv[1].encode() * 100_000]\n"
         "for _ in range(50):\n"
         "    cache.store('a', data)\n"
