@@ -29,7 +29,7 @@ from export.graph.calibrate import QUICK_CALIBRATION
 from export.proof.plan import QUICK
 from export.sources.bundle import from_bundle
 from runtime import BackendError, Bundle, RequestError, Sampler
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 
 CIFAR = {
     "sample_size": 32,

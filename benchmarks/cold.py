@@ -30,7 +30,7 @@ from typing import Any
 from figures import WORK, busy, fill, machine, markdown
 from systems import Network, network_onnx, tiny
 
-from runtime.progress import track
+from runtime.terminal.progress import track
 
 STEPS = 10
 CACHE = WORK / "cold-cache"

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 
 from runtime.files import write_text
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 
 ROUNDS = 15
 WORK = Path("out/benchmarks")

@@ -33,7 +33,7 @@ from systems import Network, cifar10, emoji32, random_unet
 
 from runtime import BackendError, RequestError, Sampler
 from runtime.bench.plot import plain
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 
 SIDES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
 COLORS = {"fp32": "#444444", "bf16": "#0072b2", "int8": "#d55e00"}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.images import from_uint8
-from runtime.progress import track
+from runtime.terminal.progress import track
 from trainer.data.builtin import EMOJI, held_out
 
 Images = NDArray[np.uint8]

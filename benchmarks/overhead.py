@@ -23,10 +23,10 @@ import numpy as np
 from figures import ROUNDS, fill, machine, most_steps, ratio
 
 from runtime import Sampler
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
 from runtime.diffusion.noise import Stream, noises
 from runtime.diffusion.solvers import SOLVERS
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 
 BUILDS = 9
 BATCH, STEPS = 16, 10

@@ -25,8 +25,8 @@ from runtime.images import from_uint8, save, tile
 from trainer.config import Config
 from trainer.data.builtin import emoji, held_out
 from trainer.data.memory import Pictures
-from trainer.forward import ForwardProcess
 from trainer.objectives.denoising import draw_knots
+from trainer.objectives.forward import ForwardProcess
 from trainer.quality.distances import compare, frechet
 from trainer.quality.evaluator import Judge
 

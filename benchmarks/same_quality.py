@@ -41,7 +41,7 @@ from tuned import classifier, features, frechet
 
 from runtime import BackendError, RequestError, Sampler
 from runtime.images import from_uint8
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 from trainer.data.builtin import emoji
 
 BATCH = 16

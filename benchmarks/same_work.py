@@ -26,7 +26,7 @@ from figures import busy, fill, kept, machine, markdown
 from systems import EAGER, REFERENCE, Network, Systems, cifar10, emoji32, large
 
 from runtime.bench.plot import plain
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 
 NETWORKS: Mapping[str, tuple[Callable[[], Network], int, int, tuple[str, ...]]] = {
     "emoji32": (emoji32, 10, 5, ("default", "max-autotune")),

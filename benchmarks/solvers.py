@@ -26,7 +26,7 @@ from figures import fill, machine, most_steps
 
 from runtime import Sampler
 from runtime.diffusion.grid import GRIDS as NAMED
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 
 GRIDS = (*NAMED, "log_snr(7)")
 CALLS = (5, 8, 10, 15, 20, 30, 50)

@@ -28,11 +28,11 @@ from onnx.utils import Extractor
 
 from export.graph.precision import scope
 from runtime import Sampler
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import REQUIRED, sampler_file, step_file
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import D
-from runtime.format import REQUIRED, sampler_file, step_file
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 from trainer.runs.start import NETWORK
 
 STEPS = 10

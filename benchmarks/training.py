@@ -28,13 +28,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 from trainer.config import Config
 from trainer.data.builtin import emoji
 from trainer.data.memory import Pictures
-from trainer.forward import ForwardProcess
 from trainer.networks.cost import cost
-from trainer.step import Trainer
+from trainer.objectives.forward import ForwardProcess
+from trainer.training.step import Trainer
 
 Step = Callable[[], object]
 

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from runtime import Sampler
 from runtime.files import replacing
 from runtime.images import from_uint8, save, tile, to_uint8
-from runtime.progress import track
+from runtime.terminal.progress import track
 from trainer.data.builtin import STYLES
 
 GUIDANCES = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0)

@@ -32,10 +32,10 @@ from solvers import GRIDS, REFERENCE, SOLVERS, figure, shown
 from torch import nn
 
 from runtime import Sampler
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
 from runtime.files import from_json, replacing, to_json, write_text
 from runtime.images import from_uint8, save, tile, to_uint8
-from runtime.progress import track
+from runtime.terminal.progress import track
 from trainer.data.builtin import emoji
 from trainer.data.memory import Pictures
 

@@ -18,19 +18,19 @@ from typing import Any
 from onnx import ModelProto
 from torch import nn
 
-from runtime.arguments import check_options, choice, file_path, flag, instance, option_names
-from runtime.bundle import Bundle
-from runtime.errors import status, unknown
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import MANIFEST, REPORT_IMAGE, SAMPLES_IMAGE, STEP, step_file
+from runtime.errors import unknown
+from runtime.errors.arguments import check_options, choice, file_path, flag, instance, option_names
+from runtime.errors.messages import refused
 from runtime.files import replacing_folder
-from runtime.format import MANIFEST, REPORT_IMAGE, SAMPLES_IMAGE, STEP, step_file
 from runtime.images import UInt8, save, tile
-from runtime.messages import refused
-from runtime.output import parse, say
 from runtime.sampler import Sampler
+from runtime.terminal.output import say
+from runtime.terminal.verbs import program, run_verb
 
 from . import engines
 from .errors import ExportError
-from .folder import bundle_in, versions, write_card, write_manifest, write_report
 from .graph import trace as graph
 from .graph.calibrate import QUICK_CALIBRATION, Calibration, Choice, Judge, choose, ranges
 from .graph.folding import fold_upsampling
@@ -41,12 +41,13 @@ from .graph.write import write_all
 from .proof.card import card, proof_lines, sheet_settings
 from .proof.check import Proof, check
 from .proof.figure import can_be_shown, draw
+from .proof.folder import bundle_in, write_card, write_manifest, write_report
 from .proof.headroom import headroom
 from .proof.independence import require_independent, torch_inputs
 from .proof.plan import QUICK, Bounds, Plan
 from .proof.report import Conversion
 from .sources.command_line import add_options, named
-from .sources.model import Model
+from .sources.model import Model, versions
 from .sources.module import from_module
 from .tuning.record import add_tuned, kept
 
@@ -256,7 +257,7 @@ def build_bundle(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m export.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("export.build"), description=__doc__)
     add_options(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="the bundle's folder [bundles/ and the name]"
@@ -285,27 +286,25 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    given = parse(_parser(), arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    return run_verb(_parser(), _act, arguments)
 
-    def action() -> int:
-        order = engines.ordered(given)
-        engines.prepare(order)
-        model = named(given)
-        precisions = [name for name in PRECISIONS if getattr(given, name)]
-        bundle = build(
-            model,
-            given.out or Path("bundles") / model.name,
-            plan=QUICK if given.quick else None,
-            precisions=precisions,
-            calibration=QUICK_CALIBRATION if given.quick else None,
-            winograd=not given.no_winograd,
-            same_bytes=not given.no_same_bytes,
-        )
-        engines.after_export(bundle, order, bool(precisions))
-        return 0
 
-    return status(action)
+def _act(given: argparse.Namespace) -> None:
+    order = engines.ordered(given)
+    engines.prepare(order)
+    model = named(given)
+    precisions = [name for name in PRECISIONS if getattr(given, name)]
+    bundle = build(
+        model,
+        given.out or Path("bundles") / model.name,
+        plan=QUICK if given.quick else None,
+        precisions=precisions,
+        calibration=QUICK_CALIBRATION if given.quick else None,
+        winograd=not given.no_winograd,
+        same_bytes=not given.no_same_bytes,
+    )
+    engines.after_export(bundle, order, bool(precisions))
 
 
 if __name__ == "__main__":

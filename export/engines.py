@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from runtime.backends.nvidia.cuda import Cuda, cudart
 from runtime.backends.nvidia.engine_cache import LIBRARIES, Entry, Gpu, Recipe
 from runtime.backends.nvidia.tensorrt_engine import load_library
 from runtime.backends.onnxfile import refuse_endless, with_weights
-from runtime.bundle import Bundle
-from runtime.errors import BackendError, EngineError, RequestError, status, unknown
-from runtime.format import STEPS, WEIGHTS, inside
-from runtime.output import parse, say
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import STEPS, WEIGHTS, inside
+from runtime.errors import BackendError, EngineError, RequestError, unknown
+from runtime.terminal.output import say
+from runtime.terminal.verbs import program, run_verb
 
 from .graph.tensorrt import Chosen, build_engine, capability_of, flags_of
 
@@ -283,8 +284,8 @@ def listing() -> list[str]:
     return lines or [f"no engines in {engines.place()}"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m export.engines", description=__doc__)
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=program("export.engines"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("build", help="build the engines of a bundle")
     make.add_argument("bundle", type=Path, metavar="BUNDLE")
@@ -298,24 +299,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("list", help="the engines in the cache")
     gone = commands.add_parser("clear", help="remove engines from the cache")
     gone.add_argument("key", nargs="*", help="the beginning of a key, as list shows it [all]")
-    given = parse(parser, arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    return run_verb(parser, _act, arguments)
 
-    def action() -> int:
-        if given.command == "build":
-            build_all(Bundle.load(given.bundle), ordered(given), given.precision)
-        elif given.command == "list":
-            say("\n".join(listing()))
-        else:
-            keys = [
-                k
-                for k, _ in engines.entries()
-                if not given.key or any(k.startswith(s) for s in given.key)
-            ]
-            say(f"{engines.clear(keys)} engines removed")
-        return 0
 
-    return status(action)
+def _act(given: argparse.Namespace) -> None:
+    if given.command == "build":
+        build_all(Bundle.load(given.bundle), ordered(given), given.precision)
+    elif given.command == "list":
+        say("\n".join(listing()))
+    else:
+        keys = [
+            k
+            for k, _ in engines.entries()
+            if not given.key or any(k.startswith(s) for s in given.key)
+        ]
+        say(f"{engines.clear(keys)} engines removed")
 
 
 if __name__ == "__main__":

@@ -15,17 +15,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runtime.arguments import integer
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
 from runtime.diffusion.program import Network
 from runtime.diffusion.tuned import Tuned
-from runtime.errors import status
+from runtime.errors.arguments import integer
 from runtime.files import replacing_folder
-from runtime.output import parse, say
+from runtime.terminal.output import say
+from runtime.terminal.verbs import program, run_verb
 
 from .errors import ExportError
-from .folder import write_card, write_manifest
 from .proof.card import card
+from .proof.folder import write_card, write_manifest
 from .sources.command_line import add_options, named
 from .sources.model import torch_network
 from .tuning.gauss_newton import LOSSES
@@ -126,7 +126,7 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m export.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("export.tune"), description=__doc__)
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder; it is written anew")
     add(
@@ -165,32 +165,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    given = parse(_parser(), arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    return run_verb(_parser(), _act, arguments)
 
-    def action() -> int:
-        bundle = Bundle.load(given.bundle)
-        network = (
-            None if given.run is None and given.module is None else torch_network(named(given))
-        )
-        begun = time.perf_counter()
-        found = tune(
-            bundle,
-            given.calls,
-            network,
-            Settings(**{name: getattr(given, name) for name in SETTINGS}, loss=given.loss),
-            given.work,
-            given.threads,
-        )
-        for K in given.calls:
-            say(f"{K} calls: {compared(found.tuned[K])}")
-        say(
-            f'{given.bundle}: written in {time.perf_counter() - begun:.0f} s; solver="tuned" and '
-            f"steps={'|'.join(map(str, found.tuned))} choose them"
-        )
-        return 0
 
-    return status(action)
+def _act(given: argparse.Namespace) -> None:
+    bundle = Bundle.load(given.bundle)
+    network = None if given.run is None and given.module is None else torch_network(named(given))
+    begun = time.perf_counter()
+    settings = Settings(**{name: getattr(given, name) for name in SETTINGS}, loss=given.loss)
+    found = tune(bundle, given.calls, network, settings, given.work, given.threads)
+    for K in given.calls:
+        say(f"{K} calls: {compared(found.tuned[K])}")
+    say(
+        f'{given.bundle}: written in {time.perf_counter() - begun:.0f} s; solver="tuned" and '
+        f"steps={'|'.join(map(str, found.tuned))} choose them"
+    )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """Sample from an unnoise bundle: numpy and one inference library, never torch."""
 
-from .batch import Batch
-from .bundle import Bundle
+from .bundle.bundle import Bundle
+from .bundle.spec import SamplingOptions
 from .diffusion.noise import Stream, noise
 from .diffusion.program import Program, run
 from .diffusion.schedule import Schedule, make_schedule
 from .diffusion.solvers import make_program
+from .engine.batch import Batch
+from .engine.loop import Cancelled, Preview
+from .engine.request import Request, ResolvedRequest, resolve
 from .errors import BackendError, BundleError, RequestError, UnnoiseError
 from .images import to_uint8
-from .loop import Cancelled, Preview
-from .request import Request, ResolvedRequest, resolve
 from .sampler import Inversion, Sampler
-from .spec import SamplingOptions
 
 __all__ = [
     "BackendError",

@@ -2,7 +2,7 @@
 
 import sys
 
-from runtime.verbs import main_of
+from runtime.terminal.verbs import main_of
 
 if __name__ == "__main__":
     sys.exit(main_of("runtime"))

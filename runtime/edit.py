@@ -14,9 +14,9 @@ from .diffusion.noise import MAX_SEED
 from .errors import RequestError
 from .images import animation_format, picture_format, read, save_animation, tile
 from .options import add_options, check_out, in_turn, load, progress, settings, write
-from .output import say
 from .sampler import Sampler
-from .verbs import program, run_verb
+from .terminal.output import say
+from .terminal.verbs import program, run_verb
 
 
 def main(arguments: list[str] | None = None) -> int:

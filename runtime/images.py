@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import (
+from .errors import RequestError
+from .errors.arguments import (
     array_of,
     enough_memory,
     flag,
@@ -24,9 +25,8 @@ from .arguments import (
     shown,
     size_of,
 )
-from .errors import RequestError
+from .errors.messages import shown_path
 from .files import replacing
-from .messages import shown_path
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]

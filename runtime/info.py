@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .backends.registry import BACKENDS, GPU, offered
-from .bundle import Bundle
+from .bundle.bundle import Bundle
 from .errors import BackendError
-from .output import say
-from .verbs import program, run_verb
+from .terminal.output import say
+from .terminal.verbs import program, run_verb
 
 INSTRUCTIONS = {
     "avx2": "AVX2",

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import integer, shown
-from .bundle import Bundle
+from .bundle.bundle import Bundle
 from .diffusion.grid import GRIDS
 from .diffusion.solvers import SOLVERS
+from .engine.loop import Preview, StepCallback
 from .errors import RequestError
+from .errors.arguments import integer, shown
 from .files import replacing
 from .images import picture_format, save, tile, to_uint8
-from .loop import Preview, StepCallback
-from .progress import Progress
 from .sampler import ARGUMENTS, Sampler
+from .terminal.progress import Progress
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -6,10 +6,10 @@ import argparse
 import sys
 import time
 
-from .arguments import integer
+from .errors.arguments import integer
 from .options import add_options, check_out, in_turn, load, progress, settings, write
-from .output import say
-from .verbs import program, run_verb
+from .terminal.output import say
+from .terminal.verbs import program, run_verb
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import (
+from .backends.base import Backend, Float32, WholeLoop
+from .backends.registry import BACKENDS, open_backend
+from .bundle.bundle import Bundle
+from .diffusion.noise import MAX_SEED, Stream, noises
+from .engine.batch import begin
+from .engine.loop import Loop, Preview, Result, StepCallback
+from .engine.request import ARRAYS, FIELDS, Planner, Request
+from .errors import RequestError
+from .errors.arguments import (
     bind,
     choice,
     enough_memory,
@@ -26,15 +34,7 @@ from .arguments import (
     refused,
     unwrapped,
 )
-from .backends.base import Backend, Float32, WholeLoop
-from .backends.registry import BACKENDS, open_backend
-from .batch import begin
-from .bundle import Bundle
-from .diffusion.noise import MAX_SEED, Stream, noises
-from .errors import RequestError
 from .images import UInt8, read, to_uint8
-from .loop import Loop, Preview, Result, StepCallback
-from .request import ARRAYS, FIELDS, Planner, Request
 
 INVERTING: dict[str, Any] = {"solver": "dpmpp_2m", "grid": "log_snr", "guidance": 1.0}
 """How pictures are inverted where the caller does not say."""

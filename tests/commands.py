@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from runtime.arguments import shown
+from runtime.errors.arguments import shown
 
 from .arbitrary import texts
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import MANIFEST
 from runtime.files import from_json, to_json
-from runtime.format import MANIFEST
 from runtime.sampler import Sampler
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Make:
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
     def once(name: str, make: Callable[[Path], object]) -> Path:
-        from trainer.processes import lock  # imports torch, which few tests need
+        from trainer.parallel.processes import lock  # imports torch, which few tests need
 
         folder = shared / name
         with lock(shared / f"{name}.lock", wait=True):

@@ -8,11 +8,11 @@ import numpy as np
 
 from runtime import Bundle, make_schedule
 from runtime.backends.base import shapes
+from runtime.bundle.format import MANIFEST
+from runtime.bundle.manifest import File
+from runtime.bundle.spec import Defaults, Labels
 from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP
 from runtime.files import to_json
-from runtime.format import MANIFEST
-from runtime.manifest import File
-from runtime.spec import Defaults, Labels
 
 SHAPE = (1, 4, 4)
 KNOTS = 8

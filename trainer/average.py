@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runtime.arguments import number
 from runtime.diffusion.schedule import Float64
-from runtime.errors import status
+from runtime.errors.arguments import number
 from runtime.files import to_json, write_text
+from runtime.terminal.output import say
+from runtime.terminal.verbs import program, run_verb
 
 from .config import Config
 from .errors import CheckpointError
@@ -205,21 +206,19 @@ def write_run(run: Path, width: float) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.average", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("trainer.average"), description=__doc__)
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="a run that was trained with --ema-power"
     )
     parser.add_argument(
         "--width", type=float, default=0.1, help="of the profile, relative to the training [0.1]"
     )
-    given = parser.parse_args(arguments)
+    return run_verb(parser, _act, arguments)
 
-    def action() -> int:
-        out = write_run(given.run, given.width)
-        print(f"the average of width {given.width:g} (gamma {exponent(given.width):.2f}): {out}")
-        return 0
 
-    return status(action)
+def _act(given: argparse.Namespace) -> None:
+    out = write_run(given.run, given.width)
+    say(f"the average of width {given.width:g} (gamma {exponent(given.width):.2f}): {out}")
 
 
 if __name__ == "__main__":

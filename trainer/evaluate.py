@@ -11,9 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from runtime.bundle import MANIFEST
-from runtime.errors import RequestError, status
+from runtime.bundle.bundle import MANIFEST
+from runtime.errors import RequestError
 from runtime.files import to_json, write_text
+from runtime.terminal.output import say
+from runtime.terminal.verbs import program, run_verb
 
 from .quality.evaluator import Changes, of_bundle, of_run
 
@@ -34,7 +36,7 @@ def evaluate(what: Path, best: bool, guidance: float | None, device: str, change
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="python -m trainer.evaluate", description=__doc__)
+    found = argparse.ArgumentParser(prog=program("trainer.evaluate"), description=__doc__)
     found.add_argument("what", type=Path, metavar="RUN_OR_BUNDLE")
     found.add_argument(
         "--n", type=int, help="samples, and images of the data [the run's quality-samples]"
@@ -51,14 +53,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
+    """Run the command and return its exit status."""
+    return run_verb(parser(), _act, arguments)
+
+
+def _act(given: argparse.Namespace) -> None:
     changes = Changes(given.n, given.solver, given.steps, given.features)
-
-    def action() -> int:
-        print(evaluate(given.what, given.best, given.guidance, given.device, changes), end="")
-        return 0
-
-    return status(action)
+    say(evaluate(given.what, given.best, given.guidance, given.device, changes).rstrip("\n"))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from runtime.errors import status
+from runtime.terminal.verbs import program, run_verb
 
 from .config import Config
-from .presets import add_arguments, from_arguments
-from .processes import join, leave
+from .config.presets import add_arguments, from_arguments
+from .config.validation import text
+from .parallel.processes import join, leave
 from .runs.limits import enough_memory
 from .runs.run import Run
 from .runs.trial import try_out
-from .validation import text
 
 STOPPED = 130
 """The exit status of a run that was asked to stop, as a shell gives it after Ctrl-C."""
@@ -75,7 +75,7 @@ def dry_run(config: Config) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="python -m trainer.fit", description=__doc__)
+    found = argparse.ArgumentParser(prog=program("trainer.fit"), description=__doc__)
     add_arguments(found)
     found.add_argument(
         "--runs",
@@ -93,22 +93,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
+    """Run the command and return its exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
-
-    def action() -> int:
-        config = from_arguments(given)
-        text("--runs", str(given.runs))
-        if given.dry_run:
-            dry_run(config)
-            return 0
-        return 0 if fit(config, given.runs) else STOPPED
-
     try:
-        return status(action)
+        return run_verb(parser(), _act, arguments)
     finally:
         # After an error too: the others then notice at once that this process is gone.
         leave()
+
+
+def _act(given: argparse.Namespace) -> int:
+    config = from_arguments(given)
+    text("--runs", str(given.runs))
+    if given.dry_run:
+        dry_run(config)
+        return 0
+    return 0 if fit(config, given.runs) else STOPPED
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from runtime.errors import status
 from runtime.files import write_text
+from runtime.terminal.output import say
+from runtime.terminal.verbs import program, run_verb
 
 from .runs import log
 from .runs.folder import read_run, read_starts
@@ -202,16 +203,16 @@ def report(run: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.report", description=__doc__)
+    """Run the command and return its exit status."""
+    parser = argparse.ArgumentParser(prog=program("trainer.report"), description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN")
-    given = parser.parse_args(arguments)
+    return run_verb(parser, _act, arguments)
 
-    def action() -> int:
-        write_text(given.run / "report.html", report(given.run))
-        print(given.run / "report.html")
-        return 0
 
-    return status(action)
+def _act(given: argparse.Namespace) -> None:
+    page = given.run / "report.html"
+    write_text(page, report(given.run))
+    say(page)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
-from runtime.batch import Table
+from runtime.bundle.spec import ModelSpec
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import Program, R
-from runtime.progress import Progress
-from runtime.spec import ModelSpec
+from runtime.engine.batch import Table
+from runtime.terminal.progress import Progress
 
 from ..errors import ExportError
 from .edit import copy_of

@@ -17,7 +17,7 @@ from runtime.backends.nvidia.engine_cache import Gpu
 from runtime.backends.nvidia.tensorrt_engine import logger
 from runtime.errors import EngineError, NoGpuError
 from runtime.files import replacing
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 
 from ..errors import ExportError
 

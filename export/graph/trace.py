@@ -15,8 +15,8 @@ import torch
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
+from runtime.bundle.format import step_file
 from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
-from runtime.format import step_file
 from trainer.runs.start import NETWORK
 
 from ..errors import ExportError

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from runtime.format import STEP, STEP_GUIDED, WEIGHTS, sampler_file
+from runtime.bundle.format import STEP, STEP_GUIDED, WEIGHTS, sampler_file
 
 from ..errors import ExportError
 from .edit import constants_of, copy_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.bundle import Bundle
-from runtime.format import MANIFEST, REPORT, REPORT_IMAGE, SAMPLES_IMAGE
-from runtime.progress import clock
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import MANIFEST, REPORT, REPORT_IMAGE, SAMPLES_IMAGE
+from runtime.terminal.progress import clock
 
 from ..tuning.record import tuned_lines
 from .figure import can_be_shown, in_words

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from runtime.backends.base import Backend
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.registry import BACKENDS
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import step_name
 from runtime.errors import BackendError, BundleError
-from runtime.format import step_name
-from runtime.output import say
-from runtime.progress import Progress
 from runtime.sampler import Sampler
+from runtime.terminal.output import say
+from runtime.terminal.progress import Progress
 
 from ..errors import ExportError
 from ..graph.calibrate import median_psnr

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle import Bundle
-from runtime.format import step_name
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import step_name
 from runtime.images import to_uint8
 
 from .check import PYTORCH, Proof

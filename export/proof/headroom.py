@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from runtime.spec import ModelSpec
+from runtime.bundle.spec import ModelSpec
 
 from ..graph.calibrate import Calibration, observe
 from ..graph.precision import tensors

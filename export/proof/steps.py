@@ -11,11 +11,11 @@ import onnx
 from numpy.typing import NDArray
 
 from runtime.backends.base import Backend, Buffers
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import inside, step_file
 from runtime.diffusion.program import C_OUT, C_SKIP, CLIP, TIME, R
 from runtime.diffusion.schedule import Schedule
-from runtime.format import inside, step_file
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 
 from .examples import Example, Examples
 from .independence import BATCH, Dependency, Inputs, neighbours, unsteady_node

@@ -13,10 +13,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from runtime.backends.base import Buffers
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import sampler_file
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import GUIDANCE, Program, run
-from runtime.format import sampler_file
 from runtime.sampler import Sampler
 
 from ..graph.calibrate import median_psnr

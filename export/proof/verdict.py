@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runtime.output import say
+from runtime.terminal.output import say
 
 from ..errors import ExportError
 from .report import PrecisionCheck, Report

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from runtime.bundle import Bundle
-from runtime.format import MANIFEST, REQUIRED
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import MANIFEST, REQUIRED
 from trainer.config import Config
 from trainer.networks.cost import make_network
 from trainer.runs.start import as_like, weights_of

@@ -9,9 +9,9 @@ from typing import Any
 
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.errors import RequestError, unknown
-from runtime.messages import printable
+from runtime.errors.messages import printable
 from runtime.options import assignment
-from runtime.output import say
+from runtime.terminal.output import say
 
 from .bundle import from_bundle, is_bundle
 from .diffusers import from_diffusers, is_diffusers

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.arguments import file_path, text
 from runtime.diffusion.schedule import Schedule, from_betas, make_schedule
 from runtime.errors import RequestError
+from runtime.errors.arguments import file_path, text
+from runtime.errors.messages import described, printable
 from runtime.files import from_json
-from runtime.messages import described, printable
 
 from ..errors import ExportError
 from .diffusers_config import (

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from runtime.messages import shown
+from runtime.errors.messages import shown
 
 from ..errors import ExportError
 

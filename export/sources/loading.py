@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from runtime.arguments import file_path, text
 from runtime.errors import unknown
-from runtime.messages import described, printable
+from runtime.errors.arguments import file_path, text
+from runtime.errors.messages import described, printable
 
 from ..errors import ExportError
 

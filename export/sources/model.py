@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from runtime.arguments import elements, integer
+from runtime.bundle.spec import Labels, ModelSpec
 from runtime.diffusion.program import Network
 from runtime.errors import RequestError
+from runtime.errors.arguments import elements, integer
+from runtime.errors.messages import described, printable, refused, shown
 from runtime.files import to_json
-from runtime.messages import described, printable, refused, shown
-from runtime.spec import Labels, ModelSpec
+
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
+"""The libraries that make and check an export."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -113,3 +118,11 @@ def torch_network(model: Model) -> Network:
             return model.module(*tensors).numpy()
 
     return network
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that make and check an export."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in LIBRARIES},
+    }

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runtime.arguments import elements, integer, number, text
+from runtime.bundle.spec import Defaults
 from runtime.diffusion.program import PREDICTIONS
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.diffusion.solvers import make_program
 from runtime.errors import RequestError, unknown
+from runtime.errors.arguments import elements, integer, number, text
+from runtime.errors.messages import described, shown
 from runtime.files import from_json, to_json
-from runtime.messages import described, shown
-from runtime.spec import Defaults
 
 from ..errors import ExportError
 from .loading import check_module, type_name

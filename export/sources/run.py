@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.arguments import number
+from runtime.bundle.spec import Defaults, Labels
+from runtime.errors.arguments import number
 from runtime.files import from_json
-from runtime.spec import Defaults, Labels
 from trainer.config import Config
 from trainer.networks.cost import make_network
 from trainer.runs import checkpoint as checkpoints

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
 from runtime.diffusion.grid import CLOSEST
 from runtime.diffusion.program import Program
 from runtime.diffusion.schedule import Float64, log_snr_of

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import REPORT, TUNED_IMAGE
 from runtime.diffusion.tuned import Tuned
 from runtime.errors import BundleError
 from runtime.files import from_json, to_json
-from runtime.format import REPORT, TUNED_IMAGE
-from runtime.output import say
+from runtime.terminal.output import say
 
 from ..sources.model import Model, torch_network
 from .reference import probe, same

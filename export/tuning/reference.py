@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from runtime.backends.base import BufferPool, Float32
 from runtime.backends.registry import open_backend
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.spec import ModelSpec
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import GUIDANCE, TIME, Network, R, advance, denoise
 from runtime.files import replacing
-from runtime.progress import Progress
-from runtime.spec import ModelSpec
+from runtime.terminal.progress import Progress
 
 TEACHER: dict[str, Any] = {"solver": "dpmpp_3m", "steps": 60, "grid": "log_snr"}
 """On emoji32 it ends 0.005 (RMS, guidance 1) from DDIM with 1,000 calls."""

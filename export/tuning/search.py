@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.arguments import integer
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
 from runtime.diffusion.program import Network, Program
 from runtime.diffusion.tuned import Tuned
 from runtime.errors import RequestError, unknown
+from runtime.errors.arguments import integer
 from runtime.files import from_json, to_json, write_text
-from runtime.progress import Progress
+from runtime.terminal.progress import Progress
 
-from ..folder import versions
+from ..sources.model import versions
 from .gauss_newton import LOSSES, Fit, Form, begin, errors, rms, step
 from .reference import FIRST_SEED, TEACHER, Samples, Walker, draw, same, taught
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
 from ..diffusion.program import R
 from ..errors import BackendError, BundleError, UnnoiseError
 from .forks import ForkGuard

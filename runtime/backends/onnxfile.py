@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
+from ..bundle.format import WEIGHTS
 from ..errors import BundleError
-from ..format import WEIGHTS
 
 Chunks: TypeAlias = list[bytes | memoryview]
 

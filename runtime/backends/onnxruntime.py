@@ -8,10 +8,10 @@ from functools import cached_property, partial
 from threading import Lock
 from typing import Any
 
-from ..arguments import integer
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
+from ..bundle.format import WEIGHTS, inside, step_file
 from ..errors import BundleError
-from ..format import WEIGHTS, inside, step_file
+from ..errors.arguments import integer
 from .base import HostBuffers, missing, shapes
 from .forks import ForkGuard
 from .onnxfile import refuse_endless

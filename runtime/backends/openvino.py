@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import integer
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
+from ..bundle.format import STEP, WEIGHTS, inside, step_file
 from ..errors import BackendError, BundleError
-from ..format import STEP, WEIGHTS, inside, step_file
+from ..errors.arguments import integer
 from . import cache
 from .base import HostBuffers, missing, shapes
 from .forks import ForkGuard

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from ..backends.base import Float32
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
+from ..engine.request import Planner, Request
 from ..errors import BackendError
 from ..options import in_turn
-from ..progress import Progress
-from ..request import Planner, Request
 from ..sampler import Sampler
+from ..terminal.progress import Progress
 
 REFERENCE = ("onnxruntime", "fp32")
 """Whose pictures the others are held against, where this machine has it; else the first pair that

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import choice, integer, number, shown
 from ..backends.registry import BACKENDS, offered
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
+from ..engine.request import Planner, Request, resolve
 from ..errors import BackendError, RequestError
+from ..errors.arguments import choice, integer, number, shown
 from ..info import backends, columns, machine
 from ..options import add_sampling, settings
-from ..output import say
-from ..request import Planner, Request, resolve
 from ..sampler import Sampler
-from ..verbs import program, run_verb
+from ..terminal.output import say
+from ..terminal.verbs import program, run_verb
 from . import plot as bench_plot
 from .measure import Result, each, measure, requested
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import choice, instance, integer, number, numbers, refused, shown, unwrapped
 from ..errors import RequestError
+from ..errors.arguments import choice, instance, integer, number, numbers, refused, shown, unwrapped
 from .schedule import Float64, Schedule, log_snr_of
 
 

@@ -21,7 +21,7 @@ from math import factorial, pi, prod
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import enough_memory, integer, size_of
+from ..errors.arguments import enough_memory, integer, size_of
 
 MAX_SEED = 2**64 - 1
 CHUNK = 4096

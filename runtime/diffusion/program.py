@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import choice, function, instance, is_many, many, number, refused
 from ..errors import RequestError
+from ..errors.arguments import choice, function, instance, is_many, many, number, refused
 from .grid import Grid
 from .schedule import Float64, Schedule, log_snr_of
 

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, ParamSpec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments import (
+from ..errors import RequestError
+from ..errors.arguments import (
     MAX_LENGTH,
     array_of,
     bind,
@@ -30,7 +31,6 @@ from ..arguments import (
     refused,
     shown,
 )
-from ..errors import RequestError
 
 Float64 = NDArray[np.float64]
 

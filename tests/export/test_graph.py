@@ -15,8 +15,8 @@ from export.graph.write import write_all
 from export.proof.trajectories import run_loop_graph
 from export.sources.model import Model
 from runtime import Bundle, Sampler, make_schedule
+from runtime.bundle.spec import Defaults
 from runtime.diffusion.noise import Stream, noise
-from runtime.spec import Defaults
 
 GRAPHS = ("step.onnx", "step_guided.onnx", "sampler.onnx", "sampler_guided.onnx")
 

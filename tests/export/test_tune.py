@@ -30,12 +30,12 @@ from export.tuning.gauss_newton import (
 from export.tuning.record import add_tuned, kept
 from export.tuning.reference import Walker, draw, network_of, probe, same, taught
 from export.tuning.search import Settings, even_programs, named_programs
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import MANIFEST
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import run
 from runtime.errors import BundleError, RequestError
 from runtime.files import from_json, to_json
-from runtime.format import MANIFEST
 from runtime.sample import main as sample_command
 from runtime.sampler import Sampler
 

@@ -31,11 +31,11 @@ from runtime import (
     noise,
     run,
 )
-from runtime.arguments import shown
 from runtime.backends.registry import open_backend
 from runtime.diffusion.grid import make_grid
 from runtime.diffusion.schedule import SCHEDULES
 from runtime.diffusion.solvers import SOLVERS
+from runtime.errors.arguments import shown
 from runtime.sampler import MAX_SAMPLES, slerp
 
 from ..arbitrary import Case, bounded_memory, cases, fuzz, hostile, one_of

@@ -1,12 +1,12 @@
-"""runtime.batch: a sample has the bytes that it has alone, even if others join or leave."""
+"""runtime.engine.batch: a sample has the bytes that it has alone, even if others join or leave."""
 
 import numpy as np
 import pytest
 
 from runtime import RequestError, Sampler
-from runtime.batch import Batch, Job
 from runtime.diffusion.solvers import SOLVERS
-from runtime.request import Planner, Request
+from runtime.engine.batch import Batch, Job
+from runtime.engine.request import Planner, Request
 
 CAPACITY = 8
 INTERLEAVINGS = 500

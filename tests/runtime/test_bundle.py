@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, BundleError, Sampler
-from runtime.format import MANIFEST
+from runtime.bundle.format import MANIFEST
 
 
 def test_the_bundle_says_what_it_is(tiny_bundle: Path) -> None:

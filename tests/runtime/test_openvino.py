@@ -17,8 +17,8 @@ from runtime.backends.onnxfile import refuse_endless, with_weights
 from runtime.backends.openvino import OpenVino
 from runtime.backends.openvino_parts import split
 from runtime.backends.registry import offered, open_backend
+from runtime.bundle.format import step_file
 from runtime.diffusion.program import R
-from runtime.format import step_file
 
 openvino = pytest.importorskip("openvino")
 BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

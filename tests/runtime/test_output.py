@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime import errors, info, output
-from runtime.errors import RequestError, status
+from runtime import info
+from runtime.errors import RequestError
+from runtime.terminal import output
+from runtime.terminal.verbs import status
 
 ROOT = Path(__file__).parents[2]
 ENCODINGS = ["ascii", "cp1252", "latin-1", "utf-16", "utf-8"]
@@ -156,5 +158,5 @@ def test_ctrl_c_is_130(capsys: pytest.CaptureFixture) -> None:
     def interrupted() -> int:
         raise KeyboardInterrupt
 
-    assert errors.status(interrupted) == 130
+    assert status(interrupted) == 130
     assert capsys.readouterr().err == "interrupted\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import progress
-from runtime.progress import Progress, Row, clock, track, width
+from runtime.terminal import progress
+from runtime.terminal.progress import Progress, Row, clock, track, width
 
 fcntl = pytest.importorskip("fcntl", reason="pseudo-terminals are POSIX's")
 import pty  # noqa: E402
@@ -290,5 +290,5 @@ def test_the_words_of_a_duration() -> None:
 def test_importing_the_runtime_does_not_import_the_progress_bar() -> None:
     import subprocess
 
-    code = "import sys, runtime; assert 'runtime.progress' not in sys.modules"
+    code = "import sys, runtime; assert 'runtime.terminal.progress' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)

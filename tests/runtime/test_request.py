@@ -1,4 +1,4 @@
-"""runtime.request: one owner of defaults, JSON and back, and names that are misspelled."""
+"""runtime.engine.request: one owner of defaults, JSON and back, and names that are misspelled."""
 
 import json
 from collections.abc import Callable

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import verbs
+from runtime.terminal import verbs
 
 
 def test_every_verb_is_a_main_of_its_module() -> None:
@@ -68,7 +68,7 @@ def test_a_package_lists_its_verbs(package: str, root: Path) -> None:
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly(root: Path) -> None:
-    line = f"{sys.executable} -c 'from runtime.verbs import main; main()' sample bundles/emoji32"
+    line = f"{sys.executable} -c 'from runtime.terminal.verbs import main; main()' sample bundles/emoji32"
     done = subprocess.run(
         ["bash", "-c", f"{line} --labels | head -1"], cwd=root, capture_output=True, text=True
     )

@@ -22,7 +22,7 @@ from trainer.errors import CheckpointError
 from trainer.fit import fit
 from trainer.quality.evaluator import Changes, of_run
 from trainer.runs import checkpoint as checkpoints
-from trainer.step import Trainer
+from trainer.training.step import Trainer
 
 CONFIG = Config(
     data="digits", channels=(8, 8), attention=(), batch=8, steps=120, warmup=5, T=100, checkpoint_every=60,

@@ -23,7 +23,7 @@ from trainer.fit import fit, main
 from trainer.quality import features
 from trainer.runs.folder import claim
 from trainer.runs.log import read
-from trainer.step import Trainer
+from trainer.training.step import Trainer
 
 TINY = Config(
     data="digits", channels=(8, 8), attention=(), batch=8, steps=4, log_every=2, checkpoint_every=2, sample_every=0,

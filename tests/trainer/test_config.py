@@ -14,8 +14,8 @@ import torch
 from runtime import RequestError
 from runtime.files import from_json, to_json
 from trainer.config import Config
-from trainer.presets import DATA, PRESETS, add_arguments, from_arguments
-from trainer.state import precision_of
+from trainer.config.presets import DATA, PRESETS, add_arguments, from_arguments
+from trainer.training.state import precision_of
 
 FIELDS = dataclasses.fields(Config)
 

@@ -24,12 +24,12 @@ from trainer.data import dataset as data
 from trainer.data.loader import batch_indices
 from trainer.errors import CheckpointError, TrainingError
 from trainer.fit import fit, main
-from trainer.forward import ForwardProcess
+from trainer.objectives.forward import ForwardProcess
 from trainer.runs import checkpoint as checkpoints
 from trainer.runs.checkpoint import PARTS
 from trainer.runs.log import TIME_COLUMNS
 from trainer.runs.start import fitting
-from trainer.step import Trainer, learning_rate
+from trainer.training.step import Trainer, learning_rate
 
 TINY = Config(
     data="digits", channels=(8, 16), attention=(), batch=8, steps=20, warmup=5, checkpoint_every=5, log_every=4, sample_every=10, keep=2
@@ -650,7 +650,8 @@ def test_the_average_follows_the_weights() -> None:
     trainer.train_step()
     keep = half_life_decay(TINY.batch, TINY.ema_half_life[0], 0)
     torch.testing.assert_close(
-        trainer.state.ema[name], keep * before + (1 - keep) * trainer.state.weights[name]
+        trainer.state.ema[name],
+        keep * before + (1 - keep) * trainer.state.weights[name],
     )
 
 

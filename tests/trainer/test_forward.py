@@ -7,7 +7,7 @@ import torch
 
 from runtime import Schedule, make_schedule
 from runtime.diffusion.program import PREDICTIONS, precondition
-from trainer.forward import ForwardProcess
+from trainer.objectives.forward import ForwardProcess
 
 SCHEDULES = {
     **{

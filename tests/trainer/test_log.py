@@ -15,7 +15,7 @@ from trainer.config import Config
 from trainer.data import dataset as data
 from trainer.fit import fit
 from trainer.runs.log import BUCKET_COLUMNS, Table, read
-from trainer.step import Trainer
+from trainer.training.step import Trainer
 
 CONFIG = Config(
     data="digits", channels=(8, 8), attention=(), batch=8, steps=6, log_every=3, sample_every=6, sample_steps=2, T=50, device="cpu",

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from runtime.errors import RequestError
 from trainer.config import Config
+from trainer.config.presets import PRESETS
 from trainer.data import dataset as data
 from trainer.networks.cost import cost, make_network, peak_flops
 from trainer.networks.dit import DiT, positions
-from trainer.presets import PRESETS
-from trainer.step import Trainer
+from trainer.training.step import Trainer
 
 SHAPE = (3, 8, 12)
 UNET = Config(data="digits", channels=(8, 16), attention=(4,), batch=8, device="cpu")

@@ -13,7 +13,7 @@ from runtime.diffusion.schedule import make_schedule
 from trainer.config import Config
 from trainer.data import dataset as data
 from trainer.objectives.denoising import BUCKETS, buckets, draw_knots, loss_weights
-from trainer.step import Trainer
+from trainer.training.step import Trainer
 
 CONFIG = Config(data="digits", channels=(8, 16), attention=(), batch=16, steps=200, device="cpu")
 

@@ -24,9 +24,9 @@ from trainer.data import dataset as data
 from trainer.data.loader import Wanted, batch_indices
 from trainer.errors import TrainingError
 from trainer.fit import fit
-from trainer.processes import Processes, join
+from trainer.parallel.processes import Processes, join
 from trainer.runs.log import read
-from trainer.step import Trainer
+from trainer.training.step import Trainer
 
 from .killing import free_port
 from .test_fit import command_line
@@ -259,7 +259,8 @@ def test_a_split_run_is_exported_like_any_other(split: Path, one: Path) -> None:
 
 HELD = """
 import json; from pathlib import Path
-from trainer.data import dataset as data; from trainer.config import Config; from trainer.sharding import own; from trainer.step import Trainer
+from trainer.data import dataset as data; from trainer.config import Config
+from trainer.parallel.sharding import own; from trainer.training.step import Trainer
 trainer = Trainer(Config(data="digits", channels=(8, 16), attention=(), batch=4, device="cpu"), data.digits())
 trainer.train_step()
 moments = [s[k] for s in trainer.state.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
@@ -267,7 +268,7 @@ held = {"weights": trainer.state.weights.values(), "ema": trainer.state.ema.valu
 shares = {n: sum(own(v).numel() for v in vs) / sum(v.numel() for v in vs) for n, vs in held.items()}
 # Each process writes a file of its own: on one stream their lines may run into each other.
 Path(__file__).with_name(f"shares{trainer.processes.index}.json").write_text(json.dumps(shares))
-from trainer.processes import leave; leave()
+from trainer.parallel.processes import leave; leave()
 """
 
 
@@ -342,7 +343,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 
 JOINED = """
-import torch; from trainer.processes import join, leave
+import torch; from trainer.parallel.processes import join, leave
 processes = join("cpu")
 print(processes.index, processes.count, float(processes.sum(torch.tensor([1.0 + processes.index], dtype=torch.float64))))
 leave()

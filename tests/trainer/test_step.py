@@ -10,8 +10,8 @@ from trainer.config import Config
 from trainer.data.builtin import digits
 from trainer.objectives.denoising import Denoising
 from trainer.objectives.objective import Draws, Networks
-from trainer.processes import Processes
-from trainer.step import Trainer
+from trainer.parallel.processes import Processes
+from trainer.training.step import Trainer
 
 CONFIG = Config(
     data="digits", channels=(8, 16), attention=(), batch=8, steps=4, T=50, device="cpu"

@@ -24,7 +24,7 @@ from trainer.data.stream import Names, Stream
 from trainer.data.workers import Decoded
 from trainer.errors import DataError
 from trainer.fit import fit
-from trainer.processes import Processes
+from trainer.parallel.processes import Processes
 from trainer.runs.log import read
 
 ALONE = Processes(0, 1, torch.device("cpu"))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..processes import Processes
+from ..parallel.processes import Processes
 from . import folder as folders
 from .arrays import npz
 from .builtin import digits, emoji

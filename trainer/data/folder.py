@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import from_json
-from runtime.progress import track
+from runtime.terminal.progress import track
 
 from ..config import Config
 from ..errors import DataError

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..config import Config
-from ..processes import Processes
+from ..parallel.processes import Processes
 from ..randomness import CROPS, ORDER
 
 if TYPE_CHECKING:  # the data sets import this module

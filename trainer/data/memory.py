@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..processes import Processes
+from ..parallel.processes import Processes
 from .loader import Batch, batch_indices, share_of
 from .record import DataRecord
 

@@ -20,11 +20,11 @@ import numpy as np
 from runtime.backends import cache
 from runtime.errors import RequestError
 from runtime.files import replacing
-from runtime.progress import track
+from runtime.terminal.progress import track
 
 from ..config import Config
 from ..errors import DataError
-from ..processes import lock
+from ..parallel.processes import lock
 from .decode import Decoding, endings
 from .labels import listed, numbered, printable
 from .stream import Files, Names, Stream, probe, stamp_of, streamed

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..config import Config
 from ..errors import DataError
-from ..processes import Processes
+from ..parallel.processes import Processes
 from .decode import Decoding, UInt8, UnreadablePicture, unlike
 from .labels import printable
 from .record import DataRecord

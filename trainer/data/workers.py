@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from ..config import Config
 from ..errors import DataError
-from ..processes import Processes
+from ..parallel.processes import Processes
 from ..randomness import WORKERS
 from .decode import UnreadablePicture
 from .loader import Batch, Wanted, share_of

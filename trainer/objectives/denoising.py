@@ -10,7 +10,7 @@ from runtime.diffusion.program import precondition
 from runtime.diffusion.schedule import Float64, Schedule
 
 from ..config import Config
-from ..forward import ForwardProcess
+from .forward import ForwardProcess
 from .objective import Draws, Networks
 
 BUCKETS = 10

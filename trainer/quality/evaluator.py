@@ -16,11 +16,11 @@ from runtime.errors import RequestError
 from ..config import Config
 from ..data.dataset import Dataset, load
 from ..errors import CheckpointError
-from ..processes import join
+from ..parallel.processes import join
 from ..randomness import MEASURED
 from ..runs import checkpoint as checkpoints
 from ..runs.folder import read_run
-from ..step import Trainer
+from ..training.step import Trainer
 from .distances import NEIGHBOURS, compare
 from .features import features_of
 

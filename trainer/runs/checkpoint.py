@@ -26,7 +26,7 @@ from runtime.files import from_json, replacing_folder, to_json
 
 from ..errors import CheckpointError
 from ..objectives.denoising import BUCKETS
-from ..sharding import as_held
+from ..parallel.sharding import as_held
 
 Tensors = dict[str, Tensor]
 Environment = Mapping[str, str | int]

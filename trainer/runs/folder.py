@@ -18,7 +18,7 @@ from ..config import FREE, Config
 from ..data.dataset import Dataset
 from ..data.labels import printable
 from ..errors import CheckpointError
-from ..processes import lock
+from ..parallel.processes import lock
 from .checkpoint import Environment
 from .log import move_aside
 

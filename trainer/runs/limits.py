@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ..config import Config
 from ..errors import TrainingError
 from ..networks.cost import Cost
-from ..processes import Processes
+from ..parallel.processes import Processes
 
 BYTES_OF_FLOAT = 4
 OUT_OF_MEMORY = (

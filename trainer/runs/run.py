@@ -12,15 +12,15 @@ from pathlib import Path
 
 from runtime.files import replacing
 from runtime.images import save
-from runtime.progress import Progress, clock
+from runtime.terminal.progress import Progress, clock
 
 from ..config import Config
 from ..data.dataset import load
 from ..data.unreadable import require_few
 from ..networks.cost import cost, peak_flops
-from ..processes import Processes
+from ..parallel.processes import Processes
 from ..quality.evaluator import Judge, require_comparable
-from ..step import Trainer
+from ..training.step import Trainer
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
 from .folder import claim, note_start, open_run

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.bundle import MANIFEST, Bundle
+from runtime.bundle.bundle import MANIFEST, Bundle
 
 from ..errors import CheckpointError
 from . import checkpoint as checkpoints
 from .folder import read_run
 
 if TYPE_CHECKING:  # the exporter imports this module for the names below, and does not train
-    from ..step import Trainer
+    from ..training.step import Trainer
 
 STEP = "fp32/step.onnx"
 WEIGHTS = "fp32/weights.bin"

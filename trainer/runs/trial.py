@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 
 from runtime.files import to_json
-from runtime.progress import clock
+from runtime.terminal.progress import clock
 
 from ..config import Config
 from ..data.dataset import load
 from ..networks.cost import Cost, cost
-from ..processes import join
+from ..parallel.processes import join
 from ..quality.evaluator import require_comparable
-from ..step import Trainer
+from ..training.step import Trainer
 from .limits import require_memory
 from .start import start
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import Bundle
+from ...bundle.bundle import Bundle
 from ...errors import CaptureError, GpuError
 from ..base import Float32, Rows, shapes
 from .cuda import Address, Cuda, aligned

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...bundle import Bundle
+from ...bundle.bundle import Bundle
+from ...bundle.format import WEIGHTS, inside
 from ...errors import BundleError, EngineError
 from ...files import from_json, replacing, to_json, write_text
-from ...format import WEIGHTS, inside
 from .. import cache
 
 FOLDER = "engines"

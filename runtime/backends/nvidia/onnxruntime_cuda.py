@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import Bundle
+from ...bundle.bundle import Bundle
+from ...bundle.format import STEP, STEP_GUIDED, WEIGHTS, inside
 from ...errors import BackendError, GpuError, RequestError, UnnoiseError
-from ...format import STEP, STEP_GUIDED, WEIGHTS, inside
 from ..base import Float32, HostBuffers, Rows, Timing, missing, shapes
 from ..forks import ForkGuard
 from ..onnxfile import refuse_endless

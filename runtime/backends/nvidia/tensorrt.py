@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import Bundle
+from ...bundle.bundle import Bundle
+from ...bundle.format import step_file
 from ...errors import BackendError, GpuError, GpuMemoryError, RequestError
-from ...format import step_file
 from ..base import Float32, HostBuffers, Rows, Timing
 from ..forks import ForkGuard
 from . import engine_cache as engines

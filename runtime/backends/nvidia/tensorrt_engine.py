@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ...bundle import Bundle
+from ...bundle.bundle import Bundle
 from ...errors import EngineError, GpuError, GpuMemoryError
 from .. import cache
 from ..base import missing, shapes

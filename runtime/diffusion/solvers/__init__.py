@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...arguments import bind, check_options, choice, instance, number, option_names
+from ...errors.arguments import bind, check_options, choice, instance, number, option_names
 from ..grid import Grid, make_grid
 from ..program import PREDICTIONS, Program, Update, assemble
 from ..schedule import Schedule

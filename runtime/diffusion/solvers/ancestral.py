@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from ...arguments import choice, integer, number
+from ...errors.arguments import choice, integer, number
 from ..grid import Grid
 from ..program import D, Update, Z, levels
 from .steps import fresh, intervals

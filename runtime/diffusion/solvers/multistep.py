@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...arguments import choice, flag, integer
+from ...errors.arguments import choice, flag, integer
 from ..grid import Grid
 from ..program import D, Update, levels
 from ..schedule import Float64

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ...arguments import number
+from ...errors.arguments import number
 from ..grid import Grid
 from ..program import Update
 from ..schedule import Float64

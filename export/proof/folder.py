@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import CARD, MANIFEST, REPORT
+from runtime.bundle.manifest import File
 from runtime.files import from_json, to_json
-from runtime.format import CARD, MANIFEST, REPORT
-from runtime.manifest import File
 
-from .sources.model import Model
-
-LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that make and check an export."""
-    return {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in LIBRARIES},
-    }
+from ..sources.model import Model, versions
 
 
 def listed(folder: Path) -> dict[str, File]:

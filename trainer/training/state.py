@@ -12,15 +12,15 @@ from torch import Tensor
 
 from runtime.errors import RequestError
 
-from .average import Averages
-from .config import Config
-from .errors import CheckpointError, TrainingError
-from .networks.cost import make_network
-from .objectives.denoising import BUCKETS
-from .processes import Processes
-from .runs import checkpoint as checkpoints
-from .runs.checkpoint import Checkpoint, Environment, Tensors
-from .sharding import as_held, hollow, own, split, whole
+from ..average import Averages
+from ..config import Config
+from ..errors import CheckpointError, TrainingError
+from ..networks.cost import make_network
+from ..objectives.denoising import BUCKETS
+from ..parallel.processes import Processes
+from ..parallel.sharding import as_held, hollow, own, split, whole
+from ..runs import checkpoint as checkpoints
+from ..runs.checkpoint import Checkpoint, Environment, Tensors
 
 BETAS = (0.9, 0.99)
 """AdamW's decay rates of the first and the second moment."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import RequestError, unknown
+from . import RequestError, unknown
 from .messages import reason, refused, shown, unwrapped
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from runtime.diffusion.noise import noises
 from runtime.diffusion.program import run
 from runtime.images import tile, to_uint8
 
-from .config import Config
-from .randomness import SAMPLE_START, SAMPLE_STEPS
+from ..config import Config
+from ..randomness import SAMPLE_START, SAMPLE_STEPS
 
 UNLABELLED_GRID = 64
 """Samples of a grid if there are no classes, or too many for a grid that shows each."""

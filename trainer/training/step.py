@@ -11,17 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .config import Config
-from .data.dataset import Dataset
-from .data.loader import Batches, share_of
-from .errors import TrainingError
-from .objectives.denoising import BUCKETS, Denoising, buckets
-from .objectives.objective import Draws, Networks, Objective
+from ..config import Config
+from ..data.dataset import Dataset
+from ..data.loader import Batches, share_of
+from ..errors import TrainingError
+from ..objectives.denoising import BUCKETS, Denoising, buckets
+from ..objectives.objective import Draws, Networks, Objective
+from ..parallel.processes import Processes, join
+from ..parallel.sharding import whole
+from ..randomness import DROPOUT, NOISE, STEP, dropout_counter
+from ..runs.checkpoint import Tensors
 from .preview import Preview
-from .processes import Processes, join
-from .randomness import DROPOUT, NOISE, STEP, dropout_counter
-from .runs.checkpoint import Tensors
-from .sharding import whole
 from .state import TrainingState
 
 SMALLEST_LOSS_SCALE = 1e-3

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .diffusion.program import PREDICTIONS
-from .diffusion.schedule import Schedule
-from .diffusion.tuned import Tuned
-from .errors import BundleError, UnnoiseError
+from ..diffusion.program import PREDICTIONS
+from ..diffusion.schedule import Schedule
+from ..diffusion.tuned import Tuned
+from ..errors import BundleError, UnnoiseError
 from .format import FORMAT, REQUIRED
 from .spec import Defaults, Labels, ModelSpec
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Buffers, Float32
-from .diffusion.noise import Stream, noise, noises
-from .diffusion.program import GUIDANCE, D, Program
-from .errors import RequestError
+from ..backends.base import Buffers, Float32
+from ..diffusion.noise import Stream, noise, noises
+from ..diffusion.program import GUIDANCE, D, Program
+from ..errors import RequestError
 
 
 class Table(NamedTuple):

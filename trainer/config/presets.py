@@ -11,7 +11,7 @@ from typing import Any
 
 from runtime.errors import unknown
 
-from .config import Config
+from . import Config
 from .validation import flag
 
 DATA: Mapping[str, Mapping[str, Any]] = {

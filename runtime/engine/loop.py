@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Backend, BufferPool, Float32, Rows, Timing, WholeLoop
-from .backends.forks import ForkGuard
+from ..backends.base import Backend, BufferPool, Float32, Rows, Timing, WholeLoop
+from ..backends.forks import ForkGuard
+from ..diffusion.noise import Stream, noises
+from ..diffusion.program import R
+from ..errors import BackendError, UnnoiseError
 from .batch import Batch, Job, begin
-from .diffusion.noise import Stream, noises
-from .diffusion.program import R
-from .errors import BackendError, UnnoiseError
 
 
 class Cancelled(UnnoiseError):

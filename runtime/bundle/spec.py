@@ -9,13 +9,22 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
-from .arguments import check_options, choice, flag, integer, number, refused, shown, unwrapped
-from .diffusion.grid import Grid, make_grid, spacing_of
-from .diffusion.program import Program
-from .diffusion.schedule import Schedule
-from .diffusion.solvers import SOLVERS, make_program, options_of
-from .diffusion.tuned import TUNED, Tuned
-from .errors import RequestError
+from ..diffusion.grid import Grid, make_grid, spacing_of
+from ..diffusion.program import Program
+from ..diffusion.schedule import Schedule
+from ..diffusion.solvers import SOLVERS, make_program, options_of
+from ..diffusion.tuned import TUNED, Tuned
+from ..errors import RequestError
+from ..errors.arguments import (
+    check_options,
+    choice,
+    flag,
+    integer,
+    number,
+    refused,
+    shown,
+    unwrapped,
+)
 
 ARGUMENTS = ("solver", "steps", "grid", "guidance", "guidance_interval", "strength", "up")
 """Arguments of `ModelSpec.program`, apart from a solver's own options."""

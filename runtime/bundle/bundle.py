@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .arguments import path_of
-from .errors import BundleError, RequestError
-from .files import from_json, to_json
+from ..errors import BundleError, RequestError
+from ..errors.arguments import path_of
+from ..errors.messages import shown, shown_path
+from ..files import from_json, to_json
 from .format import MANIFEST, STEP
 from .manifest import File, Manifest, Report, read_manifest
-from .messages import shown, shown_path
 from .spec import ModelSpec
 
 _AGAIN = "Fetch or export the bundle again."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from typing import Any
 
-from .errors import RequestError
+from . import RequestError
 
 
 class _Short(reprlib.Repr):

@@ -1,11 +1,8 @@
 """Every error that unnoise raises on purpose. A message names the thing, what was found, what was
 expected, and the remedy."""
 
-import contextlib
 import difflib
-from collections.abc import Callable, Iterable
-
-from . import output
+from collections.abc import Iterable
 
 
 class UnnoiseError(Exception):
@@ -59,43 +56,3 @@ def unknown(
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return error(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
-
-
-def status(action: Callable[[], int]) -> int:
-    """Run a command and return its exit status.
-
-    Characters that standard output cannot encode are spelled out. An error that the user can
-    mend is one line on standard error.
-
-    Args:
-        action: returns the exit status.
-
-    Returns:
-        The status of `action`; 2 after an error; 130 after Ctrl-C; 141 if the reader of standard
-        output has left (`| head`).
-    """
-    output.be_robust()
-    try:
-        code = action()
-        output.flush()
-        return code
-    except UnnoiseError as error:
-        return _failed(f"error: {error}")
-    except BrokenPipeError:
-        output.discard()
-        return output.BROKEN_PIPE
-    except OSError as error:
-        return _failed(
-            f"error: {error}. Nothing half-written was left; files written before are whole."
-        )
-    except KeyboardInterrupt:
-        _failed("interrupted")
-        return 130
-
-
-def _failed(message: str) -> int:
-    """Print the last line of a command that failed. Returns the exit status 2."""
-    with contextlib.suppress(OSError):
-        output.say(message, error=True, flush=True)
-    output.discard()
-    return 2

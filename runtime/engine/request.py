@@ -10,14 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import array_of, check_options, instance, integer, number, refused, unwrapped
-from .backends.base import Float32
+from ..backends.base import Float32
+from ..bundle.bundle import Bundle
+from ..bundle.spec import ResolvedOptions, SamplingOptions
+from ..diffusion.noise import MAX_SEED, Stream, noise
+from ..errors import RequestError
+from ..errors.arguments import (
+    array_of,
+    check_options,
+    instance,
+    integer,
+    number,
+    refused,
+    unwrapped,
+)
+from ..errors.messages import shown
 from .batch import Job, Known, Table
-from .bundle import Bundle
-from .diffusion.noise import MAX_SEED, Stream, noise
-from .errors import RequestError
-from .messages import shown
-from .spec import ResolvedOptions, SamplingOptions
 
 ARRAYS = ("start", "picture", "known", "mask")
 """Fields of a request that are arrays [*S]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import sys
@@ -10,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import status
-from .output import be_robust, parse, say
+from ..errors import UnnoiseError
+from .output import BROKEN_PIPE, be_robust, discard, flush, parse, say
 
 if TYPE_CHECKING:  # which only commands need
     import argparse
@@ -64,7 +65,7 @@ def run_verb(
     act: Callable[[argparse.Namespace], int | None],
     arguments: list[str] | None,
 ) -> int:
-    """Parse a command line and act on it. Returns the exit status, see `errors.status`.
+    """Parse a command line and act on it. Returns the exit status, see `status`.
 
     Args:
         act: takes what was parsed; returns the exit status, None for 0.
@@ -72,6 +73,46 @@ def run_verb(
     """
     given = parse(parser, arguments)
     return status(lambda: act(given) or 0)
+
+
+def status(action: Callable[[], int]) -> int:
+    """Run a command and return its exit status.
+
+    Characters that standard output cannot encode are spelled out. An error that the user can
+    mend is one line on standard error.
+
+    Args:
+        action: returns the exit status.
+
+    Returns:
+        The status of `action`; 2 after an error; 130 after Ctrl-C; 141 if the reader of standard
+        output has left (`| head`).
+    """
+    be_robust()
+    try:
+        code = action()
+        flush()
+        return code
+    except UnnoiseError as error:
+        return _failed(f"error: {error}")
+    except BrokenPipeError:
+        discard()
+        return BROKEN_PIPE
+    except OSError as error:
+        return _failed(
+            f"error: {error}. Nothing half-written was left; files written before are whole."
+        )
+    except KeyboardInterrupt:
+        _failed("interrupted")
+        return 130
+
+
+def _failed(message: str) -> int:
+    """Print the last line of a command that failed. Returns the exit status 2."""
+    with contextlib.suppress(OSError):
+        say(message, error=True, flush=True)
+    discard()
+    return 2
 
 
 def main(arguments: list[str] | None = None) -> int:

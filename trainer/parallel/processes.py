@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from runtime.errors import RequestError
 
+from ..errors import TrainingError
 from . import sharding
-from .errors import TrainingError
 
 T = TypeVar("T")
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.arguments import integer, number
 from runtime.errors import RequestError, unknown
+from runtime.errors.arguments import integer, number
 
-from .data.labels import text_fault
+from ..data.labels import text_fault
 
 if TYPE_CHECKING:  # config imports this module
-    from .config import Config
+    from . import Config
 
 KINDS = {
     "emoji": "",
