@@ -50,6 +50,7 @@ class Block(nn.Module):
         self.narrow = nn.Linear(4 * width, width)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """Return the tokens h [B, N, width] after this block. embedding: [B, width]."""
         a1, b1, g1, a2, b2, g2 = (
             self.modulation(embedding).reshape(-1, 1, 6 * self.width).chunk(6, dim=2)
         )
