@@ -49,48 +49,46 @@ class Options:
     )
     size: int = option(
         0,
-        "files: resize the shorter side to this many pixels and crop; 0 asks that all pictures be "
+        "files: resize the shorter side to this many pixels and crop; 0 requires that all images be "
         "alike",
     )
     mode: str = option(
-        "", "files: convert pictures to this mode; empty asks that all be alike", ("", "RGB", "L")
+        "", "files: convert images to this mode; empty requires that all be alike", ("", "RGB", "L")
     )
     crop: str = option(
-        "centre", "files: where a picture that is no square is cropped", ("centre", "random")
+        "centre", "files: which part of an image that is not square is kept", ("centre", "random")
     )
-    flips: bool = option(False, "mirror half of the pictures, drawn anew every epoch")
+    flips: bool = option(False, "mirror half of the images, drawn again every epoch")
     bad_pictures: str = option(
         "skip",
         "files: refuse ends the run at one that cannot be read; skip counts and names it, and "
         "ends the run at more than 1 %",
         ("skip", "refuse"),
     )
-    labels: bool = option(True, "tell the network each picture's class")
+    labels: bool = option(True, "condition the network on each image's class")
     label_file: str = option(
-        "", "folder: a JSON file that gives each picture's class, instead of subfolders"
+        "", "folder: a JSON file that gives each image's class, instead of subfolders"
     )
     image_column: str = option(
-        "", "hf, wds: the column or ending that holds the picture (default: the first that does)"
+        "", "hf, wds: the column or ending that holds the image (default: the first that does)"
     )
     label_column: str = option(
         "", "hf, wds: the column or ending that holds the class (default: label or cls, if there)"
     )
     in_memory_mb: int = option(
-        64, "files: decoded at the start where all of them take less than this, else streamed"
+        64, "files: decode all at the start if they take less than this, otherwise stream them"
     )
-    cache_mb: int = option(512, "files that are streamed: how much of them is kept decoded")
-    workers: int = option(
-        -1, "processes that decode streamed pictures; -1 takes one a core, 8 at most"
-    )
+    cache_mb: int = option(512, "streamed files: how much of them is kept decoded")
+    workers: int = option(-1, "processes that decode streamed images; -1: one per core, 8 at most")
 
     # The network.
     network: str = option("unet", "the kind of network", ("unet", "dit"))
     channels: tuple[int, ...] = option(
         (32, 64, 128), "unet: width at each resolution, halved each time"
     )
-    blocks: int = option(1, "unet: residual blocks a resolution")
+    blocks: int = option(1, "unet: residual blocks per resolution")
     attention: tuple[int, ...] = option(
-        (8,), "unet: picture heights at which the network has attention"
+        (8,), "unet: image heights at which the network has attention"
     )
     patch: int = option(2, "dit: side of a patch in pixels")
     width: int = option(384, "dit: channels")
@@ -99,7 +97,7 @@ class Options:
     dropout: float = option(0.0, "unet: share of activations dropped in each residual block")
 
     # What is learned.
-    prediction: str = option("v", "what the network learns to answer", PREDICTIONS)
+    prediction: str = option("v", "what the network predicts", PREDICTIONS)
     schedule: str = option(
         "cosine", "the variance schedule", tuple(s for s in SCHEDULES if s != "from_betas")
     )
@@ -108,14 +106,14 @@ class Options:
         False, "rescale the schedule so that its last knot is pure noise"
     )
     weighting: str = option(
-        "uniform", "what each noise level weighs in the loss", ("uniform", "min_snr", "edm")
+        "uniform", "the weight of each noise level in the loss", ("uniform", "min_snr", "edm")
     )
     min_snr_gamma: float = option(
         5.0, "min_snr: the signal-to-noise ratio beyond which a level weighs no more"
     )
     times: str = option(
         "stratified",
-        "how noise levels are drawn: a stretch of knots for each picture, knots, or "
+        "how noise levels are drawn: a stretch of knots for each image, knots, or "
         "ln(sigma/alpha) normal",
         ("stratified", "uniform", "log_normal"),
     )
@@ -124,7 +122,7 @@ class Options:
 
     # How it is learned.
     steps: int = option(4200, "optimizer steps in all")
-    batch: int = option(64, "pictures a step, over all processes")
+    batch: int = option(64, "images per step, over all processes")
     accumulate: int = option(1, "parts that a process takes its share of a step in, to save memory")
     learning_rate: float = option(
         1e-3, "peak learning rate, after the warm-up and before the decay"
@@ -142,7 +140,7 @@ class Options:
     )
     ema_half_life: tuple[int, ...] = option(
         (10_000,),
-        "half-lives of the weights' moving averages in pictures, shorter at first; the first is "
+        "half-lives of the weights' moving averages in images, shorter at first; the first is "
         "sampled",
     )
     ema_power: tuple[float, ...] = option(
@@ -152,25 +150,26 @@ class Options:
     )
     snapshot_every: int = option(1000, "steps between those snapshots")
     start_from: str = option(
-        "", "begin with the averaged weights of this run or bundle in place of random ones"
+        "", "start from the averaged weights of this run or bundle instead of random ones"
     )
     seed: int = option(0, "all randomness is a function of (seed, step)")
 
     # Where and how fast: these change last bits at most, and `precision` more.
-    device: str = option("auto", "auto takes cuda where there is one", ("auto", "cpu", "cuda"))
+    device: str = option("auto", "auto: cuda if there is one", ("auto", "cpu", "cuda"))
     precision: str = option(
         "auto",
-        "auto takes bf16 on a GPU that has it, else fp32; fp16 needs a GPU",
+        "auto: bf16 on a GPU that has it, otherwise fp32; fp16 needs a GPU",
         ("auto", "fp32", "bf16", "fp16"),
     )
     channels_last: bool = option(
-        True, "keep the network's weights and pictures with their channels last"
+        True, "keep the network's weights and images with their channels last"
     )
     compile: bool = option(False, "compile the network with torch.compile")
     checkpointing: bool = option(
-        False, "compute activations again in the backward pass, to save memory"
+        False, "recompute activations in the backward pass, to save memory"
     )
-    # What is written on the way.
+
+    # What a run writes.
     checkpoint_every: int = option(250, "steps between checkpoints")
     keep: int = option(3, "checkpoints kept, the newest")
     sample_every: int = option(500, "steps between sample grids; 0 for none")
@@ -178,11 +177,11 @@ class Options:
     sample_steps: int = option(20, "steps of the sample grids")
     quality_every: int = option(
         0,
-        "pictures trained on between grids that are measured for their distance from the data, to "
-        "the step; 0 for none",
+        "images trained on between two measurements of how far samples are from the "
+        "data, to the step; 0 for none",
     )
-    quality_samples: int = option(1000, "samples, and pictures, that are compared")
-    quality_batch: int = option(64, "samples made at once for that")
+    quality_samples: int = option(1000, "samples, and images, that are compared")
+    quality_batch: int = option(64, "batch size of those samples")
     features: str = option(
         "",
         "a TorchScript file of Inception, uint8 [B, 3, H, W] to features (default: a classifier "
