@@ -49,8 +49,8 @@ class Options:
     )
     size: int = option(
         0,
-        "files: resize the shorter side to this many pixels and crop; 0 requires that all images be "
-        "alike",
+        "files: resize the shorter side to this many pixels and crop; 0 requires that all images "
+        "be alike",
     )
     mode: str = option(
         "", "files: convert images to this mode; empty requires that all be alike", ("", "RGB", "L")

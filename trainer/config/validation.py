@@ -80,6 +80,7 @@ def checked(options: Options) -> dict[str, Value]:
         # A single half-life may be given as a number.
         values["ema_half_life"] = lives = (lives,)
     _check_types(options, values)
+    # Ranges come before the checks that combine several options, which rely on them.
     for name, (low, high) in COUNTS.items():
         values[name] = integer(flag(name), getattr(options, name), low, high)
     for name, (low, high) in NUMBERS.items():

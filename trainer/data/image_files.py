@@ -114,6 +114,7 @@ def open_images(config: Config, place: str, names: Names, fetch: Fetch) -> Image
         DataError: None of the first hundred can be read.
     """
     decoding = Decoding(config.size, config.mode)
+    # The first image may be the one that is damaged, so a few are tried before the run is refused.
     fault = ""  # of the first image, for the error
     for i in range(min(PROBED, len(names))):
         try:

@@ -69,8 +69,10 @@ def folder(path: Path, config: Config) -> Dataset:
             config.mode do not convert them, or more of them cannot be read than
             config.bad_pictures allows.
     """
+    # One image is decoded: the size of all follows, because they must have one shape.
     listing, images = folders.folder(path, config)
     decoded_bytes = len(images) * int(np.prod(images.shape))
+    # A random crop differs in every epoch, so decoded images would be of no use.
     if config.crop == "random" or decoded_bytes > config.in_memory_mb * MEGABYTE:
         return folders.stream(config, listing, images)
     pixels, labels, bad = folders.read_all(listing, config, images.decoding)

@@ -199,6 +199,7 @@ class UNet(nn.Module):
                 return checkpoint(block, h, embedding, use_reentrant=False)
             return block(h, embedding)
 
+        # Every output on the way down is kept for the block of the same size on the way up.
         skips = [h := self.first(x)]
         for i, block in enumerate(self.down):
             skips.append(h := through(block, h))
