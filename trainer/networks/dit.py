@@ -54,7 +54,7 @@ class Block(nn.Module):
         a1, b1, g1, a2, b2, g2 = (
             self.modulation(embedding).reshape(-1, 1, 6 * self.width).chunk(6, dim=2)
         )
-        # Two residual branches, attention and then the MLP, each with its own scale, shift and gate.
+        # Two residual branches, attention and then the MLP: each has its scale, shift and gate.
         h = h + g1 * self.attend(self._normed(h, a1, b1))
         rows = self._normed(h, a2, b2).reshape(-1, self.width)
         rows = self.narrow(F.gelu(self.wide(rows), approximate="tanh"))
