@@ -25,7 +25,8 @@ from .images import to_uint8
 from .sampler import Inversion, Sampler
 
 if _TYPE_CHECKING:
-    from .engine.service import Engine, Limits
+    from .engine.admission import Limits
+    from .engine.service import Engine
     from .engine.ticket import Ticket
 
 __all__ = [
@@ -59,7 +60,7 @@ __all__ = [
     "to_uint8",
 ]
 
-_LAZY = {"Engine": "service", "Limits": "service", "Ticket": "ticket"}
+_LAZY = {"Engine": "service", "Limits": "admission", "Ticket": "ticket"}
 """Names that most programs do not need, by their module in `runtime.engine`: imported on use."""
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from ..backends.base import Float32
 from .loop import Cancelled
 
+T = TypeVar("T")
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 """A ticket waits until one of its samples takes its first step. The last three states are final."""
 
@@ -67,13 +67,26 @@ class Ticket:
         flow: The flow that its rows are charged to.
         samples: How many samples the result has.
         rows: Network rows of all its samples; a guided row counts 2.
+        submitted, started, ended: When, in seconds of the engine's clock; None is not yet.
     """
 
-    def __init__(self, owner: Owner, number: int, flow: str, samples: int, rows: int) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        number: int,
+        flow: str,
+        samples: int,
+        rows: int,
+        submitted: float,
+        on_preview: Callable[[Ticket], object] | None = None,
+    ) -> None:
         self.id = number
         self.flow = flow
         self.samples = samples
         self.rows = rows
+        self.submitted = submitted
+        self.started: float | None = None
+        self.ended: float | None = None
         self._owner = owner
         self._lock = threading.Lock()
         self._final = threading.Event()
@@ -82,7 +95,7 @@ class Ticket:
         self._error: BaseException | None = None
         self._callbacks: list[Callable[[Ticket], object]] = []
         self._mailbox: dict[int, tuple[int, int, Float32]] = {}
-        self._on_preview: Callable[[Ticket], object] | None = None
+        self._on_preview = on_preview
 
     def __repr__(self) -> str:
         return f"<Ticket {self.id}: {self._state}, {self.samples} samples, {self.rows} rows>"
@@ -182,6 +195,13 @@ class Ticket:
                 return
         guarded(callback, self)
 
+    def start(self, now: float) -> None:
+        """Note the first step. For the engine."""
+        with self._lock:
+            if self._state == "waiting":
+                self._state = "running"
+                self.started = now
+
     def deposit(self, sample: int, step: int, steps: int, denoised: Float32) -> bool:
         """Put a sample's newest step into the mailbox. For the engine.
 
@@ -199,7 +219,11 @@ class Ticket:
             guarded(self._on_preview, self)
 
     def settle(
-        self, state: State, result: Float32 | None = None, error: BaseException | None = None
+        self,
+        state: State,
+        now: float,
+        result: Float32 | None = None,
+        error: BaseException | None = None,
     ) -> bool:
         """Make it final, and call the callbacks. For the engine.
 
@@ -210,6 +234,7 @@ class Ticket:
             if self._final.is_set():
                 return False
             self._state = state
+            self.ended = now
             self._result = result
             self._error = Cancelled("the request was cancelled.") if state == "cancelled" else error
             callbacks = self._callbacks
@@ -220,11 +245,11 @@ class Ticket:
         return True
 
 
-def guarded(callback: Callable[[Ticket], object], ticket: Ticket) -> None:
+def guarded(callback: Callable[[T], object], value: T) -> None:
     """Call somebody's function so that what it raises cannot stop the engine."""
     try:
-        callback(ticket)
-    except Exception:
-        kind, error, trace = sys.exc_info()
+        callback(value)
+    except Exception as error:
         thread = threading.current_thread()
-        threading.excepthook(threading.ExceptHookArgs((kind, error, trace, thread)))
+        details = (type(error), error, error.__traceback__, thread)
+        threading.excepthook(threading.ExceptHookArgs(details))
