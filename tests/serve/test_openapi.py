@@ -29,7 +29,7 @@ from .services import running, small_sampler
 
 CASES = 12
 """Cases of an operation in a normal run: about 400 in all."""
-CASES_SLOW = 80
+CASES_SLOW = 150
 """In the slow run: more than 2,000 in all."""
 CHECKS = [
     not_a_server_error,
@@ -121,7 +121,7 @@ def strategy_of(operation):
 
 
 def test_no_request_makes_the_service_fail(api) -> None:
-    assert {200, 400, 404, 405} <= attack(api, CASES).keys()
+    assert {200, 400, 404} <= attack(api, CASES).keys()
 
 
 @pytest.mark.slow

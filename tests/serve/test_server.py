@@ -25,6 +25,13 @@ from .services import WAIT_S, events_of, gate_of, running, until
 from .test_edits import IMAGE, png
 
 
+def dial(address: str) -> socket.socket:
+    """A connection."""
+    found = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+    found.settimeout(WAIT_S)
+    return found
+
+
 def test_the_address_serves(small: Sampler) -> None:
     with running(create_app([small])) as address:
         assert httpx.get(f"{address}/livez").text == "ok\n"
@@ -45,7 +52,7 @@ def test_a_client_that_leaves_cancels_its_work_alone(small: Sampler, stream: boo
         stays = pool.submit(httpx.post, f"{address}/v1/samples", json=body, timeout=WAIT_S)
         until(lambda: service.runs.live == 1)
         for seed in range(20):
-            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as leaver:
+            with dial(address) as leaver:
                 text = json.dumps({"seed": 100 + seed, "steps": 150, "stream": stream})
                 head = "POST /v1/samples HTTP/1.1\r\nHost: localhost\r\n"
                 head += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
@@ -117,20 +124,16 @@ def test_a_slow_reader_misses_previews_and_slows_nobody(small: Sampler) -> None:
 
 
 def test_a_connection_that_sends_no_headers_is_closed(small: Sampler) -> None:
-    with running(create_app([small], Settings(headers_s=0.1))) as address:
-        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as slow:
-            slow.settimeout(WAIT_S)
-            slow.sendall(b"GET / HTTP/1.1\r\nHost: loc")
-            assert slow.recv(100) == b""
+    with running(create_app([small], Settings(headers_s=0.1))) as address, dial(address) as slow:
+        slow.sendall(b"GET / HTTP/1.1\r\nHost: loc")
+        assert slow.recv(100) == b""
 
 
 def test_a_body_that_does_not_come_gets_408(small: Sampler) -> None:
-    with running(create_app([small], Settings(body_s=0.1))) as address:
-        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as slow:
-            slow.settimeout(WAIT_S)
-            head = b"POST /v1/samples HTTP/1.1\r\nHost: localhost\r\n"
-            slow.sendall(head + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
-            assert b" 408 " in slow.recv(1000)
+    with running(create_app([small], Settings(body_s=0.1))) as address, dial(address) as slow:
+        head = b"POST /v1/samples HTTP/1.1\r\nHost: localhost\r\n"
+        slow.sendall(head + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+        assert b" 408 " in slow.recv(1000)
 
 
 def test_too_many_requests_under_way_get_429_and_probes_do_not(small: Sampler) -> None:
