@@ -87,7 +87,7 @@ def refusal(now: Forecast, works: Sequence[Work], limits: Limits) -> Refusal | N
     over = now.rows + new_rows - limits.rows
     check("rows", _full("rows of the network", limits.rows), over, now.seconds_of(over))
     over = now.seconds + new_rows * rate - limits.seconds
-    check("seconds", _full("seconds of work", limits.seconds), over, over)
+    check("seconds", _full("seconds of work", limits.seconds), over, min(over, now.seconds))
     if held := now.flow_rows(flow):
         share = limits.flow_share
         own = now.flow_samples(flow)

@@ -251,7 +251,7 @@ BOUNDS = [
 def test_retry_after_is_the_time_until_the_same_submission_is_accepted(
     curve: CostCurve, clients: int, limits: Limits
 ) -> None:
-    """To 30 %, and two ticks, because nothing changes within a tick."""
+    """To 30 %, and four ticks: samples finish in bunches, at the end of a tick."""
     for seed in range(3):
         queue, works, found = overloaded(curve, limits, clients, seed, samples=16)
         predicted = Forecast(queue).seconds
@@ -264,7 +264,7 @@ def test_retry_after_is_the_time_until_the_same_submission_is_accepted(
 
         tick = Forecast(queue).tick_seconds
         real = seconds_until(queue, accepted)
-        assert abs(found.seconds - real) <= 0.3 * real + 2 * tick, found
+        assert abs(found.seconds - real) <= 0.3 * real + 4 * tick, found
 
 
 def test_a_flow_cannot_fill_the_whole_backlog() -> None:
