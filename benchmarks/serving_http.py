@@ -44,6 +44,7 @@ class Service:
             [*command, "--threads", str(threads)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
             text=True,
             env=environment,
         )
@@ -58,7 +59,7 @@ class Service:
 
     def metric(self, name: str) -> float:
         """The value of a metric, summed over its labels."""
-        text = httpx.get(f"{self.address}/metrics").text
+        text = httpx.get(f"{self.address}/metrics", timeout=60).text
         return sum(float(v) for v in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M))
 
     def memory_mib(self) -> float:
@@ -82,7 +83,38 @@ def p99(values: list[float]) -> float:
     return statistics.quantiles(values, n=100)[98] if len(values) > 1 else float("nan")
 
 
-async def saturation(client: httpx.AsyncClient, seconds: float) -> float:
+class Client:
+    """HTTP by hand, a connection a request: a library would take more time than the service."""
+
+    def __init__(self, address: str) -> None:
+        host, port = address.removeprefix("http://").split(":")
+        self.host = host
+        self.port = int(port)
+
+    async def send(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Returns the status and the body."""
+        reader, writer = await self.open(method, path, body)
+        text = await reader.read()
+        writer.close()
+        head, _, content = text.partition(b"\r\n\r\n")
+        return int(head.split(b" ", 2)[1]), content
+
+    async def open(
+        self, method: str, path: str, body: bytes
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Send a request and return the connection."""
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        return reader, writer
+
+    async def sample(self, seed: int) -> tuple[int, bytes]:
+        """Ask for one sample."""
+        return await self.send("POST", "/v1/samples", b'{"seed": %d, "steps": %d}' % (seed, STEPS))
+
+
+async def saturation(client: Client, seconds: float) -> float:
     """Requests a second that the service serves with 16 always under way."""
     done = 0
     end = time.perf_counter() + seconds
@@ -92,48 +124,52 @@ async def saturation(client: httpx.AsyncClient, seconds: float) -> float:
         number = 0
         while time.perf_counter() < end:
             number += 1
-            seed = 10**6 * (worker + 1) + number
-            got = await client.post("/v1/samples", json={"seed": seed, "steps": STEPS})
-            done += got.status_code == 200
+            code, _ = await client.sample(10**6 * (worker + 1) + number)
+            done += code == 200
 
     begun = time.perf_counter()
     await asyncio.gather(*(keep(worker) for worker in range(16)))
     return done / (time.perf_counter() - begun)
 
 
-async def overload(client: httpx.AsyncClient, rate: float, seconds: float) -> dict[str, object]:
+async def overload(client: Client, rate: float, seconds: float) -> dict[str, object]:
     """Send `rate` requests a second, at random moments."""
     codes: Counter[int] = Counter()
     refusals: list[float] = []
     probes: list[float] = []
     advice: list[tuple[float, float]] = []
+    accepted: list[float] = []
     tasks = set()
     generator = random.Random(0)
     begun = time.perf_counter()
 
     async def ask(seed: int) -> None:
         asked = time.perf_counter()
-        got = await client.post("/v1/samples", json={"seed": seed, "steps": STEPS})
-        codes[got.status_code] += 1
-        if got.status_code == 429:
+        code, body = await client.sample(seed)
+        codes[code] += 1
+        if code == 200:
+            accepted.append(asked)
+        if code == 429:
             refusals.append(time.perf_counter() - asked)
-            advice.append((time.perf_counter() - begun, got.json()["retry_after"]))
+            advice.append((asked, json.loads(body)["retry_after"]))
 
     async def probe() -> None:
         while True:
             asked = time.perf_counter()
-            await client.get("/livez")
+            await client.send("GET", "/livez")
             probes.append(time.perf_counter() - asked)
             await asyncio.sleep(0.05)
 
     probing = asyncio.create_task(probe())
     seed = 10**9
-    while time.perf_counter() - begun < seconds:
-        seed += 1
-        task = asyncio.create_task(ask(seed))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        await asyncio.sleep(generator.expovariate(rate))
+    while (late := time.perf_counter() - begun) < seconds:
+        # As many as are due by now: one timer a request would be too slow.
+        while seed - 10**9 < rate * late:
+            seed += 1
+            task = asyncio.create_task(ask(seed))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.sleep(generator.uniform(0, 0.02))
     served = codes[200]
     await asyncio.gather(*tasks)
     probing.cancel()
@@ -144,22 +180,28 @@ async def overload(client: httpx.AsyncClient, rate: float, seconds: float) -> di
         "429 p50 ms": 1000 * statistics.median(refusals or [float("nan")]),
         "429 p99 ms": 1000 * p99(refusals),
         "/livez p99 ms": 1000 * p99(probes),
-        "retry_after median s": statistics.median([s for _, s in advice] or [float("nan")]),
+        "retry_after / wait": _advice(advice, accepted),
     }
 
 
-async def disconnects(service: Service, count: int) -> None:
-    """Connect, ask for a long sample, and leave, `count` times, 16 at a time."""
-    host, port = service.address.removeprefix("http://").split(":")
+def _advice(advice: list[tuple[float, float]], accepted: list[float]) -> float:
+    """The median of retry_after over the time until the next request was accepted."""
+    ratios = []
+    for asked, seconds in advice:
+        later = [moment for moment in accepted if moment > asked]
+        if later:
+            ratios.append(seconds / max(min(later) - asked, 1e-3))
+    return statistics.median(ratios) if ratios else float("nan")
+
+
+async def disconnects(client: Client, count: int) -> None:
+    """Ask for a long sample, and leave, `count` times, 16 at a time."""
     slots = asyncio.Semaphore(16)
 
     async def leave(seed: int) -> None:
         async with slots:
-            _, writer = await asyncio.open_connection(host, int(port))
-            body = json.dumps({"seed": seed, "steps": 500, "stream": seed % 2 == 0})
-            head = f"POST /v1/samples HTTP/1.1\r\nHost: {host}\r\n"
-            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            writer.write((head + body).encode())
+            body = {"seed": seed, "steps": 500, "stream": seed % 2 == 0}
+            _, writer = await client.open("POST", "/v1/samples", json.dumps(body).encode())
             await writer.drain()
             await asyncio.sleep(0.05)
             writer.close()
@@ -167,35 +209,39 @@ async def disconnects(service: Service, count: int) -> None:
     await asyncio.gather(*(leave(seed) for seed in range(count)))
 
 
+async def settled(service: Service) -> float:
+    """Wait until nothing is live or waiting. Returns the seconds that it took."""
+    begun = time.perf_counter()
+    while service.metric("unnoise_live") + service.metric("unnoise_waiting"):
+        await asyncio.sleep(0.01)
+    return time.perf_counter() - begun
+
+
 async def measure(service: Service, seconds: float, clients: int) -> None:
-    limits = httpx.Limits(max_connections=200)
-    async with httpx.AsyncClient(
-        base_url=service.address, timeout=120, limits=limits, headers={"user-agent": "bench"}
-    ) as client:
-        rate = await saturation(client, min(seconds, 10.0))
-        print(f"saturation, 16 under way: {rate:.2f} requests a second of {STEPS} steps")
-        found = await overload(client, 10 * rate, seconds)
-        for name, value in found.items():
-            text = f"{value:.2f}" if isinstance(value, float) else value
-            print(f"overload of {10 * rate:.0f} a second: {name}: {text}")
-        share = found["served a second"]
-        assert isinstance(share, float)
-        print(f"overload: served {100 * share / rate:.0f} % of saturation")
-        while service.metric("unnoise_live") + service.metric("unnoise_waiting"):
-            await asyncio.sleep(0.05)
-        await disconnects(service, 100)  # which fills every pool and cache
-        before = service.memory_mib(), service.threads()
-        gone = service.metric("unnoise_disconnects_total")
-        await disconnects(service, clients)
-        left = time.perf_counter()
-        while service.metric("unnoise_live") + service.metric("unnoise_waiting"):
-            await asyncio.sleep(0.01)
-        print(f"disconnects: nothing live or waiting after {time.perf_counter() - left:.2f} s")
-        seen = service.metric("unnoise_disconnects_total") - gone
-        print(f"disconnects: {seen:.0f} of {clients} seen")
-        print(f"disconnects: memory + {service.memory_mib() - before[0]:.1f} MiB")
-        print(f"disconnects: threads + {service.threads() - before[1]}")
-        await bombs(client)
+    client = Client(service.address)
+    rate = await saturation(client, min(seconds, 10.0))
+    print(f"saturation, 16 under way: {rate:.2f} requests a second of {STEPS} steps")
+    found = await overload(client, 10 * rate, seconds)
+    for name, value in found.items():
+        text = f"{value:.2f}" if isinstance(value, float) else value
+        print(f"overload of {10 * rate:.0f} a second: {name}: {text}")
+    share = found["served a second"]
+    assert isinstance(share, float)
+    print(f"overload: served {100 * share / rate:.0f} % of saturation")
+    await settled(service)
+    await disconnects(client, 100)  # which fills every pool and cache
+    await settled(service)
+    memory = service.memory_mib()
+    threads = service.threads()
+    gone = service.metric("unnoise_disconnects_total")
+    await disconnects(client, clients)
+    print(f"disconnects: nothing live or waiting after {await settled(service):.2f} s")
+    seen = service.metric("unnoise_disconnects_total") - gone
+    print(f"disconnects: {seen:.0f} of {clients} seen")
+    print(f"disconnects: memory + {service.memory_mib() - memory:.1f} MiB")
+    print(f"disconnects: threads + {service.threads() - threads}")
+    async with httpx.AsyncClient(base_url=service.address, timeout=120) as ready:
+        await bombs(ready)
 
 
 async def bombs(client: httpx.AsyncClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from runtime import Bundle, Request, ResolvedRequest, resolve
 from runtime.bundle.spec import ResolvedOptions
@@ -10,6 +11,13 @@ from runtime.diffusion.solvers import most_rows
 from runtime.errors import RequestError
 
 from .settings import Settings
+
+
+class Checked(NamedTuple):
+    """Requests of one submission with every default filled in, and a bound of their rows."""
+
+    resolved: list[ResolvedRequest]
+    rows: int  # of the network: a guided row counts 2
 
 
 def rows_of(options: ResolvedOptions) -> int:
@@ -35,9 +43,7 @@ def checked_rows(options: ResolvedOptions, settings: Settings) -> int:
     return rows
 
 
-def checked(
-    bundle: Bundle, requests: Sequence[Request], settings: Settings
-) -> list[ResolvedRequest]:
+def checked(bundle: Bundle, requests: Sequence[Request], settings: Settings) -> Checked:
     """Resolve requests, and refuse those that are too large.
 
     Args:
@@ -63,4 +69,4 @@ def checked(
             f"a request may have at most {settings.request_rows} rows of the network, got {total}. "
             "Take fewer steps or fewer samples."
         )
-    return resolved
+    return Checked(resolved, total)

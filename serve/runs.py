@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
-from runtime import Inversion, Request, Ticket
+from runtime import Inversion, Overloaded, Request, Ticket
 from runtime.engine.ticket import TicketStatus
 
 from .models import Model
 from .settings import Settings
-from .work import Float32, Results, Work, prepare
+from .work import Float32, Refusals, Results, Work, prepare
+
+FEW = 4
+"""Requests that are checked in the event loop."""
 
 
 class SampleView(NamedTuple):
@@ -168,6 +171,7 @@ class Runs:
         self._shared: dict[tuple[str, int], Run] = {}
         self._live: set[Run] = set()
         self._results = Results(settings.cache_bytes)
+        self._refusals = Refusals()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -177,6 +181,9 @@ class Runs:
 
     async def plan(self, model: Model, requests: Sequence[Request]) -> Work:
         """Check requests. Raises RequestError, see `prepare`."""
+        if len(requests) <= FEW and not any(request.start is not None for request in requests):
+            # Less work than to wake a thread.
+            return prepare(model, requests, self._settings)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._planning, prepare, model, requests, self._settings)
 
@@ -206,6 +213,7 @@ class Runs:
         if shared is not None and not shared.cancelled and not shared.done:
             run = shared.join()
         else:
+            self._refusals.check(work, flow)
             # A run with a deadline may be ended for it, which nobody else asked for.
             run = self.open(work.model).join()
             if deadline is None:
@@ -262,6 +270,8 @@ class Runs:
                 self._planning, engine.submit, work.requests, flow, deadline, shown, every or 1
             )
         except BaseException as error:
+            if isinstance(error, Overloaded):
+                self._refusals.note(work, flow, error)
             run.settle(None, error)
             return
         run.attach(ticket)

@@ -100,7 +100,7 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=list(settings.proxies),
         # The application answers 429 first; this bounds what does not get that far.
-        limit_concurrency=4 * settings.connections,
+        limit_concurrency=2 * settings.connections,
         timeout_graceful_shutdown=LAST_S,
     )
 

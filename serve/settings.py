@@ -61,7 +61,7 @@ class Settings:
     pixels: int = 16_000_000
     uploads: int = 32
     edits: int = 16
-    connections: int = 256
+    connections: int = 1024
     body_s: float = 30.0
     headers_s: float = 10.0
     heartbeat_s: float = 10.0

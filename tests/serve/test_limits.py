@@ -10,6 +10,7 @@ import struct
 import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +18,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import runtime.diffusion.solvers as solvers
-from runtime import Limits, Request, Sampler, resolve
+from runtime import Limits, Overloaded, Request, Sampler, resolve
 from runtime.diffusion.solvers import SOLVERS
 from runtime.errors import RequestError
 from serve import Settings, limits
 from serve.bodies import decode
+from serve.work import Refusals, Work
 
 from .services import client_of, gate_of, until
 from .test_edits import IMAGE, MASK, edit, png
@@ -343,3 +345,25 @@ def test_a_string_is_never_a_path(
 def test_every_solver_bound_is_of_a_solver() -> None:
     assert solvers.CALLS.keys() <= SOLVERS.keys()
     assert solvers.EXTRA_CALLS.keys() <= SOLVERS.keys()
+
+
+def test_a_refusal_holds_for_a_moment(small: Sampler) -> None:
+    """It is not asked for again, by the same user and for no smaller work."""
+    now = 100.0
+    refusals = Refusals(lambda: now)
+
+    def work(rows: int) -> Work:
+        return Work(SimpleNamespace(name="small"), [], [], rows, "")  # type: ignore[arg-type]
+
+    refusals.note(work(50), "alice", Overloaded("full.", 8.0))
+    refusals.check(work(49), "alice")
+    refusals.check(work(50), "bob")
+    now += 0.2
+    with pytest.raises(Overloaded) as raised:
+        refusals.check(work(50), "alice")
+    assert raised.value.retry_after == pytest.approx(7.8)
+    now += 0.1
+    refusals.check(work(50), "alice")
+    refusals.note(work(50), "alice", Overloaded("full.", 0.05))
+    now += 0.06
+    refusals.check(work(50), "alice")
