@@ -75,10 +75,17 @@ class _Protocol(H11Protocol):
     """uvicorn's protocol, which closes a connection that sends no request in time."""
 
     headers_s = 10.0
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
         super().connection_made(transport)
-        self.loop.call_later(self.headers_s, self._check)
+        self._timer = self.loop.call_later(self.headers_s, self._check)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # The timer would keep the connection's memory until it rings.
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _check(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
