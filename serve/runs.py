@@ -234,8 +234,13 @@ class Runs:
         """Return a new run that its maker attaches tickets to and settles."""
         run = Run(asyncio.get_running_loop(), model)
         self._live.add(run)
-        run.future.add_done_callback(lambda _: self._live.discard(run))
+        run.future.add_done_callback(lambda _: self._ended(run))
         return run
+
+    def _ended(self, run: Run) -> None:
+        self._live.discard(run)
+        if run.cancelled:
+            self._refusals.forget(run.model.name)
 
     async def accepted(self, run: Run) -> None:
         """Wait until the engine has accepted a run, or raise why it has not."""
