@@ -4,7 +4,7 @@ between steps."""
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -92,10 +92,14 @@ class _Member:
     row: int = 0
     quiet: bool = False  # whether its noise buffer is zero
     parked: _Parked | None = None
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.job.table)
 
     @property
     def done(self) -> bool:
-        return self.row == len(self.job.table)
+        return self.row == self.rows
 
 
 class Batch:
@@ -229,7 +233,7 @@ class Batch:
         """
         member = self._member(slot)
         denoised, x = self.look([slot])
-        return SlotPreview(member.row, len(member.job.table), denoised[0], x[0])
+        return SlotPreview(member.row, member.rows, denoised[0], x[0])
 
     def look(self, slots: Sequence[int]) -> tuple[Float32, Float32]:
         """The denoised estimates D and the samples x of some slots, [n, *S] each; copies."""
