@@ -12,8 +12,8 @@ from PIL import Image
 
 from runtime import Request, RequestError, Sampler, Stream, noise
 from runtime.backends.onnxruntime import OnnxRuntimeBuffers
+from runtime.diffusion.slerp import slerp
 from runtime.edit import VERBS, main
-from runtime.sampler import slerp
 
 LABELS = [3, 1, 4, 1, 5]
 
