@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from .bundle.bundle import Bundle
 from .diffusion.noise import Stream, noises
 from .engine.batch import begin
 from .engine.expand import ARGUMENTS, MAX_SAMPLES, callback_of, expand, seeds_of
-from .engine.keywords import EditKeywords, LabelKeywords
 from .engine.loop import Preview, StepCallback
 from .errors import RequestError
 from .errors.arguments import enough_memory, integer
@@ -21,6 +20,10 @@ from .errors.keywords import bind
 from .images import ImageSource, ImageSources
 from .images.mask import read_mask
 from .inversion import Inverting, with_own
+
+# For type checkers alone: making the TypedDicts would slow `import runtime`.
+if TYPE_CHECKING:
+    from .engine.keywords import EditKeywords, LabelKeywords
 
 PAINTING: Mapping[str, object] = {"solver": "repaint"}
 """How images are inpainted by default."""
@@ -132,6 +135,7 @@ class Editing(Inverting):
             frames = np.empty(shape, np.float32)
         frames[0] = [begin(job, self.bundle.sample_shape) for job in jobs]
 
+        # A preview's arrays are those of one batch, so `samples` says where they belong.
         def keep(preview: Preview) -> object:
             frames[preview.step, preview.samples] = preview.x
             return on_step and on_step(preview)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,16 @@ from .diffusion.noise import MAX_SEED
 from .diffusion.slerp import slerp
 from .engine.batch import Job, begin
 from .engine.expand import MAX_SAMPLES, expand
-from .engine.keywords import Labels, Scales, TranslateKeywords, WalkKeywords
 from .engine.loop import Result, StepCallback
 from .engine.request import Request
 from .errors import RequestError
 from .errors.arguments import integer, number
 from .errors.messages import unwrapped
 from .images import ImageSource, ImageSources, read
+
+# For type checkers alone: making the TypedDicts would slow `import runtime`.
+if TYPE_CHECKING:
+    from .engine.keywords import Labels, Scales, TranslateKeywords, WalkKeywords
 
 INVERTING: Mapping[str, object] = {"solver": "dpmpp_2m", "grid": "log_snr", "guidance": 1.0}
 """How images are inverted by default. A solver of second order returns more nearly than DDIM."""
@@ -80,6 +83,7 @@ class Inverting(ABC):
         x = self._read(pictures, convert)
         settings = {**INVERTING, **how}
         noise = self._climb(x, settings)
+        # The way back shows how much of the images the noise holds.
         back = self._sample(len(x), with_own(settings, start=noise))
         difference = (back.astype(np.float64) - x).reshape(len(x), -1)
         return Inversion(noise, back, np.sqrt((difference**2).mean(1)))
@@ -192,6 +196,7 @@ class Inverting(ABC):
         seed = integer("seed", seed, 0, MAX_SEED - n + 1)
         settings = {**INVERTING, **how}
         own = self._noise_of(self._read(picture, convert), convert, settings)
+        # Along the arc the noise keeps its variance, which the network expects.
         starts = [slerp(own, self._noise_of(seed + i, convert, settings), amount) for i in range(n)]
         return self._sample(n, with_own(settings, start=np.stack(starts)), seed)
 
@@ -210,6 +215,7 @@ class Inverting(ABC):
         """Return x_T [*S] of a seed, or of one image."""
         given = unwrapped(end)
         if isinstance(given, int):
+            # Other noise needs no steps, and its seed is given here.
             own = {name: v for name, v in settings.items() if name not in ("on_step", "seed")}
             request = expand(self.bundle, 1, given, own)[0]
             return begin(self._job(request), self.bundle.sample_shape)

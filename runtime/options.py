@@ -98,6 +98,7 @@ def settings(given: argparse.Namespace) -> GuidedKeywords:
     if given.steps is not None:
         found["steps"] = given.steps
     if given.grid is not None:
+        # The names of grids begin with a letter, and times with a digit.
         named = given.grid[:1].isalpha()
         found["grid"] = given.grid if named else _numbers("--grid", given.grid)
     if given.guidance is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from .bundle.sampling import SolverOptions
 from .editing import Editing
 from .engine.batch import Job
 from .engine.expand import MAX_SAMPLES, callback_of, check_memory, expand, listed
-from .engine.keywords import RequestKeywords, SampleKeywords
 from .engine.loop import Loop, Result, StepCallback
 from .engine.request import Planner, Request
 from .errors import RequestError
@@ -24,6 +23,10 @@ from .errors.arguments import choice, enough_memory, instance, integer
 from .errors.keywords import named
 from .errors.messages import refused
 from .images import UInt8, to_uint8
+
+# For type checkers alone: making the TypedDicts would slow `import runtime`.
+if TYPE_CHECKING:
+    from .engine.keywords import RequestKeywords, SampleKeywords
 
 
 class Sampler(Editing):
@@ -177,6 +180,7 @@ class Sampler(Editing):
         """Convert samples [..., C, H, W] in the data's range to images, uint8 [..., H, W, C]."""
         if not isinstance(samples, np.ndarray) or samples.ndim < 3:
             raise refused("samples", "an array [..., C, H, W]", samples)
+        # Frames of an animation have a second axis before the image.
         shape = (math.prod(samples.shape[:-3]), *samples.shape[-3:])
         flat = to_uint8(samples.reshape(shape), *self.bundle.sample_range)
         return flat.reshape(*samples.shape[:-3], *flat.shape[1:])

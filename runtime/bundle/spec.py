@@ -59,7 +59,7 @@ class ModelSpec:
     tuned: Mapping[int, Tuned] = field(default_factory=lambda: MappingProxyType({}))
 
     def spec_fields(self) -> dict[str, Any]:
-        """The fields of `ModelSpec` alone, by name: what a bundle takes over from a model."""
+        """Return the fields of `ModelSpec` alone, by name, for a class that adds to them."""
         return {f.name: getattr(self, f.name) for f in fields(ModelSpec)}
 
     @property
@@ -134,7 +134,7 @@ class ModelSpec:
             check_options(f"solver {name!r}", options, options_of(name), arguments)
 
     def resolve(self, asked: SamplingOptions) -> ResolvedOptions:
-        """Check sampling options and fill in the model's defaults: no other place knows one.
+        """Check sampling options and fill in the model's defaults. Nothing else knows a default.
 
         Raises:
             RequestError: An option is unknown, out of range, or does not go with the others.
@@ -150,6 +150,7 @@ class ModelSpec:
         else:
             solver = choice("solver", asked.solver, self.solvers)
         self.check_options(solver, options, ARGUMENTS)
+        # Guidance and its interval are checked with the program, which knows its noise levels.
         up = flag("up", asked.up)
         strength = number("strength", asked.strength, 0.0, 1.0)
         guidance = asked.guidance
@@ -168,6 +169,7 @@ class ModelSpec:
             steps = self._tuned_steps(steps, unsupported)
         else:
             grid = spacing_of(self.defaults.grid if asked.grid is None else asked.grid)
+            # A grid that is given by its times has its own number of steps.
             if steps is None and isinstance(grid, str):
                 steps = min(self.defaults.steps, len(self.schedule))
         return ResolvedOptions(

@@ -18,8 +18,9 @@ Scales = float | Sequence[float | None] | None
 """One guidance scale for all samples, or one each."""
 
 
+# Several classes, because a TypedDict may not repeat a named parameter of its function.
 class ProgramKeywords(SolverOptions, total=False):
-    """How the grid is walked."""
+    """The program: solver, grid and guidance interval."""
 
     solver: str | None
     steps: int | None
@@ -28,19 +29,19 @@ class ProgramKeywords(SolverOptions, total=False):
 
 
 class GuidedKeywords(ProgramKeywords, total=False):
-    """... with guidance."""
+    """The program and its guidance scale; what the command line gives."""
 
     guidance: Scales
 
 
 class LabelKeywords(GuidedKeywords, total=False):
-    """... under a label."""
+    """The program, guidance and label; `animate`."""
 
     label: Labels
 
 
 class RequestKeywords(LabelKeywords, total=False):
-    """All fields of `Request` but the seed."""
+    """All fields of `Request` but the seed; `requests`."""
 
     strength: float
     start: Float32 | None
@@ -51,24 +52,24 @@ class RequestKeywords(LabelKeywords, total=False):
 
 
 class TranslateKeywords(ProgramKeywords, total=False):
-    """... whose steps a callback sees."""
+    """`translate`, which names its labels and guidance itself."""
 
     on_step: StepCallback | None
 
 
 class EditKeywords(LabelKeywords, total=False):
-    """... whose steps a callback sees."""
+    """`stylize` and `inpaint`."""
 
     on_step: StepCallback | None
 
 
 class WalkKeywords(EditKeywords, total=False):
-    """... along a part of the grid."""
+    """`invert`, `interpolate` and `variations`, which may use a part of the grid."""
 
     strength: float
 
 
 class SampleKeywords(WalkKeywords, total=False):
-    """... from a given start."""
+    """`pictures`: everything that `sample` takes."""
 
     start: Float32 | None

@@ -47,7 +47,9 @@ class Result(NamedTuple):
 
 
 class Loop:
-    """Runs jobs on a backend, at most `max_batch` at a time. May be used from many threads at once.
+    """Runs jobs on a backend, at most `max_batch` at a time.
+
+    May be used from many threads at once.
 
     A backend that is a `WholeLoop` runs whole programs by itself. If `on_step` looks at the steps,
     or `Known` changes D between them, every backend is stepped row by row.

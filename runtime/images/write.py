@@ -62,6 +62,7 @@ def save(path: str | Path, picture: UInt8, least: int = 0) -> None:
     from PIL import Image
 
     path = path_of("path", path)
+    # The format is passed on, because the temporary file has another ending.
     kind = picture_format(path)
     image = Image.fromarray(_enlarged(_image_of(picture), least))
     with replacing(path) as temporary, _writing(path):
