@@ -10,7 +10,8 @@ from typing import NamedTuple, ParamSpec
 import numpy as np
 
 from ..errors import RequestError
-from ..errors.arguments import MAX_LENGTH, integer, number, option_names
+from ..errors.arguments import MAX_LENGTH, integer, number
+from ..errors.keywords import option_names
 from ..errors.messages import reason, shown
 from . import curves
 from .arrays import Float64, Parameters

@@ -15,13 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import RequestError
-from ..errors.arguments import (
-    MAX_LENGTH,
-    array_of,
-    bind,
-    choice,
-    numbers,
-)
+from ..errors.arguments import MAX_LENGTH, array_of, choice, numbers
+from ..errors.keywords import bind
 from ..errors.messages import reason, refused, shown
 from .arrays import Float64, Parameters
 from .curves import CURVES, Curve, interpolated, log_snr_of
