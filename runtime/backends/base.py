@@ -1,4 +1,4 @@
-"""What a backend is: it runs a bundle's step graph on one inference library, in memory bound once."""
+"""What a backend is: it runs a bundle's step graph on one inference library, in bound memory."""
 
 from __future__ import annotations
 

@@ -22,14 +22,14 @@ from . import cache
 from .base import HostBuffers, missing, shapes
 from .forks import ForkGuard
 from .onnxfile import refuse_endless, with_weights
-from .openvino_api import CompiledModel, Config, Model, OpenVinoLibrary, Port, Tensor
+from .openvino_api import CompiledModel, Config, Memory, Model, OpenVinoLibrary, Port
 from .openvino_parts import PARTS, split
 
 CACHED = 1
 """Version of the cached models. Raise it if graphs are cut or compiled in another way."""
 LEAST_GUIDED = 2
-"""The smallest guided batch in int8. A lone sample runs beside an empty one, because OpenVINO 2026.4
-computes it slightly differently alone than in a batch."""
+"""The smallest guided batch in int8. A lone sample runs next to an empty one, because OpenVINO
+2026.4 computes it slightly differently alone than in a batch."""
 
 
 class _SignalStack(ctypes.Structure):
@@ -126,7 +126,7 @@ class OpenVino:
                 self._compiled[key] = self._from_cache(*key) or self._compile(*key)
             return self._compiled[key]
 
-    def tensor(self, array: Array) -> Tensor:
+    def tensor(self, array: Array) -> Memory:
         """Wrap the memory of an array of any shape as OpenVINO's tensor."""
         return self._library.Tensor(array, shared_memory=True)
 
@@ -188,7 +188,7 @@ class OpenVino:
                 self._core.import_model(self.tensor(blob), "CPU", config)
                 for blob, config in zip(blobs, self._configs(len(blobs)), strict=True)
             ]
-        # OpenVINO's own errors share no base class. It may refuse what it wrote, as after an update.
+        # OpenVINO's errors share no base class. It may refuse what it wrote, as after an update.
         except Exception:
             cache.forget(key)
             return []

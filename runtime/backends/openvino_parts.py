@@ -115,7 +115,7 @@ def _network(nodes: Sequence[Node], state: str) -> set[str]:
 
 
 def _is_weights(node: Node) -> bool:
-    """Whether a node is a constant of several real numbers; a single one is a constant of a formula."""
+    """Whether a node is a constant of several real numbers; a formula's constant is only one."""
     constant = node.get_type_name() == "Constant" and node.get_element_type().is_real()
     return constant and bool(np.prod(node.get_output_shape(0)) > 1)
 

@@ -117,7 +117,7 @@ def _log(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
     e and m are read from the bits.
     """
-    # The bits of 0.75 are subtracted first, so that the mantissa falls into [¾, 3/2) and not [1, 2).
+    # Counted from the bits of 0.75, so that the mantissa falls into [¾, 3/2) and not [1, 2).
     bits = p.view(np.int64)
     exponent = bits - _LOWEST
     exponent >>= _MANTISSA_BITS

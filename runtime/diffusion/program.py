@@ -145,12 +145,9 @@ def _interval(value: object) -> tuple[float, float]:
     Raises RequestError for anything else.
     """
     rule = "two noise levels (low, high) of sigma/alpha"
-    if not is_many(value):
+    if not is_many(value) or len(value) != 2:
         raise refused("guidance_interval", rule, value)
-    try:
-        entries = many("guidance_interval", value, 2)
-    except RequestError:
-        raise refused("guidance_interval", rule, value) from None
+    entries = many("guidance_interval", value, 2)
     low, high = (number("guidance_interval", level, 0.0, np.inf) for level in entries)
     if not low < high:
         raise RequestError(

@@ -18,7 +18,7 @@ from ...bundle.bundle import Bundle
 from ...bundle.format import step_file
 from ...diffusion.arrays import Bool
 from ...errors import BackendError, GpuError, GpuMemoryError, RequestError
-from ..base import Float32, HostBuffers, Rows, Timing
+from ..base import Float32, Rows, Timing
 from ..forks import ForkGuard
 from . import engine_cache as engines
 from .cuda import Cuda, cudart
@@ -27,6 +27,7 @@ from .device_loop import DeviceLoop
 from .device_space import Space
 from .engine_cache import LIBRARIES
 from .tensorrt_api import NativeRuntime
+from .tensorrt_buffers import TensorRtBuffers
 from .tensorrt_engine import Context, Engine, load_library, logger
 
 LOOPS = 8
@@ -297,39 +298,3 @@ class TensorRt:
         )
         lacking = [k for k in kinds if k in self._engines and not (space and space.activated(k))]
         return held + sum(self._engines[k].activations(bucket) for k in lacking)
-
-
-class TensorRtBuffers(HostBuffers):
-    """A batch that is stepped from the host, for previews and inpainting.
-
-    Every step uploads the state and downloads it.
-    """
-
-    def __init__(self, backend: TensorRt, batch: int) -> None:
-        backend.bucket(batch)  # refuses a batch that no engine takes, before memory is allocated
-        super().__init__(backend.bundle, backend.guard, batch)
-        self._backend = backend
-
-    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
-        backend = self._backend
-        backend.alive()
-        bucket = backend.bucket(count)
-        arrays = self._arrays(current, first, count)
-
-        def run() -> None:
-            with backend.lock:
-                backend.alive()
-                context = backend.step_context(bucket, guided)
-                space = backend.space(bucket)
-                # Earlier batches' samples may pad the bucket: samples do not depend on each other.
-                for name in ("state", "noise", "call", "update", "label"):
-                    space.pinned[name][:count] = arrays[name]
-                space.upload("state", "noise", "call", "update", "label")
-                context.bind(space.addresses)
-                context.enqueue(backend.stream)
-                space.download("next_state", "denoised")
-                backend.cuda.synchronize(backend.stream)
-                for name in ("next_state", "denoised"):
-                    arrays[name][:] = space.pinned[name][:count]
-
-        return run

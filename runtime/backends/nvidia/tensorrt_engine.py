@@ -146,7 +146,7 @@ class Engine:
         return Context(self, made, self._log, bucket, memory, size, stream)
 
     def _finished(self, strategy: object) -> ExecutionContext | None:
-        """A context of TensorRT-RTX, with kernels for these shapes compiled now or from the cache."""
+        """A context of TensorRT-RTX, whose kernels are compiled now or come from the cache."""
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         # By default it compiles during the first runs: a graph would then hold kernels that are

@@ -1,4 +1,4 @@
-"""One call a step, and a memory of earlier estimates. A solver is how it weighs them, see `steps`."""
+"""One call a step, and a memory of earlier estimates, which each solver weighs in its own way."""
 
 from __future__ import annotations
 
@@ -154,10 +154,10 @@ def lms(grid: Grid, order: int = 4) -> Update:
 
 
 def plms(grid: Grid) -> Update:
-    """PLMS (Liu et al. 2022, eq. 9 and 12): Adams-Bashforth in DDIM's transfer. Order 2; n + 1 calls.
+    """PLMS (Liu et al. 2022, eq. 9 and 12): Adams-Bashforth in DDIM's transfer. Order 2.
 
-    The weights are those of equal steps. The first step is taken twice, as Heun's. From pure noise
-    the first step is DDIM's, and the second is the one taken twice.
+    n + 1 calls. The weights are those of equal steps. The first step is taken twice, as Heun's.
+    From pure noise the first step is DDIM's, and the second is the one taken twice.
     """
     # The row that repeats the first step, at its end.
     first = int(not np.isfinite(grid.log_snr[0]))

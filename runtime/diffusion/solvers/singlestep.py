@@ -19,7 +19,8 @@ from .steps import singlestep
 def heun(grid: Grid) -> Update:
     """Heun's method on dy/dρ = (y - D)/ρ (Karras et al. 2022, Algorithm 1). Order 2.
 
-    2n - 1 calls onto the clean end. The trapezoid adds ½Δρ·(D_0 - D_1)/ρ' to Euler's y', which is ½(e^h - 1)·(D_1 - D_0).
+    2n - 1 calls onto the clean end. The trapezoid adds ½Δρ·(D_0 - D_1)/ρ' to Euler's y', which is
+    ½(e^h - 1)·(D_1 - D_0).
     """
     return singlestep(grid, (1.0,), _trapezoid)
 
@@ -72,9 +73,10 @@ def edm(
 
 
 def kdpm2(grid: Grid) -> Update:
-    """DPM-Solver-2 (Lu et al. 2022a, Algorithm 1, r = ½): the midpoint rule on dy/dρ = eps. Order 2.
+    """DPM-Solver-2 (Lu et al. 2022a, Algorithm 1, r = ½): the midpoint rule on dy/dρ = eps.
 
-    The midpoint is ρ_m = √(ρρ'). y' = y + (ρ' - ρ)·(y_m - D_1)/ρ_m weighs D_1 by (ρ - ρ')/ρ_m = 2·sinh(h/2).
+    Order 2. The midpoint is ρ_m = √(ρρ'). y' = y + (ρ' - ρ)·(y_m - D_1)/ρ_m weighs D_1 by
+    (ρ - ρ')/ρ_m = 2·sinh(h/2).
     """
     return singlestep(grid, (0.5,), lambda h: [[], [2 * np.sinh(0.5 * h)]])
 
