@@ -105,7 +105,10 @@ def test_a_chapter_is_short_and_has_code_a_command_a_figure_and_a_solution(page:
     assert len(prose.split()) in WORDS
 
 
-def test_every_figure_is_drawn_by_the_script_and_stands_in_a_chapter() -> None:
+def test_every_figure_is_drawn_by_the_script_and_stands_in_a_chapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(LEARN))
     spec = importlib.util.spec_from_file_location("figures", LEARN / "figures.py")
     assert spec is not None
     assert spec.loader is not None
