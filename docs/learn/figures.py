@@ -246,9 +246,8 @@ def guidance() -> Figure:
 def style() -> Figure:
     """Three ways from Noto to Twemoji, and the artist's own."""
     sampler = Sampler.load(BUNDLE, threads=1)
-    chosen = (0, 240, 560, 1000)
     rows = []
-    for index in chosen:
+    for index in (0, 240, 560, 1000):
         x = emoji(index).astype(np.float32)[None]
         source = category(index)
         rows.append([x[0], *_styled(sampler, x, source), emoji(index, 1)])
