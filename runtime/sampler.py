@@ -105,7 +105,7 @@ class Sampler:
         threads: int | None = None,
         max_batch: int = 16,
     ) -> Sampler:
-        """Open the bundle in the folder `path`.
+        """Open a bundle: the folder `path`, or a shipped bundle's name, such as "emoji32".
 
         threads: of the inference library, None for one a core. max_batch: larger requests run in
         chunks of this many. Raises BundleError (the files), BackendError (the machine),
