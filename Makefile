@@ -1,11 +1,11 @@
-# make demo: train, export, sample, in five minutes.   make test: every test but the slow ones; make test-all: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.
+# make demo: train, export, sample, in five minutes.   make test: every test but the slow ones; make test-all: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.   make docs: the site, in out/site.
 # make bench: the benchmarks in a quarter of an hour (the first time in half), into docs/ and README.md; in full, an hour and a half: make bench QUICK=
 VENV ?= .venv
 PYTHON ?= python3
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PY = $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-all test-gpu lint bench clean
+.PHONY: demo test test-slow test-all test-gpu lint docs bench clean
 
 $(VENV)/.export: pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
@@ -52,6 +52,16 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
+
+$(VENV)/.docs: pyproject.toml constraints.txt
+	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing what the site needs"
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
+# The site, in out/site: open out/site/index.html. Any warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # denoising-diffusion-pytorch requires torchvision to read a folder; what else it needs is in the extra.
 $(VENV)/.bench: $(VENV)/.export
