@@ -62,6 +62,7 @@ $(VENV)/.docs: pyproject.toml constraints.txt
 # The site, in out/site: open out/site/index.html. Any warning is an error.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "open out/site/index.html; to search, serve it: $(PY) -m http.server --directory out/site"
 
 # denoising-diffusion-pytorch requires torchvision to read a folder; what else it needs is in the extra.
 $(VENV)/.bench: $(VENV)/.export

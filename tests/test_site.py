@@ -105,8 +105,6 @@ def test_every_link_leads_to_a_page_and_a_place_in_it(site: Path, pages: dict[Pa
     for page, target in _internal(pages):
         parts = urlsplit(target)
         place = (page.parent / unquote(parts.path)).resolve() if parts.path else page
-        if place.is_dir():
-            place = place / "index.html"
         anchor = unquote(parts.fragment)
         if not place.is_file() or not place.is_relative_to(site):
             missing.append(f"{page.relative_to(site)}: {target}")
@@ -119,9 +117,10 @@ def test_every_page_is_in_the_site_with_its_formulas_drawn(
     site: Path, pages: dict[Path, Links]
 ) -> None:
     for source in (ROOT / "docs").rglob("*.md"):
-        place = source.relative_to(ROOT / "docs").with_suffix("")
-        target = place.parent if place.name in ("index", "README") else place
-        assert site / target / "index.html" in pages, source
+        target = source.relative_to(ROOT / "docs").with_suffix(".html")
+        if target.name == "README.html":
+            target = target.with_name("index.html")
+        assert site / target in pages, source
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert "arithmatex" not in text, page

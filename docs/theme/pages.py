@@ -46,7 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, target, content=text))
     for program in _programs():
         text = _program_page(program)
-        files.append(File.generated(config, f"examples/{program.stem}.md", content=text))
+        files.append(File.generated(config, _program_place(program.name), content=text))
     for room in _rooms():
         text = _room_page(room)
         files.append(File.generated(config, f"{API}/{room}.md", content=text))
@@ -79,6 +79,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _programs() -> list[Path]:
     return [p for p in sorted((ROOT / "examples").glob("*")) if p.suffix in EXAMPLES]
+
+
+def _program_place(name: str) -> str:
+    """The page of a program; its ending stays, as two programs may differ in it alone."""
+    return f"examples/{name.replace('.', '-')}.md"
 
 
 def _program_page(program: Path) -> str:
@@ -157,7 +162,7 @@ def _code(path: str) -> str | None:
     if path.endswith(".py") and room in rooms:
         return f"{API}/{room}.md#{name}"
     if ROOT / path in _programs():
-        return f"{posixpath.splitext(path)[0]}.md"
+        return _program_place(posixpath.basename(path))
     return "examples/index.md" if path == "examples" else None
 
 
