@@ -105,6 +105,8 @@ def test_every_link_leads_to_a_page_and_a_place_in_it(site: Path, pages: dict[Pa
     for page, target in _internal(pages):
         parts = urlsplit(target)
         place = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+        if place.is_dir():  # the logo, which a server answers with the page in the folder
+            place = place / "index.html"
         anchor = unquote(parts.fragment)
         if not place.is_file() or not place.is_relative_to(site):
             missing.append(f"{page.relative_to(site)}: {target}")
