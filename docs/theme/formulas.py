@@ -27,10 +27,10 @@ FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
 SPELLED = {
-    r"\lVert": r"\Vert",
-    r"\rVert": r"\Vert",
-    r"\lvert": r"\vert",
-    r"\rvert": r"\vert",
+    r"\lVert": "‖",
+    r"\rVert": "‖",
+    r"\lvert": "|",
+    r"\rvert": "|",
     r"{aligned}": "{align*}",
     r"{gathered}": "{gather*}",
 }

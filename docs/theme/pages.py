@@ -25,6 +25,7 @@ ELSEWHERE = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "bundles/README.md": "bundles.md",
     "bundles/emoji32/README.md": "emoji32.md",
     "examples/README.md": "examples/index.md",
@@ -124,7 +125,7 @@ def _is_shown(module: Path, names: set[str]) -> bool:
 
 
 def _repository_path(site: str) -> str:
-    """Where a page of the site lies in the repository."""
+    """Return the place of a page of the site in the repository."""
     for source, target in ELSEWHERE.items():
         if target == site:
             return source
@@ -132,7 +133,7 @@ def _repository_path(site: str) -> str:
 
 
 def _site_path(target: str, folder: str, config: MkDocsConfig, files: Files) -> str | None:
-    """Where the target of a link is in the site, with its fragment.
+    """Return the place of a link's target in the site, with its fragment.
 
     None for other hosts, for places in the page itself, and for what the repository does not have.
 

@@ -1,7 +1,7 @@
 """The bundles that ship with the project, by name: `Sampler.load("emoji32")`.
 
 A wheel holds reduced copies in runtime/shipped/, which setup.py lays there. A checkout holds the
-bundles whole in bundles/, beside the packages.
+bundles whole in bundles/, next to the packages.
 """
 
 from __future__ import annotations
