@@ -35,6 +35,8 @@ SPELLED = {
     r"{gathered}": "{gather*}",
 }
 """LaTeX that latex2mathml does not know, and what means the same."""
+FUNCTION = re.compile(r"<mi>(log|ln|exp|sin|cos|min|max)</mi>(?!<mo|</)")
+"""Functions before an argument without a bracket: a thin space goes between."""
 VARIANT = re.compile(r'<mi mathvariant="(?P<variant>script|double-struck)">(?P<letter>\w)</mi>')
 """Letters that browsers draw by their own code points, and not by the attribute."""
 
@@ -69,6 +71,7 @@ def _mathml(latex: str, tag: str, page: Page) -> str:
     # What the converter does not know stays as it is written, without an error.
     if "\\" in html.unescape(formula) or "<mi>&</mi>" in formula:
         log.warning(f"{page.file.src_uri}: a formula has a command that is unknown: {latex}")
+    formula = FUNCTION.sub(r'<mi>\1</mi><mspace width="0.17em"/>', formula)
     return VARIANT.sub(lambda match: f"<mi>{_letter(**match.groupdict())}</mi>", formula)
 
 
