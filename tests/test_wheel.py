@@ -27,6 +27,12 @@ pictures = sampler.pictures(4, seed=0, label="noto/flags", steps=4)
 Image.fromarray(pictures[0]).save("flag.png")
 """
 """The six lines of somebody who has only run pip install."""
+README = [
+    program
+    for program in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    if 'Sampler.load("emoji32")' in program
+][:1]
+"""The first program of the README that loads the bundle by name, if it has one."""
 SAVE = 'import numpy; numpy.save("samples.npy", sampler.sample(4, seed=0, label=3, steps=4))'
 
 
@@ -116,6 +122,13 @@ def test_the_first_lines_run_and_give_the_checkouts_bytes(python: Path, empty: P
     flag = sampler.pictures(1, seed=0, label="noto/flags", steps=4)[0]
     with Image.open(empty / "flag.png") as saved:
         assert np.array_equal(np.asarray(saved), flag)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", README)
+def test_the_first_program_of_the_readme_runs(program: str, python: Path, empty: Path) -> None:
+    _run(python, "-c", program, cwd=empty)
+    assert [*empty.glob("*.png")]
 
 
 @pytest.mark.slow
