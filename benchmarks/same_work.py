@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import readme
 from backends import alternate, over
 from figures import busy, fill, kept, machine, markdown
 from systems import EAGER, REFERENCE, Network, Systems, cifar10, emoji32, large
@@ -101,46 +102,6 @@ def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
         "RMS from ours, fp32",
     ]
     return markdown(head, rows)
-
-
-def best(cell: Mapping[str, Any], wanted: Callable[[str], bool]) -> str | None:
-    """The fastest of some systems."""
-    return min(
-        filter(wanted, cell["spent"]),
-        key=lambda name: statistics.median(cell["spent"][name]),
-        default=None,
-    )
-
-
-def short(found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> str:
-    """The README's table: ours against diffusers, eager and at its best."""
-    kinds = {
-        "diffusers at its best in fp32": lambda n: n.startswith("diffusers") and "bf16" not in n,
-        "unnoise fp32": lambda n: n.startswith("unnoise") and "fp32" in n,
-        "unnoise bf16": lambda n: n.startswith("unnoise") and "bf16" in n,
-        "unnoise int8": lambda n: n.startswith("unnoise") and "int8" in n,
-    }
-    rows = []
-    for network, cells in found.items():
-        for batch in (b for b in cells if b in (min(cells), max(cells))):
-            cell = cells[batch]
-            if EAGER not in cell["spent"]:
-                continue
-            row = [
-                f"{network}, {steps[network]} steps, batch {batch}",
-                f"{per_picture(cell, EAGER, batch):.1f}",
-            ]
-            for wanted in kinds.values():
-                name = best(cell, wanted)
-                if name is None:
-                    row.append("–")
-                    continue
-                row.append(
-                    f"{per_picture(cell, name, batch):.1f} "
-                    f"({over(cell['spent'], EAGER, name)[1]:.1f} ×)"
-                )
-            rows.append(row)
-    return markdown(["ms a picture (× diffusers, eager)", EAGER, *kinds], rows)
 
 
 def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> None:
@@ -262,18 +223,12 @@ def main() -> None:
     parts = [
         f"{name}, DDIM, {steps[name]} steps:\n\n{table(cells)}" for name, cells in found.items()
     ]
-    brief = short(found, steps)
-    print(*parts, brief, source, json.dumps(found), sep="\n\n")
+    print(*parts, source, json.dumps(found), sep="\n\n")
     if given.write:
         draw(Path("docs/same-work.png"), found, steps)
         plot = "![Milliseconds a picture for every system, a panel a network](same-work.png)"
         fill(Path("docs/benchmarks.md"), "same-work", "\n\n".join([plot, *parts, source]))
-        fill(
-            Path("README.md"),
-            "speed",
-            f"The same pictures in less time:\n\n{brief}\n\n{source.split(';')[0]}; all of it: "
-            f"[docs/benchmarks.md](docs/benchmarks.md).",
-        )
+        readme.write()
 
 
 if __name__ == "__main__":
