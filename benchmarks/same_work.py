@@ -55,7 +55,7 @@ def measure(
     }
     for name, (largest, _) in apart.items():
         if largest > SAME and not any(p in name for p in HALF):
-            systems.left_out[name] = f"its pictures are others: {largest:.1e} apart"
+            systems.left_out[name] = f"its images differ by {largest:.1e}"
             print(f"left out: {name}: {systems.left_out[name]}")
     sides = {name: make for name, (make, _) in every.items() if name not in systems.left_out}
     with Progress(f"{network.name}, batch {batch}", rounds) as bar:
@@ -98,7 +98,7 @@ def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
         rows.append([*row, "–" if name == REFERENCE else f"{rms:.0e}"])
     head = [
         "",
-        *(f"batch {b}: ms a picture (× eager, quartiles)" for b in cells),
+        *(f"batch {b}: ms per image (× eager, quartiles)" for b in cells),
         "RMS from ours, fp32",
     ]
     return markdown(head, rows)
@@ -143,7 +143,7 @@ def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str,
         millions = next(iter(cells.values()))["parameters"]
         axis.set(
             xscale="log",
-            xlabel="ms a picture",
+            xlabel="ms per image",
             title=f"{network}: {millions:.1f} M parameters, {steps[network]} steps",
         )
         axis.minorticks_off()
@@ -159,9 +159,7 @@ def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str,
         axis.legend(fontsize=8)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    picture.suptitle(
-        "the same pictures, the same steps: left is faster; lines are diffusers, eager"
-    )
+    picture.suptitle("the same images, the same steps: left is faster; lines are diffusers, eager")
     picture.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(picture)
 
@@ -215,9 +213,8 @@ def main() -> None:
         for name, why in cell["left_out"].items()
     }
     source = (
-        f"Measured by `benchmarks/same_work.py` on {machine()}; diffusers, torch and OpenVINO as "
-        f"in constraints.txt; "
-        f"medians of {given.rounds or '3 to 5'} alternating rounds.{load}"
+        f"Measured by `benchmarks/same_work.py` on {machine()}. diffusers, torch and OpenVINO are "
+        f"those of constraints.txt. Medians of {given.rounds or '3 to 5'} alternating rounds.{load}"
         + "".join(f" Left out: {what}." for what in sorted(left))
     )
     parts = [
@@ -226,7 +223,7 @@ def main() -> None:
     print(*parts, source, json.dumps(found), sep="\n\n")
     if given.write:
         draw(Path("docs/same-work.png"), found, steps)
-        plot = "![Milliseconds a picture for every system, a panel a network](same-work.png)"
+        plot = "![Milliseconds per image of every system, one panel per network](same-work.png)"
         fill(Path("docs/benchmarks.md"), "same-work", "\n\n".join([plot, *parts, source]))
         readme.write()
 

@@ -5,6 +5,7 @@ hardware, or show an output.
 """
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def _diffusers_folder(path: Path) -> None:
 
 
 def _run(command: str, folder: Path) -> str:
-    words = [sys.executable if word == "python" else word for word in command.split()]
+    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     run = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=HANGING_S)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
