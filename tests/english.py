@@ -138,7 +138,7 @@ def markdown(path: Path) -> Iterator[Passage]:
     began = 1
     for number, line in enumerate([*text.splitlines(), ""], 1):
         mark = re.match(r"\s*([-*+]|\d+\.)\s+|\s*>\s?|#+\s+", line)
-        alone = line.startswith("|") or line.startswith("#")
+        alone = line.startswith(("|", "#"))
         if paragraph and (not line.strip() or mark or alone):
             yield Passage(f"{_name(path)}:{began}", " ".join(paragraph))
             paragraph = []
