@@ -4,6 +4,7 @@ Blocks marked `sh` and `python` are run. Blocks marked `text` are not: they take
 hardware, or show an output.
 """
 
+import importlib
 import re
 import shlex
 import signal
@@ -107,6 +108,15 @@ def test_ci_runs_what_this_file_does_not() -> None:
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
     assert set(ci) >= MADE_BY_CI
     assert {c for c in _commands() if not c.startswith("python ")} == MADE_BY_CI
+
+
+def test_the_speed_in_the_readme_is_that_of_the_benchmarks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table = importlib.import_module("readme")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert table.speed(page) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
