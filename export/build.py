@@ -21,7 +21,8 @@ from torch import nn
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST, REPORT_IMAGE, SAMPLES_IMAGE, STEP, step_file
 from runtime.errors import unknown
-from runtime.errors.arguments import check_options, choice, file_path, flag, instance, option_names
+from runtime.errors.arguments import choice, file_path, flag, instance
+from runtime.errors.keywords import check_options, option_names
 from runtime.errors.messages import refused
 from runtime.files import replacing_folder
 from runtime.images import UInt8, save, tile

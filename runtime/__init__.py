@@ -1,7 +1,7 @@
 """Sample from an unnoise bundle: numpy and one inference library, never torch."""
 
 from .bundle.bundle import Bundle
-from .bundle.spec import SamplingOptions
+from .bundle.sampling import SamplingOptions
 from .diffusion.noise import Stream, noise
 from .diffusion.program import Program, run
 from .diffusion.schedule import Schedule, make_schedule
@@ -11,7 +11,8 @@ from .engine.loop import Cancelled, Preview
 from .engine.request import Request, ResolvedRequest, resolve
 from .errors import BackendError, BundleError, RequestError, UnnoiseError
 from .images import to_uint8
-from .sampler import Inversion, Sampler
+from .inversion import Inversion
+from .sampler import Sampler
 
 __all__ = [
     "BackendError",

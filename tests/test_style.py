@@ -45,8 +45,7 @@ def test_the_script_finds_what_it_looks_for(tmp_path: Path) -> None:
     source.write_text(
         f"from typing import Any\n\n\ndef area(x: NDArray, **how: Any):\n"
         f'    """Do things."""\n    # A reason.\n    y = 1  # noqa: F841\n'
-        f"    a, b = x, how()\n    c, d = 1, 2\n{body}\n# {'long ' * 30}\n"
-        + "\n" * LONGEST_FILE
+        f"    a, b = x, how()\n    c, d = 1, 2\n{body}\n# {'long ' * 30}\n" + "\n" * LONGEST_FILE
     )
     found = measure([source])
     assert found.any_uses == 1

@@ -20,7 +20,8 @@ from ..backends.registry import BACKENDS, offered
 from ..bundle.bundle import Bundle
 from ..engine.request import Planner, Request, resolve
 from ..errors import BackendError, RequestError
-from ..errors.arguments import choice, integer, number, shown
+from ..errors.arguments import choice, integer, number
+from ..errors.messages import shown
 from ..info import backends, columns, machine
 from ..options import add_sampling, settings
 from ..sampler import Sampler

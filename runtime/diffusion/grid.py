@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
-from ..errors.arguments import choice, instance, integer, number, numbers, refused, shown, unwrapped
+from ..errors.arguments import choice, instance, integer, number, numbers, refused, unwrapped
+from ..errors.messages import shown
 from .schedule import Float64, Schedule, log_snr_of
 
 

@@ -18,19 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import RequestError
-from ..errors.arguments import (
-    MAX_LENGTH,
-    array_of,
-    bind,
-    choice,
-    integer,
-    number,
-    numbers,
-    option_names,
-    reason,
-    refused,
-    shown,
-)
+from ..errors.arguments import MAX_LENGTH, array_of, choice, integer, number, numbers, refused
+from ..errors.keywords import bind, option_names
+from ..errors.messages import reason, shown
 
 Float64 = NDArray[np.float64]
 

@@ -1,5 +1,7 @@
-"""A batch of samples in slots: each runs on its own row of its own program, and joins and leaves
-between steps."""
+"""A batch of samples in slots: each is at its own row of its own program.
+
+Samples join and leave between steps.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ from ..backends.base import Buffers, Float32
 from ..diffusion.noise import Stream, noise, noises
 from ..diffusion.program import GUIDANCE, D, Program
 from ..errors import RequestError
+from ..errors.keywords import named
 
 
 class Table(NamedTuple):
-    """A program in the step graph's own type."""
+    """A program in float32, the type of the step graph."""
 
     call: Float32  # [K, 6]
     update: Float32  # [K, R, R+2]
@@ -28,6 +31,7 @@ class Table(NamedTuple):
 
     @classmethod
     def of(cls, program: Program) -> Table:
+        """Return the table of a program."""
         call = program.call.astype(np.float32)
         return cls(
             call=call,
@@ -43,8 +47,12 @@ class Table(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The part of an image that is known: `mask` is 1 there, 0 where it is to be painted, and may
-    lie between. Both [*S]."""
+    """The part of an image that inpainting keeps.
+
+    Attributes:
+        picture: [*S].
+        mask: [*S], 1 where the picture is kept, 0 where it is painted; values between mix the two.
+    """
 
     picture: Float32
     mask: Float32
@@ -52,7 +60,11 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One sample: where it starts (None: from the seed's noise), and the program that it runs."""
+    """One sample: its program, and where it starts.
+
+    Attributes:
+        x: [*S] before the first row; None starts from the seed's noise.
+    """
 
     seed: int
     label: int
@@ -62,12 +74,12 @@ class Job:
 
 
 def begin(job: Job, shape: tuple[int, ...]) -> Float32:
-    """x [*S] before the job's first row."""
+    """Return x [*S] before the job's first row."""
     return job.table.start * noise(job.seed, Stream.INITIAL, 0, shape) if job.x is None else job.x
 
 
 class SlotPreview(NamedTuple):
-    """How far the sample in a slot is, and what it would look like if it stopped here."""
+    """How far the sample in a slot is, and what it would look like if it stopped now."""
 
     step: int  # rows done, 0 … steps
     steps: int  # rows of its program
@@ -77,7 +89,7 @@ class SlotPreview(NamedTuple):
 
 @dataclass(eq=False)
 class _Member:
-    """A sample that is under way, at a place in the buffers."""
+    """A sample that is running, at a place in the buffers."""
 
     slot: int
     job: Job
@@ -91,11 +103,11 @@ class _Member:
 
 
 class Batch:
-    """Up to `capacity` samples under way together. Use it from one thread at a time.
+    """Up to `capacity` samples that run together. Use it from one thread at a time.
 
-    A sample has the same bytes if others join or leave. Samples that are under way lie side by
-    side in the buffers: first those whose next row is plain, then those whose next row is guided,
-    so that each graph runs once a step, on a slice.
+    A sample has the same bytes if others join or leave. Running samples lie side by side in the
+    buffers: first those whose next row is plain, then those whose next row is guided, so that each
+    graph runs once a step, on a slice.
 
         batch = Batch(buffers, sample_shape, capacity)
         slot = batch.admit(job)
@@ -104,8 +116,9 @@ class Batch:
         x = results[slot]
     """
 
+    @named
     def __init__(self, buffers: Buffers, sample_shape: tuple[int, ...], capacity: int) -> None:
-        """buffers: with room for `capacity` samples, for this batch alone."""
+        """Make an empty batch; `buffers` hold `capacity` samples [*S], of this batch alone."""
         self.capacity = capacity
         self._shape = sample_shape
         self._buffers = buffers
@@ -115,22 +128,22 @@ class Batch:
         self._results: dict[int, Float32] = {}
 
     def __len__(self) -> int:
-        """Slots in use, those of finished samples among them."""
+        """Return the number of slots in use, including those of finished samples."""
         return self.capacity - len(self._free)
 
     @property
     def live(self) -> int:
-        """Samples that have rows left."""
+        """The number of samples that have rows left."""
         return sum(not member.done for member in self._members)
 
     def admit(self, job: Job) -> int:
-        """Put a sample into a free slot, to start with the next step.
+        """Put a sample into a free slot; it starts with the next step.
 
         Returns:
             The slot, 0 … capacity - 1.
 
         Raises:
-            RequestError: no slot is free.
+            RequestError: No slot is free.
         """
         if not self._free:
             raise RequestError(
@@ -140,6 +153,7 @@ class Batch:
         place = len(self._members)
         member = _Member(self._free.pop(), job, place)
         buffers = self._buffers
+        # The last sample in this place left its own values: 0 · inf would be NaN.
         buffers.state[place] = 0
         buffers.state[place, 0] = begin(job, self._shape)
         buffers.noise[place] = 0
@@ -168,7 +182,7 @@ class Batch:
                 _blend(self._buffers, member.place, member.job.known, last=member.done)
 
     def finished(self) -> dict[int, Float32]:
-        """The samples that have finished, [*S] each, by slot. Their slots are free after this."""
+        """Return the samples that have finished, [*S] each, by slot, and free their slots."""
         self._retire()
         results = self._results
         self._results = {}
@@ -176,10 +190,10 @@ class Batch:
         return results
 
     def cancel(self, slot: int) -> None:
-        """Drop the sample in a slot, under way or finished, and free the slot.
+        """Drop the sample in a slot, running or finished, and free the slot.
 
         Raises:
-            RequestError: the slot is free.
+            RequestError: The slot is free.
         """
         if slot in self._results:
             del self._results[slot]
@@ -193,28 +207,29 @@ class Batch:
             self.cancel(slot)
 
     def preview(self, slot: int) -> SlotPreview:
-        """The sample in a slot as it is by now; copies. After `finished` or the next step, that of
-        a finished sample is gone.
+        """Return a copy of the sample in a slot as it is now.
+
+        A finished sample can be seen until `finished` or the next step.
 
         Raises:
-            RequestError: no sample is under way there.
+            RequestError: No sample is running in the slot.
         """
         member = self._member(slot)
         denoised, x = self.look([slot])
         return SlotPreview(member.row, len(member.job.table), denoised[0], x[0])
 
     def look(self, slots: Sequence[int]) -> tuple[Float32, Float32]:
-        """The denoised estimates D and the samples x of some slots, [n, *S] each; copies."""
+        """Return copies of the denoised estimates D and the samples x of some slots, [n, *S]."""
         places = [self._member(slot).place for slot in slots]
         return self._buffers.denoised[places], self._buffers.state[places, 0]
 
     def _member(self, slot: int) -> _Member:
         if slot not in self._of_slot:
-            raise RequestError(f"no sample is under way in slot {slot}.")
+            raise RequestError(f"no sample is running in slot {slot}.")
         return self._of_slot[slot]
 
     def _retire(self) -> None:
-        """Copy out what has finished, and close the gaps."""
+        """Copy out the samples that have finished, and close the gaps."""
         for member in [member for member in self._members if member.done]:
             self._results[member.slot] = self._buffers.state[member.place, 0].copy()
             self._remove(member)
@@ -228,8 +243,7 @@ class Batch:
         del self._of_slot[member.slot]
 
     def _arrange(self) -> int:
-        """Bring samples whose next row is guided behind the others. Returns how many come
-        before."""
+        """Move samples whose next row is guided behind the others. Returns how many come first."""
         guided = [bool(member.job.table.guided[member.row]) for member in self._members]
         plain = len(guided) - sum(guided)
         early = [place for place in range(plain) if guided[place]]
@@ -270,9 +284,10 @@ class Batch:
 
 
 def _blend(buffers: Buffers, place: int, known: Known, last: bool) -> None:
-    """A sample's row as if D had been the known image where it is known.
+    """Change a sample's row as if D had been the known image where it is known.
 
-    Each register takes up the change of D by its own weight.
+    A row is linear in D, so each register changes by its own weight of D. This needs no other
+    graph, and works with every solver.
     """
     change = known.mask * (known.picture - buffers.denoised[place])
     weights = buffers.update[place, :, D]

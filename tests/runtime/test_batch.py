@@ -115,7 +115,7 @@ def test_a_preview_is_of_its_slot(sampler: Sampler, jobs: list[Job]) -> None:
     assert batch.live == 1
     assert list(batch.finished()) == [a]
     batch.step()
-    with pytest.raises(RequestError, match="no sample is under way in slot"):
+    with pytest.raises(RequestError, match="no sample is running in slot"):
         batch.preview(a)
 
 

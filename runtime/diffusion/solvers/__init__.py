@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...errors.arguments import bind, check_options, choice, instance, number, option_names
+from ...errors.arguments import choice, instance, number
+from ...errors.keywords import bind, check_options, option_names
 from ..grid import Grid, make_grid
 from ..program import PREDICTIONS, Program, Update, assemble
 from ..schedule import Schedule
