@@ -31,7 +31,7 @@ demo:
 	$(call timed,sample the digits,$(PY) -m runtime.sample out/digits --n 80 $(foreach d,0 1 2 3 4 5 6 7 8 9,--label $(d)) --columns 10 --width 640 --out out/digits.png)
 	$(call timed,sample the shipped emoji,$(PY) -m runtime.sample bundles/emoji32 --n 54 $(foreach l,0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17,--label $(l)) --columns 9 --width 640 --out out/emoji.png)
 	@printf '\nhow long each part took:\n' && cat out/times.txt
-	@printf '\nlook at:\n  out/digits.png          ten columns, the digits 0 to 9 in order\n  out/emoji.png           a column a category, the rows in turn in the two styles\n  out/digits/report.png   what the export was held against\n'
+	@printf '\nlook at:\n  out/digits.png          ten columns, the digits 0 to 9 in order\n  out/emoji.png           one column per category, rows alternate between the two styles\n  out/digits/report.png   how far ONNX and PyTorch differ\n'
 
 # A worker a core, each with one thread, so that they do not wait for each other. A file's tests stay together: they share what it sets up.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile
@@ -66,7 +66,7 @@ docs: $(VENV)/.docs
 
 # denoising-diffusion-pytorch requires torchvision to read a folder; what else it needs is in the extra.
 $(VENV)/.bench: $(VENV)/.export
-	@echo "installing what is compared with"
+	@echo "installing the libraries to compare with"
 	@$(PIP) --editable '.[bench]'
 	@$(PIP) --no-deps denoising-diffusion-pytorch
 	@touch $@
