@@ -1,4 +1,4 @@
-"""Export a network as a bundle, and prove it: python -m export.build [RUN] [--out DIR]
+"""Export a network as a bundle, and prove it: python -m export.build RUN --out DIR
 
 RUN is a run of trainer.fit, a bundle made from one, or a diffusers folder; with --module the
 network is any PyTorch module.

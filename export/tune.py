@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.bundle.bundle import Bundle
+from runtime.bundle.shipped import INSTALLED
 from runtime.diffusion.program import Network
 from runtime.diffusion.tuned import Tuned
 from runtime.errors.arguments import integer
@@ -171,6 +172,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _act(given: argparse.Namespace) -> None:
     bundle = Bundle.load(given.bundle)
+    if bundle.path.is_relative_to(INSTALLED):
+        raise ExportError(
+            f"{given.bundle} is the copy inside the installed package, which tuning would rewrite. "
+            f"Copy the folder {bundle.path} and tune the copy."
+        )
     network = None if given.run is None and given.module is None else torch_network(named(given))
     begun = time.perf_counter()
     settings = Settings(**{name: getattr(given, name) for name in SETTINGS}, loss=given.loss)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.bundle.shipped import named_folder
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.errors import RequestError, unknown
 from runtime.errors.messages import printable
@@ -69,7 +70,7 @@ def named(given: argparse.Namespace) -> Model:
                 f"{given.module}."
             )
         return _module(given)
-    run = given.run or newest_run(given.runs or Path("runs"))
+    run = named_folder(given.run) if given.run else newest_run(given.runs or Path("runs"))
     if is_bundle(run):
         _taken(given, BUNDLE)
         say(f"the network in {printable(run)}, a bundle")
@@ -182,7 +183,7 @@ def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> Non
         parser: Of a command.
         flag: The flag for RUN; None makes it a positional argument.
     """
-    what = "a run's, a bundle's or a diffusers folder"
+    what = "a run's, a bundle's or a diffusers folder, or a shipped bundle's name"
     if flag:
         parser.add_argument(flag, dest="run", help=what, type=Path, metavar="RUN")
     else:
