@@ -34,9 +34,10 @@ from .errors import ExportError
 from .graph import trace as graph
 from .graph.calibrate import QUICK_CALIBRATION, Calibration, Choice, Judge, choose, ranges
 from .graph.folding import fold_upsampling
-from .graph.pixels import pixels_first
+from .graph.pixels.rewrite import pixels_first
 from .graph.precision import quantize, to_float16
-from .graph.rounding import same_alone, same_in_any_batch
+from .graph.rounding.batches import same_in_any_batch
+from .graph.rounding.convolutions import same_alone
 from .graph.write import write_all
 from .proof.card import card, proof_lines, sheet_settings
 from .proof.check import Proof, check
