@@ -32,12 +32,14 @@ from runtime.terminal.verbs import program, run_verb
 from . import engines
 from .errors import ExportError
 from .graph import trace as graph
-from .graph.calibrate import QUICK_CALIBRATION, Calibration, Choice, Judge, choose, ranges
+from .graph.calibrate import QUICK_CALIBRATION, Calibration, ranges
 from .graph.folding import fold_upsampling
 from .graph.pixels.rewrite import pixels_first
-from .graph.precision import quantize, to_float16
+from .graph.precision import to_float16
+from .graph.quantization import quantize
 from .graph.rounding.batches import same_in_any_batch
 from .graph.rounding.convolutions import same_alone
+from .graph.sensitivity import Choice, Judge, choose
 from .graph.write import write_all
 from .proof.card import card, proof_lines, sheet_settings
 from .proof.check import Proof, check

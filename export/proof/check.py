@@ -16,7 +16,7 @@ from runtime.terminal.output import say
 from runtime.terminal.progress import Progress
 
 from ..errors import ExportError
-from ..graph.calibrate import median_psnr
+from ..graph.sensitivity import median_psnr
 from ..sources.model import Model
 from .examples import Examples
 from .plan import Bounds, Plan

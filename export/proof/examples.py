@@ -9,7 +9,18 @@ from numpy.typing import NDArray
 
 from runtime.bundle.bundle import Bundle
 from runtime.diffusion.noise import Stream, noise
-from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, D, R, run
+from runtime.diffusion.program import (
+    C_OUT,
+    C_SKIP,
+    CLIP,
+    D,
+    Network,
+    R,
+    advance,
+    column,
+    denoise,
+    run,
+)
 
 from ..sources.model import Model, torch_network
 from .independence import Inputs
@@ -73,7 +84,7 @@ class Examples:
         self.clean = self._images()
         last = len(bundle.schedule) - 1
         self.knots = np.unique(np.round(np.linspace(last, 0, plan.times)).astype(int))
-        self._answers: dict[tuple[int, bool], NDArray[np.float32]] = {}
+        self._answers: dict[tuple[int, bytes], NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
         return len(self.knots)
@@ -119,38 +130,35 @@ class Examples:
         update = np.stack([row[1] for row in rows])
 
         # Noise the clean images, each to its level.
-        columns = [-1, *[1] * len(self.bundle.sample_shape)]
-        alpha = schedule.alpha[knots].reshape(columns)
-        sigma = schedule.sigma[knots].reshape(columns)
+        rank = self.clean.ndim
+        alpha = column(schedule.alpha[knots], rank)
+        sigma = column(schedule.sigma[knots], rank)
         state = np.zeros((self.count, R, *self.bundle.sample_shape), np.float32)
         state[:, 0] = alpha * self.clean + sigma * self.draw(Stream.ENCODE, turn)
         z = self.draw(Stream.STEP, turn)
         label = self.labels(turn)
 
-        # The network in PyTorch, guided as F = F_c + (g - 1)(F_c - F_u).
-        F = self._answer(turn, False, state[:, 0], call, label)
-        if guided:
-            null = self._answer(turn, True, state[:, 0], call, label)
-            beyond = (call[:, GUIDANCE] - 1).astype(np.float32).reshape(columns)
-            F = (F + beyond * (F - null)).astype(np.float32)
+        # F in float32, as the graph computes it: D of a row that reads D = F.
+        x = state[:, 0]
+        reading = call.copy()
+        reading[:, [C_SKIP, C_OUT, CLIP]] = 0, 1, np.inf
+        known = label if self.bundle.labels else None
+        F = denoise(reading, self._network(turn), x, known, self.bundle.num_classes)
 
-        # The rest of the row in float64.
-        c_skip = call[:, C_SKIP].reshape(columns)
-        c_out = call[:, C_OUT].reshape(columns)
-        clip = call[:, CLIP].reshape(columns)
-        denoised = np.clip(c_skip * state[:, 0] + c_out * F.astype(np.float64), -clip, clip)
-        registers = [state.astype(np.float64), denoised[:, None], z[:, None]]
-        next_state = np.einsum("brs,bs...->br...", update, np.concatenate(registers, axis=1))
+        # The rest of the row in float64, so that the reference adds no rounding of its own. Without
+        # a label, `denoise` takes F as it is: guidance has been applied.
+        denoised = denoise(call, lambda *_: F, x.astype(np.float64))
+        next_state = advance(update, state.astype(np.float64), denoised, z)
         return Example(
-            knots,
-            schedule.sigma[knots],
-            call,
-            update,
-            label,
-            state,
-            z,
-            F,
-            next_state.astype(np.float32),
+            knots=knots,
+            sigma=schedule.sigma[knots],
+            call=call,
+            update=update,
+            label=label,
+            state=state,
+            noise=z,
+            answer=F,
+            next_state=next_state.astype(np.float32),
         )
 
     def _row(self, knot: int, guidance: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -160,28 +168,25 @@ class Examples:
         program = self.bundle.program("ddim", grid=grid, guidance=guidance, eta=1.0)
         return program.call[0], program.update[0]
 
-    def _answer(
-        self,
-        turn: int,
-        null: bool,
-        x: NDArray[np.float32],
-        call: NDArray[np.float64],
-        label: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        """Return PyTorch's F [n, *S] under each sample's label, or under the null label.
+    def _network(self, turn: int) -> Network:
+        """Return the PyTorch module as the network of one example. It keeps each F [n, *S].
 
-        The result is kept for the next graph. The first example is computed sample by sample and
-        the others as a batch: `independence` has already checked bit for bit that the module
-        computes a batch like its samples alone.
+        F under the samples' labels and F under the null label are computed once for all graphs. The
+        first example is computed sample by sample and the others as a batch: `independence` has
+        already checked bit for bit that the module computes a batch like its samples alone.
         """
-        if (turn, null) not in self._answers:
-            columns = [-1, *[1] * (x.ndim - 1)]
-            scaled = np.float32(call[:, C_IN]).reshape(columns) * x
-            time = call[:, TIME].astype(np.float32)
-            label = np.full_like(label, self.bundle.num_classes) if null else label
-            inputs = Inputs(scaled, time, label if self.bundle.labels else None)
-            size = 1 if turn == 0 else len(x)
-            parts = [inputs[i : i + size] for i in range(0, len(x), size)]
-            answers = [self.network(*part.arguments()) for part in parts]
-            self._answers[turn, null] = np.concatenate(answers)
-        return self._answers[turn, null]
+
+        def network(
+            x: NDArray[np.float32],
+            time: NDArray[np.float32],
+            label: NDArray[np.int64] | None = None,
+        ) -> NDArray[np.float32]:
+            key = (turn, b"" if label is None else label.tobytes())
+            if key not in self._answers:
+                inputs = Inputs(x, time, label)
+                size = 1 if turn == 0 else len(x)
+                parts = [inputs[i : i + size] for i in range(0, len(x), size)]
+                self._answers[key] = np.concatenate([self.network(*p.arguments()) for p in parts])
+            return self._answers[key]
+
+        return network

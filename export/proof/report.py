@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..graph.calibrate import Choice
+from ..graph.sensitivity import Choice
 from .plan import Bounds, Plan
 
 

@@ -19,7 +19,7 @@ from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import GUIDANCE, Program, run
 from runtime.sampler import Sampler
 
-from ..graph.calibrate import median_psnr
+from ..graph.sensitivity import median_psnr
 from ..sources.model import Model, torch_network
 from .plan import Plan
 from .report import TrajectoryCheck

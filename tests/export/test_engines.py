@@ -19,7 +19,8 @@ import pytest
 from export import engines as builder
 from export.engines import Chosen, Order, build, build_all, choose, ensure
 from export.errors import ExportError
-from export.graph.precision import Range, layers, quantize, to_float16
+from export.graph.precision import to_float16
+from export.graph.quantization import Range, layers, quantize
 from runtime import BackendError, Bundle, RequestError
 from runtime.backends.base import shapes
 from runtime.backends.nvidia import engine_cache as engines
