@@ -16,20 +16,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import REPORT
 from runtime.diffusion.program import Network
 from runtime.diffusion.tuned import Tuned
 from runtime.errors.arguments import integer
-from runtime.files import replacing_folder
+from runtime.files import from_json, replacing_folder
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
 from .errors import ExportError
 from .proof.card import card
-from .proof.folder import write_card, write_manifest
+from .proof.folder import write_card, write_manifest, write_report
 from .sources.command_line import add_options, named
 from .sources.model import torch_network
 from .tuning.gauss_newton import LOSSES
-from .tuning.record import add_tuned
+from .tuning.record import checks_to_json, draw_tuned, tuned_checks
 from .tuning.reference import network_of, probe, same
 from .tuning.search import Settings, fit, prepare
 
@@ -105,7 +106,11 @@ def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
     with replacing_folder(bundle.path.resolve()) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         found = dataclasses.replace(bundle, path=folder, tuned=tuned)
-        add_tuned(folder, found)
+        checks = tuned_checks(found)
+        # The proof is not repeated: its part of the report stays as it was read.
+        report = from_json((folder / REPORT).read_bytes())
+        write_report(folder, {**report, "tuned": checks_to_json(checks)})
+        draw_tuned(folder, found.name, checks)
         write_card(folder, card(dataclasses.replace(found, name=bundle.path.name)))
         write_manifest(found)
     return Bundle.load(bundle.path)

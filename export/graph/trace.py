@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from runtime.bundle.format import step_file
 from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
+from runtime.errors.messages import described
 from trainer.runs.start import NETWORK
 
 from ..errors import ExportError
@@ -126,7 +127,7 @@ def trace(model: Model, guided: bool) -> ModelProto:
             )
         assert program is not None
         proto = program.model_proto
-    except Exception as error:  # whatever the module's own code raises while it is traced
+    except Exception as error:  # the module's own code may raise anything while it is traced
         raise ExportError(_why_not(model.name, error)) from error
     fixed = [i.name for i in proto.graph.input if i.type.tensor_type.shape.dim[0].dim_value]
     if fixed:
@@ -189,13 +190,11 @@ def _why_not(name: str, error: BaseException) -> str:
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     first = chain[-1]
-    line = next((line.strip() for line in str(first).splitlines() if line.strip()), "")
     place = next(filter(None, map(_line_of_user, reversed(chain))), "")
     return (
         f"{name}: PyTorch cannot trace the module{place} "
-        f"({type(first).__name__}: {line[:300]}). A forward that can be exported takes no branch "
-        f"on "
-        "the values of its inputs and keeps them tensors: no .item(), no numpy. Write a branch as "
+        f"({described(first)}). A forward that can be exported takes no branch on the values of "
+        "its inputs and keeps them tensors: no .item(), no numpy. Write a branch as "
         "torch.where(condition, a, b)."
     )
 

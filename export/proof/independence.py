@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from runtime.diffusion.schedule import Schedule
+from runtime.errors.messages import described
 
 from ..errors import ExportError
 from ..graph.calibrate import session
@@ -87,10 +88,9 @@ def torch_inputs(model: Model) -> Network:
         try:
             found = module(*inputs.arguments())
         except Exception as error:  # the module's own code may raise anything
-            line = (str(error).splitlines() or [""])[0][:300]
             raise ExportError(
                 f"{model.name}: the module fails on a batch of {_samples(len(inputs))} "
-                f"({type(error).__name__}: {line}), and a batch may have any size. Take it from "
+                f"({described(error)}), and a batch may have any size. Take it from "
                 "x.shape[0], and name the axes: squeeze() also removes the batch."
             ) from error
         if found.shape != inputs.x.shape:

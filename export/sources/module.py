@@ -251,12 +251,9 @@ def _check_answers(
         try:
             with torch.inference_mode():
                 found = module(*given)
-        except Exception as error:  # whatever the module's own code raises
-            line = str(error).splitlines()[0] if str(error) else ""
+        except Exception as error:  # the module's own code may raise anything
             hint = " Does it take as many inputs?" if isinstance(error, TypeError) else ""
-            raise ExportError(
-                f"{name}: {asked} fails with {type(error).__name__}: {line[:300]}.{hint}"
-            ) from error
+            raise ExportError(f"{name}: {asked} fails with {described(error)}.{hint}") from error
         return _checked_answer(name, found, x.shape, asked)
 
     first = ask(0, asked)

@@ -27,7 +27,7 @@ from export.tuning.gauss_newton import (
     rms,
     step,
 )
-from export.tuning.record import add_tuned, kept
+from export.tuning.record import kept, tuned_checks
 from export.tuning.reference import Walker, draw, network_of, probe, same, taught
 from export.tuning.search import Settings, even_programs, named_programs
 from runtime.bundle.bundle import Bundle
@@ -293,12 +293,11 @@ def test_hostile_values_are_refused_when_the_bundle_is_read(copied: Path, change
     "made", [{}, {"errors": 3, "untuned": {}}, {"network": "no", "errors": {"held_out": []}}]
 )
 def test_a_record_that_makes_no_sense_is_an_error_to_the_exporter_too(
-    tuned: Bundle, tmp_path: Path, made: Any
+    tuned: Bundle, made: Any
 ) -> None:
-    shutil.copy(tuned.path / "report.json", tmp_path)
     spoilt = dataclasses.replace(tuned, tuned={5: dataclasses.replace(tuned.tuned[5], made=made)})
     with pytest.raises(BundleError, match="does not say how it was made"):
-        add_tuned(tmp_path, spoilt)
+        tuned_checks(spoilt)
 
 
 @pytest.mark.parametrize("value", [[], None, "6"])

@@ -48,4 +48,5 @@ def normalized(writer: Writer, m: Map, groups: int, epsilon: float) -> Map:
 def _averages(groups: int, channels: int) -> NDArray[np.float64]:
     """Return the matrix [channels, channels] that averages over each group of channels."""
     size = channels // groups
-    return np.kron(np.eye(groups), np.full([size, size], groups / channels))
+    block = np.full([size, size], groups / channels)
+    return np.kron(np.eye(groups), block).astype(np.float64)
