@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from .diffusers_config import defaults_of, in_json
+from .config import defaults_of, in_json
 
 SAME_FORWARD_PROCESS = (
     *("PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler"),
