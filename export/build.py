@@ -91,14 +91,14 @@ def build(
         The bundle, read from disk.
 
     Raises:
-        ExportError: The module mixes samples, the export does not agree with PyTorch, or `out` is
-            something else than a bundle. Nothing is written.
+        ExportError: The module mixes samples, the export differs from PyTorch, or `out` is
+            no bundle. Nothing is written.
     """
     _check_request(out, precisions)
     begun = time.perf_counter()
     bounds = bounds or Bounds()
     plan = plan or Plan()
-    # Before the conversion, which takes long and would hide the cause: a network that mixes samples.
+    # Checked on the module, where the cause of mixed samples can still be named.
     require_independent(model, torch_inputs(model), bounds.answer)
     model = replace(model, tuned=model.tuned or kept(model, out))
     # A hidden sibling of `out`, renamed at the end: a failure leaves what was there.
@@ -121,10 +121,13 @@ def build(
         write_documents(out.name, bundle, proof)
     written = Bundle.load(out)
     say(proof_lines(written, bounds))
-    megabytes = sum(file.size for file in written.files.values()) / 1e6
-    spent = time.perf_counter() - begun
-    say(f"{out}: {megabytes:.1f} MB in {spent:.0f} s; see {out / REPORT_IMAGE}")
+    _say_size(written, out, time.perf_counter() - begun)
     return written
+
+
+def _say_size(bundle: Bundle, out: Path, seconds: float) -> None:
+    megabytes = sum(file.size for file in bundle.files.values()) / 1e6
+    say(f"{out}: {megabytes:.1f} MB in {seconds:.0f} s; see {out / REPORT_IMAGE}")
 
 
 def _check_request(out: Path, precisions: Collection[str]) -> None:
@@ -139,6 +142,7 @@ def _check_request(out: Path, precisions: Collection[str]) -> None:
 
 
 def _with_advice(error: ExportError) -> ExportError:
+    """Return an error of the proof with the option that may help."""
     return ExportError(
         f"{error} Large convolutions were computed by Winograd's algorithm, which rounds a little "
         "more: if it is fp32 that misses, try --no-winograd."
@@ -274,6 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _act(given: argparse.Namespace) -> None:
+    # An engine that cannot be built here fails now, not after the export.
     order = engines.ordered(given)
     engines.prepare(order)
     model = named(given)

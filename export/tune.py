@@ -71,6 +71,7 @@ def tune(
     for K in calls:
         integer("calls", K, 2, min(64, len(bundle.schedule)))
     known = probe(own, bundle)
+    # Solvers fitted to another network would be stored with this one and be wrong.
     if network is not None and not same(found := probe(network, bundle), known):
         raise ExportError(
             f"the network is not the one in {bundle.path}: to the same noise it answers {found}, "
@@ -78,6 +79,7 @@ def tune(
         )
     tuning = prepare(bundle, network or own, known, settings, work)
     found = {K: fit(tuning, K) for K in sorted(set(calls))}
+    # On held-out samples, because a fit always helps on those that it was fitted on.
     if worse := [f"{K} calls: {compared(t)}" for K, t in found.items() if not helps(t)]:
         raise ExportError(
             "tuning does not help on held-out samples, so nothing was written: "

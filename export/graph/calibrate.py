@@ -51,7 +51,7 @@ QUICK_CALIBRATION = Calibration(pictures=2, steps=10, judged=2, ranked=1, ways=(
 
 
 class Session(Protocol):
-    """An ONNX Runtime session, as far as it is used here: all its outputs are arrays of some shape."""
+    """An ONNX Runtime session as it is used here: every output is an array, of any shape."""
 
     def run(
         self, outputs: Sequence[str], feeds: Mapping[str, NDArray[np.generic]]

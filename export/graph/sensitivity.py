@@ -65,7 +65,7 @@ def choose(
     """
     every = layers(step)
     names = list(dict.fromkeys(layer.name for layer in every))
-    # Most networks need no float32 layer, and then the ranking can be skipped.
+    # If all layers can be int8, the ranking, which takes longest, is not needed.
     reached = judge.full(quantize(step, found, (), signed))
     if min(reached.values()) >= least + MARGIN:
         return Choice((), {}, reached, 0.0)
@@ -150,6 +150,8 @@ def median_psnr(found: Float32, expected: Float32, data_range: tuple[float, floa
     """
     span = data_range[1] - data_range[0]
     square = np.square(found.astype(np.float64) - expected).reshape(len(found), -1).mean(1)
+    # -inf for what is not finite, so that no median hides it; 200 dB for an exact sample, because
+    # JSON has no infinity.
     with np.errstate(divide="ignore"):
         each = np.minimum(-10 * np.log10(square / span**2), 200.0)
     return float(np.median(np.where(np.isfinite(square), each, -np.inf)))

@@ -62,6 +62,7 @@ class Example:
         The row multiplies by its gain the error of F, and the rounding of F and x to float32.
         The result is 0 if that is not finite, so that no infinite bound passes everything.
         """
+        # M multiplies D by update[0, D], and D multiplies F by c_out.
         gain = abs(self.update[i, 0, D] * self.call[i, C_OUT])
         largest = max(np.abs(self.answer[i]).max(), np.abs(self.state[i, 0]).max())
         share = float(gain * (answer_error + ROUNDING * largest))
@@ -83,6 +84,7 @@ class Examples:
         self.count = max(plan.batches)
         self.clean = self._images()
         last = len(bundle.schedule) - 1
+        # np.unique, because a short schedule has fewer knots than the plan has levels.
         self.knots = np.unique(np.round(np.linspace(last, 0, plan.times)).astype(int))
         self._answers: dict[tuple[int, bytes], NDArray[np.float32]] = {}
 
@@ -119,11 +121,13 @@ class Examples:
         if not guided:
             return np.ones(self.count)
         largest = max(2.0, self.bundle.defaults.guidance)
+        # Also 1, where the guided graph must return F_c, and 0, where it must return F_u.
         return np.resize([largest, 1.5, 1.0, 0.0, largest / 2], self.count)
 
     def at(self, turn: int, guided: bool) -> Example:
         """Return example `turn`: for each sample an ancestral row, halfway down from its level."""
         schedule = self.bundle.schedule
+        # Neighbours lie three levels apart, so that a mix-up of neighbours shows.
         knots = self.knots[(turn + 3 * np.arange(self.count)) % len(self.knots)]
         rows = [self._row(int(k), g) for k, g in zip(knots, self.guidances(guided), strict=True)]
         call = np.stack([row[0] for row in rows])
@@ -163,6 +167,7 @@ class Examples:
 
     def _row(self, knot: int, guidance: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (call [6], update [R, R+2]) from this knot halfway down, or to the clean end."""
+        # eta = 1 draws fresh noise, so that every column of M has something to do.
         time = self.bundle.schedule.time
         grid = [time[knot]] + ([time[knot // 2]] if knot else [])
         program = self.bundle.program("ddim", grid=grid, guidance=guidance, eta=1.0)

@@ -222,6 +222,7 @@ class Report:
     @property
     def same_bytes(self) -> bool:
         """Whether a sample has the same bytes in any batch, wherever the bundle is offered."""
+        # A backend that missed its bounds is not offered, so no user meets its bytes.
         offered = (check for check in self.checks if not check.missed)
         return all(step.batch_invariant for check in offered for step in check.steps.values())
 

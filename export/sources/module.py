@@ -185,6 +185,7 @@ def _shape(shape: object) -> tuple[int, ...]:
     if not 1 <= len(sizes) <= 4:
         raise RequestError(f"sample_shape must be {rule}, got {shown(shape)}.")
     found = tuple(integer("sample_shape", size, 1, 65536) for size in sizes)
+    # A size beyond all images is nearly always a swapped axis.
     if math.prod(found) > MOST_VALUES:
         raise RequestError(
             f"sample_shape must be at most {MOST_VALUES} values, got {found}: "

@@ -49,7 +49,7 @@ def by_winograd(writer: Writer, m: Map, outputs: int) -> str:
 
 def multiply_first(writer: Writer, m: Map, outputs: int) -> str:
     """Write a 3×3 convolution as every pixel times all taps, and sums of nine of the products."""
-    # Few outputs make the products smaller than the pixels, so these are gathered instead.
+    # With few outputs the products are smaller than nine copies of the pixels would be.
     product = writer.emit("MatMul", writer.plain(m), _taps(writer, "oihw->ihwo", 9 * outputs))
     product = writer.emit(
         "Transpose", writer.reshaped(product, m.pixels, -1, 9, outputs), perm=[0, 2, 1, 3]

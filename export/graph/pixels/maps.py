@@ -66,6 +66,7 @@ class Writer:
 
     def emit(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Append a node, unless there is an equal one, and return its output's name."""
+        # Two readers of one value need the same reshapes and products of it.
         key = (op, *inputs, *((k, str(v)) for k, v in sorted(attributes.items())))
         if output is None and key in self._names:
             return self._names[key]

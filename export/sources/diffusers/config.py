@@ -73,6 +73,7 @@ class Config:
                 return f"Did you mean {near[0]!r}?" if near else "Correct it in this file."
             if rule.fits(meant):
                 return f"Write {in_json(meant)} without quotes."
+        # A default that follows the rule is a value that works.
         default = self.defaults.get(key)
         if default is not None and rule.fits(default):
             return f"Correct it, or remove the key to get diffusers' default, {in_json(default)}."
@@ -129,6 +130,7 @@ def read_json(path: Path) -> dict[str, object]:
             "Save it again as plain UTF-8; diffusers cannot read it either."
         )
 
+    # json keeps the last of two equal keys, so that a reader of the file may believe the other.
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found: dict[str, object] = {}
         for key, value in pairs:
@@ -230,6 +232,7 @@ def make_config(
 def network_config(path: Path, found: Mapping[str, object]) -> Config:
     """Return a UNet2DModel's config, every setting checked. Raises ExportError."""
     config = make_config(path, found, "UNet2DModel", NETWORK_RULES, HARMLESS_FOR_NETWORKS)
+    # Now, because diffusers itself takes most wrong values and fails later without naming them.
     for key in NETWORK_RULES:
         if key not in ("sample_size", "num_class_embeds"):
             config.get(key)

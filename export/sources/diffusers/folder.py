@@ -40,6 +40,7 @@ class Folder(NamedTuple):
 
 def is_diffusers(folder: Path) -> bool:
     """Return whether a folder looks like one that diffusers wrote, and not like a run."""
+    # A run has a config.json too, but without diffusers' _class_name.
     try:
         if (folder / "model_index.json").exists() or _checkpoints(folder):
             return True
@@ -96,6 +97,7 @@ def _pipeline(index: Path) -> tuple[str, dict[str, str]]:
         )
     classes = {}
     for part, entry in found.items():
+        # diffusers writes [null, null] for an optional part that was left out.
         if part.startswith("_") or entry == [None, None]:
             continue
         if part not in ("unet", "scheduler"):
@@ -115,6 +117,7 @@ def _pipeline(index: Path) -> tuple[str, dict[str, str]]:
 
 def _network_folder(folder: Path, is_pipeline: bool) -> Path:
     """Return the folder of the network. Raises ExportError if there is none, or a choice of two."""
+    # Both networks of a checkpoint are valid; only the user knows which one is meant.
     names = NETWORKS[:1] if is_pipeline else NETWORKS
     networks = [folder / name for name in names if (folder / name).is_dir()]
     if len(networks) == 2:
@@ -143,6 +146,7 @@ def _network_folder(folder: Path, is_pipeline: bool) -> Path:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints that a training script of diffusers left in a folder, oldest first."""
+    # By number, because checkpoint-1000 comes before checkpoint-500 by name.
     numbered = {
         int(match[1]): path
         for path in folder.glob("checkpoint-*")

@@ -45,6 +45,7 @@ def sample_shape(config: Config) -> tuple[int, int, int]:
     values = config.values
     channels = config.get("in_channels")
     out = config.get("out_channels")
+    # The likeliest cause first: OpenAI's networks predict a variance in the second half.
     if out == 2 * channels:
         raise config.refused(
             "out_channels",
@@ -83,6 +84,7 @@ def load_network(folder: Path, variant: str | None) -> tuple[nn.Module, str]:
 
     Raises ExportError unless every weight is there, as safetensors.
     """
+    # diffusers' own error for missing weights names no remedy, so they are looked for first.
     _find_weights(folder, variant)
     diffusers = diffusers_module()
     try:
@@ -99,6 +101,7 @@ def load_network(folder: Path, variant: str | None) -> tuple[nn.Module, str]:
         raise ExportError(
             f"{folder}: diffusers cannot load the network ({described(error)})."
         ) from error
+    # diffusers loads what fits and leaves the rest at random, with a warning.
     faults = [
         f"{key!r} is {state}"
         for state in ("missing", "unexpected")
@@ -121,6 +124,7 @@ def _find_weights(folder: Path, variant: str | None) -> None:
     folders = [path for path in paths if path.is_dir()]
     if folders:
         raise ExportError(f"{folders[0]} must be a file, and it is a folder.")
+    # What is there instead decides the remedy: other variants, formats that are not read, nothing.
     pattern = re.compile(rf"{WEIGHTS}\.([A-Za-z_]\w*?)(?:-\d+-of-\d+)?\.safetensors")
     files = sorted(folder.glob(f"{WEIGHTS}.*.safetensors"))
     matches = (pattern.fullmatch(path.name) for path in files)
