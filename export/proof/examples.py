@@ -13,8 +13,8 @@ from runtime.diffusion.program import (
     C_OUT,
     C_SKIP,
     CLIP,
+    GUIDANCE,
     D,
-    Network,
     R,
     advance,
     column,
@@ -23,7 +23,6 @@ from runtime.diffusion.program import (
 )
 
 from ..sources.model import Model, torch_network
-from .independence import Inputs
 from .plan import Plan
 
 ROUNDING = 4 * 2.0**-24
@@ -86,7 +85,7 @@ class Examples:
         last = len(bundle.schedule) - 1
         # np.unique, because a short schedule has fewer knots than the plan has levels.
         self.knots = np.unique(np.round(np.linspace(last, 0, plan.times)).astype(int))
-        self._answers: dict[tuple[int, bytes], NDArray[np.float32]] = {}
+        self._answers: dict[tuple[int, bool], NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
         return len(self.knots)
@@ -142,15 +141,17 @@ class Examples:
         z = self.draw(Stream.STEP, turn)
         label = self.labels(turn)
 
-        # F in float32, as the graph computes it: D of a row that reads D = F.
+        # F in float32, as the graph computes it. `denoise` would compute F_u of guided samples only,
+        # and PyTorch rounds a smaller batch differently; here all samples have theirs.
         x = state[:, 0]
-        reading = call.copy()
-        reading[:, [C_SKIP, C_OUT, CLIP]] = 0, 1, np.inf
-        known = label if self.bundle.labels else None
-        F = denoise(reading, self._network(turn), x, known, self.bundle.num_classes)
+        F = self._answer(turn, False, x, call, label)
+        if guided:
+            null = self._answer(turn, True, x, call, label)
+            beyond = column(call[:, GUIDANCE] - 1, rank).astype(np.float32)
+            F = F + beyond * (F - null)
 
         # The rest of the row in float64, so that the reference adds no rounding of its own. Without
-        # a label, `denoise` takes F as it is: guidance has been applied.
+        # a label `denoise` takes F as it is, because guidance has been applied.
         denoised = denoise(call, lambda *_: F, x.astype(np.float64))
         next_state = advance(update, state.astype(np.float64), denoised, z)
         return Example(
@@ -173,25 +174,30 @@ class Examples:
         program = self.bundle.program("ddim", grid=grid, guidance=guidance, eta=1.0)
         return program.call[0], program.update[0]
 
-    def _network(self, turn: int) -> Network:
-        """Return the PyTorch module as the network of one example. It keeps each F [n, *S].
+    def _answer(
+        self,
+        turn: int,
+        null: bool,
+        x: NDArray[np.float32],
+        call: NDArray[np.float64],
+        label: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Return PyTorch's F [n, *S] under each sample's label, or under the null label.
 
-        F under the samples' labels and F under the null label are computed once for all graphs. The
-        first example is computed sample by sample and the others as a batch: `independence` has
-        already checked bit for bit that the module computes a batch like its samples alone.
+        The result is kept for the next graph. The first example is computed sample by sample and
+        the others as a batch: `independence` has already checked bit for bit that the module
+        computes a batch like its samples alone.
         """
-
-        def network(
-            x: NDArray[np.float32],
-            time: NDArray[np.float32],
-            label: NDArray[np.int64] | None = None,
-        ) -> NDArray[np.float32]:
-            key = (turn, b"" if label is None else label.tobytes())
-            if key not in self._answers:
-                inputs = Inputs(x, time, label)
-                size = 1 if turn == 0 else len(x)
-                parts = [inputs[i : i + size] for i in range(0, len(x), size)]
-                self._answers[key] = np.concatenate([self.network(*p.arguments()) for p in parts])
-            return self._answers[key]
-
-        return network
+        if (turn, null) not in self._answers:
+            # D of rows that read D = F, so that the network's inputs are those of any row.
+            reading = call.copy()
+            reading[:, [C_SKIP, C_OUT, CLIP, GUIDANCE]] = 0, 1, np.inf, 1
+            label = np.full_like(label, self.bundle.num_classes) if null else label
+            size = 1 if turn == 0 else len(x)
+            answers = []
+            for i in range(0, len(x), size):
+                part = slice(i, i + size)
+                labels = label[part] if self.bundle.labels else None
+                answers.append(denoise(reading[part], self.network, x[part], labels))
+            self._answers[turn, null] = np.concatenate(answers)
+        return self._answers[turn, null]
