@@ -141,8 +141,8 @@ class Examples:
         z = self.draw(Stream.STEP, turn)
         label = self.labels(turn)
 
-        # F in float32, as the graph computes it. `denoise` would compute F_u of guided samples only,
-        # and PyTorch rounds a smaller batch differently; here all samples have theirs.
+        # F in float32, as the graph computes it. F_u is that of all samples, not of the guided ones
+        # as in `denoise`, because PyTorch rounds a smaller batch differently.
         x = state[:, 0]
         F = self._answer(turn, False, x, call, label)
         if guided:
