@@ -20,7 +20,7 @@ from PIL import Image
 from runtime.files import from_json, to_json
 from trainer.average import half_life_decay
 from trainer.config import Config
-from trainer.data import dataset as data
+from trainer.data import sources as data
 from trainer.data.loader import batch_indices
 from trainer.errors import CheckpointError, TrainingError
 from trainer.fit import fit, main

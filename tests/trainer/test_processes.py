@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from export.sources.run import from_run
 from runtime.errors import RequestError
 from trainer.config import Config
-from trainer.data import dataset as data
+from trainer.data import sources as data
 from trainer.data.loader import Wanted, batch_indices
 from trainer.errors import TrainingError
 from trainer.fit import fit
@@ -259,7 +259,7 @@ def test_a_split_run_is_exported_like_any_other(split: Path, one: Path) -> None:
 
 HELD = """
 import json; from pathlib import Path
-from trainer.data import dataset as data; from trainer.config import Config
+from trainer.data import sources as data; from trainer.config import Config
 from trainer.parallel.sharding import own; from trainer.training.step import Trainer
 trainer = Trainer(Config(data="digits", channels=(8, 16), attention=(), batch=4, device="cpu"), data.digits())
 trainer.train_step()

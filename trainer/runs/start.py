@@ -52,7 +52,9 @@ def start(trainer: Trainer) -> dict[str, str]:
 
 
 def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the averaged weights at `place` by name, and the names of the classes.
+    """Return the averaged weights at `place`, and the names of the classes.
+
+    The weights are by name; each has the shape that the network gives it.
 
     Args:
         place: A run, whose newest checkpoint's `ema` is taken, or a bundle.
@@ -74,9 +76,10 @@ def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def weights_of(bundle: Bundle) -> dict[str, Tensor]:
-    """Return every float32 constant of a bundle's float32 step graph.
+    """Return every float32 constant of a bundle's float32 step graph, by name.
 
-    The network's weights have the names that the network gives them.
+    The network's weights have the names that the network gives them. The shape of one may differ
+    from the network's by axes of 1; see `as_like`.
 
     Raises:
         CheckpointError: onnx is missing.
