@@ -148,7 +148,7 @@ class Examples:
         if guided:
             null = self._answer(turn, True, x, call, label)
             beyond = column(call[:, GUIDANCE] - 1, rank).astype(np.float32)
-            F = F + beyond * (F - null)
+            F = (F + beyond * (F - null)).astype(np.float32)
 
         # The rest of the row in float64, so that the reference adds no rounding of its own. Without
         # a label `denoise` takes F as it is, because guidance has been applied.
