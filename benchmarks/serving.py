@@ -191,7 +191,9 @@ def main() -> None:
         f"({min(ticks):.3f} … {max(ticks):.3f}), bound {OVERHEAD_BOUND_MS} ms"
     )
     pairs = saturation(sampler, given.rounds)
-    for what, ratios in zip(("seconds", "the processor's time"), zip(*pairs, strict=True), strict=True):
+    for what, ratios in zip(
+        ("seconds", "the processor's time"), zip(*pairs, strict=True), strict=True
+    ):
         print(
             f"saturation against Sampler at {BATCH}, by {what}: median "
             f"{statistics.median(ratios):.3f} ({min(ratios):.3f} … {max(ratios):.3f}), "

@@ -4,7 +4,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from .bundle.bundle import Bundle
-from .bundle.spec import SamplingOptions
+from .bundle.sampling import SamplingOptions
 from .diffusion.noise import Stream, noise
 from .diffusion.program import Program, run
 from .diffusion.schedule import Schedule, make_schedule
@@ -22,7 +22,8 @@ from .errors import (
     UnnoiseError,
 )
 from .images import to_uint8
-from .sampler import Inversion, Sampler
+from .inversion import Inversion
+from .sampler import Sampler
 
 if _TYPE_CHECKING:
     from .engine.admission import Limits

@@ -119,5 +119,11 @@ def edited(bundle_copy: Path) -> Callable[[Callable[[dict], object]], Path]:
 
 
 @pytest.fixture(scope="session")
+def first_release(root: Path) -> Path:
+    """A run and a bundle that the first release made; see the README there."""
+    return root / "tests" / "fixtures" / "v0_1"
+
+
+@pytest.fixture(scope="session")
 def shipped(root: Path) -> Bundle:
     return Bundle.load(root / "bundles" / "emoji32")

@@ -88,11 +88,12 @@ class Averages:
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Take in the weights after step `step`."""
+        """Take in the weights after step `step`. Each has the shape of its average."""
         values = list(weights.values())
         # In one call for all tensors: for small ones a call costs more than its arithmetic.
+        lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
         for name, average in self.of.items():
-            torch._foreach_lerp_(list(average.values()), values, 1 - self.decay(name, step))  # pyright: ignore[reportPrivateImportUsage]
+            lerp(list(average.values()), values, 1 - self.decay(name, step))
 
 
 def power_name(width: float) -> str:

@@ -33,10 +33,17 @@ COLOURS = (
     "#bcbd22",
     "#17becf",
 )
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:62em;padding:0 1em;color:#222}
-h1,h2{font-weight:600}figure{display:inline-block;margin:0 1em 1em 0;vertical-align:top}figcaption{color:#555}
-table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top}
-img{max-width:100%;image-rendering:pixelated}svg text{font-size:11px;fill:#555}details{margin:.5em 0}"""
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:62em;padding:0 1em;color:#222}
+h1,h2{font-weight:600}
+figure{display:inline-block;margin:0 1em 1em 0;vertical-align:top}
+figcaption{color:#555}
+table{border-collapse:collapse}
+td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top}
+img{max-width:100%;image-rendering:pixelated}
+svg text{font-size:11px;fill:#555}
+details{margin:.5em 0}
+"""
 Points = list[tuple[float, float]]
 
 
@@ -88,7 +95,10 @@ def chart(title: str, curves: dict[str, Points], logarithmic: bool = False) -> s
     drawn += [f'<text x="2" y="{y}">{10**v if logarithmic else v:.3g}</text>' for v, y in ends]
     drawn += [f'<text x="{EDGE}" y="{HEIGHT - 4}">step {x_low:.0f}</text>']
     drawn += [f'<text x="{WIDTH - 8}" y="{HEIGHT - 4}" text-anchor="end">{x_high:.0f}</text>']
-    frame = f'<rect x="{EDGE}" y="16" width="{WIDTH - EDGE - 8}" height="{HEIGHT - 38}" fill="none" stroke="#ddd"/>'
+    frame = (
+        f'<rect x="{EDGE}" y="16" width="{WIDTH - EDGE - 8}" height="{HEIGHT - 38}" '
+        'fill="none" stroke="#ddd"/>'
+    )
     return (
         f'<figure><svg width="{WIDTH}" height="{HEIGHT}" role="img">{frame}{"".join(drawn)}</svg>'
         f"<figcaption>{html.escape(title)}</figcaption></figure>"
@@ -104,7 +114,10 @@ def table(pairs: Iterable[tuple[str, object]]) -> str:
 
 def picture(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{html.escape(path.stem)}</figcaption></figure>'
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="">'
+        f"<figcaption>{html.escape(path.stem)}</figcaption></figure>"
+    )
 
 
 def chosen(paths: Sequence[Path], most: int = 6) -> list[Path]:
@@ -198,7 +211,8 @@ def report(run: Path) -> str:
             **{k: start[k] for k in ("parameters", "flops", "peak_flops") if k in start},
         }
         parts.append(f"<details><summary>{title}</summary>{table(rest.items())}</details>")
-    head = f"<!doctype html><meta charset=utf-8><title>{html.escape(run.name)}</title><style>{STYLE}</style>"
+    name = html.escape(run.name)
+    head = f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style>"
     return head + "\n".join(parts) + "\n"
 
 

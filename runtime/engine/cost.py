@@ -76,7 +76,7 @@ class CostCurve:
         return low[1] * samples / low[0]
 
     def many(self, samples: NDArray[np.float64], guided: bool) -> NDArray[np.float64]:
-        """Seconds to run a row of so many samples each, in calls of at most the cap."""
+        """Seconds [n] to run a row of samples [n] each, in calls of at most the cap."""
         sizes, seconds = np.array(self.points(guided), np.float64).T
         cap = self.cap(guided)
         full = self.seconds(cap, guided) / cap

@@ -113,7 +113,7 @@ def test_several_half_lives_are_kept_side_by_side() -> None:
 
 
 def test_all_of_them_are_in_the_checkpoint_and_come_back(run: Path) -> None:
-    from trainer.data import dataset as data
+    from trainer.data import sources as data
 
     checkpoint = checkpoints.newest(run / "checkpoints")
     assert checkpoint is not None

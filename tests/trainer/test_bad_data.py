@@ -17,9 +17,9 @@ from PIL import Image
 
 from runtime.errors import RequestError, UnnoiseError
 from trainer.config import Config
-from trainer.data.dataset import load
 from trainer.data.decode import endings
 from trainer.data.labels import label_name, numbered, whole_number
+from trainer.data.sources import load
 from trainer.data.stream import Stream
 from trainer.errors import DataError
 from trainer.fit import fit, main
@@ -532,7 +532,7 @@ def test_links_in_a_tar_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     found = load(config_for(f"wds:{path}"))
     assert isinstance(found, Stream)
     assert len(found) == 5
-    np.testing.assert_array_equal(found.read(4), found.read(0))
+    np.testing.assert_array_equal(found.images.read(4), found.images.read(0))
     assert "links and special files (a.tar/6.png)" in caplog.text
 
 
@@ -540,7 +540,7 @@ def test_links_in_a_tar_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 def test_a_member_whose_name_is_no_text_is_read(tmp_path: Path, name: str) -> None:
     found = load(config_for(f"wds:{tar(tmp_path / 'a.tar', {name: png()})}"))
     assert isinstance(found, Stream)
-    assert found.read(0).shape == (8, 8, 3)
+    assert found.images.read(0).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize(

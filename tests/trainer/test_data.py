@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from trainer.config import Config
-from trainer.data import dataset as data
+from trainer.data import sources as data
 from trainer.data.builtin import EMOJI
-from trainer.data.dataset import load
 from trainer.data.memory import Pictures
+from trainer.data.sources import load
 from trainer.errors import DataError
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trainer.config import Config
-from trainer.data import dataset as data
+from trainer.data import sources as data
 from trainer.fit import fit
 from trainer.runs.log import BUCKET_COLUMNS, Table, read
 from trainer.training.step import Trainer

@@ -10,7 +10,7 @@ from torch import Tensor
 from runtime.errors import RequestError
 from trainer.config import Config
 from trainer.config.presets import PRESETS
-from trainer.data import dataset as data
+from trainer.data import sources as data
 from trainer.networks.cost import cost, make_network, peak_flops
 from trainer.networks.dit import DiT, positions
 from trainer.training.step import Trainer

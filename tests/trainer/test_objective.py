@@ -11,7 +11,7 @@ from scipy import stats
 from runtime.diffusion.program import precondition
 from runtime.diffusion.schedule import make_schedule
 from trainer.config import Config
-from trainer.data import dataset as data
+from trainer.data import sources as data
 from trainer.objectives.denoising import BUCKETS, buckets, draw_knots, loss_weights
 from trainer.training.step import Trainer
 

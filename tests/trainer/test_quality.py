@@ -12,7 +12,7 @@ import torch
 from runtime.errors import RequestError
 from runtime.files import from_json
 from trainer.config import Config
-from trainer.data import dataset as data
+from trainer.data import sources as data
 from trainer.data.memory import Pictures
 from trainer.evaluate import main
 from trainer.fit import fit

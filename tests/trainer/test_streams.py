@@ -15,12 +15,13 @@ from PIL import Image
 
 from runtime.errors import RequestError
 from trainer.config import Config
-from trainer.data import dataset as data
-from trainer.data.dataset import load
+from trainer.data import sources as data
 from trainer.data.decode import UnreadablePicture
+from trainer.data.image_files import Names
 from trainer.data.loader import Batches
 from trainer.data.memory import Pictures
-from trainer.data.stream import Names, Stream
+from trainer.data.sources import load
+from trainer.data.stream import Stream
 from trainer.data.workers import Decoded
 from trainer.errors import DataError
 from trainer.fit import fit
@@ -365,7 +366,7 @@ def test_a_row_without_a_picture_is_a_bad_one(table, tmp_path: Path) -> None:
     found = load(config_for(f"hf:{tmp_path / 'table'}", label_column="kind"))
     assert isinstance(found, Stream)
     with pytest.raises(UnreadablePicture, match="the row has no image"):
-        found.read(4)
+        found.images.read(4)
 
 
 @pytest.mark.parametrize("missing", [None, -1])

@@ -4,200 +4,28 @@ run."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.diffusion.program import PREDICTIONS, Program
-from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
+from runtime.diffusion.program import Program
+from runtime.diffusion.schedule import Schedule, make_schedule
 from runtime.diffusion.solvers import make_program
 from runtime.errors import RequestError, unknown
 
+from .options import Options
 from .validation import checked
 
 
-def option(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
-    """Return a field with its line of help, and the values that it may have. () allows any."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "choices": tuple(choices)})
-
-
-FREE = (
-    "workers",
-    "cache_mb",
-    "keep",
-    "bad_pictures",
-    "quality_batch",
-    "sample_every",
-    "checkpoint_every",
-)
-"""Options that may differ when a run resumes: they do not change what is learned."""
-
-
 @dataclass(frozen=True)
-class Config:
-    """Everything that decides what a run learns.
+class Config(Options):
+    """Everything that decides what a run learns: its `Options`, checked.
 
-    Two runs with equal configs on one machine end with equal weights. Each field is an option of
-    trainer.fit, with its text as help.
+    Two runs with equal configs on one machine end with equal weights.
 
     Raises:
         RequestError: A value has the wrong type, is out of range, or contradicts another.
     """
-
-    # Data.
-    data: str = option(
-        "emoji",
-        "emoji, digits, folder:PATH (a class per subfolder), npz:FILE, hf:NAME_OR_PATH, or "
-        "wds:SHARDS",
-    )
-    name: str = option("", "the run's name, its folder under runs/ (default: the data's name)")
-    split: str = option(
-        "train",
-        "emoji: train leaves out every tenth emoji for later measurements; all takes every one",
-        ("train", "all"),
-    )
-    size: int = option(
-        0,
-        "files: resize the shorter side to this many pixels and crop; 0 asks that all pictures be "
-        "alike",
-    )
-    mode: str = option(
-        "", "files: convert pictures to this mode; empty asks that all be alike", ("", "RGB", "L")
-    )
-    crop: str = option(
-        "centre", "files: where a picture that is no square is cropped", ("centre", "random")
-    )
-    flips: bool = option(False, "mirror half of the pictures, drawn anew every epoch")
-    bad_pictures: str = option(
-        "skip",
-        "files: refuse ends the run at one that cannot be read; skip counts and names it, and "
-        "ends the run at more than 1 %",
-        ("skip", "refuse"),
-    )
-    labels: bool = option(True, "tell the network each picture's class")
-    label_file: str = option(
-        "", "folder: a JSON file that gives each picture's class, instead of subfolders"
-    )
-    image_column: str = option(
-        "", "hf, wds: the column or ending that holds the picture (default: the first that does)"
-    )
-    label_column: str = option(
-        "", "hf, wds: the column or ending that holds the class (default: label or cls, if there)"
-    )
-    in_memory_mb: int = option(
-        64, "files: decoded at the start where all of them take less than this, else streamed"
-    )
-    cache_mb: int = option(512, "files that are streamed: how much of them is kept decoded")
-    workers: int = option(
-        -1, "processes that decode streamed pictures; -1 takes one a core, 8 at most"
-    )
-
-    # The network.
-    network: str = option("unet", "the kind of network", ("unet", "dit"))
-    channels: tuple[int, ...] = option(
-        (32, 64, 128), "unet: width at each resolution, halved each time"
-    )
-    blocks: int = option(1, "unet: residual blocks a resolution")
-    attention: tuple[int, ...] = option(
-        (8,), "unet: picture heights at which the network has attention"
-    )
-    patch: int = option(2, "dit: side of a patch in pixels")
-    width: int = option(384, "dit: channels")
-    depth: int = option(12, "dit: blocks")
-    heads: int = option(6, "dit: heads of attention")
-    dropout: float = option(0.0, "unet: share of activations dropped in each residual block")
-
-    # What is learned.
-    prediction: str = option("v", "what the network learns to answer", PREDICTIONS)
-    schedule: str = option(
-        "cosine", "the variance schedule", tuple(s for s in SCHEDULES if s != "from_betas")
-    )
-    T: int = option(1000, "knots of the schedule")
-    zero_terminal_snr: bool = option(
-        False, "rescale the schedule so that its last knot is pure noise"
-    )
-    weighting: str = option(
-        "uniform", "what each noise level weighs in the loss", ("uniform", "min_snr", "edm")
-    )
-    min_snr_gamma: float = option(
-        5.0, "min_snr: the signal-to-noise ratio beyond which a level weighs no more"
-    )
-    times: str = option(
-        "stratified",
-        "how noise levels are drawn: a stretch of knots for each picture, knots, or "
-        "ln(sigma/alpha) normal",
-        ("stratified", "uniform", "log_normal"),
-    )
-    time_mean: float = option(-1.2, "log_normal: mean of ln(sigma/alpha)")
-    time_std: float = option(1.2, "log_normal: standard deviation of ln(sigma/alpha)")
-
-    # How it is learned.
-    steps: int = option(4200, "optimizer steps in all")
-    batch: int = option(64, "pictures a step, over all processes")
-    accumulate: int = option(1, "parts that a process takes its share of a step in, to save memory")
-    learning_rate: float = option(
-        1e-3, "peak learning rate, after the warm-up and before the decay"
-    )
-    decay: str = option(
-        "cosine",
-        "the learning rate after the warm-up: a half cosine down to 0, or constant",
-        ("cosine", "constant"),
-    )
-    warmup: int = option(200, "steps of linear warm-up")
-    weight_decay: float = option(0.01, "AdamW's weight decay")
-    gradient_clip: float = option(1.0, "largest gradient norm")
-    label_dropout: float = option(
-        0.1, "share of labels replaced by the null label, which guidance needs"
-    )
-    ema_half_life: tuple[int, ...] = option(
-        (10_000,),
-        "half-lives of the weights' moving averages in pictures, shorter at first; the first is "
-        "sampled",
-    )
-    ema_power: tuple[float, ...] = option(
-        (),
-        "relative widths of power-function averages kept as snapshots, such as 0.05,0.1, for "
-        "trainer.average",
-    )
-    snapshot_every: int = option(1000, "steps between those snapshots")
-    start_from: str = option(
-        "", "begin with the averaged weights of this run or bundle in place of random ones"
-    )
-    seed: int = option(0, "all randomness is a function of (seed, step)")
-
-    # Where and how fast: these change last bits at most, and `precision` more.
-    device: str = option("auto", "auto takes cuda where there is one", ("auto", "cpu", "cuda"))
-    precision: str = option(
-        "auto",
-        "auto takes bf16 on a GPU that has it, else fp32; fp16 needs a GPU",
-        ("auto", "fp32", "bf16", "fp16"),
-    )
-    channels_last: bool = option(
-        True, "keep the network's weights and pictures with their channels last"
-    )
-    compile: bool = option(False, "compile the network with torch.compile")
-    checkpointing: bool = option(
-        False, "compute activations again in the backward pass, to save memory"
-    )
-    # What is written on the way.
-    checkpoint_every: int = option(250, "steps between checkpoints")
-    keep: int = option(3, "checkpoints kept, the newest")
-    sample_every: int = option(500, "steps between sample grids; 0 for none")
-    sample_solver: str = option("ddim", "solver of the sample grids")
-    sample_steps: int = option(20, "steps of the sample grids")
-    quality_every: int = option(
-        0,
-        "pictures trained on between grids that are measured for their distance from the data, to "
-        "the step; 0 for none",
-    )
-    quality_samples: int = option(1000, "samples, and pictures, that are compared")
-    quality_batch: int = option(64, "samples made at once for that")
-    features: str = option(
-        "",
-        "a TorchScript file of Inception, uint8 [B, 3, H, W] to features (default: a classifier "
-        "trained on the data)",
-    )
-    log_every: int = option(20, "steps between log rows")
 
     def __post_init__(self) -> None:
         for name, value in checked(self).items():

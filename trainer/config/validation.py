@@ -1,4 +1,4 @@
-"""The checks of a config: types, ranges, and options that contradict each other."""
+"""The checks of options: types, ranges, and options that contradict each other."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from runtime.errors import RequestError, unknown
 from runtime.errors.arguments import integer, number
 
 from ..data.labels import text_fault
-
-if TYPE_CHECKING:  # config imports this module
-    from . import Config
+from .options import Options
 
 KINDS = {
     "emoji": "",
@@ -71,33 +68,34 @@ NUMBERS = {
 Value = str | bool | int | float | tuple[int, ...] | tuple[float, ...]
 
 
-def checked(config: Config) -> dict[str, Value]:
-    """Check a config, and return the options whose values are to be replaced by Python's own.
+def checked(options: Options) -> dict[str, Value]:
+    """Check options, and return those whose values are to be replaced by Python's own.
 
     Raises:
         RequestError: A value has the wrong type, is out of range, or contradicts another.
     """
     values: dict[str, Value] = {}
-    lives = config.ema_half_life
+    lives = options.ema_half_life
     if isinstance(lives, int) and not isinstance(lives, bool):
         # A single half-life may be given as a number.
         values["ema_half_life"] = lives = (lives,)
-    _check_types(config, values)
+    _check_types(options, values)
+    # Ranges come before the checks that combine several options, which rely on them.
     for name, (low, high) in COUNTS.items():
-        values[name] = integer(flag(name), getattr(config, name), low, high)
+        values[name] = integer(flag(name), getattr(options, name), low, high)
     for name, (low, high) in NUMBERS.items():
-        values[name] = number(flag(name), getattr(config, name), low, high)
-    values["attention"] = _checked_network(config)
-    values |= _checked_averages(lives, config.ema_power)
-    default_name = _checked_data(config)
-    values["name"] = _checked_name(config.name or default_name)
+        values[name] = number(flag(name), getattr(options, name), low, high)
+    values["attention"] = _checked_network(options)
+    values |= _checked_averages(lives, options.ema_power)
+    default_name = _checked_data(options)
+    values["name"] = _checked_name(options.name or default_name)
     return values
 
 
-def _check_types(config: Config, values: Mapping[str, Value]) -> None:
+def _check_types(options: Options, values: Mapping[str, Value]) -> None:
     """Check text, booleans, tuples and choices; numbers have their own checks."""
-    for f in dataclasses.fields(config):
-        value = values.get(f.name, getattr(config, f.name))
+    for f in dataclasses.fields(options):
+        value = values.get(f.name, getattr(options, f.name))
         choices = f.metadata["choices"]
         if isinstance(f.default, bool) and not isinstance(value, bool):
             raise RequestError(f"{flag(f.name)} must be True or False, got {ascii(value)[:80]}.")
@@ -111,29 +109,29 @@ def _check_types(config: Config, values: Mapping[str, Value]) -> None:
             raise unknown(f"value for --{flag(f.name)}", value, [c or "''" for c in choices])
 
 
-def _checked_network(config: Config) -> tuple[int, ...]:
+def _checked_network(options: Options) -> tuple[int, ...]:
     """Check the options of networks. Returns `attention`."""
-    for value in config.channels:
+    for value in options.channels:
         if type(value) is not int or value % 8:
-            raise RequestError(f"channels must be multiples of 8, found {config.channels}.")
+            raise RequestError(f"channels must be multiples of 8, found {options.channels}.")
         integer("channels", value, 8, 2**16)
-    if not config.channels:
-        raise RequestError(f"channels must be multiples of 8, found {config.channels}.")
-    if len(config.channels) > MOST_LEVELS:
+    if not options.channels:
+        raise RequestError(f"channels must be multiples of 8, found {options.channels}.")
+    if len(options.channels) > MOST_LEVELS:
         raise RequestError(
-            f"channels must be at most {MOST_LEVELS} numbers, got {len(config.channels)}."
+            f"channels must be at most {MOST_LEVELS} numbers, got {len(options.channels)}."
         )
-    attention = tuple(integer("attention", v, 1, 2**14) for v in config.attention)
+    attention = tuple(integer("attention", v, 1, 2**14) for v in options.attention)
     # Positions take a quarter of the width each for the sine and cosine of row and column.
-    if config.width % (4 * config.heads):
+    if options.width % (4 * options.heads):
         raise RequestError(
-            f"width must be a multiple of 4 times the heads, found {config.width} with "
-            f"{config.heads} heads."
+            f"width must be a multiple of 4 times the heads, found {options.width} with "
+            f"{options.heads} heads."
         )
-    if config.batch % config.accumulate:
+    if options.batch % options.accumulate:
         raise RequestError(
-            f"batch must be a multiple of accumulate, found {config.batch} pictures in "
-            f"{config.accumulate} parts."
+            f"batch must be a multiple of accumulate, found {options.batch} pictures in "
+            f"{options.accumulate} parts."
         )
     return attention
 
@@ -152,12 +150,12 @@ def _checked_averages(lives: tuple[int, ...], powers: tuple[float, ...]) -> dict
     return dict(averages)
 
 
-def _checked_data(config: Config) -> str:
+def _checked_data(options: Options) -> str:
     """Check what --data names. Returns the run's name by default."""
-    kind, colon, place = config.data.partition(":")
+    kind, colon, place = options.data.partition(":")
     if kind not in KINDS or bool(colon) > bool(KINDS[kind]):
         raise unknown(
-            "data", config.data, [f"{k}:PLACE" if what else k for k, what in KINDS.items()]
+            "data", options.data, [f"{k}:PLACE" if what else k for k, what in KINDS.items()]
         )
     if KINDS[kind] and not place.strip(":"):
         raise RequestError(

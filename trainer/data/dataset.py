@@ -1,28 +1,52 @@
-"""What a data set is, and how `--data` becomes one."""
+"""What a data set is, and the batches that are read from one."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..config import Config
 from ..parallel.processes import Processes
-from . import folder as folders
-from .arrays import npz
-from .builtin import digits, emoji
-from .labels import class_name, listed, unused
-from .loader import Reader
-from .memory import Pictures
 from .record import DataRecord
 
-log = logging.getLogger(__name__)
 
-MEGABYTE = 2**20
+@dataclass(frozen=True)
+class Batch:
+    """What a process trains on in one step.
+
+    Attributes:
+        images: [b, C, H, W] uint8.
+        labels: [b] int64.
+        bad: Indices of images that could not be read. Other images take their places.
+        error: Why there is no batch, "" if there is one. A worker cannot raise: DataLoader would
+            turn the message into a page of traceback.
+    """
+
+    images: Tensor
+    labels: Tensor
+    bad: tuple[int, ...] = ()
+    error: str = ""
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory that a GPU copies from. DataLoader calls this."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
+
+class Reader(Protocol):
+    """Reads the batches of one process from one data set."""
+
+    def take(self, step: int) -> Batch:
+        """Return the batch of a step. Steps that follow each other may have been read ahead."""
+        ...
+
+    def close(self) -> None:
+        """Stop what reads ahead."""
+        ...
 
 
 class Dataset(Protocol):
@@ -86,62 +110,3 @@ class Dataset(Protocol):
     def reader(self, config: Config, processes: Processes) -> Reader:
         """Return what reads the training batches of one process."""
         ...
-
-
-def load(config: Config) -> Dataset:
-    """Return the images that `config.data` names.
-
-    Raises:
-        DataError: There are no images, one is not like the others, or a label or a class name is
-            not text that JSON can hold.
-    """
-    found = _load(config)
-    # Without labels no class is checked: folders may then have any names.
-    if not config.labels:
-        return found.unlabelled()
-    for name in found.classes:
-        class_name(name, config.data)
-    if empty := unused(found.classes, found.labels):
-        log.warning("%s: %d classes have no images: %s", config.data, len(empty), listed(empty))
-    return found
-
-
-def _load(config: Config) -> Dataset:
-    kind, _, place = config.data.partition(":")
-    if kind == "digits":
-        return digits()
-    if kind == "emoji":
-        return emoji(config.split)
-    if kind == "npz":
-        return npz(Path(place), config.size, config.mode)
-    # Imported if asked for, because few runs need them.
-    if kind == "hf":
-        from .tables import stream
-
-        return stream(place, config)
-    if kind == "wds":
-        from .shards import stream
-
-        return stream(place, config)
-    return folder(Path(place), config)
-
-
-def folder(path: Path, config: Config) -> Dataset:
-    """Return the images under `path`: a class per subfolder, or by config.label_file.
-
-    They are read now if they take less than config.in_memory_mb when decoded; otherwise, and for
-    random crops, they are streamed.
-
-    Raises:
-        DataError: The folder has no images, they differ in size or mode and config.size and
-            config.mode do not convert them, or more of them cannot be read than
-            config.bad_pictures allows.
-    """
-    listing, decoding, first = folders.folder(path, config)
-    decoded_bytes = len(listing.names) * int(np.prod(first.shape))
-    if config.crop == "random" or decoded_bytes > config.in_memory_mb * MEGABYTE:
-        return folders.stream(config, listing, decoding, first)
-    images, labels, bad = folders.read_all(listing, config, decoding)
-    left_out = f", {bad} unreadable ones left out" if bad else ""
-    note = f"{len(images)} pictures of a local folder{left_out}"
-    return Pictures(path.name, images, labels, listing.classes, "not stated", note)

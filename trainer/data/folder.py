@@ -16,8 +16,9 @@ from runtime.terminal.progress import track
 from ..config import Config
 from ..errors import DataError
 from .decode import Decoding, UnreadablePicture, endings, unlike
+from .image_files import ImageFiles, Names, open_images, stamp_of
 from .labels import class_name, label_name, listed, numbered, printable, text_fault, unused
-from .stream import Files, First, Names, Stream, probe, stamp_of, streamed
+from .stream import Stream
 from .survey import Survey, require_layout, summary, survey
 from .unreadable import refused, too_many, too_many_error, vanished
 
@@ -189,36 +190,33 @@ def _plain(name: str, where: str) -> str:
     return os.path.normpath(name)
 
 
-def folder(path: Path, config: Config) -> tuple[Listing, Decoding, First]:
-    """Return the listing, how its images are decoded, and the first that can be read.
+def folder(path: Path, config: Config) -> tuple[Listing, ImageFiles]:
+    """Return the listing, and the images as they are read.
 
     Raises:
-        DataError: See `listing` and `probe`; or a class name is not text that JSON can hold.
+        DataError: See `listing` and `open_images`; or a class name is not text that JSON can hold.
     """
     found = listing(path, config.label_file)
     if config.labels:
         for name in found.classes:
             class_name(name, f"the folder {printable(str(path))}")
-    decoding = Decoding(config.size, config.mode)
-    return found, decoding, probe(str(path), found.names, found.file, decoding)
+    return found, open_images(config, str(path), found.names, found.file)
 
 
-def stream(config: Config, found: Listing, decoding: Decoding, first: First) -> Stream:
+def stream(config: Config, found: Listing, images: ImageFiles) -> Stream:
     """Return the images of a folder, each to be read when it is needed."""
     path = found.path
     sizes = [os.stat(name).st_size for name in found.names]
     # Relative names: moving the folder does not change the fingerprint.
     relative = (os.path.relpath(name, path) for name in found.names)
-    stamp = stamp_of(relative, sizes, found.labels, decoding, config.crop)
-    files = Files(
+    return Stream(
         name=path.name,
-        names=found.names,
-        fetch=found.file,
+        images=images,
         labels=found.labels,
         classes=found.classes,
+        stamp=stamp_of(relative, sizes, found.labels, images.decoding, config.crop),
         note=f"{len(found.names)} pictures of a local folder",
     )
-    return streamed(config, files, decoding, first, stamp)
 
 
 def read_all(
@@ -230,7 +228,7 @@ def read_all(
         images [N, H, W, C], labels [N], and how many images could not be read.
 
     Raises:
-        DataError: See `trainer.data.dataset.folder`.
+        DataError: See `trainer.data.sources.folder`.
     """
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []

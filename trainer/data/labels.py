@@ -82,7 +82,10 @@ def whole_number(name: str) -> int | None:
 
 
 def numbered(values: Iterable[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Return the class names, sorted (whole numbers by size), and the index of each value."""
+    """Return the class names, sorted, and the index of each value among them, [N].
+
+    Names that are whole numbers come first, by size.
+    """
     listed = list(values)
 
     # Numbers by size and before words, so that "10" follows "9".
@@ -110,7 +113,7 @@ def named(values: Sequence[object], where: Callable[[int], str]) -> list[str]:
 
 
 def unused(classes: Sequence[str], labels: NDArray[np.int64]) -> list[str]:
-    """Return the classes that have no image."""
+    """Return the classes that have no image. labels: [N], indices into `classes`."""
     counts = np.bincount(labels, minlength=len(classes))
     return [name for name, count in zip(classes, counts, strict=True) if not count]
 

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..config import Config
 from ..parallel.processes import Processes
 from ..randomness import CROPS, ORDER
-
-if TYPE_CHECKING:  # the data sets import this module
-    from .dataset import Dataset
+from .dataset import Batch, Dataset
 
 
 @lru_cache(maxsize=2)  # a batch touches two epochs at most, unless it is larger than the data
@@ -71,40 +66,6 @@ class Wanted(Sampler[list[tuple[int, float]]]):
 
     def __len__(self) -> int:
         return max(0, self.config.steps - self.first)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a process trains on in one step.
-
-    Attributes:
-        images: [b, C, H, W] uint8.
-        labels: [b] int64.
-        bad: Indices of images that could not be read. Other images take their places.
-        error: Why there is no batch, "" if there is one. A worker cannot raise: DataLoader would
-            turn the message into a page of traceback.
-    """
-
-    images: Tensor
-    labels: Tensor
-    bad: tuple[int, ...] = ()
-    error: str = ""
-
-    def pin_memory(self) -> Batch:
-        """Return the batch in memory that a GPU copies from. DataLoader calls this."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
-
-
-class Reader(Protocol):
-    """Reads the batches of one process from one data set."""
-
-    def take(self, step: int) -> Batch:
-        """Return the batch of a step. Steps that follow each other may have been read ahead."""
-        ...
-
-    def close(self) -> None:
-        """Stop what reads ahead."""
-        ...
 
 
 class Batches:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..config import Config
 from ..parallel.processes import Processes
-from .loader import Batch, batch_indices, share_of
+from .dataset import Batch
+from .loader import batch_indices, share_of
 from .record import DataRecord
 
 

@@ -25,9 +25,10 @@ from runtime.terminal.progress import track
 from ..config import Config
 from ..errors import DataError
 from ..parallel.processes import lock
-from .decode import Decoding, endings
+from .decode import endings
+from .image_files import Names, open_images, stamp_of
 from .labels import listed, numbered, printable
-from .stream import Files, Names, Stream, probe, stamp_of, streamed
+from .stream import Stream
 from .tar import indexed
 
 log = logging.getLogger(__name__)
@@ -80,19 +81,16 @@ def stream(urls: str, config: Config) -> Stream:
     classes, numbers = numbered(["all" if label is None else label for label in labels])
     where = np.array(places, np.int64)
     listing = Names(names)
-    fetch = _reader(shards, where)
-    decoding = Decoding(config.size, config.mode)
-    files = Files(
+    images = open_images(config, urls, listing, _reader(shards, where))
+    sizes = where[:, 2].tolist()
+    return Stream(
         name=config.name,
-        names=listing,
-        fetch=fetch,
+        images=images,
         labels=numbers,
         classes=classes,
+        stamp=stamp_of(listing, sizes, numbers, images.decoding, config.crop),
         note=f"{len(listing)} pictures of {len(shards)} tar files",
     )
-    first = probe(urls, listing, fetch, decoding)
-    stamp = stamp_of(listing, where[:, 2].tolist(), numbers, decoding, config.crop)
-    return streamed(config, files, decoding, first, stamp)
 
 
 def _reader(shards: list[Path], where: np.ndarray) -> Callable[[int], bytes]:

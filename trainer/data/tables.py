@@ -16,9 +16,10 @@ from runtime.errors import RequestError, unknown
 
 from ..config import Config
 from ..errors import DataError
-from .decode import Decoding, UnreadablePicture
+from .decode import UnreadablePicture
+from .image_files import Names, open_images, stamp_of
 from .labels import listed, named, numbered
-from .stream import Files, Names, Stream, probe, stamp_of, streamed
+from .stream import Stream
 from .unreadable import too_many
 
 log = logging.getLogger(__name__)
@@ -61,21 +62,18 @@ def stream(place: str, config: Config) -> Stream:
 
     _report_missing(place, rows, column)
     names = Names(f"{place} row {i}" for i in range(len(table)))
-    decoding = Decoding(config.size, config.mode)
+    images = open_images(config, place, names, fetch)
     # The fingerprint of `datasets` names a version only for data from the Hub.
     version = table._fingerprint if _hub(place) else ""
-    files = Files(
+    return Stream(
         name=config.name,
-        names=names,
-        fetch=fetch,
+        images=images,
         labels=labels,
         classes=classes,
+        stamp=stamp_of([version], [len(table)], labels, images.decoding, config.crop),
         licence=str(table.info.license or "not stated"),
         note=f"{len(table)} rows of {Path(place).name}",
     )
-    first = probe(place, names, fetch, decoding)
-    stamp = stamp_of([version], [len(table)], labels, decoding, config.crop)
-    return streamed(config, files, decoding, first, stamp)
 
 
 def _report_missing(place: str, rows: Any, column: str) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import DataError
+from .dataset import Dataset
 from .labels import listed, printable, unused
-
-if TYPE_CHECKING:  # the data sets import this module
-    from .dataset import Dataset
 
 
 def refused(name: str, error: Exception) -> DataError:

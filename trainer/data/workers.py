@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from ..config import Config
 from ..errors import DataError
 from ..parallel.processes import Processes
 from ..randomness import WORKERS
+from .dataset import Batch
 from .decode import UnreadablePicture
-from .loader import Batch, Wanted, share_of
-
-if TYPE_CHECKING:  # stream imports this module
-    from .stream import Stream
+from .image_files import ImageFiles
+from .loader import Wanted, share_of
 
 SHARED_MEMORY = "/dev/shm"
 """Where workers put batches for the process that trains."""
@@ -74,13 +73,21 @@ class Decoded:
 
 
 class Reading(torch_data.Dataset[Batch]):
-    """A stream as DataLoader reads it: a batch from what `Wanted` asks for.
+    """Images as DataLoader reads them: a batch from what `Wanted` asks for.
 
     If an image cannot be read, the next one that can be read takes its place.
+
+    Args:
+        files: The images, [N].
+        labels: [N] int64.
+        decoded: What has been decoded, None to decode an image each time.
     """
 
-    def __init__(self, stream: Stream, decoded: Decoded | None) -> None:
-        self.stream = stream
+    def __init__(
+        self, files: ImageFiles, labels: NDArray[np.int64], decoded: Decoded | None
+    ) -> None:
+        self.files = files
+        self.labels = labels
         self.decoded = decoded
 
     def __getitems__(self, wanted: list[tuple[int, float]]) -> Batch:
@@ -94,7 +101,7 @@ class Reading(torch_data.Dataset[Batch]):
         images = np.stack([picture for _, picture in pictures]).transpose(0, 3, 1, 2)
         batch = Batch(
             torch.from_numpy(np.ascontiguousarray(images)),
-            torch.from_numpy(self.stream.labels[indices]),
+            torch.from_numpy(self.labels[indices]),
             tuple(sorted(set(bad))),
         )
         if get_worker_info() is not None:
@@ -108,11 +115,11 @@ class Reading(torch_data.Dataset[Batch]):
 
     def _picture(self, i: int, crop: float, bad: list[int]) -> tuple[int, NDArray[np.uint8]]:
         for k in range(STAND_INS):
-            at = (i + k) % len(self.stream)
+            at = (i + k) % len(self.files)
             if self.decoded is not None and (kept := self.decoded.get(at)) is not None:
                 return at, kept
             try:
-                picture = self.stream.read(at, crop)
+                picture = self.files.read(at, crop)
             except UnreadablePicture:
                 bad.append(at)
                 continue
@@ -120,7 +127,7 @@ class Reading(torch_data.Dataset[Batch]):
                 self.decoded.put(at, picture)
             return at, picture
         raise DataError(
-            f"{self.stream.names[i]} and the {STAND_INS - 1} pictures after it cannot be read."
+            f"{self.files.names[i]} and the {STAND_INS - 1} pictures after it cannot be read."
         )
 
 
@@ -174,18 +181,30 @@ def _worker(_: int) -> None:
 
 
 class StreamReader:
-    """Reads the batches of one process from a stream, ahead of the steps that follow each other."""
+    """Reads the batches of one process from files, ahead of the steps that follow each other.
 
-    def __init__(self, stream: Stream, config: Config, processes: Processes) -> None:
-        self.stream = stream
+    Args:
+        files: The images, [N].
+        labels: [N] int64.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        labels: NDArray[np.int64],
+        config: Config,
+        processes: Processes,
+    ) -> None:
+        self.files = files
+        self.labels = labels
         self.config = config
         self.processes = processes
         self._next = -1
         self._ahead: Iterator[Batch] = iter(())
         # A random crop differs each time, so what was decoded is of no use again.
-        fits = not stream.random_crop and config.cache_mb
+        keeps = not files.random_crop and config.cache_mb > 0
         share_mb = config.cache_mb // processes.count
-        self._decoded = Decoded(len(stream), stream.shape, share_mb) if fits else None
+        self._decoded = Decoded(len(files), files.shape, share_mb) if keeps else None
 
     def take(self, step: int) -> Batch:
         """Return the batch of a step; see `Batches.take`."""
@@ -218,11 +237,11 @@ class StreamReader:
     def _loader(self, first: int) -> DataLoader[Batch]:
         workers = self._workers()
         mine = share_of(self.config, self.processes)
-        image_bytes = int(np.prod(self.stream.shape)) + LABEL_BYTES
+        image_bytes = int(np.prod(self.files.shape)) + LABEL_BYTES
         require_shared_memory(workers, (mine.stop - mine.start) * image_bytes)
         return DataLoader(
-            Reading(self.stream, self._decoded),
-            batch_sampler=Wanted(self.config, len(self.stream), self.processes, first),
+            Reading(self.files, self.labels, self._decoded),
+            batch_sampler=Wanted(self.config, len(self.files), self.processes, first),
             collate_fn=_same,
             worker_init_fn=_worker,
             num_workers=workers,

@@ -50,9 +50,11 @@ class Block(nn.Module):
         self.narrow = nn.Linear(4 * width, width)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """Return the tokens h [B, N, width] after this block. embedding: [B, width]."""
         a1, b1, g1, a2, b2, g2 = (
             self.modulation(embedding).reshape(-1, 1, 6 * self.width).chunk(6, dim=2)
         )
+        # Two residual branches, attention and then the MLP: each has its scale, shift and gate.
         h = h + g1 * self.attend(self._normed(h, a1, b1))
         rows = self._normed(h, a2, b2).reshape(-1, self.width)
         rows = self.narrow(F.gelu(self.wide(rows), approximate="tanh"))

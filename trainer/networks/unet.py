@@ -62,6 +62,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map x [B, inputs, H, W] to [B, outputs, H, W]. embedding: [B, width]."""
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = F.silu(self.norm2(h) * (1 + scale) + shift)
@@ -86,6 +87,7 @@ class Attention(nn.Module):
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + attention(x), [B, channels, H, W]."""
         # Each [B, heads, head, pixels].
         q, k, v = self.qkv(self.norm(x)).reshape(-1, *self.shape).chunk(3, dim=1)
         weight = torch.softmax(q.transpose(2, 3) @ k * self.scale, dim=-1)
@@ -103,6 +105,7 @@ class Level(nn.Module):
         self.attention = nn.Identity() if pixels is None else Attention(outputs, pixels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map x [B, inputs, H, W] to [B, outputs, H, W]. embedding: [B, width]."""
         return self.attention(self.residual(x, embedding))
 
 
@@ -196,6 +199,7 @@ class UNet(nn.Module):
                 return checkpoint(block, h, embedding, use_reentrant=False)
             return block(h, embedding)
 
+        # Every output on the way down is kept for the block of the same size on the way up.
         skips = [h := self.first(x)]
         for i, block in enumerate(self.down):
             skips.append(h := through(block, h))

@@ -117,7 +117,8 @@ class Processes:
         """
         if self.count == 1 or self.sharding or last:
             return nullcontext()
-        return cast("AbstractContextManager[None]", network.no_sync())  # pyright: ignore[reportCallIssue]
+        paused = network.no_sync()  # pyright: ignore[reportCallIssue]
+        return cast("AbstractContextManager[None]", paused)
 
     @contextmanager
     def together(self) -> Iterator[None]:

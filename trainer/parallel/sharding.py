@@ -108,25 +108,25 @@ def hollow(network: nn.Module) -> nn.Module:
 
 
 def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Return whether it is a DTensor.
+    """Return whether a tensor of any shape is a DTensor.
 
-    It is known by a method: importing the class takes long, and is not needed if nothing is split.
+    The check looks for a method, because importing the class takes long.
     """
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return the tensor with the rows of all processes. Every process must call this."""
+    """Return the tensor [n, …] with the rows of all processes. Every process must call this."""
     return tensor.full_tensor() if is_split(tensor) else tensor
 
 
 def own(tensor: Tensor) -> Tensor:
-    """Return the rows that this process holds."""
+    """Return the rows of a tensor [n, …] that this process holds, [m, …] with m ≤ n."""
     return tensor.to_local() if is_split(tensor) else tensor
 
 
 def as_held(tensor: Tensor, of: Tensor) -> Tensor:
-    """Return a whole tensor, which every process has, split as `of` is."""
+    """Return a whole tensor, which every process has, split as `of` is. Both have one shape."""
     if not is_split(of):
         return tensor
     from torch.distributed.tensor import distribute_tensor

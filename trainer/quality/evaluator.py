@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from runtime.errors import RequestError
 
 from ..config import Config
-from ..data.dataset import Dataset, load
+from ..data.dataset import Dataset
+from ..data.sources import load
 from ..errors import CheckpointError
 from ..parallel.processes import join
 from ..randomness import MEASURED

@@ -103,7 +103,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return a safetensors file: the same bytes for the same tensors in any order."""
+    """Return tensors of any shape as a safetensors file.
+
+    The bytes do not depend on the tensors' order or their layout in memory.
+    """
     return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
 
 

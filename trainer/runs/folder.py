@@ -14,7 +14,8 @@ from typing import IO, Any
 
 from runtime.files import from_json, to_json, write_text
 
-from ..config import FREE, Config
+from ..config import Config
+from ..config.options import FREE
 from ..data.dataset import Dataset
 from ..data.labels import printable
 from ..errors import CheckpointError

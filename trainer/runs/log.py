@@ -161,6 +161,7 @@ class Log:
             self._wandb.log(finite, step=int(step))
 
     def picture(self, sheet: np.ndarray, step: int) -> None:
+        """Log a sheet of samples, [H, W, C] uint8."""
         self._events.add_image("samples", sheet, step, dataformats="HWC")
         if self._wandb is not None:
             import wandb  # pyright: ignore[reportMissingImports]

@@ -15,7 +15,7 @@ from runtime.images import save
 from runtime.terminal.progress import Progress, clock
 
 from ..config import Config
-from ..data.dataset import load
+from ..data.sources import load
 from ..data.unreadable import require_few
 from ..networks.cost import cost, peak_flops
 from ..parallel.processes import Processes

@@ -8,7 +8,7 @@ from runtime.files import to_json
 from runtime.terminal.progress import clock
 
 from ..config import Config
-from ..data.dataset import load
+from ..data.sources import load
 from ..networks.cost import Cost, cost
 from ..parallel.processes import join
 from ..quality.evaluator import require_comparable

@@ -46,7 +46,10 @@ def precision_of(config: Config, device: torch.device) -> torch.dtype:
 
 @torch.no_grad()
 def copy_into(held: Mapping[str, Tensor], tensors: Tensors) -> None:
-    """Copy whole tensors into those of the same names, of which this process may hold some rows."""
+    """Copy whole tensors into those of the same name and shape.
+
+    Of a tensor in `held`, this process may have some rows only.
+    """
     for name, tensor in tensors.items():
         held[name].copy_(as_held(tensor, held[name]))
 
