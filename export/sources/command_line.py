@@ -15,7 +15,8 @@ from runtime.options import assignment
 from runtime.terminal.output import say
 
 from .bundle import from_bundle, is_bundle
-from .diffusers import from_diffusers, is_diffusers
+from .diffusers.folder import is_diffusers
+from .diffusers.model import from_diffusers
 from .loading import load_module, load_weights
 from .model import Model, bundle_name
 from .module import from_module

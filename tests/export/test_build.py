@@ -15,6 +15,7 @@ from PIL import Image
 from export import build as building
 from export.build import build, main
 from export.errors import ExportError
+from export.proof import documents
 from export.proof.check import Proof
 from export.proof.plan import QUICK, Bounds, Plan
 from export.proof.report import NONE, PrecisionCheck, Report, StepCheck, Worst
@@ -133,7 +134,7 @@ def test_a_failing_build_leaves_the_bundle_that_was_there(
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(building, "draw", full_disk)
+    monkeypatch.setattr(documents, "draw", full_disk)
     monkeypatch.setattr(building, "check", lambda *_: Proof(Report(Bounds(), Plan(), ())))
     with pytest.raises(OSError, match="No space left"):
         build(from_run(tiny_run, 2.0), bundle_copy)
