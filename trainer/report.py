@@ -28,7 +28,8 @@ from .reporting.grids import grids
 from .reporting.panels import best_row, sections
 from .runs.folder import read_run, read_starts
 
-TEMPLATE = importlib.resources.files("trainer.reporting") / "page.html"
+LARGEST = 1e30
+"""Of the figures of a start."""
 Record = Mapping[str, object]
 """What a JSON file of a run holds: its values may be of any type."""
 
@@ -67,8 +68,7 @@ def report(run: Path) -> str:
     shown = sections(config, log, quality)
     targets = iter(f"chart-{i}" for i in range(sum(len(s.charts) for s in shown)))
     panels = [(s.title, [(next(targets), chart) for chart in s.charts]) for s in shown]
-    template = _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return _template().render(
         name=printable(run.resolve().name),
         data=rest["data_record"],
         shape=" × ".join(map(str, rest["sample_shape"])),
@@ -86,13 +86,14 @@ def report(run: Path) -> str:
     )
 
 
-def _environment() -> jinja2.Environment:
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     # Bokeh reads references in the order that its JSON has them.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    return environment
+    page = importlib.resources.files("trainer.reporting") / "page.html"
+    return environment.from_string(page.read_text(encoding="utf-8"))
 
 
 def _starts(run: Path) -> tuple[list[Record], str]:
@@ -110,29 +111,39 @@ def _cards(
         step = int(log.step[-1])
         images = f"{step * config.batch:,} images"
         cards.append(Card("Steps", f"{step:,} of {config.steps:,}", images))
-        cards.append(Card("Time", clock(_last(log.get("seconds"))), "spent on training steps"))
-        loss = _last(curves.smooth(log.get("loss")))
+    if "seconds" in log.columns:
+        cards.append(Card("Time", clock(_last(log, "seconds")), "spent on training steps"))
+    if "loss" in log.columns:
+        ends = {**log.columns, "loss": curves.smooth(log.get("loss"))}
+        loss = _last(dataclasses.replace(log, columns=ends), "loss")
         cards.append(Card("Loss", f"{loss:.4g}", "at the end, smoothed"))
-        speed = log.get("pictures_per_s")
-        if np.isfinite(speed).any():
-            cards.append(Card("Throughput", f"{np.nanmedian(speed):,.1f}", "images/s, median"))
-        if bad := int(_last(log.get("bad"))):
-            cards.append(Card("Unreadable", f"{bad:,}", "images"))
-    best = best_row(quality)
-    if best is not None:
+    if "pictures_per_s" in log.columns:
+        speed = np.nanmedian(log.get("pictures_per_s"))
+        cards.append(Card("Throughput", f"{speed:,.1f}", "images/s, median"))
+    if "bad" in log.columns and (bad := _last(log, "bad")):
+        cards.append(Card("Unreadable", f"{bad:,.0f}", "images"))
+    if (best := best_row(quality)) is not None:
         value = f"{quality.get('frechet')[best]:.3g}"
         cards.append(Card("Best Fréchet distance", value, f"step {quality.step[best]:,.0f}"))
-    if starts and isinstance(parameters := starts[-1].get("parameters"), int):
-        flops = starts[-1].get("flops")
-        note = f"{flops / 1e9:.3g} GFLOP an image" if isinstance(flops, int | float) else ""
-        cards.append(Card("Parameters", f"{parameters / 1e6:.3g} M", note))
-    return cards
+    return cards + (_network(starts[-1]) if starts else [])
 
 
-def _last(values: curves.Values) -> float:
-    """Return the last finite one of values [n], 0 if there is none."""
-    finite = values[np.isfinite(values)]
-    return float(finite[-1]) if len(finite) else 0.0
+def _last(log: curves.Log, column: str) -> float:
+    """Return the last value of a column that the log has."""
+    values = log.get(column)
+    return float(values[np.isfinite(values)][-1])
+
+
+def _network(start: Record) -> list[Card]:
+    """Return a card on the network of a start, if it says how large it is."""
+    parameters = start.get("parameters")
+    flops = start.get("flops")
+    if not isinstance(parameters, int | float) or not 0 <= parameters < LARGEST:
+        return []
+    note = ""
+    if isinstance(flops, int | float) and 0 <= flops < LARGEST:
+        note = f"{flops / 1e9:.3g} GFLOP an image"
+    return [Card("Parameters", f"{parameters / 1e6:.3g} M", note)]
 
 
 def _options(config: Config) -> list[Option]:

@@ -2,81 +2,52 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from bokeh.core.types import ID
 from bokeh.embed import json_item
 from bokeh.models import (
+    BasicTicker,
     BoxZoomTool,
     ColumnDataSource,
     CrosshairTool,
     DataRange1d,
+    FixedTicker,
     GlyphRenderer,
     HoverTool,
     Legend,
     LegendItem,
     NumeralTickFormatter,
+    PrintfTickFormatter,
     ResetTool,
     Span,
 )
-from bokeh.palettes import plasma
 from bokeh.plotting import figure
 from bokeh.resources import Resources
-from bokeh.themes import Theme
 
 from .curves import Values, kept, smooth
+from .theme import GREY, THEME
 
 COLOURS = ("#2f6fdb", "#d9660b", "#168a52", "#a13fc4")
 """Of a few curves: apart for all kinds of colour vision, on white and inverted on black."""
 MARK = "#c2261b"
-GREY = "#5b6470"
 HEIGHT = 270
 MOST_MARKED = 40
-"""A curve of at most this many points has a dot for each."""
+"""A curve of at most this many points has a dot for each, unless it is smoothed."""
+LEAST = 1e-30
+"""Values up to this have no place on a logarithmic axis: float32 takes them for 0."""
+EVEN = 2.5
+"""If the values on a logarithmic axis differ by less than this factor, its ticks are even."""
+NARROW = 1.2
+WIDE = 3.0
+"""Decades of a logarithmic axis, from which it has fewer labels in each."""
+MOST_DECADES = 7
 INSIDE = 3
 """A chart with more curves than this has its legend at the side."""
-_TEXT = "system-ui, sans-serif"
-THEME = Theme(
-    json={
-        "attrs": {
-            "Plot": {
-                "background_fill_color": None,
-                "border_fill_color": None,
-                "outline_line_color": None,
-                "min_border_right": 12,
-            },
-            "Axis": {
-                "axis_label_text_color": GREY,
-                "axis_label_text_font": _TEXT,
-                "axis_label_text_font_size": "12px",
-                "axis_label_text_font_style": "normal",
-                "axis_line_color": "#aab2bd",
-                "major_label_text_color": GREY,
-                "major_label_text_font": _TEXT,
-                "major_label_text_font_size": "12px",
-                "major_tick_line_color": "#aab2bd",
-                "minor_tick_line_color": None,
-            },
-            "Grid": {"grid_line_color": "#dde1e6"},
-            "Legend": {
-                "background_fill_alpha": 0.7,
-                "border_line_color": None,
-                "label_text_color": GREY,
-                "label_text_font": _TEXT,
-                "label_text_font_size": "12px",
-                "title_text_color": GREY,
-                "title_text_font": _TEXT,
-                "title_text_font_size": "12px",
-                "title_text_font_style": "normal",
-                "spacing": 0,
-                "padding": 4,
-                "glyph_width": 14,
-            },
-        }
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -95,7 +66,8 @@ class Chart:
         smoothed: Whether a smoothed curve is drawn over the values.
         low: Where a linear axis begins; NaN fits the values.
         high: Where it ends.
-        form: The numeral format of ticks and hover values.
+        form: The format of ticks and hover values: printf's if it begins with %, otherwise that of
+            numeral.js.
         limit: The height of a dashed line.
         best: The row that is marked.
     """
@@ -111,14 +83,14 @@ class Chart:
     smoothed: bool = False
     low: float = math.nan
     high: float = math.nan
-    form: str = "0.[000]"
+    form: str = "%.4g"
     limit: float | None = None
     best: int | None = None
 
     def drawn(self) -> dict[str, Values]:
         """Return the lines that have a point, [n] by label, NaN where there is none."""
         lines = {
-            label: np.where(values > 0, values, math.nan) if self.logarithmic else values
+            label: np.where(values > LEAST, values, math.nan) if self.logarithmic else values
             for label, values in self.lines.items()
         }
         return {label: values for label, values in lines.items() if np.isfinite(values).any()}
@@ -141,13 +113,12 @@ def library() -> str:
 
 def item(chart: Chart, target: str) -> Mapping[str, object]:
     """Return what `Bokeh.embed.embed_item` draws in the page's element `target`."""
-    return {**json_item(_plot(chart), target, THEME)}
+    return {**json_item(_plot(chart), ID(target), THEME)}
 
 
 def _curves(chart: Chart) -> list[_Curve]:
     lines = chart.drawn()
-    # Noise levels are ordered, and so are the colours of a map; the yellow end is hard to see.
-    colours = COLOURS if len(lines) <= len(COLOURS) else plasma(len(lines) + 2)
+    colours = COLOURS if len(lines) <= len(COLOURS) else _rainbow(len(lines))
     curves = []
     for (label, values), colour in zip(lines.items(), colours, strict=False):
         if not chart.smoothed:
@@ -159,6 +130,30 @@ def _curves(chart: Chart) -> list[_Curve]:
             smoothed = smooth(values)
         curves.append(_Curve(label, colour, values, smoothed))
     return curves
+
+
+def _rainbow(count: int) -> list[str]:
+    """Return colours from teal over purple to red: all dark on white, and light once inverted."""
+    hues = [(0.5 + 0.55 * i / (count - 1)) % 1 for i in range(count)]
+    made = [colorsys.hls_to_rgb(hue, 0.46, 0.75) for hue in hues]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in made]
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return ticks of a logarithmic axis, which Bokeh alone would set at powers of 10 only.
+
+    Args:
+        low: The least value, above 0.
+        high: The greatest.
+    """
+    span = math.log10(high) - math.log10(low)
+    mantissas: tuple[float, ...] = (1,)
+    if span < WIDE:
+        mantissas = (1, 1.5, 2, 3, 4, 5, 7) if span < NARROW else (1, 2, 5)
+    first = math.floor(math.log10(low))
+    last = math.ceil(math.log10(high))
+    decades = range(first, last + 1, max(1, round(span / MOST_DECADES)))
+    return [float(f"{mantissa}e{k}") for k in decades for mantissa in mantissas]
 
 
 def _plot(chart: Chart) -> figure:
@@ -173,8 +168,17 @@ def _plot(chart: Chart) -> figure:
         y_range=DataRange1d(start=chart.low, end=chart.high),
     )
     plot.xaxis.formatter = NumeralTickFormatter(format="0.[0]a" if chart.by_images else "0,0")
-    plot.xaxis.ticker.desired_num_ticks = 5
-    plot.yaxis.formatter = NumeralTickFormatter(format=chart.form)
+    plot.xaxis.ticker = BasicTicker(desired_num_ticks=5)
+    numeral = not chart.form.startswith("%")
+    plot.yaxis.formatter = (NumeralTickFormatter if numeral else PrintfTickFormatter)(
+        format=chart.form
+    )
+    if chart.logarithmic:
+        every = np.concatenate([curve.values for curve in curves])
+        low, high = float(np.nanmin(every)), float(np.nanmax(every))
+        # Over a small range Bokeh sets good ticks, at equal distances.
+        if high > EVEN * low:
+            plot.yaxis.ticker = FixedTicker(ticks=ticks(low, high))
     items = [LegendItem(label=c.label, renderers=_draw(plot, chart, c)) for c in curves]
     if chart.limit is not None:
         plot.add_layout(Span(location=chart.limit, line_dash="dashed", line_color=GREY))
@@ -182,8 +186,12 @@ def _plot(chart: Chart) -> figure:
         _mark(plot, chart, curves, chart.best)
     if len(curves) > 1:
         aside = len(curves) > INSIDE
-        legend = Legend(items=items, orientation="vertical" if aside else "horizontal")
-        legend.click_policy = "hide"
+        legend = Legend(
+            items=items,
+            click_policy="hide",
+            orientation="vertical" if aside else "horizontal",
+            spacing=0 if aside else 14,
+        )
         plot.add_layout(legend, "right" if aside else "above")
     _add_tools(plot, chart, curves)
     return plot
@@ -195,21 +203,22 @@ def _across(chart: Chart) -> Values:
 
 def _draw(plot: figure, chart: Chart, curve: _Curve) -> list[GlyphRenderer]:
     """Add a curve to the plot, and return what it is made of."""
-    rows = kept(curve.values, curve.smoothed)
+    rows = kept(curve.values)
     rows = rows[np.isfinite(curve.values[rows])]
+    raw = curve.values[rows]
     # Seven digits are enough for a curve, and half the size.
-    columns = {"raw": curve.values[rows].astype(np.float32)}
-    if chart.smoothed:
-        columns["smooth"] = curve.smoothed[rows].astype(np.float32)
+    columns = {"y": (curve.smoothed[rows] if chart.smoothed else raw).astype(np.float32)}
+    # Beside many others the values themselves would be a thicket.
+    both = chart.smoothed and len(chart.lines) <= INSIDE
+    if both:
+        columns["raw"] = raw.astype(np.float32)
     source = ColumnDataSource({"x": _across(chart)[rows], **columns})
     made = []
-    # Beside others the values themselves would be a thicket.
-    if chart.smoothed and len(chart.lines) <= INSIDE:
+    if both:
         made.append(plot.line("x", "raw", source=source, color=curve.colour, alpha=0.3))
-    line = "smooth" if chart.smoothed else "raw"
-    made.append(plot.line("x", line, source=source, color=curve.colour, width=2))
-    if len(rows) <= MOST_MARKED:
-        made.append(plot.scatter("x", "raw", source=source, color=curve.colour, size=5))
+    made.append(plot.line("x", "y", source=source, color=curve.colour, line_width=2))
+    if len(rows) <= (1 if chart.smoothed else MOST_MARKED):
+        made.append(plot.scatter("x", "y", source=source, color=curve.colour, size=5))
     return made
 
 
@@ -223,24 +232,31 @@ def _mark(plot: figure, chart: Chart, curves: Sequence[_Curve], row: int) -> Non
 
 def _add_tools(plot: figure, chart: Chart, curves: Sequence[_Curve]) -> None:
     """Let the plot show the values under the pointer, and zoom when asked to."""
-    rows = kept(curves[0].values, curves[0].smoothed)
-    columns = {f"y{i}": c.smoothed[rows].astype(np.float32) for i, c in enumerate(curves)}
+    rows = kept(curves[0].values)
     position = {"x": _across(chart)[rows], "step": chart.step[rows], "images": chart.images[rows]}
+    shown = {c.label: c.values for c in curves}
+    if chart.smoothed and len(curves) > INSIDE:
+        shown = {c.label: c.smoothed for c in curves}
+    elif chart.smoothed:
+        shown |= {f"{c.label}, smoothed": c.smoothed for c in curves}
+    columns = {f"y{i}": values[rows].astype(np.float32) for i, values in enumerate(shown.values())}
     # One invisible line carries the values of all, so that there is one tooltip and not ten.
     unseen = plot.line(
         "x", "y0", source=ColumnDataSource({**position, **columns}), alpha=0, level="underlay"
     )
-    form = f"{{{chart.form}}}"
-    shown = [(c.label, f"@y{i}{form}") for i, c in enumerate(curves)]
+    kind = "printf" if chart.form.startswith("%") else "numeral"
+    values = [(label, f"@y{i}{{{chart.form}}}") for i, label in enumerate(shown)]
     hover = HoverTool(
         renderers=[unseen],
-        tooltips=[("step", "@step{0,0}"), ("images", "@images{0,0}"), *shown],
+        tooltips=[("step", "@step{0,0}"), ("images", "@images{0,0}"), *values],
+        formatters={f"@{column}": kind for column in columns},
         mode="vline",
         line_policy="nearest",
         limit=1,
+        visible=False,
     )
-    plot.add_tools(hover, CrosshairTool(dimensions="height", line_color=GREY, line_alpha=0.4))
-    plot.add_tools(BoxZoomTool(dimensions="width"), ResetTool())
+    cross = CrosshairTool(dimensions="height", line_color=GREY, line_alpha=0.4, visible=False)
+    plot.add_tools(hover, cross, BoxZoomTool(dimensions="width"), ResetTool())
     # An active drag or wheel would keep a phone from scrolling over the chart.
     plot.toolbar.active_drag = None
     plot.toolbar.logo = None

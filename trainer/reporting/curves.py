@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 """[n], NaN for a row without a value."""
-MOST_POINTS = 1500
+MOST_POINTS = 1000
 """Points of a curve on the page: more than a screen has pixels for."""
 SMOOTH_SHARE = 60
 """The standard deviation of the smoothing is this fraction of the rows, …"""
 LEAST_SMOOTH = 1.5
 """… and at least this many rows."""
+NO_WEIGHT = 1e-9
+"""Of the sum of weights around a row; rounding makes as much of 0."""
+LAST_STEP = 10**15
+LARGEST = 1e30
+"""Beyond this, squares and float32 overflow."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,18 @@ def read(path: Path) -> Log:
 def _log(rows: list[dict[str, str]], fault: str, name: str) -> Log:
     step = np.array([_number(row.get("step", "")) for row in rows], np.float64)
     # Sorted, because a curve that runs backwards cannot be read.
+    step[(step < 0) | (step > LAST_STEP)] = math.nan
     order = np.argsort(step, kind="stable")[: np.isfinite(step).sum()]
     columns = {}
     bad = [] if fault or len(order) == len(rows) else ["step"]
     for column in rows[0] if rows else ():
+        # Fields beyond the last column have the name None.
+        if not isinstance(column, str):
+            continue
         texts = [rows[i].get(column, "") for i in order]
         values = np.array([_number(text) for text in texts], np.float64)
         if not all(map(_is_number, texts)):
-            bad.append(str(column))
+            bad.append(column)
         if column != "step" and np.isfinite(values).any():
             columns[column] = values
     if bad:
@@ -80,12 +89,12 @@ def _log(rows: list[dict[str, str]], fault: str, name: str) -> Log:
 
 
 def _number(text: object) -> float:
-    """Return the finite number that a field holds, NaN if it holds none."""
+    """Return the number that a field holds, NaN if it holds none or one that cannot be drawn."""
     try:
         value = float(str(text))
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
+    return value if abs(value) <= LARGEST else math.nan
 
 
 def _is_number(text: object) -> bool:
@@ -107,25 +116,27 @@ def smooth(values: Values) -> Values:
     reach = min(math.ceil(3 * width), (len(values) - 1) // 2)
     window = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
     there = np.isfinite(values)
-    weights = np.convolve(there, window, "same")
-    # Where no neighbour has a value, 0/0 is the NaN that is wanted.
-    with np.errstate(invalid="ignore"):
-        return np.convolve(np.where(there, values, 0), window, "same") / weights
+    size = len(values) + 2 * reach
+
+    def around(x: Values) -> Values:
+        # A log of a long run has tens of thousands of rows, too many to convolve one by one.
+        product = np.fft.rfft(x, size) * np.fft.rfft(window, size)
+        return np.fft.irfft(product, size)[reach : reach + len(values)]
+
+    weights = around(there.astype(np.float64))
+    sums = around(np.where(there, values, 0))
+    return np.divide(sums, weights, out=np.full(len(values), math.nan), where=weights > NO_WEIGHT)
 
 
-def kept(values: Values, smoothed: Values, most: int = MOST_POINTS) -> NDArray[np.int64]:
-    """Return the rows that a curve shows, at most `most`, ascending.
-
-    Args:
-        values: [n].
-        smoothed: [n], the same smoothed.
-        most: At least 1.
-    """
+def kept(values: Values, most: int = MOST_POINTS) -> NDArray[np.int64]:
+    """Return the rows that a curve of values [n] shows, at most `most` (at least 2), ascending."""
     n = len(values)
     if n <= most:
         return np.arange(n)
-    # Of each stretch the row that departs most from the smoothed curve, so that no spike is lost.
-    away = np.nan_to_num(np.abs(values - smoothed), nan=-1.0)
-    edges = np.linspace(0, n, most + 1).astype(int)
-    pairs = itertools.pairwise(edges.tolist())
-    return np.array([a + int(np.argmax(away[a:b])) for a, b in pairs])
+    # Of each stretch the least and the greatest value, so that no spike is lost.
+    low = np.nan_to_num(values, nan=math.inf)
+    high = np.nan_to_num(values, nan=-math.inf)
+    rows: set[int] = set()
+    for a, b in itertools.pairwise(np.linspace(0, n, most // 2 + 1).astype(int).tolist()):
+        rows |= {a + int(np.argmin(low[a:b])), a + int(np.argmax(high[a:b]))}
+    return np.array(sorted(rows))

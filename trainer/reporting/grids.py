@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 T = TypeVar("T")
 NAME = re.compile(r"step-(\d{1,15})\.png")
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MOST = 40
 """Grids on a page."""
-MOST_BYTES = 1_000_000
+MOST_BYTES = 400_000
 """Bytes of all grids on a page, unless two alone are larger."""
+MOST_PIXELS = 50_000_000
+MOST_ENLARGED = 64
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+"""What Pillow raises for a damaged PNG."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +43,12 @@ class Grid:
 def grids(folder: Path) -> list[Grid]:
     """Return grids of a run's folder `samples`, evenly spaced in time. Other files are skipped."""
     paths = [path for path in sorted(folder.glob("step-*.png")) if NAME.fullmatch(path.name)]
-    files = [(path, data) for path in paths if (data := _png(path))]
+    files = [(path, data) for path in chosen(paths, MOST) if (data := _small(path))]
     return [
-        Grid(int(path.stem.partition("-")[2]), f"data:image/png;base64,{_text(data)}")
+        Grid(
+            int(path.stem.partition("-")[2]),
+            f"data:image/png;base64,{base64.b64encode(data).decode()}",
+        )
         for path, data in _fitting(files)
     ]
 
@@ -52,14 +69,36 @@ def _fitting(files: Sequence[tuple[Path, bytes]]) -> list[tuple[Path, bytes]]:
         most -= 1
 
 
-def _png(path: Path) -> bytes:
-    """Return the file, b"" if it is no PNG or cannot be read."""
+def _small(path: Path) -> bytes:
+    """Return the image as a PNG without its enlargement, b"" if it cannot be read.
+
+    Grids are stored enlarged, each pixel as a square; the browser can do this itself.
+    """
     try:
-        data = path.read_bytes()
-    except OSError:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.width * image.height > MOST_PIXELS:
+                return b""
+            pixels = np.asarray(image.convert("RGB" if image.mode != "L" else "L"))
+    except UNREADABLE:
         return b""
-    return data if data.startswith(SIGNATURE) else b""
+    made = io.BytesIO()
+    Image.fromarray(reduced(pixels)).save(made, "PNG")
+    return made.getvalue()
 
 
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def reduced(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Undo the enlargement of an image of whole squares of one colour.
+
+    Args:
+        pixels: [k·H, k·W] or [k·H, k·W, C].
+
+    Returns:
+        [H, W] or [H, W, C] for the greatest such k.
+    """
+    for k in range(MOST_ENLARGED, 1, -1):
+        if pixels.shape[0] % k or pixels.shape[1] % k:
+            continue
+        small = pixels[::k, ::k]
+        if np.array_equal(small.repeat(k, 0).repeat(k, 1), pixels):
+            return small
+    return pixels

@@ -13,6 +13,9 @@ from ..runs.log import BUCKET_COLUMNS, COLUMNS, QUALITY_COLUMNS
 from .charts import Chart
 from .curves import Log, Values
 
+MOST_UNKNOWN = 12
+"""Columns of a log that are shown though this version does not know them."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -55,7 +58,7 @@ def _quality(config: Config, log: Log) -> tuple[Chart, ...]:
     share = chart("Precision and recall", "share", shares, f"{both}{star}")
     kernel = chart("Kernel distance", "distance", {"kernel": log.get("kernel")}, "")
     return (
-        replace(distance, low=0.0),
+        replace(distance, logarithmic=True),
         replace(share, low=0.0, high=1.0, form="0.00"),
         replace(kernel, note="Squared maximum mean discrepancy; it may fall below 0."),
     )
@@ -76,16 +79,16 @@ def _learning(config: Config, log: Log) -> tuple[Chart, ...]:
     rate = chart("Learning rate", "learning rate", {"rate": log.get("learning_rate")})
     note = f"Tenths of the schedule: 1 is the least noisy, {BUCKETS} nearly pure noise. Smoothed."
     return (
-        replace(loss, logarithmic=True, smoothed=True, form="0.[0000]"),
-        replace(levels, logarithmic=True, smoothed=True, form="0.[0000]", note=note),
+        replace(loss, logarithmic=True, smoothed=True),
+        replace(levels, logarithmic=True, smoothed=True, note=note),
         replace(
             gradient,
             logarithmic=True,
             smoothed=True,
             limit=config.gradient_clip,
-            note="Gradients above the dashed line are clipped to it.",
+            note=f"Gradients above {config.gradient_clip:g} are clipped to it (dashed).",
         ),
-        replace(rate, low=0.0, form="0.[000000]"),
+        replace(rate, low=0.0),
     )
 
 
@@ -97,11 +100,12 @@ def _speed(config: Config, log: Log) -> tuple[Chart, ...]:
 
     peak = "Of the arithmetic that this machine was measured to do."
     percent = "0.[0]%"
+    unread = chart("Unreadable images", "images", "bad")
     return (
         replace(chart("Throughput", "images per second", "pictures_per_s"), form="0,0.[0]"),
         replace(chart("Use of the machine", "share of peak", "of_peak", peak), form=percent),
         replace(chart("Waiting for data", "share of time", "waiting"), form=percent),
-        replace(chart("Unreadable images", "images", "bad"), smoothed=False),
+        *((replace(unread, smoothed=False),) if log.get("bad").any() else ()),
     )
 
 
@@ -118,7 +122,7 @@ def _others(config: Config, log: Log, quality: Log) -> tuple[Chart, ...]:
 
 def _unknown(log: Log) -> list[str]:
     known = {*COLUMNS, *QUALITY_COLUMNS}
-    return [name for name in log.columns if name not in known]
+    return [name for name in log.columns if name not in known][:MOST_UNKNOWN]
 
 
 def _plain(name: str) -> str:
