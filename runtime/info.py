@@ -268,7 +268,7 @@ def info(given: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("runtime.info"), description=__doc__)
     add = parser.add_argument
-    what = "a bundle's folder [none: the machine alone]"
+    what = "a bundle's folder or a shipped bundle's name [none: the machine alone]"
     add("bundle", nargs="?", type=Path, metavar="BUNDLE", help=what)
     add("--json", action="store_true", help="print JSON, for programs")
     return parser

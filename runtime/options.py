@@ -35,7 +35,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "bundle",
         type=Path,
         metavar="BUNDLE",
-        help="a bundle's folder, made by python -m export.build",
+        help="a bundle's folder, made by python -m export.build; or a shipped bundle: emoji32",
     )
     add("--seed", type=int, default=0, help="seed of the first; the next ones follow [0]")
     add("--steps", type=int, help="grid intervals [the bundle's]")

@@ -85,10 +85,11 @@ class Sampler(Editing):
         threads: int | None = None,
         max_batch: int = 16,
     ) -> Sampler:
-        """Open the bundle in a folder.
+        """Open a bundle.
 
         Args:
-            path: The folder, made by `python -m export.build`.
+            path: The folder, made by `python -m export.build`; or a shipped bundle's name, such as
+                "emoji32".
             backend: The inference library, see `runtime.backends.registry.BACKENDS`; "auto" is
                 onnxruntime.
             precision: One that the bundle holds; "auto" is fp32.

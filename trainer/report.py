@@ -66,6 +66,7 @@ def report(run: Path) -> str:
     quality = curves.read(run / "quality.csv")
     starts, fault = _starts(run)
     shown = sections(config, log, quality)
+    # Each chart is drawn into the element of this id.
     targets = iter(f"chart-{i}" for i in range(sum(len(s.charts) for s in shown)))
     panels = [(s.title, [(next(targets), chart) for chart in s.charts]) for s in shown]
     return _template().render(
@@ -82,6 +83,7 @@ def report(run: Path) -> str:
         options=_options(config),
         starts=[(start, _machine(start)) for start in starts],
         library=library(),
+        # Scripts without it do not run, even if a name in a log got into the page as one.
         nonce=secrets.token_urlsafe(16),
     )
 

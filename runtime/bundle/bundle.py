@@ -16,10 +16,11 @@ from pathlib import Path
 from ..errors import BundleError, RequestError
 from ..errors.arguments import path_of
 from ..errors.keywords import named
-from ..errors.messages import shown, shown_path
+from ..errors.messages import shown
 from ..files import from_json, to_json
 from .format import MANIFEST, STEP
 from .manifest import File, Manifest, Report, read_manifest
+from .shipped import bundle_folder
 from .spec import ModelSpec
 
 _AGAIN = "Fetch or export the bundle again."
@@ -48,18 +49,16 @@ class Bundle(ModelSpec):
     def load(cls, path: str | Path) -> Bundle:
         """Read and check the bundle.json of a folder. Other files are checked when they are read.
 
+        Args:
+            path: The folder, or the name of a shipped bundle, such as "emoji32".
+
         Raises:
             RequestError: `path` is no path.
             BundleError: There is no folder, no bundle.json or no JSON in it, its format is newer,
                 or fields are missing or invalid. The message names every fault.
         """
-        path = path_of("path", path)
+        path = bundle_folder(path_of("path", path))
         manifest = path / MANIFEST
-        if not _is_folder(path):
-            raise BundleError(
-                f"{shown_path(path)} is not a folder. "
-                f"A bundle is a folder with a {MANIFEST}, made by python -m export.build."
-            )
         try:
             value = from_json(manifest.read_bytes())
         except FileNotFoundError:
@@ -157,13 +156,6 @@ class Bundle(ModelSpec):
                 f"damaged. {_AGAIN}"
             )
         return data
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # the name is too long, or a folder above it may not be read
-        return False
 
 
 def _restored(path: str, text: str) -> Bundle:

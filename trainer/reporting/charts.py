@@ -224,6 +224,7 @@ def _draw(plot: figure, chart: Chart, curve: _Curve) -> list[GlyphRenderer]:
 
 def _mark(plot: figure, chart: Chart, curves: Sequence[_Curve], row: int) -> None:
     """Mark a row by a line down the plot and a star on each curve."""
+    # A span has no part in the ranges of the axes, which the curves alone decide.
     x = float(_across(chart)[row])
     plot.add_layout(Span(location=x, dimension="height", line_dash="dotted", line_color=MARK))
     heights = [float(curve.values[row]) for curve in curves]

@@ -47,11 +47,16 @@ def _quality(config: Config, log: Log) -> tuple[Chart, ...]:
     best = best_row(log)
 
     def chart(title: str, unit: str, lines: dict[str, Values], note: str) -> Chart:
+        # quality.csv has no column of images, and every step takes a whole batch.
         images = log.step * config.batch
         return Chart(title, unit, log.step, images, lines, note, by_images=True, best=best)
 
     of = f"{config.quality_samples:,} samples compared with as many images."
-    star = "" if best is None else f" ★ marks the best, step {log.step[best]:,.0f}."
+    star = (
+        ""
+        if best is None
+        else f" ★ marks the smallest Fréchet distance, step {log.step[best]:,.0f}."
+    )
     distance = chart("Fréchet distance", "distance", {"Fréchet": log.get("frechet")}, of + star)
     shares = {"precision": log.get("precision"), "recall": log.get("recall")}
     both = "Precision: samples near an image. Recall: images near a sample."
@@ -105,6 +110,7 @@ def _speed(config: Config, log: Log) -> tuple[Chart, ...]:
         replace(chart("Throughput", "images per second", "pictures_per_s"), form="0,0.[0]"),
         replace(chart("Use of the machine", "share of peak", "of_peak", peak), form=percent),
         replace(chart("Waiting for data", "share of time", "waiting"), form=percent),
+        # Almost every run reads all of its images, and needs no chart to say so.
         *((replace(unread, smoothed=False),) if log.get("bad").any() else ()),
     )
 
