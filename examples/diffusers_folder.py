@@ -12,7 +12,7 @@ from PIL import Image
 
 from export.build import build
 from export.proof.plan import QUICK
-from export.sources.diffusers import from_diffusers
+from export.sources.diffusers.model import from_diffusers
 from runtime import Sampler
 
 
