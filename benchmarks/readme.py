@@ -16,23 +16,31 @@ from figures import fill, markdown
 EAGER = "diffusers, eager"
 COLUMNS: Mapping[str, Callable[[str], bool]] = {
     EAGER: lambda name: name == EAGER,
-    "diffusers, best fp32": lambda name: name.startswith("diffusers") and "bf16" not in name,
-    "unnoise fp32": lambda name: name.startswith("unnoise") and "fp32" in name,
-    "unnoise int8": lambda name: name.startswith("unnoise") and "int8" in name,
+    "diffusers, fastest of eager, channels_last, compiled": lambda name: (
+        name.startswith("diffusers") and "bf16" not in name
+    ),
+    "unnoise fp32, faster backend": lambda name: name.startswith("unnoise") and "fp32" in name,
+    "unnoise int8, OpenVINO": lambda name: name.startswith("unnoise, openvino int8"),
 }
 """The README's columns, and the rows of docs/benchmarks.md of which each takes the fastest."""
+NETWORKS = {
+    "emoji32": "emoji32 (2.9 M parameters)",
+    "CIFAR-shaped": "DDPM's CIFAR-10 size (35.7 M, random weights)",
+    "64×64": "64×64 pixels (15.3 M, random weights)",
+}
+"""The README's words for the networks of docs/benchmarks.md."""
 CONDITIONS = """\
-Milliseconds per image at batch 1 / batch 16, DDIM without guidance; in brackets, how many times
-faster than eager diffusers. The fp32 columns agree to an RMS of 6e-06, and int8 differs by 0.02 to
-0.04, in samples of -1 to 1. Measured on {machine}.
-Quartiles, bf16, torch.compile and processors with AMX: [benchmarks](docs/benchmarks.md)."""
+Milliseconds per image at batch 1 / batch 16; in brackets, eager's time divided by this one. DDIM
+without guidance, the same weights in a row, one thread per core. fp32 images agree to an RMS of
+6e-06; int8 differs by 0.02 to 0.04. Measured on {machine}.
+Quartiles, bf16, processors with matrix units (AMX): [benchmarks](docs/benchmarks.md)."""
 
 
 def speed(page: str) -> str:
     """Return the README's table, a row per network, from the text of docs/benchmarks.md."""
     block = page.split("<!-- same-work -->")[1].split("<!-- /same-work -->")[0]
     tables = re.findall(r"(.+), DDIM, (\d+) steps:\n\n((?:\|.+\n)+)", block)
-    rows = [_row(f"{name}, {steps} steps", table) for name, steps, table in tables]
+    rows = [_row(f"{NETWORKS[name]}, {steps} steps", table) for name, steps, table in tables]
     machine = re.search(r"same_work.py` on ([^;]+);", block)
     conditions = CONDITIONS.format(machine=machine[1] if machine else "an unknown machine")
     return f"{markdown(['', *COLUMNS], rows)}\n\n{conditions}"

@@ -190,7 +190,9 @@ def passages(path: Path) -> Iterator[Passage]:
 def pages() -> list[Path]:
     """The README and the pages for users."""
     top = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
-    return [*top, ROOT / "bundles" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    guides = [ROOT / "bundles" / "README.md", ROOT / "examples" / "README.md"]
+    docs = ROOT / "docs"
+    return [*top, *guides, *sorted(docs.glob("*.md")), *sorted((docs / "learn").glob("*.md"))]
 
 
 def _paragraphs(docstring: str) -> list[str]:

@@ -22,8 +22,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 MADE_BY_CI = {"make demo", "make test", "make lint"}
 """These make environments of their own; .ci/run runs them."""
 SET_UP = {
-    "pip install 'unnoise[cpu]'",
-    "git clone REPOSITORY-URL unnoise && cd unnoise",
+    "pip install '.[cpu]'",
     ". .venv/bin/activate",
 }
 IN_TURN = (

@@ -34,7 +34,7 @@ def from_bundle(folder: Path) -> Model:
     """
     bundle = Bundle.load(folder)
     record = bundle.provenance.get("config")
-    if record is None or "data" not in bundle.provenance:
+    if not isinstance(record, dict) or "data" not in bundle.provenance:
         raise ExportError(
             f"{folder} did not come from a run of trainer.fit, so its network cannot be built "
             "again. Export it from its own source, a diffusers folder or --module."

@@ -10,11 +10,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from runtime.bundle.sampling import SolverOptions
 from runtime.bundle.spec import Defaults
 from runtime.diffusion.program import PREDICTIONS
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
@@ -225,6 +226,5 @@ def _check_settings(model: Model) -> None:
                 f"options must be the solver's own, got {key!r}. Pass {key} as an argument."
             )
     # The program proves itself when it is made, and names the setting that does not fit.
-    make_program(
-        schedule, prediction, solver, defaults.steps, grid, clip=model.clip, **defaults.options
-    )
+    options = cast(SolverOptions, dict(defaults.options))
+    make_program(schedule, prediction, solver, defaults.steps, grid, clip=model.clip, **options)
