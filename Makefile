@@ -1,11 +1,11 @@
-# make demo: train, export, sample, in five minutes.   make test: every test but the slow ones; make test-all: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.
+# make demo: train, export, sample, in five minutes.   make test: every test but the slow ones; make test-all: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.   make docs: the site, in out/site.
 # make bench: the benchmarks in a quarter of an hour (the first time in half), into docs/ and README.md; in full, an hour and a half: make bench QUICK=
 VENV ?= .venv
 PYTHON ?= python3
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PY = $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-all test-gpu lint bench clean
+.PHONY: demo test test-slow test-all test-gpu lint docs bench clean
 
 $(VENV)/.export: pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
@@ -31,7 +31,7 @@ demo:
 	$(call timed,sample the digits,$(PY) -m runtime.sample out/digits --n 80 $(foreach d,0 1 2 3 4 5 6 7 8 9,--label $(d)) --columns 10 --width 640 --out out/digits.png)
 	$(call timed,sample the shipped emoji,$(PY) -m runtime.sample bundles/emoji32 --n 54 $(foreach l,0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17,--label $(l)) --columns 9 --width 640 --out out/emoji.png)
 	@printf '\nhow long each part took:\n' && cat out/times.txt
-	@printf '\nlook at:\n  out/digits.png          ten columns, the digits 0 to 9 in order\n  out/emoji.png           a column a category, the rows in turn in the two styles\n  out/digits/report.png   what the export was held against\n'
+	@printf '\nlook at:\n  out/digits.png          ten columns, the digits 0 to 9 in order\n  out/emoji.png           one column per category, rows alternate between the two styles\n  out/digits/report.png   how far ONNX and PyTorch differ\n'
 
 # A worker a core, each with one thread, so that they do not wait for each other. A file's tests stay together: they share what it sets up.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile
@@ -53,9 +53,20 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
 
+$(VENV)/.docs: pyproject.toml constraints.txt
+	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing what the site needs"
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
+# The site, in out/site: open out/site/index.html. Any warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "open out/site/index.html; to search, serve it: $(PY) -m http.server --directory out/site"
+
 # denoising-diffusion-pytorch requires torchvision to read a folder; what else it needs is in the extra.
 $(VENV)/.bench: $(VENV)/.export
-	@echo "installing what is compared with"
+	@echo "installing the libraries to compare with"
 	@$(PIP) --editable '.[bench]'
 	@$(PIP) --no-deps denoising-diffusion-pytorch
 	@touch $@

@@ -205,7 +205,7 @@ def table(
     lines = [
         f"{name}, batch {batch}:",
         "",
-        f"| | ms a call | × {EAGER[0]} | × the better eager | × onnxruntime fp32 | PSNR to fp32, "
+        f"| | ms per call | × {EAGER[0]} | × the better eager | × onnxruntime fp32 | PSNR to fp32, "
         f"dB |",
         "|---|---|---|---|---|---|",
     ]
@@ -245,7 +245,7 @@ def main() -> None:
                 low, median, high = loop_overhead(bundle, batch, given.rounds, bar)
                 loops.append(f"| {name}, batch {batch} | {median:.3f} | {low:.3f} … {high:.3f} |")
     head = f"| {STEPS} steps of `dpmpp_2m` through `Sampler` / {STEPS} calls of the bare network | ratio | quartiles |\n|---|---|---|"
-    source = f"Measured by `benchmarks/backends.py` on {machine()}; medians of {given.rounds} alternating rounds."
+    source = f"Measured by `benchmarks/backends.py` on {machine()}. Medians of {given.rounds} alternating rounds."
     text = "\n\n".join([*parts, "\n".join([head, *loops]), source])
     print(text, json.dumps(raw), sep="\n")
     if given.write:

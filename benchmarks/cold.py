@@ -205,7 +205,7 @@ def table(found: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float]) 
         rows.append([name, *times, f"{one['peak_mib']:.0f}", f"{size:.0f}"])
     head = [
         "",
-        "first picture, s",
+        "first image, s",
         "of it: import",
         "load",
         "10 steps",
@@ -250,7 +250,7 @@ def draw(path: Path, found: Mapping[str, Mapping[str, float]], sizes: Mapping[st
                 axis.barh(i, value, color=colors[i])
             axis.text(value, i, text, va="center", fontsize=9)
     titles = (
-        "first picture, s: start, import, load, ten steps",
+        "first image, s: start, import, load, ten steps",
         "peak memory, MiB",
         "installed, MB",
     )
@@ -279,17 +279,16 @@ def main() -> None:
         for name, names in INSTALLED.items()
     }
     source = (
-        f"Measured by `benchmarks/cold.py` on {machine()}; a network of {network.parameters:.2f} "
-        f"M parameters, "
-        f"medians of {runs} fresh processes in turn; "
-        f"torch is the build for CPUs alone.{load}"
+        f"Measured by `benchmarks/cold.py` on {machine()}. A network of {network.parameters:.2f} "
+        f"M parameters, medians of {runs} fresh processes, interleaved. "
+        f"torch is the CPU-only build.{load}"
     )
     print(
         table(found, sizes), source, json.dumps({"runs": found, "installed_mb": sizes}), sep="\n\n"
     )
     if given.write:
         draw(Path("docs/cold.png"), found, sizes)
-        plot = "![First picture, peak memory and size on disk](cold.png)"
+        plot = "![First image, peak memory and size on disk](cold.png)"
         fill(Path("docs/benchmarks.md"), "cold", "\n\n".join([plot, table(found, sizes), source]))
 
 

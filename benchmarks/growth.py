@@ -343,14 +343,14 @@ def words(found: Mapping[str, Curve]) -> str:
         each = {x: curve[str(x)] / x for x in xs}
         enough = next(x for x in xs if each[x] <= 1.15 * min(each.values()))
         lines.append(
-            f"`{side}`: {each[1]:.2f} ms a picture and call alone, {min(each.values()):.2f} at "
-            f"its best; a batch of {enough} is within 15 % of that."
+            f"`{side}`: {each[1]:.2f} ms per image and call at batch 1, {min(each.values()):.2f} at "
+            f"best; a batch of {enough} is within 15 % of that."
         )
     steps = []
     for side, curve in found["steps"].items():
         xs = sorted(map(int, curve))
         slope, fixed = np.polyfit(xs, [curve[str(x)] for x in xs], 1)
-        steps.append(f"`{side}` {slope:.2f} ms a step and {max(0.0, fixed):.2f} ms besides")
+        steps.append(f"`{side}` {slope:.2f} ms per step and {max(0.0, fixed):.2f} ms fixed")
     threads = []
     for side, curve in found["threads"].items():
         gains = [curve[f"1 {b}"] / curve[f"2 {b}"] for b in (1, 16) if f"2 {b}" in curve]
@@ -360,10 +360,10 @@ def words(found: Mapping[str, Curve]) -> str:
         "Batch:",
         *(f"- {line}" for line in lines),
         "",
-        f"Steps, whole pictures of batch 1: {'; '.join(steps)}.",
+        f"Steps, whole images at batch 1: {'; '.join(steps)}.",
     ]
     return "\n".join(
-        [*text, "", f"Two threads over one, batch 1 and 16: {'; '.join(threads)}."]
+        [*text, "", f"Two threads compared with one, batch 1 and 16: {'; '.join(threads)}."]
         if threads
         else text
     )
@@ -378,9 +378,9 @@ def draw(path: Path, found: Mapping[str, Curve]) -> None:
 
     picture, axes = plt.subplots(1, 4, figsize=(16, 4.2), layout="constrained")
     titles = {
-        "batch": ("batch", "ms a picture and call"),
-        "pixels": ("height = width, pixels (batch 1)", "ms a call"),
-        "steps": ("steps (batch 1)", "ms a picture"),
+        "batch": ("batch", "ms per image and call"),
+        "pixels": ("height = width, pixels (batch 1)", "ms per call"),
+        "steps": ("steps (batch 1)", "ms per image"),
     }
     for axis, (name, (label, title)) in zip(axes, titles.items(), strict=False):
         for side, curve in found[name].items():
@@ -531,7 +531,7 @@ def main() -> None:
     }
     own = kept("growth-rates", (rounds,), lambda: rates(max(5, rounds)))
     reached = kept("growth-shares", (rounds, files), lambda: shares(networks, rounds))
-    source = f"Measured by `benchmarks/growth.py` on {machine()}; medians of {rounds} alternating rounds.{load}"
+    source = f"Measured by `benchmarks/growth.py` on {machine()}. Medians of {rounds} alternating rounds.{load}"
     print(
         words(curves),
         rate_table(own, reached),

@@ -91,7 +91,7 @@ def table(found: dict[str, Any]) -> str:
         ("noise / step", f"noise of {BATCH} samples / a step of {BATCH}", f"{NOISE_BOUND:.0%}"),
         (
             "ddpm loop / its steps",
-            f"{STEPS} rows of `ddpm` through `Sampler`, noise and all / its steps alone",
+            f"{STEPS} rows of `ddpm` through `Sampler`, with noise / its steps alone",
             "–",
         ),
     ):
@@ -114,7 +114,7 @@ def main() -> None:
     sampler = Sampler.load(given.bundle)
     with Progress("measuring", len(BUILD_BOUND_MS) * len(SOLVERS) + 2 * ROUNDS) as bar:
         found = {"build_ms": builds(sampler.bundle, bar), "ratios": ratios(sampler, bar)}
-    source = f"Measured by `benchmarks/overhead.py` on {machine()}; medians of {BUILDS} builds and of {ROUNDS} rounds."
+    source = f"Measured by `benchmarks/overhead.py` on {machine()}. Medians of {BUILDS} builds and of {ROUNDS} rounds."
     for rows, times in found["build_ms"].items():
         print(
             f"{rows} rows: "

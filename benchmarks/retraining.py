@@ -146,12 +146,11 @@ def main() -> None:
         "loss, held out",
     ]
     text = (
-        f"{markdown(head, rows)}\n\nAfter less before: the loss {seen} on {len(few.images)} "
-        f"training pictures and {held} on "
-        f"{len(unseen().images)} held-out ones, {DRAWS} noise levels each; the Fréchet distance "
-        f"{changes[0]} without guidance and {changes[1]} with "
-        f"it, standard errors over samples. {len(judge.labels)} samples against as many training "
-        f"pictures, `{SOLVER}` with {STEPS} steps. "
+        f"{markdown(head, rows)}\n\nThe loss changed by {seen} on {len(few.images)} training images and by {held} "
+        f"on {len(unseen().images)} held-out ones, with {DRAWS} noise levels each. The Fréchet "
+        f"distance changed by {changes[0]} without guidance and by {changes[1]} with it (standard "
+        f"errors over samples): {len(judge.labels)} samples against as many training images, "
+        f"`{SOLVER}` with {STEPS} steps. "
         f"Measured by `benchmarks/retraining.py` on {machine()}."
     )
     print(text)

@@ -295,18 +295,17 @@ def table(found: Mapping[str, Any]) -> str:
         rows.append(row)
     head = [
         "",
-        f"ms a picture by DDPM, {calls} calls",
-        "ms a picture at its quality",
+        f"ms per image by DDPM, {calls} calls",
+        "ms per image at its quality",
         "Fréchet distance",
         "RMS",
-        f"less than diffusers' DDPM, {calls} calls",
+        f"faster than diffusers' DDPM, {calls} calls",
     ]
     mark, spread = found["mark"], found["spread"]
     marks = (
-        f"The mark: Fréchet distance {mark:.2f} ± {spread:.2f}, of {found['pictures']} pictures "
-        f"of DDPM with {calls:,} calls; DDIM's with {calls:,} "
-        f"calls have {found['limit']:.2f}. What is no further than {mark + spread:.2f} is called "
-        f"as good."
+        f"The mark: Fréchet distance {mark:.2f} ± {spread:.2f}, of {found['pictures']} images "
+        f"by DDPM with {calls:,} calls. DDIM with {calls:,} calls has {found['limit']:.2f}. A "
+        f"setting with at most {mark + spread:.2f} counts as equally good."
     )
     return f"{marks}\n\n{markdown(head, rows)}"
 
@@ -342,14 +341,14 @@ def draw(path: Path, found: Mapping[str, Any]) -> None:
                         markersize=5,
                         linewidth=1.3,
                     )
-        axis.set(xscale="log", yscale="log", xlabel="ms a picture, batch 16")
+        axis.set(xscale="log", yscale="log", xlabel="ms per image, batch 16")
         for which in (axis.xaxis, axis.yaxis):
             which.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
         axis.tick_params(axis="y", which="minor", labelsize=7)
         axis.grid(alpha=0.3, which="both")
     axes[0].set_title(f"RMS from DDIM with {found['calls']} calls, the same seeds")
-    axes[1].set_title("Fréchet distance from the training pictures")
+    axes[1].set_title("Fréchet distance from the training images")
     axes[1].axhline(found["mark"], color="#d55e00", linewidth=0.8)
     for system in ("diffusers, eager", "unnoise, onnxruntime fp32"):
         axes[1].plot(cost(found, system), found["mark"], "*", color=COLORS[system], markersize=13)
@@ -383,15 +382,14 @@ def main() -> None:
     rounds, calls = given.pictures // BATCH, 250 if given.quick else 1000
     found = measure(network, given.quick, rounds, calls)
     source = (
-        f"Measured by `benchmarks/same_quality.py` on {machine()}; {found['pictures']} pictures "
-        f"of the shipped bundle "
-        f"in batches of {BATCH}, all settings in turn in each of {rounds} rounds; DDPM's time is "
-        f"that of {SCALED} steps, scaled.{load}"
+        f"Measured by `benchmarks/same_quality.py` on {machine()}. {found['pictures']} images "
+        f"of the shipped bundle in batches of {BATCH}, all settings interleaved in each of "
+        f"{rounds} rounds. DDPM's time is that of {SCALED} steps, scaled.{load}"
     )
     print(table(found), source, json.dumps(found), sep="\n\n")
     if given.write:
         draw(Path("docs/same-quality.png"), found)
-        plot = "![Distance against time, a curve a system](same-quality.png)"
+        plot = "![Distance against time, one curve per system](same-quality.png)"
         fill(Path("docs/benchmarks.md"), "same-quality", "\n\n".join([plot, table(found), source]))
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import readme
 from backends import alternate, over
 from figures import busy, fill, kept, machine, markdown
 from systems import EAGER, REFERENCE, Network, Systems, cifar10, emoji32, large
@@ -54,7 +55,7 @@ def measure(
     }
     for name, (largest, _) in apart.items():
         if largest > SAME and not any(p in name for p in HALF):
-            systems.left_out[name] = f"its pictures are others: {largest:.1e} apart"
+            systems.left_out[name] = f"its images differ by {largest:.1e}"
             print(f"left out: {name}: {systems.left_out[name]}")
     sides = {name: make for name, (make, _) in every.items() if name not in systems.left_out}
     with Progress(f"{network.name}, batch {batch}", rounds) as bar:
@@ -97,50 +98,10 @@ def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
         rows.append([*row, "–" if name == REFERENCE else f"{rms:.0e}"])
     head = [
         "",
-        *(f"batch {b}: ms a picture (× eager, quartiles)" for b in cells),
+        *(f"batch {b}: ms per image (× eager, quartiles)" for b in cells),
         "RMS from ours, fp32",
     ]
     return markdown(head, rows)
-
-
-def best(cell: Mapping[str, Any], wanted: Callable[[str], bool]) -> str | None:
-    """The fastest of some systems."""
-    return min(
-        filter(wanted, cell["spent"]),
-        key=lambda name: statistics.median(cell["spent"][name]),
-        default=None,
-    )
-
-
-def short(found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> str:
-    """The README's table: ours against diffusers, eager and at its best."""
-    kinds = {
-        "diffusers at its best in fp32": lambda n: n.startswith("diffusers") and "bf16" not in n,
-        "unnoise fp32": lambda n: n.startswith("unnoise") and "fp32" in n,
-        "unnoise bf16": lambda n: n.startswith("unnoise") and "bf16" in n,
-        "unnoise int8": lambda n: n.startswith("unnoise") and "int8" in n,
-    }
-    rows = []
-    for network, cells in found.items():
-        for batch in (b for b in cells if b in (min(cells), max(cells))):
-            cell = cells[batch]
-            if EAGER not in cell["spent"]:
-                continue
-            row = [
-                f"{network}, {steps[network]} steps, batch {batch}",
-                f"{per_picture(cell, EAGER, batch):.1f}",
-            ]
-            for wanted in kinds.values():
-                name = best(cell, wanted)
-                if name is None:
-                    row.append("–")
-                    continue
-                row.append(
-                    f"{per_picture(cell, name, batch):.1f} "
-                    f"({over(cell['spent'], EAGER, name)[1]:.1f} ×)"
-                )
-            rows.append(row)
-    return markdown(["ms a picture (× diffusers, eager)", EAGER, *kinds], rows)
 
 
 def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> None:
@@ -182,7 +143,7 @@ def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str,
         millions = next(iter(cells.values()))["parameters"]
         axis.set(
             xscale="log",
-            xlabel="ms a picture",
+            xlabel="ms per image",
             title=f"{network}: {millions:.1f} M parameters, {steps[network]} steps",
         )
         axis.minorticks_off()
@@ -198,9 +159,7 @@ def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str,
         axis.legend(fontsize=8)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    picture.suptitle(
-        "the same pictures, the same steps: left is faster; lines are diffusers, eager"
-    )
+    picture.suptitle("the same images, the same steps: left is faster; lines are diffusers, eager")
     picture.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(picture)
 
@@ -254,26 +213,19 @@ def main() -> None:
         for name, why in cell["left_out"].items()
     }
     source = (
-        f"Measured by `benchmarks/same_work.py` on {machine()}; diffusers, torch and OpenVINO as "
-        f"in constraints.txt; "
-        f"medians of {given.rounds or '3 to 5'} alternating rounds.{load}"
+        f"Measured by `benchmarks/same_work.py` on {machine()}. diffusers, torch and OpenVINO are "
+        f"those of constraints.txt. Medians of {given.rounds or '3 to 5'} alternating rounds.{load}"
         + "".join(f" Left out: {what}." for what in sorted(left))
     )
     parts = [
         f"{name}, DDIM, {steps[name]} steps:\n\n{table(cells)}" for name, cells in found.items()
     ]
-    brief = short(found, steps)
-    print(*parts, brief, source, json.dumps(found), sep="\n\n")
+    print(*parts, source, json.dumps(found), sep="\n\n")
     if given.write:
         draw(Path("docs/same-work.png"), found, steps)
-        plot = "![Milliseconds a picture for every system, a panel a network](same-work.png)"
+        plot = "![Milliseconds per image of every system, one panel per network](same-work.png)"
         fill(Path("docs/benchmarks.md"), "same-work", "\n\n".join([plot, *parts, source]))
-        fill(
-            Path("README.md"),
-            "speed",
-            f"The same pictures in less time:\n\n{brief}\n\n{source.split(';')[0]}; all of it: "
-            f"[docs/benchmarks.md](docs/benchmarks.md).",
-        )
+        readme.write()
 
 
 if __name__ == "__main__":

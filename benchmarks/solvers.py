@@ -172,11 +172,11 @@ def verdict(runs: Sequence[Run]) -> str:
         return ""
     few = best(runs, [name for name in SOLVERS if "unipc" in name or "dpmpp" in name], 10)
     many = best(runs, ["ddim"], 50)
-    outcome = f"{'nearer' if few.error < many.error else 'not as near'}, {figure(few.error / many.error)} of that distance"
+    outcome = f"{'smaller' if few.error < many.error else 'not smaller'}, the ratio is {figure(few.error / many.error)}"
     return (
         f"The best of UniPC and DPM-Solver++ at {few.calls} calls ({shown(few.solver)} on "
-        f"`{few.grid}`) ends {figure(few.error)} away, "
-        f"DDIM at {many.calls} calls (`{many.grid}`) {figure(many.error)}: {outcome}."
+        f"`{few.grid}`) has an error of {figure(few.error)}. "
+        f"DDIM at {many.calls} calls (`{many.grid}`) has {figure(many.error)}: the first is {outcome}."
     )
 
 
@@ -246,10 +246,10 @@ def main() -> None:
     runs, floor = measure(sampler, given.seeds, budgets)
     name = sampler.bundle.name
     source = (
-        f"Measured by `benchmarks/solvers.py` on `{name}` with {given.seeds} seeds, a class each, "
+        f"Measured by `benchmarks/solvers.py` on `{name}` with {given.seeds} seeds, one class each, "
         f"on {machine()}. "
         f"DPM-Solver++(2M) with as many calls as the reference ends {figure(floor)} from it: "
-        f"figures as small as that say nothing."
+        f"smaller differences mean nothing."
     )
     print(verdict(runs), by_calls(runs, budgets), by_grid(runs, budgets), source, sep="\n\n")
     print(
@@ -267,7 +267,7 @@ def main() -> None:
     if given.write:
         docs = Path("docs")
         draw(docs / "solvers.png", runs, budgets, floor, name)
-        plot = "![Error against calls, both logarithmic, a panel a family of solvers](solvers.png)"
+        plot = "![Error against calls, both logarithmic, one panel per family](solvers.png)"
         fill(
             docs / "solvers.md",
             "error",

@@ -5,7 +5,7 @@ comes.
 
 Both sides run in one process, in turn; a ratio is taken within each round, and the median over the
 rounds is reported, with the quartiles beside it. --write puts the tables between the markers of
-README.md. Needs the export extra (onnx).
+docs/benchmarks.md. Needs the export extra (onnx).
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def cold(bundle: Path) -> dict[str, float]:
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| fp32, medians of ratios within a round | ratio | quartiles | ms a call | outputs apart "
+        "| fp32, medians of ratios within a round | ratio | quartiles | ms per call | outputs differ by "
         "|",
         "|---|---|---|---|---|",
     ]
@@ -212,22 +212,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
-    parser.add_argument("--write", action="store_true", help="refresh README.md")
+    parser.add_argument("--write", action="store_true", help="refresh docs/benchmarks.md")
     given = parser.parse_args()
     found, start = measure(Bundle.load(given.bundle)), cold(given.bundle.resolve())
     print(machine(), table(found), json.dumps({"ratios": found, "cold": start}), sep="\n")
     if given.write:
-        readme = Path("README.md")
-        source = f"Measured by `benchmarks/step.py` on {machine()}; {STEPS} DDIM steps a loop, {ROUNDS} rounds."
-        fill(readme, "figures", f"{table(found)}\n\n{source}")
+        page = Path("docs/benchmarks.md")
+        source = f"Measured by `benchmarks/step.py` on {machine()}. {STEPS} DDIM steps per loop, {ROUNDS} rounds."
+        fill(page, "step", f"{table(found)}\n\n{source}")
         sentence = (
-            "Cold start of the shipped bundle, 10 steps, one picture, medians of fresh processes: "
-            f"loaded in {start['load_s']:.2f} s, first picture after {start['first_s']:.2f} s "
-            f"({start['process_s']:.2f} s with the start of Python), peak memory "
-            f"{start['peak_mib']:.0f} MiB; "
-            f"`import runtime` takes {start['import_beyond_numpy_s']:.3f} s beyond numpy."
+            "The shipped bundle, 10 steps, one image, medians of fresh processes: loaded in "
+            f"{start['load_s']:.2f} s, first image after {start['first_s']:.2f} s "
+            f"({start['process_s']:.2f} s with the start of Python). Peak memory is "
+            f"{start['peak_mib']:.0f} MiB, and `import runtime` takes "
+            f"{start['import_beyond_numpy_s']:.3f} s on top of numpy."
         )
-        fill(readme, "cold", sentence)
+        fill(page, "cold-start", sentence)
 
 
 if __name__ == "__main__":

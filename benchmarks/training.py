@@ -188,9 +188,9 @@ def measure(batch: int) -> str:
                 f"| {1e3 * batch / found['a_ms']:.1f} / {1e3 * batch / found['b_ms']:.1f} "
                 f"| {flops / 1e9:.3f} / {count / 1e9:.3f} |"
             )
-    head = "| time of a step, float32 | ratio (quartiles) | pictures/s | GFLOP a picture, forward |\n|---|---|---|---|"
-    how = f"batch {batch}, {ROUNDS} rounds of 2 steps of each in turn"
-    said = f"Measured by `benchmarks/training.py` on {machine()}, torch {torch.__version__}; {how}."
+    head = "| time of a step, float32 | ratio (quartiles) | images/s | GFLOP per image, forward |\n|---|---|---|---|"
+    how = f"Batch {batch}, {ROUNDS} rounds of 2 interleaved steps each"
+    said = f"Measured by `benchmarks/training.py` on {machine()}, torch {torch.__version__}. {how}."
     return "\n".join([head, *rows, "", said])
 
 

@@ -318,11 +318,11 @@ def report(
     rows = {
         "left alone": judges(untouched(held)),
         "colours moved to the other style's": judges(recoloured(held, train)),
-        "nearest training picture's counterpart": judges(looked_up(held, train)),
+        "nearest training image's counterpart": judges(looked_up(held, train)),
         "a new sample of the label": scores[ANEW],
         "there and back under its own label": scores[AGAIN],
         "`translate`, the whole way, unguided": scores[PLAIN],
-        "`translate`, as it comes": scores[DEFAULT],
+        "`translate`, defaults": scores[DEFAULT],
         "`translate`, chosen": own["translate"],
         "SDEdit, chosen": own["SDEdit"],
         "the counterpart itself": judges(untouched(held)[::-1]),
@@ -330,7 +330,7 @@ def report(
     sentence = (
         f"{len(held.images)} emoji. Chosen for `translate`: {ours[0]} (even emoji) and {ours[1]} "
         f"(odd); for SDEdit: {theirs[0]} and {theirs[1]}. "
-        f"Translate against SDEdit, in points: hit "
+        f"The difference between translate and SDEdit, in points: hit "
         f"{against(own['translate'], own['SDEdit'], 'hit')}, "
         f"top 1 {against(own['translate'], own['SDEdit'], 'first')}, style "
         f"{against(own['translate'], own['SDEdit'], 'style')}."

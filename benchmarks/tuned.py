@@ -357,7 +357,7 @@ def looks(
             rows.append((f"{K}, {shown(run.solver)}{how}", figure(rms(by.errors(run, seeds))), x))
             strips.append(x)
     lines = [
-        "| calls | RMS | Fréchet distance | of it beyond many calls' | fine detail left |",
+        "| calls | RMS | Fréchet distance | above many calls' | fine detail left |",
         "|---" * 5 + "|",
     ]
     floor, sharp = frechet(features(net, many), shown_real), detail(many)
@@ -473,7 +473,7 @@ def main() -> None:
     source = (
         f"Measured by `benchmarks/tuned.py` on `{bundle.name}` with {given.seeds} seeds at "
         f"guidance 1, {given.guided} at "
-        f"{bundle.defaults.guidance:g} and {given.pictures} pictures, on {machine()}."
+        f"{bundle.defaults.guidance:g} and {given.pictures} images, on {machine()}."
     )
     sections = {
         "record": record(bundle),

@@ -1,4 +1,4 @@
-"""Export a network as a bundle, and prove it: python -m export.build [RUN] [--out DIR]
+"""Export a network as a bundle, and prove it: python -m export.build RUN --out DIR
 
 RUN is a run of trainer.fit, a bundle made from one, or a diffusers folder; with --module the
 network is any PyTorch module.
@@ -19,37 +19,39 @@ from onnx import ModelProto
 from torch import nn
 
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.format import MANIFEST, REPORT_IMAGE, SAMPLES_IMAGE, STEP, step_file
+from runtime.bundle.format import MANIFEST, REPORT_IMAGE, STEP, step_file
 from runtime.errors import unknown
-from runtime.errors.arguments import check_options, choice, file_path, flag, instance, option_names
+from runtime.errors.arguments import choice, file_path, flag, instance
+from runtime.errors.keywords import check_options, option_names
 from runtime.errors.messages import refused
 from runtime.files import replacing_folder
-from runtime.images import UInt8, save, tile
-from runtime.sampler import Sampler
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
 from . import engines
 from .errors import ExportError
 from .graph import trace as graph
-from .graph.calibrate import QUICK_CALIBRATION, Calibration, Choice, Judge, choose, ranges
+from .graph.calibrate import QUICK_CALIBRATION, Calibration, ranges
 from .graph.folding import fold_upsampling
-from .graph.pixels import pixels_first
-from .graph.precision import quantize, to_float16
-from .graph.rounding import same_alone, same_in_any_batch
+from .graph.pixels.rewrite import pixels_first
+from .graph.precision import to_float16
+from .graph.quantization import quantize
+from .graph.rounding.batches import same_in_any_batch
+from .graph.rounding.convolutions import same_alone
+from .graph.sensitivity import Choice, Judge, choose
 from .graph.write import write_all
-from .proof.card import card, proof_lines, sheet_settings
-from .proof.check import Proof, check
-from .proof.figure import can_be_shown, draw
-from .proof.folder import bundle_in, write_card, write_manifest, write_report
+from .proof.card import proof_lines
+from .proof.check import check
+from .proof.documents import write_documents
+from .proof.folder import bundle_in
 from .proof.headroom import headroom
 from .proof.independence import require_independent, torch_inputs
 from .proof.plan import QUICK, Bounds, Plan
 from .proof.report import Conversion
 from .sources.command_line import add_options, named
-from .sources.model import Model, versions
+from .sources.model import Model
 from .sources.module import from_module
-from .tuning.record import add_tuned, kept
+from .tuning.record import kept
 
 PRECISIONS = ("fp16", "int8")
 """What can be asked for alongside fp32."""
@@ -60,8 +62,6 @@ HELP = {
 }
 INT8 = {"int8": False, "int8-trt": True}
 """The kinds of int8 and whether their activations are signed, as TensorRT asks."""
-SHEET_WIDTH = 512
-"""The card's image is enlarged to at least this many pixels."""
 
 
 def build(
@@ -92,9 +92,47 @@ def build(
         The bundle, read from disk.
 
     Raises:
-        ExportError: The module mixes samples, the export does not agree with PyTorch, or `out` is
-            something else than a bundle. Nothing is written.
+        ExportError: The module mixes samples, the export differs from PyTorch, or `out` is
+            no bundle. Nothing is written.
     """
+    _check_request(out, precisions)
+    begun = time.perf_counter()
+    bounds = bounds or Bounds()
+    plan = plan or Plan()
+    # Checked on the module, where the cause of mixed samples can still be named.
+    require_independent(model, torch_inputs(model), bounds.answer)
+    model = replace(model, tuned=model.tuned or kept(model, out))
+    # A hidden sibling of `out`, renamed at the end: a failure leaves what was there.
+    with replacing_folder(out) as folder:
+        say("converting", flush=True)
+        steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
+        faster = _for_cpus(steps) if winograd else {}
+        # Folding and groups hold for float32 only, so the other precisions start from `steps`.
+        folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
+        write_all(folded, model.sample_shape, folder / "fp32", faster)
+        conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
+        bundle = bundle_in(folder, model)
+        # The proof runs the files on disk, as a user will, not the graphs in memory.
+        try:
+            proof = check(model, bundle, bounds, plan, conversion, same_bytes)
+        except ExportError as error:
+            if faster:
+                raise _with_advice(error) from error
+            raise
+        write_documents(out.name, bundle, proof)
+    written = Bundle.load(out)
+    say(proof_lines(written, bounds))
+    _say_size(written, out, time.perf_counter() - begun)
+    return written
+
+
+def _say_size(bundle: Bundle, out: Path, seconds: float) -> None:
+    megabytes = sum(file.size for file in bundle.files.values()) / 1e6
+    say(f"{out}: {megabytes:.1f} MB in {seconds:.0f} s; see {out / REPORT_IMAGE}")
+
+
+def _check_request(out: Path, precisions: Collection[str]) -> None:
+    """Raises RequestError for an unknown precision, ExportError if `out` must not be replaced."""
     for precision in precisions:
         if precision not in PRECISIONS:
             raise unknown("precision", precision, PRECISIONS)
@@ -102,35 +140,10 @@ def build(
         raise ExportError(
             f"{out} exists and is no bundle, so it is not replaced. Give another --out."
         )
-    begun = time.perf_counter()
-    bounds = bounds or Bounds()
-    plan = plan or Plan()
-    require_independent(model, torch_inputs(model), bounds.answer)
-    model = replace(model, tuned=model.tuned or kept(model, out))
-    with replacing_folder(out) as folder:
-        say("converting", flush=True)
-        steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
-        faster = _for_cpus(steps) if winograd else {}
-        folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
-        write_all(folded, model.sample_shape, folder / "fp32", faster)
-        conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
-        bundle = bundle_in(folder, model)
-        try:
-            proof = check(model, bundle, bounds, plan, conversion, same_bytes)
-        except ExportError as error:
-            if faster:
-                raise _with_advice(error) from error
-            raise
-        _finish(out.name, bundle, proof)
-    written = Bundle.load(out)
-    say(proof_lines(written, bounds))
-    megabytes = sum(file.size for file in written.files.values()) / 1e6
-    spent = time.perf_counter() - begun
-    say(f"{out}: {megabytes:.1f} MB in {spent:.0f} s; see {out / REPORT_IMAGE}")
-    return written
 
 
 def _with_advice(error: ExportError) -> ExportError:
+    """Return an error of the proof with the option that may help."""
     return ExportError(
         f"{error} Large convolutions were computed by Winograd's algorithm, which rounds a little "
         "more: if it is fp32 that misses, try --no-winograd."
@@ -167,9 +180,11 @@ def _other_precisions(
     room = None
     choices: dict[str, Choice] = {}
     if "fp16" in precisions:
+        # float16 fails quietly beyond 65504: the report says how near the values come.
         room = headroom(step, model, calibration)
         write("fp16", to_float16)
     if "int8" in precisions:
+        # One set of trajectories gives the ranges of both kinds, and one of reference images.
         pairs = ranges(step, model, calibration)
         judge = Judge(step, model, calibration)
         for name, signed in INT8.items():
@@ -179,33 +194,6 @@ def _other_precisions(
             write(name, lambda proto, r=own, k=chosen.keep, s=signed: quantize(proto, r, k, s))
             choices[name] = chosen
     return Conversion(room, choices)
-
-
-def _finish(name: str, bundle: Bundle, proof: Proof) -> None:
-    """Write what is read by people, then bundle.json over all files.
-
-    Args:
-        name: The name of the folder, which the card's example loads.
-    """
-    folder = bundle.path
-    report = replace(proof.report, versions=versions())
-    write_report(folder, report.to_json())
-    draw(folder / REPORT_IMAGE, bundle, proof)
-    bundle = replace(bundle, report=report.summary(), same_bytes=report.same_bytes)
-    if can_be_shown(bundle.sample_shape):
-        save(folder / SAMPLES_IMAGE, _sheet(bundle, report.plan.samples), least=SHEET_WIDTH)
-    add_tuned(folder, bundle)
-    write_card(folder, card(replace(bundle, name=name)))
-    write_manifest(bundle)
-
-
-def _sheet(bundle: Bundle, most: int) -> UInt8:
-    """Return samples for the model card on one sheet [H, W, C], one column a label."""
-    classes = min(bundle.num_classes, most)
-    count = classes * (most // classes) if classes else min(16, most)
-    columns = max((c for c in range(4, 13) if classes and classes % c == 0), default=None)
-    labels = [i % classes for i in range(count)] if classes else None
-    return tile(Sampler(bundle).pictures(count, label=labels, **sheet_settings(bundle)), columns)
 
 
 def build_bundle(
@@ -291,6 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _act(given: argparse.Namespace) -> None:
+    # An engine that cannot be built here fails now, not after the export.
     order = engines.ordered(given)
     engines.prepare(order)
     model = named(given)

@@ -16,20 +16,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.bundle.bundle import Bundle
+from runtime.bundle.format import REPORT
+from runtime.bundle.shipped import INSTALLED
 from runtime.diffusion.program import Network
 from runtime.diffusion.tuned import Tuned
 from runtime.errors.arguments import integer
-from runtime.files import replacing_folder
+from runtime.files import from_json, replacing_folder
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
 from .errors import ExportError
 from .proof.card import card
-from .proof.folder import write_card, write_manifest
+from .proof.folder import write_card, write_manifest, write_report
 from .sources.command_line import add_options, named
 from .sources.model import torch_network
 from .tuning.gauss_newton import LOSSES
-from .tuning.record import add_tuned
+from .tuning.record import checks_to_json, draw_tuned, tuned_checks
 from .tuning.reference import network_of, probe, same
 from .tuning.search import Settings, fit, prepare
 
@@ -70,6 +72,7 @@ def tune(
     for K in calls:
         integer("calls", K, 2, min(64, len(bundle.schedule)))
     known = probe(own, bundle)
+    # Solvers fitted to another network would be stored with this one and be wrong.
     if network is not None and not same(found := probe(network, bundle), known):
         raise ExportError(
             f"the network is not the one in {bundle.path}: to the same noise it answers {found}, "
@@ -77,6 +80,7 @@ def tune(
         )
     tuning = prepare(bundle, network or own, known, settings, work)
     found = {K: fit(tuning, K) for K in sorted(set(calls))}
+    # On held-out samples, because a fit always helps on those that it was fitted on.
     if worse := [f"{K} calls: {compared(t)}" for K, t in found.items() if not helps(t)]:
         raise ExportError(
             "tuning does not help on held-out samples, so nothing was written: "
@@ -105,7 +109,11 @@ def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
     with replacing_folder(bundle.path.resolve()) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         found = dataclasses.replace(bundle, path=folder, tuned=tuned)
-        add_tuned(folder, found)
+        checks = tuned_checks(found)
+        # The proof is not repeated: its part of the report stays as it was read.
+        report = from_json((folder / REPORT).read_bytes())
+        write_report(folder, {**report, "tuned": checks_to_json(checks)})
+        draw_tuned(folder, found.name, checks)
         write_card(folder, card(dataclasses.replace(found, name=bundle.path.name)))
         write_manifest(found)
     return Bundle.load(bundle.path)
@@ -171,6 +179,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _act(given: argparse.Namespace) -> None:
     bundle = Bundle.load(given.bundle)
+    if bundle.path.is_relative_to(INSTALLED):
+        raise ExportError(
+            f"{given.bundle} is the copy inside the installed package, which tuning would rewrite. "
+            f"Copy the folder {bundle.path} and tune the copy."
+        )
     network = None if given.run is None and given.module is None else torch_network(named(given))
     begun = time.perf_counter()
     settings = Settings(**{name: getattr(given, name) for name in SETTINGS}, loss=given.loss)

@@ -4,11 +4,12 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from .bundle.bundle import Bundle
-from .bundle.spec import SamplingOptions
+from .bundle.sampling import SamplingOptions
 from .diffusion.noise import Stream, noise
 from .diffusion.program import Program, run
 from .diffusion.schedule import Schedule, make_schedule
 from .diffusion.solvers import make_program
+from .editing.inversion import Inversion
 from .engine.batch import Batch
 from .engine.loop import Cancelled, Preview
 from .engine.request import Request, ResolvedRequest, resolve
@@ -22,7 +23,7 @@ from .errors import (
     UnnoiseError,
 )
 from .images import to_uint8
-from .sampler import Inversion, Sampler
+from .sampler import Sampler
 
 if _TYPE_CHECKING:
     from .engine.admission import Limits

@@ -1,4 +1,4 @@
-"""Pictures into pictures: python -m runtime.edit VERB BUNDLE PICTURE ... --out edited.png"""
+"""Edit images: python -m runtime.edit VERB BUNDLE IMAGE ... --out edited.png"""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from .backends.base import Float32
 from .diffusion.noise import MAX_SEED
+from .engine.keywords import GuidedKeywords, LabelKeywords
+from .engine.loop import StepCallback
 from .errors import RequestError
 from .images import animation_format, picture_format, read, save_animation, tile
 from .options import add_options, check_out, in_turn, load, progress, settings, write
@@ -24,148 +28,196 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def edit(given: argparse.Namespace) -> None:
-    """Do what the command line asks."""
+    """Run the command line."""
     sampler, _ = load(given)
-    format_of = animation_format if given.verb == "animate" else picture_format
-    check_out(given, sampler.bundle, format_of)
-    how = settings(given)
-    if given.verb != "translate":
-        how["label"] = in_turn(given.label, _count(given))
-    with progress(given.verb, sampler) as count:
-        note = VERBS[given.verb].act(sampler, given, {**how, "on_step": count})
+    verb = VERBS[given.verb]
+    check_out(given, sampler.bundle, verb.format_of)
+    with progress(given.verb, sampler) as on_step:
+        note = verb.act(Edit(sampler, given, settings(given), on_step))
     say(f"{note}: {given.out}")
 
 
-def _stylize(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
-    x = _read(sampler, given)
-    return _beside(sampler, given, x, sampler.stylize(x, given.strength, given.seed, **how))
+class Edit(NamedTuple):
+    """One run of the command: the sampler, the command line, and the arguments of all verbs."""
+
+    sampler: Sampler
+    given: argparse.Namespace
+    how: GuidedKeywords
+    on_step: StepCallback | None
+
+    def label(self) -> str | list[str] | None:
+        """Return the label of all samples, or one each."""
+        pictures = getattr(self.given, "pictures", None)
+        listed = pictures if isinstance(pictures, list) else None
+        return in_turn(self.given.label, len(listed) if listed else self.given.n)
+
+    def read(self) -> Float32:
+        """Return the images as samples [n, *S]."""
+        pictures = self.given.pictures
+        bundle = self.sampler.bundle
+        return read(
+            pictures if isinstance(pictures, list) else [pictures],
+            bundle.sample_shape,
+            *bundle.sample_range,
+            convert=self.given.convert,
+        )
+
+    def write(self, samples: Float32, columns: int | None = None) -> None:
+        """Write samples [n, *S] as one sheet, or as an .npy file."""
+        columns = self.given.columns or columns
+        write(self.given.out, samples, self.sampler, columns, self.given.width)
+
+    def write_pairs(self, before: Float32, after: Float32) -> str:
+        """Write samples [n, *S] above what became of them, and return what was written.
+
+        An .npy file gets the latter alone.
+        """
+        if self.given.out.suffix == ".npy":
+            self.write(after)
+            return f"{len(after)} samples"
+        self.write(np.concatenate([before, after]), len(before))
+        return f"above the input, below the {len(after)} results"
 
 
-def _invert(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
-    x = _read(sampler, given)
-    found = sampler.invert(x, strength=given.strength, **how)
-    note = "RMS distance of what comes back: " + ", ".join(f"{error:.4f}" for error in found.error)
-    if given.out.suffix == ".npy":
-        write(given.out, found.noise, sampler, None, 0)
+def _stylize(run: Edit) -> str:
+    x = run.read()
+    given = run.given
+    after = run.sampler.stylize(
+        x, given.strength, given.seed, label=run.label(), on_step=run.on_step, **run.how
+    )
+    return run.write_pairs(x, after)
+
+
+def _invert(run: Edit) -> str:
+    x = run.read()
+    found = run.sampler.invert(
+        x, strength=run.given.strength, label=run.label(), on_step=run.on_step, **run.how
+    )
+    errors = ", ".join(f"{error:.4f}" for error in found.error)
+    note = f"RMS difference after the way back: {errors}"
+    if run.given.out.suffix == ".npy":
+        run.write(found.noise)
         return f"{note}. The noise"
-    return f"{note}. {_beside(sampler, given, x, found.back)}"
+    return f"{note}. {run.write_pairs(x, found.back)}"
 
 
-def _translate(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
-    x = _read(sampler, given)
-    source, target = (in_turn(labels, len(x)) for labels in (given.source, given.target))
-    return _beside(
-        sampler, given, x, sampler.translate(x, source, target, strength=given.strength, **how)
+def _translate(run: Edit) -> str:
+    x = run.read()
+    source = in_turn(run.given.source, len(x))
+    target = in_turn(run.given.target, len(x))
+    after = run.sampler.translate(
+        x, source, target, strength=run.given.strength, on_step=run.on_step, **run.how
     )
+    return run.write_pairs(x, after)
 
 
-def _inpaint(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
-    x = _read(sampler, given)
-    return _beside(
-        sampler, given, x, sampler.inpaint(x, given.mask, given.seed, convert=given.convert, **how)
+def _inpaint(run: Edit) -> str:
+    x = run.read()
+    given = run.given
+    after = run.sampler.inpaint(
+        x,
+        given.mask,
+        given.seed,
+        convert=given.convert,
+        label=run.label(),
+        on_step=run.on_step,
+        **run.how,
     )
+    return run.write_pairs(x, after)
 
 
-def _interpolate(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
-    first, last = (_end(text) for text in (given.first, given.last))
-    _write(
-        sampler,
-        given,
-        sampler.interpolate(first, last, given.n, convert=given.convert, **how),
+def _interpolate(run: Edit) -> str:
+    given = run.given
+    samples = run.sampler.interpolate(
+        _end(given.first),
+        _end(given.last),
         given.n,
+        convert=given.convert,
+        label=run.label(),
+        on_step=run.on_step,
+        **run.how,
     )
-    return f"{given.n} pictures from {given.first} to {given.last}"
+    run.write(samples, given.n)
+    return f"{given.n} images from {given.first} to {given.last}"
 
 
 def _end(text: str) -> int | str:
-    """A seed, or a path: of digits alone it is a seed."""
+    """Return a seed, if the text is digits alone, or a path."""
     if not re.fullmatch("[0-9]+", text):
         return text
     try:
         return int(text)
     except ValueError:  # thousands of digits
         raise RequestError(
-            f"a seed must be 0 to {MAX_SEED}, got one of {len(text)} digits."
+            f"a seed must be 0 to {MAX_SEED}, got one of {len(text)} digits. Pass a smaller one."
         ) from None
 
 
-def _variations(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
-    x = _read(sampler, given)
-    found = sampler.variations(x, given.n, given.amount, given.seed, **how)
-    _write(sampler, given, np.concatenate([x, found]), None)
-    return f"the picture and {given.n} variations of it"
+def _variations(run: Edit) -> str:
+    x = run.read()
+    given = run.given
+    found = run.sampler.variations(
+        x,
+        given.n,
+        given.amount,
+        given.seed,
+        label=run.label(),
+        on_step=run.on_step,
+        **run.how,
+    )
+    run.write(np.concatenate([x, found]))
+    return f"the image and {given.n} variations of it"
 
 
-def _animate(sampler: Sampler, given: argparse.Namespace, how: dict[str, Any]) -> str:
-    pictures = _read(sampler, given) if given.pictures else None
-    how = {name: value for name, value in how.items() if value is not None}
-    frames = sampler.animate(given.n, given.seed, pictures=pictures, **how)
+def _animate(run: Edit) -> str:
+    given = run.given
+    pictures = run.read() if given.pictures else None
+    how = LabelKeywords(**run.how)
+    # Noising an image needs no network, and refuses a label.
+    if (label := run.label()) is not None:
+        how["label"] = label
+    frames = run.sampler.animate(given.n, given.seed, pictures=pictures, on_step=run.on_step, **how)
     if given.out.suffix == ".npy":
-        write(given.out, frames, sampler, None, 0)
+        run.write(frames)
     else:
-        sheets = [tile(sheet, given.columns) for sheet in sampler.to_uint8(frames)]
+        sheets = [tile(sheet, given.columns) for sheet in run.sampler.to_uint8(frames)]
         save_animation(given.out, np.stack(sheets), given.width)
     return f"{len(frames)} frames"
 
 
-def _count(given: argparse.Namespace) -> int:
-    """How many samples the command line asks for."""
-    pictures = getattr(given, "pictures", None)
-    return len(pictures) if pictures and isinstance(pictures, list) else given.n
-
-
-def _read(sampler: Sampler, given: argparse.Namespace) -> Any:
-    pictures = given.pictures
-    shape = sampler.bundle.sample_shape
-    span = sampler.bundle.sample_range
-    return read(
-        pictures if isinstance(pictures, list) else [pictures], shape, *span, convert=given.convert
-    )
-
-
-def _beside(sampler: Sampler, given: argparse.Namespace, before: Any, after: Any) -> str:
-    """Write what was handed in above what was made of it; an .npy file gets the latter alone."""
-    if given.out.suffix == ".npy":
-        write(given.out, after, sampler, None, 0)
-        return f"{len(after)} samples"
-    _write(sampler, given, np.concatenate([before, after]), len(before))
-    return f"above what was handed in, below what it became, {len(after)} of them"
-
-
-def _write(sampler: Sampler, given: argparse.Namespace, samples: Any, columns: int | None) -> None:
-    write(given.out, samples, sampler, given.columns or columns, given.width)
-
-
 class Verb(NamedTuple):
-    """A verb's doing, its line in the help, and the file that it writes if not told."""
+    """What a verb does, its line in the help, its default output file, and that file's formats."""
 
-    act: Callable[[Sampler, argparse.Namespace, dict[str, Any]], str]
+    act: Callable[[Edit], str]
     help: str
     out: str = "edited.png"
+    format_of: Callable[[Path], str] = picture_format
 
 
 VERBS: Mapping[str, Verb] = {
     "stylize": Verb(
         _stylize,
-        "noise pictures to a chosen strength and bring them back, under another label if asked "
+        "noise images to a chosen strength and denoise them again, under another label if given "
         "(SDEdit)",
     ),
     "invert": Verb(
-        _invert, "find the noise that pictures come from, and how nearly they come back from it"
+        _invert, "find the noise that images come from, and how nearly it returns to them"
     ),
     "translate": Verb(
-        _translate,
-        "invert pictures under one label and bring them back under another: style transfer",
+        _translate, "invert images under one label and sample them under another: style transfer"
     ),
-    "inpaint": Verb(_inpaint, "paint anew what a mask leaves black"),
-    "interpolate": Verb(_interpolate, "the way from one seed or picture to another"),
-    "variations": Verb(_variations, "pictures like one that is given"),
+    "inpaint": Verb(_inpaint, "paint the part of images that a mask leaves black"),
+    "interpolate": Verb(_interpolate, "sample the way from one seed or image to another"),
+    "variations": Verb(_variations, "sample variations of an image"),
     "animate": Verb(
         _animate,
-        "a sample on its way from noise; or a picture on its way to noise",
+        "show a sample on its way from noise, or an image on its way to noise",
         "animation.gif",
+        animation_format,
     ),
 }
+STRENGTHS = {"stylize": 0.5, "invert": 1.0, "translate": 0.4}
+"""The verbs that walk a part of the grid, and how much of it by default."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,71 +227,61 @@ def _parser() -> argparse.ArgumentParser:
         own = verbs.add_parser(name, help=verb.help, description=verb.help)
         add_options(own, verb.out)
         own.add_argument(
-            "--convert", action="store_true", help="bring pictures to the bundle's size and mode"
+            "--convert", action="store_true", help="fit images to the bundle's size and mode"
         )
-        _add_own(name, own.add_argument)
+        _add_images(name, own)
+        _add_labels(name, own)
+        _add_own(name, own)
     return parser
 
 
-def _add_own(verb: str, add: Callable[..., Any]) -> None:
-    """The options of one verb alone."""
+def _add_images(verb: str, parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     if verb == "interpolate":
-        add("first", metavar="FIRST", help="a picture, or a seed")
-        add("last", metavar="LAST", help="a picture, or a seed")
+        add("first", metavar="FIRST", help="an image, or a seed")
+        add("last", metavar="LAST", help="an image, or a seed")
     elif verb == "variations":
-        add("pictures", metavar="PICTURE", help="the picture")
-        add(
-            "--amount",
-            type=float,
-            default=0.3,
-            help="0: the picture itself, 1: nothing of it [0.3]",
-        )
+        add("pictures", metavar="IMAGE", help="the image")
     else:
-        add(
-            "pictures",
-            nargs="*" if verb == "animate" else "+",
-            metavar="PICTURE",
-            help="pictures, all of the bundle's size",
-        )
+        count = "*" if verb == "animate" else "+"
+        add("pictures", nargs=count, metavar="IMAGE", help="images, all of the bundle's size")
+
+
+def _add_labels(verb: str, parser: argparse.ArgumentParser) -> None:
+    several = "repeat it for several in turn"
     if verb == "translate":
-        add(
-            "--from",
-            dest="source",
-            action="append",
-            required=True,
-            metavar="LABEL",
-            help="what the pictures are; several in turn if given again",
-        )
-        add(
-            "--to",
-            dest="target",
-            action="append",
-            required=True,
-            metavar="LABEL",
-            help="what they become; several in turn if given again",
-        )
+        for option, name, what in (
+            ("--from", "source", "the label that the images have"),
+            ("--to", "target", "the label that they get"),
+        ):
+            parser.add_argument(
+                option,
+                dest=name,
+                action="append",
+                required=True,
+                metavar="LABEL",
+                help=f"{what}; {several}",
+            )
     else:
-        add(
-            "--label",
-            action="append",
-            help="a label's name or number; several in turn if given again; none: the null label",
-        )
+        text = f"a label's name or number; {several} [the null label]"
+        parser.add_argument("--label", action="append", help=text)
+
+
+def _add_own(verb: str, parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     if verb in ("interpolate", "variations", "animate"):
-        add("--n", type=int, default=1 if verb == "animate" else 8, help="how many")
-    if verb in ("stylize", "invert", "translate"):
-        strength = {"stylize": 0.5, "invert": 1.0, "translate": 0.4}[verb]
-        add(
-            "--strength",
-            type=float,
-            default=strength,
-            help=f"the share of the grid that is walked, 0 to 1 [{strength:g}]",
-        )
+        count = 1 if verb == "animate" else 8
+        add("--n", type=int, default=count, help=f"the number of samples [{count}]")
+    if verb in STRENGTHS:
+        strength = STRENGTHS[verb]
+        text = f"the share of the grid that is walked, 0 to 1 [{strength:g}]"
+        add("--strength", type=float, default=strength, help=text)
+    if verb == "variations":
+        text = "0: the image itself, 1: nothing of it [0.3]"
+        add("--amount", type=float, default=0.3, help=text)
     if verb == "inpaint":
-        add(
-            "--mask",
-            required=True,
-            help="a picture of the same size: white is kept, black is painted anew",
-        )
+        text = "an image of the same size: white is kept, black is painted"
+        add("--mask", required=True, help=text)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Files that are whole or not there: written to a sibling temporary name, flushed to the disk,
-renamed."""
+"""Files that are complete or absent: written to a temporary sibling, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -10,45 +9,34 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sibling(path: Path) -> Path:
-    """A hidden name beside `path` that nobody else uses, its parent folder made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+from typing import Any, NoReturn
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file's path; the file takes the place of `path` when the block ends well, and is
-    removed when it does not."""
+    """Yield the path of a temporary file, which replaces `path` when the block ends.
+
+    If the block raises, the temporary file is removed and `path` is unchanged.
+    """
     path = Path(path)
     temporary = _sibling(path)
     try:
         yield temporary
+        # Renaming before the data is on the disk could leave an empty file after a power cut.
         _flush(temporary)
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must leave nothing behind
         temporary.unlink(missing_ok=True)
         raise
 
 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder; it takes the place of the folder `path` when the block ends well, and is
-    removed when it does not.
+    """Yield the path of a temporary folder, which replaces `path` when the block ends.
 
-    A folder cannot be replaced in one step: an old one is moved aside first and removed last, so a
-    kill between the two leaves the old one under a hidden sibling name, and never a mixture.
+    If the block raises, the temporary folder is removed and `path` is unchanged. A folder cannot
+    be replaced in one step: the old one is renamed first and removed last. If the process is killed
+    between the two, the old folder remains under a hidden sibling name, never mixed with the new.
     """
     path = Path(path)
     temporary = _sibling(path)
@@ -62,46 +50,72 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         if path.exists():
             path.rename(aside)
         temporary.rename(path)
+        # The rename itself is on the disk only when the parent folder is.
         _flush(path.parent)
         shutil.rmtree(aside, ignore_errors=True)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must leave the old folder in its place
         if aside.exists() and not path.exists():
             aside.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def to_json(value: Any) -> str:
-    """Strict JSON: no NaN, no infinity, numbers that read back to the bit."""
+def to_json(value: object) -> str:
+    """Return strict JSON: no NaN, no infinity, and numbers that read back bit-exactly."""
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `path` whole or not at all."""
+    """Write a complete file, or none if writing fails."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def from_json(text: str | bytes) -> Any:
-    """Parse strict JSON. Raises ValueError for NaN, infinities, numbers that overflow, a name given
-    twice, and text that is no JSON."""
+    """Parse strict JSON.
 
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
-    def real(text: str) -> float:
-        value = float(text)
-        if value in (float("inf"), float("-inf")):
-            raise ValueError(f"{text} is too large for a number")
-        return value
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name is given twice in one object")
-        return found
-
+    Raises:
+        ValueError: The text is no JSON, holds NaN, an infinity or a number that overflows, or
+            gives a name twice in one object.
+    """
     try:
-        return json.loads(text, parse_constant=refuse, parse_float=real, object_pairs_hook=once)
+        return json.loads(
+            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sibling(path: Path) -> Path:
+    """Return an unused hidden name alongside `path`, and make its parent folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename across file systems would be a copy.
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    # Python reads 1e999 as infinity, which other JSON readers do not.
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large for a number")
+    return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    # Readers differ on which of the two values holds.
+    if len(found) != len(pairs):
+        raise ValueError("a name is given twice in one object")
+    return found

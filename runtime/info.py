@@ -1,5 +1,4 @@
-"""What this machine can run, what is missing, and what a bundle holds: python -m runtime.info
-[BUNDLE]"""
+"""What this machine can run, and what a bundle holds: python -m runtime.info [BUNDLE]"""
 
 from __future__ import annotations
 
@@ -12,10 +11,11 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from .backends.registry import BACKENDS, GPU, offered
 from .bundle.bundle import Bundle
+from .bundle.manifest import Figures
 from .errors import BackendError
 from .terminal.output import say
 from .terminal.verbs import program, run_verb
@@ -27,16 +27,65 @@ INSTRUCTIONS = {
     "avx512_bf16": "bf16",
     "amx_tile": "AMX",
 }
-"""What decides how fast a processor multiplies, by Linux's name for it."""
+"""The instruction sets that decide how fast a processor multiplies, by Linux's names."""
 
 
-def machine() -> dict[str, Any]:
-    """The processor in words, its cores that this process may use, and its instruction sets (on
-    Linux)."""
+class Machine(TypedDict):
+    """A machine: its processor, the cores that this process may use, and instruction sets."""
+
+    processor: str
+    cores: int | None
+    instructions: list[str]
+
+
+class BackendState(TypedDict):
+    """A backend on this machine: None as `version` if it is absent, and how to get what lacks."""
+
+    version: str | None
+    precisions: list[str]
+    missing: str | None
+
+
+class Pair(TypedDict):
+    """A precision and a backend of a bundle; `checked` holds the figures of its export."""
+
+    precision: str
+    backend: str
+    runs_here: bool
+    checked: Figures | None
+
+
+class Contents(TypedDict):
+    """A bundle."""
+
+    name: str
+    shape: list[int]
+    range: list[float]
+    labels: list[str]
+    prediction: str
+    schedule: str
+    knots: int
+    defaults: dict[str, object]
+    bytes: int
+    for_gpus: list[str]
+    runs: list[Pair]
+
+
+class Facts(TypedDict):
+    """The output of the command, as JSON."""
+
+    machine: Machine
+    backends: dict[str, BackendState]
+    bundle: NotRequired[Contents]
+
+
+def machine() -> Machine:
+    """Return what is known of this machine; instruction sets are read on Linux only."""
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = set(re.findall(r"\w+", (re.search(r"^flags\s*:(.+)$", text, re.MULTILINE) or [""])[0]))
+    # Containers and taskset allow a process fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": name[1].strip() if name else platform.processor() or platform.machine(),
@@ -45,24 +94,25 @@ def machine() -> dict[str, Any]:
     }
 
 
-def backends() -> dict[str, dict[str, Any]]:
-    """For every backend its version and what it can compute here, or what is missing and how to get
-    it."""
+def backends() -> dict[str, BackendState]:
+    """Return every backend's state on this machine, by name."""
     return {name: _backend(name) for name in BACKENDS}
 
 
-def _backend(name: str) -> dict[str, Any]:
+def _backend(name: str) -> BackendState:
     kind = BACKENDS[name]
     install = f"pip install 'unnoise[{kind.extra}]'"
     if find_spec(kind.module) is None:
         return {"version": None, "precisions": [], "missing": install}
     version = _version(name)
+    # onnxruntime-gpu brings a module of the same name as onnxruntime: only the version tells.
     if kind.gpu and version is None:
         return {"version": None, "precisions": [], "missing": install}
     precisions = list(kind.folders)
     lacking = None
     if kind.gpu and (lacking := _no_gpu(name)):
         precisions = []
+    # Only OpenVINO itself knows whether it computes in bf16 on this processor.
     if name == "openvino":
         import openvino
 
@@ -79,26 +129,29 @@ DISTRIBUTIONS = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
 }
-"""What brings a backend's module, where it is not called as the backend is."""
+"""The distributions of a backend's module, if they are not named like the backend."""
 
 
 def _version(name: str) -> str | None:
     for distribution in DISTRIBUTIONS.get(name, (name,)):
         try:
             return metadata.version(distribution)
-        except metadata.PackageNotFoundError:  # onnxruntime-gpu brings the module onnxruntime
+        except metadata.PackageNotFoundError:
             continue
     return None
 
 
 def _no_gpu(name: str) -> str | None:
-    """Why this process cannot use an NVIDIA GPU, in one line; None where it can, or where that
-    cannot be told."""
+    """Return why this process cannot use an NVIDIA GPU, in one line.
+
+    None means that it can, or that nothing tells.
+    """
     from .backends.nvidia.cuda import Cuda, cudart
 
     try:
         api = cudart()
     except BackendError as error:
+        # cuda-bindings is missing, which onnxruntime does not need.
         return None if name == "onnxruntime-cuda" else str(error)
     try:
         Cuda(api)
@@ -107,12 +160,15 @@ def _no_gpu(name: str) -> str | None:
     return None
 
 
-def contents(bundle: Bundle, here: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What a bundle is, and for each of its precisions and backends whether it runs here and how
-    its export found it."""
+def contents(bundle: Bundle, here: dict[str, BackendState]) -> Contents:
+    """Return a bundle's facts, and which of its precisions and backends run on this machine.
+
+    Args:
+        here: What `backends` returned.
+    """
     pairs = offered(bundle)
     checked = bundle.report
-    rows = [
+    rows: list[Pair] = [
         {
             "precision": precision,
             "backend": backend,
@@ -136,8 +192,8 @@ def contents(bundle: Bundle, here: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def describe(found: dict[str, Any]) -> str:
-    """The facts as a person reads them."""
+def describe(found: Facts) -> str:
+    """Return the facts as text for a person."""
     m = found["machine"]
     lines = [
         f"machine   {m['processor']}, {m['cores']} cores; "
@@ -155,7 +211,7 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _describe_bundle(b: dict[str, Any]) -> list[str]:
+def _describe_bundle(b: Contents) -> list[str]:
     d = b["defaults"]
     shape = "×".join(map(str, b["shape"]))
     labels = f"{len(b['labels'])} labels" if b["labels"] else "no labels"
@@ -166,42 +222,29 @@ def _describe_bundle(b: dict[str, Any]) -> list[str]:
         f"default   {d['solver']}, {d['steps']} steps on {d['grid']}, guidance {d['guidance']:g}",
         "",
     ]
-    rows = [
-        [
-            "precision",
-            "backend",
-            "here",
-            "F apart",
-            "PSNR to fp32",
-            "ms a call where it was exported",
-        ]
-    ]
-    for run in b["runs"]:
-        checked = run["checked"] or {}
-        ms = ", ".join(
-            f"{time:.1f} (batch {batch})" for batch, time in checked.get("ms_a_call", {}).items()
-        )
-        psnr = checked.get("psnr_db")
-        near = "–" if psnr is None or run["precision"] == "fp32" else f"{psnr:.1f} dB"
-        apart = f"{checked['answer']:.1e}" if "answer" in checked else "not checked"
-        rows.append(
-            [
-                run["precision"],
-                run["backend"],
-                "yes" if run["runs_here"] else "no",
-                apart,
-                near,
-                ms or "–",
-            ]
-        )
-    lines += columns(rows)
+    heads = ["precision", "backend", "here", "F differs", "PSNR to fp32", "ms a call at export"]
+    lines += columns([heads, *(_row(pair) for pair in b["runs"])])
     if b["for_gpus"]:
         lines += ["", f"for GPUs  {', '.join(b['for_gpus'])}"]
     return lines
 
 
+def _row(pair: Pair) -> list[str]:
+    """Return the cells of a precision and a backend."""
+    checked = pair["checked"] or {}
+    ms = ", ".join(
+        f"{time:.1f} (batch {batch})" for batch, time in checked.get("ms_a_call", {}).items()
+    )
+    psnr = checked.get("psnr_db")
+    # fp32 is the reference of the PSNR.
+    near = "–" if psnr is None or pair["precision"] == "fp32" else f"{psnr:.1f} dB"
+    differs = f"{checked['answer']:.1e}" if "answer" in checked else "not checked"
+    here = "yes" if pair["runs_here"] else "no"
+    return [pair["precision"], pair["backend"], here, differs, near, ms or "–"]
+
+
 def columns(rows: list[list[str]]) -> list[str]:
-    """The rows as lines, their cells under each other."""
+    """Return the rows as lines, with their cells aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -214,9 +257,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def info(given: argparse.Namespace) -> None:
-    """Do what the command line asks."""
+    """Run the command line."""
     bundle = Bundle.load(given.bundle) if given.bundle else None
-    found: dict[str, Any] = {"machine": machine(), "backends": backends()}
+    found: Facts = {"machine": machine(), "backends": backends()}
     if bundle:
         found["bundle"] = contents(bundle, found["backends"])
     say(json.dumps(found, indent=1) if given.json else describe(found))
@@ -225,9 +268,9 @@ def info(given: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("runtime.info"), description=__doc__)
     add = parser.add_argument
-    what = "a bundle's folder [none: the machine alone]"
+    what = "a bundle's folder or a shipped bundle's name [none: the machine alone]"
     add("bundle", nargs="?", type=Path, metavar="BUNDLE", help=what)
-    add("--json", action="store_true", help="for programs")
+    add("--json", action="store_true", help="print JSON, for programs")
     return parser
 
 

@@ -1,44 +1,48 @@
-"""What the runtime's commands share: their options, and a progress bar over samples."""
+"""The options that the runtime's commands share, and a progress bar over samples."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
+from .backends.base import Float32
 from .bundle.bundle import Bundle
 from .diffusion.grid import GRIDS
 from .diffusion.solvers import SOLVERS
+from .engine.expand import ARGUMENTS
+from .engine.keywords import GuidedKeywords
 from .engine.loop import Preview, StepCallback
 from .errors import RequestError
-from .errors.arguments import integer, shown
+from .errors.arguments import integer
+from .errors.messages import shown
 from .files import replacing
 from .images import picture_format, save, tile, to_uint8
-from .sampler import ARGUMENTS, Sampler
+from .sampler import Sampler
 from .terminal.progress import Progress
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The bundle, and what decides its samples but for their labels."""
+    """Add the bundle, and the options that decide its samples, apart from their labels."""
     add = parser.add_argument
     add(
         "bundle",
         type=Path,
         metavar="BUNDLE",
-        help="a bundle's folder, made by python -m export.build",
+        help="a bundle's folder, made by python -m export.build; or a shipped bundle: emoji32",
     )
     add("--seed", type=int, default=0, help="seed of the first; the next ones follow [0]")
     add("--steps", type=int, help="grid intervals [the bundle's]")
     add(
         "--solver",
         metavar="NAME",
-        help=f"{', '.join(SOLVERS)}, or tuned where the bundle has it [the bundle's]",
+        help=f"{', '.join(SOLVERS)}, or tuned if the bundle has it [the bundle's]",
     )
     add(
         "--option",
@@ -58,45 +62,56 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """The bundle, and every option that does not depend on what is made."""
+    """Add the bundle, and every option that all commands with an output file have."""
     add_sampling(parser)
     add = parser.add_argument
     add(
         "--out",
         type=Path,
         default=Path(out),
-        help=f"a picture, or an .npy file of the samples themselves [{out}]",
+        help=f"an image, or an .npy file of the samples themselves [{out}]",
     )
-    add("--columns", type=int, help="pictures to a row of the sheet")
+    add("--columns", type=int, help="images to a row of the sheet")
     add(
         "--width",
         type=int,
         default=512,
         help="enlarge the sheet, by a whole factor, to at least this many pixels [512]",
     )
-    add("--backend", default="auto", help="inference library [auto]")
+    add("--backend", default="auto", help="inference library [auto: onnxruntime]")
     add("--precision", default="auto", help="one that the bundle holds [auto: fp32]")
     add("--threads", type=int, help="of the inference library [one a core]")
-    add("--max-batch", type=int, default=16, help="more samples than this run in chunks [16]")
-
-
-def settings(given: argparse.Namespace) -> dict[str, Any]:
-    """What `Sampler`'s methods take, without what was not given."""
-    grid = (
-        given.grid
-        if given.grid is None or given.grid[:1].isalpha()
-        else _numbers("--grid", given.grid)
+    add(
+        "--max-batch",
+        type=int,
+        default=16,
+        help="more samples than this run in several batches [16]",
     )
-    interval = None
+
+
+def settings(given: argparse.Namespace) -> GuidedKeywords:
+    """Return the arguments of `Sampler`'s methods that the command line gives."""
+    found = GuidedKeywords()
+    # Absent options are left out, because some methods refuse arguments that they do not take.
+    if given.solver is not None:
+        found["solver"] = given.solver
+    if given.steps is not None:
+        found["steps"] = given.steps
+    if given.grid is not None:
+        # The names of grids begin with a letter, and times with a digit.
+        named = given.grid[:1].isalpha()
+        found["grid"] = given.grid if named else _numbers("--grid", given.grid)
+    if given.guidance is not None:
+        found["guidance"] = given.guidance
     if given.guidance_interval is not None:
-        interval = tuple(_numbers("--guidance-interval", given.guidance_interval))
-    found = {"solver": given.solver, "steps": given.steps, "grid": grid, "guidance": given.guidance}
-    found |= {"guidance_interval": interval, **_options(given.option)}
-    return {name: value for name, value in found.items() if value is not None}
+        low_high = tuple(_numbers("--guidance-interval", given.guidance_interval))
+        found["guidance_interval"] = cast(tuple[float, float], low_high)
+    # The sampler checks the names and the values of the solver's options.
+    return cast(GuidedKeywords, {**found, **_options(given.option)})
 
 
-def _options(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The solver's options. Raises RequestError for the name of an argument that is no option."""
+def _options(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the solver's options. Raises RequestError for the name of an argument."""
     for name, _ in pairs:
         if name in ARGUMENTS:
             raise RequestError(f"--option {name} is no option of a solver. Leave it out.")
@@ -104,7 +119,7 @@ def _options(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def load(given: argparse.Namespace) -> tuple[Sampler, float]:
-    """The sampler, and the seconds that it took."""
+    """Return the sampler, and the seconds that loading took."""
     begun = time.perf_counter()
     sampler = Sampler.load(
         given.bundle, given.backend, given.precision, given.threads, given.max_batch
@@ -114,10 +129,9 @@ def load(given: argparse.Namespace) -> tuple[Sampler, float]:
 
 @contextmanager
 def progress(title: str, sampler: Sampler) -> Iterator[StepCallback | None]:
-    """A step callback that draws a bar over network calls; several passes, one after another, are
-    one bar each.
+    """Yield a step callback that draws a bar over network calls, one bar for each pass.
 
-    None for a backend that runs whole programs by itself: a callback would keep it from that.
+    For a backend that runs whole programs by itself it is None: a callback would prevent that.
     """
     if sampler.whole:
         yield None
@@ -125,6 +139,7 @@ def progress(title: str, sampler: Sampler) -> Iterator[StepCallback | None]:
     bars: list[Progress] = []
 
     def count(preview: Preview) -> None:
+        # A step that goes back belongs to the next batch, or to the way back of an inversion.
         if not bars or preview.step < bars[-1].done:
             if bars:
                 bars[-1].__exit__()
@@ -138,8 +153,8 @@ def progress(title: str, sampler: Sampler) -> Iterator[StepCallback | None]:
             bars[-1].__exit__()
 
 
-def write(path: Path, samples: Any, sampler: Sampler, columns: int | None, width: int) -> None:
-    """Samples [n, *S] as one sheet of pictures, or as they are into an .npy file."""
+def write(path: Path, samples: Float32, sampler: Sampler, columns: int | None, width: int) -> None:
+    """Write samples [n, *S] as one sheet of images, or unchanged into an .npy file."""
     if path.suffix == ".npy":
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, samples)
@@ -150,8 +165,11 @@ def write(path: Path, samples: Any, sampler: Sampler, columns: int | None, width
 def check_out(
     given: argparse.Namespace, bundle: Bundle, format_of: Callable[[Path], str] = picture_format
 ) -> None:
-    """Raises RequestError, before anything is sampled, for a file or sheet that `write` cannot
-    write, and for samples that no picture can show."""
+    """Check the output options before anything is sampled.
+
+    Raises:
+        RequestError: `write` could not write the file or the sheet, or the samples are no images.
+    """
     if given.columns is not None:
         integer("columns", given.columns, 1)
     if given.out.suffix == ".npy":
@@ -159,15 +177,14 @@ def check_out(
     shape = bundle.sample_shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise RequestError(
-            f"the samples of {bundle.name} are {'×'.join(map(str, shape))}, and a picture takes 1 "
-            f"or 3 channels by height by width: "
-            "write the samples themselves with --out samples.npy."
+            f"the samples of {bundle.name} are {'×'.join(map(str, shape))}, and an image has 1 "
+            f"or 3 channels by height by width. Write the samples themselves: --out samples.npy."
         )
     format_of(given.out)
 
 
-def in_turn(given: list[str] | None, n: int) -> Any:
-    """One label for all, or the given ones in turn."""
+def in_turn(given: Sequence[str] | None, n: int) -> str | list[str] | None:
+    """Return one label for all n samples, or the given labels in turn."""
     if not given or len(given) == 1:
         return given[0] if given else None
     return [given[i % len(given)] for i in range(n)]
@@ -183,7 +200,7 @@ def _numbers(option: str, text: str) -> list[float]:
         ) from None
 
 
-def assignment(text: str) -> tuple[str, Any]:
+def assignment(text: str) -> tuple[str, object]:
     """Parse NAME=VALUE, for argparse.
 
     The value is JSON, a number that Python reads and JSON does not (".5", "nan"), or else text.

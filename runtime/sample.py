@@ -1,4 +1,4 @@
-"""Sample a bundle into a picture: python -m runtime.sample BUNDLE --n 16 --out grid.png"""
+"""Sample a bundle into an image: python -m runtime.sample BUNDLE --n 16 --out grid.png"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def sample(given: argparse.Namespace) -> str:
-    """Do what the command line asks; returns what to tell the person."""
+    """Run the command line, and return what to print."""
     sampler, loaded = load(given)
     bundle = sampler.bundle
     if given.labels:
@@ -30,12 +30,14 @@ def sample(given: argparse.Namespace) -> str:
     check_out(given, bundle)
     begun = time.perf_counter()
     with progress("sampling", sampler) as count:
+        # `run` instead of `sample`, for the timings of a device.
         requests = sampler.requests(
             given.n, given.seed, label=in_turn(given.label, given.n), **settings(given)
         )
         ran = sampler.run(requests, on_step=count)
     spent = time.perf_counter() - begun
     write(given.out, ran.samples, sampler, given.columns, given.width)
+    # The last batch stands for all: the first may have captured the graph that the rest ran.
     how = "".join(
         f" ({timing.how}{timing.note and ': ' + timing.note})" for timing in ran.timings[-1:]
     )
@@ -51,13 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("runtime.sample"), description=__doc__)
     add_options(parser, out="grid.png")
     add = parser.add_argument
-    add("--n", type=int, default=16, help="how many [16]")
+    add("--n", type=int, default=16, help="the number of samples [16]")
     add(
         "--label",
         action="append",
-        help="a label's name or number; several in turn if given again; none: the null label",
+        help="a label's name or number; repeat it for several in turn [the null label]",
     )
-    add("--labels", action="store_true", help="list the labels and stop")
+    add("--labels", action="store_true", help="list the labels and exit")
     return parser
 
 

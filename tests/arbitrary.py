@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from runtime import Request, make_schedule
-from runtime.errors.arguments import shown
+from runtime.errors.messages import shown
 
 # No integer between 4 and a million: those would be valid work that takes long.
 INTEGERS = [-(10**400), -(2**64), -(2**31), -5, -1, 0, 1, 2, 3, 4]

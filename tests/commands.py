@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from runtime.errors.arguments import shown
+from runtime.errors.messages import shown
 
 from .arbitrary import texts
 

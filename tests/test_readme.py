@@ -1,6 +1,12 @@
-"""Every command and every program in the README and CONTRIBUTING runs, word for word."""
+"""Every command and every program in the README and the docs runs, word for word.
 
+Blocks marked `sh` and `python` are run. Blocks marked `text` are not: they take hours, need other
+hardware, or show an output.
+"""
+
+import importlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,25 +18,32 @@ import pytest
 from runtime.info import backends
 
 ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 MADE_BY_CI = {"make demo", "make test", "make lint"}
 """These make environments of their own; .ci/run runs them."""
-SOURCED = {". .venv/bin/activate"}
+SET_UP = {
+    "pip install '.[cpu]'",
+    ". .venv/bin/activate",
+}
+IN_TURN = (
+    "python -m trainer.fit --data digits",
+    "python -m export.build runs/digits",
+    "python -m runtime.sample bundles/digits --n 20 --label 3 --label 8 --out digits.png",
+)
+"""The README's own run, from data to images. Each command needs the one before."""
+ON_A_GPU = 'backend="tensorrt"'
 HANGING_S = 3600
 """After this a command is taken to hang: no bound on how fast it is."""
 
 
 def _blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def _commands() -> list[str]:
-    return [
-        line
-        for block in _blocks("sh")
-        for line in block.splitlines()
-        if line and line not in SOURCED
-    ]
+    lines = (line for block in _blocks("sh") for line in block.splitlines())
+    return [line for line in dict.fromkeys(lines) if line and line not in SET_UP]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +97,7 @@ def _diffusers_folder(path: Path) -> None:
 
 
 def _run(command: str, folder: Path) -> str:
-    words = [sys.executable if word == "python" else word for word in command.split()]
+    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     run = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=HANGING_S)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
@@ -96,11 +109,29 @@ def test_ci_runs_what_this_file_does_not() -> None:
     assert {c for c in _commands() if not c.startswith("python ")} == MADE_BY_CI
 
 
+def test_the_speed_in_the_readme_is_that_of_the_benchmarks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table = importlib.import_module("readme")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert table.speed(page) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_run_of_the_readme_goes_from_data_to_images(folder: Path) -> None:
+    commands = [command for command in _commands() if command in IN_TURN]
+    assert commands == list(IN_TURN)
+    fit, build, sample = (_run(command, folder) for command in commands)
+    assert "done after step 600 of 600" in fit
+    assert "agrees with PyTorch" in build
+    assert "20 of digits on onnxruntime fp32" in sample
+    assert (folder / "digits.png").is_file()
+
+
 @pytest.mark.slow
 def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder: Path) -> None:
-    """The two long commands: training is stopped as the README says one may, and export takes the
-    run that it leaves."""
-    assert {"python -m trainer.fit", "python -m export.build"} <= set(_commands())
+    """docs/training.md: Ctrl-C saves a checkpoint. The export takes the newest run."""
     training = subprocess.Popen(
         [sys.executable, "-m", "trainer.fit"], cwd=folder, stdout=subprocess.PIPE, text=True
     )
@@ -112,7 +143,7 @@ def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder:
     training.send_signal(signal.SIGINT)
     rest = training.communicate(timeout=HANGING_S)[0]
     assert training.returncode == 130
-    assert "the same command again goes on from here" in rest
+    assert "the same command again" in rest
     assert list(folder.glob("runs/emoji/checkpoints/step-*"))
 
     assert "agrees with PyTorch" in _run("python -m export.build", folder)
@@ -124,10 +155,10 @@ def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder:
     [
         pytest.param(c, marks=[pytest.mark.slow] if "runtime.bench" in c else [])
         for c in _commands()
-        if c.startswith("python ") and c not in ("python -m trainer.fit", "python -m export.build")
+        if c.startswith("python ") and c not in IN_TURN
     ],
 )
-def test_a_command_of_the_readme_runs(command: str, folder: Path) -> None:
+def test_a_command_of_the_docs_runs(command: str, folder: Path) -> None:
     if "bf16" in command and "bf16" not in backends()["openvino"]["precisions"]:
         pytest.skip("this CPU does not compute in bf16")
     _run(command, folder)
@@ -136,5 +167,7 @@ def test_a_command_of_the_readme_runs(command: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("program", _blocks("python"))
-def test_a_program_of_the_readme_runs(program: str, folder: Path) -> None:
+def test_a_program_of_the_docs_runs(program: str, folder: Path) -> None:
+    if ON_A_GPU in program:
+        pytest.skip("needs an NVIDIA GPU")
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, timeout=HANGING_S)

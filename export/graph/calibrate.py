@@ -1,5 +1,4 @@
-"""What int8 is made from: the ranges of activations along the model's own trajectories, and which
-layers must stay float32."""
+"""What int8 is made from: the ranges of activations along the model's own trajectories."""
 
 from __future__ import annotations
 
@@ -15,12 +14,11 @@ from onnx import ModelProto, TensorProto, helper
 from runtime.bundle.spec import ModelSpec
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import Program, R
-from runtime.engine.batch import Table
+from runtime.engine.job import Table
 from runtime.terminal.progress import Progress
 
-from ..errors import ExportError
 from .edit import copy_of
-from .precision import Layer, Range, layers, quantize
+from .quantization import Range, layers
 
 Float32 = NDArray[np.float32]
 KEPT = 65536
@@ -50,12 +48,10 @@ class Calibration:
 
 QUICK_CALIBRATION = Calibration(pictures=2, steps=10, judged=2, ranked=1, ways=(("dpmpp_2m", 10),))
 """For large networks."""
-MARGIN = 1.0
-"""dB beyond the bound that a choice must reach: the proof uses other images and backends."""
 
 
 class Session(Protocol):
-    """An ONNX Runtime session, as far as it is used here: all its outputs are arrays."""
+    """An ONNX Runtime session as it is used here: every output is an array, of any shape."""
 
     def run(
         self, outputs: Sequence[str], feeds: Mapping[str, NDArray[np.generic]]
@@ -82,7 +78,7 @@ class Trajectories:
         outputs: Sequence[str] = (),
         see: Callable[..., object] | None = None,
     ) -> Float32:
-        """Return the final samples [n, *S].
+        """Return the final samples [n, *S]. The noise z is zero in every row.
 
         Args:
             session: Of a step graph.
@@ -111,8 +107,9 @@ class Trajectories:
 
 
 def session(proto: ModelProto) -> Session:
-    """An ONNX Runtime session of a graph with its weights inside."""
+    """Return an ONNX Runtime session of a graph with its weights inside."""
     options = onnxruntime.SessionOptions()
+    # Errors only: intermediate values as outputs make ONNX Runtime warn of each.
     options.log_severity_level = 3
     created = onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -138,7 +135,10 @@ def observe(
     calibration: Calibration,
     see: Callable[[str, Float32], object],
 ) -> None:
-    """Call see(name, values) for each named value at each row of DDIM along the whole schedule."""
+    """Call see(name, values) for each named value at each row of DDIM along the whole schedule.
+
+    Values have any shape, with the batch of the trajectories among its axes.
+    """
     names = list(dict.fromkeys(names))
     program = spec.program("ddim", min(calibration.steps, len(spec.schedule)), guidance=1.0)
     with Progress("observing", len(program)) as bar:
@@ -165,6 +165,7 @@ def ranges(
     generator = np.random.Generator(np.random.Philox(key=0))
 
     def see(name: str, value: Float32) -> None:
+        # All values of all rows do not fit in memory: a sample of each row, and its extremes.
         flat = value.ravel()
         kept[name].append(flat[generator.integers(0, flat.size, KEPT // calibration.steps)])
         old = extremes.get(name, Range(0.0, 0.0))
@@ -182,143 +183,22 @@ def ranges(
 
 
 def best(values: Float32, extreme: Range, signed: bool) -> Range:
-    """Return the part of the extreme range with the least error of rounding and clipping."""
+    """Return the part of the extreme range with the smallest mean square error.
+
+    Args:
+        values: Samples of the activation, of any shape.
+        extreme: From the smallest to the largest value ever observed.
+        signed: Whether the zero point is 0, see `Range.grid`.
+    """
 
     def error(range_: Range) -> float:
         scale, zero = range_.grid(signed)
         lowest, highest = (-127, 127) if signed else (0, 255)
+        # The rounding that QuantizeLinear and DequantizeLinear do, clipping included.
         q = np.clip(np.round(values / scale) + int(zero), lowest, highest) - int(zero)
         return float(np.mean(np.square(q * scale - values, dtype=np.float64)))
 
+    # A narrower range rounds most values more finely, and clips a few. One number to search: both
+    # ends shrink alike.
     shares = np.linspace(0.3, 1.0, 29)
     return min((Range(extreme.low * a, extreme.high * a) for a in shares), key=error)
-
-
-def median_psnr(found: Float32, expected: Float32, data_range: tuple[float, float]) -> float:
-    """Return the median peak signal-to-noise ratio of samples [n, …] in dB.
-
-    A sample that is not finite counts as -inf, an exact one as 200 dB.
-    """
-    span = data_range[1] - data_range[0]
-    square = np.square(found.astype(np.float64) - expected).reshape(len(found), -1).mean(1)
-    with np.errstate(divide="ignore"):
-        each = np.minimum(-10 * np.log10(square / span**2), 200.0)
-    return float(np.median(np.where(np.isfinite(square), each, -np.inf)))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which layers stay float32.
-
-    Attributes:
-        keep: Their names, the most damaging first.
-        damage: The PSNR in dB when one layer alone is int8, by layer.
-        reached: The PSNR in dB of the choice, by solver and steps.
-        float_share: The share of multiply-adds that stays float32.
-    """
-
-    keep: tuple[str, ...]
-    damage: Mapping[str, float]
-    reached: Mapping[str, float]
-    float_share: float
-
-    def to_json(self) -> dict[str, Any]:
-        """For the report."""
-        damage = dict(sorted(self.damage.items(), key=lambda item: item[1]))
-        return {
-            "float32_layers": list(self.keep),
-            "float32_share_of_multiply_adds": self.float_share,
-            "psnr_db_of_one_layer_alone": damage,
-            "psnr_db_when_chosen": dict(self.reached),
-        }
-
-
-def choose(
-    step: ModelProto, judge: Judge, found: Sequence[Range], signed: bool, least: float
-) -> Choice:
-    """Return the fewest layers in float32 with which the final images reach a PSNR.
-
-    If not all layers can be int8, they are ranked by the damage that each does to the final images
-    when it alone is int8.
-
-    Args:
-        judge: Compares images with fp32's.
-        found: The range of the input of each of `layers(step)`.
-        signed: See `quantize`.
-        least: The PSNR in dB, beyond which a margin is kept.
-
-    Raises:
-        ExportError: Not even one layer can be int8. The message names the worst layers.
-    """
-    every = layers(step)
-    names = list(dict.fromkeys(layer.name for layer in every))
-    reached = judge.full(quantize(step, found, (), signed))
-    if min(reached.values()) >= least + MARGIN:
-        return Choice((), {}, reached, 0.0)
-    damage: dict[str, float] = {}
-    with Progress("ranking layers", len(names)) as bar:
-        for name in names:
-            others = [other for other in names if other != name]
-            damage[name] = judge.quick(quantize(step, found, others, signed))
-            bar.advance()
-    order = sorted(names, key=lambda name: damage[name])
-    low = 1
-    high = len(order)
-    with Progress("choosing layers", max(1, len(order)).bit_length() + 1) as bar:
-        while low < high:  # PSNR grows with the number of layers kept, worst first
-            middle = (low + high) // 2
-            now = judge.full(quantize(step, found, order[:middle], signed))
-            bar.advance()
-            if min(now.values()) >= least + MARGIN:
-                high = middle
-                reached = now
-            else:
-                low = middle + 1
-    if low == len(order):
-        raise ExportError(
-            f"int8 misses {least:g} dB with any layer in it. The worst: "
-            + ", ".join(f"{name} alone {damage[name]:.1f} dB" for name in order[:3])
-        )
-    return Choice(tuple(order[:low]), damage, reached, share(every, order[:low]))
-
-
-def share(every: Sequence[Layer], keep: Sequence[str]) -> float:
-    """Return the share of multiply-adds in the layers that `keep` names."""
-    total = sum(layer.multiply_adds for layer in every)
-    return (
-        sum(layer.multiply_adds for layer in every if layer.name in keep) / total if total else 0.0
-    )
-
-
-class Judge:
-    """Compares images of a candidate with those of the float32 graph, which are made once."""
-
-    def __init__(self, step: ModelProto, spec: ModelSpec, calibration: Calibration) -> None:
-        self.spec = spec
-        reference = session(step)
-        knots = len(spec.schedule)
-        self.programs = {
-            f"{solver}, {steps} steps": spec.program(solver, min(steps, knots), guidance=1.0)
-            for solver, steps in calibration.ways
-        }
-        self.few = Trajectories(spec, calibration.ranked, FIRST_SEED + 1000)
-        self.many = Trajectories(spec, calibration.judged, FIRST_SEED + 2000)
-        self.short = spec.program("dpmpp_2m", min(8, knots), guidance=1.0)
-        self.expected_few = self.few.run(reference, self.short)
-        self.expected = {
-            name: self.many.run(reference, program) for name, program in self.programs.items()
-        }
-
-    def quick(self, proto: ModelProto) -> float:
-        return median_psnr(
-            self.few.run(session(proto), self.short), self.expected_few, self.spec.sample_range
-        )
-
-    def full(self, proto: ModelProto) -> dict[str, float]:
-        candidate = session(proto)
-        return {
-            name: median_psnr(
-                self.many.run(candidate, program), self.expected[name], self.spec.sample_range
-            )
-            for name, program in self.programs.items()
-        }

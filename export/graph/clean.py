@@ -34,13 +34,16 @@ def clean(proto: ModelProto) -> ModelProto:
     graph.name = "step"
     graph.doc_string = ""
     del graph.metadata_props[:]
+    # Shapes first: what computed them is then unused and goes.
     _freeze_shapes(proto)
     drop_unused(graph)
     for i, (node, module) in enumerate(zip(graph.node, _modules(graph), strict=True)):
         node.name = f"{module}/{node.op_type}_{i}"
+    # Stack traces hold paths and source lines of the machine that traced the module.
     for item in [*graph.node, *graph.input, *graph.output, *graph.initializer]:
         item.doc_string = ""
         del item.metadata_props[:]
+    # The shapes that the tracer noted name its symbols; libraries infer their own.
     del graph.value_info[:]
     return proto
 
@@ -86,6 +89,7 @@ def _freeze_shapes(proto: ModelProto) -> None:
     dims = Dims(proto)
     stored = {t.name: t for t in graph.initializer}
     constants: dict[str, TensorProto] = {}
+    # The tracer broadcasts by multiplying with ones of the batch's size.
     ones = {
         n.output[0]
         for n in graph.node

@@ -12,9 +12,12 @@ SMALL = 1024
 
 
 class Dims:
-    """Every value's shape, inferred at two sizes of the batch: what differs between them is the
-    batch's."""
+    """Every value's shape, inferred at two sizes of the batch.
 
+    An axis that differs between the two is the batch's. This needs no arithmetic on symbols.
+    """
+
+    # Two primes, which are unlikely to be another axis's size or a factor of one.
     SIZES = (7, 11)
 
     def __init__(self, proto: ModelProto) -> None:
@@ -48,7 +51,11 @@ class Dims:
         }
 
     def but_for_the_batch(self, name: str) -> list[int] | None:
-        """The shape with -1 where the batch's size goes in; None where that does not say it all."""
+        """Return the shape with -1 for the axis that depends on the batch.
+
+        None if the shape is unknown or several axes depend on the batch: a Reshape to it would not
+        be defined.
+        """
         first, second = (dims.get(name) for dims in self.found)
         if not first or not second or None in first or None in second:
             return None
@@ -56,7 +63,7 @@ class Dims:
         return [d for d in shape if d is not None] if shape.count(-1) <= 1 else None
 
     def same(self, a: str, b: str) -> bool:
-        """Whether both values have one shape, at whatever size of the batch."""
+        """Whether both values have the same shape at every size of the batch."""
         return all(
             a in dims and dims[a] == dims.get(b) and None not in dims[a] for dims in self.found
         )

@@ -36,6 +36,7 @@ def constants_of(graph: GraphProto) -> Iterator[TensorProto]:
 
 def drop_unused(graph: GraphProto) -> None:
     """Remove the nodes and constants that no output needs."""
+    # Backwards, because a node's readers come after it.
     needed = {output.name for output in graph.output}
     kept: list[NodeProto] = []
     for node in reversed(graph.node):

@@ -1,4 +1,4 @@
-"""The same float32 computation with fewer multiplications: a convolution of an enlarged picture
+"""The same float32 computation with fewer multiplications: a convolution of an enlarged image
 reads each pixel once."""
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, nump
 from .edit import copy_of, drop_unused
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
-"""Of a pixel of the enlarged picture: row and column within the four that came from one."""
+"""Of a pixel of the enlarged image: row and column within the four that came from one."""
 TAPS = {0: ((0,), (1, 2)), 1: ((0, 1), (2,))}
 """For each phase along one side, which of a kernel's three taps fall on the earlier pixel and which
 on the later one."""
 
 
 def fold_upsampling(step: ModelProto) -> ModelProto:
-    """The step graph with every nearest enlargement by 2 and 3×3 convolution after it as four 2×2
-    convolutions of the small picture.
+    """Return the step graph with four 2×2 convolutions for each one after an enlargement.
 
-    Of the nine taps those that fall on one pixel are added up beforehand, which leaves 4 of 9
-    multiplications; the four results are the pixels of even and odd rows and columns. The weights
-    stay in the graph as they were, under their name, and are added up by constant operations, which
-    inference libraries carry out once, when they load it.
+    They replace a nearest enlargement by 2 and the 3×3 convolution after it. Taps that fall on the
+    same pixel of the small image are added up beforehand, which leaves 4 of 9 multiplications. The
+    four results are the pixels of even and odd rows and columns. The weights stay in the graph
+    under their own names. Constant operations add them up, once, when a library loads the graph.
     """
     proto = copy_of(step)
     graph = proto.graph
@@ -34,6 +33,7 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
+    # An enlarged map that something else reads too must be computed anyway.
     enlarged = {
         node.output[0]: node
         for node in graph.node
@@ -57,6 +57,7 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
 
 
 def attributes(node: NodeProto) -> dict[str, AttributeProto]:
+    """Return the attributes of a node by name."""
     return {a.name: a for a in node.attribute}
 
 
@@ -66,6 +67,7 @@ def _by_two(node: NodeProto, graph: GraphProto) -> bool:
     scales = next(
         (t for t in graph.initializer if len(node.input) > 2 and t.name == node.input[2]), None
     )
+    # The modes that PyTorch's exporter writes for nearest, which copy pixel i to 2i and 2i + 1.
     floor = "nearest_mode" in found and found["nearest_mode"].s == b"floor"
     place = (
         found["coordinate_transformation_mode"].s
@@ -81,8 +83,7 @@ def _by_two(node: NodeProto, graph: GraphProto) -> bool:
 
 
 def _three_by_three(node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether a Conv has constant 3×3 weights, one pixel of padding, and nothing out of the
-    ordinary."""
+    """Whether a Conv has constant 3×3 weights, one pixel of padding, stride 1 and one group."""
     found = attributes(node)
     ordinary = all(
         list(found[name].ints) == [1, 1] for name in ("strides", "dilations") if name in found
@@ -93,7 +94,7 @@ def _three_by_three(node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> bool
 
 
 def _sums() -> NDArray[np.float32]:
-    """[9, 16]: which of nine taps go into which of 2×2 taps, for each of the four phases."""
+    """Return [9, 16]: which of nine taps go into which of 2×2 taps, for each of four phases."""
     found = np.zeros((3, 3, 4, 2, 2), np.float32)
     for phase, (a, b) in enumerate(PHASES):
         for i, rows in enumerate(TAPS[a]):
@@ -105,8 +106,7 @@ def _sums() -> NDArray[np.float32]:
 def _four(
     conv: NodeProto, small: str, shape: tuple[int, ...], graph: GraphProto
 ) -> list[NodeProto]:
-    """The four convolutions of the small picture, their results side by side, and these as one
-    picture."""
+    """Return the nodes of four convolutions, and of their results as one image."""
     name = conv.output[0]
     weight = conv.input[1]
     end = conv.name.rpartition("/")[0]
@@ -117,6 +117,7 @@ def _four(
             graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), what))
         return what
 
+    # The 2×2 kernels of all phases in one product with the matrix of `_sums`.
     flat = constant(f"step.taps_{outputs}_{inputs}", [outputs, inputs, 9])
     square = constant(f"step.phases_{outputs}_{inputs}", [outputs, inputs, 4, 2, 2])
     nodes = [
@@ -142,6 +143,7 @@ def _four(
         nodes.append(
             helper.make_node("Gather", inputs_, [kernel], axis=2, name=f"{end}/Gather_{phase}")
         )
+        # An even row reads the pixel above it, an odd one the pixel below: padding on one side.
         pads: Any = {"kernel_shape": [2, 2], "pads": [1 - a, 1 - b, a, b]}
         nodes.append(
             helper.make_node(
@@ -153,6 +155,7 @@ def _four(
             )
         )
         found.append(result)
+    # DepthToSpace interleaves channel blocks as rows and columns: DCR puts the phase first.
     nodes.append(
         helper.make_node("Concat", found, [f"{name}.phases"], axis=1, name=f"{end}/Concat_phases")
     )

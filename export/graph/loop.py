@@ -55,6 +55,7 @@ def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
         outputs,
         [numpy_helper.from_array(v, k) for k, v in constants.items()],
     )
+    # Names for error messages and profiles of inference libraries.
     for i, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{i}"
     return helper.make_model(

@@ -63,6 +63,7 @@ def build_engine(
     config = _configure(chosen, builder, log)
     for bucket in buckets:
         _add_profile(builder, network, config, bucket, name)
+    # Timings of earlier builds save most of the minutes that the next one takes.
     timings = None if timing_file is None else _load_timings(config, timing_file)
     with Progress(f"building {Path(name).parent.name}/{Path(name).name}", 0) as bar:
         config.progress_monitor = monitor(trt, bar)
@@ -103,9 +104,8 @@ def monitor(trt: Binding, bar: Progress) -> Binding:
 
 def _parse(trt: Binding, builder: Binding, log: Binding, model: bytes, name: str) -> Binding:
     """Return the network of an ONNX model. Raises ExportError with what the parser refuses."""
-    typed = getattr(
-        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
-    )  # TensorRT 11 knows no other kind
+    # TensorRT 11 knows no other kind of network, and no flag for it.
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from runtime.bundle.format import step_file
 from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
+from runtime.errors.messages import described
 from trainer.runs.start import NETWORK
 
 from ..errors import ExportError
@@ -29,8 +30,8 @@ OPSET = 20
 TRACED_BATCH = 31
 """The largest batch of the trace; the graph accepts any.
 
-diffusers branches at 64. A guided batch of twice this bound stays below, so PyTorch does not meet the
-branch and traces once.
+diffusers branches at 64. A guided batch of twice this bound stays below, so PyTorch does not meet
+the branch and traces once.
 """
 UNSUPPORTED: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
@@ -42,8 +43,11 @@ UNSUPPORTED: dict[int, str] = {
 
 
 class Step(nn.Module):
-    """One row of any program: network, denoised estimate, update. `guided` adds the null label's
-    half (see DESIGN: the step graph)."""
+    """One row of any program: network, denoised estimate, update.
+
+    It is `runtime.diffusion.program`'s denoise and advance in torch, because it is traced. A guided
+    step also computes the network under the null label. See docs/design.md, the step graph.
+    """
 
     def __init__(self, model: Model, guided: bool) -> None:
         super().__init__()
@@ -57,9 +61,12 @@ class Step(nn.Module):
         return call[:, i : i + 1].reshape(-1, *[1] * len(self.shape))
 
     def answer(self, x: Tensor, call: Tensor, label: tuple[Tensor, ...]) -> Tensor:
+        """Return F [B, *S] under guidance, of x [B, *S], call [B, 6] and label [B]."""
         time = call[:, TIME]
         if not self.guided:
             return self.network(x, time, *label)
+        # Both halves as one batch, which is faster than two calls. The null label is computed from
+        # the label, so that the graph takes its size from the batch.
         labels = torch.cat([label[0], label[0] * 0 + self.null_label])
         both = self.network(torch.cat([x, x]), torch.cat([time, time]), labels).reshape(
             2, -1, *self.shape
@@ -69,11 +76,22 @@ class Step(nn.Module):
     def forward(
         self, state: Tensor, noise: Tensor, call: Tensor, update: Tensor, *label: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Return (next_state [B, R, *S], D [B, *S]).
+
+        Args:
+            state: The registers [B, R, *S].
+            noise: z [B, *S].
+            call: [B, 6], see `runtime.diffusion.program.Program`.
+            update: M [B, R, R+2].
+            label: [B], for a model with labels.
+        """
         x = state[:, 0]
         F = self.answer(self._column(call, C_IN) * x, call, label)
         D = self._column(call, C_SKIP) * x + self._column(call, C_OUT) * F
         bound = self._column(call, CLIP)
+        # ONNX's Clip takes scalar bounds only, and each row has its own.
         D = torch.maximum(torch.minimum(D, bound), -bound)
+        # One batched product [R, R+2] @ [R+2, size] for all registers.
         known = torch.cat(
             [
                 state.reshape(-1, R, self.size),
@@ -95,11 +113,14 @@ def steps(model: Model) -> dict[str, ModelProto]:
 
 
 def trace(model: Model, guided: bool) -> ModelProto:
-    """The step graph as ONNX with a dynamic batch, every weight inside, nothing of the build
-    machine in it.
+    """Return the step graph as ONNX with a dynamic batch, and every weight inside.
 
-    Raises ExportError for a module that PyTorch cannot trace, or only at one size of the batch.
+    Nothing in it reveals the machine that made it.
+
+    Raises:
+        ExportError: PyTorch cannot trace the module, or can at one size of the batch only.
     """
+    # Not 1, which torch.export takes for a size that cannot vary.
     B = 2
     shape = model.sample_shape
     inputs = {
@@ -126,8 +147,9 @@ def trace(model: Model, guided: bool) -> ModelProto:
             )
         assert program is not None
         proto = program.model_proto
-    except Exception as error:  # whatever the module's own code raises while it is traced
+    except Exception as error:  # the module's own code may raise anything while it is traced
         raise ExportError(_why_not(model.name, error)) from error
+    # A module that computes with Python numbers of the batch is traced, at one size.
     fixed = [i.name for i in proto.graph.input if i.type.tensor_type.shape.dim[0].dim_value]
     if fixed:
         raise ExportError(
@@ -142,8 +164,7 @@ def trace(model: Model, guided: bool) -> ModelProto:
 
 
 def _require_float32(name: str, proto: ModelProto) -> None:
-    """Raises ExportError for a network that computes in a type that ONNX Runtime's CPU kernels
-    lack."""
+    """Raises ExportError if the network computes in a type that ONNX Runtime's CPU kernels lack."""
     for node in proto.graph.node:
         to = (
             next((a.i for a in node.attribute if a.name == "to"), 0)
@@ -161,16 +182,20 @@ def _require_float32(name: str, proto: ModelProto) -> None:
 
 
 def _name_weights(graph: GraphProto, module: nn.Module) -> None:
-    """Give back their names to parameters that the exporter reshaped, and so renamed: a bundle's
-    weights can be read from its graphs."""
+    """Give parameters back the names that they lost when the exporter reshaped them.
+
+    A bundle's weights can then be read from its graphs by name.
+    """
     named = {
         f"{NETWORK}{name}": p.detach().numpy().tobytes() for name, p in module.named_parameters()
     }
+    # Parameters whose name is gone, by their bytes, which reshaping keeps.
     taken = {i.name for i in graph.initializer}
     names: dict[bytes, list[str]] = {}
     for name, raw in named.items():
         if name not in taken:
             names.setdefault(raw, []).append(name)
+    # A constant with the bytes of such a parameter is that parameter.
     renamed: dict[str, str] = {}
     for tensor in graph.initializer:
         if tensor.name not in named and tensor.data_type == TensorProto.FLOAT:
@@ -184,24 +209,23 @@ def _name_weights(graph: GraphProto, module: nn.Module) -> None:
 
 
 def _why_not(name: str, error: BaseException) -> str:
-    """The error of a failed trace: torch's first line, the user's line of code, and the remedy."""
+    """Return the message of a failed trace: torch's first line, the user's code, the remedy."""
+    # torch wraps what went wrong several times; the innermost error names it.
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     first = chain[-1]
-    line = next((line.strip() for line in str(first).splitlines() if line.strip()), "")
     place = next(filter(None, map(_line_of_user, reversed(chain))), "")
     return (
         f"{name}: PyTorch cannot trace the module{place} "
-        f"({type(first).__name__}: {line[:300]}). A forward that can be exported takes no branch "
-        f"on "
-        "the values of its inputs and keeps them tensors: no .item(), no numpy. Write a branch as "
+        f"({described(first)}). A forward that can be exported takes no branch on the values of "
+        "its inputs and keeps them tensors: no .item(), no numpy. Write a branch as "
         "torch.where(condition, a, b)."
     )
 
 
 def _line_of_user(error: BaseException) -> str:
-    """The innermost line of an error's traceback that is neither torch's nor ours; "" for none."""
+    """Return the innermost line of a traceback that is neither torch's nor ours; "" for none."""
     ours = Path(__file__).parent
     theirs = Path(torch.__file__).parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

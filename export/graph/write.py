@@ -59,6 +59,7 @@ def write(models: Mapping[str, ModelProto], folder: Path) -> None:
     with (folder / WEIGHTS).open("wb") as weights:
         for model in copies.values():
             for tensor in constants_of(model.graph):
+                # The graphs share nearly all weights: one copy on disk, and in the page cache.
                 raw = numpy_helper.to_array(tensor).tobytes()
                 if len(raw) < INLINE:
                     continue
@@ -70,6 +71,7 @@ def write(models: Mapping[str, ModelProto], folder: Path) -> None:
                 _make_external(tensor, offsets[key], len(raw))
     for name, model in copies.items():
         path = folder / name
+        # Checked by path, as it will be read: only then are the external weights looked at.
         path.write_bytes(model.SerializeToString(deterministic=True))
         try:
             onnx.checker.check_model(str(path))

@@ -51,6 +51,7 @@ def proof_lines(bundle: Bundle, bounds: Bounds) -> str:
                 f"{precision} on {backend}: {in_words(worst['ms_a_call'])} ms a call; agrees with "
                 "PyTorch, largest differences:"
             )
+            # Other precisions differ from PyTorch on purpose; what is bounded is their images.
             if precision == "fp32":
                 lines += [
                     f"  network's output F  {worst['answer']:.1e}  (bound {bounds.answer:g})",
@@ -145,6 +146,7 @@ def _checked(bundle: Bundle) -> list[str]:
         "fp32, dB |",
         "|---|---|---|---|---|---|",
     ]
+    # fp32 is the reference of the PSNR, so it has none.
     for precision, entries in bundle.report.items():
         for backend, worst in entries.items():
             psnr = "–" if precision == "fp32" else format(worst["psnr_db"], ".1f")

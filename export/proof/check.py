@@ -16,7 +16,7 @@ from runtime.terminal.output import say
 from runtime.terminal.progress import Progress
 
 from ..errors import ExportError
-from ..graph.calibrate import median_psnr
+from ..graph.sensitivity import median_psnr
 from ..sources.model import Model
 from .examples import Examples
 from .plan import Bounds, Plan
@@ -83,6 +83,7 @@ def check(
         for backend in backends:
             compared, shown = _compare(examples, backend, runs, bounds, bar)
             checks.append(compared)
+            # The reference backend comes first, and its images are the ones that are shown.
             for name, samples in shown.items():
                 images.setdefault(name, samples)
     report = Report(
@@ -109,10 +110,12 @@ def candidates(bundle: Bundle) -> list[Backend]:
         try:
             backends.append(OnnxRuntime(bundle, precision, None))
         except BundleError as error:
+            # The runtime's remedy is for users of a bundle; an exporter needs the cause alone.
             reason = str(error).partition("onnxruntime cannot load it: ")[2] or str(error)
             raise ExportError(
                 f"{bundle.name}: ONNX Runtime cannot run the {precision} network: {reason}"
             ) from error
+    # A precision that another library lacks is no failure: it is not offered there.
     for name, kind in BACKENDS.items():
         if kind.gpu or name == REFERENCE:
             continue

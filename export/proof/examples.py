@@ -9,10 +9,20 @@ from numpy.typing import NDArray
 
 from runtime.bundle.bundle import Bundle
 from runtime.diffusion.noise import Stream, noise
-from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, D, R, run
+from runtime.diffusion.program import (
+    C_OUT,
+    C_SKIP,
+    CLIP,
+    GUIDANCE,
+    D,
+    R,
+    advance,
+    column,
+    denoise,
+    run,
+)
 
 from ..sources.model import Model, torch_network
-from .independence import Inputs
 from .plan import Plan
 
 ROUNDING = 4 * 2.0**-24
@@ -51,6 +61,7 @@ class Example:
         The row multiplies by its gain the error of F, and the rounding of F and x to float32.
         The result is 0 if that is not finite, so that no infinite bound passes everything.
         """
+        # M multiplies D by update[0, D], and D multiplies F by c_out.
         gain = abs(self.update[i, 0, D] * self.call[i, C_OUT])
         largest = max(np.abs(self.answer[i]).max(), np.abs(self.state[i, 0]).max())
         share = float(gain * (answer_error + ROUNDING * largest))
@@ -72,6 +83,7 @@ class Examples:
         self.count = max(plan.batches)
         self.clean = self._images()
         last = len(bundle.schedule) - 1
+        # np.unique, because a short schedule has fewer knots than the plan has levels.
         self.knots = np.unique(np.round(np.linspace(last, 0, plan.times)).astype(int))
         self._answers: dict[tuple[int, bool], NDArray[np.float32]] = {}
 
@@ -108,53 +120,55 @@ class Examples:
         if not guided:
             return np.ones(self.count)
         largest = max(2.0, self.bundle.defaults.guidance)
+        # Also 1, where the guided graph must return F_c, and 0, where it must return F_u.
         return np.resize([largest, 1.5, 1.0, 0.0, largest / 2], self.count)
 
     def at(self, turn: int, guided: bool) -> Example:
         """Return example `turn`: for each sample an ancestral row, halfway down from its level."""
         schedule = self.bundle.schedule
+        # Neighbours lie three levels apart, so that a mix-up of neighbours shows.
         knots = self.knots[(turn + 3 * np.arange(self.count)) % len(self.knots)]
         rows = [self._row(int(k), g) for k, g in zip(knots, self.guidances(guided), strict=True)]
         call = np.stack([row[0] for row in rows])
         update = np.stack([row[1] for row in rows])
 
         # Noise the clean images, each to its level.
-        columns = [-1, *[1] * len(self.bundle.sample_shape)]
-        alpha = schedule.alpha[knots].reshape(columns)
-        sigma = schedule.sigma[knots].reshape(columns)
+        rank = self.clean.ndim
+        alpha = column(schedule.alpha[knots], rank)
+        sigma = column(schedule.sigma[knots], rank)
         state = np.zeros((self.count, R, *self.bundle.sample_shape), np.float32)
         state[:, 0] = alpha * self.clean + sigma * self.draw(Stream.ENCODE, turn)
         z = self.draw(Stream.STEP, turn)
         label = self.labels(turn)
 
-        # The network in PyTorch, guided as F = F_c + (g - 1)(F_c - F_u).
-        F = self._answer(turn, False, state[:, 0], call, label)
+        # F in float32, as the graph computes it. F_u is that of all samples, not of the guided ones
+        # as in `denoise`, because PyTorch rounds a smaller batch differently.
+        x = state[:, 0]
+        F = self._answer(turn, False, x, call, label)
         if guided:
-            null = self._answer(turn, True, state[:, 0], call, label)
-            beyond = (call[:, GUIDANCE] - 1).astype(np.float32).reshape(columns)
+            null = self._answer(turn, True, x, call, label)
+            beyond = column(call[:, GUIDANCE] - 1, rank).astype(np.float32)
             F = (F + beyond * (F - null)).astype(np.float32)
 
-        # The rest of the row in float64.
-        c_skip = call[:, C_SKIP].reshape(columns)
-        c_out = call[:, C_OUT].reshape(columns)
-        clip = call[:, CLIP].reshape(columns)
-        denoised = np.clip(c_skip * state[:, 0] + c_out * F.astype(np.float64), -clip, clip)
-        registers = [state.astype(np.float64), denoised[:, None], z[:, None]]
-        next_state = np.einsum("brs,bs...->br...", update, np.concatenate(registers, axis=1))
+        # The rest of the row in float64, so that the reference adds no rounding of its own. Without
+        # a label `denoise` takes F as it is, because guidance has been applied.
+        denoised = denoise(call, lambda *_: F, x.astype(np.float64))
+        next_state = advance(update, state.astype(np.float64), denoised, z)
         return Example(
-            knots,
-            schedule.sigma[knots],
-            call,
-            update,
-            label,
-            state,
-            z,
-            F,
-            next_state.astype(np.float32),
+            knots=knots,
+            sigma=schedule.sigma[knots],
+            call=call,
+            update=update,
+            label=label,
+            state=state,
+            noise=z,
+            answer=F,
+            next_state=next_state.astype(np.float32),
         )
 
     def _row(self, knot: int, guidance: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (call [6], update [R, R+2]) from this knot halfway down, or to the clean end."""
+        # eta = 1 draws fresh noise, so that every column of M has something to do.
         time = self.bundle.schedule.time
         grid = [time[knot]] + ([time[knot // 2]] if knot else [])
         program = self.bundle.program("ddim", grid=grid, guidance=guidance, eta=1.0)
@@ -175,13 +189,15 @@ class Examples:
         computes a batch like its samples alone.
         """
         if (turn, null) not in self._answers:
-            columns = [-1, *[1] * (x.ndim - 1)]
-            scaled = np.float32(call[:, C_IN]).reshape(columns) * x
-            time = call[:, TIME].astype(np.float32)
+            # D of rows that read D = F, so that the network's inputs are those of any row.
+            reading = call.copy()
+            reading[:, [C_SKIP, C_OUT, CLIP, GUIDANCE]] = 0, 1, np.inf, 1
             label = np.full_like(label, self.bundle.num_classes) if null else label
-            inputs = Inputs(scaled, time, label if self.bundle.labels else None)
             size = 1 if turn == 0 else len(x)
-            parts = [inputs[i : i + size] for i in range(0, len(x), size)]
-            answers = [self.network(*part.arguments()) for part in parts]
+            answers = []
+            for i in range(0, len(x), size):
+                part = slice(i, i + size)
+                labels = label[part] if self.bundle.labels else None
+                answers.append(denoise(reading[part], self.network, x[part], labels))
             self._answers[turn, null] = np.concatenate(answers)
         return self._answers[turn, null]

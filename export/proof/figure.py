@@ -36,6 +36,7 @@ def draw(path: Path, bundle: Bundle, proof: Proof) -> None:
     """Draw a proof into the file `path`."""
     import matplotlib
 
+    # Without a display, and before pyplot chooses a backend that needs one.
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -52,6 +53,7 @@ def draw(path: Path, bundle: Bundle, proof: Proof) -> None:
     _draw_samples(axes["strip"], bundle, report, proof.images)
     _draw_trajectories(axes["lines"], report)
     _draw_table(axes["table"], report)
+    # Without matplotlib's version in it, so that the same figures give the same bytes.
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
@@ -69,6 +71,7 @@ def _draw_steps(axes: Axes, name: str, report: Report) -> None:
         for graph, step in check.steps.items():
             marker = "o" if graph == step_name(guided=False) else "^"
             time = [level.time for level in step.by_time]
+            # A logarithmic axis has no zero, and bit-exact levels are common.
             answer = [max(level.answer, LEAST) for level in step.by_time]
             axes.plot(time, answer, marker + "-", color=color, markersize=3, linewidth=1)
             if check.precision == "fp32":
@@ -116,6 +119,7 @@ def _draw_images(
     rows = [reference]
     names = ["PyTorch"]
     for precision in precisions:
+        # Differences are invisible unless enlarged; the label says by how much.
         delta = images[precision] - reference
         largest = float(np.abs(delta).max())
         rows += [images[precision], delta * (0.8 / max(largest, 1e-12))]

@@ -57,6 +57,7 @@ def write_manifest(bundle: Bundle) -> None:
     Raises:
         BundleError: A user could not load it.
     """
+    # Read back, because a bundle that its own runtime refuses must not be renamed into place.
     complete = replace(bundle, files=listed(bundle.path))
     (bundle.path / MANIFEST).write_text(to_json(complete.to_json()), encoding="utf-8")
     Bundle.load(bundle.path)

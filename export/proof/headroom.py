@@ -32,6 +32,7 @@ def headroom(step: ModelProto, spec: ModelSpec, calibration: Calibration) -> Hea
         largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
 
     observe(step, spec, list(tensors(step)), calibration, see)
+    # By share of float16's largest value, the largest first.
     shares = sorted(
         ((value / LARGEST, node_of[name]) for name, value in largest.items()), reverse=True
     )
@@ -41,6 +42,6 @@ def headroom(step: ModelProto, spec: ModelSpec, calibration: Calibration) -> Hea
         beyond=tuple(
             f"{node} reaches {share:.2g} of float16's largest value"
             for share, node in shares
-            if not share < 1
+            if not share < 1  # NaN is beyond too
         ),
     )

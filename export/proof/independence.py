@@ -1,8 +1,8 @@
 """Whether a network computes each sample of a batch from that sample alone, and if not, why.
 
-A seed gives the same bytes in any batch only if nothing of one sample reaches another. A network
-that honours this returns, for the samples that stay, the same bits if the others are
-replaced by: no tolerance is needed to see that it does not.
+A seed gives the same bytes in any batch only if no sample reaches another. The outputs of the
+samples that stay must then keep their bits if the other samples are replaced, so the check needs no
+tolerance.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from runtime.diffusion.schedule import Schedule
+from runtime.errors.messages import described
 
 from ..errors import ExportError
 from ..graph.calibrate import session
@@ -63,11 +64,11 @@ class Inputs:
         return Inputs(self.x[part], self.time[part], label)
 
     def arguments(self) -> tuple[NDArray[np.generic], ...]:
-        """The network's positional arguments."""
+        """Return the network's positional arguments: x [n, *S], time [n], and label [n] if any."""
         return (self.x, self.time) if self.label is None else (self.x, self.time, self.label)
 
     def with_others(self, name: str, kept: NDArray[np.bool_], others: Inputs) -> Inputs:
-        """These inputs, in which the samples that are not kept have `name` of the others."""
+        """Return these inputs; samples that are not kept [n] have `name` of the others."""
         own = getattr(self, name)
         mask = kept.reshape(-1, *[1] * (own.ndim - 1))
         return replace(self, **{name: np.where(mask, own, getattr(others, name))})
@@ -78,19 +79,19 @@ Network = Callable[[Inputs], Float32]
 
 
 def torch_inputs(model: Model) -> Network:
-    """The PyTorch module as a network of whole inputs. It raises ExportError if the module
-    fails."""
+    """Return the PyTorch module as a network of whole inputs.
 
+    The network raises ExportError if the module fails.
+    """
     module = torch_network(model)
 
     def network(inputs: Inputs) -> Float32:
         try:
             found = module(*inputs.arguments())
         except Exception as error:  # the module's own code may raise anything
-            line = (str(error).splitlines() or [""])[0][:300]
             raise ExportError(
                 f"{model.name}: the module fails on a batch of {_samples(len(inputs))} "
-                f"({type(error).__name__}: {line}), and a batch may have any size. Take it from "
+                f"({described(error)}), and a batch may have any size. Take it from "
                 "x.shape[0], and name the axes: squeeze() also removes the batch."
             ) from error
         if found.shape != inputs.x.shape:
@@ -110,7 +111,7 @@ def _samples(count: int) -> str:
 
 @dataclass(frozen=True)
 class Dependency:
-    """What a sample's output depends on beside its own inputs, and by how much it changes."""
+    """What a sample's output depends on besides its own inputs, and by how much it changes."""
 
     on: str
     change: float
@@ -124,15 +125,17 @@ class Dependency:
 
 
 def draw(shape: tuple[int, ...], schedule: Schedule, labels: int, key: int) -> Inputs:
-    """Inputs of BATCH samples: noise of variance 1, times across the schedule, labels in turn.
+    """Return BATCH samples: noise of variance 1, times across the schedule, labels in turn.
 
     Args:
-        shape: of one sample.
-        labels: how many labels the network knows, the null label among them; 0 for none.
-        key: another key gives another x, and other times and labels for every sample.
+        shape: The shape of one sample.
+        schedule: The levels that the times are of.
+        labels: How many labels the network knows, the null label among them; 0 for none.
+        key: Another key gives another x, and other times and labels for every sample.
     """
     generator = np.random.Generator(np.random.Philox(key=key))
     x = generator.standard_normal((BATCH, *shape), np.float32)
+    # Every sample has a level of its own, and another one under another key.
     knots = (np.arange(BATCH) * 5 + 3 * key + 1) % (2 * BATCH) / (2 * BATCH - 1)
     time = schedule.time[np.round(knots * (len(schedule) - 1)).astype(int)].astype(np.float32)
     label = (np.arange(BATCH, dtype=np.int64) + key) % labels if labels else None
@@ -140,7 +143,7 @@ def draw(shape: tuple[int, ...], schedule: Schedule, labels: int, key: int) -> I
 
 
 def neighbours(network: Network, inputs: Inputs, others: Inputs) -> Dependency | None:
-    """The dependency of samples on each other, or None if there is none.
+    """Return the dependency of samples on each other, or None if there is none.
 
     Half of the batch is replaced at a time, so that every pair of samples is once on different
     sides, and the outputs of the half that stays are compared bit for bit.
@@ -148,6 +151,7 @@ def neighbours(network: Network, inputs: Inputs, others: Inputs) -> Dependency |
     before = network(inputs)
     names = ["time", "label", "x"] if inputs.label is not None else ["time", "x"]
     place = np.arange(len(inputs))
+    # One kind of input at a time, so that the message can name it.
     for name in names:
         change = 0.0
         for bit in range((len(inputs) - 1).bit_length()):
@@ -162,7 +166,7 @@ def neighbours(network: Network, inputs: Inputs, others: Inputs) -> Dependency |
 
 
 def largest(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """The largest |a - b|; infinity where they differ and are not finite."""
+    """Return the largest |a - b| of arrays of one shape; infinity if it is not finite."""
     with np.errstate(invalid="ignore"):
         change = float(np.abs(a.astype(np.float64) - b).max())
     return change if np.isfinite(change) else np.inf
@@ -172,16 +176,19 @@ def require_independent(model: Model, network: Network, tolerance: float) -> Non
     """Check the PyTorch module before anything is converted.
 
     Args:
-        network: the module.
-        tolerance: by how much a sample's output may differ alone and in a batch, where PyTorch
-            rounds differently; times the largest output where that is above 1.
+        model: Its description.
+        network: The module.
+        tolerance: By how much a sample's output may differ alone and in a batch, because PyTorch
+            rounds differently; times the largest output if that is above 1.
 
     Raises:
-        ExportError: the module mixes samples of a batch, or fails on a batch of some size.
+        ExportError: The module mixes samples of a batch, or fails on a batch of some size.
     """
     labels = model.num_classes + bool(model.labels and model.labels.null_trained)
     first, second = (draw(model.sample_shape, model.schedule, labels, key) for key in (0, 1))
     found = neighbours(network, first, second)
+    # What depends on the size of the batch, or on all samples agreeing, shows in none of these
+    # pairs: compare with each sample alone.
     if found is None:
         together = network(first)
         alone = np.concatenate([network(first[i : i + 1]) for i in range(len(first))])
@@ -196,10 +203,10 @@ def require_independent(model: Model, network: Network, tolerance: float) -> Non
 
 
 def _homogeneous(network: Network, inputs: Inputs, alone: Float32, tolerance: float) -> str:
-    """Which input a sample must share with its whole batch to have the output that it has alone.
+    """Return the input that a whole batch must share for a sample to be computed as if alone.
 
-    Returns "position" if sharing none is enough. This finds what replacing half of a batch does
-    not, as (time > 500).all().
+    The result is "position" if sharing none is enough. This finds dependencies that replacing half
+    of a batch does not, such as (time > 500).all().
     """
     for name in ("time", "label", "x"):
         own = getattr(inputs, name)
@@ -216,15 +223,16 @@ def _homogeneous(network: Network, inputs: Inputs, alone: Float32, tolerance: fl
 
 
 def unsteady_node(step: ModelProto, feeds: dict[str, NDArray[np.generic]]) -> str | None:
-    """The first node whose output for a lone sample has other bits than in the batch of `feeds`.
+    """Return the first node whose output for a lone sample differs from that in a batch.
 
     Args:
-        step: a step graph with its weights inside.
-        feeds: its inputs, [n, …] each.
+        step: A step graph with its weights inside.
+        feeds: Its inputs, [n, …] each: the batch.
 
     Returns:
         The operator, the node's name and by how much its output differs; None if no node shows it.
     """
+    # Every value inside becomes an output, run in the batch and for each sample alone.
     probed = copy_of(step)
     names = list(dict.fromkeys(name for node in step.graph.node for name in node.output if name))
     del probed.graph.output[:]
@@ -238,6 +246,7 @@ def unsteady_node(step: ModelProto, feeds: dict[str, NDArray[np.generic]]) -> st
         )
         for i in range(count)
     ]
+    # In the graph's order, so that the first one found is the cause and not a consequence.
     for node in step.graph.node:
         for name in node.output:
             whole = together.get(name)
@@ -251,9 +260,9 @@ def unsteady_node(step: ModelProto, feeds: dict[str, NDArray[np.generic]]) -> st
 
 
 def _batch_difference(whole: NDArray[np.floating], parts: list[NDArray[np.floating]]) -> float:
-    """By how much a batch's values differ from those of its samples alone; 0 without a batch axis.
+    """Return by how much a batch's values differ from those of its samples alone.
 
-    The batch axis is the one along which the parts fill the whole.
+    The batch axis is the one along which the parts fill the whole. Without one, the result is 0.
     """
     axes = [a for a in range(whole.ndim) if whole.shape[a] == sum(p.shape[a] for p in parts)]
     for axis in axes:

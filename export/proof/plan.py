@@ -41,6 +41,7 @@ class Plan:
         for name, value in vars(self).items():
             if name == "ways":
                 continue
+            # An empty tuple compares nothing, and so does a 0.
             least = min(value, default=0) if isinstance(value, tuple) else value
             if least < 1:
                 raise ExportError(f"a plan needs {name} of at least 1, got {value}.")

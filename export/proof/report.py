@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..graph.calibrate import Choice
+from ..graph.sensitivity import Choice
+from ..tuning.record import TunedCheck, checks_to_json
 from .plan import Bounds, Plan
 
 
@@ -208,6 +209,7 @@ class Report:
     Attributes:
         checks: One for each precision and backend, fp32 on ONNX Runtime first.
         versions: The versions of the libraries that made and checked the export.
+        tuned: The tuned solvers by their number of calls, if the bundle has any.
     """
 
     bounds: Bounds
@@ -215,10 +217,12 @@ class Report:
     checks: tuple[PrecisionCheck, ...]
     conversion: Conversion = Conversion()
     versions: Mapping[str, str] = field(default_factory=dict)
+    tuned: Mapping[int, TunedCheck] = field(default_factory=dict)
 
     @property
     def same_bytes(self) -> bool:
         """Whether a sample has the same bytes in any batch, wherever the bundle is offered."""
+        # A backend that missed its bounds is not offered, so no user meets its bytes.
         offered = (check for check in self.checks if not check.missed)
         return all(step.batch_invariant for check in offered for step in check.steps.values())
 
@@ -236,6 +240,7 @@ class Report:
             **self.conversion.to_json(),
             "same_bytes": self.same_bytes,
             "versions": dict(self.versions),
+            **({"tuned": checks_to_json(self.tuned)} if self.tuned else {}),
         }
 
     def summary(self) -> dict[str, dict[str, dict[str, object]]]:

@@ -1,4 +1,4 @@
-"""One step graph against PyTorch at every level, and each sample against itself in other
+"""One step graph compared with PyTorch at every level, and each sample with itself in other
 batches."""
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class _Comparison:
             state_error = difference(output.state[place], example.next_state[i])
             self.answer |= Worst(answer_error, self.bounds.answer, where)
             allowed = self.bounds.next_state * max(1.0, float(example.sigma[i]))
+            # The part that no float32 program avoids: F's own difference, as the row multiplies it.
             allowed += example.share(int(i), answer_error)
             self.next_state |= Worst(state_error, allowed, where)
             answer, state = self.by_knot.get(knot, (0.0, 0.0))
@@ -90,6 +91,7 @@ class _Comparison:
                 )
 
     def result(self, guidance: float) -> StepCheck:
+        """Return what was found, as the report has it."""
         levels = [
             LevelError(
                 float(self.schedule.time[knot]), float(self.schedule.sigma[knot]), answer, state
@@ -129,6 +131,7 @@ def check_steps(
             comparison.compare(example, who, output)
             comparison.same(who, output, alone)
             bar.advance()
+        # Libraries switch kernels at sizes that are not known, so more sizes at one level.
         if turn == 0:
             for size in plan.quantized_sizes if "int8" in backend.precision else plan.sizes:
                 who = np.resize(generator.permutation(examples.count), size)
@@ -139,8 +142,7 @@ def check_steps(
 
 
 def _run(buffers: Buffers, example: Example, who: NDArray[np.int64], guided: bool) -> Output:
-    """Run the exported graph on the samples `who` [b]: as it is, then with a row that reads D =
-    F."""
+    """Return what the graph computes for the samples `who` [b]: the row's next state, and F."""
 
     def fill() -> None:
         for name in PORTS:
@@ -149,6 +151,7 @@ def _run(buffers: Buffers, example: Example, who: NDArray[np.int64], guided: boo
     fill()
     buffers.step(guided)
     state = buffers.state.copy()
+    # The graph has no output F, but a row with c_skip 0, c_out 1 and no clip has D = F.
     fill()
     buffers.call[:, [C_SKIP, C_OUT, CLIP]] = 0, 1, np.inf
     buffers.step(guided)
@@ -157,6 +160,7 @@ def _run(buffers: Buffers, example: Example, who: NDArray[np.int64], guided: boo
 
 def _explained(check: StepCheck, examples: Examples, backend: Backend, guided: bool) -> StepCheck:
     """Return the check of a graph whose samples depend on their batch, with what they depend on."""
+    # Mixed samples first: they are a fault of the network, and rounding is one of the library.
     dependency = _dependency(examples, backend, guided)
     if dependency is not None:
         return replace(
@@ -177,6 +181,7 @@ def _dependency(examples: Examples, backend: Backend, guided: bool) -> Dependenc
     count = min(BATCH, examples.count)
     buffers = backend.bind(count)
 
+    # The same rows at every call, so that only the inputs of the other samples change.
     def network(inputs: Inputs) -> NDArray[np.float32]:
         buffers.state[:] = inputs.x
         buffers.call[:] = example.call[:count]
@@ -199,6 +204,7 @@ def _dependency(examples: Examples, backend: Backend, guided: bool) -> Dependenc
 def _rounding_node(examples: Examples, backend: Backend, guided: bool) -> str | None:
     """Return the first node that rounds a sample differently in a batch, if ONNX Runtime shows
     it."""
+    # Only ONNX Runtime can output every value inside a graph.
     if backend.name != REFERENCE:
         return None
     example = examples.at(0, guided)
@@ -217,6 +223,7 @@ def identity_holds(bundle: Bundle, backend: Backend) -> bool:
     for guided in graphs_of(bundle):
         buffers = backend.bind(3)
         generator = np.random.Generator(np.random.Philox(key=0))
+        # Random registers, because zeros would survive many faults.
         state = generator.standard_normal(buffers.state.shape).astype(np.float32)
         buffers.state[:] = state
         buffers.call[:] = (bundle.schedule.time[-1], 1, 0, 0, 1, 1)

@@ -19,7 +19,7 @@ from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import GUIDANCE, Program, run
 from runtime.sampler import Sampler
 
-from ..graph.calibrate import median_psnr
+from ..graph.sensitivity import median_psnr
 from ..sources.model import Model, torch_network
 from .plan import Plan
 from .report import TrajectoryCheck
@@ -48,6 +48,7 @@ class Trajectory:
 
 def trajectories(bundle: Bundle, plan: Plan) -> list[Trajectory]:
     """Return DDIM, DDPM, the default solver with its own options, and guided DDIM."""
+    # DDIM adds up errors without noise to hide them; DDPM checks the noise itself.
     steps = min(plan.steps, len(bundle.schedule))
     default = bundle.defaults
     options = {"ddim": {}, "ddpm": {}, default.solver: default.options}
@@ -92,6 +93,7 @@ def check_trajectory(
     def z(k: int) -> Float32:
         return np.stack([noise(seed, Stream.STEP, k, shape) for seed in seeds])
 
+    # The same start and the same noise on both sides: what differs is rounding.
     expected = run(program, torch_network(model), start, z, label=label, null_label=classes)
     samples = sampler.sample(
         count,
@@ -137,6 +139,7 @@ def run_loop_graph(
         The final samples [B, *S].
     """
     batch = len(x)
+    # Rows without fresh noise multiply theirs by zero, so it need not be drawn.
     noises = np.zeros((len(program), *x.shape), np.float32)
     for k in np.flatnonzero(program.noisy):
         noises[k] = z(int(k))
@@ -176,6 +179,7 @@ def judged_images(sampler: Sampler, plan: Plan) -> dict[str, Float32]:
 
 def milliseconds(buffers: Buffers) -> float:
     """Return the median time of one call of the plain step graph."""
+    # The first call allocates and tunes.
     buffers.step(False)
     spent: list[float] = []
     for _ in range(TIMED_CALLS):

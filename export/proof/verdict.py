@@ -31,6 +31,7 @@ def judge(report: Report, same_bytes: bool = True) -> Report:
     """
     headroom = report.conversion.headroom
     failures = [f"fp16: {miss}" for miss in headroom.beyond] if headroom else []
+    # Only then is --no-same-bytes a remedy.
     only_bytes = not failures
     checks: list[PrecisionCheck] = []
     for check in report.checks:
@@ -79,6 +80,7 @@ def _far_from_pytorch(check: PrecisionCheck) -> list[str]:
                 misses.append(f"{kind}: {worst.error:.3g} > {worst.bound:.3g} at {worst.where}")
     for trajectory in check.trajectories:
         for kind, error in (("error", trajectory.error), ("loop_graph", trajectory.loop_graph)):
+            # "not <=" instead of ">": NaN misses every bound.
             if error is not None and not error <= trajectory.bound:
                 misses.append(
                     f"{kind} of the trajectory {trajectory.trajectory}: {error:.3g} > "

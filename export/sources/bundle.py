@@ -34,14 +34,17 @@ def from_bundle(folder: Path) -> Model:
     """
     bundle = Bundle.load(folder)
     record = bundle.provenance.get("config")
-    if record is None or "data" not in bundle.provenance:
+    if not isinstance(record, dict) or "data" not in bundle.provenance:
         raise ExportError(
             f"{folder} did not come from a run of trainer.fit, so its network cannot be built "
             "again. Export it from its own source, a diffusers folder or --module."
         )
     # Samples of a trained bundle have three axes: the config's network refuses any others.
-    network = make_network(Config.from_json(record), bundle.sample_shape, bundle.num_classes)  # type: ignore[arg-type]
+    config = Config.from_json(record)
+    shape = bundle.sample_shape
+    network = make_network(config, shape, bundle.num_classes)  # type: ignore[arg-type]
     stored = weights_of(bundle)
+    # The graph may hold a weight in another shape, so it is shaped as the module's own.
     state: dict[str, Tensor] = {}
     for name, value in network.named_parameters():
         weight = as_like(stored.get(name), value)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.bundle.shipped import named_folder
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.errors import RequestError, unknown
 from runtime.errors.messages import printable
@@ -14,7 +15,8 @@ from runtime.options import assignment
 from runtime.terminal.output import say
 
 from .bundle import from_bundle, is_bundle
-from .diffusers import from_diffusers, is_diffusers
+from .diffusers.folder import is_diffusers
+from .diffusers.model import from_diffusers
 from .loading import load_module, load_weights
 from .model import Model, bundle_name
 from .module import from_module
@@ -69,7 +71,7 @@ def named(given: argparse.Namespace) -> Model:
                 f"{given.module}."
             )
         return _module(given)
-    run = given.run or newest_run(given.runs or Path("runs"))
+    run = named_folder(given.run) if given.run else newest_run(given.runs or Path("runs"))
     if is_bundle(run):
         _taken(given, BUNDLE)
         say(f"the network in {printable(run)}, a bundle")
@@ -182,7 +184,7 @@ def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> Non
         parser: Of a command.
         flag: The flag for RUN; None makes it a positional argument.
     """
-    what = "a run's, a bundle's or a diffusers folder"
+    what = "a run's, a bundle's or a diffusers folder, or a shipped bundle's name"
     if flag:
         parser.add_argument(flag, dest="run", help=what, type=Path, metavar="RUN")
     else:

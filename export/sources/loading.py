@@ -100,6 +100,7 @@ def _imported(spec: str, path: str) -> ModuleType:
 def _made(spec: str, factory: Callable[[], object]) -> nn.Module:
     if isinstance(factory, nn.Module):
         return factory
+    # Asked before the call, so that a TypeError inside the factory is not taken for this one.
     try:
         inspect.signature(factory).bind()
     except TypeError as error:
@@ -134,6 +135,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     where = printable(path)
     found = _read_weights(path)
     expected = {k: t for k, t in module.state_dict().items() if isinstance(t, Tensor)}
+    # A lazy parameter has no shape to compare with.
     lazy = [key for key, tensor in expected.items() if nn.parameter.is_lazy(tensor)]
     if lazy:
         raise ExportError(f"{lazy[0]} of the module has no shape yet. Run the lazy module once.")

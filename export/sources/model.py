@@ -53,6 +53,7 @@ def json_object(name: str, value: object) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise refused(name, "a dictionary", value)
+    # Encoded here, because lone surrogates pass as strings and fail only when they are written.
     try:
         plain = {key: _plain(inner) for key, inner in _string_keys(value)}
         to_json(plain).encode("utf-8")
@@ -113,6 +114,7 @@ def torch_network(model: Model) -> Network:
     [n]."""
 
     def network(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+        # Contiguous, because torch takes no numpy array with negative strides.
         with torch.inference_mode():
             tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]
             return model.module(*tensors).numpy()

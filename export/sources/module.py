@@ -9,11 +9,13 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from runtime.bundle.sampling import SolverOptions
 from runtime.bundle.spec import Defaults
 from runtime.diffusion.program import PREDICTIONS
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
@@ -23,8 +25,8 @@ from runtime.errors.arguments import elements, integer, number, text
 from runtime.errors.messages import described, shown
 from runtime.files import from_json, to_json
 
-from ..errors import ExportError
-from .loading import check_module, type_name
+from .checks import check_outputs, check_parameters
+from .loading import check_module
 from .model import Model, bundle_name, json_object, make_labels
 
 MOST_VALUES = 2**26
@@ -35,7 +37,10 @@ NOT_OPTIONS = frozenset(inspect.signature(make_program).parameters) - {"options"
 
 
 class Reordered(nn.Module):
-    """A module with its labels in a bundle's order: the classes, then the null label."""
+    """A module with its labels in a bundle's order: the classes, then the null label.
+
+    It is module(x [B, *S], time [B], label [B]) → F [B, *S], as the module that it wraps.
+    """
 
     def __init__(self, module: nn.Module, count: int, null_label: int) -> None:
         super().__init__()
@@ -76,56 +81,73 @@ def from_module(
         name: The bundle's name [the module's class].
         num_classes: The number of classes, without the null label.
         null_label: The label that stands for no label, if one was trained, in 0 … num_classes.
-        label_names: The names of the classes in the module's order, without the null label
-            [their numbers].
+        label_names: The classes in the module's order, without the null label [their numbers].
         clip: The bound on the denoised estimate [none]. Images in -1 … 1 need 1.
         sample_range: The least and the largest value of the data.
-        solver, steps, grid, options, guidance: The bundle's defaults. steps: [50 or the
-            schedule's length].
+        solver, grid, options, guidance: The bundle's defaults.
+        steps: The default number [50 or the schedule's length].
         provenance: What the model card says, such as {"data": {"name": …, "licence": …}}.
 
     Raises:
         RequestError: An argument is invalid.
-        ExportError: The module does not answer like this.
+        ExportError: The module does not compute this.
     """
     check_module(module)
-    name = _name(bundle_name(type(module).__name__.lower()) if name is None else name)
-    shape = _shape(sample_shape)
     schedule = schedule_of(schedule)
-    steps = min(50, len(schedule)) if steps is None else integer("steps", steps, 1, len(schedule))
-    classes = integer("num_classes", num_classes, 0, MOST_CLASSES)
-    count = classes + (null_label is not None)
-    labels = make_labels(count, null_label, label_names)
-    bounds = _range(sample_range)
-    guidance = number("guidance", guidance, -1e3, 1e3)
-    clip = None if clip is None else number("clip", clip, 1e-6, 1e6)
-    given = json_object("options", options)
-    extra = json_object("provenance", provenance)
-    _check_settings(prediction, schedule, solver, steps, grid, clip, given)
-    _check_parameters(name, module)
-    _check_answers(name, module, shape, schedule, count)
-    if labels and null_label is not None and null_label != classes:
-        module = Reordered(module, count, null_label).eval()
-    null_trained = labels is not None and labels.null_trained
-    return Model(
-        name=name,
+    count = integer("num_classes", num_classes, 0, MOST_CLASSES) + (null_label is not None)
+    model = Model(
+        name=_name(bundle_name(type(module).__name__.lower()) if name is None else name),
         module=module,
-        sample_shape=shape,
+        sample_shape=_shape(sample_shape),
         prediction=prediction,
         schedule=schedule,
-        clip=clip,
-        labels=labels,
-        defaults=Defaults(solver, steps, grid, guidance if null_trained else 1.0, given),
-        provenance={"source": f"a PyTorch module, {type(module).__qualname__}", **extra},
-        sample_range=bounds,
+        clip=None if clip is None else number("clip", clip, 1e-6, 1e6),
+        labels=make_labels(count, null_label, label_names),
+        sample_range=_range(sample_range),
+        defaults=_defaults(schedule, solver, steps, grid, guidance, options),
+        provenance=json_object("provenance", provenance),
     )
+    return _checked(model, null_label)
+
+
+def _defaults(
+    schedule: Schedule,
+    solver: str,
+    steps: int | None,
+    grid: str,
+    guidance: float,
+    options: Mapping[str, Any] | None,
+) -> Defaults:
+    steps = min(50, len(schedule)) if steps is None else integer("steps", steps, 1, len(schedule))
+    guidance = number("guidance", guidance, -1e3, 1e3)
+    return Defaults(solver, steps, grid, guidance, json_object("options", options))
+
+
+def _checked(model: Model, null_label: int | None) -> Model:
+    """Return the model as it is exported, if its settings and its module pass.
+
+    Args:
+        model: The model as the caller describes it.
+        null_label: The number of the null label in the caller's module, None without one.
+    """
+    _check_settings(model)
+    module = model.module
+    check_parameters(model.name, module)
+    check_outputs(model)
+    if model.can_guide and null_label is not None and null_label != model.num_classes:
+        module = Reordered(module, model.num_labels, null_label).eval()
+    # Without a null label there is nothing to guide away from.
+    defaults = model.defaults if model.can_guide else replace(model.defaults, guidance=1.0)
+    source = f"a PyTorch module, {type(module).__qualname__}"
+    provenance = {"source": source, **model.provenance}
+    return replace(model, module=module, defaults=defaults, provenance=provenance)
 
 
 def schedule_of(value: object) -> Schedule:
     """Return a schedule, or the one of this name. Raises RequestError for anything else.
 
-    A bundle stores a schedule by name and as numbers, so a schedule that its own name and
-    parameters do not give again is refused here.
+    A bundle stores a schedule by name and as numbers. A schedule must therefore follow from its
+    own name and parameters.
     """
     if isinstance(value, str):
         return make_schedule(value)
@@ -164,6 +186,7 @@ def _shape(shape: object) -> tuple[int, ...]:
     if not 1 <= len(sizes) <= 4:
         raise RequestError(f"sample_shape must be {rule}, got {shown(shape)}.")
     found = tuple(integer("sample_shape", size, 1, 65536) for size in sizes)
+    # A size beyond all images is nearly always a swapped axis.
     if math.prod(found) > MOST_VALUES:
         raise RequestError(
             f"sample_shape must be at most {MOST_VALUES} values, got {found}: "
@@ -183,19 +206,13 @@ def _range(sample_range: object) -> tuple[float, float]:
     return low, high
 
 
-def _check_settings(
-    prediction: object,
-    schedule: Schedule,
-    solver: object,
-    steps: int,
-    grid: object,
-    clip: float | None,
-    options: Mapping[str, Any],
-) -> None:
+def _check_settings(model: Model) -> None:
     """Raises RequestError for names and numbers that no bundle can be sampled with."""
-    solver = text("solver", solver, "ddim")
-    grid = text("grid", grid, "trailing")
-    prediction = text("prediction", prediction, "epsilon")
+    schedule = model.schedule
+    defaults = model.defaults
+    solver = text("solver", defaults.solver, "ddim")
+    grid = text("grid", defaults.grid, "trailing")
+    prediction = text("prediction", model.prediction, "epsilon")
     if prediction not in PREDICTIONS:
         raise unknown("prediction", prediction, PREDICTIONS)
     if prediction == "epsilon" and schedule.alpha[-1] == 0:
@@ -203,90 +220,11 @@ def _check_settings(
             f"an epsilon network says nothing at zero terminal SNR, where the schedule "
             f"{schedule.name!r} ends: such networks predict v, x0 or flow."
         )
-    for key in options:
+    for key in defaults.options:
         if key in NOT_OPTIONS:
             raise RequestError(
                 f"options must be the solver's own, got {key!r}. Pass {key} as an argument."
             )
-    make_program(schedule, prediction, solver, steps, grid, clip=clip, **options)
-
-
-def _check_parameters(name: str, module: nn.Module) -> None:
-    """Raises ExportError for a module in training, off the CPU, or not in float32."""
-    training = [
-        key or type(module).__name__ for key, part in module.named_modules() if part.training
-    ]
-    if training:
-        raise ExportError(
-            f"{name}: {training[0]} is in training mode, which changes dropout and normalization. "
-            f"Call module.eval()."
-        )
-    for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if nn.parameter.is_lazy(tensor):
-            raise ExportError(f"{name}: {key} has no shape yet. Run the lazy module once.")
-        if tensor.device.type != "cpu":
-            raise ExportError(
-                f"{name}: {key} is on {tensor.device}; the export runs on the CPU. Call "
-                f"module.cpu()."
-            )
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise ExportError(
-                f"{name}: {key} is {type_name(tensor.dtype)}, float32 expected. "
-                "Call module.float()."
-            )
-
-
-def _check_answers(
-    name: str, module: nn.Module, shape: tuple[int, ...], schedule: Schedule, count: int
-) -> None:
-    """Ask the module at both ends of the schedule, with its first and last label. Raises
-    ExportError unless it answers F [B, *S], float32."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *shape, generator=generator)
-    time = torch.tensor([schedule.time[0], schedule.time[-1]], dtype=torch.float32)
-    asked = f"module(x {list(x.shape)}, time [2]{', label [2]' if count else ''})"
-
-    def ask(label: int, asked: str) -> Tensor:
-        given = (x, time, torch.full((2,), label)) if count else (x, time)
-        try:
-            with torch.inference_mode():
-                found = module(*given)
-        except Exception as error:  # whatever the module's own code raises
-            line = str(error).splitlines()[0] if str(error) else ""
-            hint = " Does it take as many inputs?" if isinstance(error, TypeError) else ""
-            raise ExportError(
-                f"{name}: {asked} fails with {type(error).__name__}: {line[:300]}.{hint}"
-            ) from error
-        return _checked_answer(name, found, x.shape, asked)
-
-    first = ask(0, asked)
-    if not torch.equal(first, ask(0, asked)):
-        raise ExportError(
-            f"{name}: {asked} answers otherwise the second time. A forward may draw nothing and "
-            f"remember nothing."
-        )
-    if count > 1:
-        ask(count - 1, f"{asked} with label {count - 1}, its labels being 0 to {count - 1},")
-
-
-def _checked_answer(name: str, found: object, shape: torch.Size, asked: str) -> Tensor:
-    if not isinstance(found, Tensor):
-        raise ExportError(
-            f"{name}: {asked} returns {type(found).__name__}, a tensor expected. Wrap it in a "
-            f"module that returns the tensor."
-        )
-    if found.shape != shape:
-        raise ExportError(
-            f"{name}: {asked} returns {list(found.shape)}, {list(shape)} expected: F has the "
-            f"shape of x. "
-            "A network that predicts its variance too answers twice the channels: return the "
-            "first half."
-        )
-    if found.dtype != torch.float32:
-        raise ExportError(f"{name}: {asked} returns {type_name(found.dtype)}, float32 expected.")
-    if not bool(torch.isfinite(found).all()):
-        raise ExportError(
-            f"{name}: {asked} returns NaN or infinity for noise of variance 1. Are its weights "
-            f"loaded?"
-        )
-    return found
+    # The program proves itself when it is made, and names the setting that does not fit.
+    options = cast(SolverOptions, dict(defaults.options))
+    make_program(schedule, prediction, solver, defaults.steps, grid, clip=model.clip, **options)

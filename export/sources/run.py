@@ -28,6 +28,7 @@ def newest_run(runs: Path) -> Path:
             f"no run in {runs}/ has a checkpoint. Make one: python -m trainer.fit, or in a "
             "minute: python -m trainer.fit --data digits."
         )
+    # By the checkpoint's time: a folder's own changes whenever something beside it is written.
     return max(paths, key=lambda run: checkpoints.found(run / "checkpoints")[-1].stat().st_mtime)
 
 
@@ -68,6 +69,7 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
         )
     network = make_network(config, shape, len(classes))
     network.load_state_dict(getattr(checkpoint, weights))
+    # Labels are dropped in training to teach the null label; without dropout it was never seen.
     null_trained = config.label_dropout > 0 and bool(classes)
     return Model(
         name=config.name,

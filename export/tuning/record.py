@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.format import REPORT, TUNED_IMAGE
+from runtime.bundle.format import TUNED_IMAGE
 from runtime.diffusion.tuned import Tuned
 from runtime.errors import BundleError
-from runtime.files import from_json, to_json
+from runtime.files import to_json
 from runtime.terminal.output import say
 
 from ..sources.model import Model, torch_network
@@ -34,6 +35,7 @@ def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
     if not old.tuned:
         return {}
     now = probe(torch_network(model), model)
+    # The same network under another description would be sampled otherwise, so that must agree too.
     facts = [
         (b.prediction, b.clip, b.sample_shape, to_json(b.schedule.to_json())) for b in (old, model)
     ]
@@ -46,55 +48,101 @@ def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
     return {}
 
 
-def add_tuned(folder: Path, bundle: Bundle) -> None:
-    """Add the curve of a bundle's tuned solvers, if any, to report.json, and draw it."""
-    if not bundle.tuned:
-        return
-    report = from_json((folder / REPORT).read_bytes())
-    report["tuned"] = {str(K): _held_out(t) for K, t in sorted(bundle.tuned.items())}
-    (folder / REPORT).write_text(to_json(report), encoding="utf-8")
-    _draw_tuned(folder / TUNED_IMAGE, bundle.name, report["tuned"])
+@dataclass(frozen=True)
+class HeldOut:
+    """Distances of final samples from the teacher's, on samples that were not fitted on.
 
-
-def _held_out(tuned: Tuned) -> dict[str, Any]:
-    """Return the errors on held-out samples of a tuned solver and of the untuned one.
-
-    Raises:
-        BundleError: The solver's record does not have them.
+    Attributes:
+        rms: The root mean square over samples.
+        median: The median over samples.
+        guidance: The root mean square by guidance scale.
     """
 
-    def numbers(record: Mapping[str, Any]) -> dict[str, Any]:
-        found = {name: float(record[name]) for name in ("rms", "median")}
-        return found | {
-            "guidance": {str(g): float(e["rms"]) for g, e in record["guidance"].items()}
+    rms: float
+    median: float
+    guidance: Mapping[str, float]
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> HeldOut:
+        """Read the summary that `search.summary` wrote. It comes from a file, so it is checked."""
+        guidance = {str(g): float(entry["rms"]) for g, entry in record["guidance"].items()}
+        return cls(float(record["rms"]), float(record["median"]), guidance)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the distances as report.json has them."""
+        return {"rms": self.rms, "median": self.median, "guidance": dict(self.guidance)}
+
+
+@dataclass(frozen=True)
+class TunedCheck:
+    """How a tuned solver compares with the best untuned one of as many calls."""
+
+    tuned: HeldOut
+    untuned: HeldOut
+    untuned_solver: str
+
+    @classmethod
+    def of(cls, tuned: Tuned) -> TunedCheck:
+        """Read what a solver's record says.
+
+        Raises:
+            BundleError: The record does not have the errors on held-out samples.
+        """
+        try:
+            untuned = tuned.made["untuned"]
+            return cls(
+                tuned=HeldOut.read(tuned.made["errors"]["held_out"]),
+                untuned=HeldOut.read(untuned["held_out"]),
+                untuned_solver=str(untuned["name"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(
+                f"the tuned solver of {len(tuned)} calls does not say how it was made ({error!r}). "
+                f"Fit it again: python -m export.tune"
+            ) from error
+
+    def to_json(self) -> dict[str, object]:
+        """Return the check as report.json has it."""
+        return {
+            "tuned": self.tuned.to_json(),
+            "untuned": self.untuned.to_json(),
+            "untuned_solver": self.untuned_solver,
         }
 
-    try:
-        untuned = tuned.made["untuned"]
-        record = {
-            "tuned": numbers(tuned.made["errors"]["held_out"]),
-            "untuned": numbers(untuned["held_out"]),
-        }
-        return record | {"untuned_solver": str(untuned["name"])}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(
-            f"the tuned solver of {len(tuned)} calls does not say how it was made ({error!r}). "
-            f"Fit it again: python -m export.tune"
-        ) from error
+
+def tuned_checks(bundle: Bundle) -> dict[int, TunedCheck]:
+    """Return the check of each tuned solver by its number of calls, the fewest first.
+
+    Raises:
+        BundleError: See `TunedCheck.of`.
+    """
+    return {calls: TunedCheck.of(bundle.tuned[calls]) for calls in sorted(bundle.tuned)}
 
 
-def _draw_tuned(path: Path, name: str, curve: Mapping[str, Any]) -> None:
+def checks_to_json(checks: Mapping[int, TunedCheck]) -> dict[str, object]:
+    """Return what report.json says under "tuned"."""
+    return {str(calls): check.to_json() for calls, check in checks.items()}
+
+
+def draw_tuned(folder: Path, name: str, checks: Mapping[int, TunedCheck]) -> None:
     """Draw the held-out error against network calls, one colour a guidance scale."""
     import matplotlib
 
+    # Without a display, and before pyplot chooses a backend that needs one.
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
-    calls = [int(K) for K in curve]
-    for i, g in enumerate(next(iter(curve.values()))["tuned"]["guidance"]):
-        for side, style in (("tuned", "o-"), ("untuned", "s--")):
-            error = [entry[side]["guidance"].get(g, np.nan) for entry in curve.values()]
+    calls = list(checks)
+    every = list(checks.values())
+    for i, g in enumerate(every[0].tuned.guidance):
+        curves = (
+            ("tuned", "o-", [check.tuned for check in every]),
+            ("untuned", "s--", [check.untuned for check in every]),
+        )
+        for side, style, held_out in curves:
+            # A solver fitted before the bundle's guidance changed lacks this scale: a gap.
+            error = [errors.guidance.get(g, np.nan) for errors in held_out]
             axis.plot(calls, error, style, color=f"C{i}", label=f"{side}, guidance {g}")
     axis.set(
         yscale="log",
@@ -105,7 +153,8 @@ def _draw_tuned(path: Path, name: str, curve: Mapping[str, Any]) -> None:
     axis.set_xticks(calls)
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    # Without matplotlib's version in it, so that the same figures give the same bytes.
+    figure.savefig(folder / TUNED_IMAGE, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -114,12 +163,9 @@ def tuned_lines(bundle: Bundle) -> list[str]:
     if not bundle.tuned:
         return []
     rows = []
-    for K, t in sorted(bundle.tuned.items()):
-        record = _held_out(t)
-        cells = " | ".join(
-            f"{e['rms']:.3f} ({e['median']:.3f})" for e in (record["tuned"], record["untuned"])
-        )
-        rows.append(f"| {K} | {cells} | {record['untuned_solver']} |")
+    for calls, check in tuned_checks(bundle).items():
+        cells = " | ".join(f"{e.rms:.3f} ({e.median:.3f})" for e in (check.tuned, check.untuned))
+        rows.append(f"| {calls} | {cells} | {check.untuned_solver} |")
     return [
         f'With few calls: `solver="tuned"`, `steps={" | ".join(map(str, sorted(bundle.tuned)))}`, '
         f"fitted to this network (`tuned.png`). "

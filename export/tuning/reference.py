@@ -49,6 +49,7 @@ class Samples:
         return Samples(*(getattr(self, f.name)[part] for f in fields(self)))
 
     def batches(self) -> list[Samples]:
+        """Return the samples in parts of BATCH."""
         return [self[i : i + BATCH] for i in range(0, len(self), BATCH)]
 
 
@@ -89,6 +90,7 @@ class Walker:
 
     def denoised(self, call: NDArray[np.floating], x: Float32, samples: Samples) -> Float32:
         """Return D [n, *S] of one row, each sample under its own guidance, see `denoise`."""
+        # A tuned table has no guidance of its own: it is fitted for the samples'.
         rows = np.tile(call.astype(np.float32), (len(x), 1))
         rows[:, GUIDANCE] = samples.guidance
         label = samples.label if self.classes else None
@@ -142,15 +144,22 @@ def probe(network: Network, bundle: ModelSpec) -> list[float]:
 
 
 def same(a: Any, b: list[float]) -> bool:
-    """Whether a, perhaps read from a file, and b are probes of one network, computed in float32 by
-    whatever library."""
+    """Whether two probes are of one network, computed in float32 by any library.
+
+    Args:
+        a: What may be a probe, perhaps read from a file.
+        b: A probe.
+    """
     numbers = isinstance(a, list) and all(isinstance(v, float) for v in a)
     return numbers and len(a) == len(b) and bool(np.allclose(a, b, rtol=0, atol=1e-4))
 
 
 def draw(bundle: Bundle, count: int, first_seed: int) -> Samples:
-    """Samples without targets: half at guidance 1, under every label in turn and the null label;
-    half, where the bundle is guided, at its default."""
+    """Return samples without targets, under all labels in turn.
+
+    If the bundle is guided, half of them have its default guidance and a class. The others have
+    guidance 1, and the null label among their labels.
+    """
     classes = bundle.num_classes
     labels = bundle.labels
     guided = count // 2 if labels and labels.null_trained and bundle.defaults.guidance != 1 else 0
@@ -172,8 +181,11 @@ def draw(bundle: Bundle, count: int, first_seed: int) -> Samples:
 
 
 def taught(bundle: Bundle, walker: Walker, samples: Samples, folder: Path, name: str) -> Samples:
-    """The samples with the teacher's targets: in `folder`, a file a batch, so that what was
-    computed once is not again."""
+    """Return the samples with the teacher's targets.
+
+    `folder` keeps a file for each batch, from which an interrupted search resumes.
+    """
+    # The teacher's files are kept, because it takes most of the time of a search.
     program = bundle.program(
         TEACHER["solver"], min(TEACHER["steps"], len(bundle.schedule)), TEACHER["grid"]
     )

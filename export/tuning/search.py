@@ -1,12 +1,12 @@
-"""How a solver is searched for: the best untuned programs, a few fits from several starts, the best
-of them to its end; kept after every step."""
+"""How a solver is searched for: a few fits from several starts, and the best of them to its end.
+
+The state of the search is stored after every step.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import itertools
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,32 +25,27 @@ from runtime.files import from_json, to_json, write_text
 from runtime.terminal.progress import Progress
 
 from ..sources.model import versions
+from .candidates import even_programs, named_programs
 from .gauss_newton import LOSSES, Fit, Form, begin, errors, rms, step
 from .reference import FIRST_SEED, TEACHER, Samples, Walker, draw, same, taught
-
-SOLVERS: dict[str, dict[str, Any]] = {
-    "ddim": {},
-    "dpmpp_2m": {},
-    "dpmpp_3m": {},
-    "unipc 2": {"order": 2},
-    "unipc 3": {"order": 3},
-}
-"""Those whose rows are a tuned solver's too: they remember D, or nothing."""
-NAMED = ("trailing", "log_snr", "karras", *(f"log_snr({bound})" for bound in range(3, 8)))
-LOWS = (-6, -5, -4, -3, -2)
-HIGHS = (2, 3, 4, 5, 6)
-"""Log-SNRs between which the levels after the last knot lie evenly, to start from."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is fitted on. samples, held_out: how many, and how many others to judge by; seed:
-    which. starts: how many are tried, each for `tries` steps of Gauss-Newton on a part of the
-    samples; then the best is fitted on all, for at most `iterations`. loss: what is made small, one
-    of `fitting.LOSSES`, or "auto": contrast where samples are pictures, pixels otherwise. The
-    errors that are recorded are in pixels whatever it is.
+    """How a search runs.
 
-    Raises RequestError for numbers below 1 and an unknown loss.
+    Args:
+        samples: How many samples are fitted on.
+        held_out: How many others the solvers are judged by.
+        seed: Which samples.
+        starts: How many programs to start from.
+        tries: Steps of Gauss-Newton from each start, on a part of the samples.
+        iterations: The most steps from the best of them, on all samples.
+        loss: What is minimized, one of `gauss_newton.LOSSES`; "auto" is contrast for images and
+            pixels otherwise. The errors that are recorded are in pixels in any case.
+
+    Raises:
+        RequestError: A number is below 1, or the loss is unknown.
     """
 
     samples: int = 48
@@ -76,8 +71,13 @@ FEW = 16
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """What all fits of one bundle share. settings: with a loss of `fitting.LOSSES`. folder: where
-    they keep what was computed, so that the same command goes on after a kill."""
+    """What all fits of one bundle share.
+
+    Attributes:
+        settings: With a loss of `gauss_newton.LOSSES`.
+        network: The probe of the network.
+        folder: Where targets and fits are stored, from which a killed search resumes.
+    """
 
     bundle: Bundle
     walker: Walker
@@ -91,17 +91,21 @@ class Tuning:
 def prepare(
     bundle: Bundle, network: Network, known: list[float], settings: Settings, work: Path
 ) -> Tuning:
-    """Samples and their targets, computed or from the folder that belongs to this bundle and these
-    settings. Raises RequestError where the loss cannot look at samples of this shape."""
+    """Return samples and their targets, computed or read from the folder of these settings.
+
+    Raises:
+        RequestError: The loss does not fit samples of this shape.
+    """
     shape = bundle.sample_shape
     pictures = len(shape) >= 2 and min(shape[-2:]) >= 3
     if settings.loss == "auto":
         settings = dataclasses.replace(settings, loss="contrast" if pictures else "pixels")
     if settings.loss == "contrast" and not pictures:
         raise RequestError(
-            f"the loss contrast looks at windows of 3×3, which samples of {shape} have not: use "
-            f"pixels."
+            f"the loss contrast needs samples of at least 3×3 pixels, got {shape}. Use pixels."
         )
+    # A folder for each search that must not be mixed with another, and started afresh if it holds
+    # the targets of another network.
     facts = bundle.to_json()
     what = {name: facts[name] for name in ("sample", "prediction", "clip", "labels", "schedule")}
     what |= {"guidance": bundle.defaults.guidance, "teacher": TEACHER, "settings": vars(settings)}
@@ -120,8 +124,7 @@ def prepare(
 
 
 def fit(tuning: Tuning, calls: int) -> Tuned:
-    """The solver of so many calls. Where it has come to is kept after every step, and a fit that
-    ended is read back."""
+    """Return the solver of so many calls, from the stored state of its fit if there is one."""
     form = Form(tuning.bundle, calls)
     settings = tuning.settings
     path = tuning.folder / f"calls-{calls}.json"
@@ -140,9 +143,16 @@ def fit(tuning: Tuning, calls: int) -> Tuned:
 
 @dataclass(frozen=True)
 class State:
-    """Where a fit has come to. untuned: the best program that was found, and its errors; scale: of
-    the loss; tries: fits from each start on a part of the samples; final: from the best of them on
-    all."""
+    """The state of the search for one number of calls.
+
+    Attributes:
+        untuned: The best untuned program, and its errors.
+        scale: That of Cauchy's loss.
+        names: The programs that the tries start from.
+        tries: The fit from each start, on a part of the samples.
+        final: The fit from the best of them, on all samples.
+        note: The errors of the last step, for the progress bar.
+    """
 
     untuned: dict[str, Any]
     scale: float
@@ -152,11 +162,13 @@ class State:
     note: str = ""
 
     def done(self, settings: Settings) -> bool:
+        """Whether the final fit has ended or has had all its steps."""
         return self.final is not None and (
             self.final.ended or self.final.steps >= settings.iterations
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON value."""
         return {
             **vars(self),
             "tries": [f.to_json() for f in self.tries],
@@ -165,14 +177,14 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> State:
+        """Read a file that holds what `to_json` returned."""
         value = from_json(path.read_bytes())
         value["tries"] = [Fit.from_json(f) for f in value["tries"]]
         return cls(**{**value, "final": value["final"] and Fit.from_json(value["final"])})
 
 
 def survey(tuning: Tuning, form: Form) -> State:
-    """The best untuned program, and the programs to start from: the best of the levels that lie
-    evenly."""
+    """Return the state before the first step: the best untuned program, and the starts."""
     few = _part(tuning.train)
     walker = tuning.walker
     K = form.calls
@@ -187,6 +199,7 @@ def survey(tuning: Tuning, form: Form) -> State:
             bar.advance()
         return sorted(error, key=error.__getitem__)[:count]
 
+    # The untuned solver is chosen by the error that is reported, the starts by the loss.
     with Progress(f"{K} calls, untuned", len(untuned) + len(starts)) as bar:
         found = best(untuned, 1)[0]
         names = best(starts, tuning.settings.starts - 1, loss)
@@ -201,12 +214,13 @@ def survey(tuning: Tuning, form: Form) -> State:
     }
     programs = {found: program, **{name: starts[name] for name in names}}
     tries = [begin(form, walker, form.vector(p), few, loss) for p in programs.values()]
+    # Errors of the untuned solver's size count fully; much larger ones are forks.
     scale = rms(errors(walker, (program.call, program.update), tuning.train, loss))
     return State(record, scale, list(programs), tries)
 
 
 def advance(tuning: Tuning, form: Form, state: State) -> State:
-    """One step further: of the first start that has not had its tries; then of the best of them."""
+    """Return the state after one more step: of the first unfinished try, then of the best one."""
     walker = tuning.walker
     scale = state.scale
     loss = tuning.settings.loss
@@ -228,36 +242,13 @@ def advance(tuning: Tuning, form: Form, state: State) -> State:
     return dataclasses.replace(state, final=final, note=note)
 
 
-def named_programs(bundle: Bundle, calls: int) -> dict[str, Program]:
-    """Every untuned program of so many calls that is compared, by solver and grid."""
-    found = {}
-    for (name, options), grid in itertools.product(SOLVERS.items(), NAMED):
-        with contextlib.suppress(RequestError):  # a grid that has no such number of levels
-            found[f"{name} on {grid}"] = bundle.program(name.split()[0], calls, grid, **options)
-    return found
-
-
-def even_programs(bundle: Bundle, calls: int) -> dict[str, Program]:
-    """UniPC's programs on the last knot and then levels that lie evenly in log-SNR, between ends of
-    which each is tried."""
-    found = {}
-    schedule = bundle.schedule
-    for low, high in itertools.product(LOWS, HIGHS):
-        with contextlib.suppress(RequestError):  # ends that the schedule does not reach
-            times = np.r_[schedule.time[-1], schedule.time_at(np.linspace(low, high, calls - 1))]
-            found[f"levels from {low} to {high}"] = bundle.program(
-                "unipc", grid=times.tolist(), order=min(3, max(2, calls - 1))
-            )
-    return found
-
-
 def _part(samples: Samples) -> Samples:
-    """Some of the samples, of both halves."""
+    """Return some of the samples, with and without guidance."""
     return samples[np.linspace(0, len(samples) - 1, min(FEW, len(samples))).astype(int)]
 
 
 def summary(samples: Samples, error: NDArray[Any]) -> dict[str, Any]:
-    """Of errors [n]: root mean square and median, over all and by guidance."""
+    """Return the root mean square and the median of errors [n], over all and by guidance."""
     both = lambda e: {"rms": rms(e), "median": float(np.median(e))}  # noqa: E731
     by_guidance = {
         f"{g:g}": both(error[samples.guidance == g]) for g in np.unique(samples.guidance)

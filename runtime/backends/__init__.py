@@ -1,2 +1,1 @@
-"""Inference libraries, each behind the same few calls. The loop and the update are theirs to run,
-not to decide."""
+"""Inference libraries, each behind the same few calls. They run the loop and decide nothing."""

@@ -1,36 +1,41 @@
-"""What a backend is: it runs a bundle's step graph on one inference library, in memory bound
-once."""
+"""What a backend is: it runs a bundle's step graph on one inference library, in bound memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.bundle import Bundle
+from ..diffusion.arrays import Array, Bool, Int64
 from ..diffusion.program import R
 from ..errors import BackendError, BundleError, UnnoiseError
 from .forks import ForkGuard
 
-Float32 = NDArray[np.float32]
+Float32: TypeAlias = NDArray[np.float32]
 
 
 class Buffers(Protocol):
-    """Memory of a batch, bound to the graphs once. The caller fills the inputs in place, runs a
-    row, and reads the outputs.
+    """Memory of a batch, bound to the graphs once.
 
-    noise [B, *S], call [B, 6], update [B, R, R+2], label [B] int64: inputs. denoised [B, *S]: D of
-    the last row.
+    The caller fills the inputs in place, runs a row, and reads the outputs.
+
+    Attributes:
+        noise: [B, *S], z; input.
+        call: [B, 6]; input.
+        update: [B, R, R+2]; input.
+        label: [B]; input.
+        denoised: [B, *S], D of the last row.
     """
 
     noise: Float32
     call: Float32
     update: Float32
-    label: NDArray[np.int64]
+    label: Int64
     denoised: Float32
 
     @property
@@ -41,13 +46,14 @@ class Buffers(Protocol):
     def run(self, guided: bool, first: int, count: int) -> None:
         """Run a row of the samples first … first + count - 1.
 
-        guided: with the null label's half, for rows whose guidance is not 1. What the graph writes
-        is the state after `turn`.
+        The graph's output becomes the state after `turn`.
+
+        guided: Whether to run the null label's half too, for rows whose guidance is not 1.
         """
         ...
 
     def turn(self) -> None:
-        """The array that the graphs wrote becomes the state, for all samples."""
+        """Make the array that the graphs wrote the state, for all samples."""
         ...
 
     def step(self, guided: bool) -> None:
@@ -56,7 +62,7 @@ class Buffers(Protocol):
 
 
 def shapes(bundle: Bundle, batch: int) -> dict[str, tuple[int, ...]]:
-    """Of the step graph's inputs and outputs, by name."""
+    """List the shapes of the step graph's inputs and outputs, by name."""
     S = bundle.sample_shape
     return {
         "state": (batch, R, *S),
@@ -69,15 +75,22 @@ def shapes(bundle: Bundle, batch: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-class HostBuffers:
-    """Buffers as numpy arrays. Slices of one allocation are bound, once for each graph, slice and
-    direction; the two `state` arrays are input and output in turn.
+def dtype_of(port: str) -> type[np.float32] | type[np.int64]:
+    """Return the element type of one of the step graph's inputs and outputs."""
+    return np.int64 if port == "label" else np.float32
 
-    spare: samples of room beyond the batch.
+
+class HostBuffers:
+    """Buffers as numpy arrays.
+
+    Slices of one allocation are bound, once for each graph, slice and direction. The two `state`
+    arrays are input and output in turn.
+
+    spare: Samples of room beyond the batch.
     """
 
     BINDINGS = 256
-    """How many bindings are kept."""
+    """The number of bindings that are kept."""
 
     def __init__(self, bundle: Bundle, guard: ForkGuard, batch: int, spare: int = 0) -> None:
         guard.check()
@@ -86,34 +99,43 @@ class HostBuffers:
         self._guard = guard
         self._batch = batch
         self._current = 0
-        kinds = {"label": np.int64}
-        self._whole: dict[str, Any] = {
-            name: self._array(shape, kinds.get(name, np.float32))
+        # Zeros: a slice may cover samples that nobody has filled yet.
+        self._whole: dict[str, Array] = {
+            name: np.zeros(shape, dtype_of(name))
             for name, shape in shapes(bundle, batch + spare).items()
         }
         self._states = self._whole["state"][:batch], self._whole["next_state"][:batch]
         self.noise: Float32 = self._whole["noise"][:batch]
         self.call: Float32 = self._whole["call"][:batch]
         self.update: Float32 = self._whole["update"][:batch]
-        self.label: NDArray[np.int64] = self._whole["label"][:batch]
+        self.label: Int64 = self._whole["label"][:batch]
         self.denoised: Float32 = self._whole["denoised"][:batch]
         self._bound: dict[tuple[bool, int, int, int], Callable[[], object]] = {}
 
     @property
     def state(self) -> Float32:
+        """[B, R, *S]: see `Buffers`."""
         return self._states[self._current]
 
     def step(self, guided: bool) -> None:
+        """Run a row of every sample, and turn."""
         self.run(guided, 0, self._batch)
         self.turn()
 
     def turn(self) -> None:
+        """Make the array that the graphs wrote the state, for all samples."""
         self._current = 1 - self._current
 
     def run(self, guided: bool, first: int, count: int) -> None:
+        """Run a row of a slice of samples, see `Buffers`.
+
+        Raises:
+            BundleError: The library fails.
+        """
         self._guard.check()
         key = guided, self._current, first, count
         if key not in self._bound:
+            # The oldest binding goes: samples that join and leave make ever new slices.
             if len(self._bound) >= self.BINDINGS:
                 del self._bound[next(iter(self._bound))]
             self._bound[key] = self._bind(*key)
@@ -128,19 +150,18 @@ class HostBuffers:
                 "the batch may be too large for this machine's memory: pass a smaller max_batch."
             ) from error
 
-    def _array(self, shape: tuple[int, ...], kind: Any) -> Any:
-        """Memory of zeros."""
-        return np.zeros(shape, kind)
+    def _arrays(self, current: int, first: int, count: int) -> dict[str, Array]:
+        """The memory of a slice by the graph's names.
 
-    def _arrays(self, current: int, first: int, count: int) -> dict[str, Any]:
-        """The memory of a slice by the graph's names, the state in the one or the other array."""
+        current: Which of the two arrays is the input `state`.
+        """
         arrays = {name: array[first : first + count] for name, array in self._whole.items()}
         if current:
             arrays["state"], arrays["next_state"] = arrays["next_state"], arrays["state"]
         return arrays
 
     def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
-        """What runs a graph on a slice of this memory."""
+        """Return the function that runs a graph on a slice of this memory."""
         raise NotImplementedError
 
     def _said(self, error: Exception) -> str:
@@ -149,68 +170,94 @@ class HostBuffers:
 
 
 class Backend(Protocol):
-    """A bundle loaded in one precision. Buffers may be used from one thread at a time; different
-    buffers from different threads at once."""
+    """A bundle loaded in one precision.
+
+    Buffers may be used from one thread at a time, different buffers from different threads at once.
+    """
 
     name: str
     precision: str
 
-    def bind(self, batch: int) -> Buffers: ...
+    def bind(self, batch: int) -> Buffers:
+        """Allocate memory for `batch` samples, bound to the graphs."""
+        ...
 
 
 class Rows(NamedTuple):
-    """Whole programs of one batch: B samples, K rows, of which samples whose program is shorter end
-    with identity rows."""
+    """The programs of one batch: B samples, K rows. Shorter programs end with identity rows.
 
-    x: Float32  # [B, *S] before the first row
-    label: NDArray[np.int64]  # [B]
-    call: Float32  # [K, B, 6]
-    update: Float32  # [K, B, R, R+2]
-    guided: NDArray[np.bool_]  # [K]: whether the row runs with the null label's half
-    noisy: NDArray[np.bool_]  # [K]: whether the row takes noise
-    draw: Callable[
-        [int, Float32], None
-    ]  # fills [B, *S] with a row's noise, zero where a sample takes none
+    Attributes:
+        x: [B, *S], before the first row.
+        label: [B].
+        call: [K, B, 6].
+        update: [K, B, R, R+2].
+        guided: [K], whether the row runs the null label's half too.
+        noisy: [K], whether the row takes noise.
+        draw: draw(k, z) fills z [B, *S] with row k's noise; zero for a sample that takes none.
+    """
+
+    x: Float32
+    label: Int64
+    call: Float32
+    update: Float32
+    guided: Bool
+    noisy: Bool
+    draw: Callable[[int, Float32], None]
 
 
 class Timing(NamedTuple):
-    """How the loop of one batch ran on a device."""
+    """How the loop of one batch ran on a device.
+
+    Attributes:
+        bucket: Samples that ran, the padding included.
+        how: "one graph", "3 graphs" or "plain enqueues".
+        note: Why nothing was captured; "" if it was.
+        captured: Whether this call captured; False if it launched an earlier call's graph.
+        device_ms: From the first row to the last, with the waiting for noise.
+        device_bytes: What the backend holds by now.
+    """
 
     batch: int
-    bucket: int  # samples that ran, the padding among them
+    bucket: int
     rows: int
-    how: str  # "one graph", "3 graphs", "plain enqueues"
-    note: str  # why nothing was captured; "" where it was
-    captured: bool  # in this call; False where an earlier call's graph was launched again
-    device_ms: float  # on the device, from the first row to the last, waiting for noise included
-    device_bytes: int  # held by the backend by now
+    how: str
+    note: str
+    captured: bool
+    device_ms: float
+    device_bytes: int
 
 
 @runtime_checkable
 class WholeLoop(Protocol):
-    """A backend that runs whole programs by itself, with the state on the device, where nobody
-    looks at the steps."""
+    """A backend that runs whole programs by itself, with the state on the device.
+
+    It is used if nobody looks at the steps.
+
+    Attributes:
+        largest: Samples of the largest batch; None for no limit.
+    """
 
     name: str
     precision: str
     largest: int | None
-    """Samples of the largest batch; None: any."""
 
-    def bind(self, batch: int) -> Buffers: ...
+    def bind(self, batch: int) -> Buffers:
+        """Allocate memory for `batch` samples that are stepped from the host."""
+        ...
 
     def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
-        """x [B, *S] after the last row, and how it ran."""
+        """Run a batch; return x [B, *S] after the last row, and how it ran."""
         ...
 
     def close(self) -> None:
-        """Give back the device's memory; the backend is of no use after that. Twice is no error."""
+        """Free the device's memory. A second call does nothing."""
         ...
 
 
 class BufferPool:
-    """Lends buffers with room for a batch, one borrower at a time, and keeps them for the next.
+    """Lends buffers with room for a batch to one borrower at a time, and keeps them for the next.
 
-    Buffers serve any smaller batch, so that memory grows with the largest batch alone.
+    Buffers serve any smaller batch, so memory grows with the largest batch only.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -220,8 +267,9 @@ class BufferPool:
 
     @contextmanager
     def lend(self, batch: int) -> Iterator[Buffers]:
-        """Buffers of at least this many samples."""
+        """Lend buffers of at least this many samples."""
         with self._lock:
+            # The smallest that fits, so that a larger one stays free for a larger batch.
             fitting = [entry for entry in self._free if entry[0] >= batch]
             if fitting:
                 room, buffers = min(fitting, key=lambda entry: entry[0])
@@ -239,13 +287,13 @@ class BufferPool:
                 self._free.append((room, buffers))
 
     def clear(self) -> None:
-        """Drop the buffers that nobody borrows."""
+        """Drop the buffers that are not lent."""
         with self._lock:
             self._free.clear()
 
 
-def missing(library: str, extra: str, error: Any) -> BackendError:
-    """The error for an inference library that cannot be imported."""
+def missing(library: str, extra: str, error: object) -> BackendError:
+    """Make the error for an inference library that cannot be imported."""
     return BackendError(
         f"{library} cannot be imported ({error}). Install it: pip install 'unnoise[{extra}]'."
     )

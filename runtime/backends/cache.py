@@ -1,9 +1,8 @@
-"""What an inference library compiled for this machine, kept on disk for the next process. Never
-needed, never trusted to be whole.
+"""What an inference library compiled for this machine, kept on disk for the next process.
 
-The folder is $UNNOISE_CACHE, or unnoise in $XDG_CACHE_HOME or ~/.cache; UNNOISE_CACHE=off keeps
-nothing. Entries are read back by the library that wrote them, and are as good as programs: so the
-folder is the user's alone, and one that others may write to is not used.
+No entry is needed, and none is trusted to be whole. The folder is $UNNOISE_CACHE, or unnoise in
+$XDG_CACHE_HOME or ~/.cache; UNNOISE_CACHE=off keeps nothing. The library that wrote an entry reads
+it back, and runs it like a program. So a folder that other users may write to is not used.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ UInt8 = NDArray[np.uint8]
 Buffer: TypeAlias = bytes | memoryview
 
 LIMIT = 4 * 2**30
-"""Bytes that the folder may hold; beyond that the entries unused for longest go."""
+"""Bytes that the folder may hold; beyond that the least recently used entries are removed."""
 SUFFIX = ".compiled"
 _DIGEST = 32
 
 
 def folder() -> Path | None:
-    """Where entries lie, None where the environment says that nothing is kept."""
+    """Find the folder of entries; None if the environment turns the cache off, or has no home."""
     given = os.environ.get("UNNOISE_CACHE")
     if given is not None:
         return None if given.lower() in ("", "0", "off", "no", "none") else Path(given)
@@ -41,12 +40,12 @@ def folder() -> Path | None:
 
 
 def key(*parts: object) -> str:
-    """The name of what was compiled from these, which must say all that it depends on."""
+    """Name what was compiled from `parts`, which must hold all that it depends on."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def load(name: str) -> list[UInt8] | None:
-    """The parts of an entry, or None where there is none, or it is not what was stored."""
+    """Read the parts of an entry, each [n] bytes; None if it is missing or not what was stored."""
     if (place := private()) is None:
         return None
     path = place / (name + SUFFIX)
@@ -54,6 +53,7 @@ def load(name: str) -> list[UInt8] | None:
         with path.open("rb") as file:
             digest = file.read(_DIGEST)
             lengths = file.readline()
+            # Into arrays, which libraries can read in place: entries are as large as the weights.
             parts = [np.empty(int(length), np.uint8) for length in lengths.split()]
             whole = [file.readinto(part.data) for part in parts] == [
                 len(part) for part in parts
@@ -68,8 +68,10 @@ def load(name: str) -> list[UInt8] | None:
 
 
 def store(name: str, parts: Sequence[Buffer]) -> None:
-    """Keep an entry, whole or not at all. Several processes may do so at once. A folder that cannot
-    take it is no error."""
+    """Keep an entry, whole or not at all. Several processes may do so at once.
+
+    A folder that cannot be written to is no error.
+    """
     lengths = " ".join(str(len(memoryview(part))) for part in parts).encode() + b"\n"
     with contextlib.suppress(OSError):
         if (place := private(make=True)) is None:
@@ -85,7 +87,7 @@ def store(name: str, parts: Sequence[Buffer]) -> None:
 
 
 def forget(name: str) -> None:
-    """Remove an entry that the library would not read."""
+    """Remove an entry that the library does not accept."""
     with contextlib.suppress(OSError):
         if place := private():
             (place / (name + SUFFIX)).unlink()
@@ -99,7 +101,7 @@ def _digest(lengths: bytes, parts: Sequence[Buffer]) -> bytes:
 
 
 def private(below: str = "", make: bool = False) -> Path | None:
-    """The folder, or one in it, if it is this user's and no one else may write to it."""
+    """Find the folder, or one below it, if it is this user's and no one else may write to it."""
     place = folder()
     if place is None:
         return None
@@ -119,6 +121,7 @@ def private(below: str = "", make: bool = False) -> Path | None:
 
 
 def _prune(place: Path) -> None:
+    # The newest first, by the time that `load` sets.
     entries = sorted((-e.stat().st_mtime, e.stat().st_size, e) for e in place.glob("*" + SUFFIX))
     total = 0
     for _, size, entry in entries:

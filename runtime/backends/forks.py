@@ -6,12 +6,11 @@ from __future__ import annotations
 import os
 import sys
 from functools import cache
-from typing import Any
 from weakref import WeakValueDictionary
 
 from ..errors import BackendError
 
-_natives: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_natives: WeakValueDictionary[int, object] = WeakValueDictionary()
 """Every live object that owns objects of an inference library, by id."""
 _GLOBAL = {
     "openvino": "threads",

@@ -1,9 +1,9 @@
-"""An ONNX file with its weights put inside, for libraries that would follow the paths in it. A walk
-over protobuf's wire format.
+"""Put the weights inside an ONNX file, for libraries that would follow the paths in it.
 
-OpenVINO (2026.4) opens whatever a tensor's `location` names, relative to the working directory
-where the model came from memory, and takes one name for an address in this process. What this
-returns has no external data left in it.
+OpenVINO (2026.4) opens whatever file a tensor's `location` names, relative to the working directory
+if the model came from memory, and takes one name for an address in this process. What
+`with_weights` returns has no external data. It walks over protobuf's wire format, because the
+runtime does not need protobuf otherwise.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ _VARINT = 0
 _FIXED64 = 1
 _BYTES = 2
 _FIXED32 = 5
-_NAME, _EXTERNAL, _WHERE, _RAW = (
-    8,
-    13,
-    14,
-    9,
-)  # TensorProto: name, external_data, data_location, raw_data
-_SMALL = 32  # bytes of an attribute that has no room for a graph with a loop
-_READS, _MAKES, _OPERATOR = 1, 2, 4  # NodeProto: input, output, op_type
+# TensorProto: name, raw_data, external_data, data_location.
+_NAME = 8
+_RAW = 9
+_EXTERNAL = 13
+_WHERE = 14
+# NodeProto: input, output, op_type.
+_READS = 1
+_MAKES = 2
+_OPERATOR = 4
+_SMALL = 32
+"""Bytes of an attribute that has no room for a graph with a loop."""
 
-# onnx.proto: for each message that may hold a tensor, its fields that may, and what the others are.
-# A field that
-# is not listed is of a newer format and might hold a tensor too.
+# onnx.proto: for each message that may hold a tensor, the fields that may (_HOLDS) and the others
+# (_PLAIN). A field in neither is of a newer format and might hold a tensor too, so it is refused.
 _HOLDS: Mapping[str, Mapping[int, str]] = {
     "Model": {7: "Graph", 25: "Function"},
     "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
@@ -62,11 +64,13 @@ _PLAIN: Mapping[str, frozenset[int]] = {
 
 
 def with_weights(model: bytes, weights: bytes, file: str = WEIGHTS) -> bytes:
-    """The ONNX model with every tensor inside it that lay in `weights`, whose name in the model is
-    `file`.
+    """Put every tensor of an ONNX model that is stored in `weights` inside the model.
 
-    Raises BundleError for what is no ONNX model, for external data elsewhere than in `file` or
-    beyond its end, and for a result of 2 GiB or more, which ONNX cannot hold in one file.
+    file: The name of `weights` in the model.
+
+    Raises:
+        BundleError: It is no ONNX model, has external data in another file or beyond the end of
+            this one, or the result would be 2 GiB or more, which ONNX cannot hold in one file.
     """
     chunks = _Walk(memoryview(weights), file).message("Model", memoryview(model), 0)
     if (size := sum(map(len, chunks))) > LIMIT:
@@ -77,11 +81,10 @@ def with_weights(model: bytes, weights: bytes, file: str = WEIGHTS) -> bytes:
 
 
 def refuse_endless(data: bytes | memoryview, kind: str = "Model", depth: int = 0) -> None:
-    """Raises BundleError for an ONNX model that libraries may never come to the end of, be it in
-    running or in reading it.
+    """Check that libraries come to an end when they read and run an ONNX model.
 
-    That is one with a Loop or Scan, of which a step graph has none, and one with a node before
-    another that it reads, as ONNX forbids.
+    Raises:
+        BundleError: It has a Loop or Scan, or a node before another whose output it reads.
     """
     if depth > DEPTH:
         raise BundleError(f"no step graph: graphs are nested more than {DEPTH} deep.")
@@ -92,6 +95,7 @@ def refuse_endless(data: bytes | memoryview, kind: str = "Model", depth: int = 0
             nodes.append(_node(value, depth))
         elif wire == _BYTES and inner and not inner.endswith("Tensor"):
             refuse_endless(value, inner, depth + (inner == "Graph"))
+    # Names that a node later in the list makes. The empty name stands for an absent input.
     later: set[bytes] = set().union(*(makes for _, makes in nodes)) - {b""}
     for reads, makes in nodes:
         if early := later & reads:
@@ -104,7 +108,7 @@ def refuse_endless(data: bytes | memoryview, kind: str = "Model", depth: int = 0
 
 
 def _node(data: memoryview, depth: int) -> tuple[set[bytes], set[bytes]]:
-    """The names of what a NodeProto reads and makes. Raises BundleError for what may not end."""
+    """The names of what a NodeProto reads and makes. Raises BundleError if it may not end."""
     names: dict[int, set[bytes]] = {_READS: set(), _MAKES: set()}
     for field, wire, _, value in _fields(data):
         if field in names:
@@ -119,6 +123,8 @@ def _node(data: memoryview, depth: int) -> tuple[set[bytes], set[bytes]]:
 
 
 class _Walk:
+    """Copies a model message by message. Slices of the input are passed on, never copied."""
+
     def __init__(self, weights: memoryview, file: str) -> None:
         self.weights = weights
         self.file = file
@@ -131,6 +137,7 @@ class _Walk:
         out: Chunks = []
         for field, wire, whole, value in _fields(data):
             inner = _HOLDS[kind].get(field)
+            # A message that holds tensors has a new length, and so has every one around it.
             if inner and wire == _BYTES:
                 chunks = self.message(inner, value, depth + (inner == "Graph"))
                 out += [_varint(field << 3 | _BYTES), _varint(sum(map(len, chunks))), *chunks]

@@ -1,12 +1,11 @@
-"""ONNX Runtime on the CPU. Its float32 kernels compute each sample alike whatever else is in the
-batch."""
+"""ONNX Runtime on the CPU. Its float32 kernels compute a sample alike in any batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from threading import Lock
-from typing import Any
+from typing import cast
 
 from ..bundle.bundle import Bundle
 from ..bundle.format import WEIGHTS, inside, step_file
@@ -15,13 +14,18 @@ from ..errors.arguments import integer
 from .base import HostBuffers, missing, shapes
 from .forks import ForkGuard
 from .onnxfile import refuse_endless
+from .onnxruntime_api import OnnxRuntimeLibrary, Port, Session
 
 
 class OnnxRuntime:
     """The step graphs of one precision as ONNX Runtime sessions, each made when first needed.
 
-    threads: of one call, None for one a core. Raises BackendError where onnxruntime is missing or
-    cannot run a graph.
+    Args:
+        threads: Of one call; None for one a core.
+
+    Raises:
+        BackendError: onnxruntime is missing.
+        BundleError: onnxruntime cannot load a graph.
     """
 
     name = "onnxruntime"
@@ -35,16 +39,20 @@ class OnnxRuntime:
         self.precision = precision
         self.guard = ForkGuard(self.name, self)
         self.threads = integer("threads", threads, 1, 1024) if threads is not None else 0
-        self._library: Any = onnxruntime
+        self._library = cast(OnnxRuntimeLibrary, onnxruntime)
         self._lock = Lock()
-        self._sessions: dict[bool, Any] = {False: self.open(False)}
+        self._sessions: dict[bool, Session] = {False: self.open(False)}
 
     @cached_property
     def _weights(self) -> bytes:
         return self.bundle.read(inside(self.precision, WEIGHTS))
 
-    def open(self, guided: bool) -> Any:
-        """Return a session of a step graph. Raises BundleError if it cannot be loaded."""
+    def open(self, guided: bool) -> Session:
+        """Open a session of a step graph.
+
+        Raises:
+            BundleError: It cannot be loaded, or is no step graph for the bundle's samples.
+        """
         ort = self._library
         # The CPU variant of a graph, if the bundle has one, computes the same values faster.
         path = inside(self.precision, step_file(guided, pixels=True))
@@ -53,6 +61,7 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
+        # From memory, under the name that the graph gives: no path in the file is ever followed.
         options.add_external_initializers_from_files_in_memory(
             [WEIGHTS], [self._weights], [len(self._weights)]
         )
@@ -67,20 +76,25 @@ class OnnxRuntime:
         check_ports(self.bundle, path, session.get_inputs(), session.get_outputs())
         return session
 
-    def session(self, guided: bool) -> Any:
-        """The step session, or the guided one."""
+    def session(self, guided: bool) -> Session:
+        """Return the session of the step graph, or of the guided one."""
+        # Other threads may ask for the guided session at the same time.
         with self._lock:
             if guided not in self._sessions:
                 self._sessions[guided] = self.open(True)
             return self._sessions[guided]
 
     def bind(self, batch: int) -> OnnxRuntimeBuffers:
+        """Allocate memory for `batch` samples, bound to the sessions."""
         return OnnxRuntimeBuffers(self, batch)
 
 
-def check_ports(bundle: Bundle, file: str, inputs: Iterable[Any], outputs: Iterable[Any]) -> None:
-    """Raises BundleError where a graph's inputs and outputs are not a step graph's for the bundle's
-    samples, of any batch."""
+def check_ports(bundle: Bundle, file: str, inputs: Iterable[Port], outputs: Iterable[Port]) -> None:
+    """Check a graph's inputs and outputs.
+
+    Raises:
+        BundleError: They are not those of a step graph for the bundle's samples, of any batch.
+    """
     wanted = {
         name: list(shape[1:])
         for name, shape in shapes(bundle, 1).items()
@@ -88,6 +102,7 @@ def check_ports(bundle: Bundle, file: str, inputs: Iterable[Any], outputs: Itera
     }
     for port in (*inputs, *outputs):
         kind = "tensor(int64)" if port.name == "label" else "tensor(float)"
+        # The batch must be a free dimension, every other one the bundle's.
         if (
             port.name not in wanted
             or port.type != kind

@@ -1,8 +1,7 @@
-"""OpenVINO on the CPU: the step graph in float32 or int8; in bf16 the network alone, between a head
-and a tail in float32.
+"""OpenVINO on the CPU: the step graph in float32 or int8, or with its network in bf16.
 
-Every batch size has compiled models of its own. Their kernels compute each sample alike whatever
-else is in the batch.
+In bf16 a head and a tail around the network stay in float32. Every batch size has its own compiled
+models. Their kernels compute a sample alike in any batch.
 """
 
 from __future__ import annotations
@@ -12,26 +11,25 @@ import ctypes
 import sys
 from collections.abc import Callable, Collection, Iterator
 from threading import Lock
-from typing import Any
-
-import numpy as np
+from typing import cast
 
 from ..bundle.bundle import Bundle
 from ..bundle.format import STEP, WEIGHTS, inside, step_file
+from ..diffusion.arrays import Array
 from ..errors import BackendError, BundleError
 from ..errors.arguments import integer
 from . import cache
 from .base import HostBuffers, missing, shapes
 from .forks import ForkGuard
 from .onnxfile import refuse_endless, with_weights
+from .openvino_api import CompiledModel, Config, Memory, Model, OpenVinoLibrary, Port
 from .openvino_parts import PARTS, split
 
 CACHED = 1
-"""Version of what is cached: raised whenever a graph is cut or compiled in another way than before.
-"""
+"""Version of the cached models. Raise it if graphs are cut or compiled in another way."""
 LEAST_GUIDED = 2
-"""In int8 a lone guided sample runs beside an empty one: for it alone OpenVINO 2026.4 computes a
-little otherwise than in any batch."""
+"""The smallest guided batch in int8. A lone sample runs next to an empty one, because OpenVINO
+2026.4 computes it slightly differently alone than in a batch."""
 
 
 class _SignalStack(ctypes.Structure):
@@ -42,11 +40,11 @@ class _SignalStack(ctypes.Structure):
 
 @contextlib.contextmanager
 def own_signal_stack() -> Iterator[None]:
-    """Leave this thread's stack for signals as it was.
+    """Restore this thread's signal stack after the block.
 
-    OpenVINO (2026.4) sets another when it loads its plugin for the CPU, frees it later, and leaves
-    it in use: the next signal that Python handles, Ctrl-C for one, would end the process with a
-    segmentation fault.
+    When OpenVINO (2026.4) loads its CPU plugin, it sets a signal stack, which it frees later and
+    leaves in use. The next signal that Python handles, such as Ctrl-C, would then end the process
+    with a segmentation fault.
     """
     if sys.platform != "linux":
         yield
@@ -60,18 +58,24 @@ def own_signal_stack() -> Iterator[None]:
         libc.sigaltstack(ctypes.byref(before), None)
 
 
-def capabilities(library: Any) -> frozenset[str]:
-    """What OpenVINO can use of this machine's CPU, such as BF16."""
+def capabilities(library: object) -> frozenset[str]:
+    """Ask the module openvino what it can use of this machine's CPU, such as BF16."""
     with own_signal_stack():
-        return frozenset(library.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        core = cast(OpenVinoLibrary, library).Core()
+        return frozenset(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 class OpenVino:
-    """The step graphs of one precision, compiled for a batch size when first needed, or taken from
-    the cache.
+    """The step graphs of one precision, compiled for a batch size when first needed.
 
-    threads: of one call, None for one a core. Raises BackendError where openvino is missing or the
-    CPU has no bf16.
+    Compiled models are kept in the cache.
+
+    Args:
+        threads: Of one call; None for one a core.
+
+    Raises:
+        BackendError: openvino is missing, or the CPU has no bf16.
+        BundleError: openvino cannot load a graph.
     """
 
     name = "openvino"
@@ -89,44 +93,49 @@ class OpenVino:
             raise BackendError(
                 "this CPU does not compute in bf16 (it has neither AVX-512 BF16 nor AMX): use fp32."
             )
-        self._library: Any = openvino
-        self._core = openvino.Core()
+        self._library = cast(OpenVinoLibrary, openvino)
+        self._core = self._library.Core()
         self._lock = Lock()
-        self._models: dict[str, Any] = {}
-        self._compiled: dict[tuple[str, int], list[Any]] = {}
-        self._kept: list[
-            Any
-        ] = []  # memory that compiled models out of the cache read their weights from
+        self._models: dict[str, Model] = {}
+        self._compiled: dict[tuple[str, int], list[CompiledModel]] = {}
+        # Memory that compiled models from the cache read their weights from.
+        self._kept: list[Array] = []
         with own_signal_stack():
             self._read_once()
 
     def _read_once(self) -> None:
+        # A bundle that OpenVINO cannot read fails when it is opened, not at the first batch. An
+        # empty entry notes that it was read: the next process reads it only for a batch it lacks.
         if cache.load(self._key(STEP, 0)) is None:
             self._model(STEP)
-            cache.store(
-                self._key(STEP, 0), []
-            )  # it was read once, and need not be before it is known for which batch
+            cache.store(self._key(STEP, 0), [])
 
     def bind(self, batch: int) -> OpenVinoBuffers:
+        """Allocate memory for `batch` samples, bound to the requests."""
         return OpenVinoBuffers(self, batch)
 
-    def compiled(self, guided: bool, batch: int) -> list[Any]:
-        """The step graph for this batch size, or its parts in the order in which they run. Raises
-        BundleError where it is none."""
+    def compiled(self, guided: bool, batch: int) -> list[CompiledModel]:
+        """Return the step graph for this batch size, or its parts in the order in which they run.
+
+        Raises:
+            BundleError: openvino cannot load it.
+        """
         key = (step_file(guided), batch)
         with self._lock, own_signal_stack():
             if key not in self._compiled:
                 self._compiled[key] = self._from_cache(*key) or self._compile(*key)
             return self._compiled[key]
 
-    def tensor(self, array: np.ndarray[Any, Any]) -> Any:
-        """The array's memory as OpenVINO's tensor."""
+    def tensor(self, array: Array) -> Memory:
+        """Wrap the memory of an array of any shape as OpenVINO's tensor."""
         return self._library.Tensor(array, shared_memory=True)
 
     @contextlib.contextmanager
     def blaming(self, file: str) -> Iterator[str]:
-        """The file's path in the bundle. What goes wrong with the file in the block is a
-        BundleError that names it."""
+        """Yield the file's path in the bundle. An error in the block becomes a BundleError.
+
+        The error names the file.
+        """
         path = f"{self._folder}/{file}"
         try:
             yield path
@@ -139,9 +148,11 @@ class OpenVino:
     def _folder(self) -> str:
         return "fp32" if self.precision == "bf16" else self.precision
 
-    def _model(self, file: str) -> Any:
-        """One of the bundle's graphs, for any batch size. The weights are put inside: no path in
-        the file is ever followed."""
+    def _model(self, file: str) -> Model:
+        """One of the bundle's graphs, for any batch size.
+
+        The weights are put inside, so no path in the file is ever followed.
+        """
         if file not in self._models:
             graph, weights = (
                 self.bundle.read(inside(self._folder, name)) for name in (file, WEIGHTS)
@@ -151,10 +162,12 @@ class OpenVino:
                 self._models[file] = self._core.read_model(with_weights(graph, weights))
         return self._models[file]
 
-    def _compile(self, file: str, batch: int) -> list[Any]:
-        """Compile for a batch size, and put that into the cache."""
+    def _compile(self, file: str, batch: int) -> list[CompiledModel]:
+        """Compile for a batch size, and put the result into the cache."""
         model = self._model(file)
         with self.blaming(file):
+            # Shapes without a free dimension: the plugin then chooses kernels for this batch, and
+            # `split` knows the shapes at its cuts.
             whole = model.clone()
             sizes = shapes(self.bundle, batch)
             whole.reshape({(n := name_of(i, sizes)): list(sizes[n]) for i in whole.inputs})
@@ -166,8 +179,8 @@ class OpenVino:
         cache.store(self._key(file, batch), [part.export_model().getbuffer() for part in compiled])
         return compiled
 
-    def _from_cache(self, file: str, batch: int) -> list[Any]:
-        """What `_compile` made before, or nothing."""
+    def _from_cache(self, file: str, batch: int) -> list[CompiledModel]:
+        """What `_compile` made before, or an empty list."""
         key = self._key(file, batch)
         blobs = cache.load(key) or []
         try:
@@ -175,7 +188,7 @@ class OpenVino:
                 self._core.import_model(self.tensor(blob), "CPU", config)
                 for blob, config in zip(blobs, self._configs(len(blobs)), strict=True)
             ]
-        # OpenVINO's own errors share no base class; it may refuse what it wrote, as after an update
+        # OpenVINO's errors share no base class. It may refuse what it wrote, as after an update.
         except Exception:
             cache.forget(key)
             return []
@@ -191,9 +204,10 @@ class OpenVino:
         made_by = CACHED, self.name, self._library.__version__, cpu
         return cache.key(made_by, files, self.bundle.sample_shape, batch, self._configs(len(PARTS)))
 
-    def _configs(self, parts: int) -> list[dict[str, Any]]:
-        """How each of so many parts is compiled. OpenVINO's own choice is bf16 for everything,
-        wherever the CPU has it."""
+    def _configs(self, parts: int) -> list[Config]:
+        """The settings with which each part is compiled."""
+        # The precision is always set: OpenVINO's own choice is bf16 for everything if the CPU has
+        # it.
         names = PARTS if parts == len(PARTS) else ("whole",) * parts
         bf16 = self.precision == "bf16"
         return [
@@ -202,7 +216,7 @@ class OpenVino:
                 "PERFORMANCE_HINT": "LATENCY",
                 "NUM_STREAMS": 1,
                 "INFERENCE_NUM_THREADS": self.threads or 0,
-                # activations are quantized where the graph says so, nowhere else
+                # Activations are quantized if the graph says so, and never otherwise.
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             }
             for name in names
@@ -221,6 +235,7 @@ class OpenVinoBuffers(HostBuffers):
 
     def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
         """A request for each part of the step graph, which run one after another."""
+        # The spare sample of the allocation keeps a lone one company, see LEAST_GUIDED.
         alone = guided and self._backend.precision == "int8"
         size = max(count, LEAST_GUIDED) if alone else count
         arrays = self._arrays(current, first, size)
@@ -250,15 +265,15 @@ class OpenVinoBuffers(HostBuffers):
         return short(error)
 
 
-def name_of(port: Any, known: Collection[str]) -> str:
-    """The name of an input or output that is among the known ones, or any of its names.
+def name_of(port: Port, known: Collection[str]) -> str:
+    """Find the name of an input or output that is among the known ones, or any of its names.
 
-    OpenVINO drops a node that changes nothing, and then gives its names to the value it read.
+    A port may have several: OpenVINO drops nodes that change nothing, and gives their names to the
+    value that they read.
     """
     return next((name for name in sorted(port.names) if name in known), port.any_name)
 
 
 def short(error: Exception) -> str:
-    """The last line of OpenVINO's message, which says what is wrong; those before say where in its
-    source."""
+    """Return the last line of OpenVINO's message. The lines before name places in its source."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

@@ -1,35 +1,45 @@
-"""A step graph in three: what stays in float32 before the network, the network, what stays in
-float32 after it.
+"""A step graph in three parts: the network, and what stays in float32 before and after it.
 
-    head     state, call, label → c_in·x, and all that depends on time and label alone
+    head     state, call, label → c_in·x, and all that depends on time and label only
     network  those → F
     tail     F, state, noise, call, update → D and the next state
 
-The cut needs no names: of what depends on the state, the network begins with the first operation
-that reads weights and ends with the last.
+The cut needs no names: of the operations that depend on the state, the network begins with the
+first that reads weights and ends with the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
+
+from .openvino_api import Manager, Model, Node, OpenVinoLibrary, Operations
 
 PARTS = ("head", "network", "tail")
 
 
-def split(model: Any) -> list[Any]:
-    """The `PARTS` of a model whose inputs' shapes are known, which is taken apart. What one hands
-    to the next is called cut0, cut1, … in both.
+class Cut(NamedTuple):
+    """A value that passes into the network, or out of it."""
 
-    A graph without weights stays in one part. Constants are folded: not for quantized graphs, whose
-    weights would become float32.
+    inward: bool
+    result: Node
+    parameter: Node
+
+
+def split(model: Model) -> list[Model]:
+    """Take a model whose inputs' shapes are known apart into `PARTS`.
+
+    The values that one part passes to the next are called cut0, cut1, … in both. A graph without
+    weights stays in one part. Constants are folded, so quantized graphs, whose weights would become
+    float32, must not be split.
     """
     import openvino
     from openvino import passes
 
-    manager = passes.Manager()
+    # Weights may be computed from constants. Folded, they are constants, which `_network` finds.
+    manager = cast(Manager, passes.Manager())
     manager.register_pass(passes.ConstantFolding())
     manager.run_passes(model)
     nodes = model.get_ordered_ops()
@@ -39,22 +49,22 @@ def split(model: Any) -> list[Any]:
     results = model.get_results()
     parameters = model.get_parameters()
     cuts = list(_cuts(nodes, network))
-    into, out_of = (
-        [result for inward, result, _ in cuts if inward == way] for way in (True, False)
-    )
-    made = [*parameters, *(parameter for _, _, parameter in cuts)]
-    Model: Any = openvino.Model
+    # A part is what its results depend on: the head ends where the network begins, and so on.
+    into = [cut.result for cut in cuts if cut.inward]
+    out_of = [cut.result for cut in cuts if not cut.inward]
+    inputs = [*parameters, *(cut.parameter for cut in cuts)]
+    library = cast(OpenVinoLibrary, openvino)
     return [
-        Model(ends, _needed(ends, made), name)
+        library.Model(ends, _needed(ends, inputs), name)
         for name, ends in zip(PARTS, (into, out_of, results), strict=True)
     ]
 
 
-def _cuts(nodes: list[Any], network: set[str]) -> Iterator[tuple[bool, Any, Any]]:
-    """Cut every value that passes into the network or out of it. (whether into it, the result, the
-    parameter) of each."""
+def _cuts(nodes: Sequence[Node], network: set[str]) -> Iterator[Cut]:
+    """Cut every value that passes into the network or out of it."""
     from openvino import opset13
 
+    operations = cast(Operations, opset13)
     names = (f"cut{i}" for i in range(len(nodes)))
     values = [
         v for n in nodes if n.get_type_name() not in ("Constant", "Parameter") for v in n.outputs()
@@ -65,19 +75,23 @@ def _cuts(nodes: list[Any], network: set[str]) -> Iterator[tuple[bool, Any, Any]
             r for r in value.get_target_inputs() if (r.get_node().get_name() in network) != inside
         ]
         if readers:
-            result = opset13.result(value)
-            parameter = opset13.parameter(value.get_partial_shape(), value.get_element_type())
+            # The value ends the one part as a result, and begins the other as a parameter.
+            result = operations.result(value)
+            parameter = operations.parameter(value.get_partial_shape(), value.get_element_type())
             name = next(names)
             for port in (result, parameter):
                 port.output(0).set_names({name})
             for reader in readers:
                 reader.replace_source_output(parameter.output(0))
-            yield not inside, result, parameter
+            yield Cut(not inside, result, parameter)
 
 
-def _network(nodes: list[Any], state: str) -> set[str]:
-    """Names of the network's nodes, of nodes in topological order; `state` is that parameter's
-    name."""
+def _network(nodes: Sequence[Node], state: str) -> set[str]:
+    """The names of the network's nodes, from nodes in topological order.
+
+    state: The name of the parameter `state`.
+    """
+    # Downward: what depends on the state and reads weights, and everything after that.
     from_state = {state}
     weighted = set[str]()
     after = set[str]()
@@ -92,6 +106,7 @@ def _network(nodes: list[Any], state: str) -> set[str]:
                 weighted.add(name)
         if name in weighted or names & after:
             after.add(name)
+    # Upward: what reads weights, and everything before that. The network is in both.
     for node in reversed(nodes):
         readers = {i.get_node().get_name() for o in node.outputs() for i in o.get_target_inputs()}
         if node.get_name() in weighted or readers & before:
@@ -99,14 +114,14 @@ def _network(nodes: list[Any], state: str) -> set[str]:
     return after & before
 
 
-def _is_weights(node: Any) -> bool:
-    """Whether a node is a constant of several real numbers."""
+def _is_weights(node: Node) -> bool:
+    """Whether a node is a constant of several real numbers; a formula's constant is only one."""
     constant = node.get_type_name() == "Constant" and node.get_element_type().is_real()
-    return constant and np.prod(node.get_output_shape(0)) > 1
+    return constant and bool(np.prod(node.get_output_shape(0)) > 1)
 
 
-def _needed(results: list[Any], parameters: list[Any]) -> list[Any]:
-    """Those of the parameters that the results depend on."""
+def _needed(results: Sequence[Node], parameters: Sequence[Node]) -> list[Node]:
+    """The parameters that the results depend on."""
     seen = set[str]()
     waiting = list(results)
     while waiting:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..bundle.bundle import Bundle
 from ..errors import RequestError, UnnoiseError, unknown
@@ -13,8 +12,14 @@ from .base import Backend
 
 @dataclass(frozen=True)
 class Kind:
-    """A backend as it can be chosen: the bundle's folder that each precision is computed from, how
-    it is opened, and what it needs."""
+    """A backend as a user chooses it.
+
+    Attributes:
+        folders: For each precision the bundle's folder that it is computed from.
+        module: The module that it needs.
+        extra: The extra that installs it.
+        gpu: Whether it needs a GPU.
+    """
 
     folders: Mapping[str, str]
     open: Callable[[Bundle, str, int | None], Backend]
@@ -68,14 +73,16 @@ BACKENDS: Mapping[str, Kind] = {
 
 
 def offered(bundle: Bundle) -> list[tuple[str, str]]:
-    """The (backend, precision) pairs that a bundle can be opened with, where the machine has what
-    they need.
+    """List the (backend, precision) pairs that a bundle can be opened with.
 
-    int8 is offered to the backends that the bundle's report shows it was checked on: the same Q/DQ
-    graph has been seen to come out wrong on others. What missed its bounds there is offered to
-    none. Few bundles are exported beside a GPU: what is for GPUs is offered where its graph was
-    checked on onnxruntime, which is no evidence for what a GPU's own rounding does.
+    Whether the machine has what they need is another question, which `runtime.info` answers.
+
+    What is computed from the fp32 graph needs no check. Any other precision is offered on the
+    backends that it was checked on, according to the bundle's report, if it met its bounds there.
+    GPUs are an exception, because few bundles are exported beside one: their precisions are offered
+    if the graph was checked on onnxruntime. That check says nothing about a GPU's own rounding.
     """
+    # The same Q/DQ graph has been seen to come out wrong on backends other than the checked one.
     return [
         (name, precision)
         for name, kind in BACKENDS.items()
@@ -84,22 +91,24 @@ def offered(bundle: Bundle) -> list[tuple[str, str]]:
     ]
 
 
-def _checked(bundle: Bundle, precision: str, backend: str) -> Mapping[str, Any] | None:
+def _checked(bundle: Bundle, precision: str, backend: str) -> Mapping[str, object] | None:
+    """What the report says of a precision on a backend; None if it was not checked there."""
     entries = bundle.report.get(precision, {})
     return entries.get(backend, entries.get("onnxruntime") if BACKENDS[backend].gpu else None)
 
 
-def _may_run(checked: Mapping[str, Any] | None, folder: str) -> bool:
+def _may_run(checked: Mapping[str, object] | None, folder: str) -> bool:
     return folder == "fp32" if checked is None else not checked.get("missed")
 
 
 def open_backend(
     bundle: Bundle, backend: str = "auto", precision: str = "auto", threads: int | None = None
 ) -> Backend:
-    """The bundle on a backend. `auto` is onnxruntime and fp32.
+    """Open the bundle on a backend. `auto` is onnxruntime and fp32.
 
-    Raises RequestError for an unknown backend or a precision that it cannot run or the bundle
-    lacks, BackendError where this machine cannot run it.
+    Raises:
+        RequestError: The backend is unknown, does not run the precision, or the bundle lacks it.
+        BackendError: This machine cannot run it.
     """
     backend = "onnxruntime" if backend == "auto" else backend
     precision = "fp32" if precision == "auto" else precision
@@ -114,8 +123,8 @@ def open_backend(
 def _not_offered(
     bundle: Bundle, backend: str, precision: str, pairs: list[tuple[str, str]]
 ) -> UnnoiseError:
-    """Why a precision cannot be had: nobody knows it, the bundle lacks it, this backend does not
-    compute it, or nobody checked it there."""
+    """Make the error that says why a bundle cannot be opened with a precision on a backend."""
+    # From the most general reason to the most special one: the first that holds is the message.
     known = sorted(
         {p for kind in BACKENDS.values() for p in kind.folders} | set(bundle.precisions) | set(GPU)
     )

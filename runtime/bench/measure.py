@@ -1,110 +1,46 @@
-"""What runtime.bench measures: a pair of backend and precision, warm and in fresh processes, and
-how far its samples are from float32's."""
+"""How runtime.bench measures pairs of a backend and a precision."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..backends.base import Float32
 from ..bundle.bundle import Bundle
-from ..engine.request import Planner, Request
-from ..errors import BackendError
-from ..options import in_turn
 from ..sampler import Sampler
 from ..terminal.progress import Progress
+from .fresh import cold
+from .results import Result, Speed
+from .workload import Effort, Workload
 
 REFERENCE = ("onnxruntime", "fp32")
-"""Whose pictures the others are held against, where this machine has it; else the first pair that
-computes fp32."""
+"""The pair that the others are compared with, if this machine runs it; else the first fp32 pair."""
 LEAST = 5
 """Timed calls of each pair and batch, however long they take."""
-# What a user's first program does, in a process of its own, timed by its parent from before it
-# began.
-FIRST = """
-import json, sys, time
-begun = time.perf_counter()
-from runtime.sampler import Sampler
-imported = time.perf_counter()
-path, backend, precision, threads, how = json.loads(sys.argv[1])
-sampler = Sampler.load(path, backend, precision, threads)
-loaded = time.perf_counter()
-sampler.sample(1, **how)
-print(json.dumps({"import_s": imported - begun, "load_s": loaded - imported, "sample_s": time.perf_counter() - loaded}), flush=True)
-from runtime.bench.measure import peak_mib
-print(json.dumps(peak_mib()))
-"""
-
-
-@dataclass(frozen=True)
-class Cold:
-    """The first picture of a fresh process, medians: seconds from its start, of which importing,
-    loading, and sampling; its peak memory."""
-
-    first_picture_s: float
-    import_s: float
-    load_s: float
-    sample_s: float
-    peak_mib: float | None
-
-
-@dataclass(frozen=True)
-class Speed:
-    """One batch size. latency_ms: percentiles of a whole call; call_ms: of the network; loop: share
-    of the latency that is not in such calls."""
-
-    batch: int
-    timed: int
-    latency_ms: Mapping[str, float]
-    samples_per_s: float
-    call_ms: float
-    loop: float
-
-
-@dataclass
-class Result:
-    """A backend in a precision. psnr_db (median) and rms: its samples against the reference's, None
-    for the reference itself."""
-
-    backend: str
-    precision: str
-    speeds: list[Speed] = field(default_factory=list)
-    cold: Cold | None = None
-    psnr_db: float | None = None
-    rms: float | None = None
-    samples: Float32 | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.backend} {self.precision}"
+TENTHS = 10
+"""Units of the progress bar for each pair and batch."""
 
 
 class Cell:
-    """A pair at a batch size: the times of its calls of `sample`, and beside each that of as many
-    calls of the network alone."""
+    """A pair at a batch size, with the times of its calls.
 
-    def __init__(
-        self, sampler: Sampler, result: Result, batch: int, how: Mapping[str, Any]
-    ) -> None:
+    Each call of `sample` is timed together with as many calls of the network only.
+    """
+
+    def __init__(self, sampler: Sampler, result: Result, batch: int, workload: Workload) -> None:
         self.result = result
         self.batch = batch
         self._sampler = sampler
-        self._how = how
-        self._labels = each(how, batch)
-        request = Request(0, **requested({**how, **self._labels}))
-        table = Planner(sampler.bundle).job(request).table
+        self._seed = workload.seed
+        self._arguments = workload.arguments(batch)
+        table = workload.table
         self.guided = table.guided
+        # The network alone runs the first row again and again: an identity keeps the state as it
+        # is, so that no value ever overflows.
         self._buffers = sampler.backend.bind(batch)
         self._buffers.state[:] = 0
         self._buffers.noise[:] = 0
@@ -115,9 +51,9 @@ class Cell:
         self.network: list[float] = []
 
     def run(self) -> None:
-        """One call of each, timed."""
+        """Time one call of each."""
         begun = time.perf_counter()
-        self._sampler.sample(self.batch, **{**self._how, **self._labels})
+        self._sampler.sample(self.batch, self._seed, **self._arguments)
         between = time.perf_counter()
         for guided in self.guided:
             self._buffers.step(bool(guided))
@@ -125,8 +61,10 @@ class Cell:
         self.network.append(time.perf_counter() - between)
 
     def speed(self) -> Speed:
+        """Summarize the times."""
         latency = {f"p{p}": 1e3 * percentile(self.latency, p) for p in (50, 95, 99)}
         call = 1e3 * statistics.median(self.network) / len(self.guided)
+        # Call by call, so that load on the machine meets both parts of a ratio alike.
         loop = 1 - statistics.median(b / a for a, b in zip(self.latency, self.network, strict=True))
         return Speed(
             self.batch,
@@ -139,61 +77,50 @@ class Cell:
 
 
 def percentile(values: Sequence[float], p: float) -> float:
-    """The nearest-rank percentile, a value that was seen: for p = 99 of fewer than 100 it is the
-    largest."""
+    """Return the nearest-rank percentile, one of the values.
+
+    For p = 99 of fewer than 100 values it is the largest.
+    """
     return sorted(values)[max(0, math.ceil(p / 100 * len(values)) - 1)]
-
-
-def each(how: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """The labels of n samples."""
-    return {"label": in_turn(how.get("label"), n)} if how.get("label") else {}
-
-
-def requested(how: Mapping[str, Any]) -> dict[str, Any]:
-    """What `Sampler.sample` takes, as the fields of a `Request` for its first sample."""
-    fields = {
-        k: v
-        for k, v in how.items()
-        if k in ("guidance", "guidance_interval", "solver", "steps", "grid")
-    }
-    label = how.get("label")
-    fields["label"] = label[0] if isinstance(label, list) else label
-    return {**fields, "options": {k: v for k, v in how.items() if k not in (*fields, "seed")}}
 
 
 def measure(
     bundle: Bundle,
     pairs: Sequence[tuple[str, str]],
     batches: Sequence[int],
-    how: Mapping[str, Any],
-    given: Any,
+    workload: Workload,
+    effort: Effort,
 ) -> list[Result]:
-    """Every pair, cold and warm, and its distance to the reference."""
+    """Measure every pair in fresh processes and warm, and its distance from the reference."""
     results = [Result(b, p) for b, p in pairs]
-    units = len(pairs) * (1 + (given.cold + 1) * bool(given.cold) + len(batches) * 10)
+    processes = effort.cold + 1 if effort.cold else 0
+    units = len(pairs) * (1 + processes + len(batches) * TENTHS)
     with Progress("measuring", units) as bar:
-        if given.cold:
+        # Before this process loads a library itself, whose threads would take time.
+        if effort.cold:
+            keywords = {"seed": workload.seed, **workload.arguments(1)}
             for result in results:
-                result.cold = cold(
-                    bundle.path, result, given.threads, {**how, **each(how, 1)}, given.cold, bar
-                )
+                result.cold = cold(bundle.path, result, effort.threads, keywords, effort.cold, bar)
         samplers = [
-            Sampler(bundle, r.backend, r.precision, given.threads, max(batches)) for r in results
+            Sampler(bundle, r.backend, r.precision, effort.threads, max(batches)) for r in results
         ]
-        judge(bundle, results, samplers, how, given, bar)
+        judge(bundle, results, samplers, workload, effort, bar)
         cells = [
-            Cell(s, r, n, how) for s, r in zip(samplers, results, strict=True) for n in batches
+            Cell(s, r, n, workload) for s, r in zip(samplers, results, strict=True) for n in batches
         ]
-        alternate(cells, given.seconds, bar)
+        alternate(cells, effort.seconds, bar)
     for cell in cells:
         cell.result.speeds.append(cell.speed())
     return results
 
 
 def alternate(cells: Sequence[Cell], seconds: float, bar: Progress) -> None:
-    """Time the cells in turn, one call each, which is first changing from round to round, until
-    each has had its seconds and LEAST calls."""
-    for cell in cells:  # not counted: what is made on first use
+    """Time one call of each cell in turn, until each has had its seconds and LEAST calls.
+
+    Every round starts with another cell: none is always measured after the same neighbour.
+    """
+    # The first call of each is not counted: it allocates and compiles.
+    for cell in cells:
         cell.run()
         cell.latency.clear()
         cell.network.clear()
@@ -204,110 +131,56 @@ def alternate(cells: Sequence[Cell], seconds: float, bar: Progress) -> None:
         for cell in going[turn % len(going) :] + going[: turn % len(going)]:
             cell.run()
             spent = sum(cell.latency) + sum(cell.network)
-            done = min(10, int(10 * min(spent / seconds, len(cell.latency) / LEAST)))
+            done = min(TENTHS, int(TENTHS * min(spent / seconds, len(cell.latency) / LEAST)))
             bar.advance(done - shown[cell], note=f"{cell.result.name}, batch {cell.batch}")
             shown[cell] = done
-        going = [cell for cell in going if shown[cell] < 10]
-        turn = turn + 1
+        going = [cell for cell in going if shown[cell] < TENTHS]
+        turn += 1
 
 
 def judge(
     bundle: Bundle,
     results: Sequence[Result],
     samplers: Sequence[Sampler],
-    how: Mapping[str, Any],
-    given: Any,
+    workload: Workload,
+    effort: Effort,
     bar: Progress,
 ) -> None:
     """Fill in every result's samples and their distance from the reference's of the same seeds."""
-    n = given.pictures
-    arguments = {**how, **each(how, n)}
+    n = effort.pictures
+    arguments = workload.arguments(n)
     pairs = [(r.backend, r.precision) for r in results]
-    first = (
-        REFERENCE
-        if REFERENCE in pairs
-        else next((pair for pair in pairs if pair[1] == "fp32"), REFERENCE)
+    first = next(
+        (pair for pair in (REFERENCE, *pairs) if pair in pairs and pair[1] == "fp32"), None
     )
-    reference = (
-        samplers[pairs.index(first)] if first in pairs else Sampler(bundle, *first, given.threads)
-    )
-    expected = reference.sample(n, **arguments)
+    # If no pair computes fp32, the reference is opened for this purpose only.
+    if first is None:
+        first = REFERENCE
+        reference = Sampler(bundle, *first, effort.threads)
+    else:
+        reference = samplers[pairs.index(first)]
+    expected = reference.sample(n, workload.seed, **arguments)
     for result, pair, sampler in zip(results, pairs, samplers, strict=True):
-        result.samples = expected if pair == first else sampler.sample(n, **arguments)
+        result.samples = (
+            expected if pair == first else sampler.sample(n, workload.seed, **arguments)
+        )
         if pair != first:
-            result.psnr_db, result.rms = apart(result.samples, expected, bundle.sample_range)
+            result.psnr_db, result.rms = distance(result.samples, expected, bundle.sample_range)
         bar.advance()
 
 
-def apart(
+def distance(
     found: Float32, expected: Float32, data_range: tuple[float, float]
 ) -> tuple[float, float]:
-    """Median peak signal-to-noise ratio of the samples, dB, 200 where they are equal; and the root
-    of the mean square over all of them."""
+    """Compare samples [n, *S] with the expected ones.
+
+    Returns:
+        The median of the samples' peak signal-to-noise ratios, in dB, at most 200; and the root of
+        the mean square of all differences.
+    """
     square = np.square(found.astype(np.float64) - expected).reshape(len(found), -1).mean(1)
     span = data_range[1] - data_range[0]
+    # Equal samples have an infinite ratio, which JSON cannot hold. One with NaN has none: -inf.
     each = -10 * np.log10(np.maximum(square / span**2, 1e-20))
-    return float(np.median(np.where(np.isfinite(square), each, -np.inf))), float(
-        np.sqrt(square.mean())
-    )
-
-
-def cold(
-    path: Path,
-    result: Result,
-    threads: int | None,
-    how: Mapping[str, Any],
-    runs: int,
-    bar: Progress | None = None,
-) -> Cold:
-    """The first picture in fresh processes, one after another, after one that is not counted."""
-    arguments = json.dumps(
-        [str(path.resolve()), result.backend, result.precision, threads, dict(how)]
-    )
-    here = str(Path(__file__).resolve().parents[1])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
-    }
-    found = []
-    for _ in range(runs + 1):
-        begun = time.perf_counter()
-        with subprocess.Popen(
-            [sys.executable, "-c", FIRST, arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        ) as child:
-            assert child.stdout is not None
-            line = child.stdout.readline()
-            first = time.perf_counter() - begun
-            rest = child.stdout.read()
-        if child.returncode or not line:
-            raise BackendError(
-                f"a fresh process could not sample with {result.name} (status "
-                f"{child.returncode}); what it said stands above."
-            )
-        found.append({"first_picture_s": first, **json.loads(line), "peak_mib": json.loads(rest)})
-        if bar:
-            bar.advance(note=f"{result.name}, fresh process")
-    counted = found[1:]
-    known = [run["peak_mib"] for run in counted if run["peak_mib"] is not None]
-    times = {k: statistics.median(run[k] for run in counted) for k in counted[0] if k != "peak_mib"}
-    return Cold(**times, peak_mib=statistics.median(known) if known else None)
-
-
-def peak_mib() -> float | None:
-    """This process's largest resident memory so far, MiB; None where the system does not say.
-
-    Not getrusage's on Linux: its maximum is handed on from the process that started this one.
-    """
-    path = Path("/proc/self/status")
-    if path.exists():
-        words = path.read_text().partition("VmHWM:")[2].split()
-        return int(words[0]) / 1024 if words else None
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    psnr = np.where(np.isfinite(square), each, -np.inf)
+    return float(np.median(psnr)), float(np.sqrt(square.mean()))

@@ -1,12 +1,14 @@
-"""The page that python -m runtime.bench --plot draws. The one module of the runtime that asks for
-matplotlib, and only when it is called."""
+"""The page that python -m runtime.bench --plot draws.
+
+It is the only module of the runtime that imports matplotlib, when it draws.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,9 +16,13 @@ from ..backends.base import missing
 from ..errors import RequestError
 from ..files import replacing
 from ..images import to_uint8
+from .facts import Facts
+from .results import Result
 
 if TYPE_CHECKING:
-    from .measure import Result
+    from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
+    from matplotlib.figure import Figure, SubFigure
 
 COLORS = {
     "fp32": "#444444",
@@ -28,18 +34,30 @@ COLORS = {
 MARKERS = "os^Dv<>"
 LINES = ("-", "--", ":", "-.")
 SHOWN = 16
-"""Pictures a row, at most."""
+"""The most images in a row."""
 SAME_DB = 80.0
-"""From here on what is apart is rounding: drawn beside the reference."""
+"""A PSNR from which on differences are rounding. Such results are drawn next to the reference."""
 ENDINGS = (".png", ".svg", ".pdf")
 
 
+class Style(NamedTuple):
+    """How a pair is drawn: its precision has a color, its backend a marker and a line."""
+
+    color: str
+    marker: str
+    line: str
+
+
 def check(path: Path) -> None:
-    """Raises RequestError for a file that cannot be drawn into, BackendError where matplotlib is
-    missing: before anything is measured."""
+    """Check, before anything is measured, that the page can be drawn.
+
+    Raises:
+        RequestError: The file's name has an unsupported ending.
+        BackendError: matplotlib is missing.
+    """
     if path.suffix.lower() not in ENDINGS:
         raise RequestError(
-            f"--plot writes {', '.join(ENDINGS)}, found {path.name!r}: use a name that ends in "
+            f"--plot writes {', '.join(ENDINGS)}, got {path.name!r}. Use a name that ends in "
             f"one of these."
         )
     try:
@@ -49,66 +67,61 @@ def check(path: Path) -> None:
 
 
 def draw(
-    path: Path, found: Mapping[str, Any], results: Sequence[Result], data_range: tuple[float, float]
+    path: Path, facts: Facts, results: Sequence[Result], data_range: tuple[float, float]
 ) -> None:
-    """Latency against batch, speed against nearness, the first picture, and the pictures
-    themselves."""
+    """Draw latency by batch, speed by nearness, the first image, and the images themselves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from .table import heading
-
-    backends = list(dict.fromkeys(r.backend for r in results))
-    style = {
-        r.name: (
-            COLORS.get(r.precision, "#777777"),
-            MARKERS[(i := backends.index(r.backend)) % 7],
-            LINES[i % 4],
-        )
-        for r in results
-    }
-    images = pictured(results, found["shape"])
+    styles = styles_of(results)
+    images = pictured(results, facts.shape)
     cold = any(r.cold for r in results)
-    figure = Figure(
-        figsize=(14, 5.2 + (0.62 * len(results) + 0.3 if images else 0)),
-        layout="constrained",
-        dpi=110,
-    )
+    # The sheet of images grows with the number of pairs, the diagrams above it do not.
+    height = 0.62 * len(results) + 0.3
+    figure = Figure(figsize=(14, 5.2 + (height if images else 0)), layout="constrained", dpi=110)
+    # A canvas of its own: pyplot would look for a display, and keep the figure for ever.
     FigureCanvasAgg(figure)
-    top: Any = figure
-    bottom: Any = None
+    top: Figure | SubFigure = figure
     if images:
-        parts: Any = figure.subfigures(2, 1, height_ratios=[4.6, 0.62 * len(results) + 0.3])
-        top, bottom = parts
-    axes = top.subplots(1, 3 if cold else 2, width_ratios=[1.15, 1, 1.1][: 3 if cold else 2])
-    latency(axes[0], results, style)
-    quality(axes[1], results, style)
+        top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[4.6, height]))
+        sheet(bottom, results, styles, data_range)
+    count = 3 if cold else 2
+    axes = top.subplots(1, count, width_ratios=[1.15, 1, 1.1][:count])
+    latency(axes[0], results, styles)
+    quality(axes[1], results, styles)
     if cold:
-        first(axes[2], results, style)
-    if bottom is not None:
-        sheet(bottom, results, style, data_range)
-    what, where = heading(found)
-    figure.suptitle(f"{what}\n", fontsize=13, x=0.01, ha="left")
-    figure.text(0.01, 0.97, where, fontsize=8.5, color="#666666", va="top")
+        first(axes[2], results, styles)
+    figure.suptitle(f"{facts.sampled}\n", fontsize=13, x=0.01, ha="left")
+    figure.text(0.01, 0.97, facts.measured_on, fontsize=8.5, color="#666666", va="top")
     with replacing(path) as temporary:
+        # Without the version of matplotlib, the same figures give the same bytes.
         metadata = {"Software": None} if path.suffix.lower() == ".png" else None
         figure.savefig(os.fspath(temporary), format=path.suffix[1:].lower(), metadata=metadata)
 
 
+def styles_of(results: Sequence[Result]) -> dict[str, Style]:
+    """Choose a style for each pair, by its name."""
+    backends = list(dict.fromkeys(r.backend for r in results))
+    styles: dict[str, Style] = {}
+    for r in results:
+        i = backends.index(r.backend)
+        color = COLORS.get(r.precision, "#777777")
+        styles[r.name] = Style(color, MARKERS[i % len(MARKERS)], LINES[i % len(LINES)])
+    return styles
+
+
 def pictured(results: Sequence[Result], shape: Sequence[int]) -> bool:
-    """Whether the samples can be shown."""
+    """Whether samples of this shape are images, and were kept."""
     return len(shape) == 3 and shape[0] in (1, 3) and all(r.samples is not None for r in results)
 
 
-def latency(
-    axis: Any, results: Sequence[Result], style: Mapping[str, tuple[str, str, str]]
-) -> None:
-    """p50 against batch, with p50 … p95 shaded; straight and steep is proportional, flat is
-    free."""
+def latency(axis: Axes, results: Sequence[Result], styles: Mapping[str, Style]) -> None:
+    """Draw p50 by batch, with p50 … p95 shaded. On a flat line a larger batch is free."""
     for r in results:
-        color, marker, line = style[r.name]
+        color, marker, line = styles[r.name]
         batch = [s.batch for s in r.speeds]
-        p50, p95 = ([s.latency_ms[p] for s in r.speeds] for p in ("p50", "p95"))
+        p50 = [s.latency_ms["p50"] for s in r.speeds]
+        p95 = [s.latency_ms["p95"] for s in r.speeds]
         axis.plot(
             batch, p50, line, color=color, marker=marker, markersize=6, linewidth=1.6, label=r.name
         )
@@ -127,11 +140,9 @@ def latency(
     axis.legend(fontsize=9, loc="upper left", frameon=False)
 
 
-def quality(
-    axis: Any, results: Sequence[Result], style: Mapping[str, tuple[str, str, str]]
-) -> None:
-    """Pictures a second, small to large batch, against the PSNR to fp32; the reference and what
-    equals it on top."""
+def quality(axis: Axes, results: Sequence[Result], styles: Mapping[str, Style]) -> None:
+    """Draw images a second, small to large batch, by the PSNR to fp32."""
+    # The reference has no PSNR. It is drawn above all others, with what equals it but for rounding.
     known = [
         r.psnr_db
         for r in results
@@ -140,12 +151,10 @@ def quality(
     top = 10 * np.ceil(max([40.0, *known]) / 10) + 10
     low = min([35.0, *known]) - 6
     for i, r in enumerate(results):
-        color, marker, _ = style[r.name]
-        near = (
-            top
-            if r.psnr_db is None or r.psnr_db >= SAME_DB
-            else float(np.clip(r.psnr_db, low + 2, top))
-        )
+        color, marker, _ = styles[r.name]
+        near = top
+        if r.psnr_db is not None and r.psnr_db < SAME_DB:
+            near = float(np.clip(r.psnr_db, low + 2, top))
         speed = [s.samples_per_s for s in r.speeds]
         axis.plot(speed, [near] * len(speed), color=color, linewidth=1.2, alpha=0.6)
         axis.scatter(
@@ -158,7 +167,7 @@ def quality(
         axis.annotate(
             f"{max(speed):.3g}/s",
             (max(speed), near),
-            (0, -16 if i % 2 else 9),
+            (0, -16 if i % 2 else 9),  # below and above in turn, so that neighbours do not overlap
             textcoords="offset points",
             ha="center",
             fontsize=8,
@@ -178,20 +187,21 @@ def quality(
     axis.grid(alpha=0.25)
 
 
-def first(axis: Any, results: Sequence[Result], style: Mapping[str, tuple[str, str, str]]) -> None:
-    """Seconds from the start of a fresh process to its first picture, by what they are spent on."""
+def first(axis: Axes, results: Sequence[Result], styles: Mapping[str, Style]) -> None:
+    """Draw the seconds to the first image of a fresh process, by what they are spent on."""
     rows = [r for r in results if r.cold]
     shades = {"start of Python": 0.25, "import": 0.45, "load": 0.7, "sample": 1.0}
     for i, r in enumerate(rows):
         c = r.cold
         assert c is not None
+        # What no part accounts for is Python's own start, as far as noise leaves it above 0.
         start = max(0.0, c.first_picture_s - c.import_s - c.load_s - c.sample_s)
         left = 0.0
         for part, alpha in zip(
             (start, c.import_s, c.load_s, c.sample_s), shades.values(), strict=True
         ):
             axis.barh(
-                i, part, left=left, color=style[r.name][0], alpha=alpha, height=0.6, linewidth=0
+                i, part, left=left, color=styles[r.name].color, alpha=alpha, height=0.6, linewidth=0
             )
             left += part
         memory = "" if c.peak_mib is None else f", {c.peak_mib:.0f} MiB"
@@ -213,14 +223,12 @@ def first(axis: Any, results: Sequence[Result], style: Mapping[str, tuple[str, s
 
 
 def sheet(
-    figure: Any,
+    figure: SubFigure,
     results: Sequence[Result],
-    style: Mapping[str, tuple[str, str, str]],
+    styles: Mapping[str, Style],
     data_range: tuple[float, float],
 ) -> None:
-    """A row of pictures each, the same seeds under each other, with the distance beside it."""
-    from .table import nearness
-
+    """Draw a row of images for each pair, with the same seeds in a column."""
     axes = figure.subplots(len(results), 2, squeeze=False, width_ratios=[1, 8])
     figure.suptitle(
         "the same seeds, and the distance from the reference's",
@@ -231,6 +239,7 @@ def sheet(
     )
     for (words, axis), r in zip(axes, results, strict=True):
         assert r.samples is not None
+        # One image for the whole row, with white lines between: axes for each would be slow.
         images = to_uint8(r.samples[:SHOWN], *data_range)
         row = np.concatenate(
             [np.pad(i, ((0, 0), (0, 2), (0, 0)), constant_values=255) for i in images], axis=1
@@ -246,14 +255,16 @@ def sheet(
         axis.set_axis_off()
         words.set_axis_off()
         rms = "" if not r.rms else f", RMS {r.rms:.1e}"
-        words.text(1, 0.72, r.name, ha="right", va="center", fontsize=9.5, color=style[r.name][0])
         words.text(
-            1, 0.28, f"{nearness(r)}{rms}", ha="right", va="center", fontsize=8, color="#666666"
+            1, 0.72, r.name, ha="right", va="center", fontsize=9.5, color=styles[r.name].color
+        )
+        words.text(
+            1, 0.28, f"{r.nearness}{rms}", ha="right", va="center", fontsize=8, color="#666666"
         )
 
 
-def plain(axis: Any, values: Sequence[float]) -> None:
-    """Ticks of a logarithmic axis at 1, 2, 5, 10, …, as plain numbers, around the values."""
+def plain(axis: XAxis | YAxis, values: Sequence[float]) -> None:
+    """Set ticks of a logarithmic axis at 1, 2, 5, 10, …, as plain numbers, around the values."""
     low = min(values) / 1.4
     high = max(values) * 1.6
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)

@@ -1,33 +1,30 @@
-"""How fast a bundle samples here, and how far its pictures are from float32's: python -m
-runtime.bench BUNDLE --backend all --precision all"""
+"""How fast a bundle samples on this machine, and how close its images are to float32's:
+python -m runtime.bench BUNDLE --backend all --precision all"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ..backends.registry import BACKENDS, offered
 from ..bundle.bundle import Bundle
-from ..engine.request import Planner, Request, resolve
 from ..errors import BackendError, RequestError
-from ..errors.arguments import choice, integer, number, shown
-from ..info import backends, columns, machine
+from ..errors.arguments import choice, integer, number
+from ..errors.messages import shown
+from ..info import BackendState, backends, columns
 from ..options import add_sampling, settings
 from ..sampler import Sampler
 from ..terminal.output import say
 from ..terminal.verbs import program, run_verb
 from . import plot as bench_plot
-from .measure import Result, each, measure, requested
+from .facts import Facts, facts_of
+from .measure import measure
+from .results import Result
+from .workload import Effort, Workload
 
 EXAMPLE = """
 examples:
@@ -38,31 +35,51 @@ examples:
 p50, p95, p99: of one whole call of Sampler.sample(batch), with all its steps and its noise.
 Configurations are interleaved call by call, so background load affects all of them equally.
 loop: the share of the time that is not spent in calls of the network. to fp32: the median PSNR of
-final images against fp32's of the same seeds. first picture: from the start of a fresh process;
-what a backend compiles is then in its cache.
+final images against fp32's of the same seeds. first picture: from the start of a fresh process,
+with the models that a backend compiles already in its cache.
 """
 
 
-def chosen(bundle: Bundle, backend: str, precision: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """The pairs that a command line names, and what was left out and why. `all` is whatever this
-    machine runs; `auto` onnxruntime, fp32.
+SPEED_HEADS: tuple[str, ...] = (
+    *("backend", "precision", "batch", "p50 ms", "p95", "p99"),
+    *("pictures/s", "ms a call", "loop", "to fp32"),
+)
+FRESH_HEADS: tuple[str, ...] = (
+    *("fresh process", "", "first picture", "of it: import"),
+    *("load", "sample", "peak memory"),
+)
 
-    Raises RequestError for a name that nobody knows, or where no pair is left, BackendError where
-    one named by itself cannot run here.
+
+def chosen(
+    bundle: Bundle, backend: str, precision: str, here: Mapping[str, BackendState]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Find the pairs of backend and precision that a command line names.
+
+    Args:
+        backend: Names with commas between. "all" is all that this machine runs, "auto" onnxruntime.
+        precision: Likewise; "auto" is fp32.
+        here: What `info.backends` returned.
+
+    Returns:
+        The pairs; and for each that was left out, its name and why.
+
+    Raises:
+        RequestError: A name is unknown, or no pair is left.
+        BackendError: Only one pair is named, and this machine cannot run it.
     """
-    auto = {"auto": "onnxruntime"}, {"auto": "fp32"}
-    names = [auto[0].get(n, n) for n in listed("--backend", backend)]
-    kinds = [auto[1].get(p, p) for p in listed("--precision", precision)]
+    names = ["onnxruntime" if n == "auto" else n for n in listed("--backend", backend)]
+    kinds = ["fp32" if p == "auto" else p for p in listed("--precision", precision)]
     every = offered(bundle)
-    here = backends()
     for name in names:
         if name not in ("all", *BACKENDS):
             choice("backend", name, ["all", "auto", *BACKENDS])  # raises, with the nearest name
+    # "all" precisions are those that are offered on each backend.
     wanted = list(product(list(BACKENDS) if "all" in names else names, kinds))
     wanted = [
         (b, q) for b, p in wanted for q in ([k for c, k in every if c == b] if p == "all" else [p])
     ]
     wanted = list(dict.fromkeys(wanted))
+    # A pair that is named by itself must run. One of several is left out if it cannot.
     several = len(wanted) > 1 or "all" in (*names, *kinds)
     runs = []
     left = []
@@ -70,10 +87,10 @@ def chosen(bundle: Bundle, backend: str, precision: str) -> tuple[list[tuple[str
         if (b, p) in every and p in here[b]["precisions"]:
             runs.append((b, p))
         elif not several:
-            Sampler(bundle, b, p)  # says why not
+            Sampler(bundle, b, p)  # raises, with the reason
             raise BackendError(f"{b} cannot compute {p} on this machine: {here[b]['missing']}.")
         else:
-            why = here[b]["missing"] if (b, p) in every else f"{bundle.name} is not offered so"
+            why = here[b]["missing"] if (b, p) in every else f"{bundle.name} does not offer it"
             left.append(f"{b} {p}: {why}")
     if not runs:
         raise RequestError(
@@ -83,6 +100,11 @@ def chosen(bundle: Bundle, backend: str, precision: str) -> tuple[list[tuple[str
 
 
 def listed(option: str, text: str) -> list[str]:
+    """Split names with commas between.
+
+    Raises:
+        RequestError: There is none.
+    """
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
         raise RequestError(
@@ -92,7 +114,11 @@ def listed(option: str, text: str) -> list[str]:
 
 
 def sizes(text: str) -> list[int]:
-    """The batch sizes of --batch, ascending."""
+    """Parse the batch sizes of --batch, ascending.
+
+    Raises:
+        RequestError: They are no integers from 1 to 4096.
+    """
     try:
         found = [int(part) for part in listed("--batch", text)]
     except ValueError:
@@ -102,158 +128,69 @@ def sizes(text: str) -> list[int]:
     return sorted({integer("batch", size, 1, 4096) for size in found})
 
 
-def facts(bundle: Bundle, how: Mapping[str, Any], given: Any, load: float | None) -> dict[str, Any]:
-    """What the times depend on."""
-    request = Request(0, **requested({**how, **each(how, 1)}))
-    options = resolve(bundle, request).options
-    table = Planner(bundle).job(request).table
-    found = machine()
-    here = backends()
-    return {
-        "bundle": bundle.name,
-        "shape": list(bundle.sample_shape),
-        "solver": options.solver,
-        "steps": options.steps,
-        "grid": options.grid,
-        "calls": len(table),
-        "guided_calls": int(table.guided.sum()),
-        "guidance": options.guidance,
-        "seed": how["seed"],
-        "pictures": given.pictures,
-        "threads": given.threads or found["cores"],
-        "machine": found,
-        "load_before": load,
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            **{name: b["version"] for name, b in here.items() if b["version"]},
-        },
-    }
-
-
-def describe(found: Mapping[str, Any], results: Sequence[Result], left: Sequence[str]) -> str:
-    """The figures as a person reads them."""
-    lines = [*heading(found), ""]
-    rows = [
-        [
-            "backend",
-            "precision",
-            "batch",
-            "p50 ms",
-            "p95",
-            "p99",
-            "pictures/s",
-            "ms a call",
-            "loop",
-            "to fp32",
-        ]
-    ]
-    for r in results:
-        for s in r.speeds:
-            times = [f"{s.latency_ms[p]:.1f}" for p in ("p50", "p95", "p99")]
-            rest = [
-                f"{s.samples_per_s:.1f}",
-                f"{s.call_ms:.2f}",
-                f"{max(0.0, s.loop):.1%}",
-                nearness(r),
-            ]
-            rows.append([r.backend, r.precision, str(s.batch), *times, *rest])
-    lines += columns(rows)
+def describe(facts: Facts, results: Sequence[Result], left: Sequence[str]) -> str:
+    """Return the figures as a table for people."""
+    lines = [facts.sampled, facts.measured_on, "", *columns(_speeds(results))]
     if any(r.cold for r in results):
-        rows = [
-            ["fresh process", "", "first picture", "of it: import", "load", "sample", "peak memory"]
-        ]
-        for r in results:
-            if r.cold:
-                c = r.cold
-                times = [
-                    f"{t:.2f} s" for t in (c.first_picture_s, c.import_s, c.load_s, c.sample_s)
-                ]
-                rows.append(
-                    [
-                        r.backend,
-                        r.precision,
-                        *times,
-                        "–" if c.peak_mib is None else f"{c.peak_mib:.0f} MiB",
-                    ]
-                )
-        lines += ["", *columns(rows)]
+        lines += ["", *columns(_first_images(results))]
     fewest = min(s.timed for r in results for s in r.speeds)
-    lines += [
-        "",
-        f"timed in turn, {fewest} calls of each or more"
-        + (", so p99 is the slowest" if fewest < 100 else ""),
-    ]
+    slowest = ", so p99 is the slowest" if fewest < 100 else ""
+    lines += ["", f"timed in turn, {fewest} calls of each or more{slowest}"]
     lines += [f"left out: {what}" for what in left]
     return "\n".join(lines)
 
 
-def heading(found: Mapping[str, Any]) -> list[str]:
-    """Two lines: what was sampled, and on what."""
-    m = found["machine"]
-    calls = f"{found['calls']} calls" + (
-        f", {found['guided_calls']} of them guided" if found["guided_calls"] else ""
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    busy = found["load_before"]
-    return [
-        f"{found['bundle']}, {'×'.join(map(str, found['shape']))}: {found['solver']}, "
-        f"{found['steps']} steps ({calls}), "
-        f"seeds {found['seed']} …; PSNR of {found['pictures']}",
-        f"{m['processor']}, {m['cores']} cores ({', '.join(m['instructions'])}), "
-        f"{found['threads']} thread{'s' * (found['threads'] > 1)}; {versions}"
-        + (
-            f"; load before {busy:.1f}"
-            + (": the machine was busy" if busy > 0.5 * m["cores"] else "")
-            if busy
-            else ""
-        ),
-    ]
+def _speeds(results: Sequence[Result]) -> list[list[str]]:
+    """The cells of one row a batch size, below their heads."""
+    rows = [list(SPEED_HEADS)]
+    for r in results:
+        for s in r.speeds:
+            times = [f"{s.latency_ms[p]:.1f}" for p in ("p50", "p95", "p99")]
+            # The share is a difference of two times, which noise may make negative.
+            loop = f"{max(0.0, s.loop):.1%}"
+            rates = [f"{s.samples_per_s:.1f}", f"{s.call_ms:.2f}", loop, r.nearness]
+            rows.append([r.backend, r.precision, str(s.batch), *times, *rates])
+    return rows
 
 
-def nearness(result: Result) -> str:
-    """The distance of a result's pictures from the reference's, in a cell."""
-    if result.psnr_db is None:
-        return "reference"
-    return "the same" if result.rms == 0 else f"{result.psnr_db:.1f} dB"
+def _first_images(results: Sequence[Result]) -> list[list[str]]:
+    """The cells of one row a pair that was measured in fresh processes, below their heads."""
+    rows = [list(FRESH_HEADS)]
+    for r in results:
+        if r.cold:
+            c = r.cold
+            seconds = (c.first_picture_s, c.import_s, c.load_s, c.sample_s)
+            memory = "–" if c.peak_mib is None else f"{c.peak_mib:.0f} MiB"
+            rows.append([r.backend, r.precision, *[f"{s:.2f} s" for s in seconds], memory])
+    return rows
 
 
-def as_json(found: Mapping[str, Any], results: Sequence[Result], left: Sequence[str]) -> str:
-    """One line for programs."""
-    runs = [
-        {
-            "backend": r.backend,
-            "precision": r.precision,
-            "psnr_db": r.psnr_db,
-            "rms": r.rms,
-            "cold": r.cold and asdict(r.cold),
-            "batches": [asdict(s) for s in r.speeds],
-        }
-        for r in results
-    ]
-    return json.dumps(
-        {**found, "runs": runs, "left_out": list(left)}, ensure_ascii=False, allow_nan=False
-    )
+def as_json(facts: Facts, results: Sequence[Result], left: Sequence[str]) -> str:
+    """Return one line of JSON, for programs."""
+    runs = [r.to_json() for r in results]
+    found = {**facts.to_json(), "runs": runs, "left_out": list(left)}
+    return json.dumps(found, ensure_ascii=False, allow_nan=False)
 
 
 def bench(given: argparse.Namespace) -> str:
-    """Do what the command line asks; returns what to print."""
+    """Run the command line; return what to print."""
     bundle = Bundle.load(given.bundle)
     batches = sizes(given.batch)
     integer("pictures", given.pictures, 1)
     integer("cold", given.cold, 0)
     number("seconds", given.seconds, 0.0, 86400.0)
-    pairs, left = chosen(bundle, given.backend, given.precision)
+    here = backends()
+    pairs, left = chosen(bundle, given.backend, given.precision, here)
     if given.plot:
         bench_plot.check(given.plot)
-    labels = given.label or (list(range(bundle.num_classes)) if bundle.labels else None)
-    how = {"seed": given.seed, **settings(given), **({"label": labels} if labels else {})}
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    found = facts(bundle, how, given, load)
-    results = measure(bundle, pairs, batches, how, given)
+    labels = given.label or range(bundle.num_classes)
+    effort = Effort(given.seconds, given.cold, given.pictures, given.threads)
+    workload = Workload.of(bundle, given.seed, settings(given), labels)
+    facts = facts_of(bundle, workload, effort, here)
+    results = measure(bundle, pairs, batches, workload, effort)
     if given.plot:
-        bench_plot.draw(given.plot, found, results, bundle.sample_range)
-    return as_json(found, results, left) if given.json else describe(found, results, left)
+        bench_plot.draw(given.plot, facts, results, bundle.sample_range)
+    return as_json(facts, results, left) if given.json else describe(facts, results, left)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -293,13 +230,13 @@ def _parser() -> argparse.ArgumentParser:
         help="time for each pair and batch; never fewer than 5 calls [2]",
     )
     add("--cold", type=int, default=3, help="fresh processes a pair, 0 for none [3]")
-    add("--pictures", type=int, default=16, help="samples that are held against fp32's [16]")
-    add("--json", action="store_true", help="one line for programs")
+    add("--pictures", type=int, default=16, help="samples that are compared with fp32's [16]")
+    add("--json", action="store_true", help="print one line of JSON, for programs")
     add(
         "--plot",
         type=Path,
         metavar="FILE",
-        help="draw it too, as .png, .svg or .pdf; needs matplotlib",
+        help="also draw it, as .png, .svg or .pdf; needs matplotlib",
     )
     return parser
 

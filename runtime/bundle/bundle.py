@@ -8,18 +8,19 @@ author, who can write matching ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ..errors import BundleError, RequestError
 from ..errors.arguments import path_of
-from ..errors.messages import shown, shown_path
+from ..errors.keywords import named
+from ..errors.messages import shown
 from ..files import from_json, to_json
 from .format import MANIFEST, STEP
 from .manifest import File, Manifest, Report, read_manifest
+from .shipped import bundle_folder
 from .spec import ModelSpec
 
 _AGAIN = "Fetch or export the bundle again."
@@ -39,26 +40,25 @@ class Bundle(ModelSpec):
 
     path: Path
     files: Mapping[str, File]
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, object]
     report: Report = field(default_factory=dict)
     same_bytes: bool = True
 
     @classmethod
+    @named
     def load(cls, path: str | Path) -> Bundle:
         """Read and check the bundle.json of a folder. Other files are checked when they are read.
+
+        Args:
+            path: The folder, or the name of a shipped bundle, such as "emoji32".
 
         Raises:
             RequestError: `path` is no path.
             BundleError: There is no folder, no bundle.json or no JSON in it, its format is newer,
                 or fields are missing or invalid. The message names every fault.
         """
-        path = path_of("path", path)
+        path = bundle_folder(path_of("path", path))
         manifest = path / MANIFEST
-        if not _is_folder(path):
-            raise BundleError(
-                f"{shown_path(path)} is not a folder. "
-                f"A bundle is a folder with a {MANIFEST}, made by python -m export.build."
-            )
         try:
             value = from_json(manifest.read_bytes())
         except FileNotFoundError:
@@ -69,6 +69,7 @@ class Bundle(ModelSpec):
             raise BundleError(f"{manifest} cannot be read as JSON ({error}). {_AGAIN}") from error
         # Absolute, because files are read later, when the process may be in another folder.
         bundle = cls.from_json(path.absolute(), value)
+        # Defaults that cannot be sampled with would fail in every later call, less clearly.
         try:
             bundle.program()
         except (RequestError, TypeError) as error:
@@ -94,14 +95,15 @@ class Bundle(ModelSpec):
             **manifest.spec.spec_fields(),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the value of bundle.json."""
         return Manifest(self, self.files, self.provenance, self.report, self.same_bytes).to_json()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Callable[..., Bundle], tuple[str, str]]:
         """Pickle the absolute path and the text of bundle.json, which unpickling checks again."""
         return _restored, (str(self.path.absolute()), to_json(self.to_json()))
 
+    # Immutable, so a copy is the bundle itself.
     def __copy__(self) -> Bundle:
         return self
 
@@ -131,6 +133,7 @@ class Bundle(ModelSpec):
             )
         path = self.path / name
         expected = self.files[name]
+        # bundle.json confines names, but a symbolic link in the folder may still lead elsewhere.
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(
                 f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use "
@@ -153,13 +156,6 @@ class Bundle(ModelSpec):
                 f"damaged. {_AGAIN}"
             )
         return data
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # the name is too long, or a folder above it may not be read
-        return False
 
 
 def _restored(path: str, text: str) -> Bundle:

@@ -21,22 +21,22 @@ it; other backends ignore it."""
 
 
 def step_name(guided: bool) -> str:
-    """The name of the step graph, or of the guided one: "step" or "step_guided"."""
+    """Return the name of the step graph, or of the guided one: "step" or "step_guided"."""
     return "step_guided" if guided else "step"
 
 
 def step_file(guided: bool, pixels: bool = False) -> str:
-    """The file of the step graph, or of the guided one; `pixels` selects its CPU variant."""
+    """Return the file of the step graph or the guided one; `pixels` selects its CPU variant."""
     return f"{step_name(guided)}{PIXELS if pixels else ''}.onnx"
 
 
 def sampler_file(guided: bool) -> str:
-    """The file of the graph that holds the whole sampling loop."""
+    """Return the file of the graph that holds the whole sampling loop."""
     return "sampler_guided.onnx" if guided else "sampler.onnx"
 
 
 def inside(precision: str, file: str) -> str:
-    """The path of a precision's file inside the bundle, as bundle.json lists it."""
+    """Return the path of a precision's file inside the bundle, as bundle.json lists it."""
     return f"{precision}/{file}"
 
 

@@ -1,11 +1,8 @@
-"""bundle.json: its value as a dataclass, written, and read field by field with every fault
-named."""
+"""bundle.json: its value as a dataclass; reading it checks every field and names every fault."""
 
 from __future__ import annotations
 
-import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,21 +14,30 @@ from ..diffusion.schedule import Schedule
 from ..diffusion.tuned import Tuned
 from ..errors import BundleError, UnnoiseError
 from .format import FORMAT, REQUIRED
-from .spec import Defaults, Labels, ModelSpec
+from .labels import Labels
+from .rules import (
+    MAX_STEPS,
+    are_names,
+    is_clip,
+    is_finite,
+    is_range,
+    is_report,
+    is_sha256,
+    is_shape,
+)
+from .spec import Defaults, ModelSpec
 
-Report = Mapping[str, Mapping[str, Mapping[str, Any]]]
+Figures = Mapping[str, Any]
+"""Figures of the proof: numbers, or numbers by name, such as milliseconds by batch size."""
+Report = Mapping[str, Mapping[str, Figures]]
 """Figures of the proof, by precision and backend."""
-MAX_STEPS = 1_000_000
-MAX_RANK = 4
-MAX_SIZE = 65536
-MAX_ELEMENTS = 2**28
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _AGAIN = "Fetch or export the bundle again."
 
 
 @dataclass(frozen=True)
 class File:
-    """What bundle.json says of one file."""
+    """The size in bytes and the sha256 of one file, from bundle.json."""
 
     sha256: str
     size: int
@@ -49,11 +55,11 @@ class Manifest:
 
     spec: ModelSpec
     files: Mapping[str, File]
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, object]
     report: Report = field(default_factory=dict)
     same_bytes: bool = True
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the JSON value."""
         spec = self.spec
         labels = spec.labels
@@ -99,7 +105,8 @@ class _Reader:
     def __init__(self, path: Path, value: object) -> None:
         self.path = path
         self.faults: list[str] = []
-        self.value: dict[str, Any] = value if isinstance(value, dict) else {}
+        self.value: dict[str, object] = value if isinstance(value, dict) else {}
+        # Fields of a newer format would be reported as faults, so the version comes first.
         version = self.value.get("format")
         if isinstance(version, int) and version > FORMAT:
             raise BundleError(
@@ -120,7 +127,7 @@ class _Reader:
                 "prediction", str, PREDICTIONS.__contains__, f"one of {', '.join(PREDICTIONS)}"
             ),
             schedule=self.schedule(),
-            clip=self.take("clip", (int, float, type(None)), _is_clip, "a number above 0, or null"),
+            clip=self.take("clip", (int, float, type(None)), is_clip, "a number above 0, or null"),
             labels=self.labels(),
             defaults=self.defaults(),
         )
@@ -172,7 +179,8 @@ class _Reader:
         return value
 
     def report(self) -> Report:
-        report = self.take("report", dict, _is_report, "figures by precision and backend") or {}
+        report = self.take("report", dict, is_report, "figures by precision and backend") or {}
+        # fp32 on onnxruntime is what every other pair is compared with.
         if report.get("fp32", {}).get("onnxruntime", {}).get("missed"):
             self.faults.append(
                 "'report' says that fp32 missed its bounds on onnxruntime, and no bundle is "
@@ -182,12 +190,12 @@ class _Reader:
 
     def shape(self) -> tuple[int, ...]:
         sizes = self.take(
-            "shape", list, _is_shape, "1 to 4 positive integers", self.value.get("sample")
+            "shape", list, is_shape, "1 to 4 positive integers", self.value.get("sample")
         )
         return tuple(sizes or ())
 
     def range(self) -> tuple[float, float]:
-        ends = self.take("range", list, _is_range, "two rising numbers", self.value.get("sample"))
+        ends = self.take("range", list, is_range, "two rising numbers", self.value.get("sample"))
         low, high = ends or (0.0, 0.0)
         return low, high
 
@@ -195,6 +203,7 @@ class _Reader:
         value = self.take("schedule", dict)
         try:
             return value and Schedule.from_json(value)
+        # A schedule is computed from its parameters, which may be any JSON in a damaged bundle.
         except (
             UnnoiseError,
             KeyError,
@@ -211,7 +220,7 @@ class _Reader:
         value = self.take("labels", (dict, type(None)))
         if value is None:
             return None
-        names = self.take("names", list, _are_names, "different names", value)
+        names = self.take("names", list, are_names, "different names", value)
         return Labels(tuple(names or ()), self.take("null_trained", bool, within=value))
 
     def defaults(self) -> Defaults:
@@ -220,7 +229,7 @@ class _Reader:
             self.take("solver", str, within=value),
             self.take("steps", int, lambda v: 1 <= v <= MAX_STEPS, "a positive integer", value),
             self.take("grid", str, within=value),
-            self.take("guidance", (int, float), _is_finite, "a number", value),
+            self.take("guidance", (int, float), is_finite, "a number", value),
             self.take("options", dict, within=value),
         )
 
@@ -241,11 +250,12 @@ class _Reader:
 
     def files(self) -> dict[str, File]:
         files: dict[str, File] = {}
+        # Names are confined before anything is opened: no "..", no absolute path, no hidden file.
         for name, entry in (self.take("files", dict) or {}).items():
             if not _PATH.fullmatch(name):
                 self.faults.append(f"file {name!r} is not a plain path inside the bundle")
                 continue
-            sha256 = self.take("sha256", str, _is_sha256, "64 hexadecimal digits", entry)
+            sha256 = self.take("sha256", str, is_sha256, "64 hexadecimal digits", entry)
             size = self.take("size", int, lambda v: 0 <= v < 2**40, "a size in bytes", entry)
             files[name] = File(sha256, size)
         if REQUIRED not in files:
@@ -255,52 +265,6 @@ class _Reader:
 
 def _layout(shape: Sequence[int]) -> str:
     return {1: "L", 2: "CL", 3: "CHW"}.get(len(shape), "")
-
-
-def _is_finite(value: object) -> bool:
-    """Whether a JSON value is a number that a float can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) <= sys.float_info.max
-
-
-def _is_clip(value: float | None) -> bool:
-    return value is None or (_is_finite(value) and value > 0)
-
-
-def _is_shape(sizes: list[Any]) -> bool:
-    if not 0 < len(sizes) <= MAX_RANK:
-        return False
-    if not all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes):
-        return False
-    return math.prod(sizes) <= MAX_ELEMENTS
-
-
-def _is_range(ends: list[Any]) -> bool:
-    return len(ends) == 2 and all(map(_is_finite, ends)) and ends[0] < ends[1]
-
-
-def _are_names(names: list[Any]) -> bool:
-    return 0 < len(names) == len(set(map(str, names))) and all(isinstance(n, str) for n in names)
-
-
-def _is_sha256(text: str) -> bool:
-    return re.fullmatch("[0-9a-f]{64}", text) is not None
-
-
-def _is_report(value: dict[str, Any]) -> bool:
-    """Whether this is {precision: {backend: {figure: number, or numbers by name}}}."""
-    for backends in value.values():
-        if not isinstance(backends, dict):
-            return False
-        for figures in backends.values():
-            if not isinstance(figures, dict):
-                return False
-            for figure in figures.values():
-                numbers = figure.values() if isinstance(figure, dict) else [figure]
-                if not all(map(_is_finite, numbers)):
-                    return False
-    return True
 
 
 def _short(value: object, length: int = 60) -> str:

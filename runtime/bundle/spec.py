@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 from ..diffusion.grid import Grid, make_grid, spacing_of
 from ..diffusion.program import Program
@@ -15,16 +14,11 @@ from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import SOLVERS, make_program, options_of
 from ..diffusion.tuned import TUNED, Tuned
 from ..errors import RequestError
-from ..errors.arguments import (
-    check_options,
-    choice,
-    flag,
-    integer,
-    number,
-    refused,
-    shown,
-    unwrapped,
-)
+from ..errors.arguments import choice, flag, integer, number
+from ..errors.keywords import check_options
+from ..errors.messages import refused, shown, unwrapped
+from .labels import Labels
+from .sampling import ResolvedOptions, SamplingOptions, SolverOptions
 
 ARGUMENTS = ("solver", "steps", "grid", "guidance", "guidance_interval", "strength", "up")
 """Arguments of `ModelSpec.program`, apart from a solver's own options."""
@@ -38,67 +32,7 @@ class Defaults:
     steps: int = 50
     grid: str = "trailing"
     guidance: float = 1.0
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The names of the classes, in the network's order.
-
-    Attributes:
-        null_trained: Whether the null label, number len(names), was trained.
-    """
-
-    names: tuple[str, ...]
-    null_trained: bool
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SamplingOptions:
-    """How a sample is made. None selects the model's default.
-
-    Attributes:
-        solver: The name of a solver, see `runtime.diffusion.solvers`.
-        steps: The number of grid intervals.
-        grid: The name of a grid, or its times.
-        guidance: The classifier-free guidance scale; 1 is none.
-        guidance_interval: (low, high], in sigma/alpha, where guidance holds.
-        strength: The share of the grid that is used, counted from its clean end.
-        up: Run the grid upwards and without the clip, which inverts a sample.
-        options: The solver's own options.
-    """
-
-    solver: str | None = None
-    steps: int | None = None
-    grid: str | Sequence[float] | None = None
-    guidance: float | None = None
-    guidance_interval: tuple[float, float] | None = None
-    strength: float = 1.0
-    up: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ResolvedOptions:
-    """`SamplingOptions` with every default filled in; what `ModelSpec.program_of` runs.
-
-    Attributes:
-        steps: None if the grid is given by its times.
-        grid: None for a tuned solver, which uses its own levels.
-    """
-
-    solver: str
-    steps: int | None
-    grid: str | tuple[float, ...] | None
-    guidance: float
-    guidance_interval: tuple[float, float] | None
-    strength: float
-    up: bool
-    options: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON value."""
-        return {**vars(self), "options": dict(self.options)}
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -125,7 +59,7 @@ class ModelSpec:
     tuned: Mapping[int, Tuned] = field(default_factory=lambda: MappingProxyType({}))
 
     def spec_fields(self) -> dict[str, Any]:
-        """The fields of `ModelSpec` alone, by name: what a bundle takes over from a model."""
+        """Return the fields of `ModelSpec` alone, by name, for a class that adds to them."""
         return {f.name: getattr(self, f.name) for f in fields(ModelSpec)}
 
     @property
@@ -162,37 +96,13 @@ class ModelSpec:
         Raises:
             RequestError: There is no such label.
         """
-        label = unwrapped(label)
-        if self.labels is None:
-            if label is not None:
-                raise RequestError(
-                    f"{self.name} has no labels, got label={shown(label)}. Leave `label` out."
-                )
-            return 0
-        names = self.labels.names
-        count = self.num_classes
-        if label is None:
-            if not self.labels.null_trained:
-                raise RequestError(
-                    f"{self.name} was trained with labels only: give one of {', '.join(names)}."
-                )
-            return count
-        if isinstance(label, str):
-            if label in names:
-                return names.index(label)
-            if not re.fullmatch("-?[0-9]{1,18}", label):
-                choice("label", label, names)  # raises, with the nearest name
-            label = int(label)
-        try:
-            return integer("label", label, 0, count - 1)
-        except RequestError:
-            pass
-        if isinstance(label, int) and not isinstance(label, bool):
+        if self.labels is not None:
+            return self.labels.number(label, self.name)
+        if unwrapped(label) is not None:
             raise RequestError(
-                f"label {shown(label)} is out of range: "
-                f"{self.name} has labels 0 to {count - 1} ({names[0]} … {names[-1]})."
+                f"{self.name} has no labels, got label={shown(label)}. Leave `label` out."
             )
-        raise refused("label", f"a name or a number from 0 to {count - 1}", label)
+        return 0
 
     @property
     def solvers(self) -> list[str]:
@@ -200,13 +110,13 @@ class ModelSpec:
         return [*SOLVERS, TUNED]
 
     def check_options(
-        self, solver: str | None, options: Mapping[Any, Any], arguments: Iterable[str]
+        self, solver: object, options: Iterable[object], arguments: Iterable[str]
     ) -> None:
         """Check that a solver takes these options.
 
         Args:
             solver: None for the model's default.
-            options: By name.
+            options: Their names, or a mapping by name.
             arguments: Names that the caller's function takes besides options. A misspelled option
                 may have meant one of these.
 
@@ -217,13 +127,14 @@ class ModelSpec:
             return
         name = self.defaults.solver if solver is None else choice("solver", solver, self.solvers)
         if name == TUNED:
+            # Misspelled arguments only; `resolve` refuses the rest with a better reason.
             mistaken = [option for option in options if get_close_matches(str(option), arguments)]
-            check_options(f"solver {name!r}", dict.fromkeys(mistaken), [], arguments)
+            check_options(f"solver {name!r}", mistaken, [], arguments)
         else:
             check_options(f"solver {name!r}", options, options_of(name), arguments)
 
     def resolve(self, asked: SamplingOptions) -> ResolvedOptions:
-        """Check sampling options and fill in the model's defaults: no other place knows one.
+        """Check sampling options and fill in the model's defaults. Nothing else knows a default.
 
         Raises:
             RequestError: An option is unknown, out of range, or does not go with the others.
@@ -233,15 +144,18 @@ class ModelSpec:
             raise refused("options", rule, asked.options, "Pass {} for none.")
         options = dict(asked.options)
         solver = self.defaults.solver
+        # The default options belong to the default solver: another one need not know them.
         if asked.solver is None:
             options = {**self.defaults.options, **options}
         else:
             solver = choice("solver", asked.solver, self.solvers)
         self.check_options(solver, options, ARGUMENTS)
+        # Guidance and its interval are checked with the program, which knows its noise levels.
         up = flag("up", asked.up)
         strength = number("strength", asked.strength, 0.0, 1.0)
         guidance = asked.guidance
         if guidance is None:
+            # A default that the model cannot follow is dropped; only the caller's own is an error.
             guidance = self.defaults.guidance if self.can_guide else 1.0
         steps = asked.steps
         grid: str | tuple[float, ...] | None = None
@@ -255,6 +169,7 @@ class ModelSpec:
             steps = self._tuned_steps(steps, unsupported)
         else:
             grid = spacing_of(self.defaults.grid if asked.grid is None else asked.grid)
+            # A grid that is given by its times has its own number of steps.
             if steps is None and isinstance(grid, str):
                 steps = min(self.defaults.steps, len(self.schedule))
         return ResolvedOptions(
@@ -274,22 +189,28 @@ class ModelSpec:
         Raises:
             RequestError: See `make_program`.
         """
-        guided: dict[str, Any] = {
-            "guidance": resolved.guidance,
-            "guidance_interval": resolved.guidance_interval,
-        }
         if resolved.grid is None:
             tuned = self.tuned[resolved.steps or 0]
-            return tuned.program(self.schedule, self.prediction, clip=self.clip, **guided)
+            return tuned.program(
+                self.schedule,
+                self.prediction,
+                clip=self.clip,
+                guidance=resolved.guidance,
+                guidance_interval=resolved.guidance_interval,
+            )
         grid = make_grid(self.schedule, resolved.grid, resolved.steps).tail(resolved.strength)
+        # On the way up D is never the final image, and a clip would lose what inversion needs.
+        clip = None if resolved.up else self.clip
+        options: dict[str, Any] = dict(resolved.options)
         return make_program(
             self.schedule,
             self.prediction,
             resolved.solver,
             grid=grid.climbing() if resolved.up else grid,
-            clip=None if resolved.up else self.clip,
-            **guided,
-            **resolved.options,
+            clip=clip,
+            guidance=resolved.guidance,
+            guidance_interval=resolved.guidance_interval,
+            **options,
         )
 
     def grid(self, steps: int | None = None, grid: str | Sequence[float] | None = None) -> Grid:
@@ -312,7 +233,7 @@ class ModelSpec:
         guidance_interval: tuple[float, float] | None = None,
         strength: float = 1.0,
         up: bool = False,
-        **options: Any,
+        **options: Unpack[SolverOptions],
     ) -> Program:
         """Return the program of a solver for this model.
 

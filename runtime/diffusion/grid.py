@@ -1,5 +1,7 @@
-"""Grids: the noise levels that a solver visits, noisiest first. Fewer steps is another grid, never
-another rule for the previous step."""
+"""Grids: the noise levels that a solver visits, noisiest first.
+
+Fewer steps are another grid. No solver has a rule of its own for finding the level before.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +9,25 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..errors import RequestError
-from ..errors.arguments import choice, instance, integer, number, numbers, refused, shown, unwrapped
-from .schedule import Float64, Schedule, log_snr_of
+from ..errors.arguments import choice, instance, integer, number, numbers
+from ..errors.messages import refused, shown, unwrapped
+from .arrays import Float64
+from .schedule import Schedule, log_snr_of
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """n intervals between n + 1 levels: time, alpha, sigma, each [n+1]. The clean end (1, 0) has no
-    time: NaN.
+    """n intervals between n + 1 levels.
 
-    schedule: where solvers find the levels between, which those that call more than once a step ask
-    for.
+    Attributes:
+        time: [n+1]; NaN at the clean end (1, 0), which has no time.
+        alpha: [n+1].
+        sigma: [n+1].
+        schedule: Where solvers that call the network inside a step find the levels between.
     """
 
     name: str
@@ -41,8 +46,7 @@ class Grid:
 
     @property
     def knot(self) -> Float64:
-        """[n+1]: time counted in the schedule's knots from the least noisy one; NaN at the clean
-        end."""
+        """[n+1]: time as a number of knots from the least noisy one; NaN at the clean end."""
         schedule = self._of_schedule()
         return np.interp(self.time, schedule.time, np.arange(len(schedule)))
 
@@ -52,16 +56,23 @@ class Grid:
         return float(self._of_schedule().log_snr[-1])
 
     def tail(self, strength: float) -> Grid:
-        """The grid's last intervals, a share `strength` of them (0 … 1, at least one): where a
-        reverse process starts that is given a picture."""
+        """Return the last intervals, where a reverse process that is given an image starts.
+
+        strength: The share of intervals that is kept, 0 … 1; at least one is.
+        """
         count = max(1, round(number("strength", strength, 0.0, 1.0) * len(self)))
         last = slice(len(self) - count, None)
         return Grid(self.name, self.time[last], self.alpha[last], self.sigma[last], self.schedule)
 
     def climbing(self) -> Grid:
-        """The grid's levels upward, from the schedule's least noisy knot: at the clean end itself
-        eps is lost."""
+        """Return the levels upward, from the schedule's least noisy knot.
+
+        Raises:
+            RequestError: No level is noisier than that knot.
+        """
         schedule = self._of_schedule()
+        # x = x_0 at the clean end holds no eps to climb with, so the walk starts one knot above. A
+        # level next to that knot would make an interval that solvers divide by.
         inner = self.log_snr[:-1][::-1] < schedule.log_snr[0] - CLOSEST
         levels = zip(
             (schedule.time, schedule.alpha, schedule.sigma),
@@ -77,8 +88,11 @@ class Grid:
         return Grid(self.name, time, alpha, sigma, schedule)
 
     def between(self, log_snr: Float64) -> tuple[Float64, Float64]:
-        """time [m] and level [m, 2] of the schedule at log_snr [m]. Raises RequestError outside the
-        schedule."""
+        """Find time [m] and level [m, 2] of the schedule at log_snr [m].
+
+        Raises:
+            RequestError: A log-SNR lies outside the schedule, or the grid has no schedule.
+        """
         schedule = self._of_schedule()
         time = schedule.time_at(log_snr)
         return time, np.stack(schedule.level(time), -1)
@@ -93,12 +107,13 @@ class Grid:
 
 
 def _leading(schedule: Schedule, n: int, offset: float = 0) -> Float64:
-    """Knots 0, s, 2s, …, (n-1)s with s = ⌊T/n⌋ (Song et al. 2021's code). Starts below the last
-    knot unless n divides into it.
+    """Knots 0, s, 2s, …, (n-1)s with s = ⌊T/n⌋ (the code of Song et al. 2021).
 
-    "leading(1)" starts at knot 1 and goes on from there, as code that counts its knots from 1 does.
+    The grid starts below the last knot unless n = T. "leading(1)" adds 1 to every knot, as code
+    that counts knots from 1 does.
     """
     T = len(schedule)
+    # The number in a grid's name is parsed as a float: "leading(1)" gives 1.0.
     offset = integer("offset", _whole(offset), 0, len(schedule) - 1)
     knots = offset + np.arange(n - 1, -1, -1) * (T // n)
     if knots[0] >= T:
@@ -110,25 +125,25 @@ def _leading(schedule: Schedule, n: int, offset: float = 0) -> Float64:
 
 
 def _trailing(schedule: Schedule, n: int) -> Float64:
-    """Knots round(T·i/n) - 1 for i = n, …, 1 (Lin et al. 2024, table 2): always starts at the last
-    knot."""
+    """Knots round(T·i/n) - 1 for i = n, …, 1, which start at the last knot (Lin et al. 2024)."""
     return schedule.time[np.round(len(schedule) * np.arange(n, 0, -1) / n).astype(int) - 1]
 
 
 def _linspace(schedule: Schedule, n: int) -> Float64:
-    """n knots evenly from T-1 to 0, both ends called, rounded (Nichol & Dhariwal 2021); n = 1 is
-    the last knot."""
+    """n knots evenly from T-1 to 0, both included, rounded (Nichol & Dhariwal 2021).
+
+    For n = 1, the last knot.
+    """
     return schedule.time[np.round(np.linspace(len(schedule) - 1, 0, n)).astype(int)]
 
 
 def _log_snr(schedule: Schedule, n: int, bound: float | None = None) -> Float64:
-    """n levels evenly in log-SNR from the last knot to the first (Lu et al. 2022), between knots
-    where need be.
+    """n levels evenly in log-SNR from the last knot to the first (Lu et al. 2022).
 
-    Where the last knot is pure noise (log-SNR = -inf) it is the first level, and the even levels
-    start at the knot before it. "log_snr(7)" is the last knot, and then n - 1 levels evenly from -7
-    to 7, cut at the schedule's ends: a cosine schedule spends most of its log-SNR where hardly
-    anything is decided (Lu et al. 2022's code bounds it for this reason).
+    Levels may lie between knots. If the last knot is pure noise (log-SNR = -inf), it is the first
+    level, and the even levels start at the knot before it. "log_snr(7)" is the last knot, then
+    n - 1 levels evenly from -7 to 7, cut at the schedule's ends. A cosine schedule spends most of
+    its log-SNR at levels that decide hardly anything, so the code of Lu et al. 2022 bounds it.
     """
     if bound is None:
         return _finite_part(schedule, n, np.linspace)
@@ -136,22 +151,23 @@ def _log_snr(schedule: Schedule, n: int, bound: float | None = None) -> Float64:
     lam = schedule.log_snr
     low = max(-bound, lam[-1])
     high = min(bound, lam[0])
+    # If the bound does not cut the noisy end, the last knot is the first of the even levels.
     even = np.linspace(low, high, n)[1:] if low == lam[-1] else np.linspace(low, high, n - 1)
     return np.r_[schedule.time[-1], schedule.time_at(even)]
 
 
 def _karras(schedule: Schedule, n: int, rho: float = 7.0) -> Float64:
-    """n levels evenly in (sigma/alpha)^(1/rho) from the last knot to the first (Karras et al. 2022,
-    eq. 5); pure noise as in `log_snr`.
+    """n levels evenly in (sigma/alpha)^(1/rho) from the last knot to the first.
 
-    rho is 7 in "karras"; "karras(5)" gives it.
+    Karras et al. 2022, eq. 5; pure noise as in `log_snr`. rho is 7 in "karras"; "karras(5)" gives
+    it.
     """
     rho = number("rho", rho, 0.1, 100.0)
 
     def even(low: float, high: float, m: int) -> Float64:
-        return (
-            -2 * rho * np.log(np.linspace(np.exp(-0.5 * low / rho), np.exp(-0.5 * high / rho), m))
-        )
+        # (sigma/alpha)^(1/rho) = e^(-log-SNR / 2rho), and back.
+        ramp = np.linspace(np.exp(-0.5 * low / rho), np.exp(-0.5 * high / rho), m)
+        return -2 * rho * np.log(ramp)
 
     return _finite_part(schedule, n, even)
 
@@ -159,8 +175,10 @@ def _karras(schedule: Schedule, n: int, rho: float = 7.0) -> Float64:
 def _finite_part(
     schedule: Schedule, n: int, even: Callable[[float, float, int], Float64]
 ) -> Float64:
-    """The times of n levels, even(lowest, highest log-SNR, count), with the schedule's own pure
-    noise before them where it has some."""
+    """Times [n] of the levels even(lowest log-SNR, highest log-SNR, count).
+
+    If the schedule ends in pure noise, its last knot comes before them and is one of the n.
+    """
     lam = schedule.log_snr
     if np.isfinite(lam[-1]):
         return schedule.time_at(even(lam[-1], lam[0], n))
@@ -168,7 +186,7 @@ def _finite_part(
 
 
 CLOSEST = 1e-7
-"""Least log-SNR between neighbours: solvers divide by it."""
+"""Least difference of log-SNR between neighbours: solvers divide by it."""
 GRIDS: Mapping[str, Callable[..., Float64]] = {
     "leading": _leading,
     "trailing": _trailing,
@@ -181,17 +199,20 @@ PARAMETER = {
     "leading": ("its offset in knots", "leading(1)"),
     "log_snr": ("its bound", "log_snr(7)"),
 }
-"""The grids that take a number, what it is, and an example."""
+"""The grids that take a number, with what it is and an example."""
 
 
 def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | None = None) -> Grid:
-    """The grid of `steps` intervals that ends clean: named (`GRIDS`), or explicit falling times in
-    the network's unit.
+    """Make the grid of `steps` intervals that ends clean.
 
-    "karras(5)" gives rho, "leading(1)" the offset, "log_snr(7)" the bound.
+    Args:
+        spacing: A name, see `GRIDS`, or falling times in the network's unit. "karras(5)" gives rho,
+            "leading(1)" the offset, "log_snr(7)" the bound.
+        steps: 1 … T; None only with times.
 
-    Raises RequestError for an unknown name, for steps outside 1 … T, and for times that do not fall
-    or leave the schedule.
+    Raises:
+        RequestError: The name is unknown, `steps` is out of range, or times do not fall or leave
+            the schedule.
     """
     instance("schedule", schedule, Schedule, "Make one with make_schedule.")
     spacing = spacing_of(spacing)
@@ -209,6 +230,7 @@ def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | N
                 f"steps={shown(steps)}. Leave `steps` out."
             )
     alpha, sigma = schedule.level(time)
+    # Checked on levels, not on times: different times may have equal levels after rounding.
     if (np.diff(log_snr_of(alpha, sigma)) < CLOSEST).any():
         raise RequestError(
             f"grid {name!r} has neighbours of the same level: their log-SNR must differ by "
@@ -217,9 +239,12 @@ def make_grid(schedule: Schedule, spacing: str | Sequence[float], steps: int | N
     return Grid(name, np.r_[time, np.nan], np.r_[alpha, 1.0], np.r_[sigma, 0.0], schedule)
 
 
-def spacing_of(value: Any) -> str | tuple[float, ...]:
-    """A grid as a caller gives it: a name, or its times as floats. Raises RequestError for anything
-    else."""
+def spacing_of(value: object) -> str | tuple[float, ...]:
+    """Return a grid that a user gave: its name, or its times as floats.
+
+    Raises:
+        RequestError: It is neither.
+    """
     plain = unwrapped(value)
     if isinstance(plain, str):
         return str(plain)
@@ -231,8 +256,10 @@ def spacing_of(value: Any) -> str | tuple[float, ...]:
 
 
 def _named(spacing: str) -> tuple[str, list[float]]:
-    """ "karras(5)" → "karras", [5.0]. Raises RequestError for an unknown name, and for a number
-    where the grid takes none."""
+    """ "karras(5)" → "karras", [5.0].
+
+    Raises RequestError for an unknown name, and for a number that the grid does not take.
+    """
     found = re.fullmatch(r"(\w+)\((.*)\)", spacing)
     name, inner = found.groups() if found else (spacing, None)
     if name not in GRIDS:

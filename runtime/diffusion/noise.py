@@ -37,10 +37,16 @@ class Stream(IntEnum):
 
 
 def noise(seed: int, stream: Stream, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Standard normal noise of `shape` for one sample, float32.
+    """Draw standard normal noise of `shape` for one sample, float32.
 
-    seed: 0 … 2⁶⁴-1. step: 0 … 2⁶⁴-1, the sample's own row. Raises RequestError outside these.
     Element i does not depend on how many elements are drawn.
+
+    Args:
+        seed: 0 … 2⁶⁴-1.
+        step: 0 … 2⁶⁴-1, the sample's own row.
+
+    Raises:
+        RequestError: An argument is out of range, or the noise does not fit in memory.
     """
     size = size_of("shape", shape)
     which = integer("stream", stream, 0, MAX_SEED, "Pass one of Stream.")
@@ -51,14 +57,17 @@ def noise(seed: int, stream: Stream, step: int, shape: tuple[int, ...]) -> NDArr
 def noises(
     seeds: Sequence[int], stream: int, step: int, shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    """`noise` of each seed, [n, *shape], for less than n calls would cost."""
+    """Draw `noise` for each of n seeds, [n, *shape], for less than n calls would cost."""
+    # Two words make two elements. An odd count drops the last element.
     count = prod(shape)
     pairs = (count + 1) // 2
     counter = np.array([0, integer("step", step, 0, MAX_SEED), 0, 0], np.uint64)
     words = np.empty((len(seeds), 2 * pairs), np.uint64)
     for row, seed in zip(words, seeds, strict=True):
         key = np.array([integer("seed", seed, 0, MAX_SEED), stream], np.uint64)
+        # numpy increments the counter before the first block, hence b + 1 in the definition above.
         row[:] = np.random.Philox(key=key, counter=counter).random_raw(2 * pairs)
+    # Pairs never cross samples, so all samples' pairs are one list, worked off in chunks.
     normal = np.empty((len(seeds), 2 * pairs), np.float32)
     flat_words = words.reshape(-1, 2)
     flat = normal.reshape(-1, 2)
@@ -70,6 +79,8 @@ def noises(
 
 def _box_muller(words: NDArray[np.uint64], normal: NDArray[np.float32]) -> None:
     """Fill normal [n, 2] from words [n, 2]."""
+    # 52 bits and a half lie strictly inside (0, 1) and are exact in float64: the logarithm is
+    # finite. Everything is in place, because allocation would cost as much as the arithmetic.
     unit = (words >> np.uint64(12)).T.astype(np.float64, order="C")
     unit += 0.5
     unit *= 2.0**-52
@@ -102,12 +113,16 @@ _LOWEST = np.float64(0.75).view(np.int64)
 
 
 def _log(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """ln p = e·ln 2 + 2 atanh((m-1)/(m+1)) for p = m·2^e, m in [¾, 3/2) so that |ln m| is small; e
-    and m from the bits."""
+    """ln p = e·ln 2 + 2 atanh((m-1)/(m+1)), elementwise, for p = m·2^e with m in [¾, 3/2).
+
+    e and m are read from the bits.
+    """
+    # Counted from the bits of 0.75, so that the mantissa falls into [¾, 3/2) and not [1, 2).
     bits = p.view(np.int64)
     exponent = bits - _LOWEST
     exponent >>= _MANTISSA_BITS
     mantissa = (bits - (exponent << _MANTISSA_BITS)).view(np.float64)
+    # ln m = 2·atanh(s), s = (m - 1)/(m + 1) within ±0.2, by its odd Taylor polynomial.
     s: NDArray[np.float64] = mantissa - 1.0
     mantissa += 1.0
     s /= mantissa
@@ -127,6 +142,7 @@ def _cos_sin_turn(unit: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
     sin = _polynomial(square, _SIN)
     sin *= quarter
     twice = square
+    # cos 2x = 1 - 2·sin² x and sin 2x = 2·sin x·cos x, in the two arrays that are there.
     for _ in range(2):
         np.multiply(sin, 2.0, out=twice)
         sin *= twice

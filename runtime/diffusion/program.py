@@ -1,5 +1,4 @@
-"""A solver as data: one row a network call, all decided before the loop starts; and the loop that
-runs every solver.
+"""A solver as a table: one row a network call, all decided before the loop that runs it starts.
 
     for row in program:
         D     = clip(c_skip·x + c_out·F(c_in·x, time, label))        x = state[0]
@@ -14,67 +13,43 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..errors.arguments import choice, function, instance, is_many, many, number, refused
-from .grid import Grid
-from .schedule import Float64, Schedule, log_snr_of
+from ..errors.arguments import function, instance, is_many, many, number
+from ..errors.messages import refused
+from .arrays import Array, Bool, Float64, Int64
+from .marginals import prove
+from .precondition import PREDICTIONS as PREDICTIONS
+from .precondition import precondition
+from .schedule import Schedule, log_snr_of
+from .update import D, R, Update, Z
 
-R = 4
-"""Registers of the loop, in every graph and engine."""
-D = R
-Z = R + 1
-"""Columns of M that multiply the denoised estimate and the noise."""
 TIME, C_IN, C_SKIP, C_OUT, CLIP, GUIDANCE = range(6)
 """Columns of `Program.call`."""
-CLEAN = (1.0, 0.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """What a solver decides on a grid, for any network: the moves of the registers, and what they
-    must come to.
-
-    time [K]: where the network is asked. M [K, R, R+2]: the update. moments [K+1, R, 2]: what the
-    registers hold before each row and at the end, as (signal, noise) in units of (x_0, eps): x at a
-    level is (alpha, sigma), D is (1, 0), eps is (0, 1), unused is (0, 0). bias, excess [K]: signal
-    and variance of x beyond its level that the row adds on purpose.
-    """
-
-    time: Float64
-    M: Float64
-    moments: Float64
-    excess: Float64
-    bias: Float64
-
-    @classmethod
-    def blank(cls, levels: Float64, time: Float64) -> Update:
-        """Zero coefficients for x that walks along levels [K+1, 2], to be filled in."""
-        K = len(levels) - 1
-        moments = np.zeros((K + 1, R, 2))
-        moments[:, 0] = levels
-        return cls(
-            np.array(time, np.float64), np.zeros((K, R, R + 2)), moments, np.zeros(K), np.zeros(K)
-        )
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A frozen table that runs a reverse process: K rows, one network call each. Made by
-    `make_program`.
+    """A frozen table that runs a reverse process: K rows, one network call each.
 
-    call [K, 6]: time, c_in, c_skip, c_out, clip bound (inf: none), guidance. update [K, R, R+2]: M.
-    start: x_T = start · eps. moments, excess, bias: see `Update`; moments[k, 0] is the level
-    (alpha, sigma) at which row k is evaluated.
-    answer [K, 2]: what a perfect network returns at each row, in units of (x_0, eps).
+    `make_program` makes one. Construction proves that for a perfect network the numbers keep the
+    moments that they declare. The proof covers marginals, not accuracy: weights of history that are
+    wrong but have the right sum pass it.
 
-    Raises RequestError when made if, for a perfect network, the numbers do not keep the moments
-    that they declare. This proves marginals, not accuracy: weights of history that are wrong but
-    sum right pass it.
+    Attributes:
+        call: [K, 6]: time, c_in, c_skip, c_out, clip bound (inf: none), guidance.
+        update: [K, R, R+2], M.
+        moments: [K+1, R, 2], see `Update`; moments[k, 0] is the level (alpha, sigma) of row k.
+        excess: [K], see `Update`.
+        bias: [K], see `Update`.
+        answer: [K, 2], what a perfect network predicts in each row, in units of (x_0, eps).
+        start: x_T = start · eps.
+
+    Raises:
+        RequestError: A coefficient is not finite, or the proof fails.
     """
 
     solver: str
@@ -89,55 +64,20 @@ class Program:
     def __post_init__(self) -> None:
         for name in ("call", "update", "moments", "excess", "bias", "answer"):
             getattr(self, name).setflags(write=False)
+        # Only the clip bound may be infinite.
         finite = np.delete(self.call, CLIP, axis=1)
         if not (np.isfinite(finite).all() and np.isfinite(self.update).all()):
             raise RequestError(
                 f"solver {self.solver!r}: a coefficient is not finite; it cannot use one of the "
                 f"grid's levels."
             )
-        c_skip = self.call[:, [C_SKIP]]
-        c_out = self.call[:, [C_OUT]]
-        level = self.moments[:-1, 0]
-        self._require(
-            "the denoised estimate",
-            c_skip * level,
-            c_out * self.answer,
-            np.broadcast_to(CLEAN, level.shape),
+        prove(
+            self.solver,
+            self.call[:, [C_SKIP]],
+            self.call[:, [C_OUT]],
+            self.answer,
+            Update(self.call[:, TIME], self.update, self.moments, self.excess, self.bias),
         )
-
-        M = self.update[:, :, :R]
-        before = self.moments[:-1]
-        after = self.moments[1:]
-        terms = M[..., None] * before[:, None]  # [K, R to, R from, 2]
-        size = np.abs(terms).sum(2)
-        # An eps register shares x's noise, so noise adds up with its sign; z alone is independent.
-        size[..., 1] = size[..., 1] ** 2
-        target = after.copy()
-        target[..., 1] **= 2
-        target[:, 0] += np.stack([self.bias, self.excess], -1)
-        size[:, 0] += np.abs(np.stack([self.bias, self.excess], -1))
-        self._require(
-            "the signal", terms[..., 0].sum(2), self.update[:, :, D], target[..., 0], size[..., 0]
-        )
-        self._require(
-            "the variance",
-            terms[..., 1].sum(2) ** 2,
-            self.update[:, :, Z] ** 2,
-            target[..., 1],
-            size[..., 1],
-        )
-
-    def _require(
-        self, what: str, a: Float64, b: Float64, declared: Float64, scale: Float64 | None = None
-    ) -> None:
-        size = (np.abs(a) if scale is None else scale) + np.abs(b) + np.abs(declared)
-        wrong = np.abs(a + b - declared) > 1e-12 * size
-        if wrong.any():
-            row = int(np.argwhere(wrong)[0, 0])
-            raise RequestError(
-                f"solver {self.solver!r}, row {row}: {what} comes to {(a + b)[row]}, but "
-                f"{declared[row]} is declared."
-            )
 
     def __len__(self) -> int:
         return len(self.call)
@@ -148,57 +88,9 @@ class Program:
         return self.moments[:-1, 0]
 
     @property
-    def noisy(self) -> NDArray[np.bool_]:
+    def noisy(self) -> Bool:
         """[K]: whether the row adds fresh noise."""
         return (self.update[:, :, Z] != 0).any(axis=1)
-
-
-def precondition(
-    prediction: str, alpha: Float64, sigma: Float64, sigma_data: float = 0.5
-) -> tuple[Float64, Float64]:
-    """How to read a network's answer F at levels (alpha, sigma), each [K].
-
-    Returns (c [K, 3], answer [K, 2]): c_in, c_skip, c_out of D = c_skip·x + c_out·F(c_in·x), and
-    what a perfect network answers in units of (x_0, eps). Raises RequestError for an unknown
-    prediction and for `epsilon` at alpha = 0, where it says nothing.
-
-    epsilon: F = eps (Ho et al. 2020). v: F = alpha·eps - sigma·x_0 (Salimans & Ho 2022). x0: F =
-    x_0.
-    flow: F = eps - x_0 (Liu et al. 2023). edm: Karras et al. 2022, table 1, applied to x/alpha at
-    noise sigma/alpha.
-    """
-    zero = np.zeros_like(alpha)
-    one = np.ones_like(alpha)
-    if prediction == "epsilon":
-        if (alpha == 0).any():
-            raise RequestError(
-                "an epsilon network says nothing at zero terminal SNR (alpha = 0): "
-                "use a grid that starts lower, or a v, x0 or flow network."
-            )
-        c = (one, 1 / alpha, -sigma / alpha)
-        answer = (zero, one)
-    elif prediction == "v":
-        square = alpha**2 + sigma**2
-        c = (one, alpha / square, -sigma / square)
-        answer = (-sigma, alpha)
-    elif prediction == "x0":
-        c = (one, zero, one)
-        answer = (one, zero)
-    elif prediction == "flow":
-        c = (one, 1 / (alpha + sigma), -sigma / (alpha + sigma))
-        answer = (-one, one)
-    elif prediction == "edm":
-        # Multiplied through by alpha, so that alpha = 0 needs no special case.
-        norm = np.hypot(sigma, alpha * sigma_data)
-        c = (1 / norm, alpha * sigma_data**2 / norm**2, sigma * sigma_data / norm)
-        answer = (sigma / (sigma_data * norm), -alpha * sigma_data / norm)
-    else:
-        choice("prediction", prediction, PREDICTIONS)
-        raise AssertionError(prediction)
-    return np.stack(c, -1), np.stack(answer, -1)
-
-
-PREDICTIONS = ("epsilon", "v", "x0", "flow", "edm")
 
 
 def assemble(
@@ -211,39 +103,52 @@ def assemble(
     guidance: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
 ) -> Program:
-    """The program of a solver's update for one kind of network, with its proof. Raises RequestError
-    where the proof fails."""
+    """Make the program of a solver's update for networks of one prediction.
+
+    Args:
+        solver: The solver's name, for messages.
+        prediction: See `precondition`.
+        clip: The bound on |D|; None for no bound.
+        guidance: The classifier-free guidance scale; 1 is none.
+        guidance_interval: (low, high], in sigma/alpha, where guidance holds; None for everywhere.
+
+    Raises:
+        RequestError: The program's proof fails, see `Program`.
+    """
     alpha, sigma = update.moments[:-1, 0].T
     c, answer = precondition(prediction, alpha, sigma, schedule.parameters.get("sigma_data", 0.5))
     bound = np.full(len(alpha), np.inf if clip is None else clip)
     scale = np.full(len(alpha), guidance)
     if guidance_interval is not None:
         low, high = _interval(guidance_interval)
+        # Outside the interval a guidance of 1 makes the row an unguided one, which costs half.
         rho = np.exp(-0.5 * log_snr_of(alpha, sigma))
         scale[(rho <= low) | (rho > high)] = 1.0
     call = np.column_stack([update.time, c, bound, scale])
+    # The network must be asked at the time of the level that x is at.
     at_time = np.stack(schedule.level(update.time), -1)
     if not np.allclose(at_time, np.stack([alpha, sigma], -1), rtol=1e-9, atol=1e-12):
         raise RequestError(
             f"solver {solver!r}: a row asks the network at a time that is not the time of its "
             f"level."
         )
+    # A variance-preserving schedule starts at unit variance even if its alpha there is not yet 0.
     start = 1.0 if schedule.variance_preserving else float(sigma[0])
     return Program(
         solver, call, update.M, update.moments, update.excess, update.bias, answer, start
     )
 
 
-def _interval(value: Any) -> tuple[float, float]:
-    """(low, high) of a guidance interval. Raises RequestError where it is not two numbers that rise
-    from 0 or above; high may be infinite."""
+def _interval(value: object) -> tuple[float, float]:
+    """(low, high) of a guidance interval, 0 ≤ low < high ≤ inf.
+
+    Raises RequestError for anything else.
+    """
     rule = "two noise levels (low, high) of sigma/alpha"
     if not is_many(value) or len(value) != 2:
         raise refused("guidance_interval", rule, value)
-    low, high = (
-        number("guidance_interval", level, 0.0, np.inf)
-        for level in many("guidance_interval", value, 2)
-    )
+    entries = many("guidance_interval", value, 2)
+    low, high = (number("guidance_interval", level, 0.0, np.inf) for level in entries)
     if not low < high:
         raise RequestError(
             f"`guidance_interval` must rise from low to high, got ({low:g}, {high:g})."
@@ -251,33 +156,35 @@ def _interval(value: Any) -> tuple[float, float]:
     return low, high
 
 
-Network = Callable[..., Any]
+Network: TypeAlias = Callable[..., Array]
 """F(x, time) or F(x, time, label): x [B, *S], time [B], label [B] → [B, *S]."""
 
 
-def column(values: NDArray[Any], rank: int) -> NDArray[Any]:
-    """A number a sample, [B], as [B, 1, …] of so many dimensions."""
+def column(values: Array, rank: int) -> Array:
+    """Reshape one number a sample, [B], to [B, 1, …] of `rank` dimensions."""
     return values.reshape(-1, *[1] * (rank - 1))
 
 
 def denoise(
-    call: NDArray[Any],
+    call: Array,
     network: Network,
-    x: NDArray[Any],
-    label: NDArray[np.int64] | None = None,
+    x: Array,
+    label: Int64 | None = None,
     null_label: int | None = None,
-) -> NDArray[Any]:
-    """The denoised estimate of one row, D = clip(c_skip·x + c_out·F(c_in·x, time, label)), [B, *S].
+) -> Array:
+    """Compute the denoised estimate D of one row, [B, *S], in the dtype of x.
 
-    Where guidance differs from 1, F = F_c + (g - 1)·(F_c - F_u) with F_u under `null_label`
-    (Ho & Salimans 2022, eq. 6, with g = 1 + w). The network is asked for F_u of those samples only.
+    D = clip(c_skip·x + c_out·F(c_in·x, time, label)). Where guidance g differs from 1,
+    F = F_c + (g - 1)·(F_c - F_u) with F_u under `null_label` (Ho & Salimans 2022, eq. 6, with
+    g = 1 + w). The network is called for F_u of those samples only.
 
     Args:
         call: `Program.call` of the row, [6], or of each sample's own row, [B, 6].
-        x: [B, *S], any float dtype, which is kept.
+        x: [B, *S], any float dtype.
         label: [B], or None for a network without labels.
         null_label: the number of the null label.
     """
+    # Rounded to the dtype of x once, so that nothing below is computed in another.
     rows = np.broadcast_to(call, (len(x), call.shape[-1])).astype(x.dtype)
     time, c_in, c_skip, c_out, bound, guidance = (
         rows[:, TIME] if i == TIME else column(rows[:, i], x.ndim) for i in range(GUIDANCE + 1)
@@ -291,15 +198,13 @@ def denoise(
         if len(guided):
             null = np.full(len(guided), null_label, label.dtype)
             F_u = network(scaled[guided], time[guided], null)
-            F = F.copy()
+            F = F.copy()  # the network's own output may be memory that it uses again
             F[guided] += (guidance[guided] - 1) * (F[guided] - F_u)
     return np.clip(c_skip * x + c_out * F, -bound, bound)
 
 
-def advance(
-    M: NDArray[Any], state: NDArray[Any], denoised: NDArray[Any], z: NDArray[Any] | None = None
-) -> NDArray[Any]:
-    """The registers after one row, M @ [state ; D ; z], [B, R, *S].
+def advance(M: Array, state: Array, denoised: Array, z: Array | None = None) -> Array:
+    """Compute the registers after one row, M @ [state ; D ; z], [B, R, *S].
 
     Args:
         M: `Program.update` of the row, [R, R+2], or of each sample's own row, [B, R, R+2].
@@ -308,32 +213,40 @@ def advance(
         z: the row's noise, [B, *S]; None for none.
     """
     M = np.broadcast_to(M, (len(state), R, R + 2)).astype(state.dtype)
-    # The size is said, because -1 stands for nothing in a batch of none.
+    # The size is given, because -1 is undefined for a batch of none.
     flat = M[:, :, :R] @ state.reshape(len(state), R, math.prod(state.shape[2:]))
-    found = flat.reshape(state.shape)
+    after = flat.reshape(state.shape)
+    # D and z are added on their own: stacking them below the registers would copy the state.
     for source, weights in ((denoised, M[:, :, D]), (z, M[:, :, Z])):
         if source is not None:
-            found += weights.reshape(len(state), R, *[1] * (source.ndim - 1)) * source[:, None]
-    return found
+            after += weights.reshape(len(state), R, *[1] * (source.ndim - 1)) * source[:, None]
+    return after
 
 
 def run(
     program: Program,
     network: Network,
-    x: NDArray[Any],
-    noise: Callable[[int], NDArray[Any]] | None = None,
+    x: Array,
+    noise: Callable[[int], Array] | None = None,
     *,
-    label: NDArray[np.int64] | None = None,
+    label: Int64 | None = None,
     null_label: int | None = None,
-    on_step: Callable[[int, NDArray[Any]], None] | None = None,
-) -> NDArray[Any]:
-    """The reverse loop in numpy, the reference for every backend. Returns x at the program's end,
-    [B, *S].
+    on_step: Callable[[int, Array], None] | None = None,
+) -> Array:
+    """Run the reverse loop in numpy, the reference for every backend.
 
-    x: [B, *S], any float dtype, which the whole loop keeps: x_T = program.start · eps. noise(k) → z
-    [B, *S] for row k; asked for noisy rows only. Where guidance differs from 1, F = F_c + (g -
-    1)·(F_c - F_u) with F_u under `null_label` (Ho & Salimans 2022, eq. 6, with g = 1 + w).
-    on_step(k, D) is called after each row.
+    Args:
+        x: [B, *S], any float dtype, which the whole loop keeps: x_T = program.start · eps.
+        noise: noise(k) returns z [B, *S] of row k; it is called for noisy rows only.
+        label: [B], or None for a network without labels.
+        null_label: The number of the null label, for guided rows, see `denoise`.
+        on_step: on_step(k, D) is called after each row, with D [B, *S].
+
+    Returns:
+        x at the program's end, [B, *S].
+
+    Raises:
+        RequestError: An argument is of the wrong type or shape.
     """
     instance("program", program, Program, "Make one with make_program.")
     function("network", network)
@@ -351,8 +264,3 @@ def run(
         if on_step is not None:
             on_step(k, denoised)
     return state[:, 0].copy()
-
-
-def levels(grid: Grid) -> Float64:
-    """[n+1, 2]: (alpha, sigma) along the grid."""
-    return np.stack([grid.alpha, grid.sigma], -1)

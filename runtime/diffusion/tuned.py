@@ -1,5 +1,4 @@
-"""A solver that was fitted to one network by `export.tune`: a few numbers in the bundle, and a
-program like any other."""
+"""A solver that `export.tune` fitted to one network: a few numbers, which make a program."""
 
 from __future__ import annotations
 
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
+from .arrays import Float64
 from .grid import make_grid
 from .program import Program, R, assemble
-from .schedule import Float64, Schedule
+from .schedule import Schedule
 from .solvers.steps import multistep
 
 TUNED = "tuned"
@@ -21,16 +21,20 @@ TUNED = "tuned"
 MEMORY = R - 1
 """Denoised estimates before the row's own that a row may weigh."""
 LARGEST = 1e3
-"""Of a weight; those found by fitting are of the order of 1."""
+"""The largest weight that is accepted; fitted weights are of the order of 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """time [K]: where the network is asked, falling. weights [K, 3]: w of x' = exact step +
-    alpha'·Σ w_j (D_j - D), D_j the estimate j rows before.
+    """The levels and the weights of history of a multistep solver with K calls.
 
-    Whatever the weights are, the marginals are kept: they only move weight from one estimate of x_0
-    to another. made: how it was fitted.
+    x' = exact step + alpha'·Σ w_j (D_j - D), D_j the estimate j rows before. Any weights keep the
+    marginals: they only move weight from one estimate of x_0 to another.
+
+    Attributes:
+        time: [K], falling: where the network is called.
+        weights: [K, 3], w.
+        made: How it was fitted, as a JSON object.
     """
 
     time: Float64
@@ -44,9 +48,21 @@ class Tuned:
     def __len__(self) -> int:
         return len(self.time)
 
-    def program(self, schedule: Schedule, prediction: str, **how: Any) -> Program:
-        """The program for a network of this kind, with its proof; how: clip, guidance and its
-        interval. Raises RequestError, see `assemble`."""
+    def program(
+        self,
+        schedule: Schedule,
+        prediction: str,
+        *,
+        clip: float | None = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+    ) -> Program:
+        """Make the program for networks of this prediction, see `assemble`.
+
+        Raises:
+            RequestError: A weight is too large, or see `assemble`.
+        """
+        # Written so that NaN is refused too.
         if not (np.abs(self.weights) <= LARGEST).all():
             raise RequestError(f"solver {TUNED!r}: a weight is beyond ±{LARGEST:g}.")
         return assemble(
@@ -54,13 +70,18 @@ class Tuned:
             multistep(make_grid(schedule, self.time.tolist()), self.weights),
             schedule,
             prediction,
-            **how,
+            clip=clip,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
         )
 
     @classmethod
-    def from_json(cls, calls: str, value: Any) -> Tuned:
-        """What `to_json` made, under the number of its calls. Raises RequestError for anything
-        else."""
+    def from_json(cls, calls: str, value: object) -> Tuned:
+        """Return what `to_json` made, stored under the number of its calls.
+
+        Raises:
+            RequestError: It is anything else.
+        """
         if not re.fullmatch("[1-9][0-9]{0,2}", calls):
             raise RequestError(
                 f"its name must be a number of calls, 1 to 999, found {calls[:20]!r}."
@@ -82,7 +103,8 @@ class Tuned:
             )
         return cls(np.array(value["time"], np.float64), np.array(rows, np.float64), value["made"])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """Return the JSON value."""
         return {
             "time": self.time.tolist(),
             "weights": self.weights.tolist(),
@@ -90,8 +112,8 @@ class Tuned:
         }
 
 
-def _numbers(value: Any, count: int) -> bool:
-    """Whether it is a list of so many numbers that float64 can hold."""
+def _numbers(value: object, count: int) -> bool:
+    """Whether it is a list of `count` numbers that float64 can hold."""
     return (
         isinstance(value, list)
         and len(value) == count

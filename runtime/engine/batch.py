@@ -1,73 +1,22 @@
-"""A batch of samples in slots: each runs on its own row of its own program, and joins and leaves
-between steps."""
+"""A batch of samples in slots: each is at its own row, and they join and leave between steps."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..backends.base import Buffers, Float32
-from ..diffusion.noise import Stream, noise, noises
-from ..diffusion.program import GUIDANCE, D, Program
+from ..diffusion.noise import Stream, noises
 from ..errors import RequestError
-
-
-class Table(NamedTuple):
-    """A program in the step graph's own type."""
-
-    call: Float32  # [K, 6]
-    update: Float32  # [K, R, R+2]
-    guided: NDArray[np.bool_]  # [K]
-    noisy: NDArray[np.bool_]  # [K]
-    start: np.float32  # x_T = start · eps
-    level: Float32  # [2]: (alpha, sigma) of the first row
-
-    @classmethod
-    def of(cls, program: Program) -> Table:
-        call = program.call.astype(np.float32)
-        return cls(
-            call=call,
-            update=program.update.astype(np.float32),
-            guided=call[:, GUIDANCE] != 1,
-            noisy=program.noisy,
-            start=np.float32(program.start),
-            level=program.level[0].astype(np.float32),
-        )
-
-    def __len__(self) -> int:
-        return len(self.call)
-
-
-class Known(NamedTuple):
-    """The part of an image that is known: `mask` is 1 there, 0 where it is to be painted, and may
-    lie between. Both [*S]."""
-
-    picture: Float32
-    mask: Float32
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One sample: where it starts (None: from the seed's noise), and the program that it runs."""
-
-    seed: int
-    label: int
-    table: Table
-    x: Float32 | None = None
-    known: Known | None = None
-
-
-def begin(job: Job, shape: tuple[int, ...]) -> Float32:
-    """x [*S] before the job's first row."""
-    return job.table.start * noise(job.seed, Stream.INITIAL, 0, shape) if job.x is None else job.x
+from ..errors.keywords import named
+from .job import Job, begin, blend
 
 
 class SlotPreview(NamedTuple):
-    """How far the sample in a slot is, and what it would look like if it stopped here."""
+    """How far the sample in a slot is, and what it would look like if it stopped now."""
 
     step: int  # rows done, 0 … steps
     steps: int  # rows of its program
@@ -84,7 +33,7 @@ class _Parked(NamedTuple):
 
 @dataclass(eq=False)
 class _Member:
-    """A sample that is under way: at a place in the buffers, or parked outside of them."""
+    """A sample that is running: at a place in the buffers, or parked outside of them."""
 
     slot: int
     job: Job
@@ -92,19 +41,22 @@ class _Member:
     row: int = 0
     quiet: bool = False  # whether its noise buffer is zero
     parked: _Parked | None = None
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.job.table)
 
     @property
     def done(self) -> bool:
-        return self.row == len(self.job.table)
+        return self.row == self.rows
 
 
 class Batch:
-    """Up to `capacity` samples under way together. Use it from one thread at a time.
+    """Up to `capacity` samples that run together. Use it from one thread at a time.
 
-    A sample has the same bytes if others join or leave. Samples that are under way lie side by
-    side in the buffers: first those whose next row is plain, then those whose next row is guided,
-    so that each graph runs once a step, on a slice. If only some of them step, the others are
-    parked outside the buffers, so there can be more samples than the buffers have room for.
+    A sample has the same bytes if others join or leave. Running samples lie side by side in the
+    buffers: first those whose next row is plain, then those whose next row is guided, so that each
+    graph runs once a step, on a slice. Samples that do not step are parked outside the buffers.
 
         batch = Batch(buffers, sample_shape, capacity)
         slot = batch.admit(job)
@@ -113,6 +65,7 @@ class Batch:
         x = results[slot]
     """
 
+    @named
     def __init__(
         self,
         buffers: Buffers,
@@ -123,7 +76,7 @@ class Batch:
         """Make an empty batch.
 
         Args:
-            buffers: With room for `room` samples, for this batch alone.
+            buffers: With room for `room` samples [*S], for this batch alone.
             sample_shape: S.
             capacity: Number of slots.
             room: Most samples of one step, 1 … capacity; None is `capacity`.
@@ -138,22 +91,22 @@ class Batch:
         self._results: dict[int, Float32] = {}
 
     def __len__(self) -> int:
-        """Slots in use, those of finished samples among them."""
+        """Return the number of slots in use, including those of finished samples."""
         return self.capacity - len(self._free)
 
     @property
     def live(self) -> int:
-        """Samples that have rows left."""
+        """The number of samples that have rows left."""
         return sum(not member.done for member in self._members)
 
     def admit(self, job: Job) -> int:
-        """Put a sample into a free slot, to start with the next step.
+        """Put a sample into a free slot; it starts with the next step.
 
         Returns:
             The slot, 0 … capacity - 1.
 
         Raises:
-            RequestError: no slot is free.
+            RequestError: No slot is free.
         """
         if not self._free:
             raise RequestError(
@@ -193,10 +146,10 @@ class Batch:
         for member in self._members:
             member.row += 1
             if member.job.known is not None:
-                _blend(self._buffers, member.place, member.job.known, last=member.done)
+                blend(self._buffers, member.place, member.job.known, last=member.done)
 
     def finished(self) -> dict[int, Float32]:
-        """The samples that have finished, [*S] each, by slot. Their slots are free after this."""
+        """Return the samples that have finished, [*S] each, by slot, and free their slots."""
         self._retire()
         results = self._results
         self._results = {}
@@ -204,10 +157,10 @@ class Batch:
         return results
 
     def cancel(self, slot: int) -> None:
-        """Drop the sample in a slot, under way or finished, and free the slot.
+        """Drop the sample in a slot, running or finished, and free the slot.
 
         Raises:
-            RequestError: the slot is free.
+            RequestError: The slot is free.
         """
         if slot in self._results:
             del self._results[slot]
@@ -221,27 +174,26 @@ class Batch:
             self.cancel(slot)
 
     def preview(self, slot: int) -> SlotPreview:
-        """The sample in a slot as it is by now; copies. After `finished` or the next step, that of
-        a finished sample is gone.
+        """Return a copy of the sample in a slot as it is now.
+
+        A finished sample can be seen until `finished` or the next step.
 
         Raises:
-            RequestError: no sample is under way there.
+            RequestError: No sample is running in the slot.
         """
         member = self._member(slot)
         denoised, x = self.look([slot])
-        return SlotPreview(member.row, len(member.job.table), denoised[0], x[0])
+        return SlotPreview(member.row, member.rows, denoised[0], x[0])
 
     def look(self, slots: Sequence[int]) -> tuple[Float32, Float32]:
-        """The denoised estimates D and the samples x of some slots, [n, *S] each; copies."""
-        members = [self._member(slot) for slot in slots]
-        shape = (len(members), *self._shape)
-        denoised = np.zeros(shape, np.float32)
-        x = np.zeros(shape, np.float32)
-        for i, member in enumerate(members):
+        """Return copies of the denoised estimates D and the samples x of some slots, [n, *S]."""
+        denoised = np.zeros((len(slots), *self._shape), np.float32)
+        x = np.zeros_like(denoised)
+        for i, member in enumerate(map(self._member, slots)):
             if member.place >= 0:
                 denoised[i] = self._buffers.denoised[member.place]
                 x[i] = self._buffers.state[member.place, 0]
-            elif member.parked is not None:
+            elif member.parked:
                 denoised[i] = member.parked.denoised
                 x[i] = member.parked.state[0]
             else:
@@ -250,11 +202,11 @@ class Batch:
 
     def _member(self, slot: int) -> _Member:
         if slot not in self._of_slot:
-            raise RequestError(f"no sample is under way in slot {slot}.")
+            raise RequestError(f"no sample is running in slot {slot}.")
         return self._of_slot[slot]
 
     def _retire(self) -> None:
-        """Copy out what has finished, and close the gaps."""
+        """Copy out the samples that have finished, and close the gaps."""
         for member in [member for member in self._members if member.done]:
             self._results[member.slot] = self._buffers.state[member.place, 0].copy()
             self._remove(member)
@@ -278,16 +230,16 @@ class Batch:
         place = len(self._members)
         buffers = self._buffers
         if member.parked is None:
+            # The last sample in this place left its own values: 0 · inf would be NaN.
             buffers.state[place] = 0
             buffers.state[place, 0] = begin(member.job, self._shape)
             buffers.denoised[place] = 0
         else:
-            buffers.state[place] = member.parked.state
-            buffers.denoised[place] = member.parked.denoised
+            buffers.state[place], buffers.denoised[place] = member.parked
             member.parked = None
         buffers.label[place] = member.job.label
         member.place = place
-        member.quiet = False
+        member.quiet = False  # nobody has cleared the noise of the last sample here
         self._members.append(member)
 
     def _choose(self, slots: Collection[int]) -> None:
@@ -295,22 +247,20 @@ class Batch:
         if len(slots) > self.room:
             raise RequestError(f"at most {self.room} samples can step together, got {len(slots)}.")
         chosen = [self._member(slot) for slot in slots]
-        if len({*slots}) < len(slots):
+        if len(set(slots)) < len(slots):
             raise RequestError(f"a sample takes one step at a time, got slots {[*slots]}.")
-        stepping = {*slots}
-        for member in [m for m in self._members if m.slot not in stepping]:
+        buffers = self._buffers
+        for member in [m for m in self._members if m.slot not in slots]:
+            place = member.place
             if member.row:
-                state = self._buffers.state[member.place].copy()
-                denoised = self._buffers.denoised[member.place].copy()
-                member.parked = _Parked(state, denoised)
+                member.parked = _Parked(buffers.state[place].copy(), buffers.denoised[place].copy())
             self._vacate(member)
         for member in chosen:
             if member.place < 0:
                 self._seat(member)
 
     def _arrange(self) -> int:
-        """Bring samples whose next row is guided behind the others. Returns how many come
-        before."""
+        """Move samples whose next row is guided behind the others. Returns how many come first."""
         guided = [bool(member.job.table.guided[member.row]) for member in self._members]
         plain = len(guided) - sum(guided)
         early = [place for place in range(plain) if guided[place]]
@@ -348,16 +298,3 @@ class Batch:
             places = [member.place for member in members]
             seeds = [member.job.seed for member in members]
             buffers.noise[places] = noises(seeds, Stream.STEP, row, self._shape)
-
-
-def _blend(buffers: Buffers, place: int, known: Known, last: bool) -> None:
-    """A sample's row as if D had been the known image where it is known.
-
-    Each register takes up the change of D by its own weight.
-    """
-    change = known.mask * (known.picture - buffers.denoised[place])
-    weights = buffers.update[place, :, D]
-    buffers.state[place] += weights.reshape(-1, *[1] * change.ndim) * change
-    buffers.denoised[place] += change
-    if last:  # bit-exact what was passed in
-        np.copyto(buffers.state[place, 0], known.picture, where=known.mask == 1)

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,10 +30,15 @@ FORMAT = 1
 """Of the cached entry: a change makes older entries unknown."""
 WITHIN = 1.05
 """The cap is the smallest batch whose seconds a sample are within this factor of the best."""
-REPEATS = 3
-"""Calls of each size after one that is not counted; the fastest counts."""
-BUDGET_S = 1.0
-"""Seconds for each graph, after which no larger batch is measured."""
+LEAST_CALLS = 2
+MOST_CALLS = 8
+"""Calls of each size, after one that is not counted. The fastest counts."""
+AGREE = 1.05
+"""Calls of a size are enough once the fastest two differ by no more than this factor."""
+BUDGET_S = 0.8
+"""Seconds for each graph. Three sizes are measured in any case."""
+CHEAPER = 0.9
+"""Plain rows ride in the guided graph if that takes no more than this share of both calls."""
 GUIDANCE_SCALE = 2.0
 """Any scale but 1, which is the plain graph's."""
 
@@ -46,12 +51,14 @@ class CostCurve:
         plain, guided: (samples, seconds) of each measured batch size, ascending.
         mergeable: Whether a plain row has the same bytes in the guided graph, at every size.
         same_bytes: Whether a row has the same bytes at every measured size.
+        settled: Whether each size was measured twice alike. If not, the machine was busy.
     """
 
     plain: Points
     guided: Points
     mergeable: bool = False
     same_bytes: bool = True
+    settled: bool = True
 
     def points(self, guided: bool) -> Points:
         """(samples, seconds) of a graph."""
@@ -69,7 +76,7 @@ class CostCurve:
         return low[1] * samples / low[0]
 
     def many(self, samples: NDArray[np.float64], guided: bool) -> NDArray[np.float64]:
-        """Seconds to run a row of so many samples each, in calls of at most the cap."""
+        """Seconds [n] to run a row of samples [n] each, in calls of at most the cap."""
         sizes, seconds = np.array(self.points(guided), np.float64).T
         cap = self.cap(guided)
         full = self.seconds(cap, guided) / cap
@@ -86,7 +93,7 @@ class CostCurve:
         if not (self.mergeable and plain and guided and plain + guided <= self.cap(True)):
             return False
         apart = self.seconds(plain, False) + self.seconds(guided, True)
-        return self.seconds(plain + guided, True) < apart
+        return self.seconds(plain + guided, True) < CHEAPER * apart
 
     def could_merge(self) -> bool:
         """Whether merging would be cheaper at any sizes, if it were allowed."""
@@ -115,7 +122,8 @@ def cost_curve(
     found = _read(name)
     if found is None:
         found = measure(bundle, backend, max_batch, clock)
-        cache.store(name, [json.dumps(asdict(found)).encode()])
+        if found.settled:
+            cache.store(name, [json.dumps(asdict(found)).encode()])
     return found
 
 
@@ -126,53 +134,66 @@ def measure(
     probe = _Probe(bundle, backend, clock)
     largest = min(max_batch, getattr(backend, "largest", None) or max_batch)
     sizes = sorted({largest, *(2**k for k in range(largest.bit_length()))})
-    plain, alike = probe.curve(sizes, guided=False)
-    if not bundle.can_guide:
-        return CostCurve(plain, plain, mergeable=False, same_bytes=alike)
-    guided, alike_guided = probe.curve(sizes, guided=True)
-    curve = CostCurve(plain, guided, same_bytes=alike and alike_guided)
-    mergeable = curve.could_merge() and probe.equal_in_both(curve.cap(True))
-    return CostCurve(plain, guided, mergeable, curve.same_bytes)
+    plain = probe.curve(sizes, guided=False)
+    guided = probe.curve(sizes, guided=True) if bundle.can_guide else plain
+    curve = CostCurve(plain, guided, same_bytes=probe.same_bytes, settled=probe.settled)
+    mergeable = bundle.can_guide and curve.could_merge() and probe.equal_in_both(curve.cap(True))
+    return replace(curve, mergeable=mergeable)
 
 
 class _Probe:
-    """Runs rows of the bundle's default program, each sample at another row."""
+    """Runs rows of the bundle's default program, each sample at another row.
+
+    Attributes:
+        same_bytes: Whether each row had the same bytes at all sizes so far.
+        settled: Whether the fastest two calls of all sizes so far agreed.
+    """
 
     def __init__(self, bundle: Bundle, backend: Backend, clock: Clock) -> None:
+        self.same_bytes = True
+        self.settled = True
         self._bundle = bundle
         self._backend = backend
         self._clock = clock
         self._program = bundle.program()
 
-    def curve(self, sizes: Sequence[int], guided: bool) -> tuple[Points, bool]:
-        """(samples, seconds) by size, and whether each row's bytes were the same at all sizes."""
-        begun = self._clock()
+    def curve(self, sizes: Sequence[int], guided: bool) -> Points:
+        """(samples, seconds) of the fastest call, by size."""
+        end = self._clock() + BUDGET_S
         points: list[tuple[int, float]] = []
         before: list[Float32] = []
-        alike = True
+        no_cheaper = 0
         for size in sizes:
-            spent, rows = self._run(size, guided, GUIDANCE_SCALE if guided else 1.0, REPEATS)
-            alike &= all(a.tobytes() == b.tobytes() for a, b in zip(before, rows, strict=False))
+            spent, rows = self._run(size, guided, GUIDANCE_SCALE if guided else 1.0, end)
+            pairs = zip(before, rows, strict=False)
+            self.same_bytes &= all(a.tobytes() == b.tobytes() for a, b in pairs)
             before = list(rows)
+            best = min((seconds / n for n, seconds in points), default=float("inf"))
+            no_cheaper = no_cheaper + 1 if WITHIN * spent / size > best else 0
             points.append((size, spent))
-            cheaper = len(points) < 2 or spent / size < points[-2][1] / points[-2][0] / WITHIN
-            # Two points at least: a pair of samples may cost what one costs.
-            if len(points) > 2 and (not cheaper or self._clock() - begun > BUDGET_S):
+            # The next size takes about twice as long.
+            late = self._clock() + 2 * (1 + LEAST_CALLS) * spent > end
+            if len(points) > 2 and (no_cheaper > 1 or late):
                 break
-        return tuple(points), alike
+        return tuple(points)
 
     def equal_in_both(self, largest: int) -> bool:
         """Whether rows without guidance have the same bytes in both graphs, at sizes up to
         `largest`."""
         for size in range(1, largest + 1):
-            _, plain = self._run(size, False, 1.0, 0)
-            _, merged = self._run(size, True, 1.0, 0)
+            _, plain = self._run(size, False, 1.0)
+            _, merged = self._run(size, True, 1.0)
             if plain.tobytes() != merged.tobytes():
                 return False
         return True
 
-    def _run(self, size: int, guided: bool, scale: float, repeats: int) -> tuple[float, Float32]:
-        """Seconds of the fastest call, and the state after it, [size, R, *S]."""
+    def _run(
+        self, size: int, guided: bool, scale: float, end: float | None = None
+    ) -> tuple[float, Float32]:
+        """Seconds of the fastest call, and the state after it, [size, R, *S].
+
+        end: when to stop repeating; None makes one call.
+        """
         shape = self._bundle.sample_shape
         buffers = self._backend.bind(size)
         rows = np.arange(size) % len(self._program.call)
@@ -183,15 +204,31 @@ class _Probe:
         buffers.noise[:size] = noises(range(size), Stream.STEP, 0, shape)
         state = np.zeros((size, *buffers.state.shape[1:]), np.float32)
         state[:, 0] = noises(range(size), Stream.INITIAL, 0, shape)
-        spent = []
-        for _ in range(1 + repeats):
+
+        def call() -> float:
             buffers.state[:size] = state
             begun = self._clock()
             buffers.run(guided, 0, size)
-            spent.append(self._clock() - begun)
+            spent = self._clock() - begun
             buffers.turn()
-        # The first call binds memory, and may compile.
-        return min(spent[1:], default=spent[0]), buffers.state[:size].copy()
+            return spent
+
+        first = call()  # binds memory, and may compile
+        if end is None:
+            return first, buffers.state[:size].copy()
+        spent: list[float] = []
+        while len(spent) < LEAST_CALLS or (
+            len(spent) < MOST_CALLS and not _agree(spent) and self._clock() < end
+        ):
+            spent.append(call())
+        self.settled &= _agree(spent)
+        return min(spent), buffers.state[:size].copy()
+
+
+def _agree(spent: Sequence[float]) -> bool:
+    """Whether the fastest two calls took about as long."""
+    fastest, second = sorted(spent)[:2]
+    return second <= AGREE * fastest
 
 
 def _read(name: str) -> CostCurve | None:

@@ -143,7 +143,8 @@ class Ledger:
             return None
         samples = [self._samples[work.key] for work in tick.works]
         for sample in samples:
-            sample.ticket.start(now)
+            if sample.ticket.started is None:
+                sample.ticket.start(now)
         return tick, samples
 
     def note(self, tick: Tick, outcome: Outcome, seconds: float) -> list[Ending]:

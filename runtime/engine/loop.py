@@ -1,4 +1,4 @@
-"""Jobs from start to end on whatever backend: in slots of a `Batch`, or as whole programs."""
+"""The loop: runs jobs to their end on any backend, in slots of a `Batch` or as whole programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ..backends.forks import ForkGuard
 from ..diffusion.noise import Stream, noises
 from ..diffusion.program import R
 from ..errors import BackendError, UnnoiseError
-from .batch import Batch, Job, begin
+from .batch import Batch
+from .job import Job, begin
 
 
 class Cancelled(UnnoiseError):
@@ -21,8 +22,7 @@ class Cancelled(UnnoiseError):
 
 
 class Preview(NamedTuple):
-    """What a step callback gets: which samples of the call are under way, how far, and what each
-    would look like if it stopped here."""
+    """What a step callback receives: the samples that are running, and how far they are."""
 
     samples: NDArray[np.int64]  # [b], positions in the call's result
     step: int  # rows done, 1 … steps
@@ -32,21 +32,28 @@ class Preview(NamedTuple):
 
 
 StepCallback = Callable[[Preview], object]
-"""Called after every step. Returning False cancels the call, which then raises `Cancelled`."""
+"""A function that is called after every step. If it returns False, the call raises `Cancelled`."""
 
 
 class Result(NamedTuple):
-    """What a call returns: samples [n, *S], and how each batch ran that a device ran as a whole."""
+    """The samples of a call, and how a device ran them.
+
+    Attributes:
+        samples: [n, *S].
+        timings: One for each batch that a device ran as a whole.
+    """
 
     samples: Float32
     timings: tuple[Timing, ...]
 
 
 class Loop:
-    """Runs jobs on a backend, at most `max_batch` at a time. May be used from many threads at once.
+    """Runs jobs on a backend, at most `max_batch` at a time.
 
-    A backend that can runs whole programs by itself, unless somebody looks at the steps (`on_step`)
-    or D is changed between them (`Known`): these run row by row from here, on every backend.
+    May be used from many threads at once.
+
+    A backend that is a `WholeLoop` runs whole programs by itself. If `on_step` looks at the steps,
+    or `Known` changes D between them, every backend is stepped row by row.
     """
 
     def __init__(self, backend: Backend, sample_shape: tuple[int, ...], max_batch: int) -> None:
@@ -62,10 +69,11 @@ class Loop:
         """Run every job to the end of its program.
 
         Raises:
-            BackendError: after `close`, and in a process forked from the one that loaded the
-                backend. Every use of a sampler passes here, on every backend.
+            BackendError: After `close`, and in a process forked from the one that loaded the
+                backend.
             Cancelled: on_step returned False.
         """
+        # Every use of a sampler passes here, on every backend.
         self._guard.check()
         if self._closed:
             raise BackendError("the sampler was closed. Load the bundle again.")
@@ -74,6 +82,7 @@ class Loop:
             for first in range(0, len(jobs), self.max_batch):
                 self._watch(jobs, slice(first, first + self.max_batch), samples, on_step)
             return Result(samples, ())
+        # The device keeps the state between rows, so the host cannot change D there.
         whole = [i for i, job in enumerate(jobs) if job.known is None]
         timings: list[Timing] = []
         if not isinstance(self.backend, WholeLoop):
@@ -88,7 +97,7 @@ class Loop:
     def close(self) -> None:
         """Drop the buffers and close a GPU's backend. A second call does nothing.
 
-        In a forked child it does nothing either: the objects belong to the parent.
+        In a forked child it does nothing, because the objects belong to the parent.
         """
         if self._guard.forked:
             return
@@ -98,9 +107,10 @@ class Loop:
             self.backend.close()
 
     def _run_whole(self, jobs: list[Job], who: list[int], samples: Float32) -> list[Timing]:
-        """Some jobs in as few batches as have, row for row, one guidance: unguided rows never run
-        the guided graph."""
+        """Run some jobs as whole programs, in as few batches as possible."""
         assert isinstance(self.backend, WholeLoop)
+        # One graph runs for all samples of a row. Grouping jobs that are guided in the same rows
+        # keeps unguided samples off the guided graph, which would cost twice as much.
         timings = []
         for group in alike([jobs[i] for i in who]):
             members = [who[i] for i in group]
@@ -110,13 +120,14 @@ class Loop:
         return timings
 
     def _run(self, jobs: list[Job], who: list[int], samples: Float32) -> None:
-        """Some jobs in a batch whose slots are filled again as they become free."""
+        """Run some jobs in a batch whose slots are filled again as they become free."""
         capacity = min(self.max_batch, len(who))
         waiting = iter(who)
         with self._pool.lend(capacity) as buffers:
             batch = Batch(buffers, self.shape, capacity)
             index: dict[int, int] = {}
             while True:
+                # Full slots keep the batch large when programs have different lengths.
                 while len(batch) < capacity and (i := next(waiting, None)) is not None:
                     index[batch.admit(jobs[i])] = i
                 if not len(batch):
@@ -126,7 +137,7 @@ class Loop:
                     samples[index.pop(slot)] = x
 
     def _watch(self, jobs: list[Job], part: slice, samples: Float32, on_step: StepCallback) -> None:
-        """A part of the jobs in step with each other, shown to `on_step` after every row."""
+        """Run a part of the jobs in step with each other, and call `on_step` after every row."""
         chunk = jobs[part]
         steps = max(len(job.table) for job in chunk)
         with self._pool.lend(len(chunk)) as buffers:
@@ -137,6 +148,7 @@ class Loop:
                 slots = sorted(index, key=index.__getitem__)
                 denoised, x = batch.look(slots)
                 who = np.array([index[slot] for slot in slots])
+                # None, from a callback without a return, goes on.
                 if on_step(Preview(who, step, steps, denoised, x)) is False:
                     raise Cancelled(f"cancelled after step {step} of {steps}.")
                 for slot, found in batch.finished().items():
@@ -144,9 +156,12 @@ class Loop:
 
 
 def alike(jobs: list[Job]) -> list[list[int]]:
-    """Positions of the jobs, in groups that can run together: their programs have guidance in the
-    same rows, as far as they go."""
+    """Return the positions of the jobs, in groups whose programs are guided in the same rows.
+
+    A shorter program may join a longer one if they agree up to its end.
+    """
     groups: list[tuple[NDArray[np.bool_], list[int]]] = []
+    # The longest come first, so that a group's pattern covers all of its members.
     for i in sorted(range(len(jobs)), key=lambda i: -len(jobs[i].table.guided)):
         own = jobs[i].table.guided
         for pattern, members in groups:
@@ -159,8 +174,11 @@ def alike(jobs: list[Job]) -> list[list[int]]:
 
 
 def rows(jobs: list[Job], shape: tuple[int, ...]) -> Rows:
-    """The jobs' programs as one, the longest first in the list; a finished sample gets identity
-    rows."""
+    """Return the programs of jobs [B] as one, padded to the length of the first, the longest.
+
+    Returns:
+        x [B, *S], label [B], call [K, B, 6], update [K, B, R, R+2], and the noise of each row.
+    """
     K = len(jobs[0].table)
     B = len(jobs)
     call = np.empty((K, B, 6), np.float32)
@@ -169,6 +187,7 @@ def rows(jobs: list[Job], shape: tuple[int, ...]) -> Rows:
     for i, job in enumerate(jobs):
         own = len(job.table)
         call[:own, i] = job.table.call
+        # Identity rows keep a finished sample bit-exact; the call is repeated to stay in range.
         call[own:, i] = job.table.call[-1]
         update[:own, i] = job.table.update
         update[own:, i] = np.eye(R, R + 2)

@@ -1,4 +1,4 @@
-"""What one sample is asked to be, and what that resolves to for a bundle."""
+"""A request for one sample, and what it resolves to for a bundle."""
 
 from __future__ import annotations
 
@@ -6,26 +6,19 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from ..backends.base import Float32
 from ..bundle.bundle import Bundle
-from ..bundle.spec import ResolvedOptions, SamplingOptions
+from ..bundle.sampling import ResolvedOptions, SamplingOptions
 from ..diffusion.noise import MAX_SEED, Stream, noise
 from ..errors import RequestError
-from ..errors.arguments import (
-    array_of,
-    check_options,
-    instance,
-    integer,
-    number,
-    refused,
-    unwrapped,
-)
-from ..errors.messages import shown
-from .batch import Job, Known, Table
+from ..errors.arguments import array_of, instance, integer, number
+from ..errors.keywords import check_options
+from ..errors.messages import refused, shown, unwrapped
+from .job import Job, Known, Table
 
 ARRAYS = ("start", "picture", "known", "mask")
 """Fields of a request that are arrays [*S]."""
@@ -35,8 +28,8 @@ ARRAYS = ("start", "picture", "known", "mask")
 class Request(SamplingOptions):
     """One sample, and how it is made. None selects the bundle's default.
 
-    It starts from one of: the seed's noise; `start`, an x [*S] at the level where the grid begins;
-    `picture`, an x_0 [*S] noised to that level with q(x_t|x_0).
+    It starts from the seed's noise; or from `start`, an x [*S] at the level where the grid begins;
+    or from `picture`, an x_0 [*S] noised to that level with q(x_t|x_0).
 
     Attributes:
         seed: 0 … 2^63 - 1.
@@ -54,12 +47,6 @@ class Request(SamplingOptions):
     known: Float32 | None = None
     mask: Float32 | None = None
 
-    def __new__(cls, *_: Any, **given: Any) -> Request:
-        # A misspelled field would be Python's TypeError, without the nearest name.
-        known = [entry.name for entry in fields(cls)]
-        check_options("Request", given, known)
-        return super().__new__(cls)
-
     def __repr__(self) -> str:
         parts = [f"seed={shown(self.seed)}"]
         for entry in fields(self):
@@ -70,10 +57,12 @@ class Request(SamplingOptions):
                 parts.append(f"{entry.name}={shown(value)}")
         return f"Request({', '.join(parts)})"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON value: the fields that differ from their defaults. An array is its shape
-        and its float32 values, little-endian, in base64."""
-        found: dict[str, Any] = {}
+    def to_json(self) -> dict[str, object]:
+        """Return the JSON value: the fields that differ from their defaults.
+
+        An array is its shape and its float32 values, little-endian, in base64.
+        """
+        found: dict[str, object] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name in ARRAYS:
@@ -83,12 +72,13 @@ class Request(SamplingOptions):
                 if value:
                     found["options"] = {name: unwrapped(v) for name, v in value.items()}
             elif value is not None and value != entry.default:
+                # numpy scalars and arrays have `tolist`; a grid's times may be any sequence.
                 many = getattr(value, "tolist", lambda v=value: list(v))
                 found[entry.name] = value if isinstance(value, (int, float, str)) else many()
         return found
 
     @classmethod
-    def from_json(cls, value: object) -> Request:
+    def from_json(cls, value: object) -> Self:
         """Return the request that `to_json` describes.
 
         Raises:
@@ -104,6 +94,7 @@ class Request(SamplingOptions):
         for name in ARRAYS:
             if name in given:
                 given[name] = _array_from_json(name, given[name])
+        # JSON has no tuples, and only a request of hashable values can share a cached program.
         for name in ("guidance_interval", "grid"):
             if isinstance(given.get(name), list):
                 given[name] = tuple(given[name])
@@ -111,10 +102,11 @@ class Request(SamplingOptions):
 
 
 FIELDS = tuple(entry.name for entry in fields(Request) if entry.name != "options")
-"""What a request says besides its solver's options."""
+"""The fields of a request, apart from its solver's options."""
 
 
-def _array_to_json(value: Any) -> dict[str, Any]:
+def _array_to_json(value: Float32) -> dict[str, object]:
+    # Little-endian by name: a request may be sent to a machine of the other byte order.
     array = np.ascontiguousarray(value, "<f4")
     return {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode()}
 
@@ -144,8 +136,8 @@ class ResolvedRequest:
     picture: Float32 | None
     known: Known | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON value, for reading: arrays are their shapes."""
+    def to_json(self) -> dict[str, object]:
+        """Return the JSON value, for a person to read: arrays are their shapes."""
         arrays = {"start": self.start, "picture": self.picture}
         shapes = {name: list(a.shape) for name, a in arrays.items() if a is not None}
         return {
@@ -192,30 +184,31 @@ def resolve(bundle: Bundle, request: Request) -> ResolvedRequest:
 
 
 def _guided(bundle: Bundle, request: Request, options: ResolvedOptions) -> ResolvedOptions:
-    """The options with the guidance that the request comes to."""
+    """Return the options with the guidance scale that holds for the request's label."""
     guidance = number("guidance", options.guidance, -1e3, 1e3)
     if guidance != 1 and not bundle.can_guide:
         raise RequestError(
             f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a "
-            f"trained null label."
+            "trained null label. Pass guidance=1."
         )
     if unwrapped(request.label) is None:
-        guidance = 1.0  # F_c is F_u: guidance changes no bit, and need not be paid for
+        guidance = 1.0  # F_c is F_u: guidance changes no bit, and would cost a second call
     return ResolvedOptions(**{**vars(options), "guidance": guidance})
 
 
-def _array(bundle: Bundle, name: str, value: Any) -> Float32 | None:
-    """A request's array, checked."""
+def _array(bundle: Bundle, name: str, value: object) -> Float32 | None:
+    """Return a request's array [*S] as float32, checked."""
     if value is None:
         return None
     shape = bundle.sample_shape
     rule = f"finite floats of shape {shape} for each sample"
     try:
         array = array_of(value)
-    except Exception:  # the value is somebody's own class, or a tensor that needs a gradient
+    except Exception:  # the value is the caller's class, or a tensor that needs a gradient
         raise refused(name, rule, value) from None
     if array.shape != shape or array.dtype.kind != "f":
         raise refused(name, rule, value)
+    # What overflows becomes infinite, and the next check names it.
     with np.errstate(over="ignore"):
         array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
@@ -226,16 +219,25 @@ def _array(bundle: Bundle, name: str, value: Any) -> Float32 | None:
 
 
 class Planner:
-    """Turns requests for a bundle into jobs, and keeps the programs that it made. May be used from
-    many threads at once."""
+    """Turns requests for a bundle into jobs, and keeps the programs that it made.
+
+    May be used from many threads at once.
+    """
+
+    MOST = 256
+    """The most programs that are kept."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self._tables: dict[Any, Table] = {}
+        self._tables: dict[object, Table] = {}
         self._lock = Lock()
 
     def job(self, request: Request) -> Job:
-        """The request as the loop runs it. Raises RequestError for a field that cannot be used."""
+        """Return the request as the loop runs it.
+
+        Raises:
+            RequestError: A field cannot be used, see `resolve`.
+        """
         resolved = resolve(self.bundle, request)
         table = self._table(resolved.options)
         start = resolved.start
@@ -249,6 +251,7 @@ class Planner:
         with self._lock:
             if key is not None and key in self._tables:
                 return self._tables[key]
+        # Outside the lock: a long program takes milliseconds, and others need not wait for it.
         try:
             table = Table.of(self.bundle.program_of(options))
         except MemoryError as error:
@@ -257,18 +260,18 @@ class Planner:
             ) from error
         with self._lock:
             if key is not None:
-                if len(self._tables) >= 256:
+                if len(self._tables) >= self.MOST:
                     self._tables.clear()
                 self._tables[key] = table
         return table
 
 
-def _key(settings: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """The settings as a dictionary's key; None if they hold anything but plain values.
+def _key(settings: Mapping[str, object]) -> tuple[object, ...] | None:
+    """Return the settings as a dictionary's key, or None if they hold anything but plain values.
 
     Types are part of it: 2.0 and True are equal to 2 and 1, but are refused as numbers of steps.
     """
-    key = []
+    key: list[object] = []
     for name, value in sorted(settings.items()):
         parts = value if type(value) is tuple else (value,)
         if not all(type(part) in (int, float, str, bool, type(None)) for part in parts):

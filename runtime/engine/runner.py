@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..backends.base import Backend, Float32
-from .batch import Batch, Job
+from .batch import Batch
 from .fair import Work
+from .job import Job
 from .ticket import Ticket
 
 

@@ -26,10 +26,11 @@ from ..backends.forks import ForkGuard
 from ..bundle.bundle import Bundle
 from ..errors import BackendError, ClosedError, RequestError
 from ..errors.arguments import enough_memory, function, instance, integer, number
+from ..errors.keywords import named
 from .admission import Limits
-from .batch import Job
 from .cost import Clock, CostCurve, cost_curve
 from .fair import Work
+from .job import Job
 from .ledger import Ending, Ledger, Order
 from .request import Planner, Request
 from .runner import Runner, Sample
@@ -59,6 +60,7 @@ class Engine:
         curve: What a tick costs.
     """
 
+    @named
     def __init__(
         self,
         sampler: Opened,
@@ -110,6 +112,7 @@ class Engine:
         atexit.register(self.close)
         self._thread.start()
 
+    @named
     def submit(
         self,
         requests: Request | Sequence[Request],

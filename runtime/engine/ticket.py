@@ -203,7 +203,7 @@ class Ticket:
                 self.started = now
 
     def deposit(self, sample: int, step: int, steps: int, denoised: Float32) -> bool:
-        """Put a sample's newest step into the mailbox. For the engine.
+        """Put a sample's newest step, D [*S], into the mailbox. For the engine.
 
         Returns:
             Whether one that nobody had taken was replaced.
@@ -225,7 +225,7 @@ class Ticket:
         result: Float32 | None = None,
         error: BaseException | None = None,
     ) -> bool:
-        """Make it final, and call the callbacks. For the engine.
+        """Make it final, with its samples [samples, *S], and call the callbacks. For the engine.
 
         Returns:
             Whether it was not final before.

@@ -1,5 +1,4 @@
-"""Every error that unnoise raises on purpose. A message names the thing, what was found, what was
-expected, and the remedy."""
+"""The errors that unnoise raises. A message names the thing, the rule, the value and the remedy."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,16 +13,15 @@ class BundleError(UnnoiseError):
 
 
 class BackendError(UnnoiseError):
-    """This machine cannot run what was asked for: a library, a driver or a device is missing or
-    refused."""
+    """This machine cannot run the request: a library, a driver or a device is missing or fails."""
 
 
 class NoDriverError(BackendError):
-    """There is no NVIDIA driver, or one too old for the CUDA that is installed."""
+    """There is no NVIDIA driver, or it is too old for the installed CUDA."""
 
 
 class NoGpuError(BackendError):
-    """There is a driver, and no GPU that it lets this process use."""
+    """There is a driver, but no GPU that it lets this process use."""
 
 
 class GpuError(BackendError):
@@ -31,7 +29,7 @@ class GpuError(BackendError):
 
 
 class GpuMemoryError(GpuError):
-    """The GPU's memory does not hold what was asked for."""
+    """The request does not fit in the GPU's memory."""
 
 
 class CaptureError(GpuError):
@@ -39,12 +37,15 @@ class CaptureError(GpuError):
 
 
 class EngineError(BackendError):
-    """No engine that this machine can run: none was built, or it is for another GPU, driver or
-    version, or it is not whole."""
+    """There is no engine that this machine can run.
+
+    None was built, or it is damaged, or it is for another GPU, driver or version.
+    """
 
 
+# Also a ValueError, so that callers need not import it to catch a wrong argument.
 class RequestError(UnnoiseError, ValueError):
-    """The caller asked for something that does not exist or makes no sense."""
+    """An argument names something that does not exist, or has a value that cannot be used."""
 
 
 class Overloaded(UnnoiseError):
@@ -78,8 +79,7 @@ class ClosedError(BackendError):
 def unknown(
     kind: str, name: object, known: Iterable[object], error: type[UnnoiseError] = RequestError
 ) -> UnnoiseError:
-    """The error for a name that is not among `known`, with the nearest known name as a
-    suggestion."""
+    """Return the error for a name that is not `known`; it suggests the nearest known name."""
     names = [str(k) for k in known]
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -1,49 +1,51 @@
-"""Checks of arguments. Each error names the argument, the rule and the value received."""
+"""Checks of arguments. Each error names the argument, the rule and the value received.
+
+The checks take values from the caller's code, which may be of any type and raise any error.
+"""
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import RequestError, unknown
-from .messages import reason, refused, shown, unwrapped
+from .messages import reason, refused, unwrapped
 
 T = TypeVar("T")
 MAX_LENGTH = 1_000_000
-"""Most entries of a list of numbers: grid times, betas."""
+"""The most entries of a list of numbers, such as grid times or betas."""
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**28
-"""Most elements of one sample, as in a bundle."""
+"""The most elements of one sample, as in a bundle."""
 
 
-def _is_array(value: Any) -> bool:
-    """Whether the value has dimensions. A tensor of one element would pass for a number."""
-    return bool(getattr(value, "shape", ()))
+def integer(name: str, value: object, low: int, high: int | None = None, remedy: str = "") -> int:
+    """Return `value` as an int in [low, high].
 
+    numpy integers and 0-d integer arrays are integers.
 
-def integer(name: str, value: Any, low: int, high: int | None = None, remedy: str = "") -> int:
-    """`value` as an int in [low, high]. numpy integers and 0-d integer arrays are integers.
-
-    Raises RequestError for anything else: booleans, floats, strings, arrays.
+    Raises:
+        RequestError: It is anything else, such as a bool, a float, a string or an array, or it is
+            out of range.
     """
+    # Nearly every value ends here; the rest costs microseconds, in every sample of a batch.
     if type(value) is int and low <= value and (high is None or value <= high):
         return value
     bounds = f"at least {low}" if high is None else f"{low} to {high}"
     try:
         found = unwrapped(value)
-        if isinstance(found, bool) or _is_array(found):
+        if isinstance(found, bool) or _has_dimensions(found):
             raise TypeError
         found = operator.index(found)
-    except Exception:
+    except Exception:  # __index__ is the caller's code
         example = remedy or f"Pass an int, such as {low}."
         raise refused(name, f"an integer, {bounds}", value, example) from None
     if found < low or (high is not None and found > high):
@@ -52,50 +54,57 @@ def integer(name: str, value: Any, low: int, high: int | None = None, remedy: st
     return found
 
 
-def number(name: str, value: Any, low: float, high: float, remedy: str = "") -> float:
-    """`value` as a float in [low, high]. numpy scalars and 0-d arrays are numbers.
+def number(name: str, value: object, low: float, high: float, remedy: str = "") -> float:
+    """Return `value` as a float in [low, high].
 
-    Raises RequestError for anything else: NaN, booleans, strings, complex numbers, arrays.
+    numpy scalars and 0-d arrays are numbers.
+
+    Raises:
+        RequestError: It is anything else, such as NaN, a bool, a string, a complex number or an
+            array, or it is out of range.
     """
     rule = f"a number from {low:g} to {high:g}"
     try:
-        plain = unwrapped(value)
-        if isinstance(plain, (bool, str, bytes, bytearray)) or _is_array(plain):
-            raise TypeError
-        found = float(plain)
+        found = _real(value)
     except OverflowError:
         raise refused(name, rule, value, remedy or "Pass a smaller one.") from None
-    except Exception:
+    except Exception:  # __float__ is the caller's code
         raise refused(name, rule, value, remedy or "Pass an int or a float.") from None
     if not low <= found <= high:  # NaN fails this too
         raise refused(name, rule, found, remedy)
     return found
 
 
-def flag(name: str, value: Any) -> bool:
-    """`value` as a bool. Raises RequestError for anything else."""
+def flag(name: str, value: object) -> bool:
+    """Return `value` as a bool. Raises RequestError for anything else."""
     found = unwrapped(value)
+    # 0 and 1 are refused: they are more often a misplaced argument than a flag.
     if not isinstance(found, bool):
         raise refused(name, "True or False", value)
     return found
 
 
-def choice(name: str, value: Any, known: Iterable[str], what: str = "") -> str:
-    """`value` as one of the names `known`. Raises RequestError, with the nearest name, for others.
+def choice(name: str, value: object, known: Iterable[str], what: str = "") -> str:
+    """Return `value`, one of the names `known`.
 
-    what: how the message calls the thing that is named; `name` by default.
+    Args:
+        what: How the message calls the thing that is named; `name` by default.
+
+    Raises:
+        RequestError: It is no such name. The message suggests the nearest one.
     """
     names = list(known)
     found = unwrapped(value)
     if not isinstance(found, str):
         raise refused(name, "a name", value, f"Pass one of {', '.join(names)}.")
     if found not in names:
+        # difflib takes seconds to compare very long strings.
         raise unknown(what or name, found if len(found) <= 60 else found[:59] + "…", names)
     return str(found)
 
 
-def instance(name: str, value: Any, kind: type[T], remedy: str = "") -> T:
-    """`value`, which must be a `kind`. Raises RequestError for anything else."""
+def instance(name: str, value: object, kind: type[T], remedy: str = "") -> T:
+    """Return `value`, which must be a `kind`. Raises RequestError for anything else."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         raise refused(name, f"{article} {kind.__name__}", value, remedy)
@@ -103,91 +112,96 @@ def instance(name: str, value: Any, kind: type[T], remedy: str = "") -> T:
 
 
 def function(name: str, value: T) -> T:
-    """`value`, which must be callable. Raises RequestError for anything else."""
+    """Return `value`, which must be callable. Raises RequestError for anything else."""
     if not callable(value):
         raise refused(name, "a function", value, "Pass a callable, or leave it out.")
     return value
 
 
-def text(name: str, value: Any, example: str) -> str:
-    """`value`, a string. Raises RequestError, with an example, for anything else."""
+def text(name: str, value: object, example: str) -> str:
+    """Return `value`, a string. Raises RequestError, with an example, for anything else."""
     if not isinstance(value, str):
         raise refused(name, "a string", value, f"Pass a name such as {example!r}.")
     return value
 
 
-def path_of(name: str, value: Any) -> Path:
-    """`value` as a Path. Raises RequestError for anything that is no path, bytes included."""
+def path_of(name: str, value: object) -> Path:
+    """Return `value` as a Path. Raises RequestError for anything else, bytes included."""
     try:
-        return Path(value)
-    except Exception:
-        raise refused(name, "a path", value, "Pass a str or a pathlib.Path.") from None
+        if isinstance(value, (str, os.PathLike)):
+            return Path(value)
+    except Exception:  # __fspath__ is the caller's code
+        pass
+    raise refused(name, "a path", value, "Pass a str or a pathlib.Path.")
 
 
-def file_path(name: str, value: Any) -> Path:
-    """`path_of`, and raises RequestError for NUL characters, which no file system accepts."""
+def file_path(name: str, value: object) -> Path:
+    """Return `path_of`, without NUL characters, which no file system accepts."""
     path = path_of(name, value)
     if "\0" in str(path):
         raise refused(name, "a path without NUL characters", value)
     return path
 
 
-def is_many(value: Any) -> bool:
-    """Whether a value is a sequence or an array of one dimension or more, and no string."""
+def is_many(value: object) -> TypeGuard[Sequence[object]]:
+    """Return whether `value` is a sequence or an array with dimensions, and no string."""
     if isinstance(value, (str, bytes, bytearray, memoryview)):
         return False
     try:
-        return (isinstance(value, Sequence) or _is_array(value)) and len(value) >= 0
-    except Exception:  # the value is somebody's own class
-        return False
+        if isinstance(value, Sequence) or _has_dimensions(value):
+            return len(value) >= 0  # type: ignore[arg-type]  # arrays and tensors have one
+    except Exception:  # __len__ and __getattr__ are the caller's code
+        pass
+    return False
 
 
-def elements(name: str, value: Any, rule: str) -> tuple[Any, ...]:
-    """The elements of a list, a tuple or a vector. Raises RequestError, with `rule`, for others."""
-    vector = isinstance(value, np.ndarray) and value.ndim == 1
-    if not vector and (not isinstance(value, Sequence) or isinstance(value, (str, bytes))):
+def elements(name: str, value: object, rule: str) -> tuple[Any, ...]:
+    """Return the elements of a list, a tuple or a vector.
+
+    Raises RequestError, with `rule`, for anything else.
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return tuple(value)
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise refused(name, rule, value)
     return tuple(value)
 
 
-def many(name: str, value: Any, n: int) -> list[Any]:
-    """The n entries of a sequence or an array. Raises RequestError if their number is another."""
+def many(name: str, value: Sequence[T], n: int) -> list[T]:
+    """Return the n entries of a sequence or an array.
+
+    Raises RequestError if it has another number of entries, or cannot be read.
+    """
     try:
         count = len(value)
         if count == n:
             return list(value)
-    except Exception as error:
+    except Exception as error:  # __len__ and __iter__ are the caller's code
         raise RequestError(f"`{name}` cannot be read: {reason(error)}.") from error
     rule = f"one value or {n} of them" if n > 1 else "one value"
     raise RequestError(f"`{name}` must be {rule}, got {count}. Pass one for all, or one each.")
 
 
-def array_of(value: Any, most: int = MAX_ELEMENTS) -> NDArray[Any]:
-    """`value` as an array: an array or a tensor of any size, or nested sequences of `most` entries.
+def array_of(value: object, most: int = MAX_ELEMENTS) -> np.ndarray:
+    """Return `value` as an array of any shape.
 
-    Raises any Exception if it is none. numpy itself would fill all memory with range(10**10).
+    Args:
+        value: An array or a tensor of any size, or nested sequences.
+        most: The most entries of nested sequences. numpy would fill all memory with
+            range(10**10).
+
+    Raises:
+        Exception: Of any type, if it is none of these.
     """
     if getattr(value, "shape", None) is None:
         _count(value, most)
     return np.asarray(value)
 
 
-def _count(value: Any, most: int) -> int:
-    """The entries of nested sequences. Raises ValueError if there are more than `most`."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        return 1
-    count = len(value)
-    if count <= most and not isinstance(value, range):
-        count = sum(_count(entry, most) for entry in value)
-    if count > most:
-        raise ValueError(f"more than {most} entries")
-    return count
+def numbers(name: str, value: object, rule: str) -> NDArray[np.float64]:
+    """Return `value` as an array of finite float64, of any shape.
 
-
-def numbers(name: str, value: Any, rule: str) -> NDArray[np.float64]:
-    """`value` as an array of finite float64, of any shape.
-
-    Raises RequestError, with `rule`, for anything else: booleans and strings are no numbers.
+    Raises RequestError, with `rule`, for anything else. Booleans and strings are no numbers.
     """
     try:
         array = array_of(value, MAX_LENGTH)
@@ -199,22 +213,15 @@ def numbers(name: str, value: Any, rule: str) -> NDArray[np.float64]:
             array = array.astype(np.float64)
         if np.isfinite(array).all():
             return array
-    except Exception:
+    except Exception:  # the value is the caller's code
         pass
     raise refused(name, rule, value)
 
 
-def _real(value: Any) -> float:
-    plain = unwrapped(value)
-    if isinstance(plain, (bool, str, bytes, bytearray)):
-        raise TypeError
-    return float(plain)
+def size_of(name: str, value: object) -> tuple[int, ...]:
+    """Return a shape as a tuple of ints.
 
-
-def size_of(name: str, value: Any) -> tuple[int, ...]:
-    """A shape as a tuple of ints.
-
-    Raises RequestError for anything else, and for more than `MAX_ELEMENTS`.
+    Raises RequestError for anything else, and for more than `MAX_ELEMENTS` elements.
     """
     if not is_many(value):
         raise refused(name, "a tuple of sizes", value, "Pass a tuple, such as (3, 32, 32).")
@@ -235,51 +242,26 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
         raise RequestError(f"{what} does not fit in this machine's memory. {remedy}") from error
 
 
-def option_names(function: Callable[..., object], skip: int) -> list[str]:
-    """The names of a function's parameters after the first `skip`."""
-    return [p.name for p in inspect.signature(function).parameters.values()][skip:]
+def _has_dimensions(value: object) -> bool:
+    # Without this check, a tensor of one element would pass for a number.
+    return bool(getattr(value, "shape", ()))
 
 
-def check_options(
-    what: str,
-    options: Mapping[Any, Any],
-    known: Sequence[str],
-    also: Iterable[str] = (),
-) -> None:
-    """Raises RequestError for an option that is not `known`, with the nearest name.
-
-    also: names of arguments that are no options, of which one may have been meant.
-    """
-    for name in options:
-        if isinstance(name, str) and name in known:
-            continue
-        text = name[:60] if isinstance(name, str) else shown(name)
-        candidates = [*known, *(other for other in also if other != name)]
-        near = difflib.get_close_matches(text, candidates, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        if not known:
-            raise RequestError(f"{what} takes no options, got {text!r}.{hint} Leave it out.")
-        raise RequestError(f"unknown option of {what}: {text!r}.{hint} Known: {', '.join(known)}.")
+def _real(value: object) -> float:
+    plain = unwrapped(value)
+    # float() parses text: "1_0" would be 10.
+    if isinstance(plain, (bool, str, bytes, bytearray)) or _has_dimensions(plain):
+        raise TypeError
+    return float(plain)
 
 
-def bind(
-    what: str,
-    function: Callable[..., T],
-    positional: Sequence[Any],
-    options: Mapping[str, Any],
-    also: Iterable[str] = (),
-) -> T:
-    """Call `function` with keyword options from a user.
-
-    Raises RequestError for an option that it does not take or cannot use.
-    also: see `check_options`.
-    """
-    check_options(what, options, option_names(function, len(positional)), also)
-    try:
-        return function(*positional, **options)
-    except RequestError:
-        raise
-    except MemoryError as error:
-        raise RequestError(f"{what} with {shown(dict(options))} does not fit in memory.") from error
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise RequestError(f"{what} cannot use {shown(dict(options))}: {reason(error)}.") from error
+def _count(value: object, most: int) -> int:
+    """Return the number of entries of nested sequences. Raises ValueError for more than `most`."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return 1
+    count = len(value)
+    if count <= most and not isinstance(value, range):
+        count = sum(_count(entry, most) for entry in value)
+    if count > most:
+        raise ValueError(f"more than {most} entries")
+    return count

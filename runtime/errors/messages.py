@@ -1,4 +1,4 @@
-"""How error messages show values, paths and other errors: short, and without raising themselves."""
+"""How messages show values, paths and other errors: short, and without raising themselves."""
 
 from __future__ import annotations
 
@@ -27,37 +27,38 @@ class _Short(reprlib.Repr):
 
     repr_bytearray = repr_bytes
 
-    def repr_instance(self, x: Any, level: int) -> str:
+    def repr_instance(self, x: object, level: int) -> str:
         dtype = getattr(x, "dtype", None)
-        if dtype is not None and isinstance(getattr(x, "shape", None), tuple):
-            return f"an array of {str(dtype)[:40]} with shape {tuple(x.shape)}"
+        shape = getattr(x, "shape", None)
+        if dtype is not None and isinstance(shape, tuple):
+            return f"an array of {str(dtype)[:40]} with shape {tuple(shape)}"
         return super().repr_instance(x, level)
 
 
 def shown(value: object) -> str:
-    """`value` for a message: its repr on one line, shortened. An array is its type and shape.
+    """Return `value` for a message: its repr on one line, shortened.
 
-    Never raises, even if the value's own `__repr__` does.
+    An array is shown as its type and shape. Never raises, even if the value's own `__repr__` does.
     """
     try:
         text = _Short().repr(unwrapped(value))
-    except Exception:
+    except Exception:  # __repr__ is the caller's code
         text = f"a value of type {type(value).__name__}"
     text = text.replace("\n", " ")
     return text if len(text) <= 300 else text[:299] + "…"
 
 
 def shown_path(path: object) -> str:
-    """A path for a message: as it is if it is short and printable, otherwise its shortened repr."""
+    """Return a path for a message: unchanged if short and printable, else its shortened repr."""
     text = str(path)
     return text if len(text) <= 200 and text.isprintable() else shown(text)
 
 
 def reason(error: BaseException) -> str:
-    """An error's own words for a message, shortened. Never raises."""
+    """Return an error's own message, shortened. Never raises."""
     try:
         text = str(error)
-    except Exception:
+    except Exception:  # __str__ is the caller's code
         text = ""
     text = text if text.isprintable() else repr(text)
     return text[:199] + "…" if len(text) > 200 else text or type(error).__name__
@@ -77,23 +78,27 @@ def printable(value: object) -> str:
     return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def unwrapped(value: Any) -> Any:
-    """The Python scalar in a numpy scalar, 0-d array or 0-d tensor; any other value as it is."""
+def unwrapped(value: object) -> Any:
+    """Return the Python scalar in a numpy scalar, 0-d array or 0-d tensor.
+
+    Any other value is returned unchanged. So are dates, time spans and structured scalars, whose
+    `item()` is an integer or a tuple.
+    """
     try:
-        if getattr(value, "shape", None) != () or getattr(value.dtype, "kind", "") in (
-            "m",
-            "M",
-            "V",
-        ):
+        array: Any = value
+        if getattr(value, "shape", None) != ():
             return value
-        return value.item()
-    except Exception:  # the value is somebody's own class
+        if getattr(array.dtype, "kind", "") in ("m", "M", "V"):
+            return value
+        return array.item()
+    except Exception:  # the attributes are the caller's code
         return value
 
 
 def refused(name: str, rule: str, value: object, remedy: str = "") -> RequestError:
-    """The error "`name` must be rule, got value. Remedy.\""""
+    """Return the error "`name` must be rule, got value. Remedy.\""""
     received = shown(value)
+    # The type is added if the value's text does not show it: '3' may be a string or an array.
     if not isinstance(unwrapped(value), (int, float, type(None))) and "with shape" not in received:
         received += f" ({type(value).__name__})"
     return RequestError(f"`{name}` must be {rule}, got {received}.{remedy and ' ' + remedy}")

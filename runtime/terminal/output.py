@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # which the library itself does not need
     import argparse
@@ -42,6 +42,7 @@ def escape(error: UnicodeError) -> tuple[str, int]:
     parts: list[str] = []
     for character in error.object[error.start : error.end]:
         code = ord(character)
+        # Characters beyond 16 bits are two escapes, a surrogate pair, as in JSON.
         if character in SPELLED:
             parts.append(SPELLED[character])
         elif code < 0x10000:
@@ -96,10 +97,12 @@ def say(*parts: object, end: str = "\n", flush: bool = False, error: bool = Fals
     Raises:
         OSError: if the stream cannot be written to, as with a full disk or a closed pipe.
     """
-    stream: Any = sys.stderr if error else sys.stdout
+    stream = sys.stderr if error else sys.stdout
+    # A process without a console has no streams, and an application may have closed one.
     if stream is None or getattr(stream, "closed", False):
         return
     text = " ".join(map(str, parts)) + end
+    # A stream that an application set up is not configured by `be_robust`.
     try:
         stream.write(text)
     except UnicodeEncodeError:
@@ -118,12 +121,13 @@ def flush() -> None:
 
 
 def discard() -> None:
-    """Drop what a broken standard output still buffers, which Python would try to write at exit."""
+    """Drop what a broken standard output still buffers; Python would try to write it at exit."""
     for stream in (sys.stdout, sys.stderr):
         if stream is None or getattr(stream, "closed", False):
             continue
         try:
             stream.flush()
+        # The stream itself stays: the buffered text goes to the null device at exit.
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())

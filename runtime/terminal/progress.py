@@ -1,7 +1,7 @@
-"""A progress bar on standard error: one row of a terminal, and a plain line now and then elsewhere.
+"""A progress bar on standard error: one row of a terminal, or a plain line now and then.
 
-tqdm and rich were considered. Neither prints plain lines where there is no terminal, and tqdm
-leaves messages glued to the bar and starts a thread, which no process should have when it forks.
+Neither tqdm nor rich prints plain lines if there is no terminal. tqdm also lets other messages end
+on the bar's row, and starts a thread, which no process should have when it forks.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sized
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Protocol, TextIO, TypeVar, cast
 
 T = TypeVar("T")
 
 PLAIN_EVERY_S = 30.0
-"""Between the plain lines that are printed where there is no terminal."""
+"""Seconds between the plain lines that are printed if there is no terminal."""
 WIDTH = 24
 """Columns of the bar itself, if there is room."""
+
+
+class Stream(Protocol):
+    """A text stream whose `write` can be replaced."""
+
+    write: Callable[[str], object]
+
+    def flush(self) -> None: ...
 
 
 class Progress:
@@ -64,7 +72,7 @@ class Progress:
         times = f"{clock(spent)} spent, {clock(left)} left"
         short = f"{clock(left)} left"
         title = self.title
-        # From the most that is said to the least; the bar gives way before what it shows in words.
+        # From the longest form to the shortest. The bar shrinks before words are left out.
         for bar, parts in (
             (WIDTH, (count, times, self._note)),
             (WIDTH // 2, (count, times, self._note)),
@@ -88,12 +96,11 @@ class Progress:
 
     def _draw(self, now: float) -> None:
         stream = sys.stderr
-        # The terminal may have gone away, or somebody may have closed the stream: no reason to
-        # end the work that is counted here.
+        # The terminal may be gone, or the stream closed. The work that is counted must go on.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             encoding = getattr(stream, "encoding", None) or "utf-8"
             if self._terminal and is_terminal(stream):
-                Row.on(stream).draw(self.line(now, columns_of(stream) - 1, encoding))
+                Row.on(cast(Stream, stream)).draw(self.line(now, columns_of(stream) - 1, encoding))
             else:
                 print(self.line(now, None, encoding), file=stream, flush=True)
             self._drawn = True
@@ -117,22 +124,23 @@ class Row:
 
     _current: Row | None = None
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._lock = RLock()
         self._shown = 0  # columns that the drawn text takes
-        self._midline = False  # whether somebody else's text ends within a line
+        self._midline = False  # whether other text on the terminal ends within a line
         self._write: Callable[[str], object] = stream.write
         self._wrapped = [stream]
         self._wrap(stream)
-        other = sys.stdout
+        # Both streams usually show the same terminal.
+        other = cast(Stream, sys.stdout)
         if other is not stream and is_terminal(other):
             self._wrapped.append(other)
             self._wrap(other)
 
     @classmethod
-    def on(cls, stream: Any) -> Row:
-        """The row of this stream's terminal, drawn or not."""
+    def on(cls, stream: Stream) -> Row:
+        """Return the row of this stream's terminal, drawn or not."""
         if cls._current is None or cls._current._stream is not stream:
             cls.leave()
             cls._current = cls(stream)
@@ -167,10 +175,10 @@ class Row:
             self._stream.flush()
             self._shown = 0
 
-    def _wrap(self, stream: Any) -> None:
+    def _wrap(self, stream: Stream) -> None:
         original = stream.write
 
-        def write(text: str) -> Any:
+        def write(text: str) -> object:
             with self._lock:
                 self._erase()
                 if text:
@@ -209,25 +217,24 @@ def clock(seconds: float) -> str:
     return f"{s // 60}m{s % 60:02d}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02d}m"
 
 
-def is_terminal(stream: Any) -> bool:
+def is_terminal(stream: object) -> bool:
     """Whether a stream is a terminal on which a row can be redrawn. None is not."""
     try:
-        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+        return bool(cast(TextIO, stream).isatty()) and os.environ.get("TERM") != "dumb"
     except (AttributeError, ValueError):  # no stream, or a closed one
         return False
 
 
-def columns_of(stream: Any) -> int:
-    """The terminal's present width; 80 if the terminal does not say."""
+def columns_of(stream: object) -> int:
+    """Return the terminal's present width; 80 if the terminal does not say."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
+        return os.get_terminal_size(cast(TextIO, stream).fileno()).columns or 80
     except (AttributeError, OSError, ValueError):
         return 80
 
 
 def width(text: str) -> int:
-    """Columns that a terminal takes for a text: two for an East Asian wide character or an
-    emoji."""
+    """Count a text's columns on a terminal: two for an East Asian wide character or an emoji."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text
@@ -235,14 +242,14 @@ def width(text: str) -> int:
 
 
 def cut(text: str, columns: int) -> str:
-    """The beginning of a text that fits."""
+    """Return the beginning of a text that fits."""
     while width(text) > columns:
         text = text[:-1]
     return text
 
 
 def representable(text: str, encoding: str) -> str:
-    """The text on one line, with ? for what the encoding lacks."""
+    """Put a text on one line, with ? for what the encoding lacks."""
     text = " ".join(text.split("\n")).replace("\r", " ").replace("\t", " ")
     try:
         return text.encode(encoding, "replace").decode(encoding)

@@ -19,11 +19,17 @@ if TYPE_CHECKING:  # which only commands need
     from types import ModuleType
 
 USAGE = 2
-"""Exit status for a command line that cannot be understood, as argparse has it."""
+"""Exit status for a command line that cannot be parsed, as argparse has it."""
 
 
 class Verb(NamedTuple):
-    """A command: the module whose `main` it is, `python -m` of the same, and what it does."""
+    """A command.
+
+    Attributes:
+        module: The module with its `main`.
+        spelled: What `python -m` takes.
+        extra: What must be installed for it.
+    """
 
     module: str
     spelled: str
@@ -52,7 +58,7 @@ VERBS = {
 
 
 def program(module: str) -> str:
-    """How a verb is called here, for the usage line: unnoise VERB, or python -m MODULE."""
+    """Return how a verb was called, for the usage line: unnoise VERB, or python -m MODULE."""
     called = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
     if called == "unnoise":
         for name, verb in VERBS.items():
@@ -66,10 +72,10 @@ def run_verb(
     act: Callable[[argparse.Namespace], int | None],
     arguments: list[str] | None,
 ) -> int:
-    """Parse a command line and act on it. Returns the exit status, see `status`.
+    """Parse a command line and act on it; return the exit status, see `status`.
 
     Args:
-        act: takes what was parsed; returns the exit status, None for 0.
+        act: Takes what was parsed; returns the exit status, None for 0.
         arguments: None for those of the process.
     """
     given = parse(parser, arguments)
@@ -79,11 +85,11 @@ def run_verb(
 def status(action: Callable[[], int]) -> int:
     """Run a command and return its exit status.
 
-    Characters that standard output cannot encode are spelled out. An error that the user can
-    mend is one line on standard error.
+    Characters that standard output cannot encode are spelled out. An error that the user can fix is
+    one line on standard error.
 
     Args:
-        action: returns the exit status.
+        action: Returns the exit status.
 
     Returns:
         The status of `action`; 2 after an error; 130 after Ctrl-C; 141 if the reader of standard
@@ -92,6 +98,7 @@ def status(action: Callable[[], int]) -> int:
     be_robust()
     try:
         code = action()
+        # While errors still become messages: Python's own flush at exit would print a traceback.
         flush()
         return code
     except UnnoiseError as error:
@@ -109,7 +116,8 @@ def status(action: Callable[[], int]) -> int:
 
 
 def _failed(message: str) -> int:
-    """Print the last line of a command that failed. Returns the exit status 2."""
+    """Print the last line of a command that failed; return the exit status 2."""
+    # Standard error may be what failed.
     with contextlib.suppress(OSError):
         say(message, error=True, flush=True)
     discard()
@@ -117,7 +125,7 @@ def _failed(message: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command `unnoise`."""
+    """Run the command `unnoise`; return its exit status."""
     be_robust()
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help", "help"):
@@ -142,6 +150,7 @@ def _imported(verb: Verb) -> ModuleType | None:
     try:
         return importlib.import_module(verb.module)
     except ModuleNotFoundError as error:
+        # One of our own modules that is missing is a bug, and not an absent extra.
         if (error.name or "").split(".")[0] in ("runtime", "trainer", "export", "serve"):
             raise
         say(
@@ -153,7 +162,7 @@ def _imported(verb: Verb) -> ModuleType | None:
 
 
 def listing(package: str = "") -> str:
-    """The verbs, one a line; of one package as `python -m` spells them."""
+    """List the verbs, one a line; those of one package as `python -m` spells them."""
     chosen = {n: v for n, v in VERBS.items() if v.spelled.startswith(package)}
     spelled = {n: f"python -m {v.spelled}" if package else n for n, v in chosen.items()}
     width = max(map(len, spelled.values()))
@@ -164,7 +173,7 @@ def listing(package: str = "") -> str:
 
 
 def main_of(package: str) -> int:
-    """What `python -m PACKAGE` does: list its verbs."""
+    """Run `python -m PACKAGE`, which lists its verbs."""
     be_robust()
     say(listing(package))
     return 0 if len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help") else USAGE

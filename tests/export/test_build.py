@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 from export import build as building
 from export.build import build, main
 from export.errors import ExportError
+from export.proof import documents
 from export.proof.check import Proof
-from export.proof.plan import Bounds, Plan
+from export.proof.plan import QUICK, Bounds, Plan
 from export.proof.report import NONE, PrecisionCheck, Report, StepCheck, Worst
 from export.proof.steps import difference
 from export.proof.verdict import judge
@@ -107,7 +109,7 @@ def test_a_missed_bound_fails_the_build_names_the_worst_case_and_writes_nothing(
     with pytest.raises(
         ExportError, match=r"answer: 0\.001.* > 0\.0001 at step\.onnx, time .*, batch"
     ):
-        build(from_run(tiny_run, 2.0), tmp_path / "out")
+        build(from_run(tiny_run, 2.0), tmp_path / "out", plan=QUICK)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,7 +134,7 @@ def test_a_failing_build_leaves_the_bundle_that_was_there(
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(building, "draw", full_disk)
+    monkeypatch.setattr(documents, "draw", full_disk)
     monkeypatch.setattr(building, "check", lambda *_: Proof(Report(Bounds(), Plan(), ())))
     with pytest.raises(OSError, match="No space left"):
         build(from_run(tiny_run, 2.0), bundle_copy)
@@ -147,7 +149,7 @@ def test_a_kill_in_the_middle_leaves_no_bundle(tiny_run: Path, tmp_path: Path, r
         command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     while process.poll() is None and not list(tmp_path.glob(".out.*/fp32/weights.bin")):
-        os.sched_yield()
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the build ended before it could be killed"
     assert not (tmp_path / "out").exists()

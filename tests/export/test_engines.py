@@ -17,13 +17,16 @@ import onnx
 import pytest
 
 from export import engines as builder
-from export.engines import Chosen, Order, build, build_all, choose, ensure
 from export.errors import ExportError
-from export.graph.precision import Range, layers, quantize, to_float16
+from export.graph.cached_engines import Order, build, build_all, choose, ensure
+from export.graph.precision import to_float16
+from export.graph.quantization import Range, layers, quantize
+from export.graph.tensorrt import Chosen
 from runtime import BackendError, Bundle, RequestError
 from runtime.backends.base import shapes
 from runtime.backends.nvidia import engine_cache as engines
 from runtime.backends.nvidia.engine_cache import Entry
+from runtime.backends.onnxfile import with_weights
 from runtime.errors import EngineError, NoDriverError, NoGpuError
 
 ADA = Order("tensorrt-rtx", "8.9", (2,))
@@ -387,7 +390,7 @@ def test_tensorrts_timings_are_kept_and_begin_anew_where_they_are_anothers(
     chosen = as_tensorrt({"create_timing_cache": Timings, "set_timing_cache": attach})
     order = Order("tensorrt", buckets=(2,), timing_cache=tmp_path / "timings")
     model = small.read("fp32/step.onnx")
-    with_inside = builder.with_weights(model, small.read("fp32/weights.bin"))
+    with_inside = with_weights(model, small.read("fp32/weights.bin"))
     for _ in range(2):
         assert build(chosen, with_inside, order, "a") == b"plan"
     (tmp_path / "timings").write_bytes(b"other")

@@ -16,9 +16,11 @@ import torch
 from export.build import build
 from export.errors import ExportError
 from export.proof.plan import Plan
-from export.sources.diffusers import from_diffusers, is_diffusers, read_schedule, read_scheduler
-from export.sources.diffusers_config import Config, scheduler_config
-from export.sources.diffusers_convert import FLOW, SAME_FORWARD_PROCESS, advice
+from export.sources.diffusers.config import Config, scheduler_config
+from export.sources.diffusers.convert import FLOW, SAME_FORWARD_PROCESS, advice
+from export.sources.diffusers.folder import is_diffusers
+from export.sources.diffusers.model import from_diffusers
+from export.sources.diffusers.scheduler import read_schedule, read_scheduler
 from runtime import Sampler
 from runtime.diffusion.noise import Stream, noise
 from runtime.errors import RequestError

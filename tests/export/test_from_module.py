@@ -255,7 +255,7 @@ def in_training() -> nn.Module:
         (Answer(lambda x: (x,)).eval(), "returns tuple, a tensor expected"),
         (Answer(lambda x: x.double()).eval(), "returns float64, float32 expected"),
         (Answer(lambda x: x / 0).eval(), "returns NaN or infinity"),
-        (Answer(lambda x: torch.rand_like(x)).eval(), "answers otherwise the second time"),
+        (Answer(lambda x: torch.rand_like(x)).eval(), "returns another F the second time"),
         (
             Answer(broken).eval(),
             r"module\(x \[2, 2, 16\], time \[2\]\) fails with ValueError: no such thing",

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from export import build_bundle
 from export.graph import trace as graph
-from export.graph.pixels import TILE, pixels_first, winograd
+from export.graph.pixels.rewrite import pixels_first
+from export.graph.pixels.winograd import TILE, winograd
 from export.proof.plan import Plan
 from export.sources.module import from_module
 from runtime import Bundle, Sampler

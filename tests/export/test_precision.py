@@ -12,27 +12,10 @@ from onnx import TensorProto, numpy_helper
 from export.build import build
 from export.errors import ExportError
 from export.graph import trace as graph
-from export.graph.calibrate import (
-    QUICK_CALIBRATION,
-    Judge,
-    Trajectories,
-    best,
-    choose,
-    median_psnr,
-    ranges,
-    session,
-)
-from export.graph.precision import (
-    NORMS,
-    Layer,
-    Range,
-    layers,
-    network_nodes,
-    quantize,
-    scope,
-    to_float16,
-    weight_scales,
-)
+from export.graph.calibrate import QUICK_CALIBRATION, Trajectories, best, ranges, session
+from export.graph.precision import NORMS, network_nodes, scope, to_float16
+from export.graph.quantization import Layer, Range, layers, quantize, weight_scales
+from export.graph.sensitivity import Judge, choose, median_psnr
 from export.proof.headroom import headroom
 from export.proof.plan import QUICK, Bounds
 from export.sources.module import from_module

@@ -9,7 +9,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from scipy import special
 
-from export.graph.rounding import same_alone, same_in_any_batch
+from export.graph.rounding.batches import same_in_any_batch
+from export.graph.rounding.convolutions import same_alone
 
 SELU = (1.67326319217681884765625, 1.05070102214813232421875)
 

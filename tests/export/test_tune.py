@@ -16,6 +16,7 @@ from export.sources.model import torch_network
 from export.sources.run import from_run
 from export.tune import helps, main, tune
 from export.tuning import search as tuning
+from export.tuning.candidates import even_programs, named_programs
 from export.tuning.gauss_newton import (
     LOSSES,
     Fit,
@@ -27,9 +28,9 @@ from export.tuning.gauss_newton import (
     rms,
     step,
 )
-from export.tuning.record import add_tuned, kept
+from export.tuning.record import kept, tuned_checks
 from export.tuning.reference import Walker, draw, network_of, probe, same, taught
-from export.tuning.search import Settings, even_programs, named_programs
+from export.tuning.search import Settings
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST
 from runtime.diffusion.noise import Stream, noise
@@ -293,12 +294,11 @@ def test_hostile_values_are_refused_when_the_bundle_is_read(copied: Path, change
     "made", [{}, {"errors": 3, "untuned": {}}, {"network": "no", "errors": {"held_out": []}}]
 )
 def test_a_record_that_makes_no_sense_is_an_error_to_the_exporter_too(
-    tuned: Bundle, tmp_path: Path, made: Any
+    tuned: Bundle, made: Any
 ) -> None:
-    shutil.copy(tuned.path / "report.json", tmp_path)
     spoilt = dataclasses.replace(tuned, tuned={5: dataclasses.replace(tuned.tuned[5], made=made)})
     with pytest.raises(BundleError, match="does not say how it was made"):
-        add_tuned(tmp_path, spoilt)
+        tuned_checks(spoilt)
 
 
 @pytest.mark.parametrize("value", [[], None, "6"])
@@ -377,7 +377,7 @@ def test_a_loss_is_refused_that_is_unknown_or_cannot_see_the_samples(
     with pytest.raises(RequestError, match="Did you mean 'contrast'"):
         Settings(loss="contrasts")
     flat = dataclasses.replace(Bundle.load(tiny_bundle), sample_shape=(64,))
-    with pytest.raises(RequestError, match=r"samples of \(64,\) have not: use pixels"):
+    with pytest.raises(RequestError, match=r"3×3 pixels, got \(64,\). Use pixels"):
         tuning.prepare(
             flat, lambda *_: None, [], dataclasses.replace(FEW, loss="contrast"), tmp_path
         )

@@ -4,8 +4,8 @@ with a finite end to walk them on."""
 import numpy as np
 
 from runtime.diffusion.grid import Grid
-from runtime.diffusion.program import CLEAN, D, R, Update, Z
 from runtime.diffusion.schedule import Schedule
+from runtime.diffusion.update import CLEAN, D, R, Update, Z
 
 MU, S = 0.3, 0.6
 

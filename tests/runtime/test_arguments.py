@@ -18,11 +18,13 @@ from PIL import Image
 import runtime.images as pictures
 import runtime.sampler
 from runtime import (
+    Batch,
     Bundle,
     Cancelled,
     Request,
     RequestError,
     Sampler,
+    SamplingOptions,
     Schedule,
     Stream,
     UnnoiseError,
@@ -32,11 +34,13 @@ from runtime import (
     run,
 )
 from runtime.backends.registry import open_backend
+from runtime.bundle.sampling import SolverOptions
 from runtime.diffusion.grid import make_grid
 from runtime.diffusion.schedule import SCHEDULES
-from runtime.diffusion.solvers import SOLVERS
-from runtime.errors.arguments import shown
-from runtime.sampler import MAX_SAMPLES, slerp
+from runtime.diffusion.slerp import slerp
+from runtime.diffusion.solvers import SOLVERS, options_of
+from runtime.engine.expand import MAX_SAMPLES
+from runtime.errors.messages import shown
 
 from ..arbitrary import Case, bounded_memory, cases, fuzz, hostile, one_of
 from ..small_bundle import SmallBackend, write_small_bundle
@@ -227,6 +231,15 @@ def test_a_tensor_without_dimensions_is_a_scalar(small: Sampler) -> None:
             "`path` must be a path, got None. Pass a str or a pathlib.Path.",
         ),
         (lambda s: Sampler.load(b"x"), "`path` must be a path, got b'x' (bytes)."),
+        (
+            lambda s: Sampler.load("x", bakend="auto"),
+            "unknown option of Sampler.load: 'bakend'. Did you mean 'backend'? Known: path, ",
+        ),
+        (lambda s: Sampler(s.bundle, thread=2), "of Sampler: 'thread'. Did you mean 'threads'?"),
+        (lambda s: Bundle.load(pth="x"), "of Bundle.load: 'pth'. Did you mean 'path'?"),
+        (lambda s: Batch(None, SHAPE, capasity=2), "of Batch: 'capasity'. Did you mean 'capacity'"),
+        (lambda s: SamplingOptions(setps=3), "of SamplingOptions: 'setps'. Did you mean 'steps'?"),
+        (lambda s: Request(0, setps=3), "of Request: 'setps'. Did you mean 'steps'?"),
         (lambda s: s.bundle.program(up="x"), "`up` must be True or False"),
         (lambda s: s.bundle.program(setps=3), "Did you mean 'steps'?"),
         (
@@ -282,6 +295,11 @@ def test_a_wrong_argument_is_named_with_its_rule_and_value(
         call(small)
     assert message in str(refused.value)
     assert len(str(refused.value)) < 600
+
+
+def test_the_keywords_for_type_checkers_are_the_solvers_options() -> None:
+    options = {option for solver in SOLVERS for option in options_of(solver)}
+    assert SolverOptions.__optional_keys__ == options
 
 
 def _raising() -> Iterator[Request]:

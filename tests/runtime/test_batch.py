@@ -5,7 +5,8 @@ import pytest
 
 from runtime import RequestError, Sampler
 from runtime.diffusion.solvers import SOLVERS
-from runtime.engine.batch import Batch, Job
+from runtime.engine.batch import Batch
+from runtime.engine.job import Job
 from runtime.engine.request import Planner, Request
 
 CAPACITY = 8
@@ -166,7 +167,7 @@ def test_a_preview_is_of_its_slot(sampler: Sampler, jobs: list[Job]) -> None:
     assert batch.live == 1
     assert list(batch.finished()) == [a]
     batch.step()
-    with pytest.raises(RequestError, match="no sample is under way in slot"):
+    with pytest.raises(RequestError, match="no sample is running in slot"):
         batch.preview(a)
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 from runtime import Sampler
 from runtime.bench import measure as timing
 from runtime.bench import table as bench
+from runtime.bench.fresh import cold as measure_cold
+from runtime.bench.results import Result
 
 QUICK = ["--seconds", "0.01", "--steps", "2", "--pictures", "2"]
 
@@ -64,7 +66,7 @@ def test_the_parts_of_the_first_picture_are_no_more_than_the_whole(found: dict) 
 def test_memory_is_the_childs_own(precise: Path) -> None:
     """What getrusage says is handed on from a parent; this must not be."""
     ballast = np.ones(2**27)  # 1 GiB, touched
-    cold = timing.cold(precise, timing.Result("onnxruntime", "fp32"), 1, {"seed": 0, "steps": 1}, 1)
+    cold = measure_cold(precise, Result("onnxruntime", "fp32"), 1, {"seed": 0, "steps": 1}, 1)
     assert cold.peak_mib is not None
     assert 20 < cold.peak_mib < ballast.nbytes / 2**20
 
@@ -84,12 +86,12 @@ def test_the_distance_is_that_of_the_samplers_pictures(found: dict, precise: Pat
     assert (reference["rms"], reference["psnr_db"]) == (None, None)
 
 
-def test_apart_by_hand() -> None:
+def test_the_distance_by_hand() -> None:
     a = np.zeros((2, 1, 4, 4), np.float32)
-    db, rms = timing.apart(a + np.float32(0.5), a, (-1.0, 1.0))
+    db, rms = timing.distance(a + np.float32(0.5), a, (-1.0, 1.0))
     assert (db, rms) == (pytest.approx(20 * np.log10(2 / 0.5)), 0.5)
-    assert timing.apart(a, a, (-1.0, 1.0)) == (200.0, 0.0)
-    assert timing.apart(a * np.float32(np.nan), a, (-1.0, 1.0))[0] == -np.inf
+    assert timing.distance(a, a, (-1.0, 1.0)) == (200.0, 0.0)
+    assert timing.distance(a * np.float32(np.nan), a, (-1.0, 1.0))[0] == -np.inf
 
 
 def test_percentiles_are_values_that_were_seen() -> None:

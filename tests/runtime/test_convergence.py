@@ -11,7 +11,8 @@ from runtime import RequestError, make_schedule
 from runtime.diffusion.program import D, Update, Z, assemble
 from runtime.diffusion.solvers import SOLVERS
 from runtime.diffusion.solvers.multistep import _ago
-from runtime.diffusion.solvers.steps import growing, multistep, orders
+from runtime.diffusion.solvers.quadrature import growing
+from runtime.diffusion.solvers.steps import multistep, orders
 
 from .gaussian import MU, S, exact, finite_grid, mean_and_variance, seeded, walk
 

@@ -70,12 +70,31 @@ def test_no_larger_batch_is_measured_once_it_is_no_cheaper_a_sample(bundle: Bund
     backend = TimedBackend(bundle, 0.0, 0.001)
     curve = measure(bundle, backend, 1024, backend.clock)
     assert curve.plain[-1][0] == 4
+    assert curve.settled
     assert (curve.cap(False), curve.cap(True)) == (1, 1)
 
 
 def test_nor_once_it_takes_too_long(bundle: Bundle) -> None:
     backend = TimedBackend(bundle, 10.0, 0.001)
     assert measure(bundle, backend, 1024, backend.clock).plain[-1][0] == 4
+
+
+def test_a_curve_of_a_busy_machine_is_not_kept(bundle: Bundle) -> None:
+    """Every call takes longer than the one before, so no two agree."""
+    backend = TimedBackend(bundle, 1e-3, 1e-6)
+
+    class Busy(TimedBuffers):
+        def run(self, guided: bool, first: int, count: int) -> None:
+            super().run(guided, first, count)
+            backend.clock.now *= 1.1
+
+    backend.clock.now = 1e-3
+    backend.bind = lambda batch: Busy(backend, batch)
+    assert not cost_curve(bundle, backend, 4, backend.clock).settled
+    calls = backend.clock.calls
+    backend.clock.now = 1e-3
+    cost_curve(bundle, backend, 4, backend.clock)
+    assert backend.clock.calls > calls
 
 
 def test_no_batch_is_larger_than_the_backend_can_run(bundle: Bundle) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from runtime import Request, RequestError, Sampler, Stream, noise
 from runtime.backends.onnxruntime import OnnxRuntimeBuffers
+from runtime.diffusion.slerp import slerp
 from runtime.edit import VERBS, main
-from runtime.sampler import slerp
 
 LABELS = [3, 1, 4, 1, 5]
 
@@ -400,10 +400,10 @@ ZEROS = np.zeros((8, 8), np.uint8)
         (lambda s: s.inpaint(ZEROS, np.full((8, 8), 2.0)), "`mask` must lie in 0 … 1"),
         (lambda s: s.inpaint(ZEROS, Image.new("L", (9, 8))), "9×8 L, 8×8 L expected"),
         (lambda s: s.interpolate(1, 2, 1), "`n` must be 2 to 1000000, got 1"),
-        (lambda s: s.interpolate([ZEROS] * 2, 3), "one picture is needed here, got 2"),
+        (lambda s: s.interpolate([ZEROS] * 2, 3), "one image is needed here, got 2"),
         (lambda s: s.variations(ZEROS, amount=-0.1), "`amount` must be a number from 0 to 1"),
         (lambda s: s.animate(pictures=ZEROS, label=3), "option of animate with pictures: 'label'"),
-        (lambda s: s.animate(3, pictures=ZEROS), "`n` must be the number of pictures, 1, if these "
+        (lambda s: s.animate(3, pictures=ZEROS), "`n` must be the number of images, 1, if these "
         "are given, got 3"),
         (lambda s: s.animate(pictures=ZEROS, seed=-1), "`seed` must be 0 to"),
         (lambda s: s.translate(ZEROS, 3, 7, label=3), "`label` is set by this method"),
@@ -526,7 +526,7 @@ def test_animations(
         ("stylize {} none.png", "there is no image none.png"),
         ("stylize {} mask.txt", "mask.txt cannot be read as an image"),
         ("translate {} 0.png --from 3 --to three", "unknown label 'three'"),
-        ("animate {} 0.png --n 3", "`n` must be the number of pictures, 1"),
+        ("animate {} 0.png --n 3", "`n` must be the number of images, 1"),
         ("animate {} 0.png --label 3", "unknown option of animate with pictures: 'label'"),
         ("stylize {} 0.png --columns -2", "`columns` must be at least 1"),
         ("stylize {} 0.png --out a.xyz", "cannot write images as .xyz"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.engines import Order, build_all
-from export.graph.calibrate import median_psnr
+from export.graph.cached_engines import Order, build_all
+from export.graph.sensitivity import median_psnr
 from runtime import BackendError, Bundle, Sampler
 from runtime.backends.nvidia import cuda
 from runtime.backends.nvidia.cuda import Cuda, cudart

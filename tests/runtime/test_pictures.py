@@ -167,7 +167,7 @@ def test_every_kind_of_picture_is_read_as_the_same_sample(tmp_path: Path) -> Non
             np.zeros((6, 5, 3), np.float32),
             r"a float array of shape \(6, 5, 3\), a sample of \(3, 6, 5\)",
         ),
-        (np.full((3, 6, 5), 200.0), "values outside -1 … 1, .* 0 … 255 go in as uint8"),
+        (np.full((3, 6, 5), 200.0), "values outside -1 … 1, .* 0 … 255 as uint8"),
         (np.full((3, 6, 5), np.nan), "values outside"),
         ([], "no picture was given"),
         (7, "must be a path, a Pillow image or an array, got 7"),
@@ -184,7 +184,7 @@ def test_samples_that_are_no_pictures_go_in_as_floats_alone() -> None:
     signal = np.linspace(-1, 1, 20).reshape(2, 10)
     assert read(signal, (2, 10)).shape == (1, 2, 10)
     assert read(np.stack([signal] * 3), (2, 10)).shape == (3, 2, 10)
-    with pytest.raises(RequestError, match="are no pictures"):
+    with pytest.raises(RequestError, match="are no images"):
         read(COLOUR, (2, 10))
 
 

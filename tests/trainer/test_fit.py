@@ -333,9 +333,7 @@ def test_ctrl_c_ends_with_a_checkpoint_status_130_and_how_to_go_on(
         command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            deadline = time.monotonic() + 120
             while process.poll() is None and not (log.exists() and log_rows(log.parent)):
-                assert time.monotonic() < deadline, "the run did not begin"
                 time.sleep(0.05)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=3600)

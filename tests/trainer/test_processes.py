@@ -120,9 +120,7 @@ def killed(process: subprocess.Popen, run: Path) -> str:
 
 def kill_a_worker(process: subprocess.Popen, log: Path) -> None:
     """Kill one of the two workers once there are some rows in the log."""
-    deadline = time.monotonic() + 90
     while not (log.exists() and len(read(log)) >= 5):
-        assert time.monotonic() < deadline, "the run did not begin"
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         time.sleep(0.01)
     listed = subprocess.run(
@@ -133,6 +131,7 @@ def kill_a_worker(process: subprocess.Popen, log: Path) -> None:
     os.kill(workers[-1], signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_with_a_message_and_the_same_command_goes_on(
     root: Path, tmp_path: Path, two: Path
 ) -> None:
@@ -191,6 +190,7 @@ def tensors_of(run: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     }
 
 
+@pytest.mark.slow
 def test_split_parameters_have_the_loss_curve_of_one_process_and_its_checkpoint(
     split: Path, one: Path
 ) -> None:
@@ -219,6 +219,7 @@ def cut(run: Path, runs: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_a_split_run_goes_on_whole_and_a_whole_one_split(
     root: Path, tmp_path: Path, split: Path, one: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,6 +232,7 @@ def test_a_split_run_goes_on_whole_and_a_whole_one_split(
     assert_same_curve(one, parted, steps=12)
 
 
+@pytest.mark.slow
 def test_a_split_network_starts_from_what_another_run_learned(
     root: Path, tmp_path: Path, one: Path
 ) -> None:

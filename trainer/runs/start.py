@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.bundle.bundle import MANIFEST, Bundle
+from runtime.bundle.shipped import named_folder
 
 from ..errors import CheckpointError
 from . import checkpoint as checkpoints
@@ -57,14 +58,15 @@ def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     The weights are by name; each has the shape that the network gives it.
 
     Args:
-        place: A run, whose newest checkpoint's `ema` is taken, or a bundle.
+        place: A run, whose newest checkpoint's `ema` is taken; a bundle, or a shipped one's name.
 
     Raises:
         CheckpointError: It is neither, or onnx is missing, which reads a bundle's weights.
         BundleError: The bundle is damaged.
     """
-    if (place / MANIFEST).is_file():
-        bundle = Bundle.load(place)
+    folder = named_folder(place)
+    if (folder / MANIFEST).is_file():
+        bundle = Bundle.load(folder)
         return weights_of(bundle), bundle.labels.names if bundle.labels else ()
     checkpoint = checkpoints.newest(place / "checkpoints")
     if checkpoint is None:

@@ -1,5 +1,7 @@
-"""The CUDA runtime's calls that the GPU backends need, each checked, with every handle given back
-by its owner's `close`."""
+"""The calls of the CUDA runtime that the GPU backends need, each checked.
+
+An `ExitStack`, the owner, gives back every handle and all memory when it closes.
+"""
 
 from __future__ import annotations
 
@@ -9,76 +11,100 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import ParamSpec, TypeVar, TypeVarTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...diffusion.arrays import Array
 from ...errors import GpuError, GpuMemoryError, NoDriverError, NoGpuError
 from ..base import missing
+from .cuda_api import Address, CudaRuntime, Event, Graph, Status, Stream, Template
 from .engine_cache import Gpu
 
+P = ParamSpec("P")
+Values = TypeVarTuple("Values")
+Element = TypeVar("Element", bound=np.generic)
+
 ALIGNMENT = 256
-"""Bytes, of every device address that TensorRT is given."""
+"""Every device address that TensorRT is given is a multiple of so many bytes."""
 PROC = Path("/proc/driver/nvidia/version")
-Address: TypeAlias = int
+"""Where the driver says its release, which CUDA does not."""
 
 
 def aligned(size: int) -> int:
-    """Bytes, rounded up to where the next slice may begin."""
+    """Round bytes up to where the next slice may begin."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def cudart() -> Any:
-    """The module cuda.bindings.runtime. Raises BackendError where it is not installed."""
+def cudart() -> CudaRuntime:
+    """Import cuda.bindings.runtime.
+
+    Raises:
+        BackendError: It is not installed.
+    """
     try:
-        return importlib.import_module("cuda.bindings.runtime")
+        return cast(CudaRuntime, importlib.import_module("cuda.bindings.runtime"))
     except ImportError as error:
         raise missing("cuda.bindings", "rtx", error) from error
 
 
 class Cuda:
-    """Device 0 of this process (CUDA_VISIBLE_DEVICES chooses). Raises NoDriverError and NoGpuError
-    where there is none."""
+    """Device 0 of this process, which CUDA_VISIBLE_DEVICES chooses.
 
-    def __init__(self, api: Any) -> None:
+    Every method raises GpuError, or a kind of it, if CUDA reports one.
+
+    Raises:
+        NoDriverError: No driver is installed, or it is too old.
+        NoGpuError: There is no GPU.
+    """
+
+    def __init__(self, api: CudaRuntime) -> None:
         self._api = api
         self.held = 0
         """Bytes of device memory that were asked for and not given back."""
-        if self._do(api.cudaDriverGetVersion) == 0:
+        # Without a driver the runtime reports version 0, and no error.
+        (version,) = self._do(api.cudaDriverGetVersion)
+        if version == 0:
             raise NoDriverError(
                 "no NVIDIA driver is installed. Install the vendor's driver; inside a container, "
                 "start it with the GPU."
             )
-        if not self._do(api.cudaGetDeviceCount):
+        (count,) = self._do(api.cudaGetDeviceCount)
+        if not count:
             raise self._no_gpu()
         kinds = api.cudaMemcpyKind
         self._up = kinds.cudaMemcpyHostToDevice
         self._down = kinds.cudaMemcpyDeviceToHost
 
     def gpu(self) -> Gpu:
-        """What engines depend on."""
-        properties = self._do(self._api.cudaGetDeviceProperties, 0)
-        version = self._do(self._api.cudaDriverGetVersion)
-        name = properties.name
-        text = name.decode() if isinstance(name, bytes) else str(name)
-        text_of_driver = (
-            PROC.read_text(encoding="utf-8", errors="replace") if PROC.is_file() else ""
-        )
-        release = re.search(r"\d+\.\d+[.\d]*", text_of_driver)
-        driver = f"CUDA {version // 1000}.{version % 1000 // 10}" + (
-            f", {release[0]}" if release else ""
-        )
-        return Gpu(text.rstrip("\0"), f"{properties.major}.{properties.minor}", driver)
+        """Describe what engines depend on."""
+        (properties,) = self._do(self._api.cudaGetDeviceProperties, 0)
+        (version,) = self._do(self._api.cudaDriverGetVersion)
+        driver = f"CUDA {version // 1000}.{version % 1000 // 10}"
+        if PROC.is_file():
+            text = PROC.read_text(encoding="utf-8", errors="replace")
+            release = re.search(r"\d+\.\d+[.\d]*", text)
+            driver += f", {release[0]}" if release else ""
+        # Some versions of the bindings return the C string with its padding.
+        name = _text(properties.name).rstrip("\0")
+        return Gpu(name, f"{properties.major}.{properties.minor}", driver)
 
     def free_bytes(self) -> int:
-        """Device memory that is free."""
-        return int(self._do(self._api.cudaMemGetInfo)[0])
+        """Ask how much device memory is free."""
+        free, _ = self._do(self._api.cudaMemGetInfo)
+        return int(free)
 
     def memory(self, size: int, owner: ExitStack) -> Address:
-        """`size` bytes on the device, until `owner` closes. Raises GpuMemoryError."""
+        """Allocate `size` bytes on the device, until `owner` closes.
+
+        Raises:
+            GpuMemoryError: The device's memory is full.
+        """
         api = self._api
-        address = int(self._do(api.cudaMalloc, max(size, 1)))
+        # At least one byte: the size 0 need not give an address that can be freed.
+        (pointer,) = self._do(api.cudaMalloc, max(size, 1))
+        address = int(pointer)
         self.held += size
 
         def free() -> None:
@@ -88,119 +114,144 @@ class Cuda:
         owner.callback(free)
         return address
 
-    def pinned(self, shape: tuple[int, ...], kind: Any, owner: ExitStack) -> NDArray[Any]:
-        """An array of zeros in page-locked host memory, until `owner` closes, after which it must
-        not be touched."""
+    def pinned(
+        self, shape: tuple[int, ...], kind: type[Element], owner: ExitStack
+    ) -> NDArray[Element]:
+        """Allocate an array of zeros of this shape in page-locked host memory.
+
+        After `owner` closes it must not be touched.
+
+        Raises:
+            GpuMemoryError: The system has no more page-locked memory.
+        """
         api = self._api
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        address = int(self._do(api.cudaMallocHost, max(size, 1)))
+        (pointer,) = self._do(api.cudaMallocHost, max(size, 1))
+        address = int(pointer)
         owner.callback(self._do, api.cudaFreeHost, address)
+        # A view of foreign memory: copies between it and the device need no staging by the driver.
         host = memoryview((ctypes.c_byte * max(size, 1)).from_address(address))[:size]
         array = np.frombuffer(host, kind).reshape(shape)
         array[...] = 0
         return array
 
-    def stream(self, owner: ExitStack) -> Any:
-        """A stream that does not wait for the default one."""
-        stream = self._do(self._api.cudaStreamCreateWithFlags, self._api.cudaStreamNonBlocking)
+    def stream(self, owner: ExitStack) -> Stream:
+        """Create a stream that does not wait for the default one."""
+        (stream,) = self._do(self._api.cudaStreamCreateWithFlags, self._api.cudaStreamNonBlocking)
         owner.callback(self._do, self._api.cudaStreamDestroy, stream)
         return stream
 
-    def event(self, owner: ExitStack, timed: bool = False) -> Any:
+    def event(self, owner: ExitStack, timed: bool = False) -> Event:
+        """Create an event. An event that is not timed costs less to record."""
         api = self._api
-        event = self._do(
-            api.cudaEventCreateWithFlags,
-            api.cudaEventDefault if timed else api.cudaEventDisableTiming,
-        )
+        flags = api.cudaEventDefault if timed else api.cudaEventDisableTiming
+        (event,) = self._do(api.cudaEventCreateWithFlags, flags)
         owner.callback(self._do, api.cudaEventDestroy, event)
         return event
 
-    def upload(self, to: Address, array: NDArray[Any], stream: Any) -> None:
-        """Copy a contiguous pinned array to the device; it must stay as it is until the stream gets
-        there."""
+    def upload(self, to: Address, array: Array, stream: Stream) -> None:
+        """Copy a contiguous pinned array of any shape to the device.
+
+        The array must not change until the stream has copied it.
+        """
         self._do(self._api.cudaMemcpyAsync, to, array.ctypes.data, array.nbytes, self._up, stream)
 
-    def download(self, array: NDArray[Any], source: Address, stream: Any) -> None:
-        """Copy device memory into a contiguous pinned array."""
+    def download(self, array: Array, source: Address, stream: Stream) -> None:
+        """Copy device memory into a contiguous pinned array of any shape."""
         self._do(
             self._api.cudaMemcpyAsync, array.ctypes.data, source, array.nbytes, self._down, stream
         )
 
-    def clear(self, address: Address, size: int, stream: Any) -> None:
+    def clear(self, address: Address, size: int, stream: Stream) -> None:
+        """Fill device memory with zeros."""
         self._do(self._api.cudaMemsetAsync, address, 0, size, stream)
 
-    def record(self, event: Any, stream: Any) -> None:
+    def record(self, event: Event, stream: Stream) -> None:
+        """Record the event when the stream gets there."""
         self._do(self._api.cudaEventRecord, event, stream)
 
-    def wait(self, stream: Any, event: Any) -> None:
-        """What comes next on the stream waits for what was recorded."""
+    def wait(self, stream: Stream, event: Event) -> None:
+        """Let the stream wait for what was recorded, before it goes on."""
         self._do(self._api.cudaStreamWaitEvent, stream, event, 0)
 
-    def synchronize(self, stream: Any) -> None:
+    def synchronize(self, stream: Stream) -> None:
+        """Let the host wait for the stream."""
         self._do(self._api.cudaStreamSynchronize, stream)
 
-    def until(self, event: Any) -> None:
-        """Let the host wait for what was recorded; at once where nothing was."""
+    def until(self, event: Event) -> None:
+        """Let the host wait for what was recorded. It does not wait if nothing was."""
         self._do(self._api.cudaEventSynchronize, event)
 
-    def milliseconds(self, start: Any, end: Any) -> float:
-        return float(self._do(self._api.cudaEventElapsedTime, start, end))
+    def milliseconds(self, start: Event, end: Event) -> float:
+        """Compute the device's time between two timed events."""
+        (elapsed,) = self._do(self._api.cudaEventElapsedTime, start, end)
+        return float(elapsed)
 
-    def capture(self, enqueue: Callable[[], None], stream: Any) -> Any:
-        """What `enqueue` puts on the stream, as a graph that can be launched; give it back with
-        `destroy`.
+    def capture(self, enqueue: Callable[[], None], stream: Stream) -> Graph:
+        """Capture what `enqueue` puts on the stream; `destroy` gives the graph back.
 
-        Whatever goes wrong, the capture is ended and the error is cleared, so that the stream can
-        be used as before (trtexec's recipe).
+        After an error the capture is ended and CUDA's error is cleared, so that the stream can be
+        used as before, as trtexec does.
         """
         api = self._api
-        template = graph = None
+        template = None
+        graph = None
         try:
+            # Thread-local: other threads may call CUDA meanwhile, and break nothing.
             self._do(
                 api.cudaStreamBeginCapture,
                 stream,
                 api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
             )
+            # Whatever `enqueue` raises, a stream left in capture mode would fail every later call.
             try:
                 enqueue()
             finally:
                 status, template = api.cudaStreamEndCapture(stream)
             if status != api.cudaError_t.cudaSuccess:
                 raise self._error("cudaStreamEndCapture", status)
-            graph = self._do(api.cudaGraphInstantiate, template, 0)
+            # An instantiated graph is a copy, and does not need the captured one.
+            (graph,) = self._do(api.cudaGraphInstantiate, template, 0)
             self._drop(template)
         except BaseException:
             if graph is not None:
                 self.destroy(graph)
             elif template is not None:
                 self._drop(template)
+            # Asking for the error of the failed capture clears it; the next call would report it.
             api.cudaGetLastError()
             raise
         return graph
 
-    def launch(self, graph: Any, stream: Any) -> None:
+    def launch(self, graph: Graph, stream: Stream) -> None:
+        """Put a captured graph on the stream."""
         self._do(self._api.cudaGraphLaunch, graph, stream)
 
-    def destroy(self, graph: Any) -> None:
+    def destroy(self, graph: Graph) -> None:
+        """Give a captured graph back."""
         self._do(self._api.cudaGraphExecDestroy, graph)
 
-    def _drop(self, template: Any) -> None:
-        if template is not None and int(template):
+    def _drop(self, template: Template) -> None:
+        if int(template):  # a failed capture ends with a null handle
             self._do(self._api.cudaGraphDestroy, template)
 
-    def _do(self, function: Any, *arguments: Any) -> Any:
-        """The values that a call returns after its status. Raises the error that the status
-        names."""
-        status, *values = function(*arguments)
+    def _do(
+        self,
+        function: Callable[P, tuple[Status, *Values]],
+        *arguments: P.args,
+        **named: P.kwargs,
+    ) -> tuple[*Values]:
+        """Call CUDA; return the values after the status, or raise the error that it names."""
+        result = function(*arguments, **named)
+        status = result[0]
         if status != self._api.cudaError_t.cudaSuccess:
-            raise self._error(function.__name__, status)
-        return values[0] if len(values) == 1 else values
+            raise self._error(getattr(function, "__name__", "a call"), status)
+        return result[1:]
 
-    def _error(self, call: str, status: Any) -> GpuError | NoDriverError | NoGpuError:
+    def _error(self, call: str, status: Status) -> GpuError | NoDriverError | NoGpuError:
         errors = self._api.cudaError_t
-        text = self._api.cudaGetErrorString(status)[1]
-        words = text.decode() if isinstance(text, bytes) else text
-        said = f"{call}: {words} ({getattr(status, 'name', status)})"
+        _, words = self._api.cudaGetErrorString(status)
+        said = f"{call}: {_text(words)} ({getattr(status, 'name', status)})"
         if status == errors.cudaErrorInsufficientDriver:
             return NoDriverError(
                 f"the NVIDIA driver is missing or older than CUDA needs ({said}). Install a newer "
@@ -218,3 +269,8 @@ class Cuda:
             "there is an NVIDIA driver and no GPU that it shows. See nvidia-smi, and "
             "CUDA_VISIBLE_DEVICES."
         )
+
+
+def _text(value: bytes | str) -> str:
+    """Versions of the bindings differ in whether C strings are bytes."""
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,10 +1,9 @@
-"""TensorRT engines on disk: built from a bundle on this machine, found by what they were built
-from, with what and for what.
+"""TensorRT engines on disk, found by what they were built from, by which library and for which GPU.
 
-They lie in `engines` in the cache's folder (`runtime.backends.cache`): `<key>.json` says what an
-engine is and its sha256, `<sha256>.engine` is the engine. An engine is native code and its own
-validity check is no check against tampering, so it is loaded from this folder alone, never from a
-bundle, and only after its hash was found to be the one that was noted when it was built.
+They are stored in `engines` in the cache's folder (`runtime.backends.cache`): `<key>.json` records
+what an engine is and its sha256, `<sha256>.engine` is the engine. An engine is native code, and its
+own validity check does not detect tampering. So it is loaded from this folder only, never from a
+bundle, and only if its hash is the recorded one.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...bundle.bundle import Bundle
 from ...bundle.format import WEIGHTS, inside
@@ -27,14 +26,18 @@ from .. import cache
 FOLDER = "engines"
 FORMAT = 1
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""The backends that run engines, and the module of each."""
+"""The backends that run engines, with the module of each."""
 _ABANDONED = 3600.0
-"""Seconds after which an engine that no record names was left by a process that was killed."""
+"""Seconds after which an engine without a record counts as left by a process that was killed."""
 
 
 class Gpu(NamedTuple):
-    """What engines are built for. compute_capability: as "8.9". driver: the CUDA version that it
-    brings, as "13.0"."""
+    """What engines are built for.
+
+    Attributes:
+        compute_capability: Such as "8.9".
+        driver: The CUDA version that it brings, such as "CUDA 13.0".
+    """
 
     name: str
     compute_capability: str
@@ -46,11 +49,14 @@ class Gpu(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that an engine depends on. onnx: sha256 of graph and weights. buckets: batch sizes, a
-    static profile each.
+    """All that an engine depends on.
 
-    gpu: name and driver are empty for TensorRT-RTX, which finishes an engine on the machine that
-    runs it. flags: how the builder was set.
+    Attributes:
+        onnx: The sha256 of graph and weights.
+        gpu: Name and driver are empty for TensorRT-RTX, which finishes an engine on the machine
+            that runs it.
+        buckets: Batch sizes, a static profile each.
+        flags: How the builder was set.
     """
 
     bundle: str
@@ -65,7 +71,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """The entry's name. What the bundle is called does not matter."""
+        """The entry's name, which does not depend on the bundle's name."""
         return cache.key(FORMAT, dataclasses.replace(self, bundle=""))
 
     def __str__(self) -> str:
@@ -77,8 +83,12 @@ class Recipe:
 
 
 class Entry(NamedTuple):
-    """An engine in the cache: its recipe, the engine's sha256 and size, and when it was built
-    (seconds since 1970)."""
+    """An engine in the cache.
+
+    Attributes:
+        size: In bytes.
+        built: When, in seconds since 1970.
+    """
 
     recipe: Recipe
     sha256: str
@@ -87,12 +97,16 @@ class Entry(NamedTuple):
 
 
 def target(library: str, gpu: Gpu) -> Gpu:
-    """What of a GPU an engine of this library depends on."""
+    """Reduce a GPU to what an engine of this library depends on."""
     return Gpu("", gpu.compute_capability, "") if library == "tensorrt_rtx" else gpu
 
 
 def source(bundle: Bundle, precision: str, graph: str) -> str:
-    """The sha256 of a step graph and its weights. Raises BundleError where the bundle lacks it."""
+    """Compute the sha256 of a step graph and its weights.
+
+    Raises:
+        BundleError: The bundle lacks one of them.
+    """
     try:
         parts = [bundle.files[inside(precision, name)].sha256 for name in (graph, WEIGHTS)]
     except KeyError as error:
@@ -101,7 +115,11 @@ def source(bundle: Bundle, precision: str, graph: str) -> str:
 
 
 def place(make: bool = False) -> Path:
-    """The folder of engines. Raises EngineError where the cache is off or not the user's alone."""
+    """Find the folder of engines.
+
+    Raises:
+        EngineError: The cache is off, or other users may write to it.
+    """
     found = cache.private(FOLDER, make)
     top = cache.folder()
     if found:
@@ -116,7 +134,7 @@ def place(make: bool = False) -> Path:
 
 
 def entries() -> Iterator[tuple[str, Entry | str]]:
-    """Every record's key, with the entry, or with what is wrong with it."""
+    """Yield every record's key, with the entry, or with what is wrong with it."""
     folder = cache.private(FOLDER)
     for path in sorted(folder.glob("*.json")) if folder else ():
         with contextlib.suppress(FileNotFoundError):  # another process has just removed it
@@ -124,10 +142,13 @@ def entries() -> Iterator[tuple[str, Entry | str]]:
 
 
 def store(recipe: Recipe, engine: bytes | memoryview) -> Entry:
-    """Keep an engine, whole or not at all. Several processes may do so at once: the last one's
-    record stands, with its own engine."""
+    """Keep an engine, whole or not at all.
+
+    Several processes may do so at once: the record of the last one stays, with its own engine.
+    """
     folder = place(make=True)
     entry = Entry(recipe, hashlib.sha256(engine).hexdigest(), len(memoryview(engine)), time.time())
+    # The engine first: a record never names an engine that is not there.
     before = lookup(recipe)
     with replacing(folder / f"{entry.sha256}.engine") as temporary:
         temporary.write_bytes(engine)
@@ -146,7 +167,7 @@ def store(recipe: Recipe, engine: bytes | memoryview) -> Entry:
 
 
 def lookup(recipe: Recipe) -> Entry | str | None:
-    """The entry of exactly this recipe, what is wrong with it, or None."""
+    """Find the entry of exactly this recipe, what is wrong with it, or None."""
     folder = cache.private(FOLDER)
     try:
         found = _read(folder / f"{recipe.key}.json") if folder else None
@@ -161,15 +182,18 @@ def lookup(recipe: Recipe) -> Entry | str | None:
 
 
 def load(entry: Entry) -> bytes:
-    """The engine, whose hash is the one noted. Raises EngineError where it is not whole."""
+    """Read an engine.
+
+    Raises:
+        EngineError: It cannot be read, or its hash is not the recorded one.
+    """
     path = place() / f"{entry.sha256}.engine"
     try:
         data = path.read_bytes()
     except OSError as error:
         now = lookup(entry.recipe)
-        if (
-            isinstance(now, Entry) and now.sha256 != entry.sha256
-        ):  # built again by another process just now
+        # Another process may just have built it again.
+        if isinstance(now, Entry) and now.sha256 != entry.sha256:
             return load(now)
         raise EngineError(
             f"the engine of {entry.recipe} cannot be read ({error}). Build it again."
@@ -183,8 +207,11 @@ def load(entry: Entry) -> bytes:
 
 
 def find(bundle: Bundle, precision: str, graph: str, library: str, version: str, gpu: Gpu) -> Entry:
-    """The newest engine of a graph that this machine can run. Raises EngineError that says what
-    there is instead, and how to build one."""
+    """Find the engine of a graph that this machine can run: the largest buckets, then the newest.
+
+    Raises:
+        EngineError: There is none. The message says what there is instead, and how to build one.
+    """
     place()
     wanted = source(bundle, precision, graph), library, version, target(library, gpu)
     there = [
@@ -207,7 +234,7 @@ def find(bundle: Bundle, precision: str, graph: str, library: str, version: str,
 
 
 def clear(keys: Iterable[str] | None = None) -> int:
-    """Remove these entries, or all, and engines that no record names; how many records went."""
+    """Remove these entries, or all, and engines without a record; return the number of records."""
     folder = cache.private(FOLDER)
     if folder is None:
         return 0
@@ -228,12 +255,12 @@ def _why_not(recipe: Recipe, version: str, gpu: Gpu) -> str:
 
 
 def _read(path: Path) -> Entry | str:
-    """A record, or what is wrong with it. Raises FileNotFoundError where there is none."""
+    """A record, or what is wrong with it. Raises FileNotFoundError if there is none."""
     try:
         value = from_json(path.read_bytes())
         if value["format"] != FORMAT:
             return f"it is of format {value['format']}, not {FORMAT}"
-        fields: dict[str, Any] = value["recipe"]
+        fields = value["recipe"]
         gpu = Gpu(**fields.pop("gpu"))
         buckets = tuple(map(int, fields.pop("buckets")))
         flags = tuple(fields.pop("flags"))

@@ -1,8 +1,7 @@
-"""ONNX Runtime on an NVIDIA GPU: the state stays on the device, every row is one launch of a CUDA
-graph. No fallback to the CPU.
+"""ONNX Runtime on an NVIDIA GPU: the state stays on the device, and a row is one CUDA graph.
 
-ONNX Runtime captures one run of a session, so this backend launches a graph a row, where TensorRT
-launches one for all of them.
+ONNX Runtime captures single runs of a session, so this backend launches a graph a row; TensorRT's
+launches one for all rows. It never falls back to the CPU.
 """
 
 from __future__ import annotations
@@ -10,31 +9,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from threading import RLock
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from ...bundle.bundle import Bundle
 from ...bundle.format import STEP, STEP_GUIDED, WEIGHTS, inside
+from ...diffusion.arrays import Array
 from ...errors import BackendError, GpuError, RequestError, UnnoiseError
-from ..base import Float32, HostBuffers, Rows, Timing, missing, shapes
+from ..base import Float32, HostBuffers, Rows, Timing, dtype_of, missing, shapes
 from ..forks import ForkGuard
 from ..onnxfile import refuse_endless
 from ..onnxruntime import check_ports
+from ..onnxruntime_api import Binding, OnnxRuntimeLibrary, RunOptions, Session, Value
 
 PROVIDER = "CUDAExecutionProvider"
 OPTIONS = {"device_id": "0", "enable_cuda_graph": "1", "use_tf32": "0"}
-"""Of the provider. TF32 would round the products of the update."""
+"""The provider's options. TF32 would round the products of the update."""
 SESSION = {"session.disable_cpu_ep_fallback": "1"}
-"""Keys of a session's config, which accepts any in silence: these are all that we use."""
-KINDS: dict[str, Any] = {"label": np.int64}
+"""Entries of a session's configuration, which silently accepts unknown keys."""
 
 
 class OnnxRuntimeCuda:
-    """The step graphs of one precision as sessions on the CUDA provider. Batches are padded to
-    powers of two, a CUDA graph each.
+    """The step graphs of one precision as sessions on the CUDA provider.
 
-    Raises BackendError where onnxruntime-gpu is missing or its CUDA provider does not start here.
+    Batches are padded to powers of two, a CUDA graph each.
+
+    Raises:
+        BackendError: onnxruntime-gpu is missing, or its CUDA provider does not start here.
+        RequestError: `threads` is given.
     """
 
     name = "onnxruntime-cuda"
@@ -59,12 +62,13 @@ class OnnxRuntimeCuda:
         self.precision = precision
         self.lock = RLock()
         self.guard = ForkGuard(self.name, self)
-        self._ort: Any = onnxruntime
-        self._sessions: dict[bool, Any] = {False: self._open(STEP)}
+        self._ort = cast(OnnxRuntimeLibrary, onnxruntime)
+        self._sessions: dict[bool, Session] = {False: self._open(STEP)}
         self._loops: dict[int, Loop] = {}
         self._graph_ids: dict[tuple[bool, int, int], int] = {}
 
     def bind(self, batch: int) -> CudaBuffers:
+        """Allocate memory for `batch` samples that are stepped from the host."""
         return CudaBuffers(self, batch)
 
     def __enter__(self) -> OnnxRuntimeCuda:
@@ -81,7 +85,12 @@ class OnnxRuntimeCuda:
             self._loops.clear()
             self._sessions.clear()
 
-    def session(self, guided: bool) -> Any:
+    def session(self, guided: bool) -> Session:
+        """Return the session of the step graph, or of the guided one, opened on first use.
+
+        Raises:
+            BackendError: After `close`, in a forked child, or if it does not open.
+        """
         self.guard.check()
         if False not in self._sessions:
             raise BackendError(f"{self.name} was closed; load the bundle again.")
@@ -90,17 +99,19 @@ class OnnxRuntimeCuda:
         return self._sessions[guided]
 
     def loop(self, batch: int) -> Loop:
-        """Device memory for a batch, of the next power of two."""
+        """Return the device memory for a batch, of the next power of two."""
         bucket = 1 << (batch - 1).bit_length()
         if bucket not in self._loops:
             self._loops[bucket] = Loop(self, bucket)
         return self._loops[bucket]
 
     def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
+        """Run a batch; return x [B, *S] after the last row, and how it ran."""
         self.guard.check()  # before the lock, which a thread of the parent may hold forever
         with self.lock:
             self.session(False)
             loop = self.loop(len(rows.x))
+            # A new number means that this call captures a graph.
             known = len(self._graph_ids)
             begun = time.perf_counter()
             x = loop.run(rows)
@@ -112,25 +123,26 @@ class OnnxRuntimeCuda:
             )
 
     def graph_id(self, guided: bool, bucket: int, current: int) -> int:
-        """The number that a CUDA graph of these shapes and addresses has: ONNX Runtime does not
-        check that they stay so. From 1 on."""
+        """Return the number, from 1, of the CUDA graph for these shapes and addresses."""
+        # ONNX Runtime does not check that a graph is launched with what it was captured with.
         return self._graph_ids.setdefault((guided, bucket, current), len(self._graph_ids) + 1)
 
-    def on_device(self, array: Any) -> Any:
-        """A copy of an array on the device."""
+    def on_device(self, array: Array) -> Value:
+        """Copy an array of any shape to the device."""
         with self.failing("take memory"):
             return self._ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
 
-    def options(self, graph: int) -> Any:
-        """Of a run that captures, or launches, that graph."""
+    def options(self, graph: int) -> RunOptions:
+        """Make the options of a run that captures, or launches, that graph."""
         options = self._ort.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(graph))
         return options
 
     def failing(self, what: str) -> Failing:
+        """Turn onnxruntime's errors in a block into ours, which say that it could not `what`."""
         return Failing(self, what)
 
-    def _open(self, file: str) -> Any:
+    def _open(self, file: str) -> Session:
         ort = self._ort
         path = f"{self.precision}/{file}"
         options = ort.SessionOptions()
@@ -151,6 +163,7 @@ class OnnxRuntimeCuda:
                 f"{str(error)[:600]}. It needs an NVIDIA "
                 "driver, a GPU, and the CUDA and cuDNN that its release names."
             ) from error
+        # Without a usable GPU onnxruntime logs a warning and takes the next provider.
         if session.get_providers()[0] != PROVIDER:
             raise BackendError(
                 f"onnxruntime's CUDA provider did not start: it would run on "
@@ -171,7 +184,7 @@ class Failing:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, UnnoiseError):
             raise GpuError(
                 f"{self._backend.name} could not {self._what}: {str(error)[:600]}. Where memory "
@@ -180,30 +193,37 @@ class Failing:
 
 
 class Loop:
-    """Memory on the device for batches of one size, the two states in turn, and what is bound to
-    it."""
+    """Memory on the device for batches of one size, and the bindings of the graphs to it.
+
+    The two states are input and output in turn.
+    """
 
     def __init__(self, backend: OnnxRuntimeCuda, bucket: int) -> None:
         self._backend = backend
         self.bucket = bucket
-        self.host: dict[str, Any] = {
-            name: np.zeros(shape, KINDS.get(name, np.float32))
+        self.host: dict[str, Array] = {
+            name: np.zeros(shape, dtype_of(name))
             for name, shape in shapes(backend.bundle, bucket).items()
         }
         self.device = {name: backend.on_device(array) for name, array in self.host.items()}
         self.bytes = sum(array.nbytes for array in self.host.values())
-        self._bound: dict[tuple[bool, int], tuple[Any, Any]] = {}
+        self._bound: dict[tuple[bool, int], tuple[Binding, RunOptions]] = {}
 
-    def send(self, name: str, to: str | None = None) -> None:
+    def send(self, name: str) -> None:
+        """Copy an input to the device."""
         with self._backend.failing("copy to the device"):
-            self.device[to or name].update_inplace(self.host[name])
+            self.device[name].update_inplace(self.host[name])
 
-    def fetch(self, name: str) -> Any:
+    def fetch(self, name: str) -> Array:
+        """Copy an output from the device, in its own shape, see `base.shapes`."""
         with self._backend.failing("copy from the device"):
             return self.device[name].numpy()
 
     def step(self, guided: bool, current: int) -> None:
-        """One row, from the state's one memory into the other."""
+        """Run one row, from the state's one memory into the other.
+
+        current: 0 if `state` is the input, 1 if `next_state` is.
+        """
         key = guided, current
         session = self._backend.session(guided)
         if key not in self._bound:
@@ -214,15 +234,18 @@ class Loop:
             session.run_with_iobinding(binding, options)
 
     def run(self, rows: Rows) -> Float32:
+        """Run a batch; return x [B, *S] after the last row."""
         host = self.host
         B = len(rows.x)
-        quiet = False
+        # Zeros for the padding, whose state then stays zero.
         for name in ("state", "label", "call", "update"):
             host[name][:] = 0
         host["state"][:B, 0] = rows.x
         host["label"][:B] = rows.label
         self.send("state")
         self.send("label")
+        # A program goes up row by row. Noise that is zero stays on the device for the rows after.
+        quiet = False
         for k, guided in enumerate(rows.guided):
             host["call"][:B] = rows.call[k]
             host["update"][:B] = rows.update[k]
@@ -236,7 +259,7 @@ class Loop:
             self.step(bool(guided), k % 2)
         return self.fetch(("state", "next_state")[len(rows.guided) % 2])[:B, 0].copy()
 
-    def _bind(self, session: Any, current: int) -> Any:
+    def _bind(self, session: Session, current: int) -> Binding:
         values = dict(self.device)
         if current:
             values["state"], values["next_state"] = values["next_state"], values["state"]
@@ -249,8 +272,10 @@ class Loop:
 
 
 class CudaBuffers(HostBuffers):
-    """A batch that is stepped from the host, for previews and inpainting: every step sends the
-    state and fetches it."""
+    """A batch that is stepped from the host, for previews and inpainting.
+
+    Every step uploads the state and downloads it.
+    """
 
     def __init__(self, backend: OnnxRuntimeCuda, batch: int) -> None:
         super().__init__(backend.bundle, backend.guard, batch)

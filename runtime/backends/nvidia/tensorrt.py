@@ -1,8 +1,7 @@
-"""TensorRT and TensorRT-RTX: the whole reverse loop as one CUDA graph of a step engine, torch-free.
-docs/gpu.md.
+"""TensorRT and TensorRT-RTX: the whole reverse loop as one CUDA graph of a step engine.
 
-The engine comes from this machine's cache (`runtime.backends.nvidia.engine_cache`); `python -m
-export.engines build` puts it there.
+The engine comes from this machine's cache (`runtime.backends.nvidia.engine_cache`). `python -m
+export.engines build` puts it there. docs/gpu.md describes the design.
 """
 
 from __future__ import annotations
@@ -11,33 +10,47 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
 from threading import RLock
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from ...bundle.bundle import Bundle
 from ...bundle.format import step_file
+from ...diffusion.arrays import Bool
 from ...errors import BackendError, GpuError, GpuMemoryError, RequestError
-from ..base import Float32, HostBuffers, Rows, Timing
+from ..base import Float32, Rows, Timing
 from ..forks import ForkGuard
 from . import engine_cache as engines
 from .cuda import Cuda, cudart
-from .device_loop import DeviceLoop, Space
+from .cuda_api import Stream
+from .device_loop import DeviceLoop
+from .device_space import Space
 from .engine_cache import LIBRARIES
+from .tensorrt_api import NativeRuntime
+from .tensorrt_buffers import TensorRtBuffers
 from .tensorrt_engine import Context, Engine, load_library, logger
 
 LOOPS = 8
-"""Captured loops that are kept, each with its program's memory; beyond that the one unused for
-longest goes."""
+"""Captured loops that are kept, each with its program's memory; the least recently used one is
+dropped."""
+LoopKey: TypeAlias = tuple[int, bytes, bool]
+"""(bucket, the guided rows as bytes, whether any row takes noise)."""
+Made = TypeVar("Made")
 
 
 class TensorRt:
-    """A bundle's step engines on one GPU, one stream, one batch at a time: calls from other threads
-    wait.
+    """A bundle's step engines on one GPU, one stream, one batch at a time.
 
-    library: "tensorrt" or "tensorrt-rtx". Raises BackendError and its kinds (`runtime.errors`): the
-    library is not installed, no driver, no GPU, no engine for it in the cache, no memory. `close`,
-    or leaving a `with` block, frees everything.
+    Calls from other threads wait. `close`, or leaving a `with` block, frees everything.
+
+    Args:
+        threads: None; a GPU has none to choose.
+        library: "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        BackendError: One of its kinds in `runtime.errors`: the library is not installed, or there
+            is no driver, no GPU, no engine in the cache, or no memory.
+        RequestError: `threads` is given.
     """
 
     def __init__(
@@ -59,17 +72,18 @@ class TensorRt:
         self.lock = RLock()
         self._owner = ExitStack()
         self._closed = False
-        self._streams: list[Any] = []
+        self._streams: list[Stream] = []
         self._engines: dict[bool, Engine] = {}
         self._spaces: dict[int, Space] = {}
         self._steps: dict[tuple[int, bool], Context] = {}
-        self._loops: OrderedDict[Any, DeviceLoop] = OrderedDict()
+        self._loops: OrderedDict[LoopKey, DeviceLoop] = OrderedDict()
         try:
             for _ in range(2):
                 self._streams.append(self.cuda.stream(self._owner))
             self.stream, self._copying = self._streams
             self._log = logger(self._trt)
-            self._runtime = self._trt.Runtime(self._log)
+            self._runtime: NativeRuntime | None = self._trt.Runtime(self._log)
+            # An engine may bring code for the host. Ours have none, so none is run.
             self._runtime.engine_host_code_allowed = False
             self.largest = self.engine(False).buckets[-1]
         except TypeError as error:  # pybind's factory returned nullptr
@@ -83,8 +97,10 @@ class TensorRt:
 
     @property
     def device_memory(self) -> dict[str, int]:
-        """Bytes on the device: the engines' own, as far as the device's free memory tells, and what
-        batches and programs take."""
+        """Bytes on the device of the engines, and of batches and programs.
+
+        The engines' share is estimated from the device's free memory.
+        """
         return {
             "engines": sum(engine.weights for engine in self._engines.values()),
             "buffers": self.cuda.held,
@@ -107,7 +123,9 @@ class TensorRt:
             if self._closed:
                 return
             self._closed = True
-            with ExitStack() as stack:  # the last to be called stands first
+            # Called from the last line to the first: wait for the device, drop contexts and
+            # engines, free memory.
+            with ExitStack() as stack:
                 stack.push(self._owner.pop_all())
                 for holder in (*self._spaces.values(), *self._loops.values()):
                     stack.callback(holder.close)
@@ -116,14 +134,19 @@ class TensorRt:
                     stack.callback(self.cuda.synchronize, stream)
 
     def _forget(self) -> None:
-        """Contexts before engines, engines before the runtime."""
+        """Drop contexts before engines, and engines before the runtime."""
         for held in (self._loops, self._steps, self._spaces, self._engines):
             held.clear()
         self._runtime = None
 
     def engine(self, guided: bool) -> Engine:
-        """The step graph's engine, or the guided one's, loaded on first use."""
+        """Return the step graph's engine, or the guided one's, loaded on first use.
+
+        Raises:
+            EngineError: There is none, or it does not load.
+        """
         if guided not in self._engines:
+            assert self._runtime is not None, "closed"
             version = self._trt.__version__
             found = engines.find(
                 self.bundle,
@@ -139,11 +162,16 @@ class TensorRt:
         return self._engines[guided]
 
     def bind(self, batch: int) -> TensorRtBuffers:
+        """Allocate memory for `batch` samples that are stepped from the host."""
         self.alive()
         return TensorRtBuffers(self, batch)
 
     def bucket(self, batch: int) -> int:
-        """The smallest batch size of the engine that holds so many samples."""
+        """Return the smallest batch size of the engine that holds so many samples.
+
+        Raises:
+            RequestError: None does.
+        """
         found = next((b for b in self._engines[False].buckets if b >= batch), None)
         if found is None:
             raise RequestError(
@@ -154,17 +182,19 @@ class TensorRt:
         return found
 
     def alive(self) -> None:
+        """Raise BackendError after `close`, and in a forked child."""
         self.guard.check()
         if self._closed:
             raise BackendError(f"{self.name} was closed; load the bundle again.")
 
     def space(self, bucket: int) -> Space:
+        """Return the device memory for a batch size, allocated on first use."""
         if bucket not in self._spaces:
             self._spaces[bucket] = Space(self.cuda, self.bundle, bucket, self.stream)
         return self._spaces[bucket]
 
     def step_context(self, bucket: int, guided: bool) -> Context:
-        """The context that runs single steps; captured graphs have their own."""
+        """Return the context that runs single steps; captured graphs have their own."""
         key = bucket, guided
         if key not in self._steps:
             self._steps[key] = self._fitting(
@@ -177,6 +207,11 @@ class TensorRt:
         return self._steps[key]
 
     def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
+        """Run a batch; return x [B, *S] after the last row, and how it ran.
+
+        Raises:
+            GpuMemoryError: It does not fit, even without the loops that are kept.
+        """
         self.guard.check()  # before the lock, which a thread of the parent may hold forever
         with self.lock:
             self.alive()
@@ -185,6 +220,7 @@ class TensorRt:
             noisy = bool(rows.noisy.any())
             bucket = self.bucket(batch)
             key = bucket, rows.guided.tobytes(), noisy
+            # Any program with these rows fits the loop that was captured: only its data differ.
             new = key not in self._loops
             if new:
                 kinds = {bool(g) for g in rows.guided}
@@ -208,15 +244,14 @@ class TensorRt:
                 sum(self.device_memory.values()),
             )
 
-    def _loop(self, bucket: int, guided: Any, noisy: bool) -> DeviceLoop:
-        engines_ = {kind: self.engine(kind) for kind in {bool(g) for g in guided}}
-        return DeviceLoop(self.cuda, self.space(bucket), engines_, guided, noisy, self._copying)
+    def _loop(self, bucket: int, guided: Bool, noisy: bool) -> DeviceLoop:
+        needed = {kind: self.engine(kind) for kind in {bool(g) for g in guided}}
+        return DeviceLoop(self.cuda, self.space(bucket), needed, guided, noisy, self._copying)
 
     def _fitting(
-        self, bucket: int, K: int, noisy: bool, kinds: set[bool], make: Callable[[], Any]
-    ) -> Any:
-        """What `make` makes; where the memory is full, once more without the captured loops that
-        are kept.
+        self, bucket: int, K: int, noisy: bool, kinds: set[bool], make: Callable[[], Made]
+    ) -> Made:
+        """Call `make`; if the memory is full, once more without the captured loops that are kept.
 
         Raises GpuMemoryError with what was needed, and the largest batch that would fit.
         """
@@ -231,6 +266,7 @@ class TensorRt:
                     self._loops.popitem(last=False)[1].close()
                 if last:
                     raise self._too_large(bucket, K, noisy, kinds, error) from error
+        raise AssertionError("unreachable")
 
     def _too_large(
         self, bucket: int, K: int, noisy: bool, kinds: set[bool], error: GpuMemoryError
@@ -254,7 +290,7 @@ class TensorRt:
         )
 
     def _needed(self, bucket: int, K: int, noisy: bool, kinds: set[bool]) -> int:
-        """Bytes that a loop takes beyond what is held already."""
+        """The bytes that a loop takes beyond what is held already."""
         space = self._spaces.get(bucket)
         sample = int(np.prod(self.bundle.sample_shape))
         held = DeviceLoop.bytes(bucket, sample, K, noisy) + (
@@ -262,37 +298,3 @@ class TensorRt:
         )
         lacking = [k for k in kinds if k in self._engines and not (space and space.activated(k))]
         return held + sum(self._engines[k].activations(bucket) for k in lacking)
-
-
-class TensorRtBuffers(HostBuffers):
-    """A batch that is stepped from the host, for previews and inpainting: every step sends the
-    state and fetches it."""
-
-    def __init__(self, backend: TensorRt, batch: int) -> None:
-        backend.bucket(batch)  # refuses a batch that no engine takes, before memory is allocated
-        super().__init__(backend.bundle, backend.guard, batch)
-        self._backend = backend
-
-    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
-        backend = self._backend
-        backend.alive()
-        bucket = backend.bucket(count)
-        arrays = self._arrays(current, first, count)
-
-        def run() -> None:
-            with backend.lock:
-                backend.alive()
-                context = backend.step_context(bucket, guided)
-                space = backend.space(bucket)
-                # What pads the bucket is left of earlier batches: samples do not see each other.
-                for name in ("state", "noise", "call", "update", "label"):
-                    space.pinned[name][:count] = arrays[name]
-                space.upload("state", "noise", "call", "update", "label")
-                context.bind(space.addresses)
-                context.enqueue(backend.stream)
-                space.download("next_state", "denoised")
-                backend.cuda.synchronize(backend.stream)
-                for name in ("next_state", "denoised"):
-                    arrays[name][:] = space.pinned[name][:count]
-
-        return run

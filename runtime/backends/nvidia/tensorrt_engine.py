@@ -1,66 +1,88 @@
-"""An engine of TensorRT or TensorRT-RTX, written over the module object. Almost nothing there
-raises: every answer is looked at."""
+"""An engine of TensorRT or TensorRT-RTX, whose modules have the same names.
+
+The libraries report errors by return values and a log, so every return value is checked.
+"""
 
 from __future__ import annotations
 
 import importlib
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 from ...bundle.bundle import Bundle
 from ...errors import EngineError, GpuError, GpuMemoryError
 from .. import cache
 from ..base import missing, shapes
 from . import engine_cache as engines
-from .cuda import Address, Cuda
+from .cuda import Cuda
+from .cuda_api import Address, Stream
 from .engine_cache import LIBRARIES, Entry, Gpu
+from .tensorrt_api import ExecutionContext, Log, NativeRuntime, TensorRtLibrary
 
 OUTPUTS = frozenset({"next_state", "denoised"})
+"""The step graph's outputs; its other tensors are inputs."""
 _LOG = logging.getLogger("unnoise.tensorrt")
 
 
-def load_library(name: str) -> Any:
-    """The module of an engine's library. Raises BackendError where it is not installed."""
+def load_library(name: str) -> TensorRtLibrary:
+    """Import the module of an engine's library.
+
+    Raises:
+        BackendError: It is not installed.
+    """
     try:
-        return importlib.import_module(LIBRARIES[name])
+        return cast(TensorRtLibrary, importlib.import_module(LIBRARIES[name]))
+    # An OSError: the module is there, and a shared library that it loads is not.
     except (ImportError, OSError) as error:
-        raise missing(
-            LIBRARIES[name], "rtx" if name == "tensorrt-rtx" else "tensorrt", error
-        ) from error
+        extra = "rtx" if name == "tensorrt-rtx" else "tensorrt"
+        raise missing(LIBRARIES[name], extra, error) from error
 
 
-def logger(trt: Any) -> Any:
-    """A logger for the library: warnings into Python's log, and the errors of late, for messages of
-    ours."""
+def logger(trt: TensorRtLibrary) -> Log:
+    """Make a logger for the library.
+
+    It passes warnings on to Python's log, and keeps the last errors for our own messages.
+    """
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
+            # Without this call the binding has no C++ object to pass to the library.
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: object, message: str) -> None:
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                 self.errors = [*self.errors[-2:], message]
             elif severity == trt.ILogger.Severity.WARNING:
                 _LOG.info("%s", message)
 
         def said(self) -> str:
-            """The last errors."""
             return " ".join(self.errors)[:600]
 
     return Logger()
 
 
 class Engine:
-    """An engine of a bundle's step graph, on the device. weights: bytes that it holds there.
+    """An engine of a bundle's step graph, on the device.
 
-    Raises EngineError for one that cannot be loaded or is not of a step graph for the bundle's
-    samples, GpuMemoryError.
+    Attributes:
+        weights: Bytes that it holds there.
+
+    Raises:
+        EngineError: It cannot be loaded, or is not of a step graph for the bundle's samples.
+        GpuMemoryError: It does not fit in the device's memory.
     """
 
     def __init__(
-        self, trt: Any, runtime: Any, log: Any, cuda: Cuda, bundle: Bundle, entry: Entry, gpu: Gpu
+        self,
+        trt: TensorRtLibrary,
+        runtime: NativeRuntime,
+        log: Log,
+        cuda: Cuda,
+        bundle: Bundle,
+        entry: Entry,
+        gpu: Gpu,
     ) -> None:
         self._trt = trt
         self._log = log
@@ -69,8 +91,9 @@ class Engine:
         self.entry = entry
         data = engines.load(entry)
         before = cuda.free_bytes()
-        self._engine: Any = runtime.deserialize_cuda_engine(data)
-        if self._engine is None:
+        engine = runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            # The library does not say why. If less than twice its size was free, memory is why.
             if before < 2 * len(data):
                 raise GpuMemoryError(
                     f"the engine of {entry.recipe} did not fit: it has {len(data) / 1e6:.0f} MB, "
@@ -79,9 +102,11 @@ class Engine:
             raise EngineError(
                 f"{self} does not load here: {log.said() or 'no reason given'}. {self._again()}"
             )
+        self._engine = engine
+        # The library allocates weights itself: other processes' allocations may falsify this.
         self.weights = max(0, before - cuda.free_bytes())
-        count = self._engine.num_io_tensors
-        self.names: tuple[str, ...] = tuple(self._engine.get_tensor_name(i) for i in range(count))
+        count = engine.num_io_tensors
+        self.names: tuple[str, ...] = tuple(engine.get_tensor_name(i) for i in range(count))
         self._shapes = {
             name: shape for name, shape in shapes(bundle, 1).items() if name not in OUTPUTS
         }
@@ -92,20 +117,25 @@ class Engine:
 
     @property
     def buckets(self) -> tuple[int, ...]:
+        """The batch sizes that it was built for, ascending."""
         return self.entry.recipe.buckets
 
     def inputs(self, bucket: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the inputs for a batch size."""
+        """List the shapes of the inputs for a batch size, by name."""
         return {
             name: (bucket, *self._shapes[name][1:]) for name in self.names if name in self._shapes
         }
 
     def activations(self, bucket: int) -> int:
-        """Bytes that a context needs for a batch of this size, beside its tensors."""
+        """Return the bytes that a context needs for a batch size, besides its tensors."""
         return int(self._engine.get_device_memory_size_for_profile_v2(self.buckets.index(bucket)))
 
-    def context(self, bucket: int, memory: Address, size: int, stream: Any) -> Context:
-        """What runs batches of this size, with its activations in the memory given."""
+    def context(self, bucket: int, memory: Address, size: int, stream: Stream) -> Context:
+        """Make a context for a batch size, with its activations in the memory given.
+
+        Raises:
+            GpuError: The library refuses.
+        """
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         rtx = self._trt.__name__ == "tensorrt_rtx"
         made = self._finished(strategy) if rtx else self._engine.create_execution_context(strategy)
@@ -115,19 +145,17 @@ class Engine:
             )
         return Context(self, made, self._log, bucket, memory, size, stream)
 
-    def _finished(self, strategy: Any) -> Any:
-        """A context of TensorRT-RTX, whose kernels are compiled now, for these shapes, or taken
-        from the cache."""
+    def _finished(self, strategy: object) -> ExecutionContext | None:
+        """A context of TensorRT-RTX, whose kernels are compiled now or come from the cache."""
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
-        # Not lazily, in the first runs: a graph would hold kernels that are replaced, and results
-        # would change with them.
+        # By default it compiles during the first runs: a graph would then hold kernels that are
+        # replaced, and results would change with them.
         config.dynamic_shapes_kernel_specialization_strategy = (
             self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
-        config.cuda_graph_strategy = (
-            self._trt.CudaGraphStrategy.DISABLED
-        )  # we capture ourselves; never both
+        # We capture the loop ourselves: the library must not capture inside a capture.
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
         compiled = config.create_runtime_cache()
         key = cache.key("rtx", self.entry.sha256, self._gpu)
         kept = cache.load(key)
@@ -139,13 +167,14 @@ class Engine:
                 f"{self}: the library does not take a cache of kernels: {self._log.said()}."
             )
         context = self._engine.create_execution_context(config)
+        # Stored again only if making the context compiled kernels that the cache lacked.
         data = compiled.serialize() if context is not None else None
         if data is not None and (not kept or len(kept[0]) != data.nbytes):
             cache.store(key, [bytes(data)])
         return context
 
     def _check(self, bundle: Bundle) -> None:
-        """Raises EngineError where the tensors and profiles are not a step graph's."""
+        """Raise EngineError unless the tensors and profiles are a step graph's."""
         trt = self._trt
         engine = self._engine
         wanted = shapes(bundle, -1)
@@ -169,6 +198,7 @@ class Engine:
                 engine.get_tensor_location(name),
             )
             good = found == (mode, kind, trt.TensorLocation.DEVICE)
+            # Static profiles: the least, best and largest shape are all the bucket's.
             for i, bucket in enumerate(self.buckets):
                 if name not in OUTPUTS:
                     three = [tuple(shape) for shape in engine.get_tensor_profile_shape(name, i)]
@@ -186,18 +216,20 @@ class Engine:
 
 
 class Context:
-    """An execution context for one batch size. Its tensors' addresses can be changed between runs,
-    nothing else."""
+    """An execution context for one batch size.
+
+    Only the addresses of its tensors can change between runs.
+    """
 
     def __init__(
         self,
         engine: Engine,
-        context: Any,
-        log: Any,
+        context: ExecutionContext,
+        log: Log,
         bucket: int,
         memory: Address,
         size: int,
-        stream: Any,
+        stream: Stream,
     ) -> None:
         self._engine = engine
         self._context = context
@@ -222,21 +254,22 @@ class Context:
             context.set_device_memory(memory, size)
 
     def bind(self, addresses: Mapping[str, Address]) -> None:
-        """Where each tensor lies, from the next run on."""
+        """Set the address of each tensor, for the next runs."""
         for name in self.names:
             self._must(
                 self._context.set_tensor_address(name, addresses[name]),
                 f"refused {name!r} at {addresses[name]:#x}",
             )
 
-    def enqueue(self, stream: Any) -> None:
+    def enqueue(self, stream: Stream) -> None:
+        """Put a run on the stream."""
         self._must(self._context.execute_async_v3(int(stream)), "could not be enqueued")
 
-    def capturable(self, stream: Any) -> bool:
-        """Whether the library says that runs can be captured; True where it cannot be asked."""
+    def capturable(self, stream: Stream) -> bool:
+        """Ask the library whether runs can be captured; True if its version cannot be asked."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return True if ask is None else bool(ask(int(stream)))
 
-    def _must(self, good: Any, what: str) -> None:
+    def _must(self, good: bool, what: str) -> None:
         if not good:
             raise GpuError(f"{self._engine} {what}: {self._log.said() or 'no reason given'}.")

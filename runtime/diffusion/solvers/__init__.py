@@ -1,17 +1,16 @@
-"""The solvers. Each is a pure function (grid, options) → `Update`: it is read like the paper's
-algorithm box.
+"""The solvers. Each is a pure function (grid, options) → `Update`, read like an algorithm box.
 
 ancestral: one call a step and no memory. singlestep: more calls and no memory. multistep: one call
-and a memory. steps: what they share.
+and a memory. steps and quadrature: what they share.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from ...errors.arguments import bind, check_options, choice, instance, number, option_names
+from ...errors.arguments import choice, instance, number
+from ...errors.keywords import bind, check_options, option_names
 from ..grid import Grid, make_grid
 from ..program import PREDICTIONS, Program, Update, assemble
 from ..schedule import Schedule
@@ -29,13 +28,13 @@ SOLVERS: Mapping[str, Callable[..., Update]] = {
 }
 
 LEAST_CLIP = 1e-300
-"""A bound on |D| is above 0."""
+"""The least bound on |D|, which must be above 0."""
 ARGUMENTS = ("solver", "steps", "grid", "clip", "guidance", "guidance_interval")
-"""What `make_program` takes beside a solver's own options."""
+"""What `make_program` takes besides a solver's own options."""
 
 
 def options_of(solver: str) -> list[str]:
-    """The names of a solver's own options."""
+    """List the names of a solver's own options."""
     return option_names(SOLVERS[solver], 1)
 
 
@@ -49,16 +48,21 @@ def make_program(
     clip: float | None = None,
     guidance: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Program:
-    """The program of `solver` on `steps` grid intervals, proved (see `Program`).
+    """Make the program of `solver` on `steps` grid intervals, with its proof, see `Program`.
 
-    prediction: what the network answers, see `precondition`. grid: a name, falling times, or a
-    `Grid`, which has its own number of steps.
-    clip: bound on |D|, None for none. guidance: 1 is none. guidance_interval: the noise levels
-    (low, high] of sigma/alpha at which it holds, None for all (Kynkäänniemi et al. 2024, section
-    3). options: the solver's own. Raises RequestError for anything unknown or out of range, with
-    the nearest known name.
+    Args:
+        prediction: What the network predicts, see `precondition`.
+        grid: A name, falling times, or a `Grid`, which has its own number of steps.
+        clip: The bound on |D|; None for no bound.
+        guidance: The classifier-free guidance scale; 1 is none.
+        guidance_interval: The noise levels (low, high] of sigma/alpha at which guidance holds; None
+            for all (Kynkäänniemi et al. 2024, section 3).
+        options: The solver's own.
+
+    Raises:
+        RequestError: Anything is unknown, with the nearest known name, or out of range.
     """
     instance("schedule", schedule, Schedule, "Make one with make_schedule.")
     choice("prediction", prediction, PREDICTIONS)
@@ -69,6 +73,7 @@ def make_program(
     guidance = number("guidance", guidance, -1e3, 1e3)
     if not isinstance(grid, Grid):
         grid = make_grid(schedule, grid, steps)
+    # The solver's update holds for any network; `assemble` adds what depends on this one.
     update = bind(f"solver {solver!r}", SOLVERS[solver], (grid,), options)
     return assemble(
         solver,

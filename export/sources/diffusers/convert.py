@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from .diffusers_config import defaults_of, in_json
+from .config import defaults_of, in_json
 
 SAME_FORWARD_PROCESS = (
     *("PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler"),
@@ -49,6 +49,7 @@ def advice(path: Path, found: Mapping[str, object], kind: str) -> str:
             f"Set _class_name to {kind.removeprefix('Flax')!r}, write clip_sample explicitly, and "
             "convert the weights to safetensors with a diffusers version that reads Flax."
         )
+    # A setting that the file leaves out has the default of its own class.
     settings = {**defaults_of(kind), **found}
     flow = settings.get("use_flow_sigmas") or settings.get("use_dynamic_shifting")
     if kind in FLOW or flow or settings.get("prediction_type") == "flow_prediction":

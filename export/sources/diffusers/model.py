@@ -1,0 +1,130 @@
+"""A diffusers folder as a `Model`: DDPMPipeline, DDIMPipeline, or a bare UNet2DModel.
+
+Only files on disk are read. Every setting is mapped to what it means here or refused by name.
+diffusers itself is imported when it is needed, and loads the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.diffusion.schedule import Schedule
+from runtime.errors import RequestError
+from runtime.errors.arguments import text
+
+from ..model import Model, bundle_name, json_object
+from ..module import from_module
+from .config import Config
+from .folder import Folder, existing_folder, parts_of
+from .network import UNet, load_network, network_of, sample_shape
+from .scheduler import PIPELINE_STEPS, Scheduler, most_steps, scheduler_of
+
+
+def from_diffusers(
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    schedule: Schedule | str | None = None,
+    prediction: str | None = None,
+    null_label: int | None = None,
+    label_names: Sequence[str] | None = None,
+    variant: str | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    grid: str | None = None,
+    guidance: float = 2.0,
+    provenance: Mapping[str, Any] | None = None,
+) -> Model:
+    """Read the network and the scheduler that `save_pretrained` wrote.
+
+    Args:
+        folder: model_index.json with unet/ and scheduler/; or config.json, the weights and
+            scheduler_config.json side by side; or a UNet2DModel alone, such as unet/ or unet_ema/
+            of a checkpoint that a training script of diffusers wrote.
+        name: The bundle's name [the folder's].
+        schedule, prediction: For a network alone, whose files say neither.
+        null_label: The label among num_class_embeds that stands for none, if one was trained.
+        label_names: The names of the classes, without the null label [their numbers].
+        variant: As in diffusers, such as "fp16". The network is computed in float32.
+        solver, steps, grid: The bundle's defaults [the scheduler's].
+        guidance, provenance: As in `from_module`.
+
+    Raises:
+        ExportError: A file or a setting cannot be exported. The message names it.
+        RequestError: An argument is invalid.
+    """
+    _check_names(variant, solver, grid)
+    extra = json_object("provenance", provenance)
+    parts = parts_of(existing_folder(folder))
+    network = network_of(parts)
+    shape = sample_shape(network)
+    config, read = scheduler_of(parts, schedule, prediction)
+    classes = _classes(parts, network, null_label, label_names)
+    # After all checks of settings, because it takes longest.
+    unet, version = load_network(parts.unet, variant)
+    own_solver = solver in (None, read.solver)
+    return from_module(
+        UNet(unet).eval(),
+        name=bundle_name(parts.path.resolve().name) if name is None else name,
+        sample_shape=shape,
+        prediction=read.prediction,
+        schedule=read.schedule,
+        clip=read.clip,
+        num_classes=classes - (null_label is not None),
+        null_label=null_label,
+        label_names=label_names,
+        solver=read.solver if solver is None else solver,
+        options=read.options if own_solver else {},
+        steps=_steps(read, own_solver) if steps is None else steps,
+        grid=read.grid if grid is None else grid,
+        guidance=guidance,
+        provenance={**_provenance(parts, network, config, version), **extra},
+    )
+
+
+def _classes(
+    parts: Folder, network: Config, null_label: int | None, names: Sequence[str] | None
+) -> int:
+    """Return the number of labels, 0 for none. Raises RequestError for labels that do not exist."""
+    classes = network.get("num_class_embeds") or 0
+    if not classes and (null_label is not None or names is not None):
+        raise RequestError(
+            f"{parts.path} has no labels (num_class_embeds is not set): leave null_label and "
+            f"label_names out."
+        )
+    return classes
+
+
+def _steps(read: Scheduler, own_solver: bool) -> int:
+    """Return the default number of steps: the scheduler's, or for another solver DDIM's."""
+    if own_solver:
+        return read.steps
+    return most_steps(read.grid, len(read.schedule), PIPELINE_STEPS["ddim"])
+
+
+def _provenance(
+    parts: Folder, network: Config, scheduler: Config | None, version: str
+) -> dict[str, object]:
+    mapped = list(scheduler.mapped) if scheduler else []
+    return {
+        "source": f"diffusers, {parts.pipeline or 'UNet2DModel'}",
+        "unet": network.public(),
+        "scheduler": scheduler and scheduler.public(),
+        **({"mapped": mapped} if mapped else {}),
+        "diffusers": version,
+    }
+
+
+def _check_names(variant: Any, solver: Any, grid: Any) -> None:
+    if variant is not None and not re.fullmatch(r"\w[\w.-]*", text("variant", variant, "fp16")):
+        raise RequestError(
+            f"variant must be letters, digits, '_', '-' and '.', got {variant!r}. "
+            "Pass the part of the file's name that names the variant, such as 'fp16'."
+        )
+    if solver is not None:
+        text("solver", solver, "ddim")
+    if grid is not None:
+        text("grid", grid, "trailing")

@@ -1,0 +1,76 @@
+"""What runtime.bench samples, and how long it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..bundle.bundle import Bundle
+from ..bundle.sampling import ResolvedOptions
+from ..engine.expand import expand
+from ..engine.job import Table
+from ..engine.keywords import GuidedKeywords, LabelKeywords
+from ..engine.request import resolve
+from ..errors.arguments import enough_memory
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long and how often to measure.
+
+    Attributes:
+        seconds: Of each pair and batch size.
+        cold: Fresh processes of each pair.
+        pictures: Samples that are compared with the reference's.
+        threads: Of the inference library; None for one a core.
+    """
+
+    seconds: float
+    cold: int
+    pictures: int
+    threads: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """What is sampled: the arguments of `Sampler.sample`, and what they resolve to for the bundle.
+
+    Attributes:
+        labels: The samples' labels, used in turn; empty for a model without labels.
+        table: The program of every sample.
+    """
+
+    seed: int
+    keywords: GuidedKeywords
+    labels: Sequence[int | str]
+    options: ResolvedOptions
+    table: Table
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, seed: int, keywords: GuidedKeywords, labels: Sequence[int | str]
+    ) -> Workload:
+        """Resolve the arguments.
+
+        Raises:
+            RequestError: One of them cannot be used.
+        """
+        # Samples differ in their labels and seeds only, so the first one's program is everyone's.
+        (request,) = expand(bundle, 1, seed, _labelled(keywords, labels, 1))
+        options = resolve(bundle, request).options
+        with enough_memory("the program", "Take fewer steps."):
+            table = Table.of(bundle.program_of(options))
+        return cls(seed, keywords, labels, options, table)
+
+    def arguments(self, n: int) -> LabelKeywords:
+        """Return the keyword arguments of `Sampler.sample` for n samples, but for the seed."""
+        return _labelled(self.keywords, self.labels, n)
+
+
+def _labelled(keywords: GuidedKeywords, labels: Sequence[int | str], n: int) -> LabelKeywords:
+    """The keywords, with one label for all samples or the given ones in turn."""
+    if not labels:
+        return {**keywords}
+    if len(labels) == 1 or n == 1:
+        return {**keywords, "label": labels[0]}
+    return {**keywords, "label": [labels[i % len(labels)] for i in range(n)]}

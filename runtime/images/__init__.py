@@ -1,0 +1,21 @@
+"""Images: arrays of pixels and samples, and files. Pillow is imported on first use."""
+
+from .arrays import Float32, UInt8, from_uint8, tile, to_uint8
+from .read import ImageSource, ImageSources, eight_bits, read
+from .write import animation_format, picture_format, save, save_animation
+
+__all__ = [
+    "Float32",
+    "ImageSource",
+    "ImageSources",
+    "UInt8",
+    "animation_format",
+    "eight_bits",
+    "from_uint8",
+    "picture_format",
+    "read",
+    "save",
+    "save_animation",
+    "tile",
+    "to_uint8",
+]
