@@ -3,7 +3,7 @@ between steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,15 +75,23 @@ class SlotPreview(NamedTuple):
     x: Float32  # [*S], the sample itself, as noisy as it is by now
 
 
+class _Parked(NamedTuple):
+    """What the buffers held of a sample."""
+
+    state: Float32  # [R, *S]
+    denoised: Float32  # [*S]
+
+
 @dataclass(eq=False)
 class _Member:
-    """A sample that is under way, at a place in the buffers."""
+    """A sample that is under way: at a place in the buffers, or parked outside of them."""
 
     slot: int
     job: Job
-    place: int
+    place: int = -1
     row: int = 0
-    quiet: bool = True  # whether its noise buffer is zero
+    quiet: bool = False  # whether its noise buffer is zero
+    parked: _Parked | None = None
 
     @property
     def done(self) -> bool:
@@ -95,7 +103,8 @@ class Batch:
 
     A sample has the same bytes if others join or leave. Samples that are under way lie side by
     side in the buffers: first those whose next row is plain, then those whose next row is guided,
-    so that each graph runs once a step, on a slice.
+    so that each graph runs once a step, on a slice. If only some of them step, the others are
+    parked outside the buffers, so there can be more samples than the buffers have room for.
 
         batch = Batch(buffers, sample_shape, capacity)
         slot = batch.admit(job)
@@ -104,9 +113,23 @@ class Batch:
         x = results[slot]
     """
 
-    def __init__(self, buffers: Buffers, sample_shape: tuple[int, ...], capacity: int) -> None:
-        """buffers: with room for `capacity` samples, for this batch alone."""
+    def __init__(
+        self,
+        buffers: Buffers,
+        sample_shape: tuple[int, ...],
+        capacity: int,
+        room: int | None = None,
+    ) -> None:
+        """Make an empty batch.
+
+        Args:
+            buffers: With room for `room` samples, for this batch alone.
+            sample_shape: S.
+            capacity: Number of slots.
+            room: Most samples of one step, 1 … capacity; None is `capacity`.
+        """
         self.capacity = capacity
+        self.room = capacity if room is None else room
         self._shape = sample_shape
         self._buffers = buffers
         self._members: list[_Member] = []
@@ -137,24 +160,29 @@ class Batch:
                 f"a batch holds at most {self.capacity} samples, and all its slots are in use. "
                 "Call finished() or cancel(slot) first."
             )
-        place = len(self._members)
-        member = _Member(self._free.pop(), job, place)
-        buffers = self._buffers
-        buffers.state[place] = 0
-        buffers.state[place, 0] = begin(job, self._shape)
-        buffers.noise[place] = 0
-        buffers.denoised[place] = 0
-        buffers.label[place] = job.label
-        self._members.append(member)
+        member = _Member(self._free.pop(), job)
         self._of_slot[member.slot] = member
+        if len(self._members) < self.room:
+            self._seat(member)
         return member.slot
 
-    def step(self) -> None:
-        """Run the next row of every sample that has one."""
+    def step(self, slots: Sequence[int] | None = None, merged: bool = False) -> None:
+        """Run the next row of samples that are under way.
+
+        If the network raises, no sample has moved.
+
+        Args:
+            slots: The samples, each once, at most `room`; None is every sample that has a row left.
+            merged: Run plain rows in the guided graph, too, which then runs once for all.
+
+        Raises:
+            RequestError: No sample is under way in one of the slots, or there are too many.
+        """
         self._retire()
+        self._choose(self._of_slot if slots is None else slots)
         if not self._members:
             return
-        plain = self._arrange()
+        plain = 0 if merged else self._arrange()
         self._fill()
         count = len(self._members)
         if plain:
@@ -205,8 +233,20 @@ class Batch:
 
     def look(self, slots: Sequence[int]) -> tuple[Float32, Float32]:
         """The denoised estimates D and the samples x of some slots, [n, *S] each; copies."""
-        places = [self._member(slot).place for slot in slots]
-        return self._buffers.denoised[places], self._buffers.state[places, 0]
+        members = [self._member(slot) for slot in slots]
+        shape = (len(members), *self._shape)
+        denoised = np.zeros(shape, np.float32)
+        x = np.zeros(shape, np.float32)
+        for i, member in enumerate(members):
+            if member.place >= 0:
+                denoised[i] = self._buffers.denoised[member.place]
+                x[i] = self._buffers.state[member.place, 0]
+            elif member.parked is not None:
+                denoised[i] = member.parked.denoised
+                x[i] = member.parked.state[0]
+            else:
+                x[i] = begin(member.job, self._shape)
+        return denoised, x
 
     def _member(self, slot: int) -> _Member:
         if slot not in self._of_slot:
@@ -220,12 +260,53 @@ class Batch:
             self._remove(member)
 
     def _remove(self, member: _Member) -> None:
+        """Forget a sample."""
+        if member.place >= 0:
+            self._vacate(member)
+        del self._of_slot[member.slot]
+
+    def _vacate(self, member: _Member) -> None:
         """Take a sample out of the buffers; the last one takes its place."""
         last = self._members[-1]
         if last is not member:
             self._swap(member.place, last.place)
         self._members.pop()
-        del self._of_slot[member.slot]
+        member.place = -1
+
+    def _seat(self, member: _Member) -> None:
+        """Put a sample behind the others in the buffers, as it was when it was parked."""
+        place = len(self._members)
+        buffers = self._buffers
+        if member.parked is None:
+            buffers.state[place] = 0
+            buffers.state[place, 0] = begin(member.job, self._shape)
+            buffers.denoised[place] = 0
+        else:
+            buffers.state[place] = member.parked.state
+            buffers.denoised[place] = member.parked.denoised
+            member.parked = None
+        buffers.label[place] = member.job.label
+        member.place = place
+        member.quiet = False
+        self._members.append(member)
+
+    def _choose(self, slots: Collection[int]) -> None:
+        """Bring the samples that step into the buffers, and park the others."""
+        if len(slots) > self.room:
+            raise RequestError(f"at most {self.room} samples can step together, got {len(slots)}.")
+        chosen = [self._member(slot) for slot in slots]
+        if len({*slots}) < len(slots):
+            raise RequestError(f"a sample takes one step at a time, got slots {[*slots]}.")
+        stepping = {*slots}
+        for member in [m for m in self._members if m.slot not in stepping]:
+            if member.row:
+                state = self._buffers.state[member.place].copy()
+                denoised = self._buffers.denoised[member.place].copy()
+                member.parked = _Parked(state, denoised)
+            self._vacate(member)
+        for member in chosen:
+            if member.place < 0:
+                self._seat(member)
 
     def _arrange(self) -> int:
         """Bring samples whose next row is guided behind the others. Returns how many come
