@@ -1,0 +1,314 @@
+"""Work under way. Equal requests share one run; a run is cancelled when nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime import Request, ResolvedRequest, Ticket
+from runtime.engine.ticket import TicketStatus
+
+from . import limits
+from .models import Model
+from .problems import to_bytes
+from .settings import Settings
+
+Float32 = NDArray[np.float32]
+
+
+class SampleView(NamedTuple):
+    """The newest preview of one sample of a run."""
+
+    version: int  # of the run, when it came
+    step: int  # rows done
+    steps: int
+    denoised: Float32  # [*S]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Requests that are checked and ready to run.
+
+    Attributes:
+        requests: As they are submitted.
+        resolved: The same with every default filled in.
+        key: Equal for requests with equal results.
+    """
+
+    model: Model
+    requests: list[Request]
+    resolved: list[ResolvedRequest]
+    key: str
+
+
+def prepare(model: Model, requests: Sequence[Request], settings: Settings) -> Work:
+    """Check requests and name their result. Raises RequestError, see `limits.checked`."""
+    resolved = limits.checked(model.bundle, requests, settings)
+    digest = hashlib.sha256(model.fingerprint.encode())
+    for entry in resolved:
+        digest.update(to_bytes(entry.to_json()))
+        known = entry.known or ()
+        for part in (entry.start, entry.picture, *known):
+            digest.update(b"none" if part is None else np.ascontiguousarray(part).tobytes())
+    return Work(model, list(requests), resolved, digest.hexdigest())
+
+
+class Run:
+    """Work under way, or done. For the event loop's thread, unless a method says otherwise.
+
+    Attributes:
+        future: Its samples, float32 [n, *S].
+        ticket: The newest ticket; None before the engine has accepted one.
+        views: The newest preview of each sample.
+        version: Counts changes of `views`.
+        cancelled: Whether its last user has left before it was done.
+        stage: Counts its tickets; an edit may take several, one after another.
+        started: Set once the engine has accepted its first ticket, or it has ended.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, model: Model) -> None:
+        self.model = model
+        self.future: asyncio.Future[Float32] = loop.create_future()
+        self.ticket: Ticket | None = None
+        self.views: dict[int, SampleView] = {}
+        self.version = 0
+        self.cancelled = False
+        self.users = 0
+        self.stage = 0
+        self._loop = loop
+        self.started = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._noted = False
+        # An error that nobody asks for is no mistake here.
+        self.future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.future.add_done_callback(lambda _: self._wake())
+        self.future.add_done_callback(lambda _: self.started.set())
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self.future.done()
+
+    def status(self) -> TicketStatus | None:
+        """Return where its newest ticket stands; None before there is one."""
+        return self.ticket.status() if self.ticket else None
+
+    def join(self) -> Run:
+        """Become a user. Returns the run."""
+        self.users += 1
+        return self
+
+    def leave(self) -> None:
+        """Stop being a user. The last one cancels what is not done."""
+        self.users -= 1
+        if not self.users and not self.done:
+            self.cancelled = True
+            if self.ticket is not None:
+                self.ticket.cancel()
+
+    async def result(self) -> Float32:
+        """Wait for the samples, float32 [n, *S]. A caller that is cancelled stops no other."""
+        return await asyncio.shield(self.future)
+
+    async def change(self, version: int, timeout: float) -> bool:
+        """Wait until it is done or has a version after `version`, at most `timeout` seconds.
+
+        Returns:
+            Whether that came.
+        """
+        while not self.done and self.version <= version:
+            changed = self._changed
+            try:
+                async with asyncio.timeout(timeout):
+                    await changed.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    def attach(self, ticket: Ticket) -> None:
+        """Follow a ticket: the first, or the next of an edit that takes several."""
+        self.ticket = ticket
+        self.stage += 1
+        self.started.set()
+        if self.cancelled:
+            ticket.cancel()
+
+    def note(self, ticket: Ticket) -> None:
+        """Take in a preview. From any thread; for `Engine.submit`."""
+        if not self._noted:
+            self._noted = True
+            self.call(self._look, ticket)
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call a function in the event loop. From any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def settle(self, samples: Float32 | None, error: BaseException | None = None) -> None:
+        """End it."""
+        if self.future.done():
+            return
+        if error is not None:
+            self.future.set_exception(error)
+        elif samples is not None:
+            samples.flags.writeable = False
+            self.future.set_result(samples)
+
+    def _look(self, ticket: Ticket) -> None:
+        self._noted = False
+        preview = ticket.preview()
+        if preview is None:
+            return
+        self.version += 1
+        each = zip(*preview, strict=True)
+        for sample, step, steps, denoised in each:
+            self.views[int(sample)] = SampleView(self.version, int(step), int(steps), denoised)
+        self._wake()
+
+    def _wake(self) -> None:
+        changed = self._changed
+        self._changed = asyncio.Event()
+        changed.set()
+
+
+class Results:
+    """The newest results by key, at most so many bytes of them."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._held = 0
+        self._samples: OrderedDict[str, Float32] = OrderedDict()
+
+    def get(self, key: str) -> Float32 | None:
+        """Return samples, float32 [n, *S], or None."""
+        if key in self._samples:
+            self._samples.move_to_end(key)
+        return self._samples.get(key)
+
+    def put(self, key: str, samples: Float32) -> None:
+        """Keep samples, float32 [n, *S]; the oldest ones go."""
+        if samples.nbytes > self._most or key in self._samples:
+            return
+        self._samples[key] = samples
+        self._held += samples.nbytes
+        while self._held > self._most:
+            _, oldest = self._samples.popitem(last=False)
+            self._held -= oldest.nbytes
+
+
+class Runs:
+    """All runs. For the event loop's thread."""
+
+    def __init__(self, settings: Settings, planning: Executor) -> None:
+        """planning: where requests are planned, which takes milliseconds."""
+        self._settings = settings
+        self._planning = planning
+        self._shared: dict[tuple[str, int], Run] = {}
+        self._live: set[Run] = set()
+        self._results = Results(settings.cache_bytes)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def live(self) -> int:
+        """Runs that have not ended."""
+        return len(self._live)
+
+    async def plan(self, model: Model, requests: Sequence[Request]) -> Work:
+        """Check requests. Raises RequestError, see `prepare`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._planning, prepare, model, requests, self._settings)
+
+    async def start(
+        self, work: Work, flow: str, deadline: float | None = None, every: int = 0
+    ) -> Run:
+        """Run work, or join a run of the same work. The caller must `leave` the run.
+
+        Args:
+            work: What to run.
+            flow: Whose work it is.
+            deadline: Seconds from now. A run with one is not shared.
+            every: Steps between previews; 0 for none.
+
+        Raises:
+            Overloaded, DeadlineError, ClosedError, RequestError: See `Engine.submit`.
+        """
+        loop = asyncio.get_running_loop()
+        kept = self._results.get(work.key)
+        if kept is not None:
+            run = Run(loop, work.model).join()
+            run.settle(kept)
+            return run
+        shared = self._shared.get((work.key, every))
+        if shared is not None and not shared.cancelled and not shared.done:
+            run = shared.join()
+        else:
+            run = self.open(work.model).join()
+            if deadline is None:
+                self._share((work.key, every), run)
+            run.future.add_done_callback(lambda future: self._keep(work.key, future))
+            task = loop.create_task(self._submit(run, work, flow, deadline, every))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        try:
+            await self._accepted(run)
+        except BaseException:
+            run.leave()
+            raise
+        return run
+
+    def open(self, model: Model) -> Run:
+        """Return a new run that its maker attaches tickets to and settles."""
+        run = Run(asyncio.get_running_loop(), model)
+        self._live.add(run)
+        run.future.add_done_callback(lambda _: self._live.discard(run))
+        return run
+
+    async def _accepted(self, run: Run) -> None:
+        """Wait until the engine has accepted a run, or raise why it has not."""
+        await run.started.wait()
+        if run.ticket is None:
+            await run.result()
+
+    def _share(self, key: tuple[str, int], run: Run) -> None:
+        self._shared[key] = run
+
+        def forget(_: object) -> None:
+            if self._shared.get(key) is run:
+                del self._shared[key]
+
+        run.future.add_done_callback(forget)
+
+    def _keep(self, key: str, future: asyncio.Future[Float32]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._results.put(key, future.result())
+
+    async def _submit(
+        self, run: Run, work: Work, flow: str, deadline: float | None, every: int
+    ) -> None:
+        """Hand work to the engine, in a task of its own: its first user may leave meanwhile."""
+        loop = asyncio.get_running_loop()
+        engine = work.model.engine
+        shown = run.note if every else False
+        try:
+            ticket = await loop.run_in_executor(
+                self._planning, engine.submit, work.requests, flow, deadline, shown, every or 1
+            )
+        except BaseException as error:
+            run.settle(None, error)
+            return
+        run.attach(ticket)
+        ticket.add_done_callback(lambda ended: run.call(_end, run, ended))
+
+
+def _end(run: Run, ticket: Ticket) -> None:
+    """Settle a run with its ticket, which is final."""
+    error = ticket.exception()
+    run.settle(None if error else ticket.result(), error)
