@@ -30,7 +30,7 @@ from starlette.types import ASGIApp
 
 from runtime.errors import UnnoiseError
 
-from . import health, log, samples
+from . import edits, health, job_endpoints, log, openai, openapi, protocol, samples
 from .middleware import Gate, Observe
 from .models import Source
 from .problems import ClientGone, Problem, respond
@@ -42,6 +42,22 @@ ENDPOINTS: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/info", health.info),
     ("POST", "/v1/samples", samples.create),
     ("GET", "/v1/samples", samples.show),
+    ("POST", "/v1/edits/{verb}", edits.create),
+    ("GET", "/v1/jobs/{id}", job_endpoints.show),
+    ("DELETE", "/v1/jobs/{id}", job_endpoints.cancel),
+    ("GET", "/v1/jobs/{id}/events", job_endpoints.events),
+    ("GET", "/v1/jobs/{id}/result", job_endpoints.result),
+    ("POST", "/v1/images/generations", openai.generations),
+    ("POST", "/v1/images/edits", openai.edit),
+    ("GET", "/v1/models", openai.models),
+    ("GET", "/v1/models/{model}", openai.model),
+    ("GET", "/v2", protocol.server),
+    ("GET", "/v2/health/live", protocol.live),
+    ("GET", "/v2/health/ready", protocol.ready),
+    ("GET", "/v2/models/{model}", protocol.model),
+    ("GET", "/v2/models/{model}/ready", protocol.model_ready),
+    ("POST", "/v2/models/{model}/infer", protocol.infer),
+    ("GET", "/openapi.json", openapi.show),
     ("GET", "/livez", health.livez),
     ("GET", "/readyz", health.readyz),
     ("GET", "/metrics", health.metrics),

@@ -21,6 +21,7 @@ from .schema import (
     named,
     number,
     optional,
+    record,
     scalar,
     text,
 )
@@ -155,6 +156,76 @@ EDITS: dict[str, tuple[Field, ...]] = {
 """POST /v1/edits/{verb}: `params`, beside MODEL, CONVERT and OUTPUT."""
 
 
+EDIT_PARTS: dict[str, dict[str, bool]] = {
+    "stylize": {"image": True},
+    "invert": {"image": True},
+    "translate": {"image": True},
+    "inpaint": {"image": True, "mask": True},
+    "interpolate": {"image": False, "image2": False},
+    "variations": {"image": True},
+}
+"""The files of each verb, and whether it needs them."""
+
+
 def edit_fields(verb: str) -> Sequence[Field]:
     """The fields of `params` for a verb."""
     return (MODEL, *EDITS[verb], CONVERT, *OUTPUT)
+
+
+IGNORED = ("background", "complexity", "input_fidelity", "moderation", "output_compression")
+IGNORED += ("quality", "safety_identifier", "style", "user")
+"""Fields of OpenAI's API that are accepted and change nothing."""
+_PLAIN = either(text(1000), number(-1e9, 1e9), flag())
+OPENAI: tuple[Field, ...] = (
+    Field("prompt", text(1000), "A label's name or number; empty for none.", required=True),
+    MODEL,
+    Field("n", integer(1, 10), "The number of images.", default=1),
+    Field("size", text(20), '"auto", or the size of the model\'s images, such as "32x32".'),
+    Field("response_format", choice("b64_json", "url"), "url is for generations only."),
+    Field("output_format", choice("png", "webp", "jpeg"), "Of the images.", default="png"),
+    Field("stream", flag(), "Respond with events.", default=False),
+    Field("partial_images", integer(0, 3), "Previews of each image in a stream.", default=0),
+    Field("seed", integer(0, MAX_SEED), "Image i has seed + i. Random if it is left out."),
+    Field("guidance", SCALE, GUIDANCE.doc),
+    *SOLVING,
+    DEADLINE,
+    *(Field(name, _PLAIN, "Ignored.") for name in IGNORED),
+)
+"""POST /v1/images/generations."""
+OPENAI_EDITS = (
+    *OPENAI,
+    Field("strength", number(0, 1), "How much of the image is forgotten, without a mask.", 0.5),
+)
+"""POST /v1/images/edits, as the texts of a multipart body."""
+OPENAI_PARTS = {"image": True, "mask": False}
+"""The files of POST /v1/images/edits."""
+TENSOR: tuple[Field, ...] = (
+    Field("name", text(), "seed, label or guidance.", required=True),
+    Field("datatype", text(20), "INT64, FP32 or BYTES.", required=True),
+    Field("shape", many(integer(0, MOST_SAMPLES), 1, 2), "[n].", required=True),
+    Field("data", many(scalar(), 1, MOST_SAMPLES), "n entries.", required=True),
+    Field("parameters", named(scalar(), 20), "Ignored."),
+)
+"""An input of POST /v2/models/{model}/infer."""
+INFER: tuple[Field, ...] = (
+    Field("id", text(), "Returned as it is."),
+    Field("inputs", many(record(TENSOR), 1, 10), "Tensors.", required=True),
+    Field(
+        "outputs",
+        many(
+            record(
+                (
+                    Field("name", text(), "sample or image.", required=True),
+                    Field("parameters", named(scalar(), 20), "Ignored."),
+                )
+            ),
+            0,
+            10,
+        ),
+        "Those that are wanted; sample if none is named.",
+    ),
+    Field("parameters", record((*SOLVING, DEADLINE)), "How the samples are made."),
+)
+"""POST /v2/models/{model}/infer."""
+PARAMETERS = (*SOLVING, DEADLINE)
+"""Its `parameters`."""

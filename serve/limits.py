@@ -23,6 +23,17 @@ def rows_of(options: ResolvedOptions) -> int:
     return most_rows(options.solver, used, options.options)
 
 
+def checked_rows(options: ResolvedOptions, settings: Settings) -> int:
+    """Bound the rows of a program. Raises RequestError if there are too many."""
+    rows = rows_of(options)
+    if rows > settings.rows:
+        raise RequestError(
+            f"a sample may have at most {settings.rows} rows, got {rows} of solver "
+            f"{options.solver!r}. Take fewer steps, or a smaller `resample`."
+        )
+    return rows
+
+
 def checked(
     bundle: Bundle, requests: Sequence[Request], settings: Settings
 ) -> list[ResolvedRequest]:
@@ -43,12 +54,7 @@ def checked(
     resolved = [resolve(bundle, request) for request in requests]
     total = 0
     for entry in resolved:
-        rows = rows_of(entry.options)
-        if rows > settings.rows:
-            raise RequestError(
-                f"a sample may have at most {settings.rows} rows, got {rows} of solver "
-                f"{entry.options.solver!r}. Take fewer steps, or a smaller `resample`."
-            )
+        rows = checked_rows(entry.options, settings)
         total += rows * (1 if entry.options.guidance == 1 else 2)
     if total > settings.request_rows:
         raise RequestError(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import Request, ResolvedRequest, Ticket
+from runtime import Inversion, Request, ResolvedRequest, Ticket
 from runtime.engine.ticket import TicketStatus
 
 from . import limits
@@ -71,6 +71,7 @@ class Run:
         version: Counts changes of `views`.
         cancelled: Whether its last user has left before it was done.
         stage: Counts its tickets; an edit may take several, one after another.
+        inversion: What an edit found that inverts images.
         started: Set once the engine has accepted its first ticket, or it has ended.
     """
 
@@ -83,6 +84,7 @@ class Run:
         self.cancelled = False
         self.users = 0
         self.stage = 0
+        self.inversion: Inversion | None = None
         self._loop = loop
         self.started = asyncio.Event()
         self._changed = asyncio.Event()
@@ -258,7 +260,7 @@ class Runs:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         try:
-            await self._accepted(run)
+            await self.accepted(run)
         except BaseException:
             run.leave()
             raise
@@ -271,7 +273,7 @@ class Runs:
         run.future.add_done_callback(lambda _: self._live.discard(run))
         return run
 
-    async def _accepted(self, run: Run) -> None:
+    async def accepted(self, run: Run) -> None:
         """Wait until the engine has accepted a run, or raise why it has not."""
         await run.started.wait()
         if run.ticket is None:

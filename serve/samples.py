@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlencode
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import runtime
@@ -19,50 +18,19 @@ from runtime.errors.arguments import integer
 from runtime.files import from_json
 from runtime.sampler import ARGUMENTS
 
-from . import pictures
+from . import pictures, results
 from .bodies import read_json
-from .events import EventStream, Last, Stream, unless_gone
+from .events import unless_gone
 from .fields import ONE_SAMPLE, SAMPLES
-from .jobs import Job
 from .models import Model
 from .pictures import Float32
-from .runs import Run, Work
+from .results import Output
+from .runs import Work
 from .schema import check_all
-from .service import Service, flow_of, note_facts, service_of
+from .service import flow_of, service_of
 
 NOT_SAMPLING = ("model", "n", "seed", "format", "columns", "stream", "every", "deadline", "options")
 """Fields of a body that `Sampler.requests` does not take by keyword."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """How a result is returned.
-
-    Attributes:
-        kind: One of `fields.FORMATS`.
-        every: Steps between previews.
-        deadline: Seconds from now; None has none.
-    """
-
-    kind: str
-    columns: int | None
-    stream: bool
-    every: int
-    deadline: float | None
-    is_job: bool
-
-    @classmethod
-    def of(cls, request: Request, model: Model, given: Mapping[str, object]) -> Output:
-        """Read the fields `fields.OUTPUT` and the headers Accept and Prefer."""
-        accept = request.headers.get("accept", "")
-        return cls(
-            kind=pictures.format_of(given.get("format"), accept, model),
-            columns=cast("int | None", given.get("columns")),
-            stream=bool(given.get("stream")) or "text/event-stream" in accept,
-            every=cast("int", given.get("every", 1)),
-            deadline=cast("float | None", given.get("deadline")),
-            is_job="respond-async" in request.headers.get("prefer", ""),
-        )
 
 
 async def create(request: Request) -> ASGIApp:
@@ -83,12 +51,8 @@ async def create(request: Request) -> ASGIApp:
     every = output.every if output.stream or output.is_job else 0
     starting = service.runs.start(work, flow_of(request), output.deadline, every)
     run = await unless_gone(request.receive, starting)
-    if output.is_job:
-        return start_job(request, service, run, output, last)
-    if output.stream:
-        return stream(request, service, run, last)
     headers = _location(model, work) if n == 1 else {}
-    return await finish(request, service, run, output, headers)
+    return await results.respond(request, service, run, output, last, headers)
 
 
 async def show(request: Request) -> Response:
@@ -107,7 +71,7 @@ async def show(request: Request) -> Response:
     service.check_accepting()
     starting = service.runs.start(work, flow_of(request), output.deadline)
     run = await unless_gone(request.receive, starting)
-    return await finish(request, service, run, output, headers)
+    return await results.finish(request, service, run, output, headers)
 
 
 def requests_of(
@@ -133,45 +97,6 @@ def options_of(given: Mapping[str, object]) -> Mapping[str, object]:
     return options
 
 
-async def finish(
-    request: Request, service: Service, run: Run, output: Output, headers: Mapping[str, str]
-) -> Response:
-    """Wait for a run and return its result. It leaves the run."""
-    try:
-        samples = await unless_gone(request.receive, run.result())
-        timing = note_facts(request, run)
-        body, kind = await service.encode(
-            pictures.encode, run.model, samples, output.kind, output.columns
-        )
-    finally:
-        run.leave()
-    return Response(body, headers={**headers, **timing}, media_type=kind)
-
-
-def stream(request: Request, service: Service, run: Run, last: Last, after: int = 0) -> EventStream:
-    """Return the events of a run. It leaves the run at their end."""
-    heartbeat_s = service.settings.heartbeat_s
-    events = Stream(run, service.encoding, heartbeat_s, last)
-
-    def end() -> None:
-        note_facts(request, run)
-        run.leave()
-
-    return EventStream(events.events(after), {}, end)
-
-
-def start_job(request: Request, service: Service, run: Run, output: Output, last: Last) -> Response:
-    """Keep a run as a job, and return where it is."""
-    job = Job(flow_of(request), run, output.kind, output.columns, last)
-    try:
-        service.jobs.add(job)
-    except BaseException:
-        run.leave()
-        raise
-    headers = {"location": job.path, "preference-applied": "respond-async"}
-    return JSONResponse(job.to_json(), 202, headers)
-
-
 def query_of(request: Request) -> dict[str, object]:
     """Return the query as the fields of a body. Raises RequestError for a name given twice."""
     found: dict[str, object] = {}
@@ -181,16 +106,16 @@ def query_of(request: Request) -> dict[str, object]:
         name = name.removeprefix("options.")
         if name in place:
             raise RequestError(f"`{name[:60]}` is given twice. Give it once.")
-        place[name] = _value(name, text)
+        place[name] = value_of(name, text)
     return {**found, "options": options} if options else found
 
 
-def _value(name: str, text: str) -> object:
-    """A value of a query: a number, true or false, a list of numbers, or else a string."""
+def value_of(name: str, text: str) -> object:
+    """Read a text field as JSON would hold it: a number, true or false, a list of numbers, or else a string."""
     if name in ("model", "label", "format", "solver"):
         return text
     if "," in text or (name == "grid" and not text[:1].isalpha()):
-        return [_value("", part) for part in text.split(",")]
+        return [value_of("", part) for part in text.split(",")]
     if re.fullmatch(r"-?[0-9.eE+-]{1,40}", text) or text in ("true", "false"):
         try:
             return from_json(text)
