@@ -51,9 +51,14 @@ const kept = {}; // the values of the form by verb
 const files = {}; // by slot
 const mask = new MaskEditor($("mask"), showMask);
 
-// --- Models ---------------------------------------------------------------------------------
+// --- Models
 
 async function start() {
+  const choices = Object.keys(VERBS).slice(1).map((value, place) => {
+    const radio = make("input", { type: "radio", name: "verb", value, checked: place === 0 });
+    return make("label", {}, radio, make("span", {}, value));
+  });
+  form.querySelector(".verbs").append(...choices);
   forms.prepare(form);
   onToken(askToken);
   listen();
@@ -113,7 +118,7 @@ function size() {
   return { channels, height, width };
 }
 
-// --- The form -------------------------------------------------------------------------------
+// --- The form
 
 /** Show the fields of a verb, with its values or those that it had before. */
 function chooseVerb(name, values) {
@@ -124,8 +129,8 @@ function chooseVerb(name, values) {
 function fill(name, values = {}) {
   verb = name;
   const edits = verb !== "create";
-  $("tab-create").setAttribute("aria-selected", String(!edits));
-  $("tab-edit").setAttribute("aria-selected", String(edits));
+  $("tab-create").ariaSelected = String(!edits);
+  $("tab-edit").ariaSelected = String(edits);
   $("tab-create").tabIndex = edits ? -1 : 0;
   $("tab-edit").tabIndex = edits ? 0 : -1;
   form.setAttribute("aria-labelledby", edits ? "tab-edit" : "tab-create");
@@ -141,6 +146,13 @@ function fill(name, values = {}) {
   const solvers = model.solvers.map((solver) => new Option(solver, solver));
   $("solver").replaceChildren(...(edits ? [new Option("What suits the edit", "")] : []), ...solvers);
   forms.fill(form, { ...begin(), ...kept[verb], ...values });
+}
+
+/** Show a verb with given values alone. */
+function restore(name, values) {
+  chooseVerb(name);
+  delete kept[name];
+  fill(name, values);
 }
 
 function begin() {
@@ -161,7 +173,7 @@ function restoreHash() {
   const found = forms.readHash();
   if (!Object.hasOwn(VERBS, found.verb)) return;
   if ((found.values.model ?? model.name) !== model.name) chooseModel(found.values.model);
-  chooseVerb(found.verb, found.values);
+  restore(found.verb, found.values);
 }
 
 // A tuned solver exists for a few numbers of steps.
@@ -172,7 +184,7 @@ function fitSteps() {
   forms.fill(form, { ...forms.read(form), steps: nearest });
 }
 
-// --- Runs -----------------------------------------------------------------------------------
+// --- Runs
 
 async function submit() {
   if ($("fresh").checked && selected) forms.roll($("seed"));
@@ -262,14 +274,15 @@ async function onEvent(canvases, name, event) {
       }),
     );
   }
-  const [{ steps }] = event.previews;
-  const done = Math.min(...event.previews.map(({ step }) => step));
-  $("progress").max = steps;
-  $("progress").value = done;
-  $("step").textContent = `${done} / ${steps}`;
+  // The service may finish one image before it begins the next.
+  for (const { sample, step } of event.previews) if (canvases[sample]) canvases[sample].step = step;
+  const done = canvases.reduce((sum, { step = 0 }) => sum + step, 0);
+  const all = canvases.length * event.previews[0].steps;
+  $("progress").value = done / all;
+  $("step").textContent = `${done} / ${all}`;
 }
 
-// --- The stage ------------------------------------------------------------------------------
+// --- The stage
 
 function say(text) {
   $("status").textContent = text;
@@ -338,20 +351,17 @@ function reveal() {
   $("stage").scrollIntoView({ behavior: calm.matches ? "auto" : "smooth", block: "start" });
 }
 
+function make(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
 /** A canvas in a frame, which is a button if it is of an item. */
 function frame(text, item) {
-  const box = document.createElement(item ? "button" : "div");
-  const canvas = document.createElement("canvas");
-  box.className = "frame";
-  box.append(canvas);
-  if (item) {
-    box.type = "button";
-    box.item = item;
-    box.addEventListener("click", () => select(item));
-  }
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", text);
-  return box;
+  const canvas = make("canvas", { role: "img", ariaLabel: text });
+  if (!item) return make("div", { className: "frame" }, canvas);
+  return make("button", { className: "frame", item, onclick: () => select(item) }, canvas);
 }
 
 async function showItems(made) {
@@ -373,24 +383,24 @@ async function showItems(made) {
 function select(item) {
   selected = item;
   for (const box of document.querySelectorAll("button.frame")) {
-    box.setAttribute("aria-pressed", String(box.item === item));
+    box.ariaPressed = String(box.item === item);
   }
-  const entries = Object.entries(item.values).map(([name, value]) => {
-    const entry = document.createElement("div");
-    entry.append(document.createElement("dt"), document.createElement("dd"));
-    entry.firstChild.textContent = name;
-    entry.lastChild.textContent = value;
-    return entry;
-  });
+  const entries = Object.entries(item.values).map(([name, value]) =>
+    make("div", {}, make("dt", {}, name), make("dd", {}, value)),
+  );
   $("numbers").replaceChildren(...entries);
   $("copy").hidden = !item.url;
   // A link that is followed sends no token.
   $("open").hidden = !item.url || hasToken();
   $("open").href = item.url ?? "";
-  $("download").href = `data:image/png;base64,${item.image}`;
+  $("download").href = urlOf(item);
   $("download").download = `${fileName(item)}.png`;
   $("promise").textContent = promiseOf(item);
   $("detail").hidden = false;
+}
+
+function urlOf({ image }) {
+  return `data:image/png;base64,${image}`;
 }
 
 function promiseOf(item) {
@@ -409,7 +419,7 @@ function fileName({ model: name, verb: edit, place, values }) {
   return [name, ...parts].filter(Boolean).join("-").replace(/[^\w-]+/g, "-");
 }
 
-// --- The gallery ----------------------------------------------------------------------------
+// --- The gallery
 
 /** An item of a sample, whose URL holds all its numbers. */
 function sampleItem(image, url) {
@@ -441,18 +451,10 @@ function showGallery() {
   $("shelf").hidden = items.length === 0;
   $("gallery").replaceChildren(
     ...items.map((item) => {
-      const entry = document.createElement("li");
-      const button = document.createElement("button");
-      const image = new Image();
-      image.src = `data:image/png;base64,${item.image}`;
-      image.alt = titleOf(item);
-      button.className = "frame";
-      button.item = item;
-      button.setAttribute("aria-pressed", String(item === selected));
-      button.append(image);
-      button.addEventListener("click", () => recall(item));
-      entry.append(button);
-      return entry;
+      const image = make("img", { src: urlOf(item), alt: titleOf(item) });
+      const ariaPressed = String(item === selected);
+      const onclick = () => recall(item);
+      return make("li", {}, make("button", { className: "frame", item, ariaPressed, onclick }, image));
     }),
   );
 }
@@ -460,9 +462,10 @@ function showGallery() {
 /** Show an item again, with the form that made it. */
 async function recall(item) {
   running?.abort();
+  showStopped();
   hideError();
   if (item.model !== model.name) chooseModel(item.model);
-  chooseVerb(item.verb ?? "create", item.verb ? item.values : { label: "", ...item.values, n: "1" });
+  restore(item.verb ?? "create", { n: "1", ...item.values });
   await Promise.all(Object.entries(item.files ?? {}).map((entry) => setFile(...entry)));
   saveHash();
   await showItems([item]);
@@ -483,7 +486,7 @@ async function copyLink() {
   }
 }
 
-// --- Files and the mask ---------------------------------------------------------------------
+// --- Files and the mask
 
 async function setFile(slot, file) {
   files[slot] = file;
@@ -502,7 +505,7 @@ async function setFile(slot, file) {
 
 function showMask({ size: diameter, erases, column, row, share }) {
   $("brush").textContent = `${diameter} px`;
-  $("eraser").setAttribute("aria-pressed", String(erases));
+  $("eraser").ariaPressed = String(erases);
   const tool = erases ? "eraser" : "brush";
   $("mask-state").textContent =
     `Column ${column + 1}, row ${row + 1}, ${tool} ${diameter}. ` +
@@ -510,7 +513,7 @@ function showMask({ size: diameter, erases, column, row, share }) {
 }
 
 function takeFrom(transfer, slot = "image") {
-  const file = [...(transfer?.files ?? [])].find(({ type }) => type.startsWith("image/"));
+  const file = transfer?.files[0];
   if (!file) return;
   if (verb === "create") chooseVerb(form.elements.verb.value);
   saveHash();
@@ -521,13 +524,16 @@ async function editSelected() {
   const { image, values } = selected;
   const name = `${fileName(selected)}.png`;
   const { label } = values;
+  for (const edit of label ? Object.keys(VERBS).slice(1) : []) {
+    kept[edit] = { ...kept[edit], label, source: label };
+  }
   chooseVerb(form.elements.verb.value, label && { label, source: label });
   saveHash();
   await setFile("image", toFile(image, name));
   $("tab-edit").focus();
 }
 
-// --- Events ---------------------------------------------------------------------------------
+// --- Events
 
 function listen() {
   const onClick = {

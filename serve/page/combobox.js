@@ -10,23 +10,22 @@ export class Combobox {
 
   constructor(input) {
     this.#input = input;
-    this.#list = document.createElement("ul");
-    this.#list.id = `${input.id}-list`;
-    this.#list.className = "options";
-    this.#list.hidden = true;
-    this.#list.setAttribute("role", "listbox");
-    const label = document.querySelector(`label[for="${input.id}"]`);
-    this.#list.setAttribute("aria-label", label.textContent);
+    this.#list = Object.assign(document.createElement("ul"), {
+      id: `${input.id}-list`,
+      className: "options",
+      hidden: true,
+      role: "listbox",
+      ariaLabel: input.labels[0].textContent,
+    });
     input.after(this.#list);
-    const attributes = {
+    Object.assign(input, {
       role: "combobox",
       autocomplete: "off",
-      spellcheck: "false",
-      "aria-autocomplete": "list",
-      "aria-expanded": "false",
-      "aria-controls": this.#list.id,
-    };
-    for (const [name, value] of Object.entries(attributes)) input.setAttribute(name, value);
+      spellcheck: false,
+      ariaAutoComplete: "list",
+      ariaExpanded: "false",
+    });
+    input.setAttribute("aria-controls", this.#list.id);
     input.addEventListener("click", () => this.#open(""));
     input.addEventListener("input", (event) => {
       // The form hears of a choice, not of what is typed to find it.
@@ -71,19 +70,20 @@ export class Combobox {
     );
     this.#list.replaceChildren(...found.map((option, place) => this.#item(option, place)));
     this.#list.hidden = found.length === 0;
-    this.#input.setAttribute("aria-expanded", String(this.#isOpen));
+    this.#input.ariaExpanded = String(this.#isOpen);
     const chosen = found.findIndex(([value]) => value === this.#value);
     this.#activate(search ? 0 : chosen);
     if (!search) this.#input.select();
   }
 
   #item([value, text], place) {
-    const item = document.createElement("li");
-    item.id = `${this.#list.id}-${place}`;
+    const item = Object.assign(document.createElement("li"), {
+      id: `${this.#list.id}-${place}`,
+      role: "option",
+      textContent: text,
+      ariaSelected: String(value === this.#value),
+    });
     item.dataset.value = value;
-    item.textContent = text;
-    item.setAttribute("role", "option");
-    item.setAttribute("aria-selected", String(value === this.#value));
     return item;
   }
 
@@ -122,7 +122,7 @@ export class Combobox {
   // What was typed and not chosen is dropped.
   #close() {
     this.#list.hidden = true;
-    this.#input.setAttribute("aria-expanded", "false");
+    this.#input.ariaExpanded = "false";
     this.#input.removeAttribute("aria-activedescendant");
     this.value = this.#value;
   }

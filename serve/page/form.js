@@ -11,8 +11,8 @@ export function prepare(form) {
     const [min, max, step] = number.dataset.slider.split(" ");
     const slider = document.createElement("input");
     const row = document.createElement("div");
-    Object.assign(slider, { type: "range", min, max, step });
-    slider.setAttribute("aria-label", `${number.labels[0].textContent}, slider`);
+    const ariaLabel = `${number.labels[0].textContent}, slider`;
+    Object.assign(slider, { type: "range", min, max, step, ariaLabel });
     row.className = "row";
     number.before(row);
     row.append(slider, number);
@@ -57,8 +57,7 @@ export function fill(form, values) {
 export function markNamed(form, sentence) {
   const names = new Set([...sentence.matchAll(/`(\w+)`/g)].map((match) => match[1]));
   for (const control of controlsOf(form)) {
-    if (names.has(control.name)) control.setAttribute("aria-invalid", "true");
-    else control.removeAttribute("aria-invalid");
+    control.ariaInvalid = names.has(control.name) ? "true" : null;
   }
 }
 

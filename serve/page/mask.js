@@ -68,11 +68,6 @@ export class MaskEditor {
     this.#show();
   }
 
-  /** Whether nothing is painted. */
-  get isEmpty() {
-    return !this.#painted.includes(1);
-  }
-
   /** Return the mask as the service reads it: white is kept, black is replaced. */
   toFile() {
     const canvas = document.createElement("canvas");
@@ -112,9 +107,8 @@ export class MaskEditor {
   }
 
   #onKey(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) {
-      if (event.key.toLowerCase() !== "z") return;
-    }
+    const key = event.key.toLowerCase();
+    if ((event.ctrlKey || event.metaKey || event.altKey) && key !== "z") return;
     const arrow = ARROWS[event.key];
     if (arrow) {
       // With Shift it moves by 4. All on the way is painted, as a pointer would.
@@ -123,10 +117,10 @@ export class MaskEditor {
       if (!event.repeat) this.#remember();
       this.#pressed = true;
       this.#stamp(this.#column, this.#row);
-    } else if (event.key === "+" || event.key === "=") this.resizeBrush(1);
-    else if (event.key === "-" || event.key === "−") this.resizeBrush(-1);
-    else if (event.key.toLowerCase() === "e") this.toggleEraser();
-    else if (event.key.toLowerCase() === "z") this.undo();
+    } else if ("+=".includes(key)) this.resizeBrush(1);
+    else if (key === "-") this.resizeBrush(-1);
+    else if (key === "e") this.toggleEraser();
+    else if (key === "z") this.undo();
     else return;
     event.preventDefault();
     this.#show();
@@ -167,20 +161,16 @@ export class MaskEditor {
     }
   }
 
-  #stamp(column, row) {
-    this.#covered(column, row, (place) => {
-      this.#painted[place] = this.#erases ? 0 : 1;
-    });
-  }
-
   // A disc; of an even diameter its centre is the pixel's upper left corner.
-  #covered(column, row, visit) {
+  #stamp(column, row) {
     const centre = this.#size % 2 ? 0 : 0.5;
     const reach = Math.ceil(this.#size / 2);
-    for (let y = Math.max(0, row - reach); y <= Math.min(this.#height - 1, row + reach); y++) {
-      for (let x = Math.max(0, column - reach); x <= Math.min(this.#width - 1, column + reach); x++) {
+    for (let y = row - reach; y <= row + reach; y++) {
+      for (let x = column - reach; x <= column + reach; x++) {
         const distance = Math.hypot(x - column + centre, y - row + centre);
-        if (distance < this.#size / 2 + 0.1) visit(y * this.#width + x, x, y);
+        const inside = x >= 0 && x < this.#width && y >= 0 && y < this.#height;
+        if (!inside || distance > this.#size / 2) continue;
+        this.#painted[y * this.#width + x] = this.#erases ? 0 : 1;
       }
     }
   }
@@ -207,13 +197,12 @@ export class MaskEditor {
       if (painted) context.fillRect(x, y, scale, scale);
     });
     this.#outline(context);
-    const share = this.#painted.reduce((sum, painted) => sum + painted, 0) / this.#painted.length;
     this.#onChange({
       size: this.#size,
       erases: this.#erases,
       column: this.#column,
       row: this.#row,
-      share,
+      share: this.#painted.reduce((sum, painted) => sum + painted, 0) / this.#painted.length,
     });
   }
 
