@@ -26,9 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
 def serve(given: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
     settings = settings_of(given)
+    listener = listen(given.host, given.port)
     log.to_stderr()
     server = Server(create_app(given.bundles, settings))
-    listener = listen(given.host, given.port)
     port = listener.getsockname()[1]
     host = f"[{given.host}]" if ":" in given.host else given.host
     say(f"http://{host}:{port}", flush=True)

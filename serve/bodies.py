@@ -63,6 +63,11 @@ class _InMemory(MultiPartParser):
 
     spool_max_size = 2**62
 
+    def close(self) -> None:
+        """Close all files, those of parts that never ended among them."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
 
 async def read_form(request: Request, settings: Settings, texts: int) -> Form:
     """Return a multipart body.
@@ -91,14 +96,16 @@ async def read_form(request: Request, settings: Settings, texts: int) -> Form:
             raise ClientGone from None
     found_files: dict[str, bytes] = {}
     found_texts: dict[str, str] = {}
-    for name, value in form.multi_items():
-        if name in found_files or name in found_texts:
-            raise RequestError(f"the part {name[:60]!r} is given twice. Send it once.")
-        if isinstance(value, str):
-            found_texts[name] = value
-        else:
-            found_files[name] = await value.read()
-    await form.close()
+    try:
+        for name, value in form.multi_items():
+            if name in found_files or name in found_texts:
+                raise RequestError(f"the part {name[:60]!r} is given twice. Send it once.")
+            if isinstance(value, str):
+                found_texts[name] = value
+            else:
+                found_files[name] = await value.read()
+    finally:
+        parser.close()
     return Form(found_files, found_texts)
 
 

@@ -4,7 +4,6 @@ along with all others."""
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -114,7 +113,7 @@ class Passes:
                 # The first pass is refused like any request; later ones were promised.
                 if not self._passes or not left:
                     raise
-                threading.Event().wait(error.retry_after)
+                self._run.stopped.wait(error.retry_after)
         raise AssertionError
 
     def _once(self, requests: list[runtime.Request]) -> Float32:

@@ -64,10 +64,21 @@ def write(event: str, level: int = logging.INFO, **values: object) -> None:
     LOGGER.log(level, json.dumps({"time": round(time.time(), 3), "event": event, **values}))
 
 
+class _OneLine(logging.Formatter):
+    """Lines of JSON: ours, and those of the libraries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == LOGGER.name:
+            return record.getMessage()
+        values = {"time": round(record.created, 3), "event": "log", "logger": record.name}
+        return json.dumps({**values, "message": super().format(record)[:4000]})
+
+
 def to_stderr() -> None:
     """Write the log to standard error. For the command; a library leaves this to its user."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    LOGGER.addHandler(handler)
+    handler.setFormatter(_OneLine())
+    logging.getLogger().addHandler(handler)
     LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False
+    # It warns of every broken body, which the client is told.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)

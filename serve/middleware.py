@@ -27,6 +27,7 @@ SECURITY = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
 }
+SAME_ORIGIN = {"cross-origin-resource-policy": "same-origin"}
 CORS = {
     "access-control-allow-origin": "*",
     "access-control-expose-headers": "content-location, etag, location, retry-after, x-request-id",
@@ -91,7 +92,7 @@ class _Seen:
             self.code = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._name
-            for name, value in {**SECURITY, **(CORS if self._cors else {})}.items():
+            for name, value in {**SECURITY, **(CORS if self._cors else SAME_ORIGIN)}.items():
                 headers[name] = value
         elif message["type"] == "http.response.body":
             self.bytes += len(message.get("body", b""))

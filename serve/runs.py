@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -69,7 +70,7 @@ class Run:
         ticket: The newest ticket; None before the engine has accepted one.
         views: The newest preview of each sample.
         version: Counts changes of `views`.
-        cancelled: Whether its last user has left before it was done.
+        stopped: Set when its last user has left before it was done.
         stage: Counts its tickets; an edit may take several, one after another.
         inversion: What an edit found that inverts images.
         started: Set once the engine has accepted its first ticket, or it has ended.
@@ -81,7 +82,7 @@ class Run:
         self.ticket: Ticket | None = None
         self.views: dict[int, SampleView] = {}
         self.version = 0
-        self.cancelled = False
+        self.stopped = threading.Event()
         self.users = 0
         self.stage = 0
         self.inversion: Inversion | None = None
@@ -99,6 +100,11 @@ class Run:
         """Whether it has ended."""
         return self.future.done()
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether its last user has left before it was done. From any thread."""
+        return self.stopped.is_set()
+
     def status(self) -> TicketStatus | None:
         """Return where its newest ticket stands; None before there is one."""
         return self.ticket.status() if self.ticket else None
@@ -112,7 +118,7 @@ class Run:
         """Stop being a user. The last one cancels what is not done."""
         self.users -= 1
         if not self.users and not self.done:
-            self.cancelled = True
+            self.stopped.set()
             if self.ticket is not None:
                 self.ticket.cancel()
 

@@ -31,6 +31,8 @@ from .service import flow_of, service_of
 
 NOT_SAMPLING = ("model", "n", "seed", "format", "columns", "stream", "every", "deadline", "options")
 """Fields of a body that `Sampler.requests` does not take by keyword."""
+TEXTS = ("model", "label", "format", "solver", "prompt", "size", "output_format", "user")
+"""Fields whose text is never read as a number."""
 
 
 async def create(request: Request) -> ASGIApp:
@@ -112,7 +114,7 @@ def query_of(request: Request) -> dict[str, object]:
 
 def value_of(name: str, text: str) -> object:
     """Read a text field as JSON would hold it: a number, true or false, a list of numbers, or else a string."""
-    if name in ("model", "label", "format", "solver"):
+    if name in TEXTS:
         return text
     if "," in text or (name == "grid" and not text[:1].isalpha()):
         return [value_of("", part) for part in text.split(",")]

@@ -49,6 +49,10 @@ class Server(uvicorn.Server):
                 with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                     loop.remove_signal_handler(number)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Stop if a bundle cannot be opened. Called ten times a second."""
+        return await super().on_tick(counter) or self.service.models.failure is not None
+
     def drain(self) -> None:
         """Finish accepted work, then stop. In the event loop's thread."""
         if self._draining is not None:

@@ -12,8 +12,6 @@ from .fair import Work
 from .forecast import Forecast
 
 Why = Literal["samples", "rows", "seconds", "flow", "deadline"]
-LEAST_RETRY_S = 0.05
-"""No shorter wait is advised: a prediction has its error."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,8 @@ class Limits:
     """How much work an engine accepts before it raises `Overloaded`.
 
     Attributes:
-        live: Samples that hold memory in the batch; the others wait without.
+        live: Samples that hold memory in the batch; the others wait without. It is raised to a
+            full call of each graph.
         samples: Samples that are not finished, of all flows.
         rows: Network rows that are left, of all flows; a guided row counts 2.
         seconds: Predicted seconds that those rows take. A submission is accepted by an engine that
@@ -81,14 +80,14 @@ def refusal(now: Forecast, works: Sequence[Work], limits: Limits) -> Refusal | N
 
     def check(why: Why, sentence: str, over: float, wait: float) -> None:
         if over > 0:
-            found.append((max(wait, LEAST_RETRY_S), why, sentence))
+            found.append((max(wait, now.tick_seconds), why, sentence))
 
     over = now.samples + len(works) - limits.samples
     check("samples", _full("samples", limits.samples), over, now.seconds_until_done(over))
     over = now.rows + new_rows - limits.rows
     check("rows", _full("rows of the network", limits.rows), over, now.seconds_of(over))
     over = now.seconds + new_rows * rate - limits.seconds
-    check("seconds", _full("seconds of work", limits.seconds), over, over)
+    check("seconds", _full("seconds of work", limits.seconds), over, min(over, now.seconds))
     if held := now.flow_rows(flow):
         share = limits.flow_share
         own = now.flow_samples(flow)
@@ -96,11 +95,11 @@ def refusal(now: Forecast, works: Sequence[Work], limits: Limits) -> Refusal | N
         wait = now.seconds_until_done(min(_ceil(over), own), flow)
         check("flow", _share("samples", share), over, wait)
         over = held + new_rows - share * limits.rows
-        wait = now.seconds_until_flow_served(min(over, held))
+        wait = now.seconds_until_flow_served(flow, min(over, held))
         check("flow", _share("rows of the network", share), over, wait)
         # The flow's seconds are those of its rows at the rate of all.
         over = (held + new_rows) * rate - share * limits.seconds
-        wait = now.seconds_until_flow_served(min(over / rate, held))
+        wait = now.seconds_until_flow_served(flow, min(over / rate, held))
         check("flow", _share("seconds of work", share), over, wait)
     if not found:
         return None
@@ -108,16 +107,13 @@ def refusal(now: Forecast, works: Sequence[Work], limits: Limits) -> Refusal | N
     return Refusal(why, seconds, f"{sentence} Try again in {seconds:.1f} s.")
 
 
-def deadline_refusal(forecast: Forecast, flow: str, group: int, deadline: float) -> Refusal | None:
-    """Why a group cannot be done `deadline` seconds from now, or None if it can.
+def deadline_refusal(seconds: float, deadline: float) -> Refusal | None:
+    """Why a submission cannot be done `deadline` seconds from now, or None if it can.
 
     Args:
-        forecast: Of what is under way and waiting, and of the group.
-        flow: The group's.
-        group: Its key.
+        seconds: Predicted until it is done.
         deadline: Seconds.
     """
-    seconds = forecast.seconds_until_group(flow, group)
     if seconds <= deadline:
         return None
     return Refusal(

@@ -35,8 +35,8 @@ class Work:
         group: The submission that it belongs to.
         guided: A byte for each row of its program, 1 if the row is guided.
         row: Rows that are done.
-        left: Network rows that are left.
         started: Whether it holds a slot: it has been picked before.
+        left: Network rows that are left.
     """
 
     key: int
@@ -44,21 +44,17 @@ class Work:
     group: int
     guided: bytes
     row: int = 0
-    left: int = field(init=False)
     started: bool = False
+    left: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.left = network_rows(self.guided)
 
-    @property
-    def plain_left(self) -> int:
-        """Plain rows that are left."""
-        return len(self.guided) - self.row - self.guided_left
-
-    @property
-    def guided_left(self) -> int:
-        """Guided rows that are left."""
-        return self.left - (len(self.guided) - self.row)
+    def copy(self) -> Work:
+        """Another one in the same state."""
+        other = Work(self.key, self.flow, self.group, self.guided, self.row, self.started)
+        other.left = self.left
+        return other
 
 
 def network_rows(guided: bytes) -> int:
@@ -111,12 +107,18 @@ class FairQueue:
     """
 
     def __init__(self, curve: CostCurve, live: int) -> None:
-        """curve: gives the caps and the choice to merge. live: most samples that are started."""
+        """Make an empty queue.
+
+        Args:
+            curve: Gives the most samples of a call, and the choice to merge.
+            live: Most samples that are started and not finished; at least a full call of each
+                graph, for else one graph's samples could keep the other's calls small.
+        """
         self.curve = curve
-        self.live = live
-        self.started = 0
-        self.rows = 0
         self._caps = (curve.cap(False), curve.cap(True))
+        self.live = max(live, sum(self._caps))
+        self.rows = 0
+        self._started: dict[int, Work] = {}
         self._flows: dict[str, _Flow] = {}
         self._works: dict[int, Work] = {}
         self._idle: dict[str, int] = {}
@@ -127,6 +129,11 @@ class FairQueue:
         return len(self._works)
 
     @property
+    def started(self) -> int:
+        """Samples that hold a slot."""
+        return len(self._started)
+
+    @property
     def flows(self) -> int:
         """Flows that have work."""
         return len(self._flows)
@@ -134,6 +141,23 @@ class FairQueue:
     def works(self) -> Iterable[Work]:
         """All samples, in the order of arrival."""
         return self._works.values()
+
+    def copy(self) -> FairQueue:
+        """Another queue in the same state, to try things out."""
+        other = FairQueue(self.curve, self.live)
+        other._virtual = self._virtual
+        other._order = self._order
+        other._idle = dict(self._idle)
+        for name, flow in self._flows.items():
+            other._flows[name] = _Flow(name, flow.order, flow.tag)
+        other.add(work.copy() for work in self._works.values())
+        other._started = {key: other._works[key] for key in self._started}
+        return other
+
+    def tag(self, flow: str) -> int:
+        """The tag of a flow, or the one that it would come with."""
+        known = self._flows.get(flow)
+        return known.tag if known else max(self._virtual, self._idle.get(flow, 0))
 
     def add(self, works: Iterable[Work]) -> None:
         """Take in samples that have rows left."""
@@ -154,7 +178,7 @@ class FairQueue:
         group.works.remove(work)
         group.left -= work.left
         self.rows -= work.left
-        self.started -= work.started
+        self._started.pop(work.key, None)
         if not group.works:
             del flow.groups[work.group]
         if not flow.groups:
@@ -166,9 +190,8 @@ class FairQueue:
             return None
         tick = self._merged() or self._fair()
         for work in tick.works:
-            if not work.started:
-                work.started = True
-                self.started += 1
+            work.started = True
+            self._started[work.key] = work
         return tick
 
     def advance(self, works: Iterable[Work]) -> list[Work]:
@@ -193,8 +216,6 @@ class FairQueue:
         guided = sum(work.guided[work.row] for work in self._works.values())
         if not self.curve.merges(len(self._works) - guided, guided):
             return None
-        if self.started + sum(not work.started for work in self._works.values()) > self.live:
-            return None
         least = min(flow.tag for flow in self._flows.values())
         self._virtual = max(self._virtual, least)
         for work in self._works.values():
@@ -206,7 +227,7 @@ class FairQueue:
         of tags."""
         order = [(flow.tag, flow.order, flow) for flow in self._flows.values()]
         heapq.heapify(order)
-        free = self.live - self.started
+        free = self._free()
         ranked: dict[str, Iterator[Work]] = {}
         chosen: list[Work] = []
         graph: int | None = None
@@ -220,16 +241,26 @@ class FairQueue:
             if graph is None:
                 graph = work.guided[work.row]
                 self._virtual = max(self._virtual, flow.tag)
-            free -= not work.started
+            if not work.started:
+                free[graph] -= 1
             chosen.append(work)
             flow.tag += 1 + graph
             heapq.heapreplace(order, (flow.tag, flow.order, flow))
-        # With all slots taken the samples that hold them are eligible, so one is always found.
+        # If no slot is free, the samples that hold them are eligible, so one is always found.
         assert graph is not None
         return Tick(bool(graph), tuple(chosen))
 
+    def _free(self) -> list[int]:
+        """Samples of each graph that may start: a full call of the other graph keeps its slots."""
+        held = [0, 0]
+        for work in self._started.values():
+            held[work.guided[work.row]] += 1
+        free = self.live - sum(held)
+        return [min(free, self.live - self._caps[1 - graph] - held[graph]) for graph in (0, 1)]
+
     def _arrive(self, name: str) -> _Flow:
-        tag = max(self._virtual, self._idle.pop(name, 0))
+        tag = self.tag(name)
+        self._idle.pop(name, None)
         self._order += 1
         flow = self._flows[name] = _Flow(name, self._order, tag)
         return flow
@@ -247,6 +278,7 @@ class FairQueue:
             self._idle = ahead
 
 
-def _eligible(work: Work, graph: int | None, free: int) -> bool:
+def _eligible(work: Work, graph: int | None, free: list[int]) -> bool:
     """Whether a sample can join a call of a graph, None for either, with so many slots free."""
-    return (graph is None or work.guided[work.row] == graph) and (work.started or free > 0)
+    own = work.guided[work.row]
+    return graph in (None, own) and (work.started or free[own] > 0)

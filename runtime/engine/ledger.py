@@ -11,7 +11,7 @@ from ..errors import BackendError, ClosedError, DeadlineError, Overloaded, Unnoi
 from .admission import Limits, deadline_refusal, refusal
 from .cost import CostCurve
 from .fair import FairQueue, Tick
-from .forecast import Forecast
+from .forecast import Forecast, seconds_until_group
 from .runner import Outcome, Sample
 from .stats import Stats
 from .ticket import State, Ticket, TicketStatus
@@ -57,14 +57,14 @@ class Ending:
 class Ledger:
     """The tickets of an engine that are not final, and counters of all."""
 
-    def __init__(self, curve: CostCurve, limits: Limits, live: int) -> None:
-        """live: slots of the batch."""
+    def __init__(self, curve: CostCurve, limits: Limits) -> None:
         self.curve = curve
         self.limits = limits
         self.orders: dict[int, Order] = {}
         self.gone: list[Sample] = []
         self.closing = False
-        self._queue = FairQueue(curve, live)
+        self._queue = FairQueue(curve, limits.live)
+        self.slots = self._queue.live
         self._samples: dict[int, Sample] = {}
         self._forecast: Forecast | None = None
         self._pace = 1.0
@@ -75,17 +75,12 @@ class Ledger:
         self._states: Counter[State] = Counter()
         self._rejected: Counter[str] = Counter()
 
-    def admit(self, order: Order, deadline: float | None) -> None:
-        """Take in a ticket.
-
-        Args:
-            order: The ticket.
-            deadline: Seconds from now.
+    def check(self, order: Order) -> None:
+        """Raise the error of a ticket that is not accepted.
 
         Raises:
             ClosedError: The engine is closing.
             Overloaded: A limit is met.
-            DeadlineError: The predicted finish is beyond the deadline.
         """
         if self.closing:
             self._rejected["closed"] += 1
@@ -94,16 +89,32 @@ class Ledger:
         if found := refusal(self.forecast(), works, self.limits):
             self._rejected[found.why] += 1
             raise Overloaded(found.sentence, found.seconds)
-        if deadline is not None and works:
-            ticket = order.ticket
-            with_it = Forecast([*self._queue.works(), *works], self.curve, self._pace)
-            if found := deadline_refusal(with_it, ticket.flow, ticket.id, deadline):
-                self._rejected[found.why] += 1
-                raise DeadlineError(found.sentence, found.seconds)
+
+    def check_deadline(self, order: Order, trial: FairQueue, deadline: float) -> None:
+        """Raise DeadlineError if a ticket is predicted to miss its deadline. Needs no lock.
+
+        Args:
+            order: The ticket.
+            trial: A copy of the queue.
+            deadline: Seconds from now.
+        """
+        works = [sample.work for sample in order.samples]
+        seconds = seconds_until_group(trial, order.ticket.id, works, self._pace)
+        if found := deadline_refusal(seconds, deadline):
+            self._rejected[found.why] += 1
+            raise DeadlineError(found.sentence, found.seconds)
+
+    def snapshot(self) -> FairQueue:
+        """A copy of the queue."""
+        return self._queue.copy()
+
+    def admit(self, order: Order) -> None:
+        """Take in a ticket. Raises as `check` does."""
+        self.check(order)
         self._accepted += 1
         self.orders[order.ticket.id] = order
         self._samples.update((sample.work.key, sample) for sample in order.samples)
-        self._queue.add(works)
+        self._queue.add(sample.work for sample in order.samples)
         self._forecast = None
 
     def end(self, order: Order, state: State, error: BaseException | None = None) -> Ending:
@@ -167,11 +178,15 @@ class Ledger:
     def forecast(self) -> Forecast:
         """The forecast of what is left, made anew if anything has changed."""
         if self._forecast is None:
-            self._forecast = Forecast(self._queue.works(), self.curve, self._pace)
+            self._forecast = Forecast(self._queue, pace=self._pace)
         return self._forecast
 
+    def seconds_left(self, trial: FairQueue, ticket: Ticket) -> float:
+        """Predicted seconds until a ticket is done. Needs no lock. trial: a copy of the queue."""
+        return seconds_until_group(trial, ticket.id, pace=self._pace)
+
     def status(self, ticket: Ticket, now: float) -> TicketStatus:
-        """Where a ticket stands."""
+        """Where a ticket stands, without the prediction of its finish."""
         order = self.orders.get(ticket.id)
         left = sum(sample.work.left for sample in order.samples) if order else 0
         ahead = 0
@@ -185,7 +200,7 @@ class Ledger:
             rows=ticket.rows,
             rows_left=left,
             ahead=ahead,
-            finish_seconds=self.forecast().seconds_until_group(ticket.flow, ticket.id),
+            finish_seconds=0.0,
             queue_seconds=started - ticket.submitted,
             run_seconds=end - started,
         )

@@ -16,6 +16,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -95,9 +96,9 @@ class Engine:
         self._on_tick = on_tick if on_tick is None else function("on_tick", on_tick)
         self._planner = Planner(self.bundle)
         room = max(self.curve.cap(False), self.curve.cap(True))
-        live = max(self.limits.live, room)
-        self._runner = Runner(self.backend, self.bundle.sample_shape, live, room)
-        self._ledger = Ledger(self.curve, self.limits, live)
+        self._ledger = Ledger(self.curve, self.limits)
+        slots = self._ledger.slots
+        self._runner = Runner(self.backend, self.bundle.sample_shape, slots, room)
         self._tickets = itertools.count(1)
         self._keys = itertools.count()
         self._begun: float | None = None
@@ -150,8 +151,13 @@ class Engine:
         order = self._order(jobs, flow, every if on_preview else 0, called)
         if deadline is not None:
             order.deadline = order.ticket.submitted + deadline
+            with self._changed:
+                self._ledger.check(order)
+                trial = self._ledger.snapshot()
+            # Takes some milliseconds, in which the engine goes on.
+            self._ledger.check_deadline(order, trial, deadline)
         with self._changed:
-            self._ledger.admit(order, deadline)
+            self._ledger.admit(order)
             ending = None if jobs else self._ledger.end(order, "done")
             self._changed.notify_all()
         if ending is not None:
@@ -170,7 +176,9 @@ class Engine:
     def status(self, ticket: Ticket) -> TicketStatus:
         """Return where a ticket stands, see `Ticket.status`."""
         with self._changed:
-            return self._ledger.status(ticket, self._clock())
+            found = self._ledger.status(ticket, self._clock())
+            trial = self._ledger.snapshot()
+        return replace(found, finish_seconds=self._ledger.seconds_left(trial, ticket))
 
     def stats(self) -> Stats:
         """Return counters and gauges, of one moment."""

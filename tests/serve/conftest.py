@@ -1,7 +1,6 @@
 """Fixtures of the service's tests."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
