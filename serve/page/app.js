@@ -129,11 +129,11 @@ function chooseVerb(name, values) {
 function fill(name, values = {}) {
   verb = name;
   const edits = verb !== "create";
-  $("tab-create").ariaSelected = String(!edits);
-  $("tab-edit").ariaSelected = String(edits);
-  $("tab-create").tabIndex = edits ? -1 : 0;
-  $("tab-edit").tabIndex = edits ? 0 : -1;
-  form.setAttribute("aria-labelledby", edits ? "tab-edit" : "tab-create");
+  for (const [tab, chosen] of [[$("tab-create"), !edits], [$("tab-edit"), edits]]) {
+    tab.ariaSelected = String(chosen);
+    tab.tabIndex = chosen ? 0 : -1;
+    if (chosen) $("panel").setAttribute("aria-labelledby", tab.id);
+  }
   form.dataset.verb = verb;
   if (edits) form.querySelector(`[value="${verb}"]`).checked = true;
   for (const field of form.querySelectorAll("[data-verbs]")) {

@@ -28,12 +28,9 @@ export class MaskEditor {
     canvas.addEventListener("keyup", (event) => {
       if (event.key === " ") this.#pressed = false;
     });
-    for (const name of ["focus", "blur"]) {
-      canvas.addEventListener(name, () => {
-        this.#pressed = false;
-        this.#show();
-      });
-    }
+    canvas.addEventListener("blur", () => {
+      this.#pressed = false;
+    });
     canvas.addEventListener("pointerdown", (event) => this.#onDown(event));
     canvas.addEventListener("pointermove", (event) => this.#onMove(event));
     for (const name of ["pointerup", "pointercancel"]) {
