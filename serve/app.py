@@ -25,6 +25,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -82,11 +83,16 @@ def create_app(bundles: Iterable[Source], settings: Settings | None = None) -> S
     app = Starlette(
         routes=[Route(path, _entered(path, end), methods=[m]) for m, path, end in ENDPOINTS],
         middleware=[Middleware(Observe, service), Middleware(Gate, service)],
-        exception_handlers=dict.fromkeys(handled, respond),
+        exception_handlers=dict.fromkeys(handled, _respond),
         lifespan=_lifespan,
     )
     app.state.service = service
     return app
+
+
+async def _respond(request: Request, error: Exception) -> Response:
+    # Starlette would call a plain function in a thread.
+    return respond(request, error)
 
 
 def _entered(path: str, endpoint: Endpoint) -> Endpoint:

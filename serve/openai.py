@@ -6,11 +6,8 @@ API expect; each image of the response says which.
 
 from __future__ import annotations
 
-import base64
 import secrets
-import time
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
@@ -22,47 +19,23 @@ from starlette.types import ASGIApp
 from runtime.diffusion.noise import MAX_SEED
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
-from runtime.images import read, to_uint8
+from runtime.images import read
 
-from . import edits, limits
+from . import edits, limits, openai_responses
 from .bodies import decode, read_form, read_json
 from .edits import Edit
-from .events import HEARTBEAT, EventStream, event, unless_gone
+from .events import unless_gone
 from .fields import OPENAI, OPENAI_EDITS, OPENAI_PARTS
 from .models import Model
-from .pictures import Float32, image_bytes
-from .problems import openai_shape, problem_of
+from .openai_responses import Asked, size_of
+from .problems import Problem
 from .results import Output
-from .runs import Run
 from .samples import requests_of, url_of, value_of
 from .schema import check_all
-from .service import Service, flow_of, note_facts, service_of
+from .service import Service, flow_of, service_of
 
 MOST_RANDOM = 2**32
 """Random seeds are below this, so that every client's numbers hold them."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request that is checked.
-
-    Attributes:
-        verb: The first word of the events' types.
-        every: Steps between previews; 0 for none.
-        urls: Where each image is found again; None if nowhere.
-    """
-
-    verb: str
-    given: Mapping[str, object]
-    model: Model
-    seed: int
-    urls: list[str | None]
-    every: int = 0
-
-    @property
-    def kind(self) -> str:
-        """The format of the images."""
-        return cast("str", self.given["output_format"])
 
 
 async def models(request: Request) -> Response:
@@ -75,7 +48,11 @@ async def models(request: Request) -> Response:
 async def model(request: Request) -> Response:
     """Describe a model."""
     service = service_of(request)
-    return JSONResponse(_model(service, service.models.get(request.path_params["model"])))
+    try:
+        found = service.models.get(request.path_params["model"])
+    except RequestError as error:
+        raise Problem(404, str(error)) from None
+    return JSONResponse(_model(service, found))
 
 
 async def generations(request: Request) -> ASGIApp:
@@ -94,7 +71,7 @@ async def generations(request: Request) -> ASGIApp:
     deadline = cast("float | None", given.get("deadline"))
     starting = service.runs.start(work, flow_of(request), deadline, every)
     run = await unless_gone(request.receive, starting)
-    return await _respond(request, service, run, asked)
+    return await openai_responses.respond(request, service, run, asked)
 
 
 async def edit(request: Request) -> ASGIApp:
@@ -122,7 +99,7 @@ async def edit(request: Request) -> ASGIApp:
         is_job=False,
     )
     run = await edits.begin(request, service, model, planned, output)
-    return await _respond(request, service, run, asked)
+    return await openai_responses.respond(request, service, run, asked)
 
 
 def _plan_edit(
@@ -168,78 +145,6 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     return alpha if low < 255 else None  # pyright: ignore[reportOperatorIssue]
 
 
-async def _respond(request: Request, service: Service, run: Run, asked: Asked) -> ASGIApp:
-    """Return a run as OpenAI's API does. The run is left in any case."""
-
-    def end() -> None:
-        note_facts(request, run)
-        run.leave()
-
-    if asked.given["stream"]:
-        return EventStream(_events(service, run, asked), {}, end)
-    try:
-        samples = await unless_gone(request.receive, run.result())
-        images = await service.encode(_encode, asked, samples)
-    finally:
-        end()
-    base = str(request.base_url).rstrip("/")
-    data = [_image(asked, i, image, base) for i, image in enumerate(images)]
-    body = {"created": int(time.time()), "data": data, "output_format": asked.kind}
-    return JSONResponse({**body, "size": _size(asked.model), "usage": _usage(run)})
-
-
-async def _events(service: Service, run: Run, asked: Asked) -> AsyncGenerator[bytes, None]:
-    """Yield partial images, and then one `completed` an image."""
-    common = {
-        "created_at": int(time.time()),
-        "size": _size(asked.model),
-        "quality": "auto",
-        "background": "auto",
-        "output_format": asked.kind,
-    }
-    sent: dict[int, int] = {}
-    most = cast("int", asked.given["partial_images"])
-    seen = 0
-    while not run.done:
-        if not await run.change(seen, service.settings.heartbeat_s):
-            yield HEARTBEAT
-            continue
-        for sample, view in sorted(run.views.items()):
-            # The last step's preview is the image itself.
-            if view.version <= seen or sent.get(sample, 0) >= most or view.step == view.steps:
-                continue
-            (image,) = await service.encode(_encode, asked, view.denoised[None])
-            index = sent.get(sample, 0)
-            sent[sample] = index + 1
-            name = f"{asked.verb}.partial_image"
-            yield event(
-                name, {"type": name, "b64_json": image, "partial_image_index": index, **common}
-            )
-        seen = run.version
-    name = f"{asked.verb}.completed"
-    try:
-        images = await service.encode(_encode, asked, await run.result())
-    except Exception as error:
-        yield event("error", {"type": "error", **openai_shape(problem_of(error))})
-        return
-    for i, image in enumerate(images):
-        own = {"type": name, "b64_json": image, "seed": asked.seed + i}
-        yield event(name, {**own, **common, "usage": _usage(run)})
-
-
-def _encode(asked: Asked, samples: Float32) -> list[str]:
-    """Samples [n, *S] as images in base64."""
-    pixels = to_uint8(samples, *asked.model.bundle.sample_range)
-    return [base64.b64encode(image_bytes(picture, asked.kind)).decode() for picture in pixels]
-
-
-def _image(asked: Asked, i: int, image: str, base: str) -> dict[str, object]:
-    url = asked.urls[i]
-    if asked.given.get("response_format") == "url" and url is not None:
-        return {"url": base + url, "seed": asked.seed + i}
-    return {"b64_json": image, "seed": asked.seed + i}
-
-
 def _model(service: Service, model: Model) -> dict[str, object]:
     created = int(service.started)
     return {"id": model.name, "object": "model", "created": created, "owned_by": "unnoise"}
@@ -251,14 +156,9 @@ def _model_of(service: Service, given: Mapping[str, object]) -> Model:
     if not model.shows_images:
         raise RequestError(f"the samples of {model.name} are no images. See /v1/samples.")
     size = given.get("size", "auto")
-    if size not in ("auto", _size(model)):
-        raise RequestError(f'`size` must be "auto" or "{_size(model)}", got {size!r}.')
+    if size not in ("auto", size_of(model)):
+        raise RequestError(f'`size` must be "auto" or "{size_of(model)}", got {size!r}.')
     return model
-
-
-def _size(model: Model) -> str:
-    _, height, width = model.bundle.sample_shape
-    return f"{width}x{height}"
 
 
 def _label(model: Model, given: Mapping[str, object]) -> str | None:
@@ -290,15 +190,3 @@ def _every(given: Mapping[str, object], rows: int) -> int:
     """Steps between previews, so that a stream has as many as are asked for."""
     partial = cast("int", given["partial_images"])
     return max(1, rows // (partial + 1)) if given["stream"] and partial else 0
-
-
-def _usage(run: Run) -> dict[str, object]:
-    """Network rows, in the place of tokens."""
-    rows = run.ticket.rows if run.ticket else 0
-    details = {"image_tokens": 0, "text_tokens": 0}
-    return {
-        "input_tokens": 0,
-        "input_tokens_details": details,
-        "output_tokens": rows,
-        "total_tokens": rows,
-    }

@@ -25,9 +25,9 @@ from .fields import ONE_SAMPLE, SAMPLES
 from .models import Model
 from .pictures import Float32
 from .results import Output
-from .runs import Work
 from .schema import check_all
 from .service import flow_of, service_of
+from .work import Work
 
 NOT_SAMPLING = ("model", "n", "seed", "format", "columns", "stream", "every", "deadline", "options")
 """Fields of a body that `Sampler.requests` does not take by keyword."""

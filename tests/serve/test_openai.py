@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -57,8 +58,6 @@ def test_generate(service: openai.OpenAI, small: Sampler) -> None:
 
 
 def test_a_url(service: openai.OpenAI, small: Sampler) -> None:
-    import httpx
-
     found = service.images.generate(prompt="one", response_format="url", extra_body={"seed": 3})
     assert found.data is not None
     assert found.data[0].url is not None
@@ -139,6 +138,8 @@ def test_errors_have_the_clients_shape(service: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as raised:
             service.images.generate(**how)
         assert sentence in str(raised.value)
+    with pytest.raises(openai.NotFoundError):
+        service.models.retrieve("large")
     opaque = np.full((4, 4, 4), 255, np.uint8)
     with pytest.raises(openai.BadRequestError, match="transparent places"):
         service.images.edit(image=("a.png", png(IMAGE)), mask=("m.png", png(opaque)), prompt="one")

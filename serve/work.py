@@ -1,0 +1,73 @@
+"""Work before and after it runs: requests that are checked, and results that are kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime import Request, ResolvedRequest
+
+from . import limits
+from .models import Model
+from .problems import to_bytes
+from .settings import Settings
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Requests that are checked and ready to run.
+
+    Attributes:
+        requests: As they are submitted.
+        resolved: The same with every default filled in.
+        key: Equal for requests with equal results.
+    """
+
+    model: Model
+    requests: list[Request]
+    resolved: list[ResolvedRequest]
+    key: str
+
+
+def prepare(model: Model, requests: Sequence[Request], settings: Settings) -> Work:
+    """Check requests and name their result. Raises RequestError, see `limits.checked`."""
+    resolved = limits.checked(model.bundle, requests, settings)
+    digest = hashlib.sha256(model.fingerprint.encode())
+    for entry in resolved:
+        digest.update(to_bytes(entry.to_json()))
+        known = entry.known or ()
+        for part in (entry.start, entry.picture, *known):
+            digest.update(b"none" if part is None else np.ascontiguousarray(part).tobytes())
+    return Work(model, list(requests), resolved, digest.hexdigest())
+
+
+class Results:
+    """The newest results by key, at most so many bytes of them."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._held = 0
+        self._samples: OrderedDict[str, Float32] = OrderedDict()
+
+    def get(self, key: str) -> Float32 | None:
+        """Return samples, float32 [n, *S], or None."""
+        if key in self._samples:
+            self._samples.move_to_end(key)
+        return self._samples.get(key)
+
+    def put(self, key: str, samples: Float32) -> None:
+        """Keep samples, float32 [n, *S]; the oldest ones go."""
+        if samples.nbytes > self._most or key in self._samples:
+            return
+        self._samples[key] = samples
+        self._held += samples.nbytes
+        while self._held > self._most:
+            _, oldest = self._samples.popitem(last=False)
+            self._held -= oldest.nbytes
