@@ -16,11 +16,11 @@ const NUMBERS = ["n", "steps", "guidance", "strength", "amount"];
 const VERBS = {
   create: { values: { n: "1", seed: "0" } },
   stylize: {
-    about: "Noises the image and brings it back, under another label if you choose one.",
+    about: "Noises the image and denoises it, under another label if you like.",
     values: { strength: "0.5", seed: "0" },
   },
   translate: {
-    about: "Turns an image of one label into one of another, and keeps its composition.",
+    about: "Turns an image of one label into one of another.",
     values: { strength: "0.4" },
   },
   inpaint: { about: "Replaces what you paint over, and nothing else.", values: { seed: "0" } },
@@ -33,7 +33,7 @@ const VERBS = {
     values: { amount: "0.3", n: "8", seed: "0" },
   },
   invert: {
-    about: "Takes the image up to its noise and back, which shows how exactly it returns.",
+    about: "Takes the image to its noise and back, to see how exactly it returns.",
     values: { strength: "1" },
   },
 };

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import shutil
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from runtime import Sampler
 from serve import Settings, create_app
 from serve.health import PAGE
 
-from .services import gate_of, running, until
+from .services import WAIT_S, gate_of, running, until
 
 MOST_BYTES = 60_000
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -200,20 +201,23 @@ def test_previews_move_the_progress_and_cancel_stops_the_run(
     assert gate.calls < calls + 40
 
 
-def test_live_previews_are_drawn(open_page: Open, small: Sampler) -> None:
+def test_live_previews_are_drawn(
+    open_page: Open, small: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = open_page()
-    gate = gate_of(small)
-    page.fill("#steps", "150")
-    page.evaluate("""() => {
-        window.seen = new Set();
-        const progress = document.getElementById("progress");
-        const look = () => window.seen.add(progress.value);
-        new MutationObserver(look).observe(progress, {attributes: true});
-    }""")
+    steps = threading.Semaphore(0)
+    monkeypatch.setattr(gate_of(small), "wait", lambda: steps.acquire(timeout=WAIT_S))
+    picture = "document.querySelector('#frames canvas').toDataURL()"
+    page.fill("#steps", "6")
     page.click("#submit")
+    page.wait_for_selector("#cancel:visible")
+    noise = page.evaluate(picture)
+    steps.release(3)
+    page.wait_for_selector("#step:has-text('3 / 6')")
+    preview = page.evaluate(picture)
+    steps.release(3)
     wait_for_images(page)
-    assert page.evaluate("window.seen.size") > 2
-    assert gate.calls
+    assert len({noise, preview, page.evaluate(picture)}) == 3
 
 
 def test_an_error_is_the_sentence_of_the_service(open_page: Open) -> None:
