@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
 def serve(given: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
     settings = settings_of(given)
+    # First, so that a port that is taken is told before anything is loaded.
     listener = listen(given.host, given.port)
     log.to_stderr()
     server = Server(create_app(given.bundles, settings))
@@ -33,6 +34,7 @@ def serve(given: argparse.Namespace) -> int:
     host = f"[{given.host}]" if ":" in given.host else given.host
     say(f"http://{host}:{port}", flush=True)
     asyncio.run(server.serve([listener]))
+    # A bundle that cannot be opened has stopped the server.
     failure = server.service.models.failure
     if failure is not None:
         raise failure
@@ -54,6 +56,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
             "only users with a token may use the service, or --open to let everybody."
         )
     hosts = {host_name(name) for name in given.host_name}
+    # A page whose name was rebound to this machine has its own name as Host.
     if local:
         hosts |= {"localhost", "127.0.0.1", "[::1]", host_name(given.host)}
     return Settings(

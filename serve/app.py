@@ -109,6 +109,7 @@ def _entered(path: str, endpoint: Endpoint) -> Endpoint:
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     """Open the models in a thread, while probes are answered; close them at the end."""
     service: Service = app.state.service
+    # uvicorn listens only once this has yielded, so opening must not hold it up.
     opening = asyncio.create_task(asyncio.to_thread(_open, service))
     try:
         yield

@@ -56,6 +56,7 @@ def user_of(headers: Headers, path: str, tokens: Mapping[str, str]) -> str | Non
     """
     if not tokens:
         return None
+    # The scheme's name has no case (RFC 9110, section 11.1).
     scheme, _, given = headers.get("authorization", "").partition(" ")
     found = None
     # Every token is compared, so that the time says nothing about which one is close.
@@ -64,6 +65,7 @@ def user_of(headers: Headers, path: str, tokens: Mapping[str, str]) -> str | Non
             found = name
     if scheme.lower() == "bearer" and found is not None:
         return found
+    # A valid token counts on these paths too: its user is a flow there.
     if path in OPEN_PATHS:
         return None
     raise Problem(
@@ -92,6 +94,7 @@ def check_origin(headers: Headers, method: str, settings: Settings) -> None:
     origin = headers.get("origin")
     if origin is None or settings.cors or method in SAFE_METHODS:
         return
+    # Browsers send the Origin of a page with every request that may change something.
     if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
         raise Problem(403, "pages of other origins may not use this service. See --cors.")
 

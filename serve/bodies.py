@@ -36,6 +36,7 @@ async def read_json(request: Request, settings: Settings) -> object:
     body = bytearray()
     async with _in_time(settings):
         try:
+            # Counted as it arrives: a body need not say its length, or may lie.
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > settings.json_bytes:
@@ -89,6 +90,7 @@ async def read_form(request: Request, settings: Settings, texts: int) -> Form:
     )
     async with _in_time(settings):
         try:
+            # `receive` counts the bytes and raises the 413.
             form = await parser.parse()
         except MultiPartException as error:
             raise RequestError(f"the multipart body cannot be read: {error.message}") from None
@@ -98,6 +100,7 @@ async def read_form(request: Request, settings: Settings, texts: int) -> Form:
     found_texts: dict[str, str] = {}
     try:
         for name, value in form.multi_items():
+            # Which of two would count is anybody's guess.
             if name in found_files or name in found_texts:
                 raise RequestError(f"the part {name[:60]!r} is given twice. Send it once.")
             if isinstance(value, str):
@@ -123,9 +126,11 @@ def decode(name: str, data: bytes, settings: Settings) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # It reads the header alone.
             image = Image.open(io.BytesIO(data), formats=IMAGE_KINDS)
         if image.width * image.height > settings.pixels:
             raise _too_many_pixels(name, settings)
+        # Pixels from here on.
         image.load()
     except RequestError:
         raise

@@ -67,6 +67,7 @@ class EngineSampler(Sampler):
 
     def __init__(self, model: Model, submit: Callable[[list[runtime.Request]], Float32]) -> None:
         """submit: runs requests, and returns their samples [n, *S]."""
+        # Everything but `run` is the sampler's: so edits have its bytes.
         super().__init__(model.bundle, model.sampler.backend)
         self._submit = submit
 
@@ -103,6 +104,7 @@ class Passes:
             Cancelled: The run was cancelled.
             UnnoiseError: See `Engine.submit` and `Ticket.result`.
         """
+        # Every pass is bounded like a request of its own.
         limits.checked(self._run.model.bundle, requests, self._settings)
         for left in reversed(range(MOST_TRIES)):
             if self._run.cancelled:
@@ -119,9 +121,11 @@ class Passes:
     def _once(self, requests: list[runtime.Request]) -> Float32:
         run = self._run
         shown = run.note if self._every else False
+        # What is left of the deadline of all passes.
         deadline = None if self._end is None else max(self._end - time.monotonic(), 0.0)
         ticket = run.model.engine.submit(requests, self._flow, deadline, shown, self._every or 1)
         self._passes += 1
+        # Runs belong to the event loop, and this is the edit's thread.
         run.call(run.attach, ticket)
         return ticket.result()
 
@@ -133,6 +137,7 @@ async def create(request: Request) -> ASGIApp:
     verb = request.path_params["verb"]
     if verb not in EDIT_PARTS:
         raise Problem(404, f"unknown edit {verb[:60]!r}. Known: {', '.join(EDIT_PARTS)}.")
+    # An upload holds up to 8 MiB, so their number bounds the memory.
     async with service.uploads:
         form = await read_form(request, service.settings, texts=1)
         given = params_of(verb, form)
@@ -153,6 +158,7 @@ async def begin(
     """Start an edit in a thread, and wait until its first pass is accepted."""
     if service.edits >= service.settings.edits:
         raise Problem(429, "too many edits are under way. Try again.", 1.0)
+    # Edits are not shared: their requests are known only pass by pass.
     run = service.runs.open(model).join()
     every = output.every if output.stream or output.is_job else 0
     passes = Passes(run, service.settings, flow_of(request), output.deadline, every)
@@ -163,6 +169,7 @@ async def begin(
     )
 
     def end(done: asyncio.Future[Float32 | Inversion]) -> None:
+        # It is called in the event loop.
         service.edits -= 1
         error = Cancelled("stopped.") if done.cancelled() else done.exception()
         found = None if error else done.result()
@@ -183,6 +190,7 @@ async def begin(
 def params_of(verb: str, form: Form) -> dict[str, object]:
     """Check the parts of a form, and return the fields of `params`. Raises RequestError."""
     parts = EDIT_PARTS[verb]
+    # A text in the place of a file is refused here: it would be a path to `Sampler`.
     for name in (*form.files, *form.texts):
         if name != "params" and not (name in parts and name in form.files):
             known = ", ".join(parts)
@@ -214,6 +222,7 @@ def plan(
         chosen.pop("label", None)
     how = how_of(chosen)
     integer("n", given.get("n", 1), 1, settings.samples)
+    # Before any image is decoded.
     check_cost(verb, given, model, settings)
     convert = bool(given["convert"])
     bundle = model.bundle
@@ -240,6 +249,7 @@ def check_cost(verb: str, given: Mapping[str, object], model: Model, settings: S
     asked = {"stylize": {}, "inpaint": PAINTING}.get(verb, INVERTING)
     names = ("solver", "steps", "grid", "strength")
     asked = {**asked, **{name: given[name] for name in names if name in given}}
+    # Guidance may be a list, and does not change the number of rows.
     asked.pop("guidance", None)
     options = SamplingOptions(**asked, options=options_of(given))
     limits.checked_rows(model.bundle.resolve(options), settings)

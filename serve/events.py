@@ -34,10 +34,12 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
     Raises:
         ClientGone: The client left; the work is cancelled.
     """
+    # Two tasks race: the work, and the news that the client has left.
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        # If both came at once, the work counts: it may hold what must be given back.
         if task.done():
             return task.result()
         raise ClientGone
@@ -45,6 +47,7 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
         for started in (task, gone):
             if not started.done():
                 started.cancel()
+        # A task that was cancelled still runs its `finally`, which frees what it holds.
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
@@ -116,6 +119,7 @@ class Stream:
         """
         loop = asyncio.get_running_loop()
         run = self._run
+        # It says at once that the request was accepted, before anything has run.
         yield event("status", status_json(run), after or None)
         while not run.done:
             if not await run.change(after, self._heartbeat_s):
@@ -123,6 +127,7 @@ class Stream:
                 continue
             if run.done:
                 break
+            # Only what is newer than the client's last event: the others are not repeated.
             views = [
                 (sample, view.step, view.steps, view.denoised)
                 for sample, view in sorted(run.views.items())
@@ -132,6 +137,7 @@ class Stream:
             shown = await loop.run_in_executor(self._encoding, previews_as_json, run.model, views)
             yield event("preview", {"stage": run.stage, "previews": shown}, after)
         try:
+            # The last event, whatever happened.
             data = await loop.run_in_executor(self._encoding, self._last, await run.result())
             yield event("done", data, after + 1)
         except Exception as error:

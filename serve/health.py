@@ -63,6 +63,7 @@ async def info(request: Request) -> Response:
 async def page(request: Request) -> Response:
     """A file of the page."""
     name, kind = PAGE[request.url.path]
+    # One of the names in PAGE, so nothing of the request is in the path.
     file = resources.files("serve") / "page" / name
     if not file.is_file():
         raise Problem(404, "the page is not installed.")

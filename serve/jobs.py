@@ -66,6 +66,7 @@ class Job:
             "events": f"{self.path}/events",
             "result": f"{self.path}/result",
         }
+        # The run may go on for others; this job does not.
         if self.cancelled:
             return {**found, "state": "cancelled"}
         error = self.run.future.exception() if self.run.done else None
@@ -103,6 +104,7 @@ class Jobs:
             raise Problem(429, "too many jobs are kept. Try again later.", 10.0)
         self._jobs[job.id] = job
 
+        # The job leaves its run when that ends, unless it has left before.
         def end(_: object) -> None:
             if not job.cancelled:
                 job.ended = time.monotonic()
@@ -114,6 +116,7 @@ class Jobs:
         """Return a job. Raises Problem (404) if there is none, or it is somebody else's."""
         self._sweep()
         job = self._jobs.get(name)
+        # A stranger learns nothing, not even that there is such a job.
         if job is None or job.owner != owner:
             raise Problem(
                 404,
@@ -132,6 +135,7 @@ class Jobs:
         oldest = time.monotonic() - self._settings.job_s
         held = sum(job.bytes for job in ended)
         for job in ended:
+            # Jobs are in order of their start, so the oldest go first.
             if (job.ended or 0.0) >= oldest and held <= self._settings.job_bytes:
                 continue
             held -= job.bytes

@@ -19,6 +19,7 @@ def rows_of(options: ResolvedOptions) -> int:
     intervals = len(options.grid) if isinstance(options.grid, tuple) else options.steps
     if not isinstance(intervals, int):
         return 0  # which is refused when the grid is made
+    # As `Grid.tail` counts.
     used = max(1, round(options.strength * intervals))
     return most_rows(options.solver, used, options.options)
 
@@ -51,6 +52,7 @@ def checked(
         raise RequestError(
             f"`n` must be at most {settings.samples}, got {len(requests)}. Ask for fewer at a time."
         )
+    # Defaults are filled in, and nothing is built yet.
     resolved = [resolve(bundle, request) for request in requests]
     total = 0
     for entry in resolved:

@@ -88,6 +88,7 @@ class Metrics:
 
     def ticks_of(self, model: str) -> Callable[[TickReport], object]:
         """Return a function that counts the network calls of a model."""
+        # Looked up once, because it is called at every tick, in the inference thread.
         ticks = [self._tick.labels(model, graph) for graph in ("plain", "guided")]
         batches = [self._batch.labels(model, graph) for graph in ("plain", "guided")]
 
@@ -128,6 +129,7 @@ class _Engines(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        # Models may be added while this runs: they are opened in another thread.
         models = list(self._models.all.values())
         stats = [(model.name, model.engine.stats()) for model in models]
         for name, text, value in GAUGES:

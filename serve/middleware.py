@@ -53,6 +53,7 @@ class Observe:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
+        # Keep a client's own id only if it is safe in a header and in the log.
         name = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         seen = _Seen(send, name, self._service.settings.cors)
         facts: MutableMapping[str, object] = {}
@@ -63,6 +64,7 @@ class Observe:
             await self._app(scope, receive, seen.send)
         except Exception as raised:
             error = raised
+            # The response has begun: all that is left is to break it off.
             if seen.code:
                 raise
             await respond(Request(scope), raised)(scope, receive, seen.send)
@@ -113,6 +115,7 @@ class Gate:
             return
         settings = self._service.settings
         headers = Headers(scope=scope)
+        # A busy service must still be able to say so.
         probe = scope["path"] in PROBES
         if settings.cors and _is_preflight(scope["method"], headers):
             raw = [(name.encode(), value.encode()) for name, value in PREFLIGHT.items()]
@@ -120,6 +123,7 @@ class Gate:
             await send({"type": "http.response.body", "body": b""})
             return
         try:
+            # The cheapest checks come first, and nothing is read before them.
             auth.check_host(headers, settings)
             auth.check_origin(headers, scope["method"], settings)
             scope["state"]["user"] = auth.user_of(headers, scope["path"], settings.tokens)
@@ -131,6 +135,7 @@ class Gate:
             return
         self._inside += not probe
         try:
+            # `receive` is passed on, wrapped in a plain object, so that a disconnect gets through.
             await self._app(scope, _Counted(receive, settings.upload_bytes), send)
         finally:
             self._inside -= not probe
@@ -159,6 +164,7 @@ def _is_preflight(method: str, headers: Headers) -> bool:
 
 def _check_length(headers: Headers, most: int) -> None:
     """Raises Problem (413) if the body says that it is too large."""
+    # A client that says so early saves both sides the transfer.
     length = headers.get("content-length", "")
     if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > most):
         raise too_large("a body", most)

@@ -51,6 +51,7 @@ class Model:
         self.engine = Engine(
             sampler, settings.engine, max_batch=settings.max_batch, on_tick=on_tick
         )
+        # It is part of every ETag, so it must hold whatever changes a byte.
         self.fingerprint = _fingerprint(sampler)
         try:
             self._check()
@@ -104,11 +105,13 @@ class Model:
         if not stats.accepting:
             return f"{self.name} has stopped."
         if stats.tick_seconds > hung_s:
+            # The thread would not come back to say so itself.
             return f"{self.name} has been in one network call for {stats.tick_seconds:.0f} s."
         return ""
 
     def _check(self) -> None:
         """Compare a sample of the engine with the sampler's own. Raises BackendError."""
+        # Few steps are enough: the check compares two paths, and judges no image.
         label = None if self.bundle.labels is None or self.bundle.can_guide else 0
         steps = min(CHECK_STEPS, len(self.bundle.schedule))
         request = Request(seed=0, label=label, solver="ddim", steps=steps)
@@ -116,6 +119,7 @@ class Model:
         found = self.engine.submit(request).result()
         if not np.isfinite(found).all():
             raise BackendError(f"{self.name} returned NaN. Export the bundle again.")
+        # A bundle may say of itself that its bytes depend on the batch.
         if self.bundle.same_bytes and found.tobytes() != expected.tobytes():
             raise BackendError(
                 f"the engine returned other bytes than the sampler for {self.name}. "
@@ -178,6 +182,7 @@ class Models:
             for source in self._sources:
                 sampler = self._sampler(source)
                 name = sampler.bundle.name
+                # Requests name a model by its bundle.
                 if name in self._models:
                     raise RequestError(
                         f"two bundles are named {name!r}. Serve them in two processes."

@@ -85,6 +85,7 @@ async def edit(request: Request) -> ASGIApp:
         model = _model_of(service, given)
         if given.get("response_format") == "url":
             raise RequestError("edited images have no URL. Ask for b64_json.")
+        # The official client names the files of a list so.
         files = {name.removesuffix("[]"): data for name, data in form.files.items()}
         seed = _seed(given)
         planned = await service.encode(_plan_edit, model, given, files, seed, service)
@@ -127,6 +128,7 @@ def _plan_edit(
     how = {**_how(given), **({} if label is None else {"label": label})}
     edits.check_cost(verb, {**how, "strength": given["strength"]}, model, settings)
     bundle = model.bundle
+    # Without its holes, which `read` would fill with white.
     flat = image.convert("RGB") if mask is not None else image
     x = read(flat, bundle.sample_shape, *bundle.sample_range, convert=True)
     chosen: dict[str, object] = {"seed": seed, "convert": True}
@@ -183,6 +185,7 @@ def _seed(given: Mapping[str, object]) -> int:
     n = cast("int", given["n"])
     if "seed" in given:
         return integer("seed", given["seed"], 0, MAX_SEED - n + 1)
+    # Users of that API expect another image each time.
     return secrets.randbelow(MOST_RANDOM)
 
 

@@ -59,6 +59,7 @@ async def respond(request: Request, service: Service, run: Run, asked: Asked) ->
         images = await service.encode(_encode, asked, samples)
     finally:
         end()
+    # As the client sees the service, behind whatever proxy.
     base = str(request.base_url).rstrip("/")
     data = [_image(asked, i, image, base) for i, image in enumerate(images)]
     body = {"created": int(time.time()), "data": data, "output_format": asked.kind}
@@ -74,6 +75,7 @@ async def _events(service: Service, run: Run, asked: Asked) -> AsyncGenerator[by
         "background": "auto",
         "output_format": asked.kind,
     }
+    # How many partial images of each sample were sent.
     sent: dict[int, int] = {}
     most = cast("int", asked.given["partial_images"])
     seen = 0

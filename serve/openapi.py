@@ -69,6 +69,7 @@ class Operation:
             if entry.name != "options"
         ]
         found: Json = {"summary": self.summary, "responses": self._responses()}
+        # Names for those who generate clients.
         name = f"{self.method.lower()}{self.path}"
         found["operationId"] = "".join(c if c.isalnum() else "_" for c in name)
         if parameters:
@@ -82,6 +83,7 @@ class Operation:
             return {"required": True, "content": {JSON: {"schema": schema}}}
         if self.parts is None:
             return None
+        # Binary data, as OpenAPI 3.1 has it.
         file: Json = {"type": "string", "contentMediaType": "application/octet-stream"}
         required = [name for name, needed in self.parts.items() if needed]
         schema = {

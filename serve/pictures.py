@@ -45,6 +45,7 @@ def format_of(given: object, accept: str, model: Model) -> str:
     else:
         # A browser accepts several kinds of images: the service's own order decides then.
         wanted = accept.lower()
+        # Media types are compared as text; weights (q=) are not.
         by_header = [name for name in FORMATS if MEDIA_TYPES[name] in wanted]
         chosen = (by_header or ["png" if model.shows_images else "npy"])[0]
     if chosen in IMAGE_FORMATS and not model.shows_images:
@@ -102,6 +103,7 @@ def as_base64(model: Model, samples: Float32, kind: str = "png") -> list[str]:
 def image_bytes(picture: UInt8, kind: str) -> bytes:
     """Return an image [H, W, C] as the bytes of a file. WebP is lossless."""
     file = io.BytesIO()
+    # Pillow wants [H, W] for grey images.
     flat = picture[..., 0] if picture.shape[2] == 1 else picture
     image = Image.fromarray(np.ascontiguousarray(flat))
     if kind == "webp":

@@ -67,6 +67,7 @@ class Problem(Exception):
         """Return the headers, Retry-After among them, which is in whole seconds."""
         if self.retry_after is None:
             return dict(self.headers)
+        # The header knows whole seconds only, and 0 would ask for a storm.
         seconds = max(1, math.ceil(self.retry_after))
         # The milliseconds are for OpenAI's client, which prefers them.
         exact = max(1, math.ceil(1000 * self.retry_after))
@@ -83,6 +84,7 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(429, str(error), error.retry_after)
     if isinstance(error, DeadlineError):
         return Problem(504, str(error))
+    # Before its base class, BackendError, below.
     if isinstance(error, ClosedError):
         return Problem(503, "the service is shutting down. Try again.", 5.0)
     if isinstance(error, Cancelled):
@@ -110,6 +112,7 @@ def respond(request: Request, error: BaseException) -> Response:
     """Return the response to an error, in the shape of the API that was called."""
     problem = problem_of(error)
     path = request.url.path
+    # Clients of other people's APIs read errors in the shape of these.
     if path.startswith(("/v1/images", "/v1/models")):
         return _response(problem, "application/json", openai_shape(problem))
     if path.startswith("/v2"):

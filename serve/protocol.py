@@ -129,6 +129,7 @@ def _inputs(tensors: Sequence[object], most: int) -> dict[str, list[object]]:
         data = cast("list[object]", tensor["data"])
         if name in found:
             raise RequestError(f"the input `{name}` is given twice. Give it once.")
+        # Triton's clients send [n, 1], too.
         if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or shape[0] != len(data):
             raise RequestError(f"`{name}` must have shape [n] and n entries, got {shape}.")
         integer("n", len(data), 1, most)
@@ -137,6 +138,7 @@ def _inputs(tensors: Sequence[object], most: int) -> dict[str, list[object]]:
 
 
 def _entry(name: str, kind: str, value: object) -> object:
+    # In Python True is a number.
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fits = isinstance(value, str) if kind == "BYTES" else is_number
     if not fits or (kind in WHOLE and not isinstance(value, int)):

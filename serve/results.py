@@ -74,6 +74,7 @@ async def finish(
 ) -> Response:
     """Wait for a run and return its result. It leaves the run."""
     try:
+        # A client that leaves ends the wait, and so its part in the run.
         samples = await unless_gone(request.receive, run.result())
         timing = note_facts(request, run)
         body, kind = await service.encode(encode, run, samples, output.kind, output.columns)
@@ -96,6 +97,7 @@ def stream(request: Request, service: Service, run: Run, last: Last, after: int 
 
 def start_job(request: Request, service: Service, run: Run, output: Output, last: Last) -> Response:
     """Keep a run as a job, and return where it is."""
+    # The job takes over the request's part in the run.
     job = Job(flow_of(request), run, output.kind, output.columns, last)
     try:
         service.jobs.add(job)
@@ -110,6 +112,7 @@ def encode(run: Run, samples: Float32, kind: str, columns: int | None) -> tuple[
     """Encode the samples [n, *S] of a run. Returns the bytes and their media type."""
     if kind == "json":
         return to_bytes(as_json(run, samples)), pictures.MEDIA_TYPES[kind]
+    # As in `runtime.edit`: the array is the noise, the image is what it gives back.
     if kind == "npy" and run.inversion is not None:
         samples = run.inversion.noise
     return pictures.encode(run.model, samples, kind, columns)

@@ -50,6 +50,7 @@ class Run:
         self.stage = 0
         self.inversion: Inversion | None = None
         self._loop = loop
+        # Events of asyncio are for the loop's thread; `stopped` is read in an edit's thread too.
         self.started = asyncio.Event()
         self._changed = asyncio.Event()
         self._noted = False
@@ -80,6 +81,7 @@ class Run:
     def leave(self) -> None:
         """Stop being a user. The last one cancels what is not done."""
         self.users -= 1
+        # Whoever else waits for the same work keeps it alive.
         if not self.users and not self.done:
             self.stopped.set()
             if self.ticket is not None:
@@ -87,6 +89,7 @@ class Run:
 
     async def result(self) -> Float32:
         """Wait for the samples, float32 [n, *S]. A caller that is cancelled stops no other."""
+        # Without the shield, a client that leaves would cancel the future of all others.
         return await asyncio.shield(self.future)
 
     async def change(self, version: int, timeout: float) -> bool:
@@ -96,6 +99,7 @@ class Run:
             Whether that came.
         """
         while not self.done and self.version <= version:
+            # A new event is made at every change, so that no waiter can miss one.
             changed = self._changed
             try:
                 async with asyncio.timeout(timeout):
@@ -109,17 +113,20 @@ class Run:
         self.ticket = ticket
         self.stage += 1
         self.started.set()
+        # The client may have left while the engine planned.
         if self.cancelled:
             ticket.cancel()
 
     def note(self, ticket: Ticket) -> None:
         """Take in a preview. From any thread; for `Engine.submit`."""
+        # Many previews may come before the loop gets to one: one look serves them all.
         if not self._noted:
             self._noted = True
             self.call(self._look, ticket)
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
         """Call a function in the event loop. From any thread."""
+        # The engine may end a ticket after the loop, when the process ends.
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
 
@@ -130,6 +137,7 @@ class Run:
         if error is not None:
             self.future.set_exception(error)
         elif samples is not None:
+            # Several responses and the kept results read the same array.
             samples.flags.writeable = False
             self.future.set_result(samples)
 
@@ -187,20 +195,24 @@ class Runs:
             Overloaded, DeadlineError, ClosedError, RequestError: See `Engine.submit`.
         """
         loop = asyncio.get_running_loop()
+        # The same request was answered before.
         kept = self._results.get(work.key)
         if kept is not None:
             run = Run(loop, work.model).join()
             run.settle(kept)
             return run
+        # The same request is under way. One with other previews is another run.
         shared = self._shared.get((work.key, every))
         if shared is not None and not shared.cancelled and not shared.done:
             run = shared.join()
         else:
+            # A run with a deadline may be ended for it, which nobody else asked for.
             run = self.open(work.model).join()
             if deadline is None:
                 self._share((work.key, every), run)
             run.future.add_done_callback(lambda future: self._keep(work.key, future))
             task = loop.create_task(self._submit(run, work, flow, deadline, every))
+            # The loop holds tasks weakly.
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         try:
@@ -227,6 +239,7 @@ class Runs:
         self._shared[key] = run
 
         def forget(_: object) -> None:
+            # A run that was cancelled may have been replaced by then.
             if self._shared.get(key) is run:
                 del self._shared[key]
 
@@ -242,6 +255,7 @@ class Runs:
         """Hand work to the engine, in a task of its own: its first user may leave meanwhile."""
         loop = asyncio.get_running_loop()
         engine = work.model.engine
+        # Without a reader, previews would be copied for nothing.
         shown = run.note if every else False
         try:
             ticket = await loop.run_in_executor(
@@ -251,6 +265,7 @@ class Runs:
             run.settle(None, error)
             return
         run.attach(ticket)
+        # It is called in the inference thread.
         ticket.add_done_callback(lambda ended: run.call(_end, run, ended))
 
 

@@ -42,6 +42,7 @@ async def create(request: Request) -> ASGIApp:
     given = check_all("the body", SAMPLES, await read_json(request, service.settings))
     model = service.models.get(cast("str | None", given.get("model")))
     output = Output.of(request, model, given)
+    # Before the requests are made, one a sample.
     n = integer("n", given["n"], 1, service.settings.samples)
     requests = requests_of(model, n, given["seed"], given)
     work = await service.runs.plan(model, requests)
@@ -50,6 +51,7 @@ async def create(request: Request) -> ASGIApp:
         urls = [url_of(model, entry) for entry in work.resolved]
         return {**pictures.as_json(model, samples), "urls": urls}
 
+    # Nobody looks at previews otherwise.
     every = output.every if output.stream or output.is_job else 0
     starting = service.runs.start(work, flow_of(request), output.deadline, every)
     run = await unless_gone(request.receive, starting)
@@ -65,11 +67,13 @@ async def show(request: Request) -> Response:
     output = Output.of(request, model, given)
     (entry,) = requests_of(model, 1, given["seed"], given)
     work = await service.runs.plan(model, [entry])
+    # The key holds all that the bytes depend on, so it is known without them.
     tag = f'"{work.key[:40]}-{output.kind}"'
     access = "private" if service.settings.tokens else "public"
     headers = {"etag": tag, "cache-control": f"{access}, no-cache", "vary": "accept"}
     if _matches(request.headers.get("if-none-match", ""), tag):
         return Response(status_code=304, headers=headers)
+    # A 304 is given even while the service shuts down.
     service.check_accepting()
     starting = service.runs.start(work, flow_of(request), output.deadline)
     run = await unless_gone(request.receive, starting)
@@ -81,10 +85,12 @@ def requests_of(
 ) -> list[runtime.Request]:
     """Return the requests that checked fields ask for. Raises RequestError."""
     how = {name: value for name, value in given.items() if name not in NOT_SAMPLING}
+    # JSON has no tuples.
     if isinstance(how.get("guidance_interval"), list):
         how["guidance_interval"] = tuple(cast("list[float]", how["guidance_interval"]))
     start = how.get("start")
     if isinstance(start, np.ndarray) and start.ndim == len(model.bundle.sample_shape):
+        # One start [*S] for all samples.
         how["start"] = start[None]
     options = options_of(given)
     return model.sampler.requests(n, seed, **how, **options)
@@ -113,7 +119,7 @@ def query_of(request: Request) -> dict[str, object]:
 
 
 def value_of(name: str, text: str) -> object:
-    """Read a text field as JSON would hold it: a number, true or false, a list of numbers, or else a string."""
+    """Read a text field: a number, true or false, a list of these, or else a string."""
     if name in TEXTS:
         return text
     if "," in text or (name == "grid" and not text[:1].isalpha()):
@@ -128,6 +134,7 @@ def value_of(name: str, text: str) -> object:
 
 def url_of(model: Model, entry: runtime.ResolvedRequest) -> str | None:
     """Return where a sample is found again; None if it starts from an array."""
+    # A URL holds numbers and names, no arrays.
     if entry.start is not None or entry.picture is not None or entry.known is not None:
         return None
     options = entry.options

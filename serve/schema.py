@@ -156,6 +156,7 @@ def either(*kinds: Kind) -> Kind:
     rule = ", or ".join(kind.rule for kind in kinds)
 
     def check(name: str, value: object) -> object:
+        # The first kind that fits decides, as in anyOf.
         for kind in kinds:
             try:
                 return kind.check(name, value)
@@ -199,6 +200,7 @@ def check_all(what: str, fields: Sequence[Field], value: object) -> dict[str, ob
     found: dict[str, object] = {}
     for entry in fields:
         given = value.get(entry.name)
+        # null is the same as nothing: many clients send all their fields.
         if given is not None:
             found[entry.name] = entry.kind.check(entry.name, given)
         elif entry.required:

@@ -56,10 +56,12 @@ class Server(uvicorn.Server):
     def drain(self) -> None:
         """Finish accepted work, then stop. In the event loop's thread."""
         if self._draining is not None:
+            # The second signal: nobody wants to wait.
             self.force_exit = True
             self.should_exit = True
             return
         log.write("draining", live=self.service.runs.live, at_most_s=self.service.settings.drain_s)
+        # The task is kept here, because the loop holds it weakly.
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
@@ -84,6 +86,7 @@ class _Protocol(H11Protocol):
 
 
 def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    # uvicorn makes the protocol itself and passes it no setting of ours.
     protocol = type("Protocol", (_Protocol,), {"headers_s": settings.headers_s})
     return uvicorn.Config(
         app,
@@ -93,6 +96,7 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Otherwise any local process could choose its address, and so its flow.
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=list(settings.proxies),
         # The application answers 429 first; this bounds what does not get that far.
@@ -106,6 +110,7 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
+        # A restart need not wait for the connections of the last process.
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
         found.listen(2048)

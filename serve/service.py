@@ -34,6 +34,7 @@ class Service:
         """sources: bundles' folders, or samplers."""
         self.settings = settings
         self.draining = False
+        # Two threads each: more would only take the processor from the network calls.
         self.planning = ThreadPoolExecutor(2, "unnoise-plan")
         self.encoding = ThreadPoolExecutor(2, "unnoise-encode")
         self.editing = ThreadPoolExecutor(settings.edits, "unnoise-edit")
@@ -64,8 +65,10 @@ class Service:
         """Accept nothing new, let what was accepted finish, and stop the engines."""
         self.draining = True
         end = time.monotonic() + self.settings.drain_s
+        # Readiness says 503 meanwhile, so the listener must stay open.
         while self.runs.live and time.monotonic() < end:
             await asyncio.sleep(0.02)
+        # It fails what is left, and may wait for a network call.
         await asyncio.to_thread(self.models.close)
 
     def close(self) -> None:
@@ -92,6 +95,7 @@ def flow_of(request: Request) -> str:
 def note_facts(request: Request, run: Run) -> dict[str, str]:
     """Enter what a run came to in the log line. Returns the Server-Timing header."""
     status = run.status()
+    # Nothing ran for this request.
     if status is None:  # the result was there already
         request.scope["state"]["facts"]["rows"] = 0
         return {"server-timing": "cached"}

@@ -59,7 +59,7 @@ class Settings:
     upload_bytes: int = 8 * MIB
     parts: int = 4
     pixels: int = 16_000_000
-    uploads: int = 8
+    uploads: int = 32
     edits: int = 16
     connections: int = 256
     body_s: float = 30.0

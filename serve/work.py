@@ -43,6 +43,7 @@ def prepare(model: Model, requests: Sequence[Request], settings: Settings) -> Wo
     for entry in resolved:
         digest.update(to_bytes(entry.to_json()))
         known = entry.known or ()
+        # Arrays are not in the JSON, and None is unlike any array.
         for part in (entry.start, entry.picture, *known):
             digest.update(b"none" if part is None else np.ascontiguousarray(part).tobytes())
     return Work(model, list(requests), resolved, digest.hexdigest())
@@ -64,6 +65,7 @@ class Results:
 
     def put(self, key: str, samples: Float32) -> None:
         """Keep samples, float32 [n, *S]; the oldest ones go."""
+        # One result must not push out all others for nothing.
         if samples.nbytes > self._most or key in self._samples:
             return
         self._samples[key] = samples

@@ -57,9 +57,11 @@ def test_every_command_runs(text: str, address: str, tmp_path: Path, root: Path)
     assert sorted(codes) == ["200"] * (used - 2) + ["202", "400"]
     sampler = Sampler.load(root / "bundles" / "emoji32", threads=1)
     expected = sampler.pictures(1, 1, label=3, steps=10)[0]
-    assert (np.asarray(Image.open(tmp_path / "sample.png")) == expected).all()
+    with Image.open(tmp_path / "sample.png") as image:
+        assert (np.asarray(image) == expected).all()
     for name in ("sheet", "again", "job", "stylized", "translated", "painted", "between", "varied"):
-        assert Image.open(tmp_path / f"{name}.png").width >= 32
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width >= 32
     assert np.load(tmp_path / "noise.npy").shape == (1, 3, 32, 32)
 
 

@@ -32,7 +32,7 @@ def test_the_life_of_a_job(client: TestClient, small: Sampler) -> None:
     status = client.get(path).json()
     assert status["rows"] == 12
     assert status["rows_left"] == 12
-    assert status["finish_seconds"] > 0
+    assert status["finish_seconds"] >= 0
     early = client.get(f"{path}/result")
     assert early.status_code == 409
     assert early.headers["retry-after"]
