@@ -152,7 +152,7 @@ def curves_of(run: Path) -> str:
 
 
 def summary(run: Path) -> list[tuple[str, object]]:
-    """Return what the page says first: the data, how long was trained, what was left out."""
+    """Return the first lines of the page: the data, the length of training, the images left out."""
     config, rest = read_run(run)
     rows = log.read(run / "log.csv")
     record = rest["data_record"]

@@ -51,7 +51,7 @@ class Known(NamedTuple):
 
     Attributes:
         picture: [*S].
-        mask: [*S], 1 where the picture is kept, 0 where it is painted; values between mix the two.
+        mask: [*S], 1 where the image is kept, 0 where it is painted; values between mix the two.
     """
 
     picture: Float32
@@ -276,7 +276,7 @@ class Batch:
             elif not member.quiet:
                 buffers.noise[member.place] = 0
                 member.quiet = True
-        # The noise of a row is drawn for all samples at once that stand at the same one.
+        # The noise of a row is drawn at once for all samples that are at the same row.
         for row, members in noisy.items():
             places = [member.place for member in members]
             seeds = [member.job.seed for member in members]
