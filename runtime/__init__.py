@@ -6,12 +6,12 @@ from .diffusion.noise import Stream, noise
 from .diffusion.program import Program, run
 from .diffusion.schedule import Schedule, make_schedule
 from .diffusion.solvers import make_program
+from .editing.inversion import Inversion
 from .engine.batch import Batch
 from .engine.loop import Cancelled, Preview
 from .engine.request import Request, ResolvedRequest, resolve
 from .errors import BackendError, BundleError, RequestError, UnnoiseError
 from .images import to_uint8
-from .inversion import Inversion
 from .sampler import Sampler
 
 __all__ = [

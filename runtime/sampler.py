@@ -13,7 +13,7 @@ from .backends.base import Backend, Float32, WholeLoop
 from .backends.registry import BACKENDS, open_backend
 from .bundle.bundle import Bundle
 from .bundle.sampling import SolverOptions
-from .editing import Editing
+from .editing.edits import Editing
 from .engine.batch import Job
 from .engine.expand import MAX_SAMPLES, callback_of, check_memory, expand, listed
 from .engine.loop import Loop, Result, StepCallback

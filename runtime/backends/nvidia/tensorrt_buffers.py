@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from threading import RLock
+from typing import Protocol
 
+from ...bundle.bundle import Bundle
 from ..base import HostBuffers
+from ..forks import ForkGuard
+from .cuda import Cuda, Stream
+from .device_space import Space
+from .tensorrt_engine import Context
 
-if TYPE_CHECKING:
-    from .tensorrt import TensorRt
+
+class SteppedEngine(Protocol):
+    """What the buffers need of a TensorRT backend, see `TensorRt`."""
+
+    bundle: Bundle
+    guard: ForkGuard
+    cuda: Cuda
+    lock: RLock
+    stream: Stream
+
+    def alive(self) -> None: ...
+
+    def bucket(self, batch: int) -> int: ...
+
+    def space(self, bucket: int) -> Space: ...
+
+    def step_context(self, bucket: int, guided: bool) -> Context: ...
 
 
 class TensorRtBuffers(HostBuffers):
@@ -17,7 +38,7 @@ class TensorRtBuffers(HostBuffers):
     Every step uploads the state and downloads it.
     """
 
-    def __init__(self, backend: TensorRt, batch: int) -> None:
+    def __init__(self, backend: SteppedEngine, batch: int) -> None:
         backend.bucket(batch)  # refuses a batch that no engine takes, before memory is allocated
         super().__init__(backend.bundle, backend.guard, batch)
         self._backend = backend

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Float32
-from .bundle.bundle import Bundle
-from .diffusion.noise import MAX_SEED
-from .diffusion.slerp import slerp
-from .engine.batch import Job, begin
-from .engine.expand import MAX_SAMPLES, expand
-from .engine.loop import Result, StepCallback
-from .engine.request import Request
-from .errors import RequestError
-from .errors.arguments import integer, number
-from .errors.messages import unwrapped
-from .images import ImageSource, ImageSources, read
+from ..backends.base import Float32
+from ..bundle.bundle import Bundle
+from ..diffusion.noise import MAX_SEED
+from ..diffusion.slerp import slerp
+from ..engine.batch import Job, begin
+from ..engine.expand import MAX_SAMPLES, expand
+from ..engine.loop import Result, StepCallback
+from ..engine.request import Request
+from ..errors import RequestError
+from ..errors.arguments import integer, number
+from ..errors.messages import unwrapped
+from ..images import ImageSource, ImageSources, read
 
 # For type checkers alone: making the TypedDicts would slow `import runtime`.
 if TYPE_CHECKING:
-    from .engine.keywords import Labels, Scales, TranslateKeywords, WalkKeywords
+    from ..engine.keywords import Labels, Scales, TranslateKeywords, WalkKeywords
 
 INVERTING: Mapping[str, object] = {"solver": "dpmpp_2m", "grid": "log_snr", "guidance": 1.0}
 """How images are inverted by default. A solver of second order returns more nearly than DDIM."""

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from .backends.base import Float32
-from .bundle.bundle import Bundle
-from .diffusion.noise import Stream, noises
-from .engine.batch import begin
-from .engine.expand import ARGUMENTS, MAX_SAMPLES, callback_of, expand, seeds_of
-from .engine.loop import Preview, StepCallback
-from .errors import RequestError
-from .errors.arguments import enough_memory, integer
-from .errors.keywords import bind
-from .images import ImageSource, ImageSources
-from .images.mask import read_mask
+from ..backends.base import Float32
+from ..bundle.bundle import Bundle
+from ..diffusion.noise import Stream, noises
+from ..engine.batch import begin
+from ..engine.expand import ARGUMENTS, MAX_SAMPLES, callback_of, expand, seeds_of
+from ..engine.loop import Preview, StepCallback
+from ..errors import RequestError
+from ..errors.arguments import enough_memory, integer
+from ..errors.keywords import bind
+from ..images import ImageSource, ImageSources
+from ..images.mask import read_mask
 from .inversion import Inverting, with_own
 
 # For type checkers alone: making the TypedDicts would slow `import runtime`.
 if TYPE_CHECKING:
-    from .engine.keywords import EditKeywords, LabelKeywords
+    from ..engine.keywords import EditKeywords, LabelKeywords
 
 PAINTING: Mapping[str, object] = {"solver": "repaint"}
 """How images are inpainted by default."""

@@ -1,0 +1,1 @@
+"""The page about a run: its logs as curves, its charts, and its template."""
