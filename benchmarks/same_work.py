@@ -105,8 +105,7 @@ def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
 
 
 def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> None:
-    """Milliseconds per image by system, with one panel per network and one marker per batch size.
-    """
+    """Milliseconds per image by system, with one panel per network and one marker per batch size."""
     import matplotlib
 
     matplotlib.use("Agg")

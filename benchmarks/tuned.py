@@ -445,7 +445,10 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=256, help="for the Fréchet distance [256]")
     parser.add_argument(
-        "--minutes", type=float, default=1e6, help="stop after this many minutes; the same command resumes"
+        "--minutes",
+        type=float,
+        default=1e6,
+        help="stop after this many minutes; the same command resumes",
     )
     parser.add_argument("--threads", type=int, help="of the inference library [one a core]")
     parser.add_argument(
