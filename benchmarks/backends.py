@@ -4,9 +4,9 @@
 
 Two networks: the shipped bundle, and one of google/ddpm-cifar10-32's published shape (35.7 M
 parameters, random weights), exported into out/cifar10 on the first run. All sides of a comparison
-run in turn within each round; medians of the ratios are reported, with the quartiles, and beside
-each speed how far its final pictures are from float32's. --write fills docs/precisions.md. Needs
-the extras diffusers and openvino.
+run in turn within each round. The tables report medians of the ratios, with the quartiles, and the
+difference of each side's final images from those of float32. --write fills docs/precisions.md.
+Needs the extras diffusers and openvino.
 """
 
 from __future__ import annotations
@@ -130,11 +130,11 @@ def alternate(
     bar: Progress,
     settle: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds a call of every side in every round; the order turns by one from round to round.
+    """Seconds per call of every side in every round; the order turns by one from round to round.
 
-    settle: one call before those that are timed, so that a side is not charged for the threads and
-    caches of the side before it; after the first round not where a call takes more than a second,
-    of which they are too little to matter.
+    settle: one call before the timed ones, so that a side is not charged for the threads and caches
+        of the side before it. After the first round it is skipped if a call takes more than a
+        second, because the effect is then negligible.
     """
     spent: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
@@ -159,7 +159,7 @@ def over(spent: Mapping[str, list[float]], slow: str, fast: str) -> list[float]:
 
 
 def distance(bundle: Bundle) -> dict[str, float]:
-    """Median PSNR of final pictures against ONNX Runtime's fp32, 20-step DPM-Solver++(2M), as the
+    """Median PSNR of final images against ONNX Runtime's fp32, 20-step DPM-Solver++(2M), as the
     export found it, dB."""
     return {
         f"{b} {p}": entry["psnr_db"]

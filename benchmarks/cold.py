@@ -1,14 +1,13 @@
-"""From nothing to a picture: what is installed, imported, loaded, and how much memory it takes, in
-fresh processes.
+"""From nothing to an image: installed size, import, load, and memory, in fresh processes.
 
     python benchmarks/cold.py [--quick] [--write]
 
-One network of 28×28 and 1.1 million parameters, ten steps, one picture, by the program that a user
-of each library would write. Each is run in processes of its own, the systems in turn, timed from
-before the process begins until its picture is there; medians. The first run of each is not counted,
-but for "nothing cached", where every run is a first one. diffusers has a network of its own kind
-and the same size. --write refreshes docs/benchmarks.md and its plot. Needs the extra bench. A
-minute.
+One network of 28×28 and 1.1 million parameters makes one image in ten steps, by the program that a
+user of each library would write. Each program runs in its own processes, and the systems take
+turns. The time starts before the process and ends when its image exists; medians are reported. The
+first run of each is not counted, except for "nothing cached", where every run is a first one.
+diffusers has a network of its own kind and the same size. --write refreshes docs/benchmarks.md and
+its plot. Needs the extra bench. Takes a minute.
 """
 
 from __future__ import annotations

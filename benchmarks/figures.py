@@ -71,8 +71,9 @@ def machine() -> str:
 
 
 def fill(path: Path, marker: str, text: str) -> None:
-    """Replace what stands between <!-- marker --> and <!-- /marker -->. Raises SystemExit where the
-    markers are not there once."""
+    """Replace the text between <!-- marker --> and <!-- /marker -->. Raises SystemExit unless each
+    marker is there once.
+    """
     between = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
     new, found = re.subn(
         between, lambda m: m[1] + text + "\n" + m[2], path.read_text(), flags=re.DOTALL
@@ -86,11 +87,11 @@ def fill(path: Path, marker: str, text: str) -> None:
 
 
 def kept(name: str, depends: Sequence[object], make: Callable[[], Any]) -> Any:
-    """What `make` returns, as JSON holds it; taken from out/benchmarks where the same was measured
+    """Return the result of `make` as JSON stores it, from out/benchmarks if the same was measured
     before on this machine with these sources.
 
-    So a script that was stopped goes on where it was. depends: whatever else the figure depends on.
-    Delete the folder to measure anew.
+    So a stopped script resumes. depends: all other inputs of the figure. Delete the folder to
+    measure again.
     """
     own = [Path(__file__).with_name(file) for file in ("systems.py", Path(sys.argv[0]).name)]
     sources = [*sorted(Path("runtime").rglob("*.py")), *(path for path in own if path.exists())]

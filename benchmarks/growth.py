@@ -94,7 +94,7 @@ def by_pixels(sizes: Sequence[int], rounds: int) -> Curve:
 
 
 def by_steps(network: Network, steps: Sequence[int], rounds: int) -> Curve:
-    """A whole picture of batch 1, DPM-Solver++(2M), no guidance."""
+    """A whole image of batch 1, DPM-Solver++(2M), no guidance."""
 
     def sample(sampler: Sampler, n: int) -> Callable[[], object]:
         label = 0 if network.bundle.labels else None

@@ -1,11 +1,10 @@
-"""Who judges a translated emoji: two small networks, trained here on the training emoji alone, in
-both styles.
+"""Judges of a translated emoji: two small networks, trained here on the training emoji alone.
 
-`style` tells Noto's from Twemoji's. `content` gives every picture a place, the same one for both
-styles of an emoji and another for every other
-emoji: trained contrastively, the other style of each emoji in the batch being the one right answer
-(InfoNCE: van den Oord et al. 2018). Both see pictures moved, mirrored, blurred and noisy, so that
-they do not go by what a sampler does to edges. Deterministic for a number of threads.
+`style` distinguishes Noto's style from Twemoji's. `content` maps every image to a place, the same
+for both styles of an emoji and different for different emoji. It is trained contrastively: the
+other style of each emoji in the batch is the one right answer (InfoNCE: van den Oord et al. 2018).
+Both networks see shifted, mirrored, blurred and noisy images, so that they do not rely on what a
+sampler does to edges. Training is deterministic for a given number of threads.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from trainer.data.builtin import EMOJI, held_out
 Images = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
 Made = Images
-"""[2, n, 32, 32, 3]: first what became of Noto's pictures, then of Twemoji's."""
+"""[2, n, 32, 32, 3]: first the results of Noto's images, then of Twemoji's."""
 OUT = Path("out/translate")
 Net = TypeVar("Net", bound=nn.Module)
 STYLE_EPOCHS, CONTENT_EPOCHS = 40, 80
@@ -37,7 +36,7 @@ RATE, DECAY, TEMPERATURE = 2e-3, 0.05, 0.1
 
 
 class Emoji(NamedTuple):
-    """images [n, 2, 32, 32, 3], a picture in each of the STYLES; category [n], of `categories`."""
+    """images [n, 2, 32, 32, 3], an image in each of the STYLES; category [n], of `categories`."""
 
     images: Images
     category: NDArray[np.int64]
@@ -123,7 +122,7 @@ class Judges:
         ]
 
     def __call__(self, made: Made) -> Scores:
-        """Noto's pictures are held against Twemoji's counterparts, and the other way round."""
+        """Noto's images are compared with Twemoji's counterparts, and the other way round."""
         return Scores(
             *(np.stack(v) for v in zip(*(self._one(made[s], 1 - s) for s in (0, 1)), strict=True))
         )
@@ -138,8 +137,9 @@ class Judges:
 
 
 def _kept(name: str, net: Any, train: Callable[[Images], Any], emoji: Emoji) -> Any:
-    """The judge as it was trained before by the same code on the same pictures and version of
-    torch, or trained now."""
+    """The judge that the same code trained before on the same images and version of torch, or one
+    trained now.
+    """
     source = Path(__file__).with_name("judges.py").read_bytes()
     key = hashlib.sha256(source + emoji.images.tobytes() + torch.__version__.encode()).hexdigest()[
         :16
@@ -153,8 +153,9 @@ def _kept(name: str, net: Any, train: Callable[[Images], Any], emoji: Emoji) -> 
 
 
 class Verdict(NamedTuple):
-    """Of pictures: twemoji [n], whether each looks like Twemoji's; place [n, 128], where each
-    stands by content."""
+    """Of images: twemoji [n], whether each looks like Twemoji's; place [n, 128], its place by
+    content.
+    """
 
     twemoji: NDArray[np.bool_]
     place: NDArray[np.float32]

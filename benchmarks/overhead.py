@@ -1,11 +1,10 @@
-"""What is spent beside the network: building and proving a program, drawing noise, and the
-sampler's loop.
+"""The cost besides the network: building and proving a program, noise, and the sampler's loop.
 
     python benchmarks/overhead.py [BUNDLE] [--write]
 
-A program is timed from the solver's name to the frozen, proved table, every solver with its
-defaults on the bundle's default grid, the median of several builds. Noise and loop are ratios to
-the step graph's own time, both sides in turn, medians of ratios within a round.
+A program is timed from the solver's name to the frozen, proved table. Every solver runs with its
+defaults on the bundle's default grid; the median of several builds is reported. Noise and loop are
+ratios to the step graph's own time: both sides in turn, medians of ratios within a round.
 --write puts the table between the markers of docs/design.md.
 """
 

@@ -1,9 +1,9 @@
-"""A bundle before and after it was trained again: python benchmarks/retraining.py BEFORE AFTER
-[--write]
+"""A bundle before and after retraining: python benchmarks/retraining.py BEFORE AFTER [--write]
 
-On the emoji: the distances of `trainer.evaluate`, the loss on training pictures and on the held-out
-emoji, which neither saw, and the same seeds and labels as pictures, a row of each bundle in turn.
---write refreshes docs/training.md and its picture. Ten minutes on two cores. The bundle of an
+On the emoji, it compares the distances of `trainer.evaluate` and the loss on training images. It
+also compares the loss on the held-out emoji, which neither network saw. A sheet shows the same
+seeds and labels, with rows of the two bundles in turn.
+--write refreshes docs/training.md and its sheet. Takes ten minutes on two cores. The bundle of an
 earlier commit: git archive COMMIT bundles/emoji32 | tar -x -C out/before
 """
 
@@ -32,7 +32,7 @@ from trainer.quality.evaluator import Judge
 
 SOLVER, STEPS, DRAWS = "unipc", 12, 8
 ROWS = 3
-"""Pictures of each label on the sheet."""
+"""Images of each label on the sheet."""
 Features = NDArray[np.float32]
 
 
@@ -46,8 +46,8 @@ def unseen() -> Pictures:
 
 @torch.inference_mode()
 def losses(folder: Path, pictures: Pictures) -> NDArray[np.float64]:
-    """[N]: the network's mean squared error on each picture, over DRAWS levels, spread evenly
-    within a batch; the same noise for every bundle."""
+    """[N]: the network's mean squared error on each image, over DRAWS levels, spread evenly within
+    a batch; the same noise for every bundle."""
     model = from_bundle(folder)
     process = ForwardProcess(model.schedule, model.prediction)
     generator = torch.Generator().manual_seed(0)

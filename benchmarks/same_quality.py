@@ -1,23 +1,21 @@
-"""What a picture costs at the quality of a thousand calls: distance against wall time, a curve a
-system.
+"""The cost of an image at the quality of a thousand calls: distance against wall time by system.
 
     python benchmarks/same_quality.py [--quick] [--write] [--pictures N]
 
-On the shipped bundle, a class each in turn, no guidance. Every setting (a system, a solver, a
-number of steps) makes the same seeds' pictures in batches of 16, the settings in turn within each
-round; its time is the median over the rounds, and its quality is that of the very pictures that
-were timed:
+The shipped bundle makes images of each class in turn, without guidance. A setting is a system, a
+solver and a number of steps. Every setting makes images of the same seeds in batches of 16, and the
+settings take turns within each round. Its time is the median over the rounds. Its quality is that
+of the timed images:
 
-- RMS: from what DDIM with 1,000 calls makes of the same x_T in float32;
-- Fréchet distance of features, from the pictures that the network was trained on, in a small
-classifier trained on them
-  (benchmarks/tuned.py). The mark to reach is that of as many pictures of DDPM with 1,000 calls, our
-  fp32's, and a standard error of it: few pictures tell no more. It depends on the number of
-  pictures: compare within a table.
+- RMS: distance to the output of DDIM with 1,000 calls from the same x_T in float32.
+- Fréchet distance to the training images, in the features of a small classifier that is trained on
+  them (benchmarks/tuned.py). The mark to reach is the distance of the same number of images of DDPM
+  with 1,000 calls, by our fp32, plus one standard error. Few images support no finer statement. The
+  distance depends on the number of images, so compare only within a table.
 
 The time of DDPM with 1,000 calls is twenty times that of 50 steps, timed in the same rounds.
---write refreshes docs/benchmarks.md and its plot. Needs the extra bench. Half an hour on two cores;
---quick (250 calls in place of 1,000) six minutes. A run that was stopped goes on.
+--write refreshes docs/benchmarks.md and its plot. Needs the extra bench. Takes half an hour on two
+cores; --quick (250 calls instead of 1,000) takes six minutes. A stopped run resumes.
 """
 
 from __future__ import annotations
@@ -57,7 +55,7 @@ COLORS |= {
 
 
 class Setting(NamedTuple):
-    """What makes a picture."""
+    """A system with its settings."""
 
     system: str
     solver: str
@@ -65,7 +63,7 @@ class Setting(NamedTuple):
 
 
 Make = Callable[[int], NDArray[np.float32]]
-"""The pictures of a round's seeds."""
+"""The images of a round's seeds."""
 
 
 def settings(network: Network, quick: bool) -> dict[Setting, Make]:
@@ -135,8 +133,8 @@ def theirs(
 
 
 class Rounds:
-    """Every setting's time and pictures, a round at a time; opened, and warm, when the first round
-    is asked for."""
+    """Every setting's time and images, a round at a time; opened, and warm, when the first round is
+    asked for."""
 
     def __init__(self, network: Network, quick: bool) -> None:
         self.network, self.quick = network, quick
@@ -180,7 +178,7 @@ def pictures_of(setting: Setting, r: int, quick: bool) -> Path:
 
 
 def reference(network: Network, solver: str, calls: int, r: int) -> str:
-    """The file of a round's pictures by so many calls in float32."""
+    """The file of a round's images by `calls` calls in float32."""
     path = pictures_of(Setting("reference", solver, calls), r, False)
     sampler = Sampler(network.bundle, "onnxruntime", "fp32")
     with Progress(f"{solver} with {calls} calls, round {r + 1}", calls) as bar:
@@ -249,14 +247,14 @@ def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str,
 def standard_error(
     found: NDArray[np.float64], real: NDArray[np.float64], draws: int = 200
 ) -> float:
-    """Of the Fréchet distance of so few pictures: its standard deviation over samples of them,
-    drawn with replacement (Efron 1979)."""
+    """Of the Fréchet distance of a few images: its standard deviation over samples of them, drawn
+    with replacement (Efron 1979)."""
     rng, n = np.random.default_rng(0), len(found)
     return float(np.std([frechet(found[rng.integers(0, n, n)], real) for _ in range(draws)]))
 
 
 def cost(found: Mapping[str, Any], system: str) -> float:
-    """Milliseconds a picture by DDPM with all its calls."""
+    """Milliseconds per image by DDPM with all its calls."""
     ms = next(
         one["ms"]
         for one in found["settings"]
@@ -266,7 +264,7 @@ def cost(found: Mapping[str, Any], system: str) -> float:
 
 
 def good(found: Mapping[str, Any], system: str) -> Mapping[str, Any] | None:
-    """A system's cheapest setting that reaches the mark, as far as so many pictures tell."""
+    """A system's cheapest setting that reaches the mark, as far as this number of images can show."""
     enough = found["mark"] + found["spread"]
     reached = [
         one for one in found["settings"] if one["setting"][0] == system and one["frechet"] <= enough
@@ -311,7 +309,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def draw(path: Path, found: Mapping[str, Any]) -> None:
-    """RMS, and Fréchet distance, against milliseconds a picture."""
+    """RMS, and Fréchet distance, against milliseconds per image."""
     import matplotlib
 
     matplotlib.use("Agg")

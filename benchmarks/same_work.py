@@ -1,14 +1,13 @@
-"""The same pictures by the same steps: unnoise, diffusers, denoising-diffusion-pytorch, and
-libraries called raw, in turn in one run.
+"""The same images by the same steps: unnoise, diffusers, denoising-diffusion-pytorch, raw libraries.
 
     python benchmarks/same_work.py [--quick] [--write] [--rounds N] [--network NAME ...]
 
-For each network and batch every system makes the pictures of the same x_T with DDIM; they are
+For each network and batch, every system makes the images of the same x_T with DDIM. They are
 compared with ours before anything is timed. In each round every system runs once, after a call that
-is not counted; which is first changes from round to round. A ratio is taken within a round, and the
-median over the rounds is reported. Each cell is kept in out/benchmarks, so a run that was stopped
-goes on. --write refreshes docs/benchmarks.md, its plot, and the README. Needs the extra bench. Half
-an hour on two cores, --quick five minutes.
+is not counted; the first system changes from round to round. A ratio is taken within a round, and
+the median over the rounds is reported. Each cell is stored in out/benchmarks, so a stopped run
+resumes. --write refreshes docs/benchmarks.md, its plot, and the README. Needs the extra bench.
+Takes half an hour on two cores, with --quick five minutes.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ NETWORKS: Mapping[str, tuple[Callable[[], Network], int, int, tuple[str, ...]]] 
     "cifar10": (cifar10, 5, 3, ("default",)),
     "unet64": (large, 5, 3, ("default",)),
 }
-"""How a network is had, with how many steps it is sampled here, in how many rounds, and the modes
-of torch.compile, which takes minutes for a large one."""
+"""How a network is obtained, with how many steps it is sampled here, in how many rounds, and the
+modes of torch.compile, which takes minutes for a large one."""
 SAME = 2e-3
-"""The most that pictures of float32 systems may be apart, largest difference, in a range of 2:
+"""The most by which images of float32 systems may differ, largest difference, in a range of 2:
 rounding, where c_out multiplies it."""
 HALF = ("bf16", "int8")
 COLORS = {"unnoise": "#0072b2", "diffusers": "#d55e00", "denoising": "#cc79a7", "raw": "#777777"}
@@ -46,7 +45,7 @@ COLORS = {"unnoise": "#0072b2", "diffusers": "#d55e00", "denoising": "#cc79a7", 
 def measure(
     network: Network, steps: int, batch: int, rounds: int, modes: Sequence[str]
 ) -> dict[str, Any]:
-    """One cell: every system's seconds in each round, and how far its pictures are from ours."""
+    """One cell: every system's seconds in each round, and the distance of its images from ours."""
     systems = Systems(network, modes)
     every = systems.all(batch, steps)
     apart = {
@@ -80,8 +79,9 @@ def per_picture(cell: Mapping[str, Any], name: str, batch: int) -> float:
 
 
 def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
-    """Every system at every batch: milliseconds a picture, how many times faster than eager, and
-    the distance of its pictures."""
+    """Every system at every batch: milliseconds per image, speed-up over eager, and the distance of
+    its images.
+    """
     names = list(dict.fromkeys(name for cell in cells.values() for name in cell["spent"]))
     rows = []
     for name in names:
@@ -105,7 +105,7 @@ def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
 
 
 def draw(path: Path, found: Mapping[str, Mapping[int, Any]], steps: Mapping[str, int]) -> None:
-    """Milliseconds a picture by system, a panel a network, a marker a batch size."""
+    """Milliseconds per image by system, with one panel per network and one marker per batch size."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -183,8 +183,8 @@ def verdict(runs: Sequence[Run]) -> str:
 def draw(
     path: Path, runs: Sequence[Run], budgets: Sequence[int], floor: float, bundle: str
 ) -> None:
-    """Error against calls, both logarithmic: a panel a family, DDIM in each, every solver at its
-    best grid; grey where the reference errs as much."""
+    """Error against calls, both logarithmic: one panel per family, DDIM in each, every solver at
+    its best grid; grey where the reference errs as much."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,9 @@
-"""What the step graph and the loop graph cost over the bare network, and how soon the first picture
-comes.
+"""The cost of the step and loop graphs over the bare network, and the time to the first image.
 
     python benchmarks/step.py [BUNDLE] [--write]
 
-Both sides run in one process, in turn; a ratio is taken within each round, and the median over the
-rounds is reported, with the quartiles beside it. --write puts the tables between the markers of
+Both sides run in one process, in turn. A ratio is taken within each round, and the median over the
+rounds is reported, with the quartiles. --write puts the tables between the markers of
 docs/benchmarks.md. Needs the export extra (onnx).
 """
 
@@ -98,7 +97,7 @@ def runner(
 
 
 def measure(bundle: Bundle) -> dict[str, Any]:
-    """The ratios at batch 1 and 16, and how far the two sides' outputs are apart."""
+    """The ratios at batch 1 and 16, and by how much the two sides' outputs differ."""
     sampler, shape = Sampler(bundle), bundle.sample_shape
     network = ort.InferenceSession(
         bare_network(bundle).SerializeToString(), providers=["CPUExecutionProvider"]
@@ -168,7 +167,7 @@ def fresh(code: str, runs: int = 9) -> list[dict[str, float]]:
 
 
 def cold(bundle: Path) -> dict[str, float]:
-    """Import time beyond numpy, and the first picture in a fresh process. Medians."""
+    """Import time beyond numpy, and the first image in a fresh process. Medians."""
     imports = fresh(
         "import numpy, time, json; t = time.perf_counter(); import runtime; "
         "print(json.dumps({'s': time.perf_counter() - t}))"

@@ -1,9 +1,9 @@
-"""Who is compared: the same network and weights, sampled by unnoise, diffusers,
-denoising-diffusion-pytorch, and by libraries called raw.
+"""The compared systems: one network and weights, sampled by unnoise and other libraries.
 
-A system makes pictures from x_T: x [B, *S] → x_0 [B, *S], by DDIM with `steps` steps on the grid
-`trailing`, no guidance; the grid of denoising-diffusion-pytorch is another, which ours is given
-when its pictures are checked. What cannot run is named and left out.
+The others are diffusers, denoising-diffusion-pytorch, and inference libraries called raw. A system
+makes images from x_T: x [B, *S] → x_0 [B, *S]. It uses DDIM with `steps` steps on the grid
+`trailing`, without guidance. denoising-diffusion-pytorch has another grid; ours uses that grid when
+its images are checked. A system that cannot run is named and left out.
 """
 
 from __future__ import annotations
@@ -124,8 +124,9 @@ class Systems:
         self._samplers: dict[str, Sampler] = {}
 
     def all(self, batch: int, steps: int) -> dict[str, tuple[Make, Float32]]:
-        """What makes a batch of pictures, and its first, by the system's name; what fails on them
-        is left out."""
+        """The function that makes a batch of images, and its first batch, by the system's name.
+        Systems that fail are left out.
+        """
         found = {}
         for name, make in self._every(batch, steps):
             try:
@@ -214,7 +215,7 @@ class Systems:
         )
 
     def expected(self, name: str, batch: int, steps: int) -> Float32:
-        """What a system's pictures are held against: ours in fp32, on its grid."""
+        """The images with which a system's are compared: ours in fp32, on its grid."""
         if name == "denoising-diffusion-pytorch":
             return self.ours(batch, None, "onnxruntime", "fp32", grid=own_times(steps))
         return self.ours(batch, steps, "onnxruntime", "fp32")
@@ -267,8 +268,8 @@ def diffusers_loop(
     """The loop of DDIMPipeline.__call__ from a given x_T, without its conversion to PIL and its
     bar: what it does for each step, no more.
 
-    use_clipped_model_output: with clipping, the sampler of the paper, and the one whose pictures
-    can be compared.
+    use_clipped_model_output: with clipping, the sampler of the paper, and the one whose images can
+    be compared.
     """
     steps_of = scheduler(network.bundle, kind, steps)
     x_T = torch.from_numpy(network.start(batch)).to(memory_format=layout)

@@ -1,14 +1,13 @@
-"""Pictures a second of one training step: ours against the steps of two other trainers, and against
-its own network alone.
+"""Images per second of one training step: ours, two other trainers', and our network alone.
 
     python benchmarks/training.py --write      (fills docs/training.md)
 
 The other steps are those of diffusers' `train_unconditional.py` (its UNet2DModel, scheduler, EMA
-and way with data) and of lucidrains' denoising-diffusion-pytorch (its Unet, GaussianDiffusion and
-Trainer). Three resolutions, attention at the last, at the width whose operations are nearest to
-ours; the same batch in float32, pictures in memory; both sides in turn in one run. "the network
-alone" is forward, backward, clipping and optimizer on tensors that are there already: what is
-beyond it is overhead. Needs what `make .venv/.bench` installs.
+and data loading) and of lucidrains' denoising-diffusion-pytorch (its Unet, GaussianDiffusion and
+Trainer). Their networks have three resolutions, attention at the last, and the width whose
+operations are nearest to ours. Both sides train on the same batch in float32, with images in
+memory, in turn in one run. "the network alone" is forward, backward, clipping and optimizer on
+existing tensors: the rest is overhead. Needs what `make .venv/.bench` installs.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ Step = Callable[[], object]
 
 
 class Picturewise(Dataset[Tensor]):
-    """Pictures made into tensors one by one, as torchvision's ToTensor and Normalize do; half of
-    them mirrored."""
+    """Images made into tensors one by one, as torchvision's ToTensor and Normalize do; half of them
+    mirrored."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
@@ -66,7 +65,7 @@ def ours(config: Config, source: Pictures) -> Step:
 
 
 def network_alone(config: Config, source: Pictures) -> Step:
-    """Forward, backward, clipping, optimizer; what a step trains on stands ready."""
+    """Forward, backward, clipping, optimizer; the inputs of a step already exist."""
     trainer = Trainer(config, source)
     draws = trainer.draw(0)
     network = trainer.state.network
@@ -130,7 +129,7 @@ def lucidrains_step(config: Config, source: Pictures, flops: int) -> tuple[Step,
     """One step of denoising-diffusion-pytorch's own Trainer around its own Unet and
     GaussianDiffusion; and its network's operations.
 
-    Its pictures are taken from memory, in this process, in place of its folder; it draws no bar.
+    Its images are taken from memory, in this process, in place of its folder; it draws no bar.
     """
     theirs = denoising_diffusion_pytorch()
     network, found = _same_cost(
@@ -155,8 +154,9 @@ def lucidrains_step(config: Config, source: Pictures, flops: int) -> tuple[Step,
 def _same_cost(
     make: Callable[[int], nn.Module], apart: int, source: Pictures, flops: int
 ) -> tuple[Any, int]:
-    """make(width) of the width whose operations are nearest to so many, of widths so far apart; and
-    how many they are."""
+    """make(width) of the width whose operations are nearest to `flops`, with widths in steps of
+    `apart`; and their number.
+    """
 
     def made(width: int) -> tuple[Any, int]:
         network = make(width)

@@ -1,25 +1,24 @@
-"""How well `translate` carries an emoji into the other style, held against the counterpart that was
-drawn for it.
+"""How well `translate` moves an emoji to the other style, compared with its drawn counterpart.
 
     python benchmarks/translate.py [BUNDLE] [--minutes M] [--write]
 
-Every held-out emoji of trainer/data/assets/emoji32.npz (index % 10 == 0) is translated both ways,
-its category kept and its style switched, but for those whose picture in either style is, byte for
-byte, one of the training pictures. Judged are pictures as people get them, of 0 … 255:
+Every held-out emoji of trainer/data/assets/emoji32.npz (index % 10 == 0) is translated both ways:
+its category stays and its style changes. Emoji are left out if an image of theirs, in either style,
+is byte-identical to a training image. The scores are those of the saved images, of 0 … 255:
 
-    RMS     distance to the counterpart, over pixels and channels in -1 … 1, mean over emoji style
-    share that a classifier takes for the target style top 1   share whose counterpart is the
-    nearest of all these emoji in the target style, to a network that places pictures by content top
-    5   or among the nearest five hit     in the target style and in the top 5 at once: by this,
-    settings are chosen
+- RMS: distance to the counterpart, over pixels and channels in -1 … 1, mean over emoji.
+- style: share that a classifier assigns to the target style.
+- top 1: share whose counterpart is the nearest of all these emoji in the target style, for a
+  network that places images by content.
+- top 5: share whose counterpart is among the nearest five.
+- hit: in the target style and in the top 5 at once. Settings are chosen by this score.
 
 The judges are trained here, on training emoji alone (judges.py). A sweep's best setting is chosen
-on every second emoji and reported on the others, and the other way round, so that no reported
-picture had a say. Seeds of SDEdit are 0, 1, ….
+on every second emoji and reported on the others, and the other way round. So no reported image
+influenced the choice. Seeds of SDEdit are 0, 1, ….
 
-What is made is kept in out/translate, so that the same command goes on where it was stopped;
---minutes stops it in good order. An hour on two cores. --write refreshes docs/translation.md and
-its picture.
+Results are stored in out/translate, so the same command resumes; --minutes stops it cleanly. Takes
+an hour on two cores. --write refreshes docs/translation.md and its sheet.
 """
 
 from __future__ import annotations
@@ -61,8 +60,8 @@ PICTURE_EVERY = 11
 
 
 class Setting(NamedTuple):
-    """A method of `Sampler`, and what it is told beside the pictures and labels. "again":
-    translated into its own style."""
+    """A method of `Sampler`, and its arguments besides the images and labels. "again": translated
+    into its own style."""
 
     verb: str
     how: tuple[tuple[str, Any], ...] = ()
@@ -146,13 +145,14 @@ class Maker:
 
 
 def untouched(held: Emoji) -> Made:
-    """The pictures as they are."""
+    """The unchanged images."""
     return held.images.swapaxes(0, 1)
 
 
 def recoloured(held: Emoji, train: Emoji) -> Made:
-    """Each channel's mean and deviation brought from those of the category's training pictures in
-    one style to those in the other."""
+    """Each channel's mean and deviation brought from those of the category's training images in one
+    style to those in the other.
+    """
     made = np.empty_like(untouched(held))
     for style, category in product((0, 1), range(len(held.categories))):
         here, there = (
@@ -166,7 +166,7 @@ def recoloured(held: Emoji, train: Emoji) -> Made:
 
 
 def looked_up(held: Emoji, train: Emoji) -> Made:
-    """The training emoji of the category whose picture is nearest in pixels, as it is drawn in the
+    """The training emoji of the category whose image is nearest in pixels, as it is drawn in the
     other style."""
     made = np.empty_like(untouched(held))
     for style, (i, category) in product((0, 1), enumerate(held.category)):
@@ -220,8 +220,9 @@ def methods(rows: Mapping[str, Scores]) -> str:
 
 
 def sweep(settings: Sequence[Setting], scores: Mapping[Setting, Scores], by: str) -> str:
-    """Hits, and in brackets style and top 5, all in percent: a row a value of `by`, a column a
-    guidance."""
+    """Hits, and in brackets style and top 5, all in percent: one row per value of `by`, one column
+    per guidance.
+    """
     cells: dict[Any, dict[float, str]] = {}
     for s in settings:
         how, found = dict(s.how), scores[s]
@@ -235,7 +236,7 @@ def sweep(settings: Sequence[Setting], scores: Mapping[Setting, Scores], by: str
 def walks(
     settings: Sequence[Setting], scores: Mapping[Setting, Scores], held: Emoji, made: Maker
 ) -> str:
-    """How nearly a picture comes back under its own label, and what translating then scores, by
+    """How nearly an image comes back under its own label, and how translation then scores, by
     solver, grid and steps."""
     rows = []
     for there, again in zip(settings[::2], settings[1::2], strict=True):
@@ -361,12 +362,12 @@ def main() -> None:
         "--minutes",
         type=float,
         default=1e9,
-        help="start nothing new after so many; what is left is said",
+        help="start nothing new after this many minutes, and report what is left",
     )
     parser.add_argument(
         "--backend",
         default="auto",
-        help="of the sampler [onnxruntime]; what is kept is used whatever made it",
+        help="of the sampler [onnxruntime]; stored results of any backend are used",
     )
     parser.add_argument("--precision", default="auto", help="of the sampler [fp32]")
     parser.add_argument(
@@ -381,7 +382,7 @@ def main() -> None:
     for done, s in enumerate(track(left, "translating")):
         if time.monotonic() > stop:
             raise SystemExit(
-                f"{len(left) - done} of {len(every)} settings are left: the same command goes on."
+                f"{len(left) - done} of {len(every)} settings are left: re-run the same command to resume."
             )
         made(s)
     report(Judges(train, held), made, train, held, todo, given.write)

@@ -1,16 +1,17 @@
-"""Tuned solvers against every other, at the same number of calls: python benchmarks/tuned.py
-[BUNDLE] [--write]
+"""Tuned solvers against every other, at the same number of calls.
+
+    python benchmarks/tuned.py [BUNDLE] [--write]
 
 The distance is that of `benchmarks/solvers.py`: root mean square over all pixels, samples in -1 …
-1, to DDIM with 1,000 calls from the same x_T; seeds 0, 1, …, which no tuned solver was fitted on,
-and a class each in turn. Every solver is tried on every grid with a few seeds, and measured with
-all of them on its best one, and wherever it comes near the best of all. A Fréchet distance (Heusel
-et al. 2017) to the training pictures, in the features of a small classifier trained on them here,
-and the share of fine detail that is left tell blur from difference.
+1, to DDIM with 1,000 calls from the same x_T. No tuned solver was fitted on the seeds 0, 1, …; the
+classes take turns. Every solver is tried on every grid with a few seeds. All seeds are measured on
+its best grid, and on every grid that comes near the best of all. Two more figures separate blur
+from difference. One is a Fréchet distance (Heusel et al. 2017) to the training images, in the
+features of a small classifier trained on them here. The other is the share of fine detail left.
 
 --also takes a copy of the bundle whose solvers were fitted by another loss: export.tune COPY --loss
-pixels. What was measured is kept in out/tuned, and the same command goes on; --minutes stops it
-early. About half an hour on two cores.
+pixels. Measurements are stored in out/tuned, and the same command resumes; --minutes stops it
+early. Takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ CALLS = (4, 6, 8, 12, 15)
 LIKELY = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc 2 bh2", "unipc 3")
 LIKELY_GRIDS = ("trailing", "log_snr", "log_snr(4)", "log_snr(5)", "log_snr(6)", "log_snr(7)")
 GOAL = {4: 8, 6: 12, 8: 15}
-"""Tuned calls, and the calls of the best untuned solver that they are held against."""
+"""Tuned calls, and the calls of the best untuned solver with which they are compared."""
 SCREENED = 8
 """Seeds on which every grid is tried."""
 NEAR = 1.25
 """A run within so much of the best error of its budget is measured in full."""
 MANY = {"solver": "unipc", "steps": 60, "grid": "log_snr", "order": 3}
-"""What stands for many calls where there are too many pictures for the reference."""
+"""The substitute for many calls if there are too many images for the reference."""
 
 
 class Run(NamedTuple):
@@ -157,8 +158,9 @@ def plan(bench: Bench, guidance: float) -> Iterator[Run]:
 
 
 def measure(bench: Bench, seeds: int, guidance: float) -> dict[Run, NDArray[np.float64]]:
-    """Errors [seeds]: every solver on its best grid, whatever comes near the best, and the tuned
-    ones."""
+    """Errors [seeds]: every solver on its best grid, runs that come near the best, and the tuned
+    ones.
+    """
     runs = list(plan(bench, guidance))
     screened = {
         run: rms(bench.errors(run, SCREENED))
@@ -277,7 +279,7 @@ class Classifier(nn.Module):
 
 
 def classifier(data: Pictures, folder: Path, epochs: int = 15) -> Classifier:
-    """Trained on the pictures the bundle was trained on, to tell their labels; deterministic, and
+    """A classifier of labels, trained on the training images of the bundle; deterministic, and
     kept."""
     torch.manual_seed(0)
     net, path = (
@@ -331,8 +333,8 @@ def looks(
     count: int,
     sheet: Path | None,
 ) -> str:
-    """Fréchet distance to the training pictures and fine detail against many calls', at guidance 1;
-    and the pictures themselves, a row each.
+    """Fréchet distance to the training images and fine detail against many calls', at guidance 1;
+    and the images themselves, a row each.
 
     also: of the same network, with solvers fitted by another loss.
     """
@@ -443,11 +445,14 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=256, help="for the Fréchet distance [256]")
     parser.add_argument(
-        "--minutes", type=float, default=1e6, help="stop after so many; the same command goes on"
+        "--minutes",
+        type=float,
+        default=1e6,
+        help="stop after this many minutes; the same command resumes",
     )
     parser.add_argument("--threads", type=int, help="of the inference library [one a core]")
     parser.add_argument(
-        "--write", action="store_true", help="refresh docs/tuned-solvers.md and its pictures"
+        "--write", action="store_true", help="refresh docs/tuned-solvers.md and its images"
     )
     given = parser.parse_args()
     bench = Bench(Sampler.load(given.bundle, threads=given.threads), given.minutes)
@@ -469,7 +474,7 @@ def main() -> None:
             docs / "tuned-pictures.png" if given.write else None,
         )
     except OutOfTime:
-        raise SystemExit("out of time; the same command goes on from here") from None
+        raise SystemExit("out of time; re-run the same command to resume from here") from None
     source = (
         f"Measured by `benchmarks/tuned.py` on `{bundle.name}` with {given.seeds} seeds at "
         f"guidance 1, {given.guided} at "

@@ -92,8 +92,8 @@ def build(
         The bundle, read from disk.
 
     Raises:
-        ExportError: The module mixes samples, the export differs from PyTorch, or `out` is
-            no bundle. Nothing is written.
+        ExportError: The module mixes samples, the export differs from PyTorch, or `out` is not a
+            bundle. Nothing is written.
     """
     _check_request(out, precisions)
     begun = time.perf_counter()
@@ -102,7 +102,7 @@ def build(
     # Checked on the module, where the cause of mixed samples can still be named.
     require_independent(model, torch_inputs(model), bounds.answer)
     model = replace(model, tuned=model.tuned or kept(model, out))
-    # A hidden sibling of `out`, renamed at the end: a failure leaves what was there.
+    # A hidden sibling of `out`, renamed at the end: a failure leaves the old folder unchanged.
     with replacing_folder(out) as folder:
         say("converting", flush=True)
         steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
@@ -138,7 +138,7 @@ def _check_request(out: Path, precisions: Collection[str]) -> None:
             raise unknown("precision", precision, PRECISIONS)
     if out.exists() and not (out / MANIFEST).is_file():
         raise ExportError(
-            f"{out} exists and is no bundle, so it is not replaced. Give another --out."
+            f"{out} exists and is not a bundle, so it is not replaced. Give another --out."
         )
 
 

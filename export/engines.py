@@ -45,7 +45,7 @@ def after_export(bundle: Bundle, order: Order, typed: bool) -> None:
     lenient = order.engine == AUTO and not order.compute_capability
     if order.engine == NONE or (lenient and not typed):
         return
-    # A machine without a GPU is no failure of an export that did not ask for an engine by name.
+    # An export that did not name an engine does not fail on a machine without a GPU.
     if lenient:
         try:
             choose(order)
@@ -75,7 +75,7 @@ def add_engine_options(parser: argparse.ArgumentParser, default: str = AUTO) -> 
         "--timing-cache",
         type=Path,
         metavar="FILE",
-        help="of TensorRT's timings [one beside the engines]",
+        help="of TensorRT's timings [one next to the engines]",
     )
 
 

@@ -4,4 +4,4 @@ from runtime.errors import UnnoiseError
 
 
 class ExportError(UnnoiseError):
-    """There is nothing to export, or what was exported does not agree with where it came from."""
+    """There is nothing to export, or the export differs from its source."""

@@ -136,7 +136,7 @@ def _integers(text: str) -> tuple[int, ...]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("export.tune"), description=__doc__)
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder; it is written anew")
+    add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder; it is overwritten")
     add(
         "--calls",
         type=_integers,
@@ -156,17 +156,17 @@ def _parser() -> argparse.ArgumentParser:
         "--loss",
         choices=("auto", *LOSSES),
         default="auto",
-        help="what is made small: contrast also holds how sharp a sample is [for pictures "
-        "contrast]",
+        help="the loss to minimize: contrast also includes the sharpness of a sample [contrast for "
+        "images, pixels otherwise]",
     )
     add(
         "--work",
         type=Path,
         default=WORK,
         metavar="DIR",
-        help=f"where targets and fits are kept, so that the same command goes on [{WORK}]",
+        help=f"folder for targets and fits, from which the same command resumes [{WORK}]",
     )
-    add("--threads", type=int, help="of the bundle's own graph [one a core]")
+    add("--threads", type=int, help="threads for the bundle's own graph [one per core]")
     add_options(parser, flag="--run")
     return parser
 

@@ -75,7 +75,7 @@ def from_json(text: str | bytes) -> Any:
     """Parse strict JSON.
 
     Raises:
-        ValueError: The text is no JSON, holds NaN, an infinity or a number that overflows, or
+        ValueError: The text is not JSON, holds NaN, an infinity or a number that overflows, or
             gives a name twice in one object.
     """
     try:

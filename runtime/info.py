@@ -80,7 +80,7 @@ class Facts(TypedDict):
 
 
 def machine() -> Machine:
-    """Return what is known of this machine; instruction sets are read on Linux only."""
+    """Return the facts of this machine; instruction sets are read on Linux only."""
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -105,7 +105,8 @@ def _backend(name: str) -> BackendState:
     if find_spec(kind.module) is None:
         return {"version": None, "precisions": [], "missing": install}
     version = _version(name)
-    # onnxruntime-gpu brings a module of the same name as onnxruntime: only the version tells.
+    # onnxruntime-gpu brings a module of the same name as onnxruntime: only the version shows which
+    # one it is.
     if kind.gpu and version is None:
         return {"version": None, "precisions": [], "missing": install}
     precisions = list(kind.folders)
@@ -144,7 +145,7 @@ def _version(name: str) -> str | None:
 def _no_gpu(name: str) -> str | None:
     """Return why this process cannot use an NVIDIA GPU, in one line.
 
-    None means that it can, or that nothing tells.
+    None means that it can, or that it is unknown.
     """
     from .backends.nvidia.cuda import Cuda, cudart
 
@@ -193,7 +194,7 @@ def contents(bundle: Bundle, here: dict[str, BackendState]) -> Contents:
 
 
 def describe(found: Facts) -> str:
-    """Return the facts as text for a person."""
+    """Return the facts as readable text."""
     m = found["machine"]
     lines = [
         f"machine   {m['processor']}, {m['cores']} cores; "

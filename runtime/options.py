@@ -114,7 +114,7 @@ def _options(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Return the solver's options. Raises RequestError for the name of an argument."""
     for name, _ in pairs:
         if name in ARGUMENTS:
-            raise RequestError(f"--option {name} is no option of a solver. Leave it out.")
+            raise RequestError(f"--option {name} is not an option of a solver. Leave it out.")
     return dict(pairs)
 
 
@@ -168,7 +168,7 @@ def check_out(
     """Check the output options before anything is sampled.
 
     Raises:
-        RequestError: `write` could not write the file or the sheet, or the samples are no images.
+        RequestError: `write` could not write the file or the sheet, or the samples are not images.
     """
     if given.columns is not None:
         integer("columns", given.columns, 1)

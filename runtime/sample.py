@@ -37,7 +37,7 @@ def sample(given: argparse.Namespace) -> str:
         ran = sampler.run(requests, on_step=count)
     spent = time.perf_counter() - begun
     write(given.out, ran.samples, sampler, given.columns, given.width)
-    # The last batch stands for all: the first may have captured the graph that the rest ran.
+    # The last batch represents all: the first may have captured the graph that the rest ran.
     how = "".join(
         f" ({timing.how}{timing.note and ': ' + timing.note})" for timing in ran.timings[-1:]
     )

@@ -33,7 +33,7 @@ class Sampler(Editing):
     """A bundle, ready to sample and to edit. May be used from many threads at once.
 
     The same bundle, precision, backend, machine, versions and thread count give the same bytes for
-    the same request, whatever else is in the batch.
+    the same request. The other requests in the batch do not matter.
 
     Every method makes requests, see `Request`, and runs them with `run`. Methods that take images
     accept paths, Pillow images, uint8 arrays and float samples, one or a sequence, see
@@ -221,8 +221,8 @@ class Sampler(Editing):
             device ran as a whole. On a CPU there are none, because it runs row by row.
 
         Raises:
-            RequestError: An entry is no Request or cannot be used, `requests` raises an error of
-                its own while it is read (the cause), or the result does not fit in memory.
+            RequestError: An entry is not a usable Request, `requests` raises an error of its own
+                while it is read (the cause), or the result does not fit in memory.
             Cancelled: on_step returned False.
         """
         on_step = callback_of(on_step)

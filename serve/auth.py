@@ -15,7 +15,8 @@ from runtime.errors.messages import shown_path
 from .problems import Problem
 from .settings import Settings
 
-OPEN_PATHS = ("/livez", "/readyz", "/", "/app.js", "/style.css", "/favicon.ico")
+PAGE_SCRIPTS = ("app.js", "api.js", "combobox.js", "form.js", "mask.js", "pictures.js")
+OPEN_PATHS = ("/livez", "/readyz", "/", "/style.css", *(f"/{name}" for name in PAGE_SCRIPTS))
 """Paths that need no token: probes, and the page, which asks its user for one."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 

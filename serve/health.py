@@ -7,6 +7,7 @@ from importlib import resources
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from . import auth
 from .fields import FORMATS
 from .models import version
 from .problems import Problem
@@ -14,8 +15,8 @@ from .service import service_of
 
 PAGE = {
     "/": ("index.html", "text/html"),
-    "/app.js": ("app.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
+    **{f"/{name}": (name, "text/javascript") for name in auth.PAGE_SCRIPTS},
 }
 """Files of the page by path, with their media types."""
 

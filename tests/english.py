@@ -1,7 +1,7 @@
 """Find words and sentences that break the style of our English: python tests/english.py [PATH …]
 
 A path is a Markdown file, a Python file, or a folder of both. Without one, the README, the docs and
-the three packages are read, and a line of figures is printed for each.
+the packages are read, and a line of figures is printed for each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("runtime", "export", "trainer", "benchmarks")
+PACKAGES = ("runtime", "export", "trainer", "serve", "benchmarks")
 LONGEST_SENTENCE = 25
 """Words."""
 PER = "image picture call step sample core second channel row batch label class epoch value number"
@@ -108,6 +108,8 @@ def plain(text: str) -> str:
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"(`+)(.+?)\1", "code", text, flags=re.DOTALL)
     text = re.sub(r"<[^>\s][^>]*>", " ", text)
+    # The name of an option is an identifier.
+    text = re.sub(r"--[a-z][a-z-]*", "option", text)
     return " ".join(text.replace("**", "").split())
 
 
@@ -162,7 +164,8 @@ def python(path: Path) -> Iterator[Passage]:
                 yield Passage(f"{_name(path)}:{node.value.lineno}", text)
         elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             for argument in node.exc.args:
-                if text := literal(argument):
+                # A single word is the name of an argument, not a message.
+                if " " in (text := literal(argument)):
                     yield Passage(f"{_name(path)}:{node.lineno}", text)
 
 
@@ -195,6 +198,11 @@ def pages() -> list[Path]:
     return [*top, *guides, *sorted(docs.glob("*.md")), *sorted((docs / "learn").glob("*.md"))]
 
 
+def packages() -> list[Path]:
+    """The folders of PACKAGES that exist."""
+    return [ROOT / name for name in PACKAGES if (ROOT / name).is_dir()]
+
+
 def _paragraphs(docstring: str) -> list[str]:
     """The paragraphs of a docstring; each entry of its Args, Raises and so on is one."""
     blocks = re.split(r"\n\s*\n|\n(?=\s*[\w*, ]+: )", docstring)
@@ -210,7 +218,7 @@ def main(names: list[str]) -> None:
     """Print the figures of each path, and each finding."""
     given = [Path(name) for name in names]
     groups = {name: [path.resolve()] for name, path in zip(names, given, strict=True)}
-    for name, paths in (groups or {"docs": pages(), **{p: [ROOT / p] for p in PACKAGES}}).items():
+    for name, paths in (groups or {"docs": pages(), **{p.name: [p] for p in packages()}}).items():
         report = check(passage for path in paths for passage in passages(path))
         for finding in (*report.banned, *report.long):
             print(finding)

@@ -1,11 +1,22 @@
-"""The README and the docs are plain English, and the README is as long as a first screen allows."""
+"""The README, the docs and the texts of the packages are plain English; the README is short."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from .english import BANNED, Passage, check, markdown, pages, python, sentences, words
+from .english import (
+    BANNED,
+    Passage,
+    check,
+    markdown,
+    packages,
+    pages,
+    passages,
+    python,
+    sentences,
+    words,
+)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,6 +54,23 @@ def test_the_docs_have_no_word_of_the_dialect_and_few_long_sentences() -> None:
     assert report.banned == []
     assert report.sentences > 1000
     assert report.long_percent < 5, "\n".join(report.long)
+
+
+@pytest.mark.parametrize("package", packages(), ids=lambda package: package.name)
+def test_docstrings_help_and_messages_have_no_word_of_the_dialect_and_few_long_sentences(
+    package: Path,
+) -> None:
+    report = check(passages(package))
+    assert report.banned == []
+    assert report.sentences > 0
+    assert report.long_percent < 5, "\n".join(report.long)
+
+
+def test_an_argument_name_is_not_a_message_and_an_option_is_not_a_word(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text('raise refused("picture", "a path", x)\n')
+    assert [passage.text for passage in python(file)] == ["a path"]
+    assert check([Passage("here:1", "Pass --pictures N.")]).banned == []
 
 
 def test_the_readme_has_the_length_of_a_first_screen() -> None:

@@ -37,8 +37,8 @@ from .runs.folder import read_run
 def half_life_decay(batch: int, half_life: float, step: int) -> float:
     """Return the decay of one step's update of an average by half-life.
 
-    The half-life counts images. It is at most a twentieth of the images seen so far, so that the
-    first weights are forgotten soon (the ramp-up of Karras et al. 2024).
+    The half-life counts images. It is at most a twentieth of the images seen so far, which
+    discounts the first weights early (the ramp-up of Karras et al. 2024).
     """
     return 0.5 ** (batch / max(min(half_life, (step + 1) * batch / 20), 1e-9))
 
@@ -47,7 +47,7 @@ def half_life_decay(batch: int, half_life: float, step: int) -> float:
 def exponent(width: float) -> float:
     """Return gamma of the power-function average of this width.
 
-    The width is the standard deviation of the average's profile, relative to the training's length:
+    The width is the standard deviation of the average's profile, relative to the training's length.
     width² = (gamma + 1) / ((gamma + 2)² (gamma + 3)), 0 < width < 0.288 (Karras et al. 2024, eq.
     126, and Algorithm 2).
     """
@@ -121,8 +121,8 @@ def combination(snapshots: Sequence[tuple[float, float]], t: float, gamma: float
     """Return what each snapshot weighs in the average (t, gamma), [len(snapshots)].
 
     The weights sum to 1, and the profiles so weighted are nearest to the average's, by least
-    squares. The paper's solution need not sum to 1, and after few steps does not: all weights of
-    the network then come out too large or too small.
+    squares. The weights of the paper's solution may not sum to 1, in particular after few steps.
+    All weights of the network are then too large or too small.
     """
     # Lagrange's system: the last row asks for the sum, and the last unknown is its multiplier.
     n = len(snapshots)

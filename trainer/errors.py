@@ -4,7 +4,7 @@ from runtime.errors import UnnoiseError
 
 
 class DataError(UnnoiseError):
-    """The training pictures are missing, unreadable, or not alike."""
+    """The training images are missing, unreadable, or differ in size or mode."""
 
 
 class CheckpointError(UnnoiseError):
@@ -12,4 +12,4 @@ class CheckpointError(UnnoiseError):
 
 
 class TrainingError(UnnoiseError):
-    """Training cannot go on: the loss is not finite."""
+    """Training cannot continue: the loss is not finite."""

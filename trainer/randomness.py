@@ -2,7 +2,8 @@
 
 A stream has a purpose and a key. The key is a function of the run's seed and of a counter that says
 which draw it is (a step, an epoch, an image). No generator keeps state between steps, so a resumed
-run draws what an uninterrupted run draws, and processes that share a step draw parts of one whole.
+run draws the same values as an uninterrupted run. Processes that share a step draw parts of one
+whole.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Order:
         compute_capability: Such as "8.9", for TensorRT-RTX, which builds for it on any machine;
             None for this machine's GPU.
         buckets: Batch sizes, rising.
-        timing_cache: The file of TensorRT's timings; None for one beside the engines.
+        timing_cache: The file of TensorRT's timings; None for one next to the engines.
 
     Raises:
         RequestError: A value is invalid, or two of them contradict each other.

@@ -51,8 +51,8 @@ def clean(proto: ModelProto) -> ModelProto:
 def _modules(graph: GraphProto) -> list[str]:
     """Return the path of the module that each node came from; "step" outside the network.
 
-    torch's exporter notes the path in the node's metadata. For some nodes it notes nothing: if
-    they lie between two nodes of the network, they belong to the module before them.
+    torch's exporter notes the path in the node's metadata. For some nodes it notes nothing: if they
+    are between two nodes of the network, they belong to the module before them.
     """
     found: list[str] = []
     for node in graph.node:

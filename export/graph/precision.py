@@ -1,8 +1,8 @@
 """The network inside a step graph, and the same in float16.
 
-The network is what lies between its image and its output F: the nodes that come from the module
-(`graph.clean` names them after it) and depend on the state. So the time embedding, the denoised
-estimate and the update stay float32. See docs/precisions.md.
+The network consists of the nodes that come from the module and depend on the state. `graph.clean`
+names them after the module. So the time embedding, the denoised estimate and the update stay
+float32. See docs/precisions.md.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def to_float16(step: ModelProto) -> ModelProto:
     """Return the step graph with its network in float16.
 
     Norms with their affine part, softmax and the time embedding stay float32. Weights beyond
-    float16's range become infinite: the proof counts what is not finite.
+    float16's range become infinite: the proof counts non-finite values.
     """
     proto = copy_of(step)
     graph = proto.graph

@@ -118,7 +118,7 @@ class _Quantizer:
         return self.made[name]
 
     def weights(self, name: str, axis: int) -> str:
-        """Return the name of a weight that is stored in int8, with a scale an output."""
+        """Return the name of a weight that is stored in int8, with one scale per output."""
         if name not in self.made:
             value = numpy_helper.to_array(self.constants[name])
             axis %= value.ndim
@@ -126,7 +126,7 @@ class _Quantizer:
             # the others.
             scale = weight_scales(value, axis)
             shape = [-1 if i == axis else 1 for i in range(value.ndim)]
-            # Symmetric, -127 … 127: TensorRT asks for zero point 0.
+            # Symmetric, -127 … 127: TensorRT requires zero point 0.
             q = np.clip(np.round(value / scale.reshape(shape)), -127, 127).astype(np.int8)
             grid = [
                 self._constant(f"{name}.scale", scale),
@@ -160,14 +160,14 @@ def quantize(
 ) -> ModelProto:
     """Return the step graph with its layers in int8 (Jacob et al. 2018, section 2).
 
-    The input of a layer goes through Q/DQ. Its weights are int8 with a scale an output. Its bias
+    The input of a layer goes through Q/DQ. Its weights are int8 with one scale per output. Its bias
     stays float32.
 
     Args:
         step: The step graph in float32.
         ranges: Of the input of each of `layers(step)`.
         keep: Names of layers that stay float32.
-        signed: Use zero point 0, as TensorRT asks. CPUs multiply unsigned activations fastest.
+        signed: Use zero point 0, as TensorRT requires. CPUs multiply unsigned activations fastest.
     """
     proto = copy_of(step)
     graph = proto.graph

@@ -117,7 +117,7 @@ class Judge:
             f"{solver}, {steps} steps": spec.program(solver, min(steps, knots), guidance=1.0)
             for solver, steps in calibration.ways
         }
-        # Seeds apart from those of the observed trajectories, on which the ranges were chosen.
+        # Not the seeds of the observed trajectories, on which the ranges were chosen.
         self.few = Trajectories(spec, calibration.ranked, FIRST_SEED + 1000)
         self.many = Trajectories(spec, calibration.judged, FIRST_SEED + 2000)
         self.short = spec.program("dpmpp_2m", min(8, knots), guidance=1.0)
@@ -150,7 +150,7 @@ def median_psnr(found: Float32, expected: Float32, data_range: tuple[float, floa
     """
     span = data_range[1] - data_range[0]
     square = np.square(found.astype(np.float64) - expected).reshape(len(found), -1).mean(1)
-    # -inf for what is not finite, so that no median hides it; 200 dB for an exact sample, because
+    # -inf for non-finite values, so that no median hides it; 200 dB for an exact sample, because
     # JSON has no infinity.
     with np.errstate(divide="ignore"):
         each = np.minimum(-10 * np.log10(square / span**2), 200.0)

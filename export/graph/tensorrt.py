@@ -1,7 +1,7 @@
 """A step graph as a TensorRT engine.
 
 `tensorrt` (10.12 to 11) and `tensorrt_rtx` have the same Python bindings, so one builder serves
-both. Precision lies in the ONNX graph: both are strongly typed. TF32 is turned off, because it
+both. The ONNX graph sets the precision: both are strongly typed. TF32 is turned off, because it
 rounds the products of the update and an identity row must return the state bit for bit.
 """
 

@@ -189,7 +189,7 @@ def _name_weights(graph: GraphProto, module: nn.Module) -> None:
     named = {
         f"{NETWORK}{name}": p.detach().numpy().tobytes() for name, p in module.named_parameters()
     }
-    # Parameters whose name is gone, by their bytes, which reshaping keeps.
+    # Parameters that lost their name, by their bytes, which reshaping keeps.
     taken = {i.name for i in graph.initializer}
     names: dict[bytes, list[str]] = {}
     for name, raw in named.items():

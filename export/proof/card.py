@@ -51,7 +51,7 @@ def proof_lines(bundle: Bundle, bounds: Bounds) -> str:
                 f"{precision} on {backend}: {in_words(worst['ms_a_call'])} ms a call; agrees with "
                 "PyTorch, largest differences:"
             )
-            # Other precisions differ from PyTorch on purpose; what is bounded is their images.
+            # Other precisions differ from PyTorch on purpose; only their images have a bound.
             if precision == "fp32":
                 lines += [
                     f"  network's output F  {worst['answer']:.1e}  (bound {bounds.answer:g})",

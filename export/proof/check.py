@@ -43,7 +43,7 @@ class Proof:
     """A report that passed, and the images that it shows.
 
     Attributes:
-        images: [plan.pictures, *S] for each precision, and PyTorch's.
+        images: [`plan.pictures`, *S] for each precision, and PyTorch's.
     """
 
     report: Report
@@ -61,7 +61,7 @@ def check(
     """Compare every precision of the bundle, on every backend there is, with its model.
 
     Args:
-        model: What was exported.
+        model: The exported model.
         bundle: Its graphs on disk. A bundle.json is not needed.
         bounds: The largest differences that pass.
         plan: How much is compared.
@@ -115,7 +115,7 @@ def candidates(bundle: Bundle) -> list[Backend]:
             raise ExportError(
                 f"{bundle.name}: ONNX Runtime cannot run the {precision} network: {reason}"
             ) from error
-    # A precision that another library lacks is no failure: it is not offered there.
+    # A precision that another library lacks is not a failure: it is not offered there.
     for name, kind in BACKENDS.items():
         if kind.gpu or name == REFERENCE:
             continue

@@ -1,4 +1,4 @@
-"""What people read of a bundle: the report, its figures, an image of samples, the model card."""
+"""The readable files of a bundle: the report, its figures, an image of samples, the model card."""
 
 from __future__ import annotations
 

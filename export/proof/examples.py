@@ -126,7 +126,7 @@ class Examples:
     def at(self, turn: int, guided: bool) -> Example:
         """Return example `turn`: for each sample an ancestral row, halfway down from its level."""
         schedule = self.bundle.schedule
-        # Neighbours lie three levels apart, so that a mix-up of neighbours shows.
+        # Neighbours are three levels from each other, so that a mix-up of neighbours shows.
         knots = self.knots[(turn + 3 * np.arange(self.count)) % len(self.knots)]
         rows = [self._row(int(k), g) for k, g in zip(knots, self.guidances(guided), strict=True)]
         call = np.stack([row[0] for row in rows])

@@ -145,8 +145,8 @@ def draw(shape: tuple[int, ...], schedule: Schedule, labels: int, key: int) -> I
 def neighbours(network: Network, inputs: Inputs, others: Inputs) -> Dependency | None:
     """Return the dependency of samples on each other, or None if there is none.
 
-    Half of the batch is replaced at a time, so that every pair of samples is once on different
-    sides, and the outputs of the half that stays are compared bit for bit.
+    One half of the batch is replaced at a time, so every pair of samples is once on different
+    sides. The outputs of the other half are compared bit for bit.
     """
     before = network(inputs)
     names = ["time", "label", "x"] if inputs.label is not None else ["time", "x"]
@@ -179,7 +179,7 @@ def require_independent(model: Model, network: Network, tolerance: float) -> Non
         model: Its description.
         network: The module.
         tolerance: By how much a sample's output may differ alone and in a batch, because PyTorch
-            rounds differently; times the largest output if that is above 1.
+            rounds differently. It scales with the largest output if that is above 1.
 
     Raises:
         ExportError: The module mixes samples of a batch, or fails on a batch of some size.

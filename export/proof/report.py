@@ -53,8 +53,8 @@ class StepCheck:
         not_finite: How many values of F were NaN or infinite.
         guidance: The largest guidance scale that was compared.
         by_time: The differences at each level, the least noisy first.
-        unlike_alone: Where the bytes of a sample first depended on its batch, and why; "" if
-            nowhere.
+        unlike_alone: The first place that made the bytes of a sample depend on its batch, and why;
+            "" if there is none.
         mixes_samples: Whether they depend on the other samples, not only on rounding.
     """
 
@@ -221,7 +221,7 @@ class Report:
 
     @property
     def same_bytes(self) -> bool:
-        """Whether a sample has the same bytes in any batch, wherever the bundle is offered."""
+        """Whether a sample has the same bytes in any batch, on every offered backend."""
         # A backend that missed its bounds is not offered, so no user meets its bytes.
         offered = (check for check in self.checks if not check.missed)
         return all(step.batch_invariant for check in offered for step in check.steps.values())

@@ -48,7 +48,7 @@ def graphs_of(bundle: Bundle) -> list[bool]:
 
 @dataclass
 class _Comparison:
-    """What was found of one graph so far."""
+    """The findings about one graph so far."""
 
     graph: str
     bounds: Bounds
@@ -91,7 +91,7 @@ class _Comparison:
                 )
 
     def result(self, guidance: float) -> StepCheck:
-        """Return what was found, as the report has it."""
+        """Return the findings in the form of the report."""
         levels = [
             LevelError(
                 float(self.schedule.time[knot]), float(self.schedule.sigma[knot]), answer, state

@@ -59,7 +59,7 @@ def _message(failures: list[str], only_bytes: bool) -> str:
 
 
 def _wrong_values(check: PrecisionCheck, report: Report) -> list[str]:
-    """Return what was missed, apart from bytes that depend on the batch."""
+    """Return the missed limits, apart from bytes that depend on the batch."""
     misses: list[str] = []
     if not check.identity:
         misses.append("an identity row changes the state")

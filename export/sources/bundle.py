@@ -1,6 +1,6 @@
 """A bundle that came from a run of `trainer.fit` as a `Model` again.
 
-This serves to export other precisions, or to fit a solver, when the run itself is gone.
+This serves to export other precisions, or to fit a solver, when the run itself no longer exists.
 """
 
 from __future__ import annotations

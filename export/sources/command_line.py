@@ -276,7 +276,7 @@ def _add_label_options(group: argparse._ArgumentGroup) -> None:
         "--null-label",
         type=int,
         metavar="N",
-        help="the number that stands for no label, if one was trained",
+        help="the number that means no label, if one was trained",
     )
     add(
         "--label-names",

@@ -38,7 +38,7 @@ def load_module(spec: str) -> nn.Module:
     """Return what the factory `package.file:factory` makes without arguments, in evaluation mode.
 
     Runs that code. Raises ExportError if the module or the factory is missing or fails, or if the
-    factory makes something else; RequestError for a `spec` that is no string.
+    factory makes something else. Raises RequestError if `spec` is not a string.
     """
     path, colon, attribute = text("spec", spec, "mynet:net").rpartition(":")
     spec = printable(spec)
@@ -64,7 +64,7 @@ def _not_dotted(spec: str, path: str, attribute: str) -> str:
     stem = parts[-1].removesuffix(".py") if parts else ""
     stem = printable(stem.strip(".")) or "mynet"
     folder = printable(re.sub(r"[/\\]*[^/\\]*$", "", path))
-    # The folders in front, which importing must be told of: none for ./mynet.
+    # The folders in front, which the import path must list: none for ./mynet.
     if folder in ("", "."):
         return (
             f"--module must be a dotted name, not a path, got {spec!r}. "
@@ -128,7 +128,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     """Fill the module with a safetensors file.
 
     Raises ExportError if the file cannot be read, or if names, shapes or kinds of numbers do not
-    match; RequestError for a `path` that is no path.
+    match. Raises RequestError if `path` is not a path.
     """
     check_module(module)
     path = file_path("path", path)

@@ -31,7 +31,7 @@ class Model(ModelSpec):
 
     Attributes:
         module: In evaluation mode, on the CPU, in float32.
-        provenance: Where the model comes from, for the model card.
+        provenance: The model's origin, for the model card.
     """
 
     module: nn.Module
@@ -47,7 +47,7 @@ def json_object(name: str, value: object) -> dict[str, Any]:
     """Return a mapping as JSON can hold it, {} for None, with numpy scalars as Python numbers.
 
     Raises:
-        RequestError: The value is no mapping, or a bundle could not store it as JSON.
+        RequestError: The value is not a mapping, or a bundle could not store it as JSON.
     """
     if value is None:
         return {}

@@ -80,7 +80,7 @@ def from_module(
         schedule: A `Schedule`, or the name of one with its defaults.
         name: The bundle's name [the module's class].
         num_classes: The number of classes, without the null label.
-        null_label: The label that stands for no label, if one was trained, in 0 … num_classes.
+        null_label: The label that means no label, if one was trained, in 0 … num_classes.
         label_names: The classes in the module's order, without the null label [their numbers].
         clip: The bound on the denoised estimate [none]. Images in -1 … 1 need 1.
         sample_range: The least and the largest value of the data.

@@ -41,7 +41,7 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
         weights: "ema" for the moving average, "weights" for those of the last step.
 
     Raises:
-        ExportError: `run` is no run, or has no checkpoint.
+        ExportError: `run` is not a run, or has no checkpoint.
         CheckpointError: Its checkpoint is damaged.
     """
     guidance = number("guidance", guidance, -1e3, 1e3)
@@ -52,7 +52,7 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
         classes = tuple(record.pop("classes"))
     except (FileNotFoundError, NotADirectoryError):
         raise ExportError(
-            f"{run} is no run: it has no config.json. python -m trainer.fit makes runs under "
+            f"{run} is not a run: it has no config.json. python -m trainer.fit makes runs under "
             "runs/. (Nor is it a diffusers folder, which has a model_index.json or a UNet2DModel's "
             "config.json.)"
         ) from None

@@ -9,7 +9,7 @@ The trajectories of a few samples fork and would outweigh the others. Errors e t
 Cauchy's loss, s²·log(1 + e²/s²), through its weights 1/(1 + e²/s²).
 
 LOSSES names what e measures: the samples alone ("pixels"), or also how much they vary around each
-pixel ("contrast"). By contrast, a blurred sample is further away than one whose detail lies
+pixel ("contrast"). By contrast, a blurred sample is further away than one with its detail
 elsewhere.
 """
 
@@ -122,8 +122,8 @@ def looked_at(x: NDArray[Any], loss: str) -> Float64:
     """Return the features [n, F] of samples [n, *S] that a loss compares.
 
     They are all values of a sample. For "contrast" they are also the standard deviation in every
-    3×3 window of the last two axes: the contrast of Wang et al. 2004's structural similarity,
-    which says how sharp a sample is, but not where.
+    3×3 window of the last two axes. This is the contrast of Wang et al. 2004's structural
+    similarity, which measures how sharp a sample is, but not where.
     """
     x = x.astype(np.float64)
     if loss == "pixels":

@@ -76,7 +76,7 @@ class Tuning:
     Attributes:
         settings: With a loss of `gauss_newton.LOSSES`.
         network: The probe of the network.
-        folder: Where targets and fits are stored, from which a killed search resumes.
+        folder: The folder of targets and fits, from which a killed search resumes.
     """
 
     bundle: Bundle

@@ -1,9 +1,9 @@
 """Put the weights inside an ONNX file, for libraries that would follow the paths in it.
 
-OpenVINO (2026.4) opens whatever file a tensor's `location` names, relative to the working directory
-if the model came from memory, and takes one name for an address in this process. What
-`with_weights` returns has no external data. It walks over protobuf's wire format, because the
-runtime does not need protobuf otherwise.
+OpenVINO (2026.4) opens any file that a tensor's `location` names. If the model came from memory,
+the path is relative to the working directory; one special name is read as an address in this
+process. The result of `with_weights` has no external data. It walks over protobuf's wire format,
+because the runtime does not need protobuf otherwise.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def with_weights(model: bytes, weights: bytes, file: str = WEIGHTS) -> bytes:
     file: The name of `weights` in the model.
 
     Raises:
-        BundleError: It is no ONNX model, has external data in another file or beyond the end of
-            this one, or the result would be 2 GiB or more, which ONNX cannot hold in one file.
+        BundleError: It is not an ONNX model, or has external data in another file or beyond the end
+            of this one. Or the result would exceed 2 GiB, the limit of one ONNX file.
     """
     chunks = _Walk(memoryview(weights), file).message("Model", memoryview(model), 0)
     if (size := sum(map(len, chunks))) > LIMIT:
@@ -95,7 +95,7 @@ def refuse_endless(data: bytes | memoryview, kind: str = "Model", depth: int = 0
             nodes.append(_node(value, depth))
         elif wire == _BYTES and inner and not inner.endswith("Tensor"):
             refuse_endless(value, inner, depth + (inner == "Graph"))
-    # Names that a node later in the list makes. The empty name stands for an absent input.
+    # Names that a later node in the list produces. The empty name means an absent input.
     later: set[bytes] = set().union(*(makes for _, makes in nodes)) - {b""}
     for reads, makes in nodes:
         if early := later & reads:
@@ -151,7 +151,7 @@ class _Walk:
         return out
 
     def tensor(self, data: memoryview) -> Chunks:
-        """A TensorProto whose data lies inside it."""
+        """A TensorProto that contains its data."""
         out: Chunks = []
         where: dict[bytes, bytes] = {}
         name = b"?"
@@ -175,13 +175,13 @@ class _Walk:
         location = where.get(b"location", b"").decode(errors="replace")
         if location != self.file:
             raise BundleError(
-                f"tensor {name!r} lies in the file {location!r}; a bundle's graphs keep weights "
-                f"in {self.file!r} alone."
+                f"tensor {name!r} is stored in the file {location!r}; a bundle's graphs keep "
+                f"weights in {self.file!r} alone."
             )
         start, length = (_number(where.get(key, b"")) for key in (b"offset", b"length"))
         if start is None or length is None or start + length > len(self.weights):
             raise BundleError(
-                f"tensor {name!r} is said to lie at byte {start}, {length} long, of "
+                f"tensor {name!r} has offset {start} and length {length} in "
                 f"{self.file!r}, which has {len(self.weights)} bytes."
             )
         return self.weights[start : start + length]

@@ -51,7 +51,7 @@ class OnnxRuntime:
         """Open a session of a step graph.
 
         Raises:
-            BundleError: It cannot be loaded, or is no step graph for the bundle's samples.
+            BundleError: It cannot be loaded, or is not a step graph for the bundle's samples.
         """
         ort = self._library
         # The CPU variant of a graph, if the bundle has one, computes the same values faster.

@@ -1,11 +1,11 @@
 """A step graph in three parts: the network, and what stays in float32 before and after it.
 
-    head     state, call, label → c_in·x, and all that depends on time and label only
+    head     state, call, label → c_in·x, and values that depend on time and label only
     network  those → F
     tail     F, state, noise, call, update → D and the next state
 
-The cut needs no names: of the operations that depend on the state, the network begins with the
-first that reads weights and ends with the last.
+The cut needs no names. Among the operations that depend on the state, the network spans from the
+first to the last that reads weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Cut(NamedTuple):
 
 
 def split(model: Model) -> list[Model]:
-    """Take a model whose inputs' shapes are known apart into `PARTS`.
+    """Split a model whose inputs have known shapes into `PARTS`.
 
     The values that one part passes to the next are called cut0, cut1, … in both. A graph without
     weights stays in one part. Constants are folded, so quantized graphs, whose weights would become

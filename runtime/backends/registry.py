@@ -77,10 +77,11 @@ def offered(bundle: Bundle) -> list[tuple[str, str]]:
 
     Whether the machine has what they need is another question, which `runtime.info` answers.
 
-    What is computed from the fp32 graph needs no check. Any other precision is offered on the
+    A precision computed from the fp32 graph needs no check. Any other precision is offered on the
     backends that it was checked on, according to the bundle's report, if it met its bounds there.
-    GPUs are an exception, because few bundles are exported beside one: their precisions are offered
-    if the graph was checked on onnxruntime. That check says nothing about a GPU's own rounding.
+    GPUs are an exception, because few bundles are exported on a machine with one: their precisions
+    are offered if the graph was checked on onnxruntime. That check says nothing about a GPU's own
+    rounding.
     """
     # The same Q/DQ graph has been seen to come out wrong on backends other than the checked one.
     return [

@@ -48,7 +48,7 @@ class Facts:
 
     @property
     def sampled(self) -> str:
-        """One line that says what was sampled."""
+        """Return one line that describes the workload."""
         calls = f"{self.calls} calls"
         if self.guided_calls:
             calls += f", {self.guided_calls} of them guided"

@@ -64,7 +64,7 @@ class Cell:
         """Summarize the times."""
         latency = {f"p{p}": 1e3 * percentile(self.latency, p) for p in (50, 95, 99)}
         call = 1e3 * statistics.median(self.network) / len(self.guided)
-        # Call by call, so that load on the machine meets both parts of a ratio alike.
+        # The calls are interleaved, so background load affects both parts of a ratio equally.
         loop = 1 - statistics.median(b / a for a, b in zip(self.latency, self.network, strict=True))
         return Speed(
             self.batch,

@@ -194,7 +194,7 @@ def first(axis: Axes, results: Sequence[Result], styles: Mapping[str, Style]) ->
     for i, r in enumerate(rows):
         c = r.cold
         assert c is not None
-        # What no part accounts for is Python's own start, as far as noise leaves it above 0.
+        # The remainder is Python's own start. Noise may make it negative, so 0 is its minimum.
         start = max(0.0, c.first_picture_s - c.import_s - c.load_s - c.sample_s)
         left = 0.0
         for part, alpha in zip(

@@ -14,7 +14,7 @@ class Cold:
 
     Attributes:
         first_picture_s: From the start of the process. Importing, loading and sampling are parts.
-        peak_mib: The process's peak memory; None if the system does not tell.
+        peak_mib: The process's peak memory; None if the system does not report it.
     """
 
     first_picture_s: float

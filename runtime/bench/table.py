@@ -117,7 +117,7 @@ def sizes(text: str) -> list[int]:
     """Parse the batch sizes of --batch, ascending.
 
     Raises:
-        RequestError: They are no integers from 1 to 4096.
+        RequestError: They are not integers from 1 to 4096.
     """
     try:
         found = [int(part) for part in listed("--batch", text)]
@@ -129,7 +129,7 @@ def sizes(text: str) -> list[int]:
 
 
 def describe(facts: Facts, results: Sequence[Result], left: Sequence[str]) -> str:
-    """Return the figures as a table for people."""
+    """Return the figures as a readable table."""
     lines = [facts.sampled, facts.measured_on, "", *columns(_speeds(results))]
     if any(r.cold for r in results):
         lines += ["", *columns(_first_images(results))]

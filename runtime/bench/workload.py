@@ -33,7 +33,7 @@ class Effort:
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """What is sampled: the arguments of `Sampler.sample`, and what they resolve to for the bundle.
+    """The arguments of `Sampler.sample`, and what they resolve to for the bundle.
 
     Attributes:
         labels: The samples' labels, used in turn; empty for a model without labels.

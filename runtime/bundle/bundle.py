@@ -1,8 +1,8 @@
 """The bundle: a folder that `export` writes and `runtime` reads. Loading one never executes code.
 
-Every file is read once, compared with the size and sha256 in bundle.json, and handed on as bytes,
-so no path inside a file is ever followed. Hashes detect corruption. They do not stop a malicious
-author, who can write matching ones.
+Every file is read once, compared with the size and sha256 in bundle.json, and passed on as bytes.
+No path inside a file is followed. Hashes detect corruption. They do not stop a malicious author,
+who can write matching ones.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Bundle(ModelSpec):
             path: The folder, or the name of a shipped bundle, such as "emoji32".
 
         Raises:
-            RequestError: `path` is no path.
-            BundleError: There is no folder, no bundle.json or no JSON in it, its format is newer,
-                or fields are missing or invalid. The message names every fault.
+            RequestError: `path` is not a path.
+            BundleError: The folder or bundle.json is missing or not JSON, its format is newer, or
+                fields are missing or invalid. The message names every fault.
         """
         path = bundle_folder(path_of("path", path))
         manifest = path / MANIFEST
@@ -63,7 +63,8 @@ class Bundle(ModelSpec):
             value = from_json(manifest.read_bytes())
         except FileNotFoundError:
             raise BundleError(
-                f"{path} has no {MANIFEST}, so it is no bundle. python -m export.build makes one."
+                f"{path} has no {MANIFEST}, so it is not a bundle. "
+                "python -m export.build makes one."
             ) from None
         except (OSError, ValueError) as error:
             raise BundleError(f"{manifest} cannot be read as JSON ({error}). {_AGAIN}") from error

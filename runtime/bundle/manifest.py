@@ -49,7 +49,7 @@ class Manifest:
 
     Attributes:
         files: By path inside the bundle, with "/" between folders.
-        provenance: Where the model comes from, for the model card.
+        provenance: The model's origin, for the model card.
         same_bytes: Whether a sample has the same bytes in any batch.
     """
 
@@ -158,7 +158,7 @@ class _Reader:
         """Return a field, or None with a fault noted.
 
         Args:
-            kind: The type or types that JSON must have here. A bool is no number.
+            kind: The type or types that JSON must have here. A bool is not a number.
             check: What else must hold of the value.
             expected: The rule in words; by default the names of the types.
             within: The object that has the field; by default the whole value.

@@ -30,7 +30,7 @@ def is_shape(sizes: list[object]) -> bool:
     """Return whether these are the sizes of a sample's axes, without the batch."""
     if not 0 < len(sizes) <= MAX_RANK:
         return False
-    # True is an int by isinstance, and is no size.
+    # True is an int by isinstance, but not a size.
     axes = [size for size in sizes if type(size) is int and 0 < size <= MAX_SIZE]
     return len(axes) == len(sizes) and math.prod(axes) <= MAX_ELEMENTS
 

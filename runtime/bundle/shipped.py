@@ -25,7 +25,7 @@ def shipped_folders() -> Mapping[str, Path]:
     """Return the folder of each shipped bundle that is on this machine, by name."""
     folders: dict[str, Path] = {}
     for name in NAMES:
-        # An installed copy never stands beside a checkout's, so the order does not matter.
+        # An installed copy and a checkout's never coexist, so the order does not matter.
         for place in (INSTALLED, CHECKOUT):
             if (place / name / MANIFEST).is_file():
                 folders[name] = place / name

@@ -98,7 +98,7 @@ def sigmoid(T: int, start: float, end: float, tau: float, clip_min: float) -> Cu
     high = S(end)
 
     def level(time: Float64) -> tuple[Float64, Float64]:
-        # Knot i is at t = (i+1)/T: the clean end t = 0 is no knot.
+        # Knot i is at t = (i+1)/T: the clean end t = 0 is not a knot.
         alpha_bar = np.maximum(
             (high - S(start + (time + 1) / T * (end - start))) / (high - low), clip_min
         )
@@ -122,7 +122,7 @@ def flow(T: int, time_scale: float) -> Curve:
 
 
 def edm(**_: float) -> Curve:
-    """The curve of the schedule `edm`: alpha = 1, time = ln(sigma)/4, whatever its knots are."""
+    """The curve of the schedule `edm`: alpha = 1, time = ln(sigma)/4, for any knots."""
     return Curve(
         lambda time: (np.ones_like(time), np.exp(4.0 * time)),
         # log-SNR = -2·ln(sigma) = -8·time.

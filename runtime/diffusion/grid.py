@@ -27,7 +27,7 @@ class Grid:
         time: [n+1]; NaN at the clean end (1, 0), which has no time.
         alpha: [n+1].
         sigma: [n+1].
-        schedule: Where solvers that call the network inside a step find the levels between.
+        schedule: The levels between, for solvers that call the network inside a step.
     """
 
     name: str

@@ -2,11 +2,11 @@
 machine.
 
 Random words: Philox4x64-10 (Salmon et al. 2011) with key (seed, stream) and counter (b + 1, step,
-0, 0) for block b = 0, 1, …; each block gives four 64-bit words. Elements 2j and 2j+1, in C order,
+0, 0) for block b = 0, 1, …. Each block gives four 64-bit words. Elements 2j and 2j+1, in C order,
 take words u = w[2j] and v = w[2j+1]:
 
-    radius = √(-2 ln p),  p = (⌊u / 2¹²⌋ + ½) / 2⁵²,  angle = 2π (⌊v / 2¹²⌋ + ½) / 2⁵² - π element
-    2j = radius · cos(angle),  element 2j+1 = radius · sin(angle)            (Box & Muller 1958)
+    radius = √(-2 ln p),  p = (⌊u / 2¹²⌋ + ½) / 2⁵²,  angle = 2π (⌊v / 2¹²⌋ + ½) / 2⁵² - π
+    element 2j = radius · cos(angle),  element 2j+1 = radius · sin(angle)    (Box & Muller 1958)
 
 in float64, rounded to float32. ln, cos and sin are written here in +, -, ·, / and √, which IEEE 754
 rounds the same way everywhere; the mathematical libraries of different machines do not.
@@ -33,7 +33,7 @@ class Stream(IntEnum):
 
     INITIAL = 0  # x_T
     STEP = 1  # the noise that a row of the program adds
-    ENCODE = 2  # q(x_t | x_0) of a picture that is handed in
+    ENCODE = 2  # q(x_t | x_0) of an image that is passed in
 
 
 def noise(seed: int, stream: Stream, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -28,8 +28,8 @@ def precondition(
         sigma_data: The standard deviation of the data, for edm.
 
     Returns:
-        c [K, 3], the c_in, c_skip and c_out of D = c_skip·x + c_out·F(c_in·x), and answer [K, 2],
-        what a perfect network predicts in units of (x_0, eps).
+        c [K, 3], the c_in, c_skip and c_out of D = c_skip·x + c_out·F(c_in·x); and answer [K, 2].
+        The latter is the prediction of a perfect network, in units of (x_0, eps).
 
     Raises:
         RequestError: The prediction is unknown, or it is epsilon and alpha is 0, where eps is x

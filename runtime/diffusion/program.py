@@ -174,7 +174,7 @@ def denoise(
 ) -> Array:
     """Compute the denoised estimate D of one row, [B, *S], in the dtype of x.
 
-    D = clip(c_skip·x + c_out·F(c_in·x, time, label)). Where guidance g differs from 1,
+    D = clip(c_skip·x + c_out·F(c_in·x, time, label)). If guidance g differs from 1,
     F = F_c + (g - 1)·(F_c - F_u) with F_u under `null_label` (Ho & Salimans 2022, eq. 6, with
     g = 1 + w). The network is called for F_u of those samples only.
 

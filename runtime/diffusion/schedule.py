@@ -27,7 +27,7 @@ from .formulas import FORMULAS, Knots, from_beta
 class Schedule:
     """T noise levels, the knots: index 0 is the least noisy one, after one forward step.
 
-    The clean end (1, 0) is no knot. log-SNR strictly falls; only the last one may be -inf.
+    The clean end (1, 0) is not a knot. log-SNR strictly falls; only the last one may be -inf.
 
     Attributes:
         alpha: [T], the signal scale (√ᾱ_t of Ho et al. 2020), which never rises.
@@ -188,8 +188,8 @@ class Schedule:
         """Return the schedule that `to_json` wrote.
 
         Raises:
-            RequestError: The numbers are no schedule, or differ from those of the formula that the
-                name and the parameters give.
+            RequestError: The numbers are not a schedule, or differ from those of the formula that
+                the name and the parameters give.
         """
         fields = ("name", "alpha", "sigma", "time", "parameters")
         if not isinstance(value, Mapping) or not all(name in value for name in fields):
@@ -222,7 +222,7 @@ def _plain(value: object) -> object:
 def _floats(name: str, value: object) -> Float64:
     """`value` as a float64 array that may hold NaN and infinities.
 
-    Raises RequestError for anything that is no array of numbers.
+    Raises RequestError for anything but an array of numbers.
     """
     try:
         return np.asarray(array_of(value, MAX_LENGTH), np.float64)

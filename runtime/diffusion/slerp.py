@@ -27,7 +27,7 @@ def slerp(a: Float32, b: Float32, t: float) -> Float32:
         float32, of the shape of a.
 
     Raises:
-        RequestError: t is out of range, or a and b are no float arrays of one shape.
+        RequestError: t is out of range, or a and b are not float arrays of one shape.
 
     Source: Shoemake, Animating rotation with quaternion curves, 1985.
     """

@@ -25,9 +25,9 @@ class Update:
     Attributes:
         time: [K], the time at which each row calls the network.
         M: [K, R, R+2], the update of the registers.
-        moments: [K+1, R, 2], what the registers hold before each row and at the end, as (signal,
-            noise) in units of (x_0, eps): x at a level is (alpha, sigma), D is (1, 0), eps is
-            (0, 1), an unused register is (0, 0).
+        moments: [K+1, R, 2], the contents of the registers before each row and at the end, as
+            (signal, noise) in units of (x_0, eps). x at a level is (alpha, sigma), D is (1, 0), eps
+            is (0, 1), and an unused register is (0, 0).
         excess: [K], variance of x beyond its level that the row adds on purpose.
         bias: [K], signal of x beyond its level that the row adds on purpose.
     """

@@ -293,7 +293,7 @@ class Batch:
             elif not member.quiet:
                 buffers.noise[member.place] = 0
                 member.quiet = True
-        # The noise of a row is drawn for all samples at once that stand at the same one.
+        # The noise of a row is drawn at once for all samples that are at the same row.
         for row, members in noisy.items():
             places = [member.place for member in members]
             seeds = [member.job.seed for member in members]

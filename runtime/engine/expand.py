@@ -61,7 +61,7 @@ def seeds_of(seed: object, n: int) -> list[int]:
 
 
 def check_memory(n: int, shape: tuple[int, ...]) -> None:
-    """Raise RequestError if there is no memory for n samples of a shape."""
+    """Raise RequestError if n samples of a shape do not fit in memory."""
     # Before any network call: the result would not fit after minutes of work.
     with enough_memory(f"a result of {n} samples", "Ask for fewer at a time."):
         np.empty((n, *shape), np.float32)
@@ -79,8 +79,8 @@ def listed(requests: object) -> list[Request]:
     """Return the requests of any iterable as a list.
 
     Raises:
-        RequestError: It is no iterable, raises an error while it is read (the cause), or has more
-            than `MAX_SAMPLES` entries.
+        RequestError: It is not an iterable, raises an error while it is read (the cause), or has
+            more than `MAX_SAMPLES` entries.
     """
     refusal = refused("requests", "a list of Requests", requests, "Pass [request] for one.")
     # Iterables too, but of keys and characters: a likely mistake for [request].

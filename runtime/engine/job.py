@@ -45,7 +45,7 @@ class Known(NamedTuple):
 
     Attributes:
         picture: [*S].
-        mask: [*S], 1 where the picture is kept, 0 where it is painted; values between mix the two.
+        mask: [*S], 1 where the image is kept, 0 where it is painted; values between mix the two.
     """
 
     picture: Float32

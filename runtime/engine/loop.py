@@ -148,7 +148,7 @@ class Loop:
                 slots = sorted(index, key=index.__getitem__)
                 denoised, x = batch.look(slots)
                 who = np.array([index[slot] for slot in slots])
-                # None, from a callback without a return, goes on.
+                # None, from a callback without a return, continues.
                 if on_step(Preview(who, step, steps, denoised, x)) is False:
                     raise Cancelled(f"cancelled after step {step} of {steps}.")
                 for slot, found in batch.finished().items():

@@ -28,8 +28,8 @@ ARRAYS = ("start", "picture", "known", "mask")
 class Request(SamplingOptions):
     """One sample, and how it is made. None selects the bundle's default.
 
-    It starts from the seed's noise; or from `start`, an x [*S] at the level where the grid begins;
-    or from `picture`, an x_0 [*S] noised to that level with q(x_t|x_0).
+    It starts from the seed's noise by default. `start` replaces the noise with an x [*S] at the
+    grid's first level; `picture` with an x_0 [*S], noised to that level with q(x_t|x_0).
 
     Attributes:
         seed: 0 … 2^63 - 1.
@@ -82,8 +82,8 @@ class Request(SamplingOptions):
         """Return the request that `to_json` describes.
 
         Raises:
-            RequestError: The value is no object, names an unknown field, or holds no array where
-                one belongs. Everything else is checked when the request is resolved.
+            RequestError: The value is not an object, names an unknown field, or lacks an array in
+                an array field. Everything else is checked when the request is resolved.
         """
         if not isinstance(value, Mapping):
             raise refused("a request", "a JSON object", value)
@@ -137,7 +137,7 @@ class ResolvedRequest:
     known: Known | None
 
     def to_json(self) -> dict[str, object]:
-        """Return the JSON value, for a person to read: arrays are their shapes."""
+        """Return a readable JSON value, with shapes instead of arrays."""
         arrays = {"start": self.start, "picture": self.picture}
         shapes = {name: list(a.shape) for name, a in arrays.items() if a is not None}
         return {

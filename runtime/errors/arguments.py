@@ -91,7 +91,7 @@ def choice(name: str, value: object, known: Iterable[str], what: str = "") -> st
         what: How the message calls the thing that is named; `name` by default.
 
     Raises:
-        RequestError: It is no such name. The message suggests the nearest one.
+        RequestError: It is not such a name. The message suggests the nearest one.
     """
     names = list(known)
     found = unwrapped(value)
@@ -201,7 +201,7 @@ def array_of(value: object, most: int = MAX_ELEMENTS) -> np.ndarray:
 def numbers(name: str, value: object, rule: str) -> NDArray[np.float64]:
     """Return `value` as an array of finite float64, of any shape.
 
-    Raises RequestError, with `rule`, for anything else. Booleans and strings are no numbers.
+    Raises RequestError, with `rule`, for anything else. Booleans and strings are not numbers.
     """
     try:
         array = array_of(value, MAX_LENGTH)

@@ -24,7 +24,7 @@ def read_mask(mask: ImageSource, n: int, shape: tuple[int, ...], convert: bool =
         [n, *S], 0 … 1.
 
     Raises:
-        RequestError: It is no mask, is out of range, or has another shape.
+        RequestError: It is not a mask, is out of range, or has another shape.
     """
     if not isinstance(mask, np.ndarray):
         mask = read(mask, (1, *shape[1:]), 0.0, 1.0, convert, "mask")

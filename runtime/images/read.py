@@ -93,7 +93,7 @@ def _sample(
         return _float_sample(picture, name, shape, low, high)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise RequestError(
-            f"samples of shape {shape} are no images. Pass float arrays of that shape."
+            f"samples of shape {shape} are not images. Pass float arrays of that shape."
         )
     image, called = _image(picture, name)
     try:
@@ -113,7 +113,7 @@ def _float_sample(
         raise RequestError(
             f"{name} is a float array of shape {sample.shape}, a sample of {shape} expected."
         )
-    # Samples may overshoot the range a little; pixels of 0 … 255 lie far outside.
+    # Samples may overshoot the range a little; pixels of 0 … 255 are far outside.
     slack = 0.25 * (high - low)
     if not ((sample >= low - slack) & (sample <= high + slack)).all():  # NaN fails this too
         raise RequestError(
@@ -173,7 +173,7 @@ def _fitting(image: PillowImage, name: str, shape: tuple[int, ...], convert: boo
     mode = "L" if shape[0] == 1 else "RGB"
     size = (shape[2], shape[1])
     if convert:
-        # Cameras store the orientation beside the pixels.
+        # Cameras store the orientation alongside the pixels.
         image = eight_bits(ImageOps.exif_transpose(image), name)
         # convert() alone drops alpha, which shows the arbitrary colours of transparent pixels.
         if image.has_transparency_data:

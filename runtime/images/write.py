@@ -118,7 +118,7 @@ def _writing(path: Path) -> Iterator[None]:
     """Turn what Pillow raises while it writes into a RequestError."""
     try:
         yield
-    except OSError:  # a full disk is no fault of the request
+    except OSError:  # a full disk is not the request's fault
         raise
     except Exception as error:
         raise RequestError(

@@ -114,7 +114,7 @@ def say(*parts: object, end: str = "\n", flush: bool = False, error: bool = Fals
 
 
 def flush() -> None:
-    """Write out what is buffered. Raises OSError if that fails."""
+    """Write the buffered text. Raises OSError if that fails."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not getattr(stream, "closed", False):
             stream.flush()

@@ -34,7 +34,7 @@ class Stream(Protocol):
 class Progress:
     """A bar of `total` units. It appears after half a second and leaves one line at the end.
 
-    On a terminal it redraws at most ten times a second, within the terminal's present width, and
+    On a terminal it redraws at most ten times a second, within the terminal's present width. It
     steps aside for everything that is printed or logged meanwhile. Elsewhere, and if TERM is
     "dumb", it prints a plain line every 30 seconds. Without a standard error it prints nothing.
 
@@ -56,7 +56,7 @@ class Progress:
         self._drawn = False
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Count `units` as done; `note` stands behind the bar until the next one."""
+        """Count `units` as done; `note` follows the bar until the next one."""
         self.done += units
         self._note = note or self._note
         now = time.monotonic()
@@ -96,7 +96,7 @@ class Progress:
 
     def _draw(self, now: float) -> None:
         stream = sys.stderr
-        # The terminal may be gone, or the stream closed. The work that is counted must go on.
+        # The terminal may be gone, or the stream closed. The counted work must continue.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             encoding = getattr(stream, "encoding", None) or "utf-8"
             if self._terminal and is_terminal(stream):

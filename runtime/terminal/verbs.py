@@ -75,7 +75,7 @@ def run_verb(
     """Parse a command line and act on it; return the exit status, see `status`.
 
     Args:
-        act: Takes what was parsed; returns the exit status, None for 0.
+        act: Takes the parsed arguments; returns the exit status, None for 0.
         arguments: None for those of the process.
     """
     given = parse(parser, arguments)

@@ -178,13 +178,13 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(
 ) -> None:
     (tmp_path / "keep.txt").write_text("precious")
     assert main([str(tiny_run), "--out", str(tmp_path)]) == 2
-    assert "is no bundle, so it is not replaced" in capsys.readouterr().err
+    assert "is not a bundle, so it is not replaced" in capsys.readouterr().err
     assert (tmp_path / "keep.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [("cut", "is damaged"), ("empty", "has no checkpoint yet"), ("no config", "is no run")],
+    [("cut", "is damaged"), ("empty", "has no checkpoint yet"), ("no config", "is not a run")],
 )
 def test_a_run_that_cannot_be_exported_is_named(
     tiny_run: Path, tmp_path: Path, damage: str, message: str, capsys: pytest.CaptureFixture

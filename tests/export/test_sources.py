@@ -246,7 +246,7 @@ def test_weights_that_can_run_code_are_not_opened(
             "'eta' twice",
         ),
         (["--module", "mine.nets:net", *DESCRIBED, "--name", ""], "name must be"),
-        (["nowhere"], "nowhere is no run"),
+        (["nowhere"], "nowhere is not a run"),
         (["RUN", "--weights", "emma"], "Did you mean 'ema'?"),
         (["RUN", "--clip", "1"], "--clip is for --module, and this is a run: leave it out"),
         (

@@ -258,7 +258,7 @@ def test_a_graph_that_may_never_be_read_to_its_end_is_refused(precise: Path) -> 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("location", "../secret", "lies in the file '../secret'"),
+        ("location", "../secret", "is stored in the file '../secret'"),
         ("location", "/etc/passwd", "keep weights in 'weights.bin' alone"),
         (
             "location",
@@ -266,7 +266,7 @@ def test_a_graph_that_may_never_be_read_to_its_end_is_refused(precise: Path) -> 
             "keep weights in 'weights.bin' alone",
         ),  # to OpenVINO: at that address
         ("offset", str(10**12), "which has"),
-        ("length", "-1", "is said to lie at byte"),
+        ("length", "-1", "has offset"),
     ],
 )
 def test_no_path_in_a_graph_is_followed(precise: Path, key: str, value: str, message: str) -> None:

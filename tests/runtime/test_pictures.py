@@ -184,7 +184,7 @@ def test_samples_that_are_no_pictures_go_in_as_floats_alone() -> None:
     signal = np.linspace(-1, 1, 20).reshape(2, 10)
     assert read(signal, (2, 10)).shape == (1, 2, 10)
     assert read(np.stack([signal] * 3), (2, 10)).shape == (3, 2, 10)
-    with pytest.raises(RequestError, match="are no images"):
+    with pytest.raises(RequestError, match="are not images"):
         read(COLOUR, (2, 10))
 
 

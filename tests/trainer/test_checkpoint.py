@@ -108,7 +108,7 @@ def test_a_missing_file_is_named_with_the_way_out(tmp_path: Path, file: str) -> 
     with pytest.raises(CheckpointError) as refused:
         newest(tmp_path)
     assert f"checkpoint {path} is damaged: {file} is missing" in str(refused.value)
-    assert "Delete this folder to go on from the checkpoint before it" in str(refused.value)
+    assert "Delete this folder to resume from the checkpoint before it" in str(refused.value)
 
 
 @pytest.mark.parametrize("file", FILES)

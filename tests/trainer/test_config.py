@@ -122,7 +122,7 @@ def test_an_option_sets_its_field(option: str, field: str, value: object) -> Non
         ("ema_half_life", (), "ema-half-life needs at least one"),
         ("ema_half_life", (10, 10), "ema-half-life must differ from each other"),
         ("ema_power", (0.3,), "`ema-power` must be a number from 0.001 to 0.28"),
-        ("accumulate", 3, "batch must be a multiple of accumulate, found 64 pictures in 3 parts"),
+        ("accumulate", 3, "batch must be a multiple of accumulate, found 64 images in 3 parts"),
         ("width", 100, "width must be a multiple of 4 times the heads, found 100 with 6 heads"),
         ("steps", 0, "`steps` must be 1 to 1000000000000, got 0"),
         ("batch", 2.5, "`batch` must be an integer, 1 to 1048576, got 2.5"),

@@ -340,7 +340,7 @@ def test_ctrl_c_ends_with_a_checkpoint_status_130_and_how_to_go_on(
         finally:
             process.kill()
     assert process.returncode == 130, err
-    assert "the same command again goes on from here" in out
+    assert "re-run the same command to resume from here" in out
     assert "once more to stop at once" in err
     assert checkpoints.newest(tmp_path / "digits" / "checkpoints") is not None
 
@@ -474,7 +474,7 @@ def test_a_damaged_newest_checkpoint_is_refused_and_the_one_before_goes_on(
     path = tmp_path / "digits" / LAST
     (path / "weights.safetensors").unlink()
     with pytest.raises(
-        CheckpointError, match="Delete this folder to go on from the checkpoint before it"
+        CheckpointError, match="Delete this folder to resume from the checkpoint before it"
     ):
         fit(TINY, tmp_path)
     shutil.rmtree(path)
@@ -565,7 +565,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
         (["--data", "folder:nowhere"], "error: nowhere is not a folder."),
         (
             ["--data", "digits", "--channels", "8,8,8,8,8"],
-            "error: pictures of 8x8 cannot be halved 4 times",
+            "error: images of 8x8 cannot be halved 4 times",
         ),
         (["--steps", "0"], "error: `steps` must be 1 to 1000000000000, got 0."),
     ],

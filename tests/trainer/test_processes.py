@@ -136,7 +136,7 @@ def test_a_killed_process_ends_the_run_with_a_message_and_the_same_command_goes_
     root: Path, tmp_path: Path, two: Path
 ) -> None:
     out = killed(launched(root, tmp_path, CONFIG), tmp_path / "digits")
-    assert "The same command again goes on from the last checkpoint" in out
+    assert "Re-run the same command to resume from the last checkpoint" in out
     out = finished(launched(root, tmp_path, CONFIG))
     assert "going on after step" in out
     assert_same(tmp_path / "digits", two)

@@ -254,7 +254,7 @@ def test_the_bundle_of_a_run_is_judged_as_the_run_is(
         assert of_bundle[name] == pytest.approx(of_run[name], rel=0.02)
 
 
-@pytest.mark.parametrize(("what", "message"), [("nowhere", "is no run"), ("", "is no run")])
+@pytest.mark.parametrize(("what", "message"), [("nowhere", "is not a run"), ("", "is not a run")])
 def test_what_cannot_be_judged_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, message: str
 ) -> None:
@@ -264,7 +264,7 @@ def test_what_cannot_be_judged_is_refused(
 
 def test_what_cannot_be_measured_is_refused_before_training(tmp_path: Path) -> None:
     for options, message in (
-        ({"quality_samples": 3}, "3 pictures are too few"),
+        ({"quality_samples": 3}, "3 images are too few"),
         ({"features": "no.pt"}, "no such file"),
     ):
         with pytest.raises(RequestError, match=message):
@@ -273,5 +273,5 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path: Path) -> N
 
 
 def test_too_few_pictures_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 pictures are too few"):
+    with pytest.raises(ValueError, match="3 images are too few"):
         Judge(replace(CONFIG, quality_samples=3), data.digits(), None, torch.device("cpu"))

@@ -31,7 +31,7 @@ class Config(Options):
         for name, value in checked(self).items():
             # The dataclass is frozen. NumPy's numbers become Python's here, which JSON needs.
             object.__setattr__(self, name, value)
-        # At alpha = 0, x_t is the noise itself, and predicting it is no task.
+        # At alpha = 0, x_t is the noise itself, and predicting it is trivial.
         if self.prediction == "epsilon" and self.make_schedule().alpha[-1] == 0:
             raise RequestError(
                 "an epsilon network says nothing at zero terminal SNR: use --prediction v, x0 or "

@@ -130,7 +130,7 @@ def _checked_network(options: Options) -> tuple[int, ...]:
         )
     if options.batch % options.accumulate:
         raise RequestError(
-            f"batch must be a multiple of accumulate, found {options.batch} pictures in "
+            f"batch must be a multiple of accumulate, found {options.batch} images in "
             f"{options.accumulate} parts."
         )
     return attention
@@ -138,7 +138,7 @@ def _checked_network(options: Options) -> tuple[int, ...]:
 
 def _checked_averages(lives: tuple[int, ...], powers: tuple[float, ...]) -> dict[str, Value]:
     if not lives:
-        raise RequestError("ema-half-life needs at least one half-life in pictures, such as 10000.")
+        raise RequestError("ema-half-life needs at least one half-life in images, such as 10000.")
     averages = {
         "ema_half_life": tuple(integer("ema-half-life", value, 1, 10**15) for value in lives),
         "ema_power": tuple(number("ema-power", value, 1e-3, 0.28) for value in powers),

@@ -19,7 +19,7 @@ def npz(path: Path, size: int = 0, mode: str = "") -> Pictures:
     """Read the arrays of a NumPy file.
 
     Args:
-        path: It holds `images`, uint8 [N, H, W] or [N, H, W, C] with 1 or 3 channels; optionally
+        path: It holds `images`, uint8 [N, H, W] or [N, H, W, C] with 1 or 3 channels. Optional:
             `labels`, [N] whole numbers from 0 or text; and `classes`, the name of each number.
         size: 0, or the height and width that the images must have.
         mode: "", or the mode that they must have: images are taken as they are.

@@ -52,8 +52,8 @@ class Reader(Protocol):
 class Dataset(Protocol):
     """Images to train on, all of one shape, with a label each.
 
-    `Pictures` holds them in memory; `Stream` reads each when it is needed. Whatever differs between
-    the two is a method here, so that nothing outside this room asks which one it has.
+    `Pictures` holds them in memory; `Stream` reads each when it is needed. Every difference between
+    the two is a method here, so no other module needs to know which one it has.
     """
 
     @property

@@ -69,7 +69,7 @@ def image_ending(ending: str) -> bool:
 
 
 def image_bytes(head: bytes) -> bool:
-    """Return whether a file that begins like this is an image, whatever its name says."""
+    """Return whether a file that begins like this is an image, regardless of its name."""
     # ISO media files (AVIF, HEIC) and RIFF say what they hold behind a length.
     signatures = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"qoif")
     container = head[:4] == b"RIFF" and head[8:12] == b"WEBP"

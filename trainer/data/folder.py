@@ -46,7 +46,7 @@ class Listing:
 def listing(path: Path, label_file: str = "") -> Listing:
     """List the images under `path`: a class per subfolder, one class, or by a JSON label file.
 
-    What is not trained on is counted and named in one warning.
+    One warning counts and names the files that are left out.
 
     Raises:
         DataError: There are no images, or the layout leaves images without a class.
@@ -143,7 +143,7 @@ def _read_labels(label_file: Path) -> dict[str, str]:
         value = from_json(label_file.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"the label file {label_file} cannot be read as JSON ({error}).") from error
-    # A list, or null, tells StyleGAN's form from an image that is called "labels".
+    # A list, or null, distinguishes StyleGAN's form from an image that is called "labels".
     if (
         isinstance(value, dict)
         and isinstance(value.get("labels"), list | None)
@@ -178,7 +178,7 @@ def _plain(name: str, where: str) -> str:
     """Return the path in its shortest form.
 
     Raises:
-        DataError: It does not lie inside the folder, or is not text.
+        DataError: It is not inside the folder, or is not text.
     """
     # A label file may come from anywhere: it must not name files outside the folder.
     if text_fault(name):

@@ -83,7 +83,7 @@ class ImageFiles:
 
         Args:
             i: The index of the image.
-            centering: Where it is cropped, 0 … 1. It is used only if `random_crop` is set.
+            centering: The position of the crop, 0 … 1. It is used only if `random_crop` is set.
 
         Raises:
             UnreadablePicture: The file is not an image.

@@ -101,7 +101,7 @@ def numbered(values: Iterable[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]
 def named(values: Sequence[object], where: Callable[[int], str]) -> list[str]:
     """Return `label_name` of every value. where(i) says what row or file value i is from."""
     # Each distinct value is checked once: there may be millions of rows, and few classes. The type
-    # is part of the key, because True equals 1. What has no hash is refused by `label_name`.
+    # is part of the key, because True equals 1. `label_name` rejects labels without a hash.
     names: dict[tuple[type, object], str] = {}
     found = []
     for i, value in enumerate(values):
@@ -119,7 +119,9 @@ def unused(classes: Sequence[str], labels: NDArray[np.int64]) -> list[str]:
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names and how many follow, for a message. What is not UTF-8 is escaped."""
+    """Return the first names and how many follow, for a message. Bytes that are not UTF-8 are
+    escaped.
+    """
     shown = ", ".join(printable(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 

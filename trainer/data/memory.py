@@ -79,7 +79,7 @@ class MemoryReader:
     def __init__(self, pictures: Pictures, config: Config, processes: Processes) -> None:
         self.config = config
         self.mine = share_of(config, processes)
-        # Both are views. The images lie with their channels last, and each batch is made
+        # Both are views. The images are stored with their channels last, and each batch is made
         # contiguous.
         self._images = torch.from_numpy(pictures.images).permute(0, 3, 1, 2)
         self._labels = torch.from_numpy(pictures.labels)

@@ -65,9 +65,9 @@ def folder(path: Path, config: Config) -> Dataset:
     random crops, they are streamed.
 
     Raises:
-        DataError: The folder has no images, they differ in size or mode and config.size and
-            config.mode do not convert them, or more of them cannot be read than
-            config.bad_pictures allows.
+        DataError: The folder has no images, or they differ in size or mode while config.size and
+            config.mode do not convert them. Or more of them cannot be read than config.bad_pictures
+            allows.
     """
     # One image is decoded: the size of all follows, because they must have one shape.
     listing, images = folders.folder(path, config)

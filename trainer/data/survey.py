@@ -1,4 +1,4 @@
-"""What is in a folder of training images, and what of it is not trained on."""
+"""The contents of a folder of training images, and the files that are left out."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _sniff(path: Path, found: Contents) -> None:
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """Return what tells this folder from all others, whichever link leads to it."""
+    """Return the identity of this folder, through any link."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
@@ -123,7 +123,7 @@ class Survey:
     deeper: Mapping[str, Contents]
 
     def images(self) -> list[str]:
-        """Return every image, wherever it lies, by its path from the folder."""
+        """Return every image at any depth, by its path from the folder."""
         below = {**self.classes, **self.deeper}
         inner = [f"{folder}/{name}" for folder, found in below.items() for name in found.images]
         return self.root.images + inner
@@ -183,21 +183,21 @@ def require_layout(found: Survey) -> None:
     """Check that every image of the folder has a class.
 
     Raises:
-        DataError: Images lie deeper than the class folders, the subfolders are the parts of a data
-            set, or a subfolder has only images that are not read.
+        DataError: Images are deeper than the class folders, or the subfolders are the parts of a
+            data set. Or a subfolder has only images that are not read.
     """
     shown = printable(str(found.path))
     counts = {name: len(inside.images) for name, inside in found.classes.items() if inside.images}
     deeper = {name: len(inside.images) for name, inside in found.deeper.items() if inside.images}
     if deeper:
         raise _nested(found, sum(counts.values()) + len(found.root.images), deeper)
-    # A network would learn to tell the training images from the test images.
+    # A network would learn to distinguish the training images from the test images.
     if len(counts) > 1 and all(SPLIT.fullmatch(name) for name in counts):
         raise DataError(
             f"{shown} has the parts of a data set, not classes: {_counted(counts)}. "
             f"Name one of them: {_data(found.path / max(counts, key=lambda name: counts[name]))}."
         )
-    # A folder without any image is no class, but one whose images are all left out is a mistake.
+    # A folder without any image is not a class, but one whose images are all left out is a mistake.
     for name, inside in found.classes.items():
         hidden = [
             n
@@ -242,7 +242,7 @@ def _data(path: Path) -> str:
 
 
 def summary(found: Survey) -> str:
-    """Return one line that counts and names what is not trained on, or "" for nothing."""
+    """Return one line that counts and names the files left out, or "" if there are none."""
     left_out = found.left_out()
     parts = [
         f"{len(names)} {kind} ({_endings(names) if kind == OTHER else listed(names, 3)})"

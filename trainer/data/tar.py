@@ -1,4 +1,4 @@
-"""The index of a tar file of images: where each lies, and its class.
+"""The index of a tar file of images: the place and the class of each.
 
 An image and its class share a name up to the first dot: a.jpg and a.cls, or a.png and a.json. The
 file is read once from end to end; any image is one read afterwards.
@@ -27,7 +27,7 @@ LARGEST_LABEL = 16 * 2**20
 
 
 class Place(NamedTuple):
-    """Where a member lies: its shard, and the bytes there."""
+    """The place of a member: its shard, and the bytes there."""
 
     shard: int
     offset: int

@@ -1,4 +1,4 @@
-"""Images that cannot be read: how many a run leaves out, and what it says when there are more."""
+"""Images that cannot be read: how many a run leaves out, and the error if there are more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .labels import listed, printable, unused
 
 
 def refused(name: str, error: Exception) -> DataError:
-    """Return the error of --bad-pictures refuse."""
+    """Return the error of `--bad-pictures refuse`."""
     return DataError(
         f"{printable(name)} cannot be read as an image ({error}). "
         "Remove it, or leave such images out with --bad-pictures skip."
@@ -42,7 +42,7 @@ def too_many_error(bad: Sequence[str], count: int) -> DataError:
 
 
 def require_few(dataset: Dataset, bad: set[int]) -> None:
-    """Check that a run may go on without the images at these indices.
+    """Check that a run may continue without the images at these indices.
 
     Raises:
         DataError: They are too many, or all images of a class.

@@ -80,7 +80,7 @@ class Reading(torch_data.Dataset[Batch]):
     Args:
         files: The images, [N].
         labels: [N] int64.
-        decoded: What has been decoded, None to decode an image each time.
+        decoded: The decoded images; None to decode an image each time.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Reading(torch_data.Dataset[Batch]):
                 self.decoded.put(at, picture)
             return at, picture
         raise DataError(
-            f"{self.files.names[i]} and the {STAND_INS - 1} pictures after it cannot be read."
+            f"{self.files.names[i]} and the {STAND_INS - 1} images after it cannot be read."
         )
 
 
@@ -201,7 +201,7 @@ class StreamReader:
         self.processes = processes
         self._next = -1
         self._ahead: Iterator[Batch] = iter(())
-        # A random crop differs each time, so what was decoded is of no use again.
+        # A random crop differs each time, so a decoded image cannot be reused.
         keeps = not files.random_crop and config.cache_mb > 0
         share_mb = config.cache_mb // processes.count
         self._decoded = Decoded(len(files), files.shape, share_mb) if keeps else None
@@ -227,7 +227,7 @@ class StreamReader:
         return batch
 
     def _workers(self) -> int:
-        # Decoded images lie in memory that only forked processes share.
+        # Decoded images are in memory that only forked processes share.
         if "fork" not in multiprocessing.get_all_start_methods():
             return 0
         if self.config.workers < 0:

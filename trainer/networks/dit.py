@@ -103,7 +103,7 @@ class DiT(nn.Module):
         C, H, W = sample_shape
         if H % patch or W % patch:
             raise RequestError(
-                f"pictures of {H}x{W} are not made of patches of {patch}: use a --patch that "
+                f"images of {H}x{W} are not made of patches of {patch}: use a --patch that "
                 f"divides both."
             )
         self.grid = (H // patch, W // patch)

@@ -1,7 +1,7 @@
 """A U-Net of residual blocks, conditioned on the time and, if the data has classes, on a label.
 
-It is written for a clean export: every shape but the batch is known when the network is made, the
-batch is only ever written as -1, and upsampling is by a factor.
+It is written for a clean export. Every shape but the batch is known when the network is made, the
+batch is always written as -1, and upsampling is by a factor.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class UNet(nn.Module):
         factor = 2 ** (len(channels) - 1)
         if H % factor or W % factor:
             raise RequestError(
-                f"pictures of {H}x{W} cannot be halved {len(channels) - 1} times: use sides that "
+                f"images of {H}x{W} cannot be halved {len(channels) - 1} times: use sides that "
                 f"{factor} divides, or fewer channels."
             )
         embedding = 4 * channels[0]

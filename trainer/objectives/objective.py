@@ -1,4 +1,4 @@
-"""The seam between what is learned and how a step is taken.
+"""The interface between the objective and the training step.
 
 The trainer draws what a step is trained on, and takes the step. An objective says at which noise
 levels, what the error of the network is, and what it weighs. A distillation objective implements

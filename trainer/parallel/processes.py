@@ -49,7 +49,7 @@ class Processes:
     Attributes:
         index: Which one this is.
         count: How many there are.
-        device: Where this one computes.
+        device: The device of this process.
         sharding: accelerate's plugin if weights are split among them (FSDP).
     """
 
@@ -122,8 +122,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Turn what a library raises when another process is gone into a TrainingError that says
-        so."""
+        """Turn a library's error about a lost process into a TrainingError that says so."""
         try:
             yield
         except RuntimeError as error:
@@ -132,7 +131,7 @@ class Processes:
             raise TrainingError(
                 f"process {self.index} of {self.count} ends: another process of this run is gone "
                 f"({_told(error)}). "
-                "Its own message says why, if it could leave one. The same command again goes on "
+                "Its own message says why, if it could leave one. Re-run the same command to resume "
                 "from the last checkpoint."
             ) from error
 
@@ -148,8 +147,8 @@ def join(device: str) -> Processes:
         device: auto, cpu or cuda.
 
     Raises:
-        RequestError: There is no such GPU, the launcher asks for what is not supported, or the
-            processes that it started do not find each other.
+        RequestError: There is no such GPU, the launcher requests an unsupported setting, or its
+            processes do not find each other.
     """
     cuda = device == "cuda" or (
         device == "auto" and torch.cuda.is_available() and not sharding.flag("ACCELERATE_USE_CPU")

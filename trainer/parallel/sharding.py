@@ -57,7 +57,7 @@ def asked() -> Plugin | None:
     """Return accelerate's plugin, which reads its launcher's environment; None without FSDP.
 
     Raises:
-        RequestError: The launcher asks for what is not supported.
+        RequestError: The launcher requests an unsupported setting.
         ImportError: accelerate is not installed.
     """
     if not flag("ACCELERATE_USE_FSDP"):
@@ -80,8 +80,8 @@ def flag(name: str) -> bool:
 def split(network: nn.Module, plugin: Plugin, device: torch.device, count: int) -> None:
     """Split the weights among `count` processes, in place.
 
-    Each module that the plugin's policy names is a unit, and what is left is one. If the plugin
-    names no class, TRANSFORMER_BASED_WRAP takes the network's own blocks (`_no_split_modules`).
+    Each module that the plugin's policy names is a unit, and the rest is one. If the plugin names
+    no class, TRANSFORMER_BASED_WRAP takes the network's own blocks (`_no_split_modules`).
     """
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
     from torch.distributed.device_mesh import init_device_mesh

@@ -83,7 +83,7 @@ def require_enough(count: int) -> None:
     """
     if count <= NEIGHBOURS:
         raise RequestError(
-            f"{count} pictures are too few to compare with: more than {NEIGHBOURS} are needed."
+            f"{count} images are too few to compare with: more than {NEIGHBOURS} are needed."
         )
 
 
@@ -159,8 +159,8 @@ def of_bundle(
     record = sampler.bundle.provenance.get("config")
     if not isinstance(record, Mapping):
         raise RequestError(
-            f"{folder} did not come from a run of trainer.fit: nothing says what data it is to be "
-            f"held against."
+            f"{folder} did not come from a run of trainer.fit: its record names no data to "
+            f"compare with."
         )
     config = (changes or Changes()).applied(Config.from_json(record))
     dataset = load(config)

@@ -1,5 +1,6 @@
-"""The features that images are compared by: those of a small classifier that is trained on the
-data, or of an Inception network from a file."""
+"""The features by which images are compared: those of a small classifier trained on the data, or of
+an Inception network from a file.
+"""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ class Checkpoint:
         weights: The weights by name.
         ema: Their average, which is sampled and exported.
         optimizer: See `optimizer_tensors`.
-        environment: Where it was written.
+        environment: The folder where it was written.
         more: Other averages by name.
-        state: What is not a tensor, as JSON: bad, buckets, scaler; see `TrainingState`.
+        state: The entries that are not tensors, as JSON: bad, buckets, scaler; see `TrainingState`.
     """
 
     step: int
@@ -93,7 +93,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
     for name, value in tensors.items():
         parameter, key = name.rsplit(":", 1)
         of = parameters[index[parameter]]
-        # A fused optimizer expects all that belongs to a parameter to lie in memory as it does.
+        # A fused optimizer expects all that belongs to a parameter to have the same layout in
+        # memory.
         if value.shape == of.shape:
             value = torch.empty_like(of, requires_grad=False).copy_(as_held(value, of))
         state.setdefault(index[parameter], {})[key] = value
@@ -162,7 +163,7 @@ def read(path: Path) -> Checkpoint:
 
     def damaged(why: str) -> CheckpointError:
         return CheckpointError(
-            f"checkpoint {path} is damaged: {why}. Delete this folder to go on from the "
+            f"checkpoint {path} is damaged: {why}. Delete this folder to resume from the "
             f"checkpoint before it."
         )
 
@@ -176,7 +177,7 @@ def read(path: Path) -> Checkpoint:
         # state.json is not trusted: a part's name becomes a path.
         for part in (*PARTS, *(name for name in state["sha256"] if name not in PARTS)):
             if not re.fullmatch(r"[a-z][a-z0-9.-]*", part):
-                raise damaged(f"{part!r} is no part's name")
+                raise damaged(f"{part!r} is not the name of a part")
             data = (path / f"{part}.safetensors").read_bytes()
             if hashlib.sha256(data).hexdigest() != state["sha256"][part]:
                 raise damaged(
@@ -198,7 +199,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def _fault(state: Any) -> str:
-    """Return what is wrong with a state.json, or "" if it has the entries that `write` gives it."""
+    """Return the fault of a state.json, or "" if it has the entries that `write` gives it."""
     if not isinstance(state, dict):
         return "is not a JSON object"
     more = state.get("state", {})

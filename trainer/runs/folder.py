@@ -73,7 +73,7 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
     A run of an older version lacks some options: they have their defaults.
 
     Raises:
-        CheckpointError: The folder is no run, or its config.json is damaged.
+        CheckpointError: The folder is not a run, or its config.json is damaged.
     """
     path = folder / "config.json"
     try:
@@ -85,7 +85,7 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
         return Config.from_json(record), rest
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
-            f"{folder} is no run: it has no config.json. python -m trainer.fit makes runs."
+            f"{folder} is not a run: it has no config.json. python -m trainer.fit makes runs."
         ) from error
     except KeyError as error:
         raise CheckpointError(f"{path} is damaged: it has no {error}. {_remedy(folder)}") from error

@@ -29,7 +29,7 @@ def enough_memory(config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has no error of its own for a CPU without memory: the text tells.
+        # torch has no error of its own for a CPU without memory: only the text shows it.
         if not isinstance(error, MemoryError) and not any(
             word in str(error) for word in OUT_OF_MEMORY
         ):
@@ -45,7 +45,7 @@ def require_memory(spent: Cost, processes: Processes) -> None:
     """Check that weights, average and optimizer fit in this machine's memory.
 
     Otherwise the system kills the process without a message. GPUs raise an error, and FSDP splits
-    what is counted here, so both are left to themselves.
+    the memory counted here, so neither is checked.
 
     Raises:
         TrainingError: They do not fit.

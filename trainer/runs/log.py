@@ -111,11 +111,11 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def move_aside(path: Path, reason: str) -> None:
-    """Rename a damaged file that is a mere record to a free name beside it, with a warning."""
+    """Rename a damaged file that is a mere record to a free name next to it, with a warning."""
     others = (path.with_name(f"{path.name}.damaged{i or ''}") for i in itertools.count())
     aside = next(other for other in others if not os.path.lexists(other))
     path.rename(aside)
-    log.warning("%s It was moved to %s, and the run goes on without it.", reason, aside.name)
+    log.warning("%s It was moved to %s, and the run continues without it.", reason, aside.name)
 
 
 class Log:
@@ -153,7 +153,7 @@ class Log:
         self._scalars({f"quality/{k}": v for k, v in values.items() if k != "step"}, values["step"])
 
     def _scalars(self, values: Mapping[str, float], step: float) -> None:
-        # What is not finite is no point of a curve.
+        # A value that is not finite is not a point of a curve.
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for name, value in finite.items():
             self._events.add_scalar(name, value, step)

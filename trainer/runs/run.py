@@ -1,4 +1,4 @@
-"""A run as it trains: steps in a row, and what is written between them."""
+"""A run as it trains: its steps, and the files written between them."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Run:
                 f"{clock(state.seconds)} of training: {self.folder}"
             )
             build = shlex.join(["python", "-m", "export.build", str(self.folder)])
-            print(f"next: {build}" if done else "the same command again goes on from here")
+            print(f"next: {build}" if done else "re-run the same command to resume from here")
         return done
 
     def _after_step(self, row: dict[str, float]) -> None:
@@ -174,7 +174,7 @@ class Run:
             self.save_checkpoint()
 
     def log_row(self, row: dict[str, float]) -> None:
-        """Write what this step gave, and what has come together since the row before.
+        """Write the results of this step, and the sums since the row before.
 
         Raises:
             DataError: More than 1 % of the images cannot be read. It is raised in every process.

@@ -33,7 +33,7 @@ def start(trainer: Trainer) -> dict[str, str]:
     """Begin with the weights that the config's start_from names, if it does.
 
     Returns:
-        What tells these weights from others under the same path, for starts.json.
+        The identity of these weights, for starts.json; others may have the same path.
 
     Raises:
         CheckpointError: There are no such weights, or they are of another network.
@@ -115,7 +115,7 @@ def weights_of(bundle: Bundle) -> dict[str, Tensor]:
 def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:
     """Return the value in the shape of `like`, from which it may differ by axes of 1.
 
-    None stands for no value, and is returned for one of another shape.
+    None means no value, and is returned for one of another shape.
     """
     if value is None or [n for n in value.shape if n != 1] != [n for n in like.shape if n != 1]:
         return None
@@ -133,7 +133,7 @@ def fitting(
     Args:
         found: Weights by name.
         wanted: The network's own.
-        place: Where they were found, for the error.
+        place: Their origin, for the error.
         same_classes: If not, the table of labels is left out.
 
     Raises:

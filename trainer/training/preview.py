@@ -28,7 +28,7 @@ class Preview:
     """Samples by the runtime's own solvers, so that a bundle of the run gives the same ones.
 
     Attributes:
-        network: Its weights are handed over with each call.
+        network: Its weights are passed with each call.
         sample_shape: (C, H, W).
         num_classes: 0 if the network is not conditioned on labels.
     """

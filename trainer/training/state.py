@@ -1,6 +1,6 @@
 """The state of a run: what a checkpoint holds, and nothing else.
 
-Weights, averages, the optimizer and the loss scale; the step; and what is counted for the log.
+Weights, averages, the optimizer and the loss scale; the step; and the counters for the log.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TrainingState:
 
     Attributes:
         network: The network in training. With FSDP its weights are split among the processes.
-        plain: The network that samples; its weights are handed over with each call.
+        plain: The network that samples; its weights are passed with each call.
         weights: The weights by name.
         averages: Moving averages of the weights.
         optimizer: AdamW over the weights.
@@ -160,7 +160,7 @@ class TrainingState:
         Every process must call this. If weights are split, only the first process gets tensors.
 
         Raises:
-            TrainingError: A weight is not finite. Such a run can only go on from an earlier step.
+            TrainingError: A weight is not finite. Such a run can only resume from an earlier step.
         """
         self._require_finite_weights()
         # "ema" has a file of its own, which the exporter reads.

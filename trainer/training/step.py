@@ -110,8 +110,8 @@ class Trainer:
     def _settle(self, wrapped: nn.Module) -> None:
         """Have DDP lay its buckets out, by one backward pass before the first step.
 
-        DDP lays them out anew after its first backward pass, and sums depend on the layout in their
-        last bits. With this pass, a resumed run has the layout of an uninterrupted one.
+        DDP changes their layout after its first backward pass, and sums depend on the layout in
+        their last bits. With this pass, a resumed run has the layout of an uninterrupted one.
         """
         x = torch.zeros((1, *self.dataset.sample_shape), device=self.device)
         label = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -124,9 +124,9 @@ class Trainer:
     def draw(self, step: int) -> Draws:
         """Return this process's share of what a step is trained on, on its device.
 
-        Labels and noise levels are drawn for the whole batch from (seed, step), the noise of an
-        image from (seed, its place among all): what is drawn does not depend on how many processes
-        share it.
+        Labels and noise levels are drawn for the whole batch from (seed, step). The noise of an
+        image is drawn from (seed, its place among all). So the draws do not depend on the number of
+        processes.
         """
         c = self.config
         mine = share_of(c, self.processes)

@@ -79,7 +79,7 @@ def _taps(writer: Writer, order: str, *shape: int) -> str:
 
 def _gathered(writer: Writer, tensor: str, count: int, places: NDArray[np.int64]) -> str:
     """Return rows of a tensor [count, …] as [*places, …], flat behind the first axis."""
-    # A row of zeros at the end stands for places outside the map, which are -1.
+    # A row of zeros at the end represents places outside the map, which are -1.
     padded = writer.emit(
         "Pad",
         writer.reshaped(tensor, count, -1),

@@ -14,7 +14,7 @@ def normalized(writer: Writer, m: Map, groups: int, epsilon: float) -> Map:
     """Return a map normalized over groups of its channels, which reads the same tensor.
 
     The variance is the mean of squares less the square of the mean, which is exact enough because
-    values in networks lie around zero.
+    values in networks are centred near zero.
     """
     emit = writer.emit
     # The mean and the mean square of each channel of the tensor alone, [B, C].

@@ -2,9 +2,9 @@
 Winograd's algorithm.
 
 A map of C channels, [B, C, H, W] in the graph that was traced, becomes [H·W, B, C]. In that form a
-convolution's taps are rows to gather, and a 1×1 convolution is one matrix product. What is one
-number a channel (the result of a norm, its affine part, modulation, a bias) is collected into one
-multiplication and one addition, often into none.
+convolution's taps are rows to gather, and a 1×1 convolution is one matrix product. Factors with one
+number per channel (the result of a norm, its affine part, modulation, a bias) merge into one
+multiplication and one addition. Often both disappear.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Rewriter:
         self.writer.node = reader
         self.old.add(name)
 
-    # ---- nodes, by their operator; each method tells whether it has rewritten the node
+    # ---- nodes, by their operator; each method returns whether it has rewritten the node
 
     def arithmetic(self) -> bool:
         node = self.writer.node

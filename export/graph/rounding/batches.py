@@ -4,9 +4,9 @@ ONNX Runtime computes some functions 16 values at a time, and the values left ov
 different rounding. Which values are left over depends on the size of the tensor, and so on the
 batch. Kernels that several threads share are cut at arbitrary places as well. Three rewrites help:
 
-    tile     each value stands 16 times in a row, so that none is ever left over (Sin, Cos, …)
+    tile     each value is repeated 16 times, so that none is left over (Sin, Cos, …)
     compose  the function from operators that round every value alike (Softplus, Elu, …)
-    multiply a sum of values that lie in a row is a product with a column of ones: ONNX Runtime
+    multiply a sum of values in a row is a product with a column of ones: ONNX Runtime
              sums a row in an order that depends on where in memory it begins
 
 `tests/export/test_rounding.py` tries every operator, one by one.

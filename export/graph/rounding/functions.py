@@ -1,4 +1,4 @@
-"""Functions of single values that round every value alike, however many there are."""
+"""Functions of single values that round every value alike, in any number."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Config:
         values: Every setting.
         defaults: The defaults of the class.
         rules: What the settings must be. `get` checks a setting when it is read.
-        mapped: What was changed from an old format, in words.
+        mapped: The changes from an old format, in words.
     """
 
     path: Path
@@ -116,8 +116,8 @@ def in_json(value: object) -> str:
 def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object. NaN and infinities are allowed, because diffusers writes them.
 
-    Raises ExportError for a file that cannot be read, that is not plain UTF-8 or not JSON, that
-    gives a key twice, or that holds something else than an object.
+    Raises ExportError if the file cannot be read, is not plain UTF-8 or not JSON, gives a key
+    twice, or does not hold an object.
     """
     try:
         data = path.read_bytes()
@@ -206,14 +206,14 @@ def make_config(
         kind: The class.
         rules: What the settings must be.
         also: Keys that are allowed though the class does not read them.
-        mapped: What was changed already, in words.
+        mapped: The changes so far, in words.
 
     Raises:
         ExportError: A key is unknown. Keys that start with an underscore are diffusers' notes
             about the file, not settings.
     """
     defaults = defaults_of(kind)
-    # diffusers takes its default for a key that is listed here, whatever the file says of it.
+    # diffusers takes its default for a key that is listed here, and ignores the value in the file.
     skipped = found.get("_use_default_values", ())
     skipped = skipped if isinstance(skipped, list) else ()
     stated = {key: value for key, value in found.items() if key not in skipped}
@@ -257,7 +257,7 @@ def scheduler_config(path: Path, found: Mapping[str, object], kind: str) -> Conf
 
 
 def _todays(path: Path, found: Mapping[str, object]) -> tuple[dict[str, object], tuple[str, ...]]:
-    """Return a scheduler's config with old keys mapped to today's, and what was mapped."""
+    """Return a scheduler's config with old keys mapped to today's, and the changes."""
     values = dict(found)
     mapped = []
 

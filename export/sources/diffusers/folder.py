@@ -103,7 +103,7 @@ def _pipeline(index: Path) -> tuple[str, dict[str, str]]:
         if part not in ("unet", "scheduler"):
             raise ExportError(
                 f"{index}: a {pipeline} has a unet and a scheduler, got the unknown key "
-                f"{part!r}={in_json(entry)}. Remove it if the pictures do not depend on it."
+                f"{part!r}={in_json(entry)}. Remove it if the images do not depend on it."
             )
         library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
         if library != "diffusers" or not isinstance(name, str):

@@ -1,7 +1,7 @@
 """A diffusers folder as a `Model`: DDPMPipeline, DDIMPipeline, or a bare UNet2DModel.
 
-Only files on disk are read. Every setting is mapped to what it means here or refused by name.
-diffusers itself is imported when it is needed, and loads the weights.
+Only files on disk are read. Every setting is mapped to its counterpart here; unsupported ones raise
+an error that names them. diffusers itself is imported when it is needed, and loads the weights.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def from_diffusers(
     """Read the network and the scheduler that `save_pretrained` wrote.
 
     Args:
-        folder: model_index.json with unet/ and scheduler/; or config.json, the weights and
-            scheduler_config.json side by side; or a UNet2DModel alone, such as unet/ or unet_ema/
-            of a checkpoint that a training script of diffusers wrote.
+        folder: It has model_index.json, unet/ and scheduler/; or config.json, the weights and
+            scheduler_config.json side by side. Or it is a UNet2DModel alone, such as unet/ or
+            unet_ema/ of a diffusers training checkpoint.
         name: The bundle's name [the folder's].
         schedule, prediction: For a network alone, whose files say neither.
-        null_label: The label among num_class_embeds that stands for none, if one was trained.
+        null_label: The label among num_class_embeds that means no label, if one was trained.
         label_names: The names of the classes, without the null label [their numbers].
         variant: As in diffusers, such as "fp16". The network is computed in float32.
         solver, steps, grid: The bundle's defaults [the scheduler's].

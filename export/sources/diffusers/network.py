@@ -56,7 +56,7 @@ def sample_shape(config: Config) -> tuple[int, int, int]:
     if config.get("center_input_sample"):
         raise config.refused(
             "center_input_sample",
-            "its samples lie in 0 to 1, and every scheduler here uses -1 to 1",
+            "its samples are in 0 to 1, and every scheduler here uses -1 to 1",
         )
     if values["time_embedding_type"] == "fourier":
         raise config.refused(

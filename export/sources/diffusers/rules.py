@@ -123,7 +123,7 @@ NETWORK_RULES: Mapping[str, Rule] = {
 HARMLESS_FOR_NETWORKS = frozenset(
     (
         # EMAModel.save_pretrained writes the state of the average into unet_ema/config.json.
-        # UNet2DModel takes none of it: the weights beside it are already averaged.
+        # UNet2DModel takes none of it: the weights next to it are already averaged.
         *("decay", "min_decay", "optimization_step", "update_after_step"),
         *("use_ema_warmup", "inv_gamma", "power"),
     )

@@ -139,7 +139,7 @@ def read_schedule(config: Config) -> Schedule:
         )
     zero_snr = config.get("rescale_betas_zero_snr")
     try:
-        with np.errstate(all="ignore"):  # Schedule refuses what is not finite
+        with np.errstate(all="ignore"):  # Schedule rejects non-finite values
             found = from_betas(betas) if betas is not None else _named_schedule(config, T)
             return found.zero_terminal_snr() if zero_snr else found
     except RequestError as error:

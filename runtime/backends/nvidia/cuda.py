@@ -171,7 +171,7 @@ class Cuda:
         self._do(self._api.cudaEventRecord, event, stream)
 
     def wait(self, stream: Stream, event: Event) -> None:
-        """Let the stream wait for what was recorded, before it goes on."""
+        """Make the stream wait for the recorded event before it continues."""
         self._do(self._api.cudaStreamWaitEvent, stream, event, 0)
 
     def synchronize(self, stream: Stream) -> None:
@@ -179,7 +179,7 @@ class Cuda:
         self._do(self._api.cudaStreamSynchronize, stream)
 
     def until(self, event: Event) -> None:
-        """Let the host wait for what was recorded. It does not wait if nothing was."""
+        """Make the host wait for the recorded event. It does not wait if nothing was."""
         self._do(self._api.cudaEventSynchronize, event)
 
     def milliseconds(self, start: Event, end: Event) -> float:

@@ -1,8 +1,8 @@
 """The reverse loop on the device: K enqueues of the step engine, captured once into a CUDA graph.
 
-The graph is launched again for every program of as many rows with the same guidance: a new solver
-or grid is an upload, not a capture. Row k reads its own slice of the uploaded program and of the
-noise; the two states are input and output in turn. docs/gpu.md has a drawing.
+The graph is reused for every program with the same number of rows and the same guidance. A new
+solver or grid is an upload, not a capture. Row k reads its own slice of the uploaded program and of
+the noise; the two states are input and output in turn. docs/gpu.md has a drawing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DeviceLoop:
         self.note = ""
         self._graphs = list[Graph]()
         self._owner = ExitStack()
-        # What was allocated before an error is given back with the attempt.
+        # If an allocation fails, the earlier ones are freed with the attempt.
         with ExitStack() as attempt:
             self._allocate(attempt)
             self._contexts = {

@@ -48,7 +48,7 @@ class Space:
         self._owner = ExitStack()
         self._activations = dict[bool, tuple[Address, int]]()
         sizes = port_bytes(bundle, bucket)
-        # What was allocated before an error is given back with the attempt.
+        # If an allocation fails, the earlier ones are freed with the attempt.
         with ExitStack() as attempt:
             for name, shape in self._ports.items():
                 self.addresses[name] = cuda.memory(sizes[name], attempt)

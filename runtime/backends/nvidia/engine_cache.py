@@ -1,4 +1,4 @@
-"""TensorRT engines on disk, found by what they were built from, by which library and for which GPU.
+"""TensorRT engines on disk, keyed by recipe, library and GPU.
 
 They are stored in `engines` in the cache's folder (`runtime.backends.cache`): `<key>.json` records
 what an engine is and its sha256, `<sha256>.engine` is the engine. An engine is native code, and its
@@ -134,7 +134,7 @@ def place(make: bool = False) -> Path:
 
 
 def entries() -> Iterator[tuple[str, Entry | str]]:
-    """Yield every record's key, with the entry, or with what is wrong with it."""
+    """Yield every record's key, with its entry or the fault found in it."""
     folder = cache.private(FOLDER)
     for path in sorted(folder.glob("*.json")) if folder else ():
         with contextlib.suppress(FileNotFoundError):  # another process has just removed it
@@ -167,7 +167,7 @@ def store(recipe: Recipe, engine: bytes | memoryview) -> Entry:
 
 
 def lookup(recipe: Recipe) -> Entry | str | None:
-    """Find the entry of exactly this recipe, what is wrong with it, or None."""
+    """Return the entry of exactly this recipe, the fault found in it, or None."""
     folder = cache.private(FOLDER)
     try:
         found = _read(folder / f"{recipe.key}.json") if folder else None
@@ -255,7 +255,7 @@ def _why_not(recipe: Recipe, version: str, gpu: Gpu) -> str:
 
 
 def _read(path: Path) -> Entry | str:
-    """A record, or what is wrong with it. Raises FileNotFoundError if there is none."""
+    """A record, or the fault found in it. Raises FileNotFoundError if there is none."""
     try:
         value = from_json(path.read_bytes())
         if value["format"] != FORMAT:

@@ -56,7 +56,7 @@ class OnnxRuntimeCuda:
             raise BackendError(
                 "the onnxruntime that is installed has no CUDA: pip uninstall onnxruntime, then "
                 "pip install 'unnoise[cuda]'. "
-                "The two are one module and cannot stand beside each other."
+                "The two are one module and cannot be installed together."
             )
         self.bundle = bundle
         self.precision = precision
@@ -187,8 +187,8 @@ class Failing:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, UnnoiseError):
             raise GpuError(
-                f"{self._backend.name} could not {self._what}: {str(error)[:600]}. Where memory "
-                f"is full, give a smaller max_batch."
+                f"{self._backend.name} could not {self._what}: {str(error)[:600]}. If memory is "
+                f"full, pass a smaller max_batch."
             ) from error
 
 

@@ -48,8 +48,8 @@ class TensorRt:
         library: "tensorrt" or "tensorrt-rtx".
 
     Raises:
-        BackendError: One of its kinds in `runtime.errors`: the library is not installed, or there
-            is no driver, no GPU, no engine in the cache, or no memory.
+        BackendError: One of its kinds in `runtime.errors`: the library, a driver, a GPU, an engine
+            in the cache or memory is missing.
         RequestError: `threads` is given.
     """
 

@@ -13,9 +13,9 @@ from .steps import epsilon_multistep, exact, intervals, multistep, orders
 
 
 def _ago(grid: Grid, count: int) -> tuple[Float64, Float64]:
-    """h [n], with 1 for infinite ones, and where the `count` earlier estimates stand, [n, count].
+    """h [n], with 1 for infinite ones, and the positions of `count` earlier estimates, [n, count].
 
-    They stand at (lambda_{i-j} - lambda_i)/h, j = 1 … count: NaN if there is none.
+    The positions are (lambda_{i-j} - lambda_i)/h, j = 1 … count: NaN if there is none.
     """
     h = intervals(grid)
     h = np.where(np.isfinite(h), h, 1.0)
@@ -85,9 +85,9 @@ def dpmpp_2m_sde(grid: Grid) -> Update:
 def unipc(grid: Grid, order: int = 2, variant: str = "bh2", corrector: bool = True) -> Update:
     """UniPC (Zhao et al. 2023, UniP and UniC in data prediction).
 
-    A predictor of `order` 2 or 3, and a corrector of one order more at no extra call: each call
-    serves the corrector of the step before and the predictor of the next. The corrector needs no x
-    of the step before: it adds the change of the weights.
+    A predictor of `order` 2 or 3, and a corrector of one order more without an extra call. Each
+    call serves the corrector of the step before and the predictor of the next. The corrector needs
+    no x of the step before: it adds the change of the weights.
 
     variant: B(h) of steps that weigh one difference only; "bh1" is h, "bh2" is 1 - e^-h.
     """

@@ -54,7 +54,7 @@ def edm(
     rho = np.exp(-0.5 * grid.log_snr)
     noisiest = grid.noisiest
     # In log-SNR the lift is a shift by -2·log(1 + γ). Levels that it does not move stay as they
-    # are, to the bit.
+    # are, bit for bit.
     lifted = np.maximum(grid.log_snr - 2 * math.log1p(gamma), noisiest)
     chosen = (rho >= s_min) & (rho <= s_max) & (rho > 0) & (lifted < grid.log_snr - 1e-9)
     time = grid.time.copy()

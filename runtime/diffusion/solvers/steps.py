@@ -122,7 +122,7 @@ def epsilon_multistep(grid: Grid, c: Float64, push: Bool | None = None) -> Updat
     push = np.ones(len(grid), bool) if push is None else push
     update = multistep(grid, np.empty((len(grid), 0)))
     M = update.M
-    # The row's own eps is no register: its weight, -Σ c_j, goes to the x and D that it is made of.
+    # The row's own eps is not a register: its weight, -Σ c_j, goes to the x and D that make it.
     M[:, 0, 1 : q + 1] = c
     M[:, 0, 0] -= total / sigma
     M[:, 0, D] += total * alpha / sigma
@@ -169,7 +169,7 @@ def singlestep(
     h = half(end) - half(levels(start)[:-1])
     full = np.isfinite(h)
     time, level = _points(grid, start, fractions, full)
-    # An infinite interval has no weights; h = 1 stands in for it, so that nothing overflows.
+    # An infinite interval has no weights; h = 1 replaces it, so that nothing overflows.
     w = [[np.where(full, v, 0.0) for v in stage] for stage in weights(np.where(full, h, 1.0))]
 
     # One row a call: [interval, point]. An infinite interval keeps its first row only.
