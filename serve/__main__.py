@@ -18,6 +18,9 @@ from .auth import host_name, read_tokens
 from .server import Server, listen
 from .settings import Settings
 
+SWITCH_S = 0.0005
+"""Seconds after which a thread must let another one run."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     return run_verb(_parser(), serve, arguments)
@@ -33,6 +36,9 @@ def serve(given: argparse.Namespace) -> int:
     port = listener.getsockname()[1]
     host = f"[{given.host}]" if ":" in given.host else given.host
     say(f"http://{host}:{port}", flush=True)
+    # The inference thread takes Python's lock twice a network call. By default it would wait up to
+    # 5 ms each time while the event loop is busy with refusals.
+    sys.setswitchinterval(SWITCH_S)
     asyncio.run(server.serve([listener]))
     # A bundle that cannot be opened has stopped the server.
     failure = server.service.models.failure
