@@ -264,8 +264,7 @@ def cost(found: Mapping[str, Any], system: str) -> float:
 
 
 def good(found: Mapping[str, Any], system: str) -> Mapping[str, Any] | None:
-    """A system's cheapest setting that reaches the mark, as far as this number of images can show.
-    """
+    """A system's cheapest setting that reaches the mark, as far as this number of images can show."""
     enough = found["mark"] + found["spread"]
     reached = [
         one for one in found["settings"] if one["setting"][0] == system and one["frechet"] <= enough

@@ -56,7 +56,7 @@ MANY = {"solver": "unipc", "steps": 60, "grid": "log_snr", "order": 3}
 
 
 class Run(NamedTuple):
-    """A solver on a grid with so many calls at most; steps is what it takes."""
+    """A solver on a grid within a number of calls; steps is its number of steps."""
 
     solver: str
     grid: str
@@ -75,7 +75,7 @@ class Run(NamedTuple):
 
 
 class OutOfTime(Exception):
-    """The minutes are over; what was measured is kept."""
+    """The minutes are over; the measurements are stored."""
 
 
 class Bench:
@@ -445,7 +445,10 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=256, help="for the Fréchet distance [256]")
     parser.add_argument(
-        "--minutes", type=float, default=1e6, help="stop after this many minutes; the same command resumes"
+        "--minutes",
+        type=float,
+        default=1e6,
+        help="stop after this many minutes; the same command resumes",
     )
     parser.add_argument("--threads", type=int, help="of the inference library [one a core]")
     parser.add_argument(
