@@ -33,7 +33,7 @@ from .curves import Values, kept, smooth
 from .theme import GREY, THEME
 
 COLOURS = ("#2f6fdb", "#d9660b", "#168a52", "#a13fc4")
-"""Of a few curves: apart for all kinds of colour vision, on white and inverted on black."""
+"""Of a few curves: distinct for all kinds of colour vision, on white and inverted on black."""
 MARK = "#c2261b"
 HEIGHT = 270
 MOST_MARKED = 40
