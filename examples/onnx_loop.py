@@ -14,7 +14,7 @@ import onnxruntime
 
 from runtime import Bundle, Request, noise
 from runtime.diffusion.noise import Stream
-from runtime.engine.batch import begin
+from runtime.engine.job import begin
 from runtime.engine.request import Planner
 
 STEPS = 10

@@ -14,8 +14,8 @@ from .backends.registry import BACKENDS, open_backend
 from .bundle.bundle import Bundle
 from .bundle.sampling import SolverOptions
 from .editing.edits import Editing
-from .engine.batch import Job
 from .engine.expand import MAX_SAMPLES, callback_of, check_memory, expand, listed
+from .engine.job import Job
 from .engine.loop import Loop, Result, StepCallback
 from .engine.request import Planner, Request
 from .errors import RequestError

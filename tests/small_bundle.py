@@ -18,7 +18,7 @@ SHAPE = (1, 4, 4)
 KNOTS = 8
 
 
-def write_small_bundle(path: Path) -> Bundle:
+def write_small_bundle(path: Path, knots: int = KNOTS) -> Bundle:
     """A folder that Bundle.load opens. The network is that of `SmallBackend`: there is no graph."""
     bundle = Bundle(
         path=path,
@@ -26,7 +26,7 @@ def write_small_bundle(path: Path) -> Bundle:
         sample_shape=SHAPE,
         sample_range=(-1.0, 1.0),
         prediction="v",
-        schedule=make_schedule("cosine", T=KNOTS),
+        schedule=make_schedule("cosine", T=knots),
         clip=1.0,
         labels=Labels(("zero", "one", "two"), null_trained=True),
         defaults=Defaults("ddim", 3, "trailing", 2.0),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("runtime", "export", "trainer")
+PACKAGES = ("runtime", "export", "trainer", "serve")
 LONGEST_LINE = 100
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 300

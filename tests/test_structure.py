@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("runtime", "trainer", "export")
+PACKAGES = ("runtime", "trainer", "export", "serve")
 
 Imports = Mapping[str, set[str]]
 """Module → the modules that its file imports anywhere."""

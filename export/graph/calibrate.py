@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper
 from runtime.bundle.spec import ModelSpec
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import Program, R
-from runtime.engine.batch import Table
+from runtime.engine.job import Table
 from runtime.terminal.progress import Progress
 
 from .edit import copy_of

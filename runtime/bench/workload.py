@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..bundle.bundle import Bundle
 from ..bundle.sampling import ResolvedOptions
-from ..engine.batch import Table
 from ..engine.expand import expand
+from ..engine.job import Table
 from ..engine.keywords import GuidedKeywords, LabelKeywords
 from ..engine.request import resolve
 from ..errors.arguments import enough_memory

@@ -11,8 +11,8 @@ import numpy as np
 from ..backends.base import Float32
 from ..bundle.bundle import Bundle
 from ..diffusion.noise import Stream, noises
-from ..engine.batch import begin
 from ..engine.expand import ARGUMENTS, MAX_SAMPLES, callback_of, expand, seeds_of
+from ..engine.job import begin
 from ..engine.loop import Preview, StepCallback
 from ..errors import RequestError
 from ..errors.arguments import enough_memory, integer

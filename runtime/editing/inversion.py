@@ -13,8 +13,8 @@ from ..backends.base import Float32
 from ..bundle.bundle import Bundle
 from ..diffusion.noise import MAX_SEED
 from ..diffusion.slerp import slerp
-from ..engine.batch import Job, begin
 from ..engine.expand import MAX_SAMPLES, expand
+from ..engine.job import Job, begin
 from ..engine.loop import Result, StepCallback
 from ..engine.request import Request
 from ..errors import RequestError

@@ -1,81 +1,18 @@
-"""A batch of samples in slots: each is at its own row of its own program.
-
-Samples join and leave between steps.
-"""
+"""A batch of samples in slots: each is at its own row, and they join and leave between steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..backends.base import Buffers, Float32
-from ..diffusion.noise import Stream, noise, noises
-from ..diffusion.program import GUIDANCE, D, Program
+from ..diffusion.noise import Stream, noises
 from ..errors import RequestError
 from ..errors.keywords import named
-
-
-class Table(NamedTuple):
-    """A program in float32, the type of the step graph."""
-
-    call: Float32  # [K, 6]
-    update: Float32  # [K, R, R+2]
-    guided: NDArray[np.bool_]  # [K]
-    noisy: NDArray[np.bool_]  # [K]
-    start: np.float32  # x_T = start · eps
-    level: Float32  # [2]: (alpha, sigma) of the first row
-
-    @classmethod
-    def of(cls, program: Program) -> Table:
-        """Return the table of a program."""
-        call = program.call.astype(np.float32)
-        return cls(
-            call=call,
-            update=program.update.astype(np.float32),
-            guided=call[:, GUIDANCE] != 1,
-            noisy=program.noisy,
-            start=np.float32(program.start),
-            level=program.level[0].astype(np.float32),
-        )
-
-    def __len__(self) -> int:
-        return len(self.call)
-
-
-class Known(NamedTuple):
-    """The part of an image that inpainting keeps.
-
-    Attributes:
-        picture: [*S].
-        mask: [*S], 1 where the image is kept, 0 where it is painted; values between mix the two.
-    """
-
-    picture: Float32
-    mask: Float32
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One sample: its program, and where it starts.
-
-    Attributes:
-        x: [*S] before the first row; None starts from the seed's noise.
-    """
-
-    seed: int
-    label: int
-    table: Table
-    x: Float32 | None = None
-    known: Known | None = None
-
-
-def begin(job: Job, shape: tuple[int, ...]) -> Float32:
-    """Return x [*S] before the job's first row."""
-    return job.table.start * noise(job.seed, Stream.INITIAL, 0, shape) if job.x is None else job.x
+from .job import Job, begin, blend
 
 
 class SlotPreview(NamedTuple):
@@ -87,19 +24,31 @@ class SlotPreview(NamedTuple):
     x: Float32  # [*S], the sample itself, as noisy as it is by now
 
 
+class _Parked(NamedTuple):
+    """What the buffers held of a sample."""
+
+    state: Float32  # [R, *S]
+    denoised: Float32  # [*S]
+
+
 @dataclass(eq=False)
 class _Member:
-    """A sample that is running, at a place in the buffers."""
+    """A sample that is running: at a place in the buffers, or parked outside of them."""
 
     slot: int
     job: Job
-    place: int
+    place: int = -1
     row: int = 0
-    quiet: bool = True  # whether its noise buffer is zero
+    quiet: bool = False  # whether its noise buffer is zero
+    parked: _Parked | None = None
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.job.table)
 
     @property
     def done(self) -> bool:
-        return self.row == len(self.job.table)
+        return self.row == self.rows
 
 
 class Batch:
@@ -107,7 +56,7 @@ class Batch:
 
     A sample has the same bytes if others join or leave. Running samples lie side by side in the
     buffers: first those whose next row is plain, then those whose next row is guided, so that each
-    graph runs once a step, on a slice.
+    graph runs once a step, on a slice. Samples that do not step are parked outside the buffers.
 
         batch = Batch(buffers, sample_shape, capacity)
         slot = batch.admit(job)
@@ -117,9 +66,23 @@ class Batch:
     """
 
     @named
-    def __init__(self, buffers: Buffers, sample_shape: tuple[int, ...], capacity: int) -> None:
-        """Make an empty batch; `buffers` hold `capacity` samples [*S], of this batch alone."""
+    def __init__(
+        self,
+        buffers: Buffers,
+        sample_shape: tuple[int, ...],
+        capacity: int,
+        room: int | None = None,
+    ) -> None:
+        """Make an empty batch.
+
+        Args:
+            buffers: With room for `room` samples [*S], for this batch alone.
+            sample_shape: S.
+            capacity: Number of slots.
+            room: Most samples of one step, 1 … capacity; None is `capacity`.
+        """
         self.capacity = capacity
+        self.room = capacity if room is None else room
         self._shape = sample_shape
         self._buffers = buffers
         self._members: list[_Member] = []
@@ -150,25 +113,29 @@ class Batch:
                 f"a batch holds at most {self.capacity} samples, and all its slots are in use. "
                 "Call finished() or cancel(slot) first."
             )
-        place = len(self._members)
-        member = _Member(self._free.pop(), job, place)
-        buffers = self._buffers
-        # The last sample in this place left its own values: 0 · inf would be NaN.
-        buffers.state[place] = 0
-        buffers.state[place, 0] = begin(job, self._shape)
-        buffers.noise[place] = 0
-        buffers.denoised[place] = 0
-        buffers.label[place] = job.label
-        self._members.append(member)
+        member = _Member(self._free.pop(), job)
         self._of_slot[member.slot] = member
+        if len(self._members) < self.room:
+            self._seat(member)
         return member.slot
 
-    def step(self) -> None:
-        """Run the next row of every sample that has one."""
+    def step(self, slots: Sequence[int] | None = None, merged: bool = False) -> None:
+        """Run the next row of samples that are under way.
+
+        If the network raises, no sample has moved.
+
+        Args:
+            slots: The samples, each once, at most `room`; None is every sample that has a row left.
+            merged: Run plain rows in the guided graph, too, which then runs once for all.
+
+        Raises:
+            RequestError: No sample is under way in one of the slots, or there are too many.
+        """
         self._retire()
+        self._choose(self._of_slot if slots is None else slots)
         if not self._members:
             return
-        plain = self._arrange()
+        plain = 0 if merged else self._arrange()
         self._fill()
         count = len(self._members)
         if plain:
@@ -179,7 +146,7 @@ class Batch:
         for member in self._members:
             member.row += 1
             if member.job.known is not None:
-                _blend(self._buffers, member.place, member.job.known, last=member.done)
+                blend(self._buffers, member.place, member.job.known, last=member.done)
 
     def finished(self) -> dict[int, Float32]:
         """Return the samples that have finished, [*S] each, by slot, and free their slots."""
@@ -216,12 +183,22 @@ class Batch:
         """
         member = self._member(slot)
         denoised, x = self.look([slot])
-        return SlotPreview(member.row, len(member.job.table), denoised[0], x[0])
+        return SlotPreview(member.row, member.rows, denoised[0], x[0])
 
     def look(self, slots: Sequence[int]) -> tuple[Float32, Float32]:
         """Return copies of the denoised estimates D and the samples x of some slots, [n, *S]."""
-        places = [self._member(slot).place for slot in slots]
-        return self._buffers.denoised[places], self._buffers.state[places, 0]
+        denoised = np.zeros((len(slots), *self._shape), np.float32)
+        x = np.zeros_like(denoised)
+        for i, member in enumerate(map(self._member, slots)):
+            if member.place >= 0:
+                denoised[i] = self._buffers.denoised[member.place]
+                x[i] = self._buffers.state[member.place, 0]
+            elif member.parked:
+                denoised[i] = member.parked.denoised
+                x[i] = member.parked.state[0]
+            else:
+                x[i] = begin(member.job, self._shape)
+        return denoised, x
 
     def _member(self, slot: int) -> _Member:
         if slot not in self._of_slot:
@@ -235,12 +212,52 @@ class Batch:
             self._remove(member)
 
     def _remove(self, member: _Member) -> None:
+        """Forget a sample."""
+        if member.place >= 0:
+            self._vacate(member)
+        del self._of_slot[member.slot]
+
+    def _vacate(self, member: _Member) -> None:
         """Take a sample out of the buffers; the last one takes its place."""
         last = self._members[-1]
         if last is not member:
             self._swap(member.place, last.place)
         self._members.pop()
-        del self._of_slot[member.slot]
+        member.place = -1
+
+    def _seat(self, member: _Member) -> None:
+        """Put a sample behind the others in the buffers, as it was when it was parked."""
+        place = len(self._members)
+        buffers = self._buffers
+        if member.parked is None:
+            # The last sample in this place left its own values: 0 · inf would be NaN.
+            buffers.state[place] = 0
+            buffers.state[place, 0] = begin(member.job, self._shape)
+            buffers.denoised[place] = 0
+        else:
+            buffers.state[place], buffers.denoised[place] = member.parked
+            member.parked = None
+        buffers.label[place] = member.job.label
+        member.place = place
+        member.quiet = False  # nobody has cleared the noise of the last sample here
+        self._members.append(member)
+
+    def _choose(self, slots: Collection[int]) -> None:
+        """Bring the samples that step into the buffers, and park the others."""
+        if len(slots) > self.room:
+            raise RequestError(f"at most {self.room} samples can step together, got {len(slots)}.")
+        chosen = [self._member(slot) for slot in slots]
+        if len(set(slots)) < len(slots):
+            raise RequestError(f"a sample takes one step at a time, got slots {[*slots]}.")
+        buffers = self._buffers
+        for member in [m for m in self._members if m.slot not in slots]:
+            place = member.place
+            if member.row:
+                member.parked = _Parked(buffers.state[place].copy(), buffers.denoised[place].copy())
+            self._vacate(member)
+        for member in chosen:
+            if member.place < 0:
+                self._seat(member)
 
     def _arrange(self) -> int:
         """Move samples whose next row is guided behind the others. Returns how many come first."""
@@ -281,17 +298,3 @@ class Batch:
             places = [member.place for member in members]
             seeds = [member.job.seed for member in members]
             buffers.noise[places] = noises(seeds, Stream.STEP, row, self._shape)
-
-
-def _blend(buffers: Buffers, place: int, known: Known, last: bool) -> None:
-    """Change a sample's row as if D had been the known image where it is known.
-
-    A row is linear in D, so each register changes by its own weight of D. This needs no other
-    graph, and works with every solver.
-    """
-    change = known.mask * (known.picture - buffers.denoised[place])
-    weights = buffers.update[place, :, D]
-    buffers.state[place] += weights.reshape(-1, *[1] * change.ndim) * change
-    buffers.denoised[place] += change
-    if last:  # bit-exact what was passed in
-        np.copyto(buffers.state[place, 0], known.picture, where=known.mask == 1)

@@ -13,7 +13,8 @@ from ..backends.forks import ForkGuard
 from ..diffusion.noise import Stream, noises
 from ..diffusion.program import R
 from ..errors import BackendError, UnnoiseError
-from .batch import Batch, Job, begin
+from .batch import Batch
+from .job import Job, begin
 
 
 class Cancelled(UnnoiseError):

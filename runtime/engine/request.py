@@ -18,7 +18,7 @@ from ..errors import RequestError
 from ..errors.arguments import array_of, instance, integer, number
 from ..errors.keywords import check_options
 from ..errors.messages import refused, shown, unwrapped
-from .batch import Job, Known, Table
+from .job import Job, Known, Table
 
 ARRAYS = ("start", "picture", "known", "mask")
 """Fields of a request that are arrays [*S]."""

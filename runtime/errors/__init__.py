@@ -48,6 +48,34 @@ class RequestError(UnnoiseError, ValueError):
     """An argument names something that does not exist, or has a value that cannot be used."""
 
 
+class Overloaded(UnnoiseError):
+    """An engine has too much work to take more now.
+
+    Attributes:
+        retry_after: Predicted seconds until the same request would be accepted.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(UnnoiseError):
+    """A request cannot be finished, or was not finished, by its deadline.
+
+    Attributes:
+        finish_seconds: Predicted seconds that the request needs, from its submission on.
+    """
+
+    def __init__(self, message: str, finish_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.finish_seconds = finish_seconds
+
+
+class ClosedError(BackendError):
+    """An engine is closing, or was closed: it accepts nothing more."""
+
+
 def unknown(
     kind: str, name: object, known: Iterable[object], error: type[UnnoiseError] = RequestError
 ) -> UnnoiseError:

@@ -46,6 +46,7 @@ VERBS = {
     "bench": Verb(
         "runtime.bench.table", "runtime.bench", "measure how fast a bundle samples", "cpu"
     ),
+    "serve": Verb("serve.__main__", "serve", "serve bundles over HTTP", "serve"),
     "fit": Verb("trainer.fit", "trainer.fit", "train a network", "train"),
     "evaluate": Verb("trainer.evaluate", "trainer.evaluate", "measure sample quality", "train"),
     "average": Verb("trainer.average", "trainer.average", "average the weights of a run", "train"),
@@ -150,7 +151,7 @@ def _imported(verb: Verb) -> ModuleType | None:
         return importlib.import_module(verb.module)
     except ModuleNotFoundError as error:
         # One of our own modules that is missing is a bug, and not an absent extra.
-        if (error.name or "").split(".")[0] in ("runtime", "trainer", "export"):
+        if (error.name or "").split(".")[0] in ("runtime", "trainer", "export", "serve"):
             raise
         say(
             f"error: this verb needs {error.name!r}, which is not installed. "

@@ -5,7 +5,8 @@ import pytest
 
 from runtime import RequestError, Sampler
 from runtime.diffusion.solvers import SOLVERS
-from runtime.engine.batch import Batch, Job
+from runtime.engine.batch import Batch
+from runtime.engine.job import Job
 from runtime.engine.request import Planner, Request
 
 CAPACITY = 8
@@ -88,6 +89,57 @@ def test_500_interleavings_give_the_bytes_that_each_job_gives_alone(
     assert compared + cancelled == INTERLEAVINGS
     assert compared > INTERLEAVINGS / 2
     assert cancelled > INTERLEAVINGS / 20
+
+
+def test_only_some_of_the_samples_step_and_have_the_same_bytes(
+    sampler: Sampler, jobs: list[Job], alone: list[bytes]
+) -> None:
+    """More samples than the buffers have room for; each step takes some of them, some steps run
+    plain rows in the guided graph."""
+    generator = np.random.Generator(np.random.Philox(key=9))
+    room = 3
+    batch = Batch(sampler.backend.bind(room), SHAPE, CAPACITY, room)
+    order = [int(i) for i in generator.permutation(len(jobs))][:100]
+    under_way: dict[int, int] = {}
+    compared = 0
+    while order or under_way:
+        while order and len(batch) < CAPACITY and generator.random() < 0.7:
+            job = order.pop()
+            under_way[batch.admit(jobs[job])] = job
+        number = min(int(generator.integers(room + 1)), len(under_way))
+        slots = [int(slot) for slot in generator.permutation(sorted(under_way))[:number]]
+        before = {slot: batch.preview(slot) for slot in under_way}
+        batch.step(slots, merged=bool(generator.random() < 0.3))
+        for slot in under_way.keys() - {*slots}:
+            after = batch.preview(slot)
+            assert after.step == before[slot].step
+            assert after.x.tobytes() == before[slot].x.tobytes()
+            assert after.denoised.tobytes() == before[slot].denoised.tobytes()
+        if slots and generator.random() < CANCELLED / 4:
+            slot = int(generator.choice(sorted(under_way)))
+            batch.cancel(slot)
+            del under_way[slot]
+        for slot, x in batch.finished().items():
+            job = under_way.pop(slot)
+            assert x.tobytes() == alone[job], f"job {job}"
+            compared += 1
+    assert compared > 50
+    assert len(batch) == 0
+
+
+def test_a_step_of_the_wrong_samples_is_refused(sampler: Sampler, jobs: list[Job]) -> None:
+    batch = Batch(sampler.backend.bind(2), SHAPE, 3, 2)
+    slots = [batch.admit(max(jobs, key=lambda job: len(job.table))) for _ in range(3)]
+    with pytest.raises(RequestError, match="at most 2 samples can step together, got 3"):
+        batch.step()
+    with pytest.raises(RequestError, match="one step at a time"):
+        batch.step([slots[0], slots[0]])
+    with pytest.raises(RequestError, match="no sample is under way in slot 7"):
+        batch.step([7])
+    batch.step([])
+    assert [batch.preview(slot).step for slot in slots] == [0, 0, 0]
+    batch.step(slots[1:])
+    assert [batch.preview(slot).step for slot in slots] == [0, 1, 1]
 
 
 def test_the_kinds_of_job_are_all_there(jobs: list[Job]) -> None:

@@ -6,6 +6,7 @@ and a memory. steps and quadrature: what they share.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 from ...errors.arguments import choice, instance, number
@@ -83,3 +84,27 @@ def make_program(
         guidance=guidance,
         guidance_interval=guidance_interval,
     )
+
+
+CALLS = {"heun": 2, "edm": 2, "kdpm2": 2, "dpmpp_2s": 2, "dpmpp_3s": 3, "dpmpp_2s_sde": 2}
+"""Network calls an interval, for solvers that need more than one."""
+EXTRA_CALLS = {"plms": 1}
+"""Network calls that a solver adds once."""
+
+
+def most_rows(solver: str, intervals: int, options: Mapping[str, object]) -> int:
+    """Bound the number of rows of a program, without making it.
+
+    Args:
+        solver: A name of `SOLVERS`.
+        intervals: Of the grid.
+        options: The solver's own. One that the solver refuses may count as its default.
+
+    Returns:
+        As many rows as the program has, or a few more.
+    """
+    rows = intervals * CALLS.get(solver, 1) + EXTRA_CALLS.get(solver, 0)
+    if solver != repaint.__name__:
+        return rows
+    resample = options.get("resample", inspect.signature(repaint).parameters["resample"].default)
+    return rows * resample if isinstance(resample, int) else rows

@@ -1,0 +1,300 @@
+"""The engine: continuous batching for many users, with one inference thread.
+
+    with Engine(Sampler.load("bundles/emoji32")) as engine:
+        ticket = engine.submit(Request(seed=1, label="cat"), flow="alice")
+        x = ticket.result()                     # [1, *S]
+
+At each tick the inference thread picks rows of the requests that are under way or waiting, runs
+them in one network call, and finishes those that have no row left. There is no waiting window. A
+sample has the bytes that it has alone, whatever the neighbours.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from ..backends.base import Backend
+from ..backends.forks import ForkGuard
+from ..bundle.bundle import Bundle
+from ..errors import BackendError, ClosedError, RequestError
+from ..errors.arguments import enough_memory, function, instance, integer, number
+from ..errors.keywords import named
+from .admission import Limits
+from .cost import Clock, CostCurve, cost_curve
+from .fair import Work
+from .job import Job
+from .ledger import Ending, Ledger, Order
+from .request import Planner, Request
+from .runner import Runner, Sample
+from .stats import Stats, TickReport
+from .ticket import Ticket, TicketStatus, guarded
+
+JOIN_S = 10.0
+"""Seconds that `close` waits for a network call that hangs."""
+
+
+class Opened(Protocol):
+    """A bundle on a backend, such as `runtime.Sampler`."""
+
+    @property
+    def bundle(self) -> Bundle: ...
+
+    @property
+    def backend(self) -> Backend: ...
+
+
+class Engine:
+    """Runs requests of many users in shared batches. May be used from many threads at once.
+
+    Attributes:
+        bundle, backend: Those of the sampler.
+        limits: How much work is accepted.
+        curve: What a tick costs.
+    """
+
+    @named
+    def __init__(
+        self,
+        sampler: Opened,
+        limits: Limits | None = None,
+        *,
+        max_batch: int = 32,
+        curve: CostCurve | None = None,
+        on_tick: Callable[[TickReport], object] | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """Measure the cost of a tick, or take it from the cache, and start the inference thread.
+
+        Args:
+            sampler: A `runtime.Sampler`, or anything with its `bundle` and `backend`. The engine
+                does not close it. Others may use it meanwhile.
+            limits: How much work is accepted; None is `Limits()`.
+            max_batch: Most samples of a network call, 1 to 1024. Measured costs may lower it.
+            curve: What a tick costs; None measures it.
+            on_tick: Called after every tick in the inference thread, so it must be quick.
+            clock: Seconds, for deadlines and statistics.
+
+        Raises:
+            RequestError: An argument cannot be used.
+            BackendError: The machine cannot run the bundle.
+        """
+        max_batch = integer("max_batch", max_batch, 1, 1024)
+        limits = Limits() if limits is None else instance("limits", limits, Limits)
+        self.bundle = sampler.bundle
+        self.backend = sampler.backend
+        self.limits = limits.checked()
+        self._guard = ForkGuard(self.backend.name, self)
+        self._guard.check()
+        self.curve = curve or cost_curve(self.bundle, self.backend, max_batch)
+        self._clock = clock
+        self._on_tick = on_tick if on_tick is None else function("on_tick", on_tick)
+        self._planner = Planner(self.bundle)
+        room = max(self.curve.cap(False), self.curve.cap(True))
+        self._ledger = Ledger(self.curve, self.limits)
+        slots = self._ledger.slots
+        self._runner = Runner(self.backend, self.bundle.sample_shape, slots, room)
+        self._tickets = itertools.count(1)
+        self._keys = itertools.count()
+        self._begun: float | None = None
+        self._stopped = False
+        self._changed = threading.Condition()
+        # A daemon, so that an engine that nobody closes cannot keep the process alive; closed at
+        # exit, so that no network call is cut off there.
+        self._thread = threading.Thread(target=self._serve, name="unnoise-engine", daemon=True)
+        atexit.register(self.close)
+        self._thread.start()
+
+    @named
+    def submit(
+        self,
+        requests: Request | Sequence[Request],
+        flow: str = "",
+        deadline: float | None = None,
+        on_preview: bool | Callable[[Ticket], object] = False,
+        every: int = 1,
+    ) -> Ticket:
+        """Accept requests, to be finished together as one ticket. Planning runs in this thread.
+
+        Args:
+            requests: One request, or a list of them.
+            flow: Whose work it is, such as a token or a client's address. Flows share the network
+                by rows, whatever they submit.
+            deadline: Seconds from now; None has none.
+            on_preview: True fills the ticket's mailbox with previews. A function is also called
+                with the ticket after each deposit, in the inference thread, so it must be quick.
+            every: Deposit a preview after every so many rows of a sample, and after its last.
+
+        Raises:
+            RequestError: A request cannot be used, or is larger than the limits ever allow.
+            Overloaded: Too much work is waiting; its `retry_after` is in seconds.
+            DeadlineError: The predicted finish is beyond the deadline.
+            ClosedError: The engine is closing or closed.
+        """
+        self._guard.check()
+        flow = instance("flow", flow, str, "Pass a token or an address.")
+        every = integer("every", every, 1)
+        if deadline is not None:
+            deadline = number("deadline", deadline, 0.0, 1e9)
+        called = None if isinstance(on_preview, bool) else function("on_preview", on_preview)
+        listed = [requests] if isinstance(requests, Request) else [*requests]
+        if len(listed) > self.limits.samples:
+            raise RequestError(
+                f"at most {self.limits.samples} samples can be submitted together, got "
+                f"{len(listed)}. Submit fewer at a time."
+            )
+        jobs = [self._planner.job(request) for request in listed]
+        order = self._order(jobs, flow, every if on_preview else 0, called)
+        if deadline is not None:
+            order.deadline = order.ticket.submitted + deadline
+            with self._changed:
+                self._ledger.check(order)
+                trial = self._ledger.snapshot()
+            # Takes some milliseconds, in which the engine goes on.
+            self._ledger.check_deadline(order, trial, deadline)
+        with self._changed:
+            self._ledger.admit(order)
+            ending = None if jobs else self._ledger.end(order, "done")
+            self._changed.notify_all()
+        if ending is not None:
+            self._tell([ending])
+        return order.ticket
+
+    def cancel(self, ticket: Ticket) -> bool:
+        """Stop a ticket, see `Ticket.cancel`."""
+        with self._changed:
+            order = self._ledger.orders.get(ticket.id)
+            endings = [] if order is None else [self._ledger.end(order, "cancelled")]
+            self._changed.notify_all()
+        self._tell(endings)
+        return ticket.state == "cancelled"
+
+    def status(self, ticket: Ticket) -> TicketStatus:
+        """Return where a ticket stands, see `Ticket.status`."""
+        with self._changed:
+            found = self._ledger.status(ticket, self._clock())
+            trial = self._ledger.snapshot()
+        return replace(found, finish_seconds=self._ledger.seconds_left(trial, ticket))
+
+    def stats(self) -> Stats:
+        """Return counters and gauges, of one moment."""
+        with self._changed:
+            tick_seconds = 0.0 if self._begun is None else self._clock() - self._begun
+            return self._ledger.stats(tick_seconds)
+
+    def close(self, drain_s: float = 0.0) -> bool:
+        """Stop. New work raises `ClosedError` at once; what was accepted may finish.
+
+        Args:
+            drain_s: Seconds that accepted tickets have to finish. The rest fail with `ClosedError`.
+
+        Returns:
+            Whether all finished. A second call waits for the same end.
+        """
+        if self._guard.forked:
+            return True
+        with self._changed:
+            self._ledger.closing = True
+            self._changed.wait_for(lambda: not self._ledger.orders, timeout=drain_s)
+            endings = self._fail_all(ClosedError("the engine was closed before it was done."))
+        self._tell(endings)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(JOIN_S)
+        atexit.unregister(self.close)
+        return not endings
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _order(
+        self,
+        jobs: Sequence[Job],
+        flow: str,
+        every: int,
+        on_preview: Callable[[Ticket], object] | None,
+    ) -> Order:
+        """A new ticket for some jobs."""
+        group = next(self._tickets)
+        works = [Work(next(self._keys), flow, group, job.table.guided.tobytes()) for job in jobs]
+        rows = sum(work.left for work in works)
+        if rows > self.limits.rows:
+            raise RequestError(
+                f"at most {self.limits.rows} rows of the network can be submitted together, got "
+                f"{rows}. Take fewer steps or fewer samples."
+            )
+        ticket = Ticket(self, group, flow, len(jobs), rows, self._clock(), on_preview)
+        samples = [
+            Sample(ticket, i, job, work, every)
+            for i, (job, work) in enumerate(zip(jobs, works, strict=True))
+        ]
+        with enough_memory(f"a result of {len(jobs)} samples", "Submit fewer at a time."):
+            result = np.zeros((len(jobs), *self.bundle.sample_shape), np.float32)
+        return Order(ticket, samples, result)
+
+    def _serve(self) -> None:
+        """The inference thread."""
+        try:
+            while self._tick():
+                pass
+        except BaseException as error:
+            with self._changed:
+                self._ledger.closing = True
+                found = BackendError(f"the engine stopped: {type(error).__name__}: {error}.")
+                endings = self._fail_all(found)
+            self._tell(endings)
+            raise
+
+    def _tick(self) -> bool:
+        """Wait for work and run one network call. Returns False if the engine is to stop."""
+        with self._changed:
+            ledger = self._ledger
+            self._changed.wait_for(lambda: self._stopped or ledger.orders or ledger.gone)
+            if self._stopped:
+                return False
+            now = self._clock()
+            late = ledger.expire(now)
+            gone = ledger.gone
+            ledger.gone = []
+            picked = ledger.pick(now)
+            self._begun = now if picked else None
+        self._tell(late)
+        self._runner.free(gone)
+        if picked is None:
+            return True
+        tick, samples = picked
+        begun = self._clock()
+        outcome = self._runner.step(samples, tick.guided)
+        seconds = self._clock() - begun
+        with self._changed:
+            endings = self._ledger.note(tick, outcome, seconds)
+            self._begun = None
+            self._changed.notify_all()
+        self._tell(endings)
+        if self._on_tick is not None:
+            finished = len(outcome.finished)
+            report = TickReport(tick.guided, len(samples), tick.rows, seconds, finished)
+            guarded(self._on_tick, report)
+        return True
+
+    def _fail_all(self, error: BaseException) -> list[Ending]:
+        """Stop, and take out every ticket. With the lock held."""
+        self._stopped = True
+        self._changed.notify_all()
+        orders = [*self._ledger.orders.values()]
+        return [self._ledger.end(order, "failed", error) for order in orders]
+
+    def _tell(self, endings: Sequence[Ending]) -> None:
+        """Make tickets final. It calls the users' functions, so never with the lock held."""
+        for ending in endings:
+            result = ending.order.result if ending.state == "done" else None
+            ending.order.ticket.settle(ending.state, self._clock(), result, ending.error)

@@ -1,0 +1,115 @@
+"""Serve bundles over HTTP: python -m serve BUNDLE ... --port 8000"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import sys
+from pathlib import Path
+
+from runtime.errors import RequestError
+from runtime.terminal.output import say
+from runtime.terminal.verbs import program, run_verb
+
+from . import log
+from .app import create_app
+from .auth import host_name, read_tokens
+from .server import Server, listen
+from .settings import Settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return run_verb(_parser(), serve, arguments)
+
+
+def serve(given: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
+    settings = settings_of(given)
+    # First, so that a port that is taken is told before anything is loaded.
+    listener = listen(given.host, given.port)
+    log.to_stderr()
+    server = Server(create_app(given.bundles, settings))
+    port = listener.getsockname()[1]
+    host = f"[{given.host}]" if ":" in given.host else given.host
+    say(f"http://{host}:{port}", flush=True)
+    asyncio.run(server.serve([listener]))
+    # A bundle that cannot be opened has stopped the server.
+    failure = server.service.models.failure
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def settings_of(given: argparse.Namespace) -> Settings:
+    """The settings that a command line asks for.
+
+    Raises:
+        RequestError: The address is not this machine's own, and there is neither a token file nor
+            --open.
+    """
+    local = is_loopback(given.host)
+    tokens = read_tokens(given.token_file) if given.token_file else {}
+    if not local and not tokens and not given.open:
+        raise RequestError(
+            f"{given.host} can be reached from other machines. Pass --token-file FILE, so that "
+            "only users with a token may use the service, or --open to let everybody."
+        )
+    hosts = {host_name(name) for name in given.host_name}
+    # A page whose name was rebound to this machine has its own name as Host.
+    if local:
+        hosts |= {"localhost", "127.0.0.1", "[::1]", host_name(given.host)}
+    return Settings(
+        backend=given.backend,
+        precision=given.precision,
+        threads=given.threads,
+        drain_s=given.drain,
+        tokens=tokens,
+        hosts=tuple(sorted(hosts)),
+        cors=given.cors,
+        proxies=tuple(given.proxy),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program("serve"), description=__doc__)
+    add = parser.add_argument
+    add("bundles", nargs="+", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    add("--host", default="127.0.0.1", help="the address to listen at [127.0.0.1]")
+    add("--port", type=int, default=8000, help="0 takes a free one [8000]")
+    add("--token-file", type=Path, metavar="FILE", help="TOKEN or NAME TOKEN, one a line")
+    add("--open", action="store_true", help="let other machines use it without a token")
+    add(
+        "--host-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that the Host header may have; again for more [those of this machine]",
+    )
+    add("--cors", action="store_true", help="let pages of other origins use it")
+    add(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a proxy whose X-Forwarded-For is believed; again for more",
+    )
+    add("--drain", type=float, default=30.0, help="seconds to finish work after SIGTERM [30]")
+    add("--backend", default="auto", help="inference library [auto]")
+    add("--precision", default="auto", help="one that the bundles hold [auto: fp32]")
+    add("--threads", type=int, help="of the inference library [one a core]")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The application: its endpoints and what is around them.
+
+    GET    /v1/info                     models, labels, solvers, defaults, limits
+    POST   /v1/samples                  make samples
+    GET    /v1/samples?...              one image by its URL
+    POST   /v1/edits/{verb}             edit an uploaded image
+    GET    /v1/jobs/{id}                where a job stands; DELETE cancels it
+    GET    /v1/jobs/{id}/events         its previews and its end
+    GET    /v1/jobs/{id}/result         its result
+    POST   /v1/images/generations       OpenAI's API, as are /v1/images/edits and /v1/models
+    GET    /v2/...                      the Open Inference Protocol
+    GET    /livez /readyz /metrics /openapi.json
+
+docs/serving.md describes them with examples, `fields.py` their fields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from runtime.errors import UnnoiseError
+
+from . import edits, health, job_endpoints, log, openai, openapi, protocol, samples
+from .middleware import Gate, Observe
+from .models import Source
+from .problems import ClientGone, Problem, respond
+from .service import Service
+from .settings import Settings
+
+Endpoint = Callable[[Request], Awaitable[ASGIApp]]
+ENDPOINTS: tuple[tuple[str, str, Endpoint], ...] = (
+    ("GET", "/v1/info", health.info),
+    ("POST", "/v1/samples", samples.create),
+    ("GET", "/v1/samples", samples.show),
+    ("POST", "/v1/edits/{verb}", edits.create),
+    ("GET", "/v1/jobs/{id}", job_endpoints.show),
+    ("DELETE", "/v1/jobs/{id}", job_endpoints.cancel),
+    ("GET", "/v1/jobs/{id}/events", job_endpoints.events),
+    ("GET", "/v1/jobs/{id}/result", job_endpoints.result),
+    ("POST", "/v1/images/generations", openai.generations),
+    ("POST", "/v1/images/edits", openai.edit),
+    ("GET", "/v1/models", openai.models),
+    ("GET", "/v1/models/{model}", openai.model),
+    ("GET", "/v2", protocol.server),
+    ("GET", "/v2/health/live", protocol.live),
+    ("GET", "/v2/health/ready", protocol.ready),
+    ("GET", "/v2/models/{model}", protocol.model),
+    ("GET", "/v2/models/{model}/ready", protocol.model_ready),
+    ("POST", "/v2/models/{model}/infer", protocol.infer),
+    ("GET", "/openapi.json", openapi.show),
+    ("GET", "/livez", health.livez),
+    ("GET", "/readyz", health.readyz),
+    ("GET", "/metrics", health.metrics),
+    *(("GET", path, health.page) for path in health.PAGE),
+)
+"""Method, path and function of every endpoint."""
+
+
+def create_app(bundles: Iterable[Source], settings: Settings | None = None) -> Starlette:
+    """Return the ASGI application.
+
+    Args:
+        bundles: Folders of bundles, which are opened at the start; or samplers, which stay open
+            at the end.
+        settings: None is `Settings()`.
+
+    Raises:
+        RequestError: There is no bundle.
+    """
+    service = Service(bundles, settings or Settings())
+    handled = (Problem, UnnoiseError, ClientGone, HTTPException)
+    app = Starlette(
+        routes=[Route(path, _entered(path, end), methods=[m]) for m, path, end in ENDPOINTS],
+        middleware=[Middleware(Observe, service), Middleware(Gate, service)],
+        exception_handlers=dict.fromkeys(handled, _respond),
+        lifespan=_lifespan,
+    )
+    app.state.service = service
+    return app
+
+
+async def _respond(request: Request, error: Exception) -> Response:
+    # Starlette would call a plain function in a thread.
+    return respond(request, error)
+
+
+def _entered(path: str, endpoint: Endpoint) -> Endpoint:
+    """An endpoint that notes its route's template, for the log and the metrics."""
+
+    async def enter(request: Request) -> ASGIApp:
+        request.scope["state"]["endpoint"] = path
+        return await endpoint(request)
+
+    return enter
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    """Open the models in a thread, while probes are answered; close them at the end."""
+    service: Service = app.state.service
+    # uvicorn listens only once this has yielded, so opening must not hold it up.
+    opening = asyncio.create_task(asyncio.to_thread(_open, service))
+    try:
+        yield
+    finally:
+        await opening
+        await asyncio.to_thread(service.close)
+
+
+def _open(service: Service) -> None:
+    try:
+        service.models.open()
+        log.write("ready", models=list(service.models.all))
+    except Exception as error:
+        log.write("failed", logging.ERROR, error=str(error))

@@ -1,0 +1,178 @@
+"""Request bodies: JSON and multipart, within their limits and in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import warnings
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from PIL import Image
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from runtime.errors import RequestError
+from runtime.errors.messages import reason
+from runtime.files import from_json
+
+from .problems import ClientGone, Problem
+from .settings import KIB, MIB, Settings
+
+IMAGE_KINDS = ("PNG", "JPEG", "WEBP")
+"""Pillow's names of the formats that are decoded; no other decoder is tried."""
+
+
+async def read_json(request: Request, settings: Settings) -> object:
+    """Return the JSON value of a body; {} for an empty one.
+
+    Raises:
+        Problem: It is of another type (415), too large (413), or takes too long (408).
+        RequestError: It is not strict JSON.
+        ClientGone: The client left.
+    """
+    _check_type(request, "application/json")
+    body = bytearray()
+    async with _in_time(settings):
+        try:
+            # Counted as it arrives: a body need not say its length, or may lie.
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > settings.json_bytes:
+                    raise too_large("a JSON body", settings.json_bytes)
+        except ClientDisconnect:
+            raise ClientGone from None
+    if not body:
+        return {}
+    try:
+        return from_json(bytes(body))
+    except ValueError as error:  # also what is not UTF-8, and integers of thousands of digits
+        raise RequestError(f"the body is not JSON: {reason(error)}.") from None
+
+
+@dataclass(frozen=True)
+class Form:
+    """A multipart body: its files by name, and its texts by name."""
+
+    files: Mapping[str, bytes]
+    texts: Mapping[str, str]
+
+
+class _InMemory(MultiPartParser):
+    """A parser that never writes a temporary file: the body's size is limited as it arrives."""
+
+    spool_max_size = 2**62
+
+    def close(self) -> None:
+        """Close all files, those of parts that never ended among them."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
+
+async def read_form(request: Request, settings: Settings, texts: int) -> Form:
+    """Return a multipart body.
+
+    texts: most fields that are no files.
+
+    Raises:
+        Problem: It is of another type (415), too large (413), or takes too long (408).
+        RequestError: It is not multipart/form-data, has too many parts, or a part twice.
+        ClientGone: The client left.
+    """
+    _check_type(request, "multipart/form-data")
+    parser = _InMemory(
+        request.headers,
+        request.stream(),
+        max_files=settings.parts,
+        max_fields=texts,
+        max_part_size=settings.json_bytes,
+    )
+    async with _in_time(settings):
+        try:
+            # `receive` counts the bytes and raises the 413.
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise RequestError(f"the multipart body cannot be read: {error.message}") from None
+        except ClientDisconnect:
+            raise ClientGone from None
+    found_files: dict[str, bytes] = {}
+    found_texts: dict[str, str] = {}
+    try:
+        for name, value in form.multi_items():
+            # Which of two would count is anybody's guess.
+            if name in found_files or name in found_texts:
+                raise RequestError(f"the part {name[:60]!r} is given twice. Send it once.")
+            if isinstance(value, str):
+                found_texts[name] = value
+            else:
+                found_files[name] = await value.read()
+    finally:
+        parser.close()
+    return Form(found_files, found_texts)
+
+
+def decode(name: str, data: bytes, settings: Settings) -> Image.Image:
+    """Decode an uploaded image. Its header is checked before any pixel is decoded.
+
+    Args:
+        name: How messages call it.
+        data: A PNG, JPEG or WebP file.
+        settings: The bounds.
+
+    Raises:
+        RequestError: It is no such file, damaged, or has too many pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # It reads the header alone.
+            image = Image.open(io.BytesIO(data), formats=IMAGE_KINDS)
+        if image.width * image.height > settings.pixels:
+            raise _too_many_pixels(name, settings)
+        # Pixels from here on.
+        image.load()
+    except RequestError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_many_pixels(name, settings) from None
+    except Exception as error:  # damaged files raise many kinds of errors inside Pillow
+        raise RequestError(
+            f"`{name}` cannot be read as PNG, JPEG or WebP: {_plain(error)}. Send another file."
+        ) from None
+    return image
+
+
+def _plain(error: Exception) -> str:
+    # Pillow's sentence for an unknown file shows the object that it was read from.
+    unknown = type(error).__name__ == "UnidentifiedImageError"
+    return "it is no such file" if unknown else reason(error)
+
+
+def too_large(what: str, most: int) -> Problem:
+    """The response to a body that is too large."""
+    size = f"{most // MIB} MiB" if most >= MIB else f"{most // KIB} KiB"
+    return Problem(413, f"{what} may have at most {size} ({most} bytes). Send a smaller one.")
+
+
+def _too_many_pixels(name: str, settings: Settings) -> RequestError:
+    return RequestError(f"`{name}` has more than {settings.pixels} pixels. Send a smaller image.")
+
+
+def _check_type(request: Request, kind: str) -> None:
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != kind:
+        # A page of another origin can send any other type without asking first.
+        raise Problem(415, f"the Content-Type must be {kind}, got {given[:60] or 'none'!r}.")
+
+
+@asynccontextmanager
+async def _in_time(settings: Settings) -> AsyncGenerator[None, None]:
+    """Raise a 408 if the block takes longer than a body may."""
+    try:
+        async with asyncio.timeout(settings.body_s):
+            yield
+    except TimeoutError:
+        raise Problem(
+            408, f"the body must arrive within {settings.body_s:g} s. Send it again.", 1.0
+        ) from None

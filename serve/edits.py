@@ -1,0 +1,292 @@
+"""POST /v1/edits/{verb}. The methods of `Sampler` plan an edit, and the engine runs its requests
+along with all others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from PIL import Image
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+import runtime
+from runtime import Cancelled, Inversion, Overloaded, Sampler, SamplingOptions
+from runtime.engine.loop import Result, StepCallback
+from runtime.errors import RequestError
+from runtime.errors.arguments import integer
+from runtime.files import from_json
+from runtime.images import read
+from runtime.sampler import INVERTING, PAINTING
+
+from . import limits, results
+from .bodies import Form, decode, read_form
+from .events import unless_gone
+from .fields import EDIT_PARTS, edit_fields
+from .models import Model
+from .pictures import Float32
+from .problems import Problem
+from .results import Output
+from .runs import Run
+from .samples import options_of
+from .schema import check_all
+from .service import Service, flow_of, service_of
+from .settings import Settings
+
+MOST_TRIES = 20
+"""Times that a later pass of an edit is submitted if the engine is overloaded."""
+SETTINGS = ("label", "guidance", "guidance_interval", "solver", "steps", "grid")
+"""Fields of an edit that all methods of `Sampler` take."""
+
+End = int | Float32
+"""An end of an interpolation: a seed, or an image [1, *S]."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit that is checked and decoded.
+
+    Attributes:
+        given: The fields of `params`.
+        images: [1, *S] each, by part.
+        how: What the method of `Sampler` takes by keyword.
+    """
+
+    verb: str
+    given: Mapping[str, object]
+    images: Mapping[str, Float32]
+    mask: Image.Image | None
+    how: Mapping[str, object]
+
+
+class EngineSampler(Sampler):
+    """A sampler whose requests run in an engine, under a user's flow. For one thread."""
+
+    def __init__(self, model: Model, submit: Callable[[list[runtime.Request]], Float32]) -> None:
+        """submit: runs requests, and returns their samples [n, *S]."""
+        # Everything but `run` is the sampler's: so edits have its bytes.
+        super().__init__(model.bundle, model.sampler.backend)
+        self._submit = submit
+
+    def run(
+        self, requests: Iterable[runtime.Request], on_step: StepCallback | None = None
+    ) -> Result:
+        """Run requests, see `Sampler.run`. There is no step callback here."""
+        return Result(self._submit(list(requests)), ())
+
+
+class Passes:
+    """Submits the passes of an edit, one after another, and shows them as one run."""
+
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        flow: str,
+        deadline: float | None,
+        every: int,
+    ) -> None:
+        """deadline: seconds from now for all passes; None has none."""
+        self._run = run
+        self._settings = settings
+        self._flow = flow
+        self._end = None if deadline is None else time.monotonic() + deadline
+        self._every = every
+        self._passes = 0
+
+    def submit(self, requests: list[runtime.Request]) -> Float32:
+        """Run one pass, in the edit's thread. Returns its samples [n, *S].
+
+        Raises:
+            Cancelled: The run was cancelled.
+            UnnoiseError: See `Engine.submit` and `Ticket.result`.
+        """
+        # Every pass is bounded like a request of its own.
+        limits.checked(self._run.model.bundle, requests, self._settings)
+        for left in reversed(range(MOST_TRIES)):
+            if self._run.cancelled:
+                raise Cancelled("the edit was cancelled.")
+            try:
+                return self._once(requests)
+            except Overloaded as error:
+                # The first pass is refused like any request; later ones were promised.
+                if not self._passes or not left:
+                    raise
+                self._run.stopped.wait(error.retry_after)
+        raise AssertionError
+
+    def _once(self, requests: list[runtime.Request]) -> Float32:
+        run = self._run
+        shown = run.note if self._every else False
+        # What is left of the deadline of all passes.
+        deadline = None if self._end is None else max(self._end - time.monotonic(), 0.0)
+        ticket = run.model.engine.submit(requests, self._flow, deadline, shown, self._every or 1)
+        self._passes += 1
+        # Runs belong to the event loop, and this is the edit's thread.
+        run.call(run.attach, ticket)
+        return ticket.result()
+
+
+async def create(request: Request) -> ASGIApp:
+    """Edit an uploaded image: the result itself, an event stream, or a job."""
+    service = service_of(request)
+    service.check_accepting()
+    verb = request.path_params["verb"]
+    if verb not in EDIT_PARTS:
+        raise Problem(404, f"unknown edit {verb[:60]!r}. Known: {', '.join(EDIT_PARTS)}.")
+    # An upload holds up to 8 MiB, so their number bounds the memory.
+    async with service.uploads:
+        form = await read_form(request, service.settings, texts=1)
+        given = params_of(verb, form)
+        model = service.models.get(cast("str | None", given.get("model")))
+        output = Output.of(request, model, given)
+        edit = await service.encode(plan, verb, given, form.files, model, service.settings)
+    run = await begin(request, service, model, edit, output)
+
+    def last(samples: Float32) -> dict[str, object]:
+        return {**results.as_json(run, samples), "urls": [None] * len(samples)}
+
+    return await results.respond(request, service, run, output, last, {})
+
+
+async def begin(
+    request: Request, service: Service, model: Model, edit: Edit, output: Output
+) -> Run:
+    """Start an edit in a thread, and wait until its first pass is accepted."""
+    if service.edits >= service.settings.edits:
+        raise Problem(429, "too many edits are under way. Try again.", 1.0)
+    # Edits are not shared: their requests are known only pass by pass.
+    run = service.runs.open(model).join()
+    every = output.every if output.stream or output.is_job else 0
+    passes = Passes(run, service.settings, flow_of(request), output.deadline, every)
+    service.edits += 1
+    loop = asyncio.get_running_loop()
+    working = loop.run_in_executor(
+        service.editing, perform, EngineSampler(model, passes.submit), edit
+    )
+
+    def end(done: asyncio.Future[Float32 | Inversion]) -> None:
+        # It is called in the event loop.
+        service.edits -= 1
+        error = Cancelled("stopped.") if done.cancelled() else done.exception()
+        found = None if error else done.result()
+        if isinstance(found, Inversion):
+            run.inversion = found
+            found = found.back
+        run.settle(found, error)
+
+    working.add_done_callback(end)
+    try:
+        await unless_gone(request.receive, service.runs.accepted(run))
+    except BaseException:
+        run.leave()
+        raise
+    return run
+
+
+def params_of(verb: str, form: Form) -> dict[str, object]:
+    """Check the parts of a form, and return the fields of `params`. Raises RequestError."""
+    parts = EDIT_PARTS[verb]
+    # A text in the place of a file is refused here: it would be a path to `Sampler`.
+    for name in (*form.files, *form.texts):
+        if name != "params" and not (name in parts and name in form.files):
+            known = ", ".join(parts)
+            raise RequestError(
+                f"unexpected part {name[:60]!r}: {verb} takes the files {known}, and the text "
+                "`params`."
+            )
+    for name, required in parts.items():
+        if required and name not in form.files:
+            raise RequestError(f"{verb} needs the file `{name}`. Send it as a part of that name.")
+    try:
+        # A browser sends JSON with a type of its own as a file.
+        value = from_json(form.files.get("params") or form.texts.get("params", "{}"))
+    except ValueError:
+        raise RequestError("`params` must be a JSON object.") from None
+    return check_all("`params`", edit_fields(verb), value)
+
+
+def plan(
+    verb: str,
+    given: Mapping[str, object],
+    files: Mapping[str, bytes],
+    model: Model,
+    settings: Settings,
+) -> Edit:
+    """Check what an edit costs, then decode its images. Raises RequestError."""
+    chosen = {name: given[name] for name in (*SETTINGS, "options") if name in given}
+    if verb == "translate":
+        chosen.pop("label", None)
+    how = how_of(chosen)
+    integer("n", given.get("n", 1), 1, settings.samples)
+    # Before any image is decoded.
+    check_cost(verb, given, model, settings)
+    convert = bool(given["convert"])
+    bundle = model.bundle
+    parts = EDIT_PARTS[verb]
+    decoded = {name: decode(name, files[name], settings) for name in parts if name in files}
+    images = {
+        name: read(image, bundle.sample_shape, *bundle.sample_range, convert=convert)
+        for name, image in decoded.items()
+        if name != "mask"
+    }
+    return Edit(verb, given, images, decoded.get("mask"), how)
+
+
+def how_of(given: Mapping[str, object]) -> dict[str, object]:
+    """Return checked fields as the methods of `Sampler` take them. Raises RequestError."""
+    how = {name: value for name, value in given.items() if name != "options"}
+    if isinstance(how.get("guidance_interval"), list):
+        how["guidance_interval"] = tuple(cast("list[float]", how["guidance_interval"]))
+    return {**how, **options_of(given)}
+
+
+def check_cost(verb: str, given: Mapping[str, object], model: Model, settings: Settings) -> None:
+    """Raises RequestError if the program of a verb would have too many rows."""
+    asked = {"stylize": {}, "inpaint": PAINTING}.get(verb, INVERTING)
+    names = ("solver", "steps", "grid", "strength")
+    asked = {**asked, **{name: given[name] for name in names if name in given}}
+    # Guidance may be a list, and does not change the number of rows.
+    asked.pop("guidance", None)
+    options = SamplingOptions(**asked, options=options_of(given))
+    limits.checked_rows(model.bundle.resolve(options), settings)
+
+
+def perform(sampler: Sampler, edit: Edit) -> Float32 | Inversion:
+    """Run an edit, in a thread of its own. Returns samples [n, *S]."""
+    given = edit.given
+    how: dict[str, Any] = dict(edit.how)
+    image = edit.images.get("image")
+    chosen: dict[str, Any] = {name: given[name] for name in OWN[edit.verb] if name in given}
+    if edit.verb == "interpolate":
+        first = _end(edit, "image", "first")
+        last = _end(edit, "image2", "last")
+        return sampler.interpolate(first, last, **chosen, **how)
+    if edit.verb == "inpaint":
+        convert = bool(given["convert"])
+        return sampler.inpaint(image, edit.mask, convert=convert, **chosen, **how)
+    method = getattr(sampler, edit.verb)
+    return method(image, **chosen, **how)
+
+
+OWN = {
+    "stylize": ("strength", "seed"),
+    "invert": ("strength",),
+    "translate": ("source", "target", "strength"),
+    "inpaint": ("seed",),
+    "interpolate": ("n",),
+    "variations": ("n", "amount", "seed"),
+}
+"""Fields that the method of one verb takes."""
+
+
+def _end(edit: Edit, part: str, seed: str) -> End:
+    """An end of an interpolation. Raises RequestError if there is none."""
+    if part in edit.images:
+        return edit.images[part]
+    if seed in edit.given:
+        return cast("int", edit.given[seed])
+    raise RequestError(f"interpolate needs the file `{part}` or the seed `{seed}`. Send one.")

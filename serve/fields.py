@@ -1,0 +1,231 @@
+"""What requests may say: one table for each endpoint. The checks and /openapi.json read these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runtime.diffusion.grid import GRIDS
+from runtime.diffusion.noise import MAX_SEED
+from runtime.diffusion.solvers import SOLVERS
+from runtime.diffusion.tuned import TUNED
+
+from .schema import (
+    Field,
+    Kind,
+    array,
+    choice,
+    either,
+    flag,
+    integer,
+    many,
+    named,
+    number,
+    optional,
+    record,
+    scalar,
+    text,
+)
+
+IMAGE_FORMATS = ("png", "webp")
+FORMATS = (*IMAGE_FORMATS, "npy", "json")
+"""Formats of a response."""
+MOST_SAMPLES = 10_000
+"""Entries of a list in a request; the settings may allow fewer samples."""
+MOST_TIMES = 10_000
+SOLVER_NAMES = (*SOLVERS, TUNED)
+LABEL = either(integer(0, 10**6), text())
+SCALE = number(-1e3, 1e3)
+
+
+def _each(kind: Kind) -> Kind:
+    """One value for all samples, or a list of one a sample."""
+    return either(kind, many(optional(kind), 1, MOST_SAMPLES))
+
+
+MODEL = Field("model", text(), "The name of a model. Needed if the service has several.")
+SEED = Field(
+    "seed",
+    either(integer(0, MAX_SEED), many(integer(0, MAX_SEED), 1, MOST_SAMPLES)),
+    "Sample i has seed + i, or the i-th of a list.",
+    default=0,
+)
+LABELS = Field("label", _each(LABEL), "The name or number of a label, or a list of one a sample.")
+GUIDANCE = Field("guidance", _each(SCALE), "The scale of classifier-free guidance; 1 is none.")
+SOLVING: tuple[Field, ...] = (
+    Field(
+        "guidance_interval",
+        many(number(0, 1e9), 2, 2),
+        "Guide only where sigma/alpha is above the first number and at most the second.",
+    ),
+    Field("solver", choice(*SOLVER_NAMES), "The name of a solver."),
+    Field("steps", integer(1, 10_000), "The number of grid intervals."),
+    Field(
+        "grid",
+        either(text(), many(number(-1e9, 1e9), 1, MOST_TIMES)),
+        f"A grid ({', '.join(GRIDS)}), or its falling times.",
+    ),
+    Field(
+        "options",
+        named(scalar(), 20),
+        "The solver's own options, by name.",
+    ),
+)
+"""How a sample is made."""
+CONVERT = Field(
+    "convert",
+    flag(),
+    "Turn, crop and resize uploads to the model's size and mode. Otherwise these must fit.",
+    default=True,
+)
+DEADLINE = Field(
+    "deadline",
+    number(0, 1e6),
+    "Seconds in which the result is needed. If the service cannot keep it, it says so at once.",
+)
+OUTPUT: tuple[Field, ...] = (
+    Field(
+        "format",
+        choice(*FORMATS),
+        "Of the response; without it the Accept header decides, and then png.",
+    ),
+    Field("columns", integer(1, MOST_SAMPLES), "Images in a row of the sheet."),
+    DEADLINE,
+    Field("stream", flag(), "Respond with an event stream that has previews.", default=False),
+    Field("every", integer(1, 10_000), "Send a preview after every so many steps.", default=1),
+)
+"""How the result is returned."""
+SAMPLES: tuple[Field, ...] = (
+    MODEL,
+    Field("n", integer(1, MOST_SAMPLES), "The number of samples.", default=1),
+    SEED,
+    LABELS,
+    GUIDANCE,
+    *SOLVING,
+    Field("start", array(), "x [n, *S] at the level where the grid begins, instead of noise."),
+    Field("strength", number(0, 1), "The share of the grid that is used, if `start` is given."),
+    *OUTPUT,
+)
+"""POST /v1/samples."""
+ONE_SAMPLE: tuple[Field, ...] = (
+    MODEL,
+    Field("seed", integer(0, MAX_SEED), "The seed.", default=0),
+    Field("label", LABEL, "The name or number of a label."),
+    Field("guidance", SCALE, GUIDANCE.doc),
+    *SOLVING,
+    OUTPUT[0],
+    DEADLINE,
+)
+"""GET /v1/samples. A solver's options are options.NAME there."""
+
+_INVERTING = (*SOLVING, GUIDANCE)
+_COUNT = Field("n", integer(1, MOST_SAMPLES), "The number of samples.", default=8)
+EDITS: dict[str, tuple[Field, ...]] = {
+    "stylize": (
+        Field("strength", number(0, 1), "From one step, 0, to an image forgotten, 1.", 0.5),
+        SEED,
+        LABELS,
+        *_INVERTING,
+    ),
+    "invert": (
+        Field("strength", number(0, 1), "How far up the grid, 1 is all the way to noise."),
+        LABELS,
+        *_INVERTING,
+    ),
+    "translate": (
+        Field("source", _each(LABEL), "What the image is: a label.", required=True),
+        Field("target", _each(LABEL), "What it becomes: a label.", required=True),
+        Field("strength", number(0, 1), "How far up the grid; more is more of the target.", 0.4),
+        *_INVERTING,
+    ),
+    "inpaint": (SEED, LABELS, *_INVERTING),
+    "interpolate": (
+        Field("first", integer(0, MAX_SEED), "A seed to start at, if `image` is not sent."),
+        Field("last", integer(0, MAX_SEED), "A seed to end at, if `image2` is not sent."),
+        Field("n", integer(2, MOST_SAMPLES), "The number of samples.", default=8),
+        LABELS,
+        *_INVERTING,
+    ),
+    "variations": (
+        _COUNT,
+        Field("amount", number(0, 1), "From the image itself, 0, to other samples, 1.", 0.3),
+        Field("seed", integer(0, MAX_SEED), "Variation i turns toward seed + i.", default=0),
+        LABELS,
+        *_INVERTING,
+    ),
+}
+"""POST /v1/edits/{verb}: `params`, beside MODEL, CONVERT and OUTPUT."""
+
+
+EDIT_PARTS: dict[str, dict[str, bool]] = {
+    "stylize": {"image": True},
+    "invert": {"image": True},
+    "translate": {"image": True},
+    "inpaint": {"image": True, "mask": True},
+    "interpolate": {"image": False, "image2": False},
+    "variations": {"image": True},
+}
+"""The files of each verb, and whether it needs them."""
+
+
+def edit_fields(verb: str) -> Sequence[Field]:
+    """The fields of `params` for a verb."""
+    return (MODEL, *EDITS[verb], CONVERT, *OUTPUT)
+
+
+IGNORED = ("background", "complexity", "input_fidelity", "moderation", "output_compression")
+IGNORED += ("quality", "safety_identifier", "style", "user")
+"""Fields of OpenAI's API that are accepted and change nothing."""
+_PLAIN = either(text(1000), number(-1e9, 1e9), flag())
+OPENAI: tuple[Field, ...] = (
+    Field("prompt", text(1000), "A label's name or number; empty for none.", required=True),
+    MODEL,
+    Field("n", integer(1, 10), "The number of images.", default=1),
+    Field("size", text(20), '"auto", or the size of the model\'s images, such as "32x32".'),
+    Field("response_format", choice("b64_json", "url"), "url is for generations only."),
+    Field("output_format", choice("png", "webp", "jpeg"), "Of the images.", default="png"),
+    Field("stream", flag(), "Respond with events.", default=False),
+    Field("partial_images", integer(0, 3), "Previews of each image in a stream.", default=0),
+    Field("seed", integer(0, MAX_SEED), "Image i has seed + i. Random if it is left out."),
+    Field("guidance", SCALE, GUIDANCE.doc),
+    *SOLVING,
+    DEADLINE,
+    *(Field(name, _PLAIN, "Ignored.") for name in IGNORED),
+)
+"""POST /v1/images/generations."""
+OPENAI_EDITS = (
+    *OPENAI,
+    Field("strength", number(0, 1), "How much of the image is forgotten, without a mask.", 0.5),
+)
+"""POST /v1/images/edits, as the texts of a multipart body."""
+OPENAI_PARTS = {"image": True, "mask": False}
+"""The files of POST /v1/images/edits."""
+TENSOR: tuple[Field, ...] = (
+    Field("name", text(), "seed, label or guidance.", required=True),
+    Field("datatype", text(20), "INT64, FP32 or BYTES.", required=True),
+    Field("shape", many(integer(0, MOST_SAMPLES), 1, 2), "[n].", required=True),
+    Field("data", many(scalar(), 1, MOST_SAMPLES), "n entries.", required=True),
+    Field("parameters", named(scalar(), 20), "Ignored."),
+)
+"""An input of POST /v2/models/{model}/infer."""
+INFER: tuple[Field, ...] = (
+    Field("id", text(), "Returned as it is."),
+    Field("inputs", many(record(TENSOR), 1, 10), "Tensors.", required=True),
+    Field(
+        "outputs",
+        many(
+            record(
+                (
+                    Field("name", text(), "sample or image.", required=True),
+                    Field("parameters", named(scalar(), 20), "Ignored."),
+                )
+            ),
+            0,
+            10,
+        ),
+        "Those that are wanted; sample if none is named.",
+    ),
+    Field("parameters", record((*SOLVING, DEADLINE)), "How the samples are made."),
+)
+"""POST /v2/models/{model}/infer."""
+PARAMETERS = (*SOLVING, DEADLINE)
+"""Its `parameters`."""

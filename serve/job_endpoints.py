@@ -1,0 +1,67 @@
+"""/v1/jobs/{id}: where a job stands, its events, its result, and its end."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from runtime.errors.arguments import choice
+
+from . import results
+from .fields import FORMATS
+from .jobs import Job
+from .service import flow_of, service_of
+
+NO_STORE = {"cache-control": "no-store"}
+
+
+def _job(request: Request) -> Job:
+    return service_of(request).jobs.get(request.path_params["id"], flow_of(request))
+
+
+async def show(request: Request) -> Response:
+    """Return where a job stands."""
+    return JSONResponse(_job(request).to_json(), headers=NO_STORE)
+
+
+async def cancel(request: Request) -> Response:
+    """Cancel a job; drop one that has ended. No other job is touched."""
+    job = _job(request)
+    ended = job.ended is not None
+    job.cancel()
+    if ended:
+        service_of(request).jobs.forget(job)
+    return JSONResponse(job.to_json(), headers=NO_STORE)
+
+
+async def events(request: Request) -> ASGIApp:
+    """Return a job's events. Closing the connection leaves the job alone.
+
+    After a reconnection, Last-Event-ID keeps previews from being sent twice.
+    """
+    job = _job(request)
+    if job.cancelled:
+        job.check_result()
+    last = request.headers.get("last-event-id", "")
+    # Anything else than our own number starts from the beginning.
+    after = int(last) if re.fullmatch(r"[0-9]{1,15}", last) else 0
+    # The stream is a user of the run beside the job: it may end without it.
+    job.run.join()
+    return results.stream(request, service_of(request), job.run, job.last, after)
+
+
+async def result(request: Request) -> Response:
+    """Return a job's result, in a format of the reader's choice."""
+    service = service_of(request)
+    job = _job(request)
+    job.check_result()
+    kind = job.kind
+    if "format" in request.query_params:
+        kind = choice("format", request.query_params["format"], FORMATS)
+        kind = results.pictures.format_of(kind, "", job.run.model)
+    samples = await job.run.result()
+    body, media = await service.encode(results.encode, job.run, samples, kind, job.columns)
+    return Response(body, headers=NO_STORE, media_type=media)

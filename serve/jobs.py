@@ -1,0 +1,142 @@
+"""Jobs: runs that outlive the connection that started them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+
+from .events import Last, status_json
+from .problems import Problem, problem_of
+from .runs import Run
+from .settings import Settings
+
+MOST_JOBS = 10_000
+
+
+class Job:
+    """A run that somebody will ask for again.
+
+    Attributes:
+        id: Random, so that nobody can guess it.
+        owner: Whose it is; to others it does not exist.
+        kind: The format of its result, if the reader does not choose another.
+        last: Makes the data of the last event, see `events.Stream`.
+        ended: In seconds of time.monotonic; None while it runs.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        run: Run,
+        kind: str,
+        columns: int | None,
+        last: Last,
+    ) -> None:
+        self.id = secrets.token_urlsafe(16)
+        self.owner = owner
+        self.run = run
+        self.kind = kind
+        self.columns = columns
+        self.last = last
+        self.created = time.time()
+        self.ended: float | None = None
+        self.cancelled = False
+
+    @property
+    def path(self) -> str:
+        """Where it is found."""
+        return f"/v1/jobs/{self.id}"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that its result holds."""
+        future = self.run.future
+        kept = future.done() and not future.cancelled() and future.exception() is None
+        return future.result().nbytes if kept else 0
+
+    def to_json(self) -> dict[str, object]:
+        """Return where it stands, as JSON."""
+        found = {
+            "id": self.id,
+            "model": self.run.model.name,
+            "created": round(self.created, 3),
+            **status_json(self.run),
+            "self": self.path,
+            "events": f"{self.path}/events",
+            "result": f"{self.path}/result",
+        }
+        # The run may go on for others; this job does not.
+        if self.cancelled:
+            return {**found, "state": "cancelled"}
+        error = self.run.future.exception() if self.run.done else None
+        return {**found, "error": problem_of(error).to_json()} if error else found
+
+    def cancel(self) -> None:
+        """Stop it. Runs that others wait for go on."""
+        if not self.run.done and not self.cancelled:
+            self.cancelled = True
+            self.ended = time.monotonic()
+            self.run.leave()
+
+    def check_result(self) -> None:
+        """Raises Problem (409) unless its result is there."""
+        if self.cancelled:
+            raise Problem(409, "the job was cancelled. Submit it again.")
+        if not self.run.done:
+            raise Problem(409, f"the job is not done. Wait for it at {self.path}/events.", 1.0)
+
+
+class Jobs:
+    """The jobs by id. For the event loop's thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job: Job) -> None:
+        """Keep a job. It uses its run until that has ended, or it is cancelled."""
+        self._sweep()
+        if len(self._jobs) >= MOST_JOBS:
+            raise Problem(429, "too many jobs are kept. Try again later.", 10.0)
+        self._jobs[job.id] = job
+
+        # The job leaves its run when that ends, unless it has left before.
+        def end(_: object) -> None:
+            if not job.cancelled:
+                job.ended = time.monotonic()
+                job.run.leave()
+
+        job.run.future.add_done_callback(end)
+
+    def get(self, name: str, owner: str) -> Job:
+        """Return a job. Raises Problem (404) if there is none, or it is somebody else's."""
+        self._sweep()
+        job = self._jobs.get(name)
+        # A stranger learns nothing, not even that there is such a job.
+        if job is None or job.owner != owner:
+            raise Problem(
+                404,
+                "there is no such job. Results are kept for "
+                f"{self._settings.job_s:g} s, and fewer if there are many.",
+            )
+        return job
+
+    def forget(self, job: Job) -> None:
+        """Drop a job."""
+        self._jobs.pop(job.id, None)
+
+    def _sweep(self) -> None:
+        """Drop jobs that ended too long ago; and the oldest results, if they hold too much."""
+        ended = [job for job in self._jobs.values() if job.ended is not None]
+        oldest = time.monotonic() - self._settings.job_s
+        held = sum(job.bytes for job in ended)
+        for job in ended:
+            # Jobs are in order of their start, so the oldest go first.
+            if (job.ended or 0.0) >= oldest and held <= self._settings.job_bytes:
+                continue
+            held -= job.bytes
+            self.forget(job)

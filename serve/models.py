@@ -1,0 +1,239 @@
+"""The models that are served: each is a bundle on a backend, and an engine."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from runtime import Bundle, Engine, Request, Sampler
+from runtime.backends.registry import BACKENDS
+from runtime.diffusion.grid import GRIDS
+from runtime.diffusion.solvers import SOLVERS
+from runtime.engine.stats import TickReport
+from runtime.errors import BackendError, RequestError, unknown
+from runtime.files import to_json
+
+from .problems import Problem
+from .settings import Settings
+
+Source = str | Path | Sampler
+CHECK_STEPS = 2
+"""Steps of the sample that a model must reproduce before it is ready."""
+
+
+class Model:
+    """A bundle with its engine.
+
+    Attributes:
+        name: The bundle's.
+        fingerprint: A hash of all that the bytes of a result depend on, beside the request.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        settings: Settings,
+        on_tick: Callable[[TickReport], object] | None = None,
+    ) -> None:
+        """Start the engine, and check it against the sampler.
+
+        Raises:
+            BackendError: The machine cannot run the bundle, or the engine returned other bytes.
+        """
+        self.sampler = sampler
+        self.bundle: Bundle = sampler.bundle
+        self.name = sampler.bundle.name
+        self.engine = Engine(
+            sampler, settings.engine, max_batch=settings.max_batch, on_tick=on_tick
+        )
+        # It is part of every ETag, so it must hold whatever changes a byte.
+        self.fingerprint = _fingerprint(sampler)
+        try:
+            self._check()
+        except BaseException:
+            self.engine.close()
+            raise
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether its samples are images."""
+        shape = self.bundle.sample_shape
+        return len(shape) == 3 and shape[0] in (1, 3)
+
+    def close(self) -> None:
+        """Stop the engine. The sampler stays open."""
+        self.engine.close()
+
+    def info(self) -> dict[str, object]:
+        """Describe the model for a client, as JSON."""
+        bundle = self.bundle
+        defaults = bundle.defaults
+        return {
+            "name": self.name,
+            "sample_shape": list(bundle.sample_shape),
+            "sample_range": list(bundle.sample_range),
+            "is_image": self.shows_images,
+            "labels": list(bundle.labels.names) if bundle.labels else None,
+            "needs_label": bundle.labels is not None and not bundle.can_guide,
+            "can_guide": bundle.can_guide,
+            "knots": len(bundle.schedule),
+            "defaults": {
+                "solver": defaults.solver,
+                "steps": min(defaults.steps, len(bundle.schedule)),
+                "grid": defaults.grid,
+                "guidance": defaults.guidance if bundle.can_guide else 1.0,
+                "options": dict(defaults.options),
+            },
+            "solvers": list(SOLVERS) + (["tuned"] if bundle.tuned else []),
+            "tuned_steps": sorted(bundle.tuned),
+            "grids": list(GRIDS),
+            "backend": self.sampler.backend.name,
+            "precision": self.sampler.backend.precision,
+            "threads": getattr(self.sampler.backend, "threads", None),
+            "same_bytes": bundle.same_bytes and self.engine.stats().same_bytes,
+            "fingerprint": self.fingerprint,
+        }
+
+    def unready(self, hung_s: float) -> str:
+        """Say why the model cannot take work; empty if it can."""
+        stats = self.engine.stats()
+        if not stats.accepting:
+            return f"{self.name} has stopped."
+        if stats.tick_seconds > hung_s:
+            # The thread would not come back to say so itself.
+            return f"{self.name} has been in one network call for {stats.tick_seconds:.0f} s."
+        return ""
+
+    def _check(self) -> None:
+        """Compare a sample of the engine with the sampler's own. Raises BackendError."""
+        # Few steps are enough: the check compares two paths, and judges no image.
+        label = None if self.bundle.labels is None or self.bundle.can_guide else 0
+        steps = min(CHECK_STEPS, len(self.bundle.schedule))
+        request = Request(seed=0, label=label, solver="ddim", steps=steps)
+        expected = self.sampler.sample_requests([request])
+        found = self.engine.submit(request).result()
+        if not np.isfinite(found).all():
+            raise BackendError(f"{self.name} returned NaN. Export the bundle again.")
+        # A bundle may say of itself that its bytes depend on the batch.
+        if self.bundle.same_bytes and found.tobytes() != expected.tobytes():
+            raise BackendError(
+                f"the engine returned other bytes than the sampler for {self.name}. "
+                "Choose another backend."
+            )
+
+
+def _fingerprint(sampler: Sampler) -> str:
+    """A hash of the bundle, the backend, and the versions and threads that bytes depend on."""
+    backend = sampler.backend
+    kind = BACKENDS.get(backend.name)
+    library = sys.modules.get(kind.module) if kind else None
+    parts = (
+        to_json(sampler.bundle.to_json()),
+        backend.name,
+        backend.precision,
+        getattr(backend, "threads", None),
+        getattr(library, "__version__", None),
+        np.__version__,
+        metadata.version("pillow"),
+        version(),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def version() -> str:
+    """The version of this package."""
+    try:
+        return metadata.version("unnoise")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"
+
+
+class Models:
+    """The models by name. They are opened in a thread of their own, while the service answers."""
+
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        settings: Settings,
+        on_tick: Callable[[str], Callable[[TickReport], object]] | None = None,
+    ) -> None:
+        """sources: bundles' folders, or samplers, which the service does not close."""
+        self._sources = list(sources)
+        self._settings = settings
+        self._on_tick = on_tick
+        self._models: dict[str, Model] = {}
+        self._own: list[Sampler] = []
+        self.opened = False
+        self.failure: BaseException | None = None
+
+    @property
+    def all(self) -> Mapping[str, Model]:
+        """The open models by name."""
+        return self._models
+
+    def open(self) -> None:
+        """Open all. Raises UnnoiseError for a bundle that cannot be served."""
+        try:
+            for source in self._sources:
+                sampler = self._sampler(source)
+                name = sampler.bundle.name
+                # Requests name a model by its bundle.
+                if name in self._models:
+                    raise RequestError(
+                        f"two bundles are named {name!r}. Serve them in two processes."
+                    )
+                counted = self._on_tick(name) if self._on_tick else None
+                self._models[name] = Model(sampler, self._settings, counted)
+            self.opened = True
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def close(self) -> None:
+        """Stop all engines, and close the samplers that were opened here."""
+        for model in self._models.values():
+            model.close()
+        for sampler in self._own:
+            sampler.close()
+
+    def unready(self) -> str:
+        """Say why the service cannot take work; empty if it can."""
+        if self.failure is not None:
+            return "a model cannot be opened. The log has the reason."
+        if not self.opened:
+            return "the models are being opened."
+        reasons = (model.unready(self._settings.hung_s) for model in self._models.values())
+        return " ".join(filter(None, reasons))
+
+    def get(self, name: str | None) -> Model:
+        """Return a model.
+
+        Args:
+            name: None selects the only one.
+
+        Raises:
+            RequestError: There is no such model, or there are several and none is named.
+            Problem: The models are not open yet, or the service cannot open them (503).
+        """
+        if not self.opened:
+            raise Problem(503, self.unready(), 2.0)
+        if name is None:
+            if len(self._models) == 1:
+                return next(iter(self._models.values()))
+            raise RequestError(f"`model` must be one of {', '.join(self._models)}. Pass its name.")
+        if name not in self._models:
+            raise unknown("model", name, self._models)
+        return self._models[name]
+
+    def _sampler(self, source: Source) -> Sampler:
+        if isinstance(source, Sampler):
+            return source
+        settings = self._settings
+        sampler = Sampler.load(source, settings.backend, settings.precision, settings.threads)
+        self._own.append(sampler)
+        return sampler

@@ -1,0 +1,195 @@
+"""OpenAI's image API: /v1/images/generations, /v1/images/edits and /v1/models.
+
+A prompt is a label's name or number. Without a seed every request gets a new one, as users of that
+API expect; each image of the response says which.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from runtime.diffusion.noise import MAX_SEED
+from runtime.errors import RequestError
+from runtime.errors.arguments import integer
+from runtime.images import read
+
+from . import edits, limits, openai_responses
+from .bodies import decode, read_form, read_json
+from .edits import Edit
+from .events import unless_gone
+from .fields import OPENAI, OPENAI_EDITS, OPENAI_PARTS
+from .models import Model
+from .openai_responses import Asked, size_of
+from .problems import Problem
+from .results import Output
+from .samples import requests_of, url_of, value_of
+from .schema import check_all
+from .service import Service, flow_of, service_of
+
+MOST_RANDOM = 2**32
+"""Random seeds are below this, so that every client's numbers hold them."""
+
+
+async def models(request: Request) -> Response:
+    """List the models."""
+    service = service_of(request)
+    listed = [_model(service, model) for model in service.models.all.values()]
+    return JSONResponse({"object": "list", "data": listed})
+
+
+async def model(request: Request) -> Response:
+    """Describe a model."""
+    service = service_of(request)
+    try:
+        found = service.models.get(request.path_params["model"])
+    except RequestError as error:
+        raise Problem(404, str(error)) from None
+    return JSONResponse(_model(service, found))
+
+
+async def generations(request: Request) -> ASGIApp:
+    """Make images of a label."""
+    service = service_of(request)
+    service.check_accepting()
+    given = check_all("the body", OPENAI, await read_json(request, service.settings))
+    model = _model_of(service, given)
+    seed = _seed(given)
+    how = {**_how(given), "label": _label(model, given)}
+    requests = requests_of(model, cast("int", given["n"]), seed, how)
+    work = await service.runs.plan(model, requests)
+    urls = [url_of(model, entry) for entry in work.resolved]
+    every = _every(given, limits.rows_of(work.resolved[0].options))
+    asked = Asked("image_generation", given, model, seed, urls, every)
+    deadline = cast("float | None", given.get("deadline"))
+    starting = service.runs.start(work, flow_of(request), deadline, every)
+    run = await unless_gone(request.receive, starting)
+    return await openai_responses.respond(request, service, run, asked)
+
+
+async def edit(request: Request) -> ASGIApp:
+    """Edit an image: with a mask what is transparent there is painted, else it is stylized."""
+    service = service_of(request)
+    service.check_accepting()
+    async with service.uploads:
+        form = await read_form(request, service.settings, texts=len(OPENAI_EDITS))
+        texts = {name: value_of(name, text) for name, text in form.texts.items()}
+        given = check_all("the form", OPENAI_EDITS, texts)
+        model = _model_of(service, given)
+        if given.get("response_format") == "url":
+            raise RequestError("edited images have no URL. Ask for b64_json.")
+        # The official client names the files of a list so.
+        files = {name.removesuffix("[]"): data for name, data in form.files.items()}
+        seed = _seed(given)
+        planned = await service.encode(_plan_edit, model, given, files, seed, service)
+    every = _every(given, 50)
+    asked = Asked("image_edit", given, model, seed, [None] * cast("int", given["n"]), every)
+    output = Output(
+        kind=asked.kind,
+        columns=None,
+        stream=every > 0,
+        every=max(every, 1),
+        deadline=cast("float | None", given.get("deadline")),
+        is_job=False,
+    )
+    run = await edits.begin(request, service, model, planned, output)
+    return await openai_responses.respond(request, service, run, asked)
+
+
+def _plan_edit(
+    model: Model,
+    given: Mapping[str, object],
+    files: Mapping[str, bytes],
+    seed: int,
+    service: Service,
+) -> Edit:
+    """Check what an edit costs, and decode its images. Raises RequestError."""
+    for name in files:
+        if name not in OPENAI_PARTS:
+            raise RequestError(f"unexpected file {name[:60]!r}. Send `image` and `mask`.")
+    if "image" not in files:
+        raise RequestError("an edit needs the file `image`. Send one.")
+    settings = service.settings
+    n = integer("n", given["n"], 1, settings.samples)
+    image = decode("image", files["image"], settings)
+    holed = decode("mask", files["mask"], settings) if "mask" in files else image
+    mask = _alpha(holed)
+    if "mask" in files and mask is None:
+        raise RequestError("`mask` must have transparent places, which are painted.")
+    verb = "stylize" if mask is None else "inpaint"
+    label = _label(model, given)
+    how = {**_how(given), **({} if label is None else {"label": label})}
+    edits.check_cost(verb, {**how, "strength": given["strength"]}, model, settings)
+    bundle = model.bundle
+    # Without its holes, which `read` would fill with white.
+    flat = image.convert("RGB") if mask is not None else image
+    x = read(flat, bundle.sample_shape, *bundle.sample_range, convert=True)
+    chosen: dict[str, object] = {"seed": seed, "convert": True}
+    if verb == "stylize":
+        chosen["strength"] = given["strength"]
+    images = {"image": np.repeat(x, n, axis=0)}
+    return Edit(verb, chosen, images, mask, edits.how_of(how))
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """The opacity of an image: white is kept. None if it is opaque everywhere."""
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    low = alpha.getextrema()[0]
+    return alpha if low < 255 else None  # pyright: ignore[reportOperatorIssue]
+
+
+def _model(service: Service, model: Model) -> dict[str, object]:
+    created = int(service.started)
+    return {"id": model.name, "object": "model", "created": created, "owned_by": "unnoise"}
+
+
+def _model_of(service: Service, given: Mapping[str, object]) -> Model:
+    """The model of a request; its samples must be images of the size that is asked for."""
+    model = service.models.get(cast("str | None", given.get("model")))
+    if not model.shows_images:
+        raise RequestError(f"the samples of {model.name} are no images. See /v1/samples.")
+    size = given.get("size", "auto")
+    if size not in ("auto", size_of(model)):
+        raise RequestError(f'`size` must be "auto" or "{size_of(model)}", got {size!r}.')
+    return model
+
+
+def _label(model: Model, given: Mapping[str, object]) -> str | None:
+    """The label that a prompt names. Raises RequestError for an unknown one."""
+    prompt = cast("str", given["prompt"]).strip()
+    if not prompt:
+        return None
+    labels = model.bundle.labels
+    for name in labels.names if labels else ():
+        if name.lower() == prompt.lower():
+            return name
+    return prompt
+
+
+def _how(given: Mapping[str, object]) -> dict[str, object]:
+    names = ("guidance", "guidance_interval", "solver", "steps", "grid", "options")
+    return {name: given[name] for name in names if name in given}
+
+
+def _seed(given: Mapping[str, object]) -> int:
+    """The first image's seed."""
+    n = cast("int", given["n"])
+    if "seed" in given:
+        return integer("seed", given["seed"], 0, MAX_SEED - n + 1)
+    # Users of that API expect another image each time.
+    return secrets.randbelow(MOST_RANDOM)
+
+
+def _every(given: Mapping[str, object], rows: int) -> int:
+    """Steps between previews, so that a stream has as many as are asked for."""
+    partial = cast("int", given["partial_images"])
+    return max(1, rows // (partial + 1)) if given["stream"] and partial else 0

@@ -1,0 +1,130 @@
+"""Samples as the bytes of a response."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime.errors import RequestError
+from runtime.images import UInt8, tile, to_uint8
+
+from .fields import FORMATS, IMAGE_FORMATS
+from .models import Model
+from .problems import to_bytes
+
+Float32 = NDArray[np.float32]
+MEDIA_TYPES = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "npy": "application/x-npy",
+    "json": "application/json",
+    "jpeg": "image/jpeg",
+}
+GAP = 2
+"""Pixels between the images of a sheet."""
+
+
+def format_of(given: object, accept: str, model: Model) -> str:
+    """Choose the format of a response.
+
+    Args:
+        given: What the request says; it decides.
+        accept: The Accept header.
+        model: One whose samples are no images has no image formats.
+
+    Raises:
+        RequestError: The samples are no images, and an image was asked for.
+    """
+    if isinstance(given, str):
+        chosen = given
+    else:
+        # A browser accepts several kinds of images: the service's own order decides then.
+        wanted = accept.lower()
+        # Media types are compared as text; weights (q=) are not.
+        by_header = [name for name in FORMATS if MEDIA_TYPES[name] in wanted]
+        chosen = (by_header or ["png" if model.shows_images else "npy"])[0]
+    if chosen in IMAGE_FORMATS and not model.shows_images:
+        shape = "×".join(map(str, model.bundle.sample_shape))
+        raise RequestError(
+            f"the samples of {model.name} are {shape}, which is no image. Ask for npy or json."
+        )
+    return chosen
+
+
+def encode(
+    model: Model, samples: Float32, kind: str, columns: int | None = None
+) -> tuple[bytes, str]:
+    """Encode samples.
+
+    Args:
+        model: Where they come from.
+        samples: [n, *S].
+        kind: One of FORMATS. An image of several samples is a sheet.
+        columns: Images in a row of the sheet.
+
+    Returns:
+        The bytes and their media type.
+    """
+    if kind == "npy":
+        file = io.BytesIO()
+        np.save(file, samples)
+        return file.getvalue(), MEDIA_TYPES[kind]
+    if kind == "json":
+        return to_bytes(as_json(model, samples)), MEDIA_TYPES[kind]
+    pixels = to_uint8(samples, *model.bundle.sample_range)
+    picture = pixels[0] if len(pixels) == 1 else tile(pixels, columns, GAP)
+    return image_bytes(picture, kind), MEDIA_TYPES[kind]
+
+
+def as_json(model: Model, samples: Float32) -> dict[str, object]:
+    """Return samples [n, *S] as JSON: their float32, little-endian, in base64, and as images."""
+    data = np.ascontiguousarray(samples, "<f4").tobytes()
+    found: dict[str, object] = {
+        "model": model.name,
+        "shape": list(samples.shape),
+        "float32": base64.b64encode(data).decode(),
+    }
+    if model.shows_images:
+        found["images"] = as_base64(model, samples)
+    return found
+
+
+def as_base64(model: Model, samples: Float32, kind: str = "png") -> list[str]:
+    """Return each of some samples [n, *S] as an image in base64."""
+    pixels = to_uint8(samples, *model.bundle.sample_range)
+    return [base64.b64encode(image_bytes(picture, kind)).decode() for picture in pixels]
+
+
+def image_bytes(picture: UInt8, kind: str) -> bytes:
+    """Return an image [H, W, C] as the bytes of a file. WebP is lossless."""
+    file = io.BytesIO()
+    # Pillow wants [H, W] for grey images.
+    flat = picture[..., 0] if picture.shape[2] == 1 else picture
+    image = Image.fromarray(np.ascontiguousarray(flat))
+    if kind == "webp":
+        image.save(file, "WEBP", lossless=True)
+    elif kind == "jpeg":
+        image.save(file, "JPEG", quality=95)
+    else:
+        image.save(file, "PNG")
+    return file.getvalue()
+
+
+def previews_as_json(
+    model: Model, views: Sequence[tuple[int, int, int, Float32]]
+) -> list[dict[str, object]]:
+    """Return previews as JSON. views: (sample, step, steps, denoised [*S])."""
+    if not views:
+        return []
+    images: Sequence[str | None] = [None] * len(views)
+    if model.shows_images:
+        images = as_base64(model, np.stack([denoised for *_, denoised in views]))
+    return [
+        {"sample": sample, "step": step, "steps": steps, "image": image}
+        for (sample, step, steps, _), image in zip(views, images, strict=True)
+    ]

@@ -1,0 +1,131 @@
+"""A run as a response: its result, an event stream, or a job."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from . import pictures
+from .events import EventStream, Last, Stream, unless_gone
+from .jobs import Job
+from .models import Model
+from .pictures import Float32
+from .problems import to_bytes
+from .runs import Run
+from .service import Service, flow_of, note_facts
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a result is returned.
+
+    Attributes:
+        kind: One of `fields.FORMATS`.
+        every: Steps between previews.
+        deadline: Seconds from now; None has none.
+    """
+
+    kind: str
+    columns: int | None
+    stream: bool
+    every: int
+    deadline: float | None
+    is_job: bool
+
+    @classmethod
+    def of(cls, request: Request, model: Model, given: Mapping[str, object]) -> Output:
+        """Read the fields `fields.OUTPUT` and the headers Accept and Prefer."""
+        accept = request.headers.get("accept", "")
+        return cls(
+            kind=pictures.format_of(given.get("format"), accept, model),
+            columns=cast("int | None", given.get("columns")),
+            stream=bool(given.get("stream")) or "text/event-stream" in accept,
+            every=cast("int", given.get("every", 1)),
+            deadline=cast("float | None", given.get("deadline")),
+            is_job="respond-async" in request.headers.get("prefer", ""),
+        )
+
+
+async def respond(
+    request: Request,
+    service: Service,
+    run: Run,
+    output: Output,
+    last: Last,
+    headers: Mapping[str, str],
+) -> ASGIApp:
+    """Return a run as its request asks for. The run is left in any case."""
+    if output.is_job:
+        return start_job(request, service, run, output, last)
+    if output.stream:
+        return stream(request, service, run, last)
+    return await finish(request, service, run, output, headers)
+
+
+async def finish(
+    request: Request, service: Service, run: Run, output: Output, headers: Mapping[str, str]
+) -> Response:
+    """Wait for a run and return its result. It leaves the run."""
+    try:
+        # A client that leaves ends the wait, and so its part in the run.
+        samples = await unless_gone(request.receive, run.result())
+        timing = note_facts(request, run)
+        body, kind = await service.encode(encode, run, samples, output.kind, output.columns)
+    finally:
+        run.leave()
+    return Response(body, headers={**headers, **timing}, media_type=kind)
+
+
+def stream(request: Request, service: Service, run: Run, last: Last, after: int = 0) -> EventStream:
+    """Return the events of a run. It leaves the run at their end."""
+    heartbeat_s = service.settings.heartbeat_s
+    events = Stream(run, service.encoding, heartbeat_s, last)
+
+    def end() -> None:
+        note_facts(request, run)
+        run.leave()
+
+    return EventStream(events.events(after), {}, end)
+
+
+def start_job(request: Request, service: Service, run: Run, output: Output, last: Last) -> Response:
+    """Keep a run as a job, and return where it is."""
+    # The job takes over the request's part in the run.
+    job = Job(flow_of(request), run, output.kind, output.columns, last)
+    try:
+        service.jobs.add(job)
+    except BaseException:
+        run.leave()
+        raise
+    headers = {"location": job.path, "preference-applied": "respond-async"}
+    return JSONResponse(job.to_json(), 202, headers)
+
+
+def encode(run: Run, samples: Float32, kind: str, columns: int | None) -> tuple[bytes, str]:
+    """Encode the samples [n, *S] of a run. Returns the bytes and their media type."""
+    if kind == "json":
+        return to_bytes(as_json(run, samples)), pictures.MEDIA_TYPES[kind]
+    # As in `runtime.edit`: the array is the noise, the image is what it gives back.
+    if kind == "npy" and run.inversion is not None:
+        samples = run.inversion.noise
+    return pictures.encode(run.model, samples, kind, columns)
+
+
+def as_json(run: Run, samples: Float32) -> dict[str, object]:
+    """Return the samples [n, *S] of a run as JSON."""
+    found = pictures.as_json(run.model, samples)
+    if run.inversion is None:
+        return found
+    noise = np.ascontiguousarray(run.inversion.noise, "<f4")
+    array = {
+        "shape": list(noise.shape),
+        "float32": base64.b64encode(noise.tobytes()).decode(),
+    }
+    return {**found, "noise": array, "rms": run.inversion.error.tolist()}

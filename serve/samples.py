@@ -1,0 +1,172 @@
+"""POST and GET /v1/samples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import cast
+from urllib.parse import urlencode
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+import runtime
+from runtime.errors import RequestError
+from runtime.errors.arguments import integer
+from runtime.files import from_json
+from runtime.sampler import ARGUMENTS
+
+from . import pictures, results
+from .bodies import read_json
+from .events import unless_gone
+from .fields import ONE_SAMPLE, SAMPLES
+from .models import Model
+from .pictures import Float32
+from .results import Output
+from .schema import check_all
+from .service import flow_of, service_of
+from .work import Work
+
+NOT_SAMPLING = ("model", "n", "seed", "format", "columns", "stream", "every", "deadline", "options")
+"""Fields of a body that `Sampler.requests` does not take by keyword."""
+TEXTS = ("model", "label", "format", "solver", "prompt", "size", "output_format", "user")
+"""Fields whose text is never read as a number."""
+
+
+async def create(request: Request) -> ASGIApp:
+    """Make samples: the result itself, an event stream, or a job."""
+    service = service_of(request)
+    service.check_accepting()
+    given = check_all("the body", SAMPLES, await read_json(request, service.settings))
+    model = service.models.get(cast("str | None", given.get("model")))
+    output = Output.of(request, model, given)
+    # Before the requests are made, one a sample.
+    n = integer("n", given["n"], 1, service.settings.samples)
+    requests = requests_of(model, n, given["seed"], given)
+    work = await service.runs.plan(model, requests)
+
+    def last(samples: Float32) -> dict[str, object]:
+        urls = [url_of(model, entry) for entry in work.resolved]
+        return {**pictures.as_json(model, samples), "urls": urls}
+
+    # Nobody looks at previews otherwise.
+    every = output.every if output.stream or output.is_job else 0
+    starting = service.runs.start(work, flow_of(request), output.deadline, every)
+    run = await unless_gone(request.receive, starting)
+    headers = _location(model, work) if n == 1 else {}
+    return await results.respond(request, service, run, output, last, headers)
+
+
+async def show(request: Request) -> Response:
+    """Return one image by its URL. Its ETag comes from the request, so a 304 costs nothing."""
+    service = service_of(request)
+    given = check_all("the query", ONE_SAMPLE, query_of(request))
+    model = service.models.get(cast("str | None", given.get("model")))
+    output = Output.of(request, model, given)
+    (entry,) = requests_of(model, 1, given["seed"], given)
+    work = await service.runs.plan(model, [entry])
+    # The key holds all that the bytes depend on, so it is known without them.
+    tag = f'"{work.key[:40]}-{output.kind}"'
+    access = "private" if service.settings.tokens else "public"
+    headers = {"etag": tag, "cache-control": f"{access}, no-cache", "vary": "accept"}
+    if _matches(request.headers.get("if-none-match", ""), tag):
+        return Response(status_code=304, headers=headers)
+    # A 304 is given even while the service shuts down.
+    service.check_accepting()
+    starting = service.runs.start(work, flow_of(request), output.deadline)
+    run = await unless_gone(request.receive, starting)
+    return await results.finish(request, service, run, output, headers)
+
+
+def requests_of(
+    model: Model, n: int, seed: object, given: Mapping[str, object]
+) -> list[runtime.Request]:
+    """Return the requests that checked fields ask for. Raises RequestError."""
+    how = {name: value for name, value in given.items() if name not in NOT_SAMPLING}
+    # JSON has no tuples.
+    if isinstance(how.get("guidance_interval"), list):
+        how["guidance_interval"] = tuple(cast("list[float]", how["guidance_interval"]))
+    start = how.get("start")
+    if isinstance(start, np.ndarray) and start.ndim == len(model.bundle.sample_shape):
+        # One start [*S] for all samples.
+        how["start"] = start[None]
+    options = options_of(given)
+    return model.sampler.requests(n, seed, **how, **options)
+
+
+def options_of(given: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the solver's own options. Raises RequestError for a name that is no option."""
+    options = cast("Mapping[str, object]", given.get("options", {}))
+    for name in options:
+        if name in ARGUMENTS:
+            raise RequestError(f"`options` may not hold `{name}`. Pass it beside `options`.")
+    return options
+
+
+def query_of(request: Request) -> dict[str, object]:
+    """Return the query as the fields of a body. Raises RequestError for a name given twice."""
+    found: dict[str, object] = {}
+    options: dict[str, object] = {}
+    for name, text in request.query_params.multi_items():
+        place = options if name.startswith("options.") else found
+        name = name.removeprefix("options.")
+        if name in place:
+            raise RequestError(f"`{name[:60]}` is given twice. Give it once.")
+        place[name] = value_of(name, text)
+    return {**found, "options": options} if options else found
+
+
+def value_of(name: str, text: str) -> object:
+    """Read a text field: a number, true or false, a list of these, or else a string."""
+    if name in TEXTS:
+        return text
+    if "," in text or (name == "grid" and not text[:1].isalpha()):
+        return [value_of("", part) for part in text.split(",")]
+    if re.fullmatch(r"-?[0-9.eE+-]{1,40}", text) or text in ("true", "false"):
+        try:
+            return from_json(text)
+        except ValueError:
+            return text
+    return text
+
+
+def url_of(model: Model, entry: runtime.ResolvedRequest) -> str | None:
+    """Return where a sample is found again; None if it starts from an array."""
+    # A URL holds numbers and names, no arrays.
+    if entry.start is not None or entry.picture is not None or entry.known is not None:
+        return None
+    options = entry.options
+    query: dict[str, object] = {"model": model.name, "seed": entry.seed}
+    labels = model.bundle.labels
+    if labels is not None and entry.label < len(labels.names):
+        query["label"] = labels.names[entry.label]
+    if model.bundle.can_guide:
+        query["guidance"] = options.guidance
+    if options.guidance_interval is not None:
+        query["guidance_interval"] = _joined(options.guidance_interval)
+    query["solver"] = options.solver
+    if isinstance(options.grid, tuple):
+        query["grid"] = _joined(options.grid)
+    else:
+        query |= {"steps": options.steps}
+        query |= {"grid": options.grid} if options.grid else {}
+    for name, value in options.options.items():
+        query[f"options.{name}"] = str(value).lower() if isinstance(value, bool) else value
+    return "/v1/samples?" + urlencode(query)
+
+
+def _joined(numbers: Sequence[float]) -> str:
+    return ",".join(repr(float(value)) for value in numbers)
+
+
+def _location(model: Model, work: Work) -> dict[str, str]:
+    url = url_of(model, work.resolved[0])
+    return {} if url is None else {"content-location": url}
+
+
+def _matches(header: str, tag: str) -> bool:
+    """Whether an If-None-Match header holds a tag, RFC 9110, section 13.1.2."""
+    tags = [entry.strip().removeprefix("W/") for entry in header.split(",")]
+    return "*" in tags or tag in tags

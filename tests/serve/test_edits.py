@@ -1,0 +1,183 @@
+"""POST /v1/edits/{verb}: the bytes are those of the methods of `Sampler`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from runtime import Sampler
+
+from .services import events_of, gate_of, until
+from .test_samples import npy
+
+
+def png(array: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind)
+    return file.getvalue()
+
+
+GENERATOR = np.random.default_rng(1)
+IMAGE = GENERATOR.integers(0, 256, (4, 4), np.uint8)
+IMAGE2 = GENERATOR.integers(0, 256, (4, 4), np.uint8)
+MASK = np.array([[255, 255, 0, 0]] * 4, np.uint8)
+
+
+def edit(client: TestClient, verb: str, parts: dict, params: dict, **options: object) -> object:
+    files = {name: (f"{name}.png", png(array)) for name, array in parts.items()}
+    data = {"params": json.dumps(params)}
+    if not files:  # a body without files would not be multipart
+        files = {"params": ("params.json", json.dumps(params).encode())}
+        data = {}
+    return client.post(f"/v1/edits/{verb}", files=files, data=data, **options)  # type: ignore
+
+
+CASES = [
+    ("stylize", {"image": IMAGE}, {"strength": 0.6, "seed": 4, "label": "one", "steps": 8}),
+    ("invert", {"image": IMAGE}, {"steps": 6, "label": "one"}),
+    ("invert", {"image": IMAGE}, {"steps": 6, "strength": 0.5, "solver": "ddim"}),
+    ("translate", {"image": IMAGE}, {"source": "one", "target": "two", "steps": 8}),
+    ("inpaint", {"image": IMAGE, "mask": MASK}, {"steps": 4, "seed": 2, "label": 0}),
+    (
+        "inpaint",
+        {"image": IMAGE, "mask": MASK},
+        {"steps": 4, "options": {"resample": 2, "jump": 2}, "guidance": 1.5, "label": 0},
+    ),
+    ("interpolate", {"image": IMAGE, "image2": IMAGE2}, {"n": 4, "steps": 5}),
+    ("interpolate", {"image": IMAGE}, {"n": 3, "steps": 5, "last": 12}),
+    ("interpolate", {}, {"n": 3, "steps": 5, "first": 1, "last": 12, "solver": "unipc"}),
+    ("variations", {"image": IMAGE}, {"n": 3, "amount": 0.4, "seed": 9, "steps": 5}),
+]
+
+
+def expected_of(sampler: Sampler, verb: str, parts: dict, params: dict) -> np.ndarray:
+    how = {**params, **params.get("options", {})}
+    how.pop("options", None)
+    if verb == "interpolate":
+        first = parts.get("image", how.pop("first", None))
+        last = parts.get("image2", how.pop("last", None))
+        return sampler.interpolate(first, last, **how)
+    if verb == "inpaint":
+        return sampler.inpaint(parts["image"], Image.fromarray(parts["mask"]), **how)
+    if verb == "translate":
+        source, target = how.pop("source"), how.pop("target")
+        return sampler.translate(parts["image"], source, target, **how)
+    found = getattr(sampler, verb)(parts["image"], **how)
+    return found.noise if verb == "invert" else found
+
+
+@pytest.mark.parametrize(("verb", "parts", "params"), CASES)
+def test_an_edit_has_the_bytes_of_the_sampler(
+    client: TestClient, small: Sampler, verb: str, parts: dict, params: dict
+) -> None:
+    expected = expected_of(small, verb, parts, params)
+    got = edit(client, verb, parts, {**params, "format": "npy"})
+    assert got.status_code == 200, got.text
+    assert npy(got.content).tobytes() == expected.tobytes()
+
+
+def test_inverting_tells_how_nearly_an_image_comes_back(client: TestClient, small: Sampler) -> None:
+    expected = small.invert(IMAGE, steps=6)
+    body = edit(client, "invert", {"image": IMAGE}, {"steps": 6, "format": "json"}).json()
+    assert body["rms"] == expected.error.tolist()
+    assert base64.b64decode(body["noise"]["float32"]) == expected.noise.tobytes()
+    assert base64.b64decode(body["float32"]) == expected.back.tobytes()
+    # And the noise makes the same sample again.
+    again = {"start": body["noise"], "steps": 6, "solver": "dpmpp_2m", "grid": "log_snr"}
+    got = client.post("/v1/samples", json={**again, "guidance": 1, "format": "npy"})
+    assert npy(got.content).tobytes() == expected.back.tobytes()
+
+
+def test_uploads_are_converted_or_must_fit(client: TestClient) -> None:
+    large = np.zeros((9, 12, 3), np.uint8)
+    assert edit(client, "stylize", {"image": large}, {"steps": 3}).status_code == 200
+    got = edit(client, "stylize", {"image": large}, {"steps": 3, "convert": False})
+    assert got.status_code == 400
+    assert "12×9 RGB, 4×4 L expected" in got.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_other_kinds_of_uploads(client: TestClient, kind: str) -> None:
+    files = {"image": ("a", png(np.zeros((4, 4), np.uint8), kind))}
+    got = client.post("/v1/edits/stylize", files=files, data={"params": '{"steps": 3}'})
+    assert got.status_code == 200
+
+
+def test_an_edit_streams_its_passes(client: TestClient, small: Sampler) -> None:
+    params = {"source": "one", "target": "two", "steps": 40, "strength": 1.0, "stream": True}
+    got = edit(client, "translate", {"image": IMAGE}, params)
+    events = events_of(got.text)
+    assert events[0][0] == "status"
+    assert events[-1][0] == "done"
+    stages = [json.loads(data)["stage"] for name, data in events if name == "preview"]
+    assert stages == sorted(stages)
+    del params["stream"]
+    expected = expected_of(small, "translate", {"image": IMAGE}, params)
+    last = json.loads(events[-1][1])
+    assert base64.b64decode(last["float32"]) == expected.tobytes()
+
+
+def test_an_edit_as_a_job(client: TestClient, small: Sampler) -> None:
+    params = {"n": 3, "steps": 5}
+    got = edit(client, "variations", {"image": IMAGE}, params, headers={"prefer": "respond-async"})
+    assert got.status_code == 202
+    events = events_of(client.get(got.headers["location"] + "/events").text)
+    assert events[-1][0] == "done"
+    result = client.get(got.headers["location"] + "/result?format=npy")
+    expected = small.variations(IMAGE, **params)
+    assert npy(result.content).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("verb", "parts", "params", "sentence"),
+    [
+        ("stylize", {}, {}, "stylize needs the file `image`"),
+        ("inpaint", {"image": IMAGE}, {}, "inpaint needs the file `mask`"),
+        ("stylize", {"image": IMAGE, "mask": MASK}, {}, "unexpected part 'mask'"),
+        ("interpolate", {"image": IMAGE}, {}, "the seed `last`"),
+        ("translate", {"image": IMAGE}, {"source": "one"}, "needs `target`"),
+        ("translate", {"image": IMAGE}, {"source": "a", "target": "two"}, "unknown label"),
+        ("stylize", {"image": IMAGE}, {"strength": 2}, "`strength` must be"),
+        ("variations", {"image": IMAGE}, {"n": 65}, "`n` must be"),
+        ("invert", {"image": IMAGE}, {"solver": "ddpm", "steps": 4}, "a deterministic solver"),
+        ("stylize", {"image": IMAGE}, {"amount": 1}, "unknown option of `params`"),
+        ("inpaint", {"image": IMAGE, "mask": MASK}, {"options": {"jump": 0}}, "`jump` must be"),
+    ],
+)
+def test_nonsense_is_refused(
+    client: TestClient, verb: str, parts: dict, params: dict, sentence: str
+) -> None:
+    got = edit(client, verb, parts, params)
+    assert got.status_code == 400, got.text
+    assert sentence in got.json()["detail"]
+
+
+def test_an_unknown_verb(client: TestClient) -> None:
+    got = client.post("/v1/edits/paint", files={"image": ("a.png", png(IMAGE))})
+    assert got.status_code == 404
+
+
+def test_the_edits_share_batches_with_samples(client: TestClient, small: Sampler) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    gate_of(small).shut()
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [
+            pool.submit(edit, client, "stylize", {"image": IMAGE}, {"steps": 6, "seed": seed})
+            for seed in range(3)
+        ]
+        waiting.append(pool.submit(client.post, "/v1/samples", json={"steps": 6, "seed": 500}))
+        engine = service.models.get("small").engine
+        until(lambda: engine.stats().live + engine.stats().waiting == 4)
+        ticks = engine.stats().ticks
+        gate_of(small).open()
+        for found in waiting:
+            assert found.result().status_code == 200  # type: ignore[attr-defined]
+    # One after another they would take 3 · 3 + 6 ticks.
+    assert engine.stats().ticks - ticks <= 9

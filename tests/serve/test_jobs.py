@@ -1,0 +1,118 @@
+"""Jobs: their life, their owners, and how long results are kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from starlette.testclient import TestClient
+
+from runtime import Sampler
+from serve import Settings
+
+from .services import client_of, events_of, gate_of, until
+from .test_samples import npy
+
+ASYNC = {"prefer": "respond-async"}
+
+
+def start(client: TestClient, body: dict, **headers: str) -> str:
+    got = client.post("/v1/samples", json=body, headers={**ASYNC, **headers})
+    assert got.status_code == 202, got.text
+    assert got.headers["preference-applied"] == "respond-async"
+    assert got.headers["location"] == got.json()["self"]
+    return got.headers["location"]
+
+
+def test_the_life_of_a_job(client: TestClient, small: Sampler) -> None:
+    gate_of(small).shut()
+    body = {"n": 2, "seed": 21, "steps": 6, "format": "npy"}
+    path = start(client, body)
+    until(lambda: client.get(path).json()["state"] == "running")
+    status = client.get(path).json()
+    assert status["rows"] == 12
+    assert status["rows_left"] == 12
+    assert status["finish_seconds"] >= 0
+    early = client.get(f"{path}/result")
+    assert early.status_code == 409
+    assert early.headers["retry-after"]
+    gate_of(small).open()
+    events = events_of(client.get(f"{path}/events").text)
+    assert events[-1][0] == "done"
+    assert client.get(path).json()["state"] == "done"
+    expected = small.sample(2, 21, steps=6)
+    result = client.get(f"{path}/result")
+    assert npy(result.content).tobytes() == expected.tobytes()
+    assert client.get(f"{path}/result?format=png").headers["content-type"] == "image/png"
+    assert client.get(f"{path}/result?format=gif").status_code == 400
+    assert client.delete(path).json()["state"] == "done"
+    assert client.get(path).status_code == 404
+
+
+def test_cancelling_touches_one_job_alone(client: TestClient, small: Sampler) -> None:
+    gate_of(small).shut()
+    paths = [start(client, {"seed": seed, "steps": 9}) for seed in range(3)]
+    assert client.delete(paths[1]).json()["state"] == "cancelled"
+    gate_of(small).open()
+    for i in (0, 2):
+        assert events_of(client.get(f"{paths[i]}/events").text)[-1][0] == "done"
+    assert client.get(paths[1]).json()["state"] == "cancelled"
+    assert client.get(f"{paths[1]}/result").status_code == 409
+    assert client.get(f"{paths[1]}/events").status_code == 409
+    service = client.app.state.service  # type: ignore[attr-defined]
+    until(lambda: not service.runs.live)
+    assert service.models.get("small").engine.stats().cancelled == 1
+
+
+def test_cancelling_one_of_two_equal_jobs(client: TestClient, small: Sampler) -> None:
+    gate_of(small).shut()
+    first = start(client, {"seed": 40, "steps": 9})
+    second = start(client, {"seed": 40, "steps": 9})
+    client.delete(first)
+    gate_of(small).open()
+    assert events_of(client.get(f"{second}/events").text)[-1][0] == "done"
+    assert client.get(first).json()["state"] == "cancelled"
+
+
+def test_a_job_that_fails_says_why(client: TestClient) -> None:
+    path = start(client, {"steps": 5, "deadline": 1e6})
+    assert events_of(client.get(f"{path}/events").text)[-1][0] == "done"
+
+
+def test_a_reconnection_gets_no_event_twice(client: TestClient) -> None:
+    path = start(client, {"steps": 30, "seed": 6})
+    events_of(client.get(f"{path}/events").text)
+    again = client.get(f"{path}/events", headers={"last-event-id": "10000"}).text
+    names = [name for name, _ in events_of(again)]
+    assert names == ["status", "done"]
+
+
+def test_a_job_belongs_to_its_user(small: Sampler) -> None:
+    settings = Settings(tokens={"a" * 20: "alice", "b" * 20: "bob"})
+    with client_of([small], settings) as client:
+        alice = {"authorization": f"Bearer {'a' * 20}"}
+        bob = {"authorization": f"Bearer {'b' * 20}"}
+        path = start(client, {"steps": 3}, **alice)
+        assert client.get(path, headers=alice).status_code == 200
+        for method in ("get", "delete"):
+            assert getattr(client, method)(path, headers=bob).status_code == 404
+        assert client.get(f"{path}/events", headers=bob).status_code == 404
+        assert client.get(f"{path}/result", headers=bob).status_code == 404
+        assert client.get(path, headers=alice).status_code == 200
+
+
+@pytest.mark.parametrize("settings", [Settings(job_s=0.0), Settings(job_bytes=100)])
+def test_results_are_dropped(small: Sampler, settings: Settings) -> None:
+    with client_of([small], settings) as client:
+        path = start(client, {"n": 4, "steps": 3})
+        jobs = client.app.state.service.jobs  # type: ignore[attr-defined]
+        until(lambda: all(job.ended for job in jobs._jobs.values()))
+        assert client.get(path).status_code == 404
+
+
+def test_an_unknown_job(client: TestClient) -> None:
+    got = client.get("/v1/jobs/../../etc/passwd")
+    assert got.status_code == 404
+    got = client.get("/v1/jobs/nothing")
+    assert got.status_code == 404
+    assert "no such job" in json.loads(got.text)["detail"]

@@ -1,0 +1,145 @@
+"""OpenAI's image API, with the official client."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from runtime import Sampler
+from serve import create_app
+
+from .services import running
+from .test_edits import IMAGE, MASK, png
+from .test_samples import pixels
+
+
+@pytest.fixture
+def service(small: Sampler) -> Iterator[openai.OpenAI]:
+    with (
+        running(create_app([small])) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as found,
+    ):
+        yield found
+
+
+def image_of(text: str | None) -> np.ndarray:
+    return pixels(base64.b64decode(text or ""))
+
+
+def test_models(service: openai.OpenAI) -> None:
+    assert [model.id for model in service.models.list()] == ["small"]
+    assert service.models.retrieve("small").owned_by == "unnoise"
+
+
+def test_generate(service: openai.OpenAI, small: Sampler) -> None:
+    found = service.images.generate(
+        model="small",
+        prompt="Two",
+        n=2,
+        size="4x4",
+        quality="high",
+        user="me",
+        extra_body={"seed": 7, "steps": 5, "solver": "unipc", "guidance": 1.5},
+    )
+    expected = small.pictures(2, 7, label="two", steps=5, solver="unipc", guidance=1.5)
+    assert found.data is not None
+    assert [image_of(entry.b64_json).tobytes() for entry in found.data] == [
+        picture.tobytes() for picture in expected
+    ]
+    assert found.usage is not None
+    assert found.usage.total_tokens == 20
+
+
+def test_a_url(service: openai.OpenAI, small: Sampler) -> None:
+    found = service.images.generate(prompt="one", response_format="url", extra_body={"seed": 3})
+    assert found.data is not None
+    assert found.data[0].url is not None
+    picture = pixels(httpx.get(found.data[0].url).content)
+    assert (picture == small.pictures(1, 3, label="one")[0]).all()
+
+
+def test_without_a_seed_each_request_has_its_own(service: openai.OpenAI) -> None:
+    seeds = set()
+    for _ in range(3):
+        found = service.images.generate(prompt="", size="auto", output_format="webp")
+        assert found.data is not None
+        seeds.add(found.data[0].seed)  # type: ignore[attr-defined]
+    assert len(seeds) == 3
+
+
+def test_stream(service: openai.OpenAI, small: Sampler) -> None:
+    events = list(
+        service.images.generate(
+            prompt="1", n=1, stream=True, partial_images=2, extra_body={"seed": 7, "steps": 60}
+        )
+    )
+    partial = [e for e in events if e.type == "image_generation.partial_image"]
+    assert len(partial) <= 2
+    assert [event.partial_image_index for event in partial] == list(range(len(partial)))
+    assert events[-1].type == "image_generation.completed"
+    expected = small.pictures(1, 7, label=1, steps=60)[0]
+    assert (image_of(events[-1].b64_json) == expected).all()
+
+
+def test_edit_without_a_mask(service: openai.OpenAI, small: Sampler) -> None:
+    found = service.images.edit(
+        image=("a.png", png(IMAGE)),
+        prompt="one",
+        n=2,
+        extra_body={"seed": 5, "steps": 8, "strength": 0.6},
+    )
+    images = np.stack([IMAGE[..., None]] * 2)
+    expected = small.to_uint8(small.stylize(images, 0.6, 5, label="one", steps=8))
+    assert found.data is not None
+    for entry, picture in zip(found.data, expected, strict=True):
+        assert (image_of(entry.b64_json) == picture).all()
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_edit_paints_what_is_transparent(
+    service: openai.OpenAI, small: Sampler, separate: bool
+) -> None:
+    rgba = np.concatenate([np.stack([IMAGE] * 3, -1), MASK[..., None]], -1)
+    opaque = np.stack([IMAGE] * 3, -1)
+    image = png(opaque if separate else rgba)
+    extra = {"mask": ("m.png", png(rgba))} if separate else {}
+    found = service.images.edit(
+        image=("a.png", image), prompt="2", extra_body={"seed": 5, "steps": 4}, **extra
+    )
+    expected = small.to_uint8(small.inpaint(IMAGE, Image.fromarray(MASK), 5, label=2, steps=4))
+    assert found.data is not None
+    assert (image_of(found.data[0].b64_json) == expected[0]).all()
+
+
+def test_a_stream_of_edits(service: openai.OpenAI) -> None:
+    events = list(
+        service.images.edit(
+            image=io.BytesIO(png(IMAGE)), prompt="one", stream=True, partial_images=1
+        )
+    )
+    assert events[-1].type == "image_edit.completed"
+
+
+def test_errors_have_the_clients_shape(service: openai.OpenAI) -> None:
+    for how, sentence in [
+        ({"prompt": "dog"}, "unknown label 'dog'"),
+        ({"prompt": "one", "size": "1024x1024"}, '`size` must be "auto" or "4x4"'),
+        ({"prompt": "one", "n": 11}, "`n` must be"),
+        ({"prompt": "one", "model": "gpt-image-2"}, "unknown model"),
+        ({"prompt": "one", "extra_body": {"step": 2}}, "Did you mean 'steps'"),
+    ]:
+        with pytest.raises(openai.BadRequestError) as raised:
+            service.images.generate(**how)
+        assert sentence in str(raised.value)
+    with pytest.raises(openai.NotFoundError):
+        service.models.retrieve("large")
+    opaque = np.full((4, 4, 4), 255, np.uint8)
+    with pytest.raises(openai.BadRequestError, match="transparent places"):
+        service.images.edit(image=("a.png", png(IMAGE)), mask=("m.png", png(opaque)), prompt="one")

@@ -1,0 +1,253 @@
+"""A real server: clients that leave, limits of connections, and the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from runtime import Sampler
+from serve import Settings, create_app
+from serve.__main__ import main
+from serve.server import Server, listen
+
+from .services import WAIT_S, events_of, gate_of, running, until
+from .test_edits import IMAGE, png
+
+
+def dial(address: str) -> socket.socket:
+    """A connection."""
+    found = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+    found.settimeout(WAIT_S)
+    return found
+
+
+def test_the_address_serves(small: Sampler) -> None:
+    with running(create_app([small])) as address:
+        assert httpx.get(f"{address}/livez").text == "ok\n"
+        got = httpx.post(f"{address}/v1/samples", json={"seed": 2, "format": "npy"})
+        assert small.sample(1, 2).tobytes() in got.content
+        assert "server" not in got.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_cancels_its_work_alone(small: Sampler, stream: bool) -> None:
+    app = create_app([small])
+    with running(app) as address, ThreadPoolExecutor(2) as pool:
+        service = app.state.service
+        engine = service.models.get("small").engine
+        expected = small.sample(1, 1, steps=150)
+        gate_of(small).shut()
+        body = {"seed": 1, "steps": 150, "format": "npy"}
+        stays = pool.submit(httpx.post, f"{address}/v1/samples", json=body, timeout=WAIT_S)
+        until(lambda: service.runs.live == 1)
+        for seed in range(20):
+            with dial(address) as leaver:
+                text = json.dumps({"seed": 100 + seed, "steps": 150, "stream": stream})
+                head = "POST /v1/samples HTTP/1.1\r\nHost: localhost\r\n"
+                head += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+                leaver.sendall((head + text).encode())
+                until(lambda: service.runs.live == 2)
+            # Seen while the network call is held: nothing depends on a next step.
+            until(lambda: service.runs.live == 1)
+        gate_of(small).open()
+        assert expected.tobytes() in stays.result().content
+        until(lambda: engine.stats().cancelled == 20)
+        assert engine.stats().live == engine.stats().waiting == 0
+        text = httpx.get(f"{address}/metrics").text
+        assert "unnoise_disconnects_total 20.0" in text
+        assert 'unnoise_cancelled_total{model="small"} 20.0' in text
+
+
+def test_a_client_that_leaves_an_edit(small: Sampler) -> None:
+    app = create_app([small])
+    with running(app) as address:
+        service = app.state.service
+        gate_of(small).shut()
+        client = httpx.Client()
+        files = {"image": ("a.png", png(IMAGE))}
+        data = {"params": json.dumps({"steps": 50, "stream": True})}
+        with client.stream("POST", f"{address}/v1/edits/invert", files=files, data=data) as got:
+            assert next(got.iter_lines()) == "event: status"
+            assert service.edits == 1
+        client.close()
+        gate_of(small).open()
+        until(lambda: not service.runs.live and not service.edits)
+
+
+def test_a_job_survives_its_client(small: Sampler) -> None:
+    app = create_app([small])
+    with running(app) as address:
+        gate_of(small).shut()
+        headers = {"prefer": "respond-async"}
+        path = httpx.post(f"{address}/v1/samples", json={}, headers=headers).headers["location"]
+        client = httpx.Client()
+        with client.stream("GET", f"{address}{path}/events") as got:
+            next(got.iter_lines())
+        client.close()
+        gate_of(small).open()
+        assert events_of(httpx.get(f"{address}{path}/events").text)[-1][0] == "done"
+
+
+def test_heartbeats(small: Sampler) -> None:
+    with running(create_app([small], Settings(heartbeat_s=0.02))) as address:
+        gate_of(small).shut()
+        body = {"stream": True}
+        with httpx.stream("POST", f"{address}/v1/samples", json=body, timeout=WAIT_S) as got:
+            lines = got.iter_lines()
+            beats = 0
+            while beats < 3:
+                beats += next(lines).startswith(":")
+            gate_of(small).open()
+            assert any(line == "event: done" for line in lines)
+
+
+def test_a_slow_reader_misses_previews_and_slows_nobody(small: Sampler) -> None:
+    app = create_app([small])
+    with running(app) as address:
+        body = {"stream": True, "steps": 200, "n": 8, "seed": 5}
+        with httpx.stream("POST", f"{address}/v1/samples", json=body, timeout=WAIT_S) as got:
+            engine = app.state.service.models.get("small").engine
+            until(lambda: engine.stats().done == 2)  # without reading anything
+            text = "".join(got.iter_text())
+        assert events_of(text)[-1][0] == "done"
+
+
+def test_a_connection_that_sends_no_headers_is_closed(small: Sampler) -> None:
+    with running(create_app([small], Settings(headers_s=0.1))) as address, dial(address) as slow:
+        slow.sendall(b"GET / HTTP/1.1\r\nHost: loc")
+        assert slow.recv(100) == b""
+
+
+def test_a_body_that_does_not_come_gets_408(small: Sampler) -> None:
+    with running(create_app([small], Settings(body_s=0.1))) as address, dial(address) as slow:
+        head = b"POST /v1/samples HTTP/1.1\r\nHost: localhost\r\n"
+        slow.sendall(head + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+        assert b" 408 " in slow.recv(1000)
+
+
+def test_too_many_requests_under_way_get_429_and_probes_do_not(small: Sampler) -> None:
+    app = create_app([small], Settings(connections=2))
+    with running(app) as address, ThreadPoolExecutor(2) as pool:
+        gate_of(small).shut()
+        url = f"{address}/v1/samples"
+        held = [
+            pool.submit(httpx.post, url, json={"seed": seed}, timeout=WAIT_S) for seed in (1, 2)
+        ]
+        until(lambda: app.state.service.runs.live == 2)
+        assert httpx.post(url, json={}).status_code == 429
+        assert httpx.get(f"{address}/livez").status_code == 200
+        assert httpx.get(f"{address}/metrics").status_code == 200
+        gate_of(small).open()
+        assert [found.result().status_code for found in held] == [200, 200]
+
+
+def test_a_drain_finishes_what_was_accepted(small: Sampler) -> None:
+    app = create_app([small])
+    with running(app) as address, ThreadPoolExecutor(4) as pool:
+        service = app.state.service
+        gate_of(small).shut()
+        url = f"{address}/v1/samples"
+        streams = [
+            pool.submit(httpx.post, url, json={"seed": s, "stream": s > 1}, timeout=WAIT_S)
+            for s in range(4)
+        ]
+        until(lambda: service.runs.live == 4)
+        service.draining = True
+        assert httpx.get(f"{address}/readyz").status_code == 503
+        refused = httpx.post(url, json={})
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        gate_of(small).open()
+        assert [found.result().status_code for found in streams] == [200] * 4
+        assert events_of(streams[3].result().text)[-1][0] == "done"
+
+
+def test_a_drain_that_takes_too_long_ends_every_stream(small: Sampler) -> None:
+    app = create_app([small], Settings(drain_s=0.05))
+    listener = listen("127.0.0.1", 0)
+    server = Server(app)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([listener])))
+    thread.start()
+    until(lambda: app.state.service.models.opened)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/samples"
+    gate_of(small).shut()
+    with ThreadPoolExecutor(2) as pool:
+        streamed = pool.submit(httpx.post, url, json={"stream": True}, timeout=WAIT_S)
+        plain = pool.submit(httpx.post, url, json={"seed": 1}, timeout=WAIT_S)
+        until(lambda: app.state.service.runs.live == 2)
+        loop.call_soon_threadsafe(server.drain)
+        events = events_of(streamed.result().text)
+        assert events[-1][0] == "error"
+        assert json.loads(events[-1][1])["status"] == 503
+        assert plain.result().status_code == 503
+    gate_of(small).open()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    loop.close()
+
+
+def test_sigterm_lets_eight_live_requests_finish(root: Path) -> None:
+    command = [sys.executable, "-m", "serve", str(root / "bundles" / "emoji32"), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    process = subprocess.Popen(
+        [*command, "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        until(lambda: httpx.get(f"{address}/readyz").status_code == 200, 60)
+        with ThreadPoolExecutor(8) as pool:
+            bodies = [{"seed": s, "steps": 12, "stream": s % 2 == 0} for s in range(8)]
+            url = f"{address}/v1/samples"
+            asked = [pool.submit(httpx.post, url, json=b, timeout=60) for b in bodies]
+            live = 'unnoise_accepted_total{model="emoji32"} 9.0'
+            until(lambda: live in httpx.get(f"{address}/metrics").text, 60)
+            process.send_signal(signal.SIGTERM)
+            for found in asked:
+                got = found.result()
+                assert got.status_code == 200
+                if "event-stream" in got.headers["content-type"]:
+                    assert events_of(got.text)[-1][0] == "done"
+        _, log = process.communicate(timeout=60)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert {"ready", "request", "draining"} <= {line["event"] for line in lines}
+    finished = [line for line in lines if line.get("endpoint") == "/v1/samples"]
+    assert len(finished) == 8
+    assert all(line["rows"] == 12 and line["code"] == 200 for line in finished)
+
+
+def test_a_bundle_that_cannot_be_opened_ends_the_command(tmp_path: Path, root: Path) -> None:
+    command = [sys.executable, "-m", "serve", str(tmp_path), "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 2
+    assert "is no bundle" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken(root: Path, capsys: pytest.CaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        bundle = str(root / "bundles" / "emoji32")
+        assert main([bundle, "--port", str(taken.getsockname()[1])]) == 2
+    assert "error" in capsys.readouterr().err
