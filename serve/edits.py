@@ -290,7 +290,7 @@ OWN = {
 
 
 def _end(edit: Edit, part: str, seed: str) -> int | Float32:
-    """An end of an interpolation: a seed, or an image [1, *S]. Raises RequestError if there is none."""
+    """One end of an interpolation: a seed, or an image [1, *S]. RequestError if missing."""
     if part in edit.images:
         return edit.images[part]
     if seed in edit.given:
