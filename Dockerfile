@@ -3,12 +3,12 @@
 FROM python:3.12-slim
 
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE NOTICE ./
 COPY runtime runtime
 COPY serve serve
+# The wheel holds a copy of it, which `emoji32` names.
+COPY bundles/emoji32 bundles/emoji32
 RUN pip install --no-cache-dir --constraint constraints.txt '.[cpu,serve]'
-
-COPY bundles/emoji32 /bundles/emoji32
 
 RUN useradd --create-home unnoise
 USER unnoise
@@ -18,6 +18,6 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=10s CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 ENTRYPOINT ["unnoise", "serve", "--host", "0.0.0.0", "--port", "8000"]
-# Whoever can reach the published port may use it. With --token-file instead of --open, only users
-# with a token may.
-CMD ["/bundles/emoji32", "--open"]
+# --open lets everybody use the published port; with --token-file FILE only users with a token may.
+# Your own bundle: docker run -v ./bundles/mine:/mine unnoise /mine --open
+CMD ["emoji32", "--open"]

@@ -90,7 +90,7 @@ def is_loopback(host: str) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("serve"), description=__doc__)
     add = parser.add_argument
-    add("bundles", nargs="+", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    add("bundles", nargs="+", type=Path, metavar="BUNDLE", help="a bundle's folder, or emoji32")
     add("--host", default="127.0.0.1", help="the address to listen at [127.0.0.1]")
     add("--port", type=int, default=8000, help="0 takes a free one [8000]")
     add("--token-file", type=Path, metavar="FILE", help="TOKEN or NAME TOKEN, one a line")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import Sampler
+from runtime import Bundle, Sampler
+from runtime.bundle.shipped import shipped_folders
 from serve import Settings, create_app
 from serve.app import ENDPOINTS
 from serve.health import PAGE
@@ -119,12 +120,13 @@ def test_the_dockerfile_fits_the_project(root: Path) -> None:
     assert command[0] in project["project"]["scripts"]
     copied = {source for name, rest in found if name == "COPY" for source in rest.split()[:-1]}
     own = project["project"]
-    assert {own["readme"], *own["license-files"], "runtime", "serve"} <= copied
+    needed = {own["readme"], *own["license-files"], "runtime", "serve", "setup.py"}
+    assert needed | {f"bundles/{name}" for name in shipped_folders()} <= copied
     from serve.__main__ import _parser
 
     given = _parser().parse_args([*command[2:], *json.loads(dict(found)["CMD"])])
     assert given.open
-    assert given.bundles == [Path("/bundles/emoji32")]
+    assert Bundle.load(given.bundles[0]).name == "emoji32"
 
 
 def test_the_extra_is_small(root: Path) -> None:
