@@ -159,8 +159,9 @@ def over(spent: Mapping[str, list[float]], slow: str, fast: str) -> list[float]:
 
 
 def distance(bundle: Bundle) -> dict[str, float]:
-    """Median PSNR of final images against ONNX Runtime's fp32, 20-step DPM-Solver++(2M), as the
-    export found it, dB."""
+    """Median PSNR of final images against ONNX Runtime's fp32, 20-step DPM-Solver++(2M), as
+    measured by the export, dB.
+    """
     return {
         f"{b} {p}": entry["psnr_db"]
         for p, entries in bundle.report.items()

@@ -170,7 +170,7 @@ def measure(network: Network, runs: int) -> dict[str, Any]:
 
 
 def installed(names: tuple[str, ...]) -> float:
-    """MB of the distributions and of all that they require, as they lie on this disk."""
+    """MB of the distributions and their requirements, as installed on this disk."""
     waiting, seen, size = list(names), set(), 0
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()

@@ -54,7 +54,7 @@ def ratio(
 
 
 def most_steps(calls: int, program: Callable[[int], Sized]) -> int:
-    """The most steps whose program, program(steps), makes at most so many calls; 0 if none does."""
+    """The most steps whose program, program(steps), makes at most `calls` calls; 0 if none does."""
     return bisect(range(1, calls + 1), calls, key=lambda steps: len(program(steps)))
 
 

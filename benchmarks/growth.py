@@ -144,8 +144,8 @@ def multiply_adds(network: Network) -> int:
 
 
 def rates(rounds: int) -> dict[str, dict[str, float]]:
-    """This machine's own rate, 10⁹ multiply-adds a second, by precision: matrix product of 2048³,
-    and convolution; the best of what was tried."""
+    """This machine's own rate, 10⁹ multiply-adds per second, by precision: matrix product of 2048³,
+    and convolution; the best of the tried ones."""
     n, channels, side, batch, layers = 2048, 128, 32, 8, 8
     work = {
         "matrix product": float(n**3),

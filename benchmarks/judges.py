@@ -69,7 +69,8 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
 
 class Style(nn.Module):
     """x [B, 3, 32, 32] in -1 … 1 → [B]: above 0 where it is Twemoji's. What it sees is local: it
-    has no place for what is where."""
+    does not know positions.
+    """
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""The same images by the same steps: unnoise, diffusers, denoising-diffusion-pytorch, raw libraries.
+"""The same images by the same steps, from unnoise, diffusers and other libraries.
 
     python benchmarks/same_work.py [--quick] [--write] [--rounds N] [--network NAME ...]
 
+The systems are unnoise, diffusers, denoising-diffusion-pytorch, and inference libraries called raw.
 For each network and batch, every system makes the images of the same x_T with DDIM. They are
 compared with ours before anything is timed. In each round every system runs once, after a call that
 is not counted; the first system changes from round to round. A ratio is taken within a round, and

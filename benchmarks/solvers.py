@@ -3,11 +3,11 @@
     python benchmarks/solvers.py [BUNDLE] [--seeds N] [--calls N ...] [--write]
 
 The error is the root mean square, over all pixels of samples in the bundle's own range, of the
-distance to what DDIM with 1,000 calls makes of the same x_T: same seeds, same labels, no guidance,
-the bundle's own clip, all through `runtime.Sampler`. Each solver is given the most steps whose
-calls do not exceed the budget. Stochastic solvers end elsewhere, so they are left out. --write
-refreshes docs/solvers.md and its plot (matplotlib, of the export extra). About 11,000 calls: twenty
-minutes on two cores.
+distance to the output of DDIM with 1,000 calls from the same x_T: same seeds, same labels, no
+guidance, the bundle's own clip, all through `runtime.Sampler`. Each solver is given the most steps
+whose calls do not exceed the budget. Stochastic solvers end elsewhere, so they are left out.
+--write refreshes docs/solvers.md and its plot (matplotlib, of the export extra). About 11,000
+calls: twenty minutes on two cores.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ ANEW = setting("stylize", strength=1.0, guidance=2.0, steps=STEPS)
 
 
 def plan() -> dict[str, list[Setting]]:
-    """What is made with the network, by the table that it is for."""
+    """The runs of the network, by their table."""
     sweeps = {
         verb: [
             setting(verb, strength=s, guidance=g, steps=STEPS)
@@ -275,8 +275,9 @@ def against(a: Scores, b: Scores, measure: str) -> str:
 
 
 def picture(path: Path, rows: Mapping[str, Made], held: Emoji, every: int) -> None:
-    """Every so manyth emoji, unpicked: a row a method, Noto's into Twemoji's above, the other way
-    below."""
+    """Save a sheet of every `every`-th emoji: one row per method, Noto's into Twemoji's above, the
+    other way below.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     some, margin, scale = slice(every // 2, None, every), 150, 2

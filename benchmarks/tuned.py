@@ -56,7 +56,7 @@ MANY = {"solver": "unipc", "steps": 60, "grid": "log_snr", "order": 3}
 
 
 class Run(NamedTuple):
-    """A solver on a grid with so many calls at most; steps is what it takes."""
+    """A solver on a grid within a number of calls; steps is its number of steps."""
 
     solver: str
     grid: str
@@ -75,7 +75,7 @@ class Run(NamedTuple):
 
 
 class OutOfTime(Exception):
-    """The minutes are over; what was measured is kept."""
+    """The minutes are over; the measurements are stored."""
 
 
 class Bench:

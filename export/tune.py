@@ -36,7 +36,7 @@ from .tuning.reference import network_of, probe, same
 from .tuning.search import Settings, fit, prepare
 
 WORK = Path("out/tune")
-"""Where targets and fits are kept."""
+"""The folder of targets and fits."""
 
 
 def tune(

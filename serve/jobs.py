@@ -45,7 +45,7 @@ class Job:
 
     @property
     def path(self) -> str:
-        """Where it is found."""
+        """Its path."""
         return f"/v1/jobs/{self.id}"
 
     @property
@@ -73,7 +73,7 @@ class Job:
         return {**found, "error": problem_of(error).to_json()} if error else found
 
     def cancel(self) -> None:
-        """Stop it. Runs that others wait for go on."""
+        """Stop it. Others who wait for the same run keep it."""
         if not self.run.done and not self.cancelled:
             self.cancelled = True
             self.ended = time.monotonic()

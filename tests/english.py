@@ -7,6 +7,7 @@ the packages are read, and a line of figures is printed for each.
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -155,10 +156,10 @@ def markdown(path: Path) -> Iterator[Passage]:
 def python(path: Path) -> Iterator[Passage]:
     """The docstrings, help texts and error messages of a Python file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            line = node.body[0].lineno if node.body else 1
-            for text in _paragraphs(ast.get_docstring(node) or ""):
-                yield Passage(f"{_name(path)}:{line}", text)
+        # A docstring, of a module, class or function, or of the name assigned above it.
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            for text in _paragraphs(inspect.cleandoc(literal(node.value))):
+                yield Passage(f"{_name(path)}:{node.lineno}", text)
         elif isinstance(node, ast.keyword) and node.arg in ("help", "description", "epilog"):
             if text := literal(node.value):
                 yield Passage(f"{_name(path)}:{node.value.lineno}", text)

@@ -120,7 +120,7 @@ SAMPLE_START = NoiseStream.INITIAL
 SAMPLE_STEPS = NoiseStream.STEP
 
 MOST_PROCESSES = 4096
-"""Processes of one run that `dropout_counter` tells apart."""
+"""Processes of one run that `dropout_counter` distinguishes."""
 
 
 def dropout_counter(step: int, part: int, parts: int, process: int) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("precision", "backend", "F", "PSNR to fp32, dB", "ms a call")
 LEAST = 1e-9
-"""Where the logarithmic axis puts an error of zero."""
+"""The value at which the logarithmic axis puts an error of zero."""
 LINE_STYLES = ("-", "--", ":", "-.")
 CHANNELS = 4
 """How many channels of a signal are drawn."""

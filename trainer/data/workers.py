@@ -26,7 +26,7 @@ from .image_files import ImageFiles
 from .loader import Wanted, share_of
 
 SHARED_MEMORY = "/dev/shm"
-"""Where workers put batches for the process that trains."""
+"""The directory in which workers put batches for the training process."""
 SHARED_MEMORY_WORDS = (
     "shared memory",
     "shm",

@@ -131,8 +131,8 @@ class Processes:
             raise TrainingError(
                 f"process {self.index} of {self.count} ends: another process of this run is gone "
                 f"({_told(error)}). "
-                "Its own message says why, if it could leave one. Re-run the same command to resume "
-                "from the last checkpoint."
+                "Its own message says why, if it could leave one. "
+                "Re-run the same command to resume from the last checkpoint."
             ) from error
 
 

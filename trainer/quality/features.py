@@ -27,7 +27,7 @@ from ..randomness import CLASSIFIER_BATCHES, CLASSIFIER_WEIGHTS
 from ..runs.log import move_aside
 
 Extractor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Pictures [n, H, W, C] → [n, d]."""
+"""Images [n, H, W, C] → [n, d]."""
 STEPS = 400
 BATCH = 64
 RATE = 2e-3

@@ -33,7 +33,7 @@ from .curves import Values, kept, smooth
 from .theme import GREY, THEME
 
 COLOURS = ("#2f6fdb", "#d9660b", "#168a52", "#a13fc4")
-"""Of a few curves: apart for all kinds of colour vision, on white and inverted on black."""
+"""Of a few curves: distinct for all kinds of colour vision, on white and inverted on black."""
 MARK = "#c2261b"
 HEIGHT = 270
 MOST_MARKED = 40
@@ -60,12 +60,12 @@ class Chart:
         step: [n].
         images: [n], seen until then.
         lines: [n] by label; one without a finite value is not drawn.
-        note: What stands below.
+        note: The text below the panel.
         by_images: Whether the horizontal axis is in images, otherwise in steps.
         logarithmic: Whether the vertical axis is; values of 0 and below have no place on it.
         smoothed: Whether a smoothed curve is drawn over the values.
-        low: Where a linear axis begins; NaN fits the values.
-        high: Where it ends.
+        low: Start of a linear axis; NaN fits the values.
+        high: End of a linear axis.
         form: The format of ticks and hover values: printf's if it begins with %, otherwise that of
             numeral.js.
         limit: The height of a dashed line.
@@ -107,7 +107,7 @@ class _Curve:
 
 
 def library() -> str:
-    """Return BokehJS as the text of a script, which asks for nothing from elsewhere."""
+    """Return BokehJS as the text of a script, which loads nothing from elsewhere."""
     return "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)
 
 

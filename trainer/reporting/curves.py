@@ -1,4 +1,4 @@
-"""The columns of a run's logs as arrays, whatever the files hold."""
+"""The columns of a run's logs as arrays, for any contents of the files."""
 
 from __future__ import annotations
 

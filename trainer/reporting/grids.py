@@ -61,7 +61,7 @@ def chosen(values: Sequence[T], most: int) -> list[T]:
 
 
 def _fitting(files: Sequence[tuple[Path, bytes]]) -> list[tuple[Path, bytes]]:
-    # Fewer grids rather than only early ones: the last one shows what was learned.
+    # Fewer grids rather than only early ones: the last one shows the result.
     most = MOST
     while True:
         some = chosen(files, most)

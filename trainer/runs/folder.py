@@ -142,7 +142,7 @@ def open_run(folder: Path, config: Config, dataset: Dataset) -> None:
 
 
 KEPT = ("checkpoints", "best", "snapshots")
-"""Where a run keeps what it has learned."""
+"""The entries of a run that hold its results."""
 LEFT = ("log.csv", "quality.csv", "starts.json", "bad-pictures.txt", "samples", "tensorboard")
 """What a run that learned nothing may have left."""
 

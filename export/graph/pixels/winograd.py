@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from .maps import Map
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-"""Where the polynomials are evaluated, besides infinity: of the simple fractions, those with the
-smallest rounding errors."""
+"""The points at which the polynomials are evaluated, besides infinity: of the simple fractions,
+those with the smallest rounding errors."""
 TILE = 4
 """Results at a time along a side: 36 multiplications for 16 results of 9 each."""
 SIDE = TILE + 2

@@ -29,7 +29,7 @@ Element = TypeVar("Element", bound=np.generic)
 ALIGNMENT = 256
 """Every device address that TensorRT is given is a multiple of so many bytes."""
 PROC = Path("/proc/driver/nvidia/version")
-"""Where the driver says its release, which CUDA does not."""
+"""The driver's file with its release, which CUDA does not report."""
 
 
 def aligned(size: int) -> int:
