@@ -1,11 +1,12 @@
-"""What the engine costs alongside the network, and what it gives under load.
+"""What the engine costs in addition to the network, and what it gives under load.
 
     python benchmarks/serving.py [BUNDLE] [--rounds N] [--plot FILE]
 
-Three things are measured: the bookkeeping of a tick of 16 samples, on a backend that does nothing;
-the engine's saturation against `Sampler.sample_requests` on the same requests, both sides in turn;
-and, on a virtual clock (benchmarks/traffic.py), latencies and saturation of three policies. The
-last does not depend on the machine. --plot draws latency against load.
+Three things are measured.
+- The bookkeeping of a tick of 16 samples, on a backend that does nothing.
+- The engine's saturation against `Sampler.sample_requests` on the same requests, both sides in turn.
+- Latencies and saturation of three policies on a virtual clock (benchmarks/traffic.py). These do
+  not depend on the machine. --plot draws latency against load.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class NoBuffers:
 
 
 class NoBackend:
-    """Is used for an inference library that takes no time."""
+    """A backend whose network takes no time."""
 
     name = "onnxruntime"
     precision = "fp32"

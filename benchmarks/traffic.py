@@ -102,8 +102,11 @@ def one_at_a_time(arrivals: Sequence[Arrival], curve: CostCurve) -> Latencies:
 def static(
     arrivals: Sequence[Arrival], curve: CostCurve, most: int = 16, wait_s: float = 0.05
 ) -> Latencies:
-    """The same in batches of equal programs that run to their end: the oldest request and those
-    like it, once there are `most`, or the oldest has waited for `wait_s`."""
+    """The same in batches of equal programs that run to their end.
+
+    A batch is the oldest request and those like it. It starts once there are `most`, or the oldest
+    has waited for `wait_s`.
+    """
     finished = np.zeros(len(arrivals))
     waiting: list[int] = []
     now = 0.0

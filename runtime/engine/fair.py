@@ -2,10 +2,10 @@
 a clock and without threads.
 
 A flow has a tag, in network rows: a plain row costs 1, a guided row 2. The flow with the least tag
-is served first, and its tag grows by what it was served (Goyal, Vin and Cheng 1996, "Start-time
-fair queueing"). A flow that comes, or comes back, starts at the virtual time, which is the tag that
-was served last, or at its own tag if that is larger. So while n flows have work, each gets 1/n of
-the rows, and a flow that was idle saves nothing up.
+is served first, and its tag grows by the rows that it was served (Goyal, Vin and Cheng 1996). The
+virtual time is the tag that was served last. A flow that comes, or comes back, starts there, or at
+its own tag if that is larger. So while n flows have work, each gets 1/n of the rows, and a flow
+that was idle saves nothing up.
 
 Inside a flow the group (one submission) with the least work left goes first, and inside a group the
 sample with the least work left.
@@ -111,8 +111,8 @@ class FairQueue:
 
         Args:
             curve: Gives the most samples of a call, and the choice to merge.
-            live: Most samples that are started and not finished; at least a full call of each
-                graph, for else one graph's samples could keep the other's calls small.
+            live: Most samples that are started and not finished. It is raised to a full call of
+                each graph: otherwise samples of one could keep the calls of the other small.
         """
         self.curve = curve
         self._caps = (curve.cap(False), curve.cap(True))

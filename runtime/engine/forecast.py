@@ -1,11 +1,11 @@
 """When the work that is left will be done: predictions of fair queueing over a cost curve. Pure
 arithmetic, without a clock.
 
-Fair queueing serves the flow with the least tag, so all flows with work come to the same tag F at
-about the same time. A flow that is at tag S now and has W network rows left has then been served
-F - S of them, no fewer than 0 and no more than W. Summed over the flows that is the network's work
-until then. Inside a flow the groups come one after another, the least first, so each sample has a
-tag at which it is done. What is left is to turn rows into seconds.
+Fair queueing serves the flow with the least tag, so all flows with work reach a tag F at about the
+same time. A flow at tag S with W network rows left has then been served F - S of them, at least 0
+and at most W. The sum over the flows is the network's work until then. Inside a flow the groups
+come one after another, the least first, so each sample has a tag at which it is done. The cost
+curve turns rows into seconds.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ def seconds_until_group(
 ) -> float:
     """Predicted seconds until all samples of a group are done; 0 if it has none.
 
-    The policy itself runs for up to `TRIAL_TICKS` ticks. If the group is not done by then, it is
-    taken to continue at the same rate.
+    The policy itself runs for up to `TRIAL_TICKS` ticks. If the group is not done by then, the
+    rate so far is taken for the rest.
 
     Args:
         queue: What is under way and waiting; it is left as it is.

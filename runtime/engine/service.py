@@ -4,9 +4,9 @@
         ticket = engine.submit(Request(seed=1, label="cat"), flow="alice")
         x = ticket.result()                     # [1, *S]
 
-At each tick the inference thread picks rows of the requests that are under way or waiting, runs
-them in one network call, and finishes those that have no row left. There is no waiting window. A
-sample has the bytes that it has alone, even if its neighbours change.
+At each tick the inference thread picks rows of running and waiting requests, and runs them in one
+network call. Requests that have no row left are finished. There is no waiting window. The bytes of
+a sample do not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Engine:
 
         Args:
             requests: One request, or a list of them.
-            flow: Whose work it is, such as a token or a client's address. Flows share the network
-                by rows, however much they submit.
+            flow: Whose work it is, such as a token or a client's address. Flows share the rows of
+                the network alike.
             deadline: Seconds from now; None has none.
             on_preview: True fills the ticket's mailbox with previews. A function is also called
                 with the ticket after each deposit, in the inference thread, so it must be quick.

@@ -29,7 +29,7 @@ class TicketPreview(NamedTuple):
 
 @dataclass(frozen=True)
 class TicketStatus:
-    """How far a ticket is.
+    """The state of a ticket, the work that is left, and its times.
 
     Attributes:
         state: See `State`.
@@ -102,7 +102,7 @@ class Ticket:
 
     @property
     def state(self) -> State:
-        """How far it is, see `State`."""
+        """Its state, see `State`."""
         return self._state
 
     @property
@@ -132,7 +132,7 @@ class Ticket:
             timeout: Seconds; None waits without a limit.
 
         Raises:
-            TimeoutError: It is not final after `timeout` seconds. It continues running.
+            TimeoutError: It is not final after `timeout` seconds. It keeps running.
             Cancelled: It was cancelled.
             DeadlineError: Its deadline passed.
             ClosedError: The engine was closed before it was done.

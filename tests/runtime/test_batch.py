@@ -134,7 +134,7 @@ def test_a_step_of_the_wrong_samples_is_refused(sampler: Sampler, jobs: list[Job
         batch.step()
     with pytest.raises(RequestError, match="one step at a time"):
         batch.step([slots[0], slots[0]])
-    with pytest.raises(RequestError, match="no sample is under way in slot 7"):
+    with pytest.raises(RequestError, match="no sample is running in slot 7"):
         batch.step([7])
     batch.step([])
     assert [batch.preview(slot).step for slot in slots] == [0, 0, 0]

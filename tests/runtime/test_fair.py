@@ -296,7 +296,9 @@ def test_the_finish_of_a_lone_request_is_predicted_exactly(curve: CostCurve) -> 
     assert (found.why, found.seconds) == ("deadline", needed)
 
 
-@pytest.mark.parametrize("rows", [PLAIN * 10, PLAIN * 100, GUIDED * 100])
+@pytest.mark.parametrize(
+    "rows", [PLAIN * 10, PLAIN * 100, GUIDED * 100], ids=["short", "long", "guided"]
+)
 def test_the_finish_of_a_request_in_a_queue_is_predicted(rows: bytes) -> None:
     """Exactly, if it is near; else half of the predictions are within 20 %."""
     ratios = []
