@@ -51,7 +51,7 @@ def format_of(given: object, accept: str, model: Model) -> str:
     if chosen in IMAGE_FORMATS and not model.shows_images:
         shape = "×".join(map(str, model.bundle.sample_shape))
         raise RequestError(
-            f"the samples of {model.name} are {shape}, which is no image. Ask for npy or json."
+            f"the samples of {model.name} are {shape}, which is not an image. Ask for npy or json."
         )
     return chosen
 
@@ -62,7 +62,7 @@ def encode(
     """Encode samples.
 
     Args:
-        model: Where they come from.
+        model: Their origin.
         samples: [n, *S].
         kind: One of FORMATS. An image of several samples is a sheet.
         columns: Images in a row of the sheet.

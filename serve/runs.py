@@ -82,7 +82,7 @@ class Run:
         return self
 
     def leave(self) -> None:
-        """Stop being a user. The last one cancels what is not done."""
+        """Stop being a user. The last one cancels the unfinished work."""
         self.users -= 1
         # Whoever else waits for the same work keeps it alive.
         if not self.users and not self.done:
@@ -165,7 +165,7 @@ class Runs:
     """All runs. For the event loop's thread."""
 
     def __init__(self, settings: Settings, planning: Executor) -> None:
-        """planning: where requests are planned, which takes milliseconds."""
+        """planning: The executor that plans requests, which takes milliseconds."""
         self._settings = settings
         self._planning = planning
         self._shared: dict[tuple[str, int], Run] = {}

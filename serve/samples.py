@@ -101,7 +101,7 @@ def options_of(given: Mapping[str, object]) -> Mapping[str, object]:
     options = cast("Mapping[str, object]", given.get("options", {}))
     for name in options:
         if name in ARGUMENTS:
-            raise RequestError(f"`options` may not hold `{name}`. Pass it beside `options`.")
+            raise RequestError(f"`options` may not hold `{name}`. Pass it next to `options`.")
     return options
 
 

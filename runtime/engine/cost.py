@@ -29,7 +29,7 @@ Points: TypeAlias = tuple[tuple[int, float], ...]
 FORMAT = 1
 """Of the cached entry: a change makes older entries unknown."""
 WITHIN = 1.05
-"""The cap is the smallest batch whose seconds a sample are within this factor of the best."""
+"""The cap is the smallest batch whose seconds per sample are within this factor of the best."""
 LEAST_CALLS = 2
 MOST_CALLS = 8
 """Calls of each size, after one that is not counted. The fastest counts."""

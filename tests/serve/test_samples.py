@@ -123,7 +123,7 @@ def test_explicit_times_in_a_url(client: TestClient, small: Sampler) -> None:
         ({"stepss": 3}, "Did you mean 'steps'?"),
         ({"solver": "dim"}, "Did you mean 'ddim'?"),
         ({"options": {"etaa": 1}}, "Did you mean 'eta'?"),
-        ({"options": {"label": 1}}, "Pass it beside `options`"),
+        ({"options": {"label": 1}}, "Pass it next to `options`"),
         ({"steps": 0}, "`steps` must be"),
         ({"steps": 2.5}, "`steps` must be an integer"),
         ({"steps": True}, "`steps` must be an integer"),
