@@ -15,13 +15,12 @@ from starlette.types import ASGIApp
 
 import runtime
 from runtime import Cancelled, Inversion, Overloaded, Sampler, SamplingOptions
-from runtime.editing.edits import PAINTING
-from runtime.editing.inversion import INVERTING
 from runtime.engine.loop import Result, StepCallback
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
 from runtime.files import from_json
 from runtime.images import read
+from runtime.sampler import INVERTING, PAINTING
 
 from . import limits, results
 from .bodies import Form, decode, read_form
