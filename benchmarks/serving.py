@@ -1,4 +1,4 @@
-"""What the engine costs besides the network, and what it gives under load.
+"""What the engine costs alongside the network, and what it gives under load.
 
     python benchmarks/serving.py [BUNDLE] [--rounds N] [--plot FILE]
 
@@ -59,7 +59,7 @@ class NoBuffers:
 
 
 class NoBackend:
-    """Replaces an inference library that takes no time."""
+    """Is used for an inference library that takes no time."""
 
     name = "onnxruntime"
     precision = "fp32"

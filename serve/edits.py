@@ -14,13 +14,16 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 import runtime
-from runtime import Cancelled, Inversion, Overloaded, Sampler, SamplingOptions
+from runtime import Cancelled, Inversion, Overloaded, SamplingOptions
+from runtime.editing.edits import PAINTING, Editing
+from runtime.editing.inversion import INVERTING
+from runtime.engine.job import Job
 from runtime.engine.loop import Result, StepCallback
+from runtime.engine.request import Planner
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
 from runtime.files import from_json
 from runtime.images import read
-from runtime.sampler import INVERTING, PAINTING
 
 from . import limits, results
 from .bodies import Form, decode, read_form
@@ -41,9 +44,6 @@ MOST_TRIES = 20
 SETTINGS = ("label", "guidance", "guidance_interval", "solver", "steps", "grid")
 """Fields of an edit that all methods of `Sampler` take."""
 
-End = int | Float32
-"""An end of an interpolation: a seed, or an image [1, *S]."""
-
 
 @dataclass(frozen=True)
 class Edit:
@@ -62,20 +62,24 @@ class Edit:
     how: Mapping[str, object]
 
 
-class EngineSampler(Sampler):
-    """A sampler whose requests run in an engine, under a user's flow. For one thread."""
+class EngineEditing(Editing):
+    """The editing methods of `Sampler`, whose requests run in an engine. For one thread."""
 
     def __init__(self, model: Model, submit: Callable[[list[runtime.Request]], Float32]) -> None:
         """submit: runs requests, and returns their samples [n, *S]."""
-        # Everything but `run` is the sampler's: so edits have its bytes.
-        super().__init__(model.bundle, model.sampler.backend)
+        self.bundle = model.bundle
         self._submit = submit
+        self._planner = Planner(model.bundle)
 
     def run(
         self, requests: Iterable[runtime.Request], on_step: StepCallback | None = None
     ) -> Result:
-        """Run requests, see `Sampler.run`. There is no step callback here."""
+        """Run requests, see `Sampler.run`; samples are [n, *S]. `on_step` is not called."""
         return Result(self._submit(list(requests)), ())
+
+    def _job(self, request: runtime.Request) -> Job:
+        # The methods ask for a job where they need noise alone.
+        return self._planner.job(request)
 
 
 class Passes:
@@ -165,7 +169,7 @@ async def begin(
     service.edits += 1
     loop = asyncio.get_running_loop()
     working = loop.run_in_executor(
-        service.editing, perform, EngineSampler(model, passes.submit), edit
+        service.editing, perform, EngineEditing(model, passes.submit), edit
     )
 
     def end(done: asyncio.Future[Float32 | Inversion]) -> None:
@@ -246,29 +250,31 @@ def how_of(given: Mapping[str, object]) -> dict[str, object]:
 
 def check_cost(verb: str, given: Mapping[str, object], model: Model, settings: Settings) -> None:
     """Raises RequestError if the program of a verb would have too many rows."""
-    asked = {"stylize": {}, "inpaint": PAINTING}.get(verb, INVERTING)
+    defaults = {"stylize": {}, "inpaint": PAINTING}.get(verb, INVERTING)
     names = ("solver", "steps", "grid", "strength")
-    asked = {**asked, **{name: given[name] for name in names if name in given}}
+    asked: dict[str, Any] = {**defaults, **{name: given[name] for name in names if name in given}}
     # Guidance may be a list, and does not change the number of rows.
     asked.pop("guidance", None)
     options = SamplingOptions(**asked, options=options_of(given))
     limits.checked_rows(model.bundle.resolve(options), settings)
 
 
-def perform(sampler: Sampler, edit: Edit) -> Float32 | Inversion:
+def perform(editing: Editing, edit: Edit) -> Float32 | Inversion:
     """Run an edit, in a thread of its own. Returns samples [n, *S]."""
     given = edit.given
     how: dict[str, Any] = dict(edit.how)
-    image = edit.images.get("image")
+    # The form was checked: a verb that needs a file has it.
+    image: Any = edit.images.get("image")
     chosen: dict[str, Any] = {name: given[name] for name in OWN[edit.verb] if name in given}
     if edit.verb == "interpolate":
         first = _end(edit, "image", "first")
         last = _end(edit, "image2", "last")
-        return sampler.interpolate(first, last, **chosen, **how)
+        return editing.interpolate(first, last, **chosen, **how)
     if edit.verb == "inpaint":
         convert = bool(given["convert"])
-        return sampler.inpaint(image, edit.mask, convert=convert, **chosen, **how)
-    method = getattr(sampler, edit.verb)
+        mask: Any = edit.mask
+        return editing.inpaint(image, mask, convert=convert, **chosen, **how)
+    method = getattr(editing, edit.verb)
     return method(image, **chosen, **how)
 
 
@@ -283,8 +289,8 @@ OWN = {
 """Fields that the method of one verb takes."""
 
 
-def _end(edit: Edit, part: str, seed: str) -> End:
-    """An end of an interpolation. Raises RequestError if there is none."""
+def _end(edit: Edit, part: str, seed: str) -> int | Float32:
+    """One end of an interpolation: a seed, or an image [1, *S]. RequestError if missing."""
     if part in edit.images:
         return edit.images[part]
     if seed in edit.given:

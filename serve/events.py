@@ -145,7 +145,7 @@ class Stream:
 
 
 def status_json(run: Run) -> dict[str, object]:
-    """The progress of a run, as JSON."""
+    """Return the state of a run, as JSON."""
     status = run.status()
     if status is None:
         state = "done" if run.done and run.future.exception() is None else "waiting"

@@ -153,7 +153,7 @@ EDITS: dict[str, tuple[Field, ...]] = {
         *_INVERTING,
     ),
 }
-"""POST /v1/edits/{verb}: `params`, with MODEL, CONVERT and OUTPUT."""
+"""POST /v1/edits/{verb}: `params`, alongside MODEL, CONVERT and OUTPUT."""
 
 
 EDIT_PARTS: dict[str, dict[str, bool]] = {

@@ -45,7 +45,7 @@ class Job:
 
     @property
     def path(self) -> str:
-        """Its URL."""
+        """Its path."""
         return f"/v1/jobs/{self.id}"
 
     @property
@@ -56,7 +56,7 @@ class Job:
         return future.result().nbytes if kept else 0
 
     def to_json(self) -> dict[str, object]:
-        """Return its progress, as JSON."""
+        """Return where it stands, as JSON."""
         found = {
             "id": self.id,
             "model": self.run.model.name,
@@ -73,7 +73,7 @@ class Job:
         return {**found, "error": problem_of(error).to_json()} if error else found
 
     def cancel(self) -> None:
-        """Stop it. Runs that others wait for continue."""
+        """Stop it. Others who wait for the same run keep it."""
         if not self.run.done and not self.cancelled:
             self.cancelled = True
             self.ended = time.monotonic()

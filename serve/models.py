@@ -31,7 +31,7 @@ class Model:
 
     Attributes:
         name: The bundle's.
-        fingerprint: A hash of all that the bytes of a result depend on, besides the request.
+        fingerprint: A hash of all that the bytes of a result depend on, apart from the request.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class Asked:
     Attributes:
         verb: The first word of the events' types.
         every: Steps between previews; 0 for none.
-        urls: The lasting URL of each image; None if it has none.
+        urls: URL of each image; None if it has none.
     """
 
     verb: str

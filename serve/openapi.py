@@ -44,7 +44,7 @@ class Operation:
         parts: The files of its multipart body, and whether they are required.
         texts: The texts of its multipart body.
         query: The fields of its query.
-        more: Statuses besides 200, with their meaning.
+        more: Other statuses than 200, with what they mean.
     """
 
     method: str

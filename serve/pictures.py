@@ -62,7 +62,7 @@ def encode(
     """Encode samples.
 
     Args:
-        model: Their origin.
+        model: The one that made them.
         samples: [n, *S].
         kind: One of FORMATS. An image of several samples is a sheet.
         columns: Images in a row of the sheet.

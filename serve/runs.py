@@ -82,7 +82,7 @@ class Run:
         return self
 
     def leave(self) -> None:
-        """Stop being a user. The last one cancels the unfinished work."""
+        """Stop being a user. The last one cancels unfinished work."""
         self.users -= 1
         # Whoever else waits for the same work keeps it alive.
         if not self.users and not self.done:
@@ -165,7 +165,7 @@ class Runs:
     """All runs. For the event loop's thread."""
 
     def __init__(self, settings: Settings, planning: Executor) -> None:
-        """planning: The executor that plans requests, which takes milliseconds."""
+        """planning: plans requests, which takes milliseconds."""
         self._settings = settings
         self._planning = planning
         self._shared: dict[tuple[str, int], Run] = {}
@@ -234,8 +234,13 @@ class Runs:
         """Return a new run that its maker attaches tickets to and settles."""
         run = Run(asyncio.get_running_loop(), model)
         self._live.add(run)
-        run.future.add_done_callback(lambda _: self._live.discard(run))
+        run.future.add_done_callback(lambda _: self._ended(run))
         return run
+
+    def _ended(self, run: Run) -> None:
+        self._live.discard(run)
+        if run.cancelled:
+            self._refusals.forget(run.model.name)
 
     async def accepted(self, run: Run) -> None:
         """Wait until the engine has accepted a run, or raise why it has not."""

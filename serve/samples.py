@@ -13,10 +13,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import runtime
+from runtime.engine.expand import ARGUMENTS, expand
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
 from runtime.files import from_json
-from runtime.sampler import ARGUMENTS
 
 from . import pictures, results
 from .bodies import read_json
@@ -93,7 +93,7 @@ def requests_of(
         # One start [*S] for all samples.
         how["start"] = start[None]
     options = options_of(given)
-    return model.sampler.requests(n, seed, **how, **options)
+    return expand(model.bundle, n, seed, {**how, **options})
 
 
 def options_of(given: Mapping[str, object]) -> Mapping[str, object]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from runtime.engine.request import Request
 from runtime.errors import RequestError
 from runtime.errors import arguments as checks
+from runtime.errors.keywords import check_options
 from runtime.errors.messages import refused, shown
 
 T = TypeVar("T")
@@ -196,7 +197,7 @@ def check_all(what: str, fields: Sequence[Field], value: object) -> dict[str, ob
     """
     if not isinstance(value, Mapping):
         raise RequestError(f"{what} must be a JSON object, got {shown(value)}. Send {{}} for none.")
-    checks.check_options(what, value, [entry.name for entry in fields])
+    check_options(what, value, [entry.name for entry in fields])
     found: dict[str, object] = {}
     for entry in fields:
         given = value.get(entry.name)

@@ -95,11 +95,15 @@ class Refusals:
             self._newest.clear()
         self._newest[work.model.name, flow] = (self._clock(), work.rows, error)
 
+    def forget(self, model: str) -> None:
+        """Forget the refusals of a model: cancelled work made room earlier than predicted."""
+        self._newest = {key: value for key, value in self._newest.items() if key[0] != model}
+
     def check(self, work: Work, flow: str) -> None:
         """Raises Overloaded if no smaller work of the user was refused a moment ago."""
         noted, rows, error = self._newest.get((work.model.name, flow), (0.0, 0, None))
         passed = self._clock() - noted
-        # Work that others cancel may make room earlier than predicted: so it holds for a moment.
+        # The engine may be faster than it predicted: so it holds for a moment only.
         if error is None or work.rows < rows or passed >= min(HOLD_S, error.retry_after):
             return
         raise Overloaded(str(error), error.retry_after - passed)

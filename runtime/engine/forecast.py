@@ -174,7 +174,7 @@ def seconds_until_group(
     """Predicted seconds until all samples of a group are done; 0 if it has none.
 
     The policy itself runs for up to `TRIAL_TICKS` ticks. If the group is not done by then, it is
-    assumed to continue at the same rate.
+    taken to continue at the same rate.
 
     Args:
         queue: What is under way and waiting; it is left as it is.

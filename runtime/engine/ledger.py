@@ -47,7 +47,7 @@ class Order:
 
 @dataclass(eq=False, slots=True)
 class Ending:
-    """How a ticket ended, to be reported to its user."""
+    """How a ticket ended, to be passed to its user."""
 
     order: Order
     state: State
@@ -177,7 +177,7 @@ class Ledger:
         return endings
 
     def forecast(self) -> Forecast:
-        """The forecast of the remaining work, recomputed if anything has changed."""
+        """The forecast of what is left, made again if anything has changed."""
         if self._forecast is None:
             self._forecast = Forecast(self._queue, pace=self._pace)
         return self._forecast
@@ -187,7 +187,7 @@ class Ledger:
         return seconds_until_group(trial, ticket.id, pace=self._pace)
 
     def status(self, ticket: Ticket, now: float) -> TicketStatus:
-        """The progress of a ticket, without the prediction of its finish."""
+        """How far a ticket is, without the prediction of its finish."""
         order = self.orders.get(ticket.id)
         left = sum(sample.work.left for sample in order.samples) if order else 0
         ahead = 0

@@ -6,7 +6,7 @@
 
 At each tick the inference thread picks rows of the requests that are under way or waiting, runs
 them in one network call, and finishes those that have no row left. There is no waiting window. A
-sample has the same bytes alone and with any neighbours.
+sample has the bytes that it has alone, even if its neighbours change.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Engine:
         Args:
             requests: One request, or a list of them.
             flow: Whose work it is, such as a token or a client's address. Flows share the network
-                by rows, for any requests.
+                by rows, however much they submit.
             deadline: Seconds from now; None has none.
             on_preview: True fills the ticket's mailbox with previews. A function is also called
                 with the ticket after each deposit, in the inference thread, so it must be quick.

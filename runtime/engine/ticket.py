@@ -29,7 +29,7 @@ class TicketPreview(NamedTuple):
 
 @dataclass(frozen=True)
 class TicketStatus:
-    """The progress of a ticket.
+    """How far a ticket is.
 
     Attributes:
         state: See `State`.
@@ -102,7 +102,7 @@ class Ticket:
 
     @property
     def state(self) -> State:
-        """Its progress, see `State`."""
+        """How far it is, see `State`."""
         return self._state
 
     @property
@@ -132,7 +132,7 @@ class Ticket:
             timeout: Seconds; None waits without a limit.
 
         Raises:
-            TimeoutError: It is not final after `timeout` seconds. It continues to run.
+            TimeoutError: It is not final after `timeout` seconds. It continues running.
             Cancelled: It was cancelled.
             DeadlineError: Its deadline passed.
             ClosedError: The engine was closed before it was done.

@@ -362,7 +362,13 @@ def test_a_refusal_holds_for_a_moment(small: Sampler) -> None:
     with pytest.raises(Overloaded) as raised:
         refusals.check(work(50), "alice")
     assert raised.value.retry_after == pytest.approx(7.8)
-    now += 0.1
+    refusals.forget("another")
+    with pytest.raises(Overloaded):
+        refusals.check(work(50), "alice")
+    refusals.forget("small")
+    refusals.check(work(50), "alice")
+    refusals.note(work(50), "alice", Overloaded("full.", 8.0))
+    now += 0.3
     refusals.check(work(50), "alice")
     refusals.note(work(50), "alice", Overloaded("full.", 0.05))
     now += 0.06

@@ -240,7 +240,7 @@ def test_a_bundle_that_cannot_be_opened_ends_the_command(tmp_path: Path, root: P
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 2
-    assert "is no bundle" in done.stderr
+    assert "has no bundle.json" in done.stderr
     assert "Traceback" not in done.stderr
 
 
