@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 import pytest
@@ -181,6 +181,17 @@ def test_the_gallery_and_the_address_restore_the_form(open_page: Open) -> None:
     assert shown(page) == first
 
 
+def metrics(page: Any) -> str:
+    """The metrics of the service that a page is from."""
+    return page.request.get(urljoin(page.url, "/metrics")).text()
+
+
+def cancelled(page: Any) -> int:
+    """How many tickets the service has cancelled."""
+    counts = re.findall(r"^unnoise_cancelled_total(?:{.*})? (\d+)", metrics(page), re.MULTILINE)
+    return sum(map(int, counts))
+
+
 def test_previews_move_the_progress_and_cancel_stops_the_run(
     open_page: Open, small: Sampler
 ) -> None:
@@ -194,6 +205,8 @@ def test_previews_move_the_progress_and_cancel_stops_the_run(
     until(lambda: gate.calls > calls)
     page.click("#cancel")
     page.wait_for_selector("#status:has-text('Cancelled.')")
+    # The page closed the connection; the service notices it in its own time.
+    until(lambda: cancelled(page) == 1)
     gate.open()
     assert page.evaluate("document.activeElement.id") == "submit"
     assert not page.is_visible("#cancel")
