@@ -17,7 +17,7 @@ from .folder import WEIGHTS, Folder
 
 
 class UNet(nn.Module):
-    """A UNet2DModel as module(x [B, *S], time [B][, label [B]]) → F [B, *S]."""
+    """A UNet2DModel as a module of x [B, *S], time [B] and, if it has classes, label [B]."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
