@@ -146,7 +146,7 @@ def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder:
     training.send_signal(signal.SIGINT)
     rest = training.communicate(timeout=HANGING_S)[0]
     assert training.returncode == 130
-    assert "the same command again" in rest
+    assert "re-run the same command to resume" in rest
     assert list(folder.glob("runs/emoji/checkpoints/step-*"))
 
     assert "agrees with PyTorch" in _run("python -m export.build", folder)
