@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 def serve(given: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
     settings = settings_of(given)
-    # First, so that a port that is taken is told before anything is loaded.
+    # First, so that a port in use is reported before any bundle is loaded.
     listener = listen(given.host, given.port)
     log.to_stderr()
     server = Server(create_app(given.bundles, settings))

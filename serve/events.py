@@ -137,7 +137,7 @@ class Stream:
             shown = await loop.run_in_executor(self._encoding, previews_as_json, run.model, views)
             yield event("preview", {"stage": run.stage, "previews": shown}, after)
         try:
-            # The last event, whatever happened.
+            # A stream always ends with an event: the results or an error.
             data = await loop.run_in_executor(self._encoding, self._last, await run.result())
             yield event("done", data, after + 1)
         except Exception as error:

@@ -60,7 +60,7 @@ def request(
 
 def write(event: str, level: int = logging.INFO, **values: object) -> None:
     """Log an event with its values."""
-    # JSON's escapes keep a line a line, whatever a request's path holds.
+    # JSON escapes line breaks, so a request's path cannot forge a second line.
     LOGGER.log(level, json.dumps({"time": round(time.time(), 3), "event": event, **values}))
 
 
@@ -80,5 +80,5 @@ def to_stderr() -> None:
     handler.setFormatter(_OneLine())
     logging.getLogger().addHandler(handler)
     LOGGER.setLevel(logging.INFO)
-    # It warns of every broken body, which the client is told.
+    # It warns of every broken body. The response to the client already reports it.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)

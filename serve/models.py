@@ -51,7 +51,7 @@ class Model:
         self.engine = Engine(
             sampler, settings.engine, max_batch=settings.max_batch, on_tick=on_tick
         )
-        # It is part of every ETag, so it must hold whatever changes a byte.
+        # Part of every ETag, so it must cover everything that can change a byte.
         self.fingerprint = _fingerprint(sampler)
         try:
             self._check()

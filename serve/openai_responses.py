@@ -59,7 +59,7 @@ async def respond(request: Request, service: Service, run: Run, asked: Asked) ->
         images = await service.encode(_encode, asked, samples)
     finally:
         end()
-    # As the client sees the service, behind whatever proxy.
+    # From the Host header: the address that the client used.
     base = str(request.base_url).rstrip("/")
     data = [_image(asked, i, image, base) for i, image in enumerate(images)]
     body = {"created": int(time.time()), "data": data, "output_format": asked.kind}

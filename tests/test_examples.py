@@ -15,6 +15,8 @@ from PIL import Image
 
 from runtime import Sampler
 
+from .small_pipeline import save_small_pipeline
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PICTURES = ROOT / "docs" / "pictures"
@@ -156,17 +158,8 @@ def test_own_module(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_diffusers_folder(tmp_path: Path) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    network = diffusers.UNet2DModel(
-        8,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        layers_per_block=1,
-    )
-    pipeline = diffusers.DDIMPipeline(network, diffusers.DDIMScheduler())
-    pipeline.save_pretrained(tmp_path / "saved")
+    pytest.importorskip("diffusers")
+    save_small_pipeline(tmp_path / "saved", "DDIM")
     said = _run("diffusers_folder.py", tmp_path, "saved", "bundle")
     assert "ddim, 50 steps on leading: the scheduler's own" in said
     assert _size(tmp_path / "bundle.png") == (8, 8)

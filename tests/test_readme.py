@@ -17,6 +17,8 @@ import pytest
 
 from runtime.info import backends
 
+from .small_pipeline import save_small_pipeline
+
 ROOT = Path(__file__).parent.parent
 SERVING = ROOT / "docs" / "serving.md"
 """Its commands need a running service: tests/serve/test_docs.py runs them."""
@@ -58,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (path / name).symlink_to(ROOT / name)
     (path / "bundles").mkdir()
     (path / "bundles" / "emoji32").symlink_to(ROOT / "bundles" / "emoji32")
-    _diffusers_folder(path / "ddpm-cifar10-32")
+    save_small_pipeline(path / "ddpm-cifar10-32", "DDPM")
     (path / "mynet.py").write_text(NETWORK)
     subprocess.run([sys.executable, "-c", SAVE], cwd=path, check=True, timeout=HANGING_S)
     return path
@@ -83,20 +85,6 @@ from safetensors.torch import save_model
 from mynet import net
 save_model(net(), "net.safetensors")
 """
-
-
-def _diffusers_folder(path: Path) -> None:
-    import diffusers
-
-    network = diffusers.UNet2DModel(
-        8,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        layers_per_block=1,
-    )
-    diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(path)
 
 
 def _run(command: str, folder: Path) -> str:

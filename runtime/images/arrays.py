@@ -31,7 +31,7 @@ def to_uint8(samples: np.ndarray, low: float = -1.0, high: float = 1.0) -> UInt8
     samples = _numbers(samples)
     if samples.ndim != 4 or samples.shape[1] not in (1, 3):
         raise RequestError(f"images need samples [n, 1 or 3, H, W], got shape {samples.shape}.")
-    # A cast would turn NaN into a random pixel without a word.
+    # A cast would silently turn NaN into a random pixel.
     if (broken := np.isnan(samples).any(axis=(1, 2, 3))).any():
         raise RequestError(
             f"images need numbers, got NaN in {broken.sum()} of {len(samples)} samples "

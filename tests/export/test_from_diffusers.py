@@ -712,7 +712,7 @@ def test_the_schedules_that_are_advised_are_those_schedulers_own() -> None:
 
 @pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
 def test_a_conversion_that_was_wrong_is_refused(kind: str, folder: Path) -> None:
-    """diffusers converts these without a word; the keys that it keeps tell."""
+    """diffusers silently converts these; the keys that it keeps reveal it."""
     own = getattr(diffusers, kind)()
     stated = {key: value for key, value in own.config.items() if not key.startswith("_")}
     diffusers.DDPMScheduler.from_config(stated).save_pretrained(folder / "scheduler")

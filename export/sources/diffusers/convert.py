@@ -42,7 +42,7 @@ def advice(path: Path, found: Mapping[str, object], kind: str) -> str:
     """Return what the user can do about a scheduler of class `kind`.
 
     Converting with DDPMScheduler.from_config is right only if both schedulers have the same
-    forward process. diffusers converts between others too, without a word, and wrongly.
+    forward process. diffusers silently converts between others too, and wrongly.
     """
     if kind.startswith("Flax"):
         return (

@@ -203,7 +203,7 @@ class Cuda:
                 stream,
                 api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
             )
-            # Whatever `enqueue` raises, a stream left in capture mode would fail every later call.
+            # Even if `enqueue` raises: a stream left in capture mode would fail every later call.
             try:
                 enqueue()
             finally:
