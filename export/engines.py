@@ -16,6 +16,7 @@ from runtime.backends.nvidia import engine_cache as engines
 from runtime.backends.nvidia.engine_cache import Entry
 from runtime.bundle.bundle import Bundle
 from runtime.errors import BackendError
+from runtime.options import integers
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
@@ -66,7 +67,7 @@ def add_engine_options(parser: argparse.ArgumentParser, default: str = AUTO) -> 
     )
     add(
         "--batch-buckets",
-        type=_sizes,
+        type=integers,
         default=BUCKETS,
         metavar="N,N",
         help="batch sizes to build for [1,2,4,8,16]",
@@ -82,15 +83,6 @@ def add_engine_options(parser: argparse.ArgumentParser, default: str = AUTO) -> 
 def ordered(given: argparse.Namespace) -> Order:
     """Return what the options say. Raises RequestError if they contradict each other."""
     return Order(given.engine, given.compute_capability, given.batch_buckets, given.timing_cache)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be integers with commas between them, such as 1,2,4, got {text!r}"
-        ) from None
 
 
 def listing() -> list[str]:

@@ -22,6 +22,7 @@ from runtime.diffusion.program import Network
 from runtime.diffusion.tuned import Tuned
 from runtime.errors.arguments import integer
 from runtime.files import from_json, replacing_folder
+from runtime.options import integers
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
@@ -67,6 +68,12 @@ def tune(
         ExportError: The network is not the bundle's, or a solver is no nearer to the teacher on
             held-out samples than the best untuned one. Nothing is written.
     """
+    # Resolved, as `write` resolves it: a link may lead into the package too.
+    if bundle.path.resolve().is_relative_to(INSTALLED.resolve()):
+        raise ExportError(
+            f"{bundle.path} is the copy inside the installed package, which tuning would rewrite. "
+            f"Copy the folder and tune the copy."
+        )
     settings = settings or Settings()
     own = network_of(bundle, threads)
     for K in calls:
@@ -129,17 +136,13 @@ SETTINGS = {
 }
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("export.tune"), description=__doc__)
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder; it is overwritten")
     add(
         "--calls",
-        type=_integers,
+        type=integers,
         default=(4, 6, 8),
         metavar="K,K,…",
         help="a solver for each number of calls [4,6,8]",
@@ -179,11 +182,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _act(given: argparse.Namespace) -> None:
     bundle = Bundle.load(given.bundle)
-    if bundle.path.is_relative_to(INSTALLED):
-        raise ExportError(
-            f"{given.bundle} is the copy inside the installed package, which tuning would rewrite. "
-            f"Copy the folder {bundle.path} and tune the copy."
-        )
     network = None if given.run is None and given.module is None else torch_network(named(given))
     begun = time.perf_counter()
     settings = Settings(**{name: getattr(given, name) for name in SETTINGS}, loss=given.loss)

@@ -200,6 +200,16 @@ def _numbers(option: str, text: str) -> list[float]:
         ) from None
 
 
+def integers(text: str) -> tuple[int, ...]:
+    """Parse integers with commas between them, for argparse."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be integers with commas between them, such as 1,2,4, got {shown(text)}"
+        ) from None
+
+
 def assignment(text: str) -> tuple[str, object]:
     """Parse NAME=VALUE, for argparse.
 

@@ -1,6 +1,7 @@
 """docs/bundle.schema.json: it accepts what is shipped, and refuses what the reader refuses."""
 
 import copy
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,7 @@ def _shipped() -> dict[str, Any]:
     return json.loads((ROOT / "bundles" / "emoji32" / "bundle.json").read_text(encoding="utf-8"))
 
 
+@functools.cache
 def _small() -> dict[str, Any]:
     """The shipped manifest with a schedule of ten knots, so that every field is tried quickly."""
     value = _shipped()

@@ -15,7 +15,7 @@ from PIL import Image
 from runtime import Bundle, BundleError, Sampler
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("runtime", "trainer", "export", "bundles/emoji32")
+SOURCES = ("runtime", "trainer", "export", "serve", "bundles/emoji32")
 MAX_WHEEL_MB = 20
 HANGING_S = 1800
 FIRST = """\

@@ -114,15 +114,14 @@ def _cards(
         images = f"{step * config.batch:,} images"
         cards.append(Card("Steps", f"{step:,} of {config.steps:,}", images))
     if "seconds" in log.columns:
-        cards.append(Card("Time", clock(_last(log, "seconds")), "spent on training steps"))
+        cards.append(Card("Time", clock(_last(log.get("seconds"))), "spent on training steps"))
     if "loss" in log.columns:
-        ends = {**log.columns, "loss": curves.smooth(log.get("loss"))}
-        loss = _last(dataclasses.replace(log, columns=ends), "loss")
+        loss = _last(curves.smooth(log.get("loss")))
         cards.append(Card("Loss", f"{loss:.4g}", "at the end, smoothed"))
     if "pictures_per_s" in log.columns:
         speed = np.nanmedian(log.get("pictures_per_s"))
         cards.append(Card("Throughput", f"{speed:,.1f}", "images/s, median"))
-    if "bad" in log.columns and (bad := _last(log, "bad")):
+    if "bad" in log.columns and (bad := _last(log.get("bad"))):
         cards.append(Card("Unreadable", f"{bad:,.0f}", "images"))
     if (best := best_row(quality)) is not None:
         value = f"{quality.get('frechet')[best]:.3g}"
@@ -130,9 +129,8 @@ def _cards(
     return cards + (_network(starts[-1]) if starts else [])
 
 
-def _last(log: curves.Log, column: str) -> float:
-    """Return the last value of a column that the log has."""
-    values = log.get(column)
+def _last(values: curves.Values) -> float:
+    """Return the last finite value of a column, [n]."""
     return float(values[np.isfinite(values)][-1])
 
 

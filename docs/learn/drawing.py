@@ -44,12 +44,12 @@ def denoiser(x: Array, alpha: float, sigma: float, data: Array) -> Array:
     return np.einsum("bn,nchw->bchw", weight, data)
 
 
-def gaussian_error(solver: str, n: int, **options: int) -> float:
+def gaussian_error(solver: str, n: int) -> float:
     """Return the error of a solver on data N(0.3, 0.6²), whose trajectories are known."""
     schedule, mean, deviation = make_schedule("linear"), 0.3, 0.6
     ends = np.exp(-0.5 * np.array([-10.0, 8.0]) / 7)  # log-SNR -10 and 8, even in ρ^(1/7)
     time = schedule.time_at(-14 * np.log(np.linspace(*ends, n + 1)))
-    program = make_program(schedule, "x0", solver, None, time, **options)
+    program = make_program(schedule, "x0", solver, None, time)
     levels = program.moments[:n, 0]
     state = np.zeros(4)
     spread = np.hypot(levels[0, 0] * deviation, levels[0, 1])

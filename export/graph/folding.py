@@ -82,15 +82,17 @@ def _by_two(node: NodeProto, graph: GraphProto) -> bool:
     )
 
 
+def is_ordinary(conv: NodeProto, side: int) -> bool:
+    """Whether a convolution has stride 1, one group, and a result of its input's size."""
+    given = attributes(conv)
+    ones = all(set(given[name].ints) == {1} for name in ("strides", "dilations") if name in given)
+    pads = set(given["pads"].ints) if "pads" in given else {0}
+    return ones and pads == {side // 2} and ("group" not in given or given["group"].i == 1)
+
+
 def _three_by_three(node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether a Conv has constant 3×3 weights, one pixel of padding, stride 1 and one group."""
-    found = attributes(node)
-    ordinary = all(
-        list(found[name].ints) == [1, 1] for name in ("strides", "dilations") if name in found
-    )
-    padded = "pads" in found and list(found["pads"].ints) == [1, 1, 1, 1]
-    one_group = "group" not in found or found["group"].i == 1
-    return ordinary and padded and one_group and shapes.get(node.input[1], ())[2:] == (3, 3)
+    """Whether an ordinary Conv has constant 3×3 weights."""
+    return is_ordinary(node, 3) and shapes.get(node.input[1], ())[2:] == (3, 3)
 
 
 def _sums() -> NDArray[np.float32]:

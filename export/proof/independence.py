@@ -184,8 +184,9 @@ def require_independent(model: Model, network: Network, tolerance: float) -> Non
     Raises:
         ExportError: The module mixes samples of a batch, or fails on a batch of some size.
     """
-    labels = model.num_classes + bool(model.labels and model.labels.null_trained)
-    first, second = (draw(model.sample_shape, model.schedule, labels, key) for key in (0, 1))
+    first, second = (
+        draw(model.sample_shape, model.schedule, model.num_labels, key) for key in (0, 1)
+    )
     found = neighbours(network, first, second)
     # What depends on the size of the batch, or on all samples agreeing, shows in none of these
     # pairs: compare with each sample alone.

@@ -11,7 +11,7 @@ from runtime.bundle.shipped import named_folder
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.errors import RequestError, unknown
 from runtime.errors.messages import printable
-from runtime.options import assignment
+from runtime.options import assignment, integers
 from runtime.terminal.output import say
 
 from .bundle import from_bundle, is_bundle
@@ -154,15 +154,6 @@ def _together(flag: str, assignments: Sequence[tuple[str, Any]]) -> dict[str, An
     return values
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be integers with commas between them, such as 3,32,32, got {text!r}"
-        ) from None
-
-
 def _range(text: str) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
@@ -223,7 +214,7 @@ def _add_module_options(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--sample-shape",
-        type=_integers,
+        type=integers,
         metavar="C,H,W",
         help="without the batch; any rank from 1 to 4",
     )

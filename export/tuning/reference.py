@@ -161,9 +161,8 @@ def draw(bundle: Bundle, count: int, first_seed: int) -> Samples:
     guidance 1, and the null label among their labels.
     """
     classes = bundle.num_classes
-    labels = bundle.labels
-    guided = count // 2 if labels and labels.null_trained and bundle.defaults.guidance != 1 else 0
-    turns = np.arange(classes + bool(labels and labels.null_trained)) if classes else np.zeros(1)
+    guided = count // 2 if bundle.can_guide and bundle.defaults.guidance != 1 else 0
+    turns = np.arange(bundle.num_labels) if classes else np.zeros(1)
     label = np.r_[
         np.resize(turns, count - guided), np.resize(np.arange(max(1, classes)), guided)
     ].astype(np.int64)

@@ -224,7 +224,7 @@ STEPS = np.arange(3.0)
 
 
 def chart(values: list[float], **more: object) -> Chart:
-    return Chart("title", "unit", STEPS, STEPS * 8, {"a": np.array(values)}, **more)  # type: ignore[arg-type]
+    return Chart("title", "unit", STEPS, 8, {"a": np.array(values)}, **more)  # type: ignore[arg-type]
 
 
 def test_the_best_is_marked_and_hovering_says_the_values() -> None:

@@ -15,12 +15,12 @@ from runtime.terminal.progress import track
 
 from ..config import Config
 from ..errors import DataError
-from .decode import Decoding, UnreadablePicture, endings, unlike
+from .decode import UnreadablePicture, endings
 from .image_files import ImageFiles, Names, open_images, stamp_of
 from .labels import class_name, label_name, listed, numbered, printable, text_fault, unused
 from .stream import Stream
 from .survey import Survey, require_layout, summary, survey
-from .unreadable import refused, too_many, too_many_error, vanished
+from .unreadable import too_many, too_many_error, vanished
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def stream(config: Config, found: Listing, images: ImageFiles) -> Stream:
 
 
 def read_all(
-    found: Listing, config: Config, decoding: Decoding
+    found: Listing, config: Config, images: ImageFiles
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
     """Read all images of a folder.
 
@@ -230,27 +230,18 @@ def read_all(
     Raises:
         DataError: See `trainer.data.sources.folder`.
     """
-    images: list[NDArray[np.uint8]] = []
+    pixels: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     bad: list[str] = []
-    first = found.path
-    for i in track(range(len(found.names)), f"reading {found.path.name}"):
-        file = found.file(i)
+    for i in track(range(len(images)), f"reading {found.path.name}"):
         try:
-            picture = decoding(file, str(file))
+            pixels.append(images.read(i))
         except UnreadablePicture as error:
-            if config.bad_pictures == "refuse":
-                raise refused(str(file), error) from error
-            log.warning("skipped %s: %s", printable(str(file)), error)
-            bad.append(str(file))
+            log.warning("skipped %s: %s", printable(images.names[i]), error)
+            bad.append(images.names[i])
             continue
-        # Found before memory is spent on the rest.
-        if images and picture.shape != images[0].shape:
-            raise unlike(str(file), picture.shape, str(first), images[0].shape)
-        first = first if images else file
-        images.append(picture)
         labels.append(int(found.labels[i]))
-    if not images:
+    if not pixels:
         raise DataError(
             f"none of the {len(found.names)} images in {printable(str(found.path))} can be read."
         )
@@ -258,4 +249,4 @@ def read_all(
         raise too_many_error(bad, len(found.names))
     if config.labels and (gone := unused(found.classes, np.array(labels, np.int64))):
         raise vanished(gone)
-    return np.stack(images), np.array(labels, np.int64), len(bad)
+    return np.stack(pixels), np.array(labels, np.int64), len(bad)

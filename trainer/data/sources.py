@@ -75,7 +75,7 @@ def folder(path: Path, config: Config) -> Dataset:
     # A random crop differs in every epoch, so decoded images would be of no use.
     if config.crop == "random" or decoded_bytes > config.in_memory_mb * MEGABYTE:
         return folders.stream(config, listing, images)
-    pixels, labels, bad = folders.read_all(listing, config, images.decoding)
+    pixels, labels, bad = folders.read_all(listing, config, images)
     left_out = f", {bad} unreadable ones left out" if bad else ""
     note = f"{len(pixels)} pictures of a local folder{left_out}"
     return Pictures(path.name, pixels, labels, listing.classes, "not stated", note)

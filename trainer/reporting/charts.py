@@ -58,7 +58,7 @@ class Chart:
         title: Its heading.
         unit: The label of the vertical axis.
         step: [n].
-        images: [n], seen until then.
+        batch: Images per step.
         lines: [n] by label; one without a finite value is not drawn.
         note: The text below the panel.
         by_images: Whether the horizontal axis is in images, otherwise in steps.
@@ -75,7 +75,7 @@ class Chart:
     title: str
     unit: str
     step: Values
-    images: Values
+    batch: int
     lines: Mapping[str, Values]
     note: str = ""
     by_images: bool = False
@@ -86,6 +86,11 @@ class Chart:
     form: str = "%.4g"
     limit: float | None = None
     best: int | None = None
+
+    @property
+    def images(self) -> Values:
+        """The images seen until each row, [n]: every step takes a whole batch."""
+        return self.step * self.batch
 
     def drawn(self) -> dict[str, Values]:
         """Return the lines that have a point, [n] by label, NaN where there is none."""
@@ -179,7 +184,9 @@ def _plot(chart: Chart) -> figure:
         # Over a small range Bokeh sets good ticks, at equal distances.
         if high > EVEN * low:
             plot.yaxis.ticker = FixedTicker(ticks=ticks(low, high))
-    items = [LegendItem(label=c.label, renderers=_draw(plot, chart, c)) for c in curves]
+    # Many curves hide each other's values, so only their smoothed versions are drawn.
+    both = chart.smoothed and len(curves) <= INSIDE
+    items = [LegendItem(label=c.label, renderers=_draw(plot, chart, c, both)) for c in curves]
     if chart.limit is not None:
         plot.add_layout(Span(location=chart.limit, line_dash="dashed", line_color=GREY))
     if chart.best is not None:
@@ -201,17 +208,14 @@ def _across(chart: Chart) -> Values:
     return chart.images if chart.by_images else chart.step
 
 
-def _draw(plot: figure, chart: Chart, curve: _Curve) -> list[GlyphRenderer]:
-    """Add a curve to the plot, and return what it is made of."""
+def _draw(plot: figure, chart: Chart, curve: _Curve, both: bool) -> list[GlyphRenderer]:
+    """Add a curve to the plot, its values too if `both`, and return what it is made of."""
     rows = kept(curve.values)
     rows = rows[np.isfinite(curve.values[rows])]
-    raw = curve.values[rows]
     # Seven digits are enough for a curve, and half the size.
-    columns = {"y": (curve.smoothed[rows] if chart.smoothed else raw).astype(np.float32)}
-    # Beside many others the values themselves would be a thicket.
-    both = chart.smoothed and len(chart.lines) <= INSIDE
+    columns = {"y": curve.smoothed[rows].astype(np.float32)}
     if both:
-        columns["raw"] = raw.astype(np.float32)
+        columns["raw"] = curve.values[rows].astype(np.float32)
     source = ColumnDataSource({"x": _across(chart)[rows], **columns})
     made = []
     if both:

@@ -47,9 +47,7 @@ def _quality(config: Config, log: Log) -> tuple[Chart, ...]:
     best = best_row(log)
 
     def chart(title: str, unit: str, lines: dict[str, Values], note: str) -> Chart:
-        # quality.csv has no column of images, and every step takes a whole batch.
-        images = log.step * config.batch
-        return Chart(title, unit, log.step, images, lines, note, by_images=True, best=best)
+        return Chart(title, unit, log.step, config.batch, lines, note, by_images=True, best=best)
 
     of = f"{config.quality_samples:,} samples compared with as many images."
     star = (
@@ -71,12 +69,12 @@ def _quality(config: Config, log: Log) -> tuple[Chart, ...]:
 
 def _learning(config: Config, log: Log) -> tuple[Chart, ...]:
     losses = {"training": log.get("loss")}
-    # Whatever other losses a log has, such as one of held-out images.
+    # A log may have other losses too, such as one of held-out images.
     losses |= {_plain(name): log.columns[name] for name in _unknown(log) if "loss" in name}
     tenths = {str(i + 1): log.get(column) for i, column in enumerate(BUCKET_COLUMNS)}
 
     def chart(title: str, unit: str, lines: dict[str, Values], note: str = "") -> Chart:
-        return Chart(title, unit, log.step, log.step * config.batch, lines, note)
+        return Chart(title, unit, log.step, config.batch, lines, note)
 
     loss = chart("Loss", "loss", losses, "Thin: as logged. Bold: smoothed over neighbouring rows.")
     levels = chart("Loss by noise level", "loss", tenths)
@@ -100,8 +98,7 @@ def _learning(config: Config, log: Log) -> tuple[Chart, ...]:
 def _speed(config: Config, log: Log) -> tuple[Chart, ...]:
     def chart(title: str, unit: str, column: str, note: str = "") -> Chart:
         lines = {unit: log.get(column)}
-        images = log.step * config.batch
-        return Chart(title, unit, log.step, images, lines, note, smoothed=True, low=0.0)
+        return Chart(title, unit, log.step, config.batch, lines, note, smoothed=True, low=0.0)
 
     peak = "Of the arithmetic that this machine was measured to do."
     percent = "0.[0]%"
@@ -118,7 +115,7 @@ def _speed(config: Config, log: Log) -> tuple[Chart, ...]:
 def _others(config: Config, log: Log, quality: Log) -> tuple[Chart, ...]:
     """Return a chart for each column that this version does not know."""
     return tuple(
-        Chart(_plain(name), "value", table.step, table.step * config.batch, {"value": values})
+        Chart(_plain(name), "value", table.step, config.batch, {"value": values})
         for table in (log, quality)
         for name in _unknown(table)
         for values in [table.columns[name]]

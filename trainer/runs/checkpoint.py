@@ -44,7 +44,7 @@ class Checkpoint:
         weights: The weights by name.
         ema: Their average, which is sampled and exported.
         optimizer: See `optimizer_tensors`.
-        environment: The folder where it was written.
+        environment: What decides the last bits of a step besides the config, see `Environment`.
         more: Other averages by name.
         state: The entries that are not tensors, as JSON: bad, buckets, scaler; see `TrainingState`.
     """

@@ -9,9 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from onnx import NodeProto
 
-from ..folding import attributes
 from .maps import Map, Writer
 from .winograd import SIDE, TILE, Tiles, winograd
 
@@ -59,14 +57,6 @@ def multiply_first(writer: Writer, m: Map, outputs: int) -> str:
     near = _gathered(writer, product, 9 * m.pixels, places)
     total = writer.emit("ReduceSum", near, writer.constant([1]), keepdims=0)
     return writer.reshaped(total, m.pixels, -1, outputs)
-
-
-def is_ordinary(conv: NodeProto, side: int) -> bool:
-    """Whether a convolution has stride 1, one group, and a result of its input's size."""
-    given = attributes(conv)
-    ones = all(set(given[name].ints) == {1} for name in ("strides", "dilations") if name in given)
-    pads = set(given["pads"].ints) if "pads" in given else {0}
-    return ones and pads == {side // 2} and ("group" not in given or given["group"].i == 1)
 
 
 def _taps(writer: Writer, order: str, *shape: int) -> str:

@@ -17,8 +17,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from ..clean import OUTSIDE
 from ..dims import Dims
 from ..edit import copy_of, drop_unused
-from ..folding import attributes
-from .convolution import by_winograd, is_ordinary, multiply_first, one_by_one
+from ..folding import attributes, is_ordinary
+from .convolution import by_winograd, multiply_first, one_by_one
 from .maps import Map, Writer
 from .norm import normalized
 
