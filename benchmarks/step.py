@@ -32,7 +32,7 @@ from runtime.bundle.format import REQUIRED, sampler_file, step_file
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import D
 from runtime.terminal.progress import Progress
-from trainer.runs.start import NETWORK
+from trainer.runs.weights import NETWORK
 
 STEPS = 10
 

@@ -77,19 +77,24 @@ def dry_run(config: Config) -> None:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog=program("trainer.fit"), description=__doc__)
     add_arguments(found)
-    found.add_argument(
+    add_runs(found)
+    return found
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a run is, and whether it is tried out only."""
+    parser.add_argument(
         "--runs",
         type=Path,
         default=Path("runs"),
         metavar="DIR",
         help="the folder that holds the runs [runs]",
     )
-    found.add_argument(
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="take three steps, print what the run would take, and write nothing",
     )
-    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,7 +108,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _act(given: argparse.Namespace) -> int:
-    config = from_arguments(given)
+    return train(from_arguments(given), given)
+
+
+def train(config: Config, given: argparse.Namespace) -> int:
+    """Train, or try out, as the options of `add_runs` say. Returns the exit status."""
     text("--runs", str(given.runs))
     if given.dry_run:
         dry_run(config)

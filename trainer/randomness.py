@@ -119,6 +119,16 @@ SAMPLE_START = NoiseStream.INITIAL
 # Counter: the row of the program. The noise that a stochastic solver adds.
 SAMPLE_STEPS = NoiseStream.STEP
 
+# --- Distillation. The runtime's streams as well, for seeds that no measurement has.
+
+# Where the teacher's path i starts: its seed is FIRST_TRAJECTORY_SEED + i.
+TRAJECTORY_START = NoiseStream.INITIAL
+
+# Counter: the row of the program. The noise that a stochastic solver of the teacher adds.
+TRAJECTORY_STEPS = NoiseStream.STEP
+
+FIRST_TRAJECTORY_SEED = 2**40
+
 MOST_PROCESSES = 4096
 """Processes of one run that `dropout_counter` distinguishes."""
 

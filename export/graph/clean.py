@@ -7,7 +7,7 @@ import ast
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from trainer.runs.start import NETWORK
+from trainer.runs.weights import NETWORK
 
 from .dims import Dims
 from .edit import drop_unused, with_inner

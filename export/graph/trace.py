@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from runtime.bundle.format import step_file
 from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
 from runtime.errors.messages import described
-from trainer.runs.start import NETWORK
+from trainer.runs.weights import NETWORK
 
 from ..errors import ExportError
 from ..sources.model import Model

@@ -13,7 +13,7 @@ from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST, REQUIRED
 from trainer.config import Config
 from trainer.networks.cost import make_network
-from trainer.runs.start import as_like, weights_of
+from trainer.runs.weights import as_like, weights_of
 
 from ..errors import ExportError
 from .model import Model

@@ -48,6 +48,7 @@ VERBS = {
     "serve": Verb("serve.__main__", "serve", "serve bundles over HTTP", "serve"),
     "fit": Verb("trainer.fit", "trainer.fit", "train a network", "train"),
     "evaluate": Verb("trainer.evaluate", "trainer.evaluate", "measure sample quality", "train"),
+    "distill": Verb("trainer.distill", "trainer.distill", "make a network of few calls", "train"),
     "average": Verb("trainer.average", "trainer.average", "average the weights of a run", "train"),
     "report": Verb("trainer.report", "trainer.report", "one page on a run", "train"),
     "export": Verb("export.build", "export.build", "write a network as a proved bundle", "export"),

@@ -9,7 +9,7 @@ from export.errors import ExportError
 from export.sources.bundle import from_bundle
 from export.sources.run import from_run
 from trainer.runs.checkpoint import newest, to_bytes
-from trainer.runs.start import fitting, start_of
+from trainer.runs.weights import fitting, start_of
 
 
 def test_a_bundle_gives_back_the_network_it_was_made_from(

@@ -28,7 +28,7 @@ from trainer.objectives.forward import ForwardProcess
 from trainer.runs import checkpoint as checkpoints
 from trainer.runs.checkpoint import PARTS
 from trainer.runs.log import TIME_COLUMNS
-from trainer.runs.start import fitting
+from trainer.runs.weights import fitting
 from trainer.training.step import Trainer, learning_rate
 
 TINY = Config(

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.diffusion.grid import make_grid
 from runtime.diffusion.program import Program
 from runtime.diffusion.schedule import Schedule, make_schedule
 from runtime.diffusion.solvers import make_program
 from runtime.errors import RequestError, unknown
 
+from .distillation import Distillation, require_readable, with_lists
 from .options import Options
 from .validation import checked
 
@@ -23,9 +25,14 @@ class Config(Options):
 
     Two runs with equal configs on one machine end with equal weights.
 
+    Attributes:
+        distillation: None for a run that learns from the data alone.
+
     Raises:
         RequestError: A value has the wrong type, is out of range, or contradicts another.
     """
+
+    distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         for name, value in checked(self).items():
@@ -37,6 +44,8 @@ class Config(Options):
                 "an epsilon network says nothing at zero terminal SNR: use --prediction v, x0 or "
                 "flow, or another schedule."
             )
+        if self.distillation:
+            require_readable(self.prediction, self.make_schedule())
         # Now, because the first grid would find a wrong solver hours later.
         self.sample_program()
 
@@ -53,21 +62,25 @@ class Config(Options):
             steps: By default sample_steps; at most one for each noise level.
 
         Raises:
-            RequestError: There is no such solver, or it has no such program.
+            RequestError: There is no such solver, or it has no such program; or the network is
+                distilled for other numbers of steps.
         """
-        return make_program(
-            self.make_schedule(),
-            self.prediction,
-            solver or self.sample_solver,
-            min(steps or self.sample_steps, self.T),
-            clip=1.0,
-        )
+        schedule = self.make_schedule()
+        solver = solver or self.sample_solver
+        count = min(steps or self.sample_steps, self.T)
+        if self.distillation:
+            times = schedule.time[list(self.distillation.knots(count, self.T))]
+            grid = make_grid(schedule, times.tolist())
+            return make_program(schedule, self.prediction, solver, grid=grid, clip=1.0)
+        return make_program(schedule, self.prediction, solver, count, clip=1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return what config.json holds: every option, tuples as lists."""
-        return {
-            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
-        }
+        value = dataclasses.asdict(self)
+        # Runs that learn from the data alone keep the record that they always had.
+        del value["distillation"]
+        more = {"distillation": self.distillation.to_json()} if self.distillation else {}
+        return with_lists(value) | more
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Config:
@@ -83,4 +96,6 @@ class Config(Options):
         given: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
         }
+        if isinstance(distillation := given.get("distillation"), Mapping):
+            given["distillation"] = Distillation.from_json(distillation)
         return cls(**given)

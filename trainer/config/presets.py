@@ -12,6 +12,7 @@ from typing import Any
 from runtime.errors import unknown
 
 from . import Config
+from .options import Options
 from .validation import flag
 
 DATA: Mapping[str, Mapping[str, Any]] = {
@@ -101,17 +102,30 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each field of the config, with its text as help; and --preset."""
+    """Add an option for each of `Options`, with its text as help; and --preset."""
     parser.add_argument(
         "--preset", metavar="NAME", help=f"a network, and how it is trained ({', '.join(PRESETS)})"
     )
+    add_fields(parser, Options, {f.name: f.default for f in dataclasses.fields(Options)})
+
+
+def add_fields(parser: argparse.ArgumentParser, record: type, defaults: Mapping[str, Any]) -> None:
+    """Add an option for some fields of a record, with its text as help.
+
+    Args:
+        record: A dataclass whose fields are made by `option`.
+        defaults: The fields, and their defaults as the help shows them.
+    """
     # No defaults: an option that is not given leaves the choice to the preset and the data.
-    types = typing.get_type_hints(Config)
-    for f in dataclasses.fields(Config):
+    types = typing.get_type_hints(record)
+    for f in dataclasses.fields(record):
+        if f.name not in defaults:
+            continue
         kind = types[f.name]
         doc = f.metadata["doc"]
         choices = f.metadata["choices"]
-        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        default = defaults[f.name]
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         of = f" ({', '.join(c for c in choices if c)})" if choices else ""
         text = f"{doc}{of}" + (f" [{shown}]" if shown not in ("", None) else "")
         parse: dict[str, Any] = {"default": None, "help": text.replace("%", "%%")}
@@ -126,17 +140,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{flag(f.name)}", **parse)
 
 
+def given_fields(arguments: argparse.Namespace, record: type) -> dict[str, Any]:
+    """Return the fields of a record that a command line gives, by name."""
+    found = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(record)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def from_arguments(arguments: argparse.Namespace) -> Config:
     """Return the config: what is given, then the preset, then what fits the data.
 
     Raises:
         RequestError: A value makes no sense, or there is no such preset.
     """
-    given = {
-        f.name: getattr(arguments, f.name)
-        for f in dataclasses.fields(Config)
-        if getattr(arguments, f.name) is not None
-    }
+    given = given_fields(arguments, Options)
     preset = arguments.preset
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)

@@ -94,7 +94,7 @@ def checked(options: Options) -> dict[str, Value]:
 
 def _check_types(options: Options, values: Mapping[str, Value]) -> None:
     """Check text, booleans, tuples and choices; numbers have their own checks."""
-    for f in dataclasses.fields(options):
+    for f in dataclasses.fields(Options):
         value = values.get(f.name, getattr(options, f.name))
         choices = f.metadata["choices"]
         if isinstance(f.default, bool) and not isinstance(value, bool):

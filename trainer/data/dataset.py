@@ -41,7 +41,11 @@ class Reader(Protocol):
     """Reads the batches of one process from one data set."""
 
     def take(self, step: int) -> Batch:
-        """Return the batch of a step. Steps that follow each other may have been read ahead."""
+        """Return the batch of a step. Steps that follow each other may have been read ahead.
+
+        Raises:
+            DataError: An image is not like the others, or the workers that read are gone.
+        """
         ...
 
     def close(self) -> None:

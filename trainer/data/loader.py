@@ -6,7 +6,6 @@ epochs laid end to end; each process takes its own stretch of these places.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -17,7 +16,6 @@ from torch.utils.data import Sampler
 from ..config import Config
 from ..parallel.processes import Processes
 from ..randomness import CROPS, ORDER
-from .dataset import Batch, Dataset
 
 
 @lru_cache(maxsize=2)  # a batch touches two epochs at most, unless it is larger than the data
@@ -66,30 +64,3 @@ class Wanted(Sampler[list[tuple[int, float]]]):
 
     def __len__(self) -> int:
         return max(0, self.config.steps - self.first)
-
-
-class Batches:
-    """The batches of one process, and how long it waited for them.
-
-    Attributes:
-        waited: Seconds spent in `take` since somebody last set it to 0.
-    """
-
-    def __init__(self, config: Config, dataset: Dataset, processes: Processes) -> None:
-        self._reader = dataset.reader(config, processes)
-        self.waited = 0.0
-
-    def take(self, step: int) -> Batch:
-        """Return the batch of a step.
-
-        Raises:
-            DataError: An image is not like the others, or the workers that read are gone.
-        """
-        begun = time.perf_counter()
-        batch = self._reader.take(step)
-        self.waited += time.perf_counter() - begun
-        return batch
-
-    def close(self) -> None:
-        """Stop the workers."""
-        self._reader.close()

@@ -85,7 +85,7 @@ class MemoryReader:
         self._labels = torch.from_numpy(pictures.labels)
 
     def take(self, step: int) -> Batch:
-        """Return the batch of a step; see `Batches.take`."""
+        """Return the batch of a step; see `Reader.take`."""
         # Crops are drawn for streams alone: these images have been cropped.
         indices = batch_indices(self.config.seed, step, self.config.batch, len(self._images))
         index = torch.from_numpy(indices[self.mine])

@@ -207,7 +207,7 @@ class StreamReader:
         self._decoded = Decoded(len(files), files.shape, share_mb) if keeps else None
 
     def take(self, step: int) -> Batch:
-        """Return the batch of a step; see `Batches.take`."""
+        """Return the batch of a step; see `Reader.take`."""
         try:
             if step != self._next:
                 self._ahead = iter(self._loader(step))

@@ -42,6 +42,8 @@ class ForwardProcess:
             prediction, schedule.alpha, schedule.sigma, schedule.parameters.get("sigma_data", 0.5)
         )
         self.c_in = column(c[:, 0])
+        self.c_skip = column(c[:, 1])
+        self.c_out = column(c[:, 2])
         self.of_clean = column(perfect[:, 0])
         self.of_noise = column(perfect[:, 1])
 
@@ -68,6 +70,14 @@ class ForwardProcess:
         The prediction fixes the mixture; see `runtime.diffusion.program.precondition`.
         """
         return self._at(self.of_clean, t, x0) * x0 + self._at(self.of_noise, t, x0) * eps
+
+    def estimate(self, x: Tensor, t: Tensor, F: Tensor) -> Tensor:
+        """Return D = c_skip · x_t + c_out · F, the estimate of x_0 by the prediction F."""
+        return self._at(self.c_skip, t, x) * x + self._at(self.c_out, t, x) * F
+
+    def noise_of(self, x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """Return the eps of x_t = alpha_t · x_0 + sigma_t · eps."""
+        return (x - self._at(self.alpha, t, x) * x0) / self._at(self.sigma, t, x)
 
     def network_input(self, x: Tensor, t: Tensor) -> Tensor:
         """Return c_in · x_t, the network's input."""

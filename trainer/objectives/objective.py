@@ -1,8 +1,7 @@
 """The interface between the objective and the training step.
 
 The trainer draws what a step is trained on, and takes the step. An objective says at which noise
-levels, what the error of the network is, and what it weighs. A distillation objective implements
-the same three methods, and reads `Networks.teacher`.
+levels, what the error of the network is, and what it weighs.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ class Networks:
 
     Attributes:
         student: The network in training. Gradients flow through it.
-        averages: The network with averaged weights, by the average's name. Empty: no objective
-            asks for them yet.
+        averages: The network with averaged weights, by the average's name. With FSDP they cannot
+            be called, since each process holds a part of the weights.
         teacher: The network that is distilled, None if there is none.
     """
 

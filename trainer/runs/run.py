@@ -26,7 +26,7 @@ from .checkpoint import Checkpoint
 from .folder import claim, note_start, open_run
 from .limits import require_memory
 from .log import BUCKET_COLUMNS, Log
-from .start import start
+from .start import start, teach
 from .trial import describe
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Run:
         require_memory(self.cost, processes)
         self.trainer = Trainer(config, self.dataset, processes)
         checkpoint = checkpoints.newest(folder / "checkpoints")
+        teach(self.trainer, folder)
         # Before anything is written: what the run is to start from may be refused.
         self.started = start(self.trainer) if checkpoint is None else {}
         if processes.main:
@@ -124,8 +125,9 @@ class Run:
         state = self.trainer.state
         bar = Progress("training", config.steps, state.step) if self.processes.main else None
         try:
+            ready = self.trainer.source.prepare(stop)
             with bar or nullcontext():
-                while state.step < config.steps and not self.processes.any(stop()):
+                while ready and state.step < config.steps and not self.processes.any(stop()):
                     begun = time.perf_counter()
                     row = self.trainer.train_step()
                     state.seconds += time.perf_counter() - begun
@@ -135,7 +137,7 @@ class Run:
                 self.save_checkpoint()
         finally:
             # Workers would keep the process alive.
-            self.trainer.batches.close()
+            self.trainer.source.close()
             if self.log is not None:
                 self.log.close()
         done = state.step >= config.steps
@@ -180,14 +182,14 @@ class Run:
             DataError: More than 1 % of the images cannot be read. It is raised in every process.
         """
         state = self.trainer.state
-        batches = self.trainer.batches
+        source = self.trainer.source
         bad = state.all_bad()  # every process takes part in this
         losses = state.take_bucket_losses()
         steps = state.step - self.since[0]
         seconds = max(state.seconds - self.since[1], 1e-9)
         self.since = (state.step, state.seconds)
-        waiting = batches.waited / seconds
-        batches.waited = 0.0
+        waiting = source.waited / seconds
+        source.waited = 0.0
         if self.log is not None:
             speed = steps * self.config.batch / seconds
             needed = PASSES * self.cost.flops * speed

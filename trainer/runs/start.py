@@ -1,32 +1,21 @@
-"""Starting a run from the weights of another run or of a bundle, instead of random ones."""
+"""Starting a run from the weights of another run or of a bundle: to train on, or as its student."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from runtime.bundle.bundle import MANIFEST, Bundle
-from runtime.bundle.shipped import named_folder
-
+from ..distillation.teacher import Teacher
 from ..errors import CheckpointError
+from ..training.step import Trainer
 from . import checkpoint as checkpoints
-from .folder import read_run
+from .folder import read_starts
+from .weights import fitting, start_of
 
-if TYPE_CHECKING:  # the exporter imports this module for the names below, and does not train
-    from ..training.step import Trainer
-
-STEP = "fp32/step.onnx"
-WEIGHTS = "fp32/weights.bin"
-LABELS = "label.weight"
-NETWORK = "network."
-"""What stands before a weight's name in a bundle's graphs."""
+SHA256 = "start_sha256"
+"""The entry of starts.json that identifies the weights that a run began with."""
+PATHS = "trajectories"
+"""The folder of a run that holds its teacher's paths."""
 
 
 def start(trainer: Trainer) -> dict[str, str]:
@@ -49,110 +38,25 @@ def start(trainer: Trainer) -> dict[str, str]:
     if trainer.processes.main:
         without = "" if len(taken) == len(wanted) else ", but for the labels, which are others"
         print(f"starting from the weights of {place}{without}")
-    return {"start_sha256": hashlib.sha256(checkpoints.to_bytes(taken)).hexdigest()}
+    return {SHA256: hashlib.sha256(checkpoints.to_bytes(taken)).hexdigest()}
 
 
-def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the averaged weights at `place`, and the names of the classes.
-
-    The weights are by name; each has the shape that the network gives it.
-
-    Args:
-        place: A run, whose newest checkpoint's `ema` is taken; a bundle, or a shipped one's name.
+def teach(trainer: Trainer, folder: Path) -> None:
+    """Give a distilled run its teacher; nothing for other runs.
 
     Raises:
-        CheckpointError: It is neither, or onnx is missing, which reads a bundle's weights.
-        BundleError: The bundle is damaged.
+        CheckpointError: It is not there, is another network, or is not the teacher that the run in
+            this folder began with.
     """
-    folder = named_folder(place)
-    if (folder / MANIFEST).is_file():
-        bundle = Bundle.load(folder)
-        return weights_of(bundle), bundle.labels.names if bundle.labels else ()
-    checkpoint = checkpoints.newest(place / "checkpoints")
-    if checkpoint is None:
+    config = trainer.config
+    if not config.distillation:
+        return
+    dataset = trainer.dataset
+    teacher = Teacher(config, dataset.sample_shape, dataset.classes, trainer.device)
+    known = {entry[SHA256] for entry in read_starts(folder) if SHA256 in entry}
+    if known and teacher.sha256 not in known:
         raise CheckpointError(
-            f"{place} is neither a run with a checkpoint nor a bundle: there is nothing to start "
-            f"from."
+            f"{config.start_from} is not the teacher that {folder} began with: its weights have "
+            "changed. Put the old one back, or choose another --name."
         )
-    return checkpoint.ema, tuple(read_run(place)[1]["classes"])
-
-
-def weights_of(bundle: Bundle) -> dict[str, Tensor]:
-    """Return every float32 constant of a bundle's float32 step graph, by name.
-
-    The network's weights have the names that the network gives them. The shape of one may differ
-    from the network's by axes of 1; see `as_like`.
-
-    Raises:
-        CheckpointError: onnx is missing.
-        BundleError: The bundle is damaged.
-    """
-    try:
-        import onnx
-    except ImportError:
-        raise CheckpointError(
-            "a bundle's weights are read with onnx: pip install 'unnoise[export]'."
-        ) from None
-    graph = onnx.load_model_from_string(bundle.read(STEP)).graph
-    blob = bundle.read(WEIGHTS)
-    found = {}
-    for tensor in graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT:
-            continue
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            offset = next(
-                (int(entry.value) for entry in tensor.external_data if entry.key == "offset"), 0
-            )
-            array = np.frombuffer(blob, np.float32, math.prod(tensor.dims), offset)
-        else:
-            array = onnx.numpy_helper.to_array(tensor)
-        found[tensor.name.removeprefix(NETWORK)] = torch.from_numpy(
-            array.reshape(tuple(tensor.dims)).copy()
-        )
-    return found
-
-
-def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:
-    """Return the value in the shape of `like`, from which it may differ by axes of 1.
-
-    None means no value, and is returned for one of another shape.
-    """
-    if value is None or [n for n in value.shape if n != 1] != [n for n in like.shape if n != 1]:
-        return None
-    return value.reshape(like.shape)
-
-
-def fitting(
-    found: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
-    place: Path,
-    same_classes: bool = True,
-) -> dict[str, Tensor]:
-    """Return those of the weights `found` that a network needs, in its shapes.
-
-    Args:
-        found: Weights by name.
-        wanted: The network's own.
-        place: Their origin, for the error.
-        same_classes: If not, the table of labels is left out.
-
-    Raises:
-        CheckpointError: Anything else is missing or has another shape.
-    """
-    taken = {}
-    # In the network's order and names: a bundle has more constants than the network has weights.
-    for name, weight in wanted.items():
-        value = found.get(name) if same_classes or name != LABELS else None
-        if (fits := as_like(value, weight)) is not None:
-            taken[name] = fits
-        elif name != LABELS:
-            what = (
-                "is not there"
-                if value is None
-                else f"is {tuple(value.shape)} and not {tuple(weight.shape)}"
-            )
-            raise CheckpointError(
-                f"{place} has another network: its {name} {what}. Give the options of the network "
-                f"that it was trained with."
-            )
-    return taken
+    trainer.learn_from(teacher, folder / PATHS)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from runtime.files import to_json
 from runtime.terminal.progress import clock
@@ -14,7 +17,7 @@ from ..parallel.processes import join
 from ..quality.evaluator import require_comparable
 from ..training.step import Trainer
 from .limits import require_memory
-from .start import start
+from .start import start, teach
 
 TIMED = 2
 """Steps of a trial whose time is taken, after the first one."""
@@ -35,9 +38,18 @@ def describe(config: Config, trainer: Trainer, spent: Cost) -> None:
     )
 
 
+def few_paths(config: Config) -> Config:
+    """Return the config with no more of a teacher's paths than a trial takes."""
+    if not config.distillation:
+        return config
+    few = min(config.distillation.trajectories, config.batch)
+    return replace(config, distillation=replace(config.distillation, trajectories=few))
+
+
 def try_out(config: Config) -> None:
     """Do everything but train: load the data, make the network, take three steps, and print how
     long the run would take. Write nothing."""
+    config = few_paths(config)
     dataset = load(config)
     if config.quality_every:
         require_comparable(config, dataset)
@@ -46,12 +58,15 @@ def try_out(config: Config) -> None:
     require_memory(spent, processes)
     trainer = Trainer(config, dataset, processes)
     start(trainer)
-    describe(config, trainer, spent)
-    trainer.train_step()  # not timed: the first step starts workers and may compile
-    begun = time.perf_counter()
-    losses = [trainer.train_step()["loss"] for _ in range(TIMED)]
-    step_s = (time.perf_counter() - begun) / TIMED
-    trainer.batches.close()
+    with TemporaryDirectory() as folder:
+        teach(trainer, Path(folder))
+        describe(config, trainer, spent)
+        trainer.source.prepare(lambda: False)
+        trainer.train_step()  # not timed: the first step starts workers and may compile
+        begun = time.perf_counter()
+        losses = [trainer.train_step()["loss"] for _ in range(TIMED)]
+        step_s = (time.perf_counter() - begun) / TIMED
+        trainer.source.close()
     print(
         f"dry run: loss {losses[-1]:.4f}, {config.batch / step_s:.0f} pictures/s, "
         f"{clock(step_s * config.steps)} for all {config.steps} steps; nothing was written"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -11,16 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from runtime.diffusion.schedule import Schedule
+
 from ..config import Config
 from ..data.dataset import Dataset
-from ..data.loader import Batches, share_of
+from ..distillation.teacher import Teacher
 from ..errors import TrainingError
 from ..objectives.denoising import BUCKETS, Denoising, buckets
+from ..objectives.distillation import Consistency, Endpoint
 from ..objectives.objective import Draws, Networks, Objective
 from ..parallel.processes import Processes, join
 from ..parallel.sharding import whole
-from ..randomness import DROPOUT, NOISE, STEP, dropout_counter
+from ..randomness import DROPOUT, dropout_counter
 from ..runs.checkpoint import Tensors
+from .draws import NoisedImages, Source, TeacherPaths
 from .preview import Preview
 from .state import TrainingState
 
@@ -40,25 +45,29 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The network in training, as an objective calls it (a `Network`).
+class Called:
+    """A network as an objective calls it (a `Network`).
 
     Attributes:
-        module: Compiled, if that was asked for, and with its gradients averaged over the processes.
+        module: The one in training is compiled, if that was asked for, and averages its gradients
+            over the processes.
         autocast: Has the module compute in the run's precision.
         layout: How the memory of its input is laid out.
+        weights: Other weights than the module's own, by name.
     """
 
     module: nn.Module
     autocast: torch.autocast
     layout: torch.memory_format
+    weights: Tensors | None = None
 
     def __call__(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
         """Return F(x [b, C, H, W], time [b], label [b]), [b, C, H, W] float32."""
-        x = x.contiguous(memory_format=self.layout)
+        inputs = (x.contiguous(memory_format=self.layout), time, label)
         with self.autocast:
-            F = self.module(x, time, label)
-        return F.float()
+            if self.weights is None:
+                return self.module(*inputs).float()
+            return torch.func.functional_call(self.module, self.weights, inputs).float()
 
 
 class Trainer:
@@ -67,7 +76,7 @@ class Trainer:
     Attributes:
         state: What a checkpoint holds.
         objective: What is learned.
-        batches: The images of each step.
+        teacher: What is distilled, see `learn_from`; None if nothing is.
         preview: Samples from the state's averages.
     """
 
@@ -82,8 +91,9 @@ class Trainer:
         self.num_classes = len(dataset.classes)
         self.state = TrainingState(config, dataset.sample_shape, self.num_classes, self.processes)
         self.schedule = config.make_schedule()
-        self.objective: Objective = Denoising(config, self.schedule, self.device)
-        self.batches = Batches(config, dataset, self.processes)
+        self.objective = make_objective(config, self.schedule, self.device, self.num_classes)
+        self.teacher: Teacher | None = None
+        self._source: Source | None = None
         self.preview = Preview(
             config, self.state.plain, self.device, dataset.sample_shape, self.num_classes
         )
@@ -91,21 +101,52 @@ class Trainer:
         self.autocast = torch.autocast(
             self.device.type, precision, enabled=precision != torch.float32
         )
-        self._trained: Trained | None = None
+        self._networks: Networks | None = None
 
-    def prepare(self) -> Trained:
-        """Return the network as it is trained; the first call wraps, compiles and settles it.
+    @property
+    def source(self) -> Source:
+        """What steps are trained on; it is opened when it is first asked for."""
+        if self._source is None:
+            self._source = NoisedImages(self.config, self.dataset, self.processes, self.objective)
+        return self._source
+
+    def learn_from(self, teacher: Teacher, folder: Path) -> None:
+        """Distil a teacher. Its paths, if the objective learns from these, are kept in a folder."""
+        self.teacher = teacher
+        if isinstance(self.objective, Endpoint):
+            self._source = TeacherPaths(
+                self.config, self.dataset, self.processes, self.objective, teacher, folder
+            )
+
+    def draw(self, step: int) -> Draws:
+        """Return this process's share of what a step is trained on, on its device."""
+        draws = self.source.draw(step)
+        self.state.bad |= self.source.bad
+        return draws
+
+    def prepare(self) -> Networks:
+        """Return the networks as objectives call them; the first call wraps, compiles and settles.
 
         `train_step` calls this, after its images are drawn: that starts the workers, which are
         forked and must not inherit the threads of a backward pass.
         """
-        if self._trained is None:
+        if self._networks is None:
             wrapped = self.processes.wrapped(self.state.network)
             compiled = torch.compile(wrapped) if self.config.compile else wrapped
             if self.processes.count > 1 and not self.processes.sharding:
                 self._settle(wrapped)
-            self._trained = Trained(cast("nn.Module", compiled), self.autocast, self.state.layout)
-        return self._trained
+
+            def called(module: nn.Module, weights: Tensors | None = None) -> Called:
+                return Called(module, self.autocast, self.state.layout, weights)
+
+            state = self.state
+            self._module = cast("nn.Module", compiled)
+            self._networks = Networks(
+                student=called(self._module),
+                averages={name: called(state.plain, of) for name, of in state.averages.of.items()},
+                teacher=called(self.teacher.module) if self.teacher else None,
+            )
+        return self._networks
 
     def _settle(self, wrapped: nn.Module) -> None:
         """Have DDP lay its buckets out, by one backward pass before the first step.
@@ -120,39 +161,6 @@ class Trainer:
             F = wrapped(x, time.to(self.device), label)
         F.float().sum().backward()
         self.state.optimizer.zero_grad(set_to_none=True)
-
-    def draw(self, step: int) -> Draws:
-        """Return this process's share of what a step is trained on, on its device.
-
-        Labels and noise levels are drawn for the whole batch from (seed, step). The noise of an
-        image is drawn from (seed, its place among all). So the draws do not depend on the number of
-        processes.
-        """
-        c = self.config
-        mine = share_of(c, self.processes)
-        batch = self.batches.take(step)
-        self.state.bad.update(batch.bad)
-        # The order of these three draws decides their values.
-        generator = STEP.generator(c.seed, step)
-        dropped = torch.rand(c.batch, generator=generator)[mine] < c.label_dropout
-        t = self.objective.draw_times(generator)[mine]
-        mirrored = (torch.rand(c.batch, generator=generator) < 0.5)[mine]
-        x0 = batch.images.to(self.device, non_blocking=True).float().div_(127.5).sub_(1)
-        if c.flips:
-            x0 = torch.where(mirrored.to(self.device)[:, None, None, None], x0.flip(3), x0)
-        label = torch.where(dropped, self.num_classes, batch.labels)
-        eps = self._noise(step * c.batch + mine.start, x0)
-        return Draws(x0, label.to(self.device), t.to(self.device), eps)
-
-    def _noise(self, first: int, x0: Tensor) -> Tensor:
-        """Return standard normal noise like x0, whose first image has the place `first`."""
-        eps = torch.empty_like(x0)
-        # Image by image: a share of the batch then has the same noise as in the whole batch.
-        generator = torch.Generator(self.device)
-        for i in range(len(x0)):
-            NOISE.reset(generator, self.config.seed, first + i)
-            eps[i].normal_(generator=generator)
-        return eps
 
     def train_step(self) -> dict[str, float]:
         """Take one optimizer step.
@@ -186,14 +194,13 @@ class Trainer:
         state.step += 1
         return row
 
-    def _backward(self, draws: Draws, trained: Trained) -> tuple[Tensor, Tensor]:
+    def _backward(self, draws: Draws, networks: Networks) -> tuple[Tensor, Tensor]:
         """Add up the gradients of all parts of the step.
 
         Returns:
             The mean weighted loss of this process, and its losses by stretch, see `buckets`.
         """
         c = self.config
-        networks = Networks(student=trained)
         mean = torch.zeros((), device=self.device)
         sums = torch.zeros(2, BUCKETS, dtype=torch.float64)
         for i in range(c.accumulate):
@@ -203,7 +210,7 @@ class Trainer:
                 counter = dropout_counter(self.state.step, i, c.accumulate, self.processes.index)
                 DROPOUT.reset_global(c.seed, counter)
             last = i + 1 == c.accumulate
-            with self.processes.alone(trained.module, last):
+            with self.processes.alone(self._module, last):
                 losses = self.objective.losses(networks, part)
                 loss = (losses * self.objective.weights(part.t)).mean() / c.accumulate
                 self.state.scaler.scale(loss).backward()
@@ -247,6 +254,17 @@ class Trainer:
         """Return samples [count, H, W, C]; see `Preview.sample`. weights: by default the state's
         `ema`, which must not be split."""
         return self.preview.sample(count, weights or self.state.ema, seed, label, solver, steps)
+
+
+def make_objective(
+    config: Config, schedule: Schedule, device: torch.device, num_classes: int
+) -> Objective:
+    """Return what a config's run learns."""
+    if config.distillation is None:
+        return Denoising(config, schedule, device)
+    if config.distillation.method == "endpoint":
+        return Endpoint(config, schedule, device)
+    return Consistency(config, schedule, device, null_label=num_classes)
 
 
 def require_shares(config: Config, processes: Processes) -> None:

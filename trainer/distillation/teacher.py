@@ -1,0 +1,213 @@
+"""The teacher of a distilled run: the network that the run starts from, and its samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from runtime.bundle.bundle import MANIFEST, Bundle
+from runtime.bundle.shipped import named_folder
+from runtime.diffusion.arrays import Float32
+from runtime.diffusion.noise import noises
+from runtime.diffusion.program import Program, R, advance, denoise
+from runtime.diffusion.schedule import log_snr_of
+from runtime.diffusion.solvers import make_program
+from runtime.diffusion.tuned import TUNED
+from runtime.errors import RequestError
+
+from ..config import Config
+from ..config.distillation import Distillation, wanted_knots
+from ..errors import CheckpointError
+from ..networks.cost import make_network
+from ..randomness import TRAJECTORY_START, TRAJECTORY_STEPS
+from ..runs import checkpoint as checkpoints
+from ..runs.folder import read_run
+from ..runs.weights import fitting, start_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run or a bundle that can be a teacher.
+
+    Attributes:
+        config: That which it was trained with.
+        bundle: None for a run.
+        can_guide: Whether its null label was trained.
+        guidance: The scale that it is sampled with by default.
+    """
+
+    config: Config
+    bundle: Bundle | None
+    can_guide: bool
+    guidance: float
+
+    @classmethod
+    def of(cls, place: Path) -> Source:
+        """Read what a run or a bundle says of itself.
+
+        Args:
+            place: Its folder, or the name of a shipped bundle.
+
+        Raises:
+            CheckpointError: It is neither, or a bundle that was not made from a run.
+            RequestError: It is a student itself.
+        """
+        folder = named_folder(place)
+        if (folder / MANIFEST).is_file():
+            bundle = Bundle.load(folder)
+            record = bundle.provenance.get("config")
+            if not isinstance(record, dict):
+                raise CheckpointError(
+                    f"{folder} did not come from a run of trainer.fit, so its network cannot be "
+                    "trained on. Distil a run, or a bundle made from one."
+                )
+            found = cls(
+                Config.from_json(record), bundle, bundle.can_guide, bundle.defaults.guidance
+            )
+        else:
+            config, rest = read_run(folder)
+            can_guide = config.label_dropout > 0 and bool(rest["classes"])
+            found = cls(config, None, can_guide, 1.0)
+        if found.config.distillation:
+            raise RequestError(f"{place} is distilled itself. Distil the network it came from.")
+        return found
+
+    def program(self, wanted: Distillation) -> Program:
+        """Return the program that the teacher samples with.
+
+        Raises:
+            RequestError: It has no such solver, or its null label was not trained.
+        """
+        if wanted.guidance != 1 and not self.can_guide:
+            raise RequestError(
+                f"guidance {wanted.guidance:g} cannot be built in: the teacher's null label was "
+                "not trained. Use --guidance 1."
+            )
+        if self.bundle:
+            return self.bundle.program(wanted.solver, wanted.solver_steps, guidance=wanted.guidance)
+        if wanted.solver == TUNED:
+            raise RequestError(
+                f"solver {TUNED!r} belongs to a bundle, and the teacher is a run. Use another "
+                "--solver."
+            )
+        config = self.config
+        return make_program(
+            config.make_schedule(),
+            config.prediction,
+            wanted.solver,
+            wanted.solver_steps,
+            clip=1.0,
+            guidance=wanted.guidance,
+        )
+
+
+def levels_of(program: Program, config: Config, calls: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the knots nearest to the rows of a program that a student is called at.
+
+    These are the rows nearest to the grid `trailing` of each number of calls.
+
+    Raises:
+        RequestError: Two of its levels fall on one row.
+    """
+    log_snr = config.make_schedule().log_snr
+    rows = log_snr_of(*program.level.T)
+    wanted = wanted_knots(calls, config.T)
+    found = [int(np.abs(rows - log_snr[knot]).argmin()) for knot in wanted]
+    if len(set(found)) < len(found):
+        raise RequestError(
+            f"{len(program)} calls of the teacher are too few to learn {len(wanted)} levels "
+            "from. Use more --solver-steps, or fewer --calls."
+        )
+    return tuple(int(np.abs(log_snr - rows[row]).argmin()) for row in found)
+
+
+class Teacher:
+    """The network that a student starts from, frozen.
+
+    Attributes:
+        module: In evaluation mode, on the run's device.
+        sha256: Of its weights.
+        program: How it samples.
+        null_label: The number of the label that guidance contrasts with.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        sample_shape: tuple[int, int, int],
+        classes: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        """Read the teacher that `config.start_from` names.
+
+        Raises:
+            CheckpointError: There is none, or it is another network.
+        """
+        assert config.distillation is not None
+        place = Path(config.start_from)
+        self.config = config
+        self.sample_shape = sample_shape
+        self.device = device
+        self.null_label = len(classes)
+        self.program = Source.of(place).program(config.distillation)
+        weights, known = start_of(place)
+        if known != tuple(classes):
+            raise CheckpointError(
+                f"{place} has other classes than the data: a student learns those of its teacher."
+            )
+        self.module = make_network(config, sample_shape, len(classes))
+        taken = fitting(weights, dict(self.module.named_parameters()), place)
+        self.sha256 = hashlib.sha256(checkpoints.to_bytes(taken)).hexdigest()
+        self.module.load_state_dict(taken, strict=False)
+        self.module.to(device).eval().requires_grad_(False)
+        if config.channels_last:
+            self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    @torch.no_grad()
+    def paths(self, seeds: Sequence[int], label: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Sample, and return where each path ends and the noise that leads there.
+
+        Args:
+            seeds: [n], of the samples.
+            label: [n].
+
+        Returns:
+            [n, 1 + L, C, H, W]: the end x_0; and for each level of the student, noisiest first,
+            eps with x_t = alpha_t · x_0 + sigma_t · eps, x_t the path's point there.
+        """
+        program = self.program
+        start = noises(seeds, TRAJECTORY_START, 0, self.sample_shape)
+        state = np.zeros((len(seeds), R, *self.sample_shape), np.float32)
+        state[:, 0] = start * np.float32(program.start)
+        noisy = program.noisy
+        points: list[Float32] = []
+        for k in range(len(program)):
+            points.append(state[:, 0].copy())
+            D = denoise(program.call[k], self._network, state[:, 0], label, self.null_label)
+            z = noises(seeds, TRAJECTORY_STEPS, k, self.sample_shape) if noisy[k] else None
+            state = advance(program.update[k], state, D, z)
+        end = state[:, 0]
+        found = [end]
+        for row in self._rows():
+            alpha, sigma = program.level[row].astype(np.float32)
+            found.append((points[row] - alpha * end) / sigma)
+        return np.stack(found, axis=1).astype(np.float16)
+
+    def _rows(self) -> list[int]:
+        """Return the program's row at each level of the student."""
+        assert self.config.distillation is not None
+        log_snr = self.config.make_schedule().log_snr
+        rows = log_snr_of(*self.program.level.T)
+        return [
+            int(np.abs(rows - log_snr[knot]).argmin()) for knot in self.config.distillation.levels
+        ]
+
+    def _network(self, x: Float32, time: Float32, label: NDArray[np.int64]) -> Float32:
+        inputs = (torch.from_numpy(array).to(self.device) for array in (x, time, label))
+        return self.module(*inputs).float().cpu().numpy()

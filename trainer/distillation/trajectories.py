@@ -1,0 +1,132 @@
+"""Paths of the teacher from noise to image, made once and kept in the run's folder.
+
+runs/NAME/trajectories/IDENTITY/00000.npy    float16 [n, 1 + L, C, H, W], see `Teacher.paths`
+
+Each is a function of the teacher, the config's seed and its number, so a run that was killed goes
+on with the same paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.files import replacing, to_json
+from runtime.terminal.progress import Progress
+
+from ..config import Config
+from ..data.dataset import Dataset
+from ..data.loader import batch_indices
+from ..errors import TrainingError
+from ..parallel.processes import Processes
+from ..randomness import FIRST_TRAJECTORY_SEED
+from .teacher import Teacher
+
+CHUNK = 128
+"""Paths in a file: what a kill can lose."""
+TOGETHER = 32
+"""Paths that are sampled at once, which decides their last bits."""
+
+
+class Trajectories:
+    """The paths of one run. Every process has all of them.
+
+    Attributes:
+        labels: [N] int64, those of the data in their proportions.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, teacher: Teacher, folder: Path) -> None:
+        assert config.distillation is not None
+        self.config = config
+        self.teacher = teacher
+        self.count = config.distillation.trajectories
+        # Place i has the label of the i-th image of the epochs laid end to end.
+        self.labels = dataset.labels[batch_indices(config.seed, 0, self.count, len(dataset))]
+        self.folder = folder / identity(config, teacher, self.labels)
+        self._parts: list[NDArray[np.float16]] = []
+
+    def make(self, processes: Processes, stop: Callable[[], bool]) -> bool:
+        """Make the paths that are not there yet. Every process calls this.
+
+        Returns:
+            Whether all are there. Otherwise `stop` said so in one process.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        chunks = range(-(-self.count // CHUNK))
+        missing = [i for i in chunks if not self._path(i).exists()]
+        # All processes have the same list before any of them writes.
+        processes.wait()
+        done = self.count - len(missing) * CHUNK
+        bar = Progress("sampling the teacher", self.count, max(0, done)) if processes.main else None
+        with bar or nullcontext():
+            for first in range(0, len(missing), processes.count):
+                if processes.any(stop()):
+                    return False
+                for chunk in missing[first:][processes.index : processes.index + 1]:
+                    self._make_chunk(chunk)
+                if bar is not None:
+                    bar.advance(CHUNK * min(processes.count, len(missing) - first))
+        processes.wait()
+        self._parts = [self._read(i) for i in chunks]
+        return True
+
+    def take(
+        self, indices: NDArray[np.int64], levels: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return ends x_0 and noises eps of paths, each [b, C, H, W].
+
+        Args:
+            indices: [b], which paths.
+            levels: [b], the number of each one's level, 0 for the noisiest.
+        """
+        rows = [self._parts[i // CHUNK][i % CHUNK] for i in indices.tolist()]
+        ends = np.stack([row[0] for row in rows])
+        noise = np.stack([row[1 + k] for row, k in zip(rows, levels.tolist(), strict=True)])
+        return ends.astype(np.float32), noise.astype(np.float32)
+
+    def _make_chunk(self, chunk: int) -> None:
+        places = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, self.count))
+        paths = [
+            self.teacher.paths((FIRST_TRAJECTORY_SEED + part).tolist(), self.labels[part])
+            for part in np.split(places, range(TOGETHER, len(places), TOGETHER))
+        ]
+        with replacing(self._path(chunk)) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate(paths))
+
+    def _path(self, chunk: int) -> Path:
+        return self.folder / f"{chunk:05d}.npy"
+
+    def _read(self, chunk: int) -> NDArray[np.float16]:
+        path = self._path(chunk)
+        assert self.config.distillation is not None
+        levels = len(self.config.distillation.levels)
+        count = min(CHUNK, self.count - chunk * CHUNK)
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise TrainingError(
+                f"{path} cannot be read ({error}). Delete it and give the same command again."
+            ) from error
+        if found.shape != (count, 1 + levels, *self.teacher.sample_shape):
+            raise TrainingError(
+                f"{path} holds {found.shape}, which is not what this run wrote. Delete it and give "
+                "the same command again."
+            )
+        return found
+
+
+def identity(config: Config, teacher: Teacher, labels: NDArray[np.int64]) -> str:
+    """Return the name of the folder of these paths: other paths never have it."""
+    assert config.distillation is not None
+    program = teacher.program
+    digest = hashlib.sha256(
+        to_json({"teacher": teacher.sha256, "levels": list(config.distillation.levels)}).encode()
+    )
+    for table in (program.call, program.update, labels):
+        digest.update(np.ascontiguousarray(table).tobytes())
+    return digest.hexdigest()[:16]

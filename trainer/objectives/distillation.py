@@ -1,0 +1,167 @@
+"""What a student of few calls learns: two objectives, and the distance that both minimize.
+
+D is the student's estimate of x_0 from one call; with it, `lcm` samples in 1 call or a few. The
+teacher's guidance is part of what is learned, so the student is never guided.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from runtime.diffusion.schedule import Schedule
+
+from ..config import Config
+from .forward import ForwardProcess
+from .objective import Draws, Network, Networks
+
+HUBER = 0.1
+"""Root mean square of an image's error below which the loss is quadratic, and linear above."""
+CONTRAST = 0.5
+"""The weight of a difference in local contrast next to one in pixels."""
+FAINT = 1e-3
+"""Variance below which differences in contrast fade."""
+FROM_NOISE = 0.4
+"""endpoint: share of the images that start from pure noise, which every sample passes through."""
+INTERVALS = 32
+"""consistency: steps of the path that neighbouring answers are compared on."""
+
+
+def distance(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return how far images are from those wanted, [b] float32.
+
+    The root mean square of the pixels' differences, quadratic near 0 (pseudo-Huber), and that of
+    the standard deviations in every 3×3 window. Without the second, the mean of all likely images,
+    which is blurred, is nearest.
+
+    Args:
+        found: [b, C, H, W].
+        wanted: [b, C, H, W].
+    """
+    pixels = (found - wanted).square().flatten(1).mean(1)
+    contrasts = (contrast(found) - contrast(wanted)).square().flatten(1).mean(1)
+    # The small number keeps the root's slope finite where both are equal.
+    return (pixels + HUBER**2).sqrt() - HUBER + CONTRAST * (contrasts + 1e-8).sqrt()
+
+
+def contrast(x: Tensor) -> Tensor:
+    """Return the standard deviation in every 3×3 window of x [b, C, H, W], [b, C, H - 2, W - 2]."""
+    mean = functional.avg_pool2d(x, 3, 1)
+    square = functional.avg_pool2d(x * x, 3, 1)
+    return ((square - mean * mean).clamp_min(0) + FAINT).sqrt()
+
+
+class Endpoint:
+    """From points on the teacher's paths, learn where the paths end (an `Objective`).
+
+    The path from one noise is fixed, so its end is a function of every point on it (Luhman & Luhman
+    2021, from the noise alone; Zhou et al. 2024, from all points). `Draws` holds a path's end as
+    x0, and as eps the noise that makes x_t of it.
+    """
+
+    def __init__(self, config: Config, schedule: Schedule, device: torch.device) -> None:
+        assert config.distillation is not None
+        self.batch = config.batch
+        self.process = ForwardProcess(schedule, config.prediction, device)
+        self.levels = torch.tensor(config.distillation.levels)
+        count = len(self.levels)
+        others = (1 - FROM_NOISE) / max(1, count - 1)
+        shares = torch.tensor([1 - others * (count - 1), *[others] * (count - 1)])
+        self._bounds = shares.double().cumsum(0)[:-1]
+
+    def draw_times(self, generator: torch.Generator) -> Tensor:
+        """Return the noise level of each image of a whole batch, [batch] int64."""
+        # One draw from each of `batch` equal stretches, so that every batch has each level's share.
+        u = torch.randperm(self.batch, generator=generator).double()
+        u = (u + torch.rand(self.batch, generator=generator, dtype=torch.float64)) / self.batch
+        return self.levels[torch.searchsorted(self._bounds, u, right=True)]
+
+    def losses(self, networks: Networks, draws: Draws) -> Tensor:
+        """Return each image's distance from the path's end, [b] float32."""
+        x0, label, t, eps = draws
+        x_t = self.process.jump(x0, t, eps)
+        return distance(estimate(self.process, networks.student, x_t, t, label), x0)
+
+    def weights(self, t: Tensor) -> Tensor:
+        """Return 1 for each of the noise levels t [b], float32: the shares weigh them."""
+        return torch.ones_like(t, dtype=torch.float32)
+
+
+class Consistency:
+    """Answer alike along a path of the teacher (an `Objective`).
+
+    x_s follows from x_t, a noised image, by one DDIM step of the guided teacher. The average of the
+    student's weights says at x_s what the student is to say at x_t; at the clean end the teacher
+    does (Song et al. 2023, Algorithm 2; with guidance as in Luo et al. 2023, Algorithm 1).
+    """
+
+    def __init__(
+        self, config: Config, schedule: Schedule, device: torch.device, null_label: int
+    ) -> None:
+        assert config.distillation is not None
+        self.batch = config.batch
+        self.guidance = config.distillation.guidance
+        self.null_label = null_label
+        self.target = f"ema-{config.ema_half_life[1]}"
+        self.process = ForwardProcess(schedule, config.prediction, device)
+        T = config.T
+        count = min(INTERVALS, T)
+        self.levels = torch.round(T * torch.arange(1, count + 1) / count).long() - 1
+        # The level below each knot, -1 below the lowest, where the path has ended.
+        below = torch.full((T,), -1)
+        below[self.levels[1:]] = self.levels[:-1]
+        self.below = below.to(device)
+
+    def draw_times(self, generator: torch.Generator) -> Tensor:
+        """Return the noise level of each image of a whole batch, [batch] int64."""
+        B = self.batch
+        u = (torch.randperm(B, generator=generator) + torch.rand(B, generator=generator)) / B
+        return self.levels[(u * len(self.levels)).long().clamp(max=len(self.levels) - 1)]
+
+    def losses(self, networks: Networks, draws: Draws) -> Tensor:
+        """Return each image's distance from the answer one step on, [b] float32."""
+        x0, label, t, eps = draws
+        process = self.process
+        x_t = process.jump(x0, t, eps)
+        with torch.no_grad():
+            target = self._target(networks, x_t, t, label)
+        return distance(estimate(process, networks.student, x_t, t, label), target)
+
+    def _target(self, networks: Networks, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """Return what the student is to say at x_t, [b, C, H, W]."""
+        assert networks.teacher is not None
+        process = self.process
+        teacher = guided(networks.teacher, self.guidance, self.null_label)
+        D = estimate(process, teacher, x_t, t, label).clamp(-1, 1)
+        s = self.below[t]
+        # At the clean end there is no level to ask the student at; any other stands in for it.
+        inner = s.clamp_min(0)
+        x_s = process.jump(D, inner, process.noise_of(x_t, t, D))
+        found = estimate(process, networks.averages[self.target], x_s, inner, label).clamp(-1, 1)
+        return torch.where((s < 0)[:, None, None, None], D, found)
+
+    def weights(self, t: Tensor) -> Tensor:
+        """Return 1 for each of the noise levels t [b], float32."""
+        return torch.ones_like(t, dtype=torch.float32)
+
+
+def estimate(
+    process: ForwardProcess, network: Network, x_t: Tensor, t: Tensor, label: Tensor
+) -> Tensor:
+    """Return a network's estimate D of x_0 from x_t [b, C, H, W], like x_t."""
+    F = network(process.network_input(x_t, t), process.time[t], label)
+    return process.estimate(x_t, t, F)
+
+
+def guided(network: Network, guidance: float, null_label: int) -> Network:
+    """Return the network with guidance: F_c + (g - 1)(F_c - F_u) (Ho & Salimans 2022, eq. 6)."""
+    if guidance == 1:
+        return network
+
+    def call(x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        F = network(x, time, label)
+        F_u = network(x, time, torch.full_like(label, null_label))
+        return F + (guidance - 1) * (F - F_u)
+
+    return call

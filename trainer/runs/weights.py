@@ -1,0 +1,130 @@
+"""The weights of another run or of a bundle, by the names that the network gives them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.bundle.bundle import MANIFEST, Bundle
+from runtime.bundle.shipped import named_folder
+
+from ..errors import CheckpointError
+from . import checkpoint as checkpoints
+from .folder import read_run
+
+STEP = "fp32/step.onnx"
+WEIGHTS = "fp32/weights.bin"
+LABELS = "label.weight"
+NETWORK = "network."
+"""What stands before a weight's name in a bundle's graphs."""
+
+
+def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the averaged weights at `place`, and the names of the classes.
+
+    The weights are by name; each has the shape that the network gives it.
+
+    Args:
+        place: A run, whose newest checkpoint's `ema` is taken; a bundle, or a shipped one's name.
+
+    Raises:
+        CheckpointError: It is neither, or onnx is missing, which reads a bundle's weights.
+        BundleError: The bundle is damaged.
+    """
+    folder = named_folder(place)
+    if (folder / MANIFEST).is_file():
+        bundle = Bundle.load(folder)
+        return weights_of(bundle), bundle.labels.names if bundle.labels else ()
+    checkpoint = checkpoints.newest(place / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{place} is neither a run with a checkpoint nor a bundle: there is nothing to start "
+            f"from."
+        )
+    return checkpoint.ema, tuple(read_run(place)[1]["classes"])
+
+
+def weights_of(bundle: Bundle) -> dict[str, Tensor]:
+    """Return every float32 constant of a bundle's float32 step graph, by name.
+
+    The network's weights have the names that the network gives them. The shape of one may differ
+    from the network's by axes of 1; see `as_like`.
+
+    Raises:
+        CheckpointError: onnx is missing.
+        BundleError: The bundle is damaged.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise CheckpointError(
+            "a bundle's weights are read with onnx: pip install 'unnoise[export]'."
+        ) from None
+    graph = onnx.load_model_from_string(bundle.read(STEP)).graph
+    blob = bundle.read(WEIGHTS)
+    found = {}
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            offset = next(
+                (int(entry.value) for entry in tensor.external_data if entry.key == "offset"), 0
+            )
+            array = np.frombuffer(blob, np.float32, math.prod(tensor.dims), offset)
+        else:
+            array = onnx.numpy_helper.to_array(tensor)
+        found[tensor.name.removeprefix(NETWORK)] = torch.from_numpy(
+            array.reshape(tuple(tensor.dims)).copy()
+        )
+    return found
+
+
+def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return the value in the shape of `like`, from which it may differ by axes of 1.
+
+    None means no value, and is returned for one of another shape.
+    """
+    if value is None or [n for n in value.shape if n != 1] != [n for n in like.shape if n != 1]:
+        return None
+    return value.reshape(like.shape)
+
+
+def fitting(
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    place: Path,
+    same_classes: bool = True,
+) -> dict[str, Tensor]:
+    """Return those of the weights `found` that a network needs, in its shapes.
+
+    Args:
+        found: Weights by name.
+        wanted: The network's own.
+        place: Their origin, for the error.
+        same_classes: If not, the table of labels is left out.
+
+    Raises:
+        CheckpointError: Anything else is missing or has another shape.
+    """
+    taken = {}
+    # In the network's order and names: a bundle has more constants than the network has weights.
+    for name, weight in wanted.items():
+        value = found.get(name) if same_classes or name != LABELS else None
+        if (fits := as_like(value, weight)) is not None:
+            taken[name] = fits
+        elif name != LABELS:
+            what = (
+                "is not there"
+                if value is None
+                else f"is {tuple(value.shape)} and not {tuple(weight.shape)}"
+            )
+            raise CheckpointError(
+                f"{place} has another network: its {name} {what}. Give the options of the network "
+                f"that it was trained with."
+            )
+    return taken
