@@ -87,12 +87,12 @@ def student_of(place: str, distillation: Mapping[str, Any], options: Mapping[str
     if wanted.method == "endpoint":
         wanted = replace(wanted, levels=levels_of(rows, config, wanted.calls))
     given = {**TRAINING, **options}
-    if wanted.method == "consistency" and "ema_half_life" not in options:
+    if wanted.method == "consistency" and len(given["ema_half_life"]) == 1:
         given["ema_half_life"] = (*given["ema_half_life"], TARGET_HALF_LIFE)
     return replace(
         config,
         **{"name": f"{config.name}-fast", **given},
-        sample_steps=wanted.most,
+        sample_steps=max(wanted.calls),
         start_from=place,
         distillation=wanted,
     )

@@ -140,7 +140,7 @@ def observe(
     Values have any shape, with the batch of the trajectories among its axes.
     """
     names = list(dict.fromkeys(names))
-    program = spec.program("ddim", min(calibration.steps, len(spec.schedule)), guidance=1.0)
+    program = spec.program("ddim", spec.allowed_steps(calibration.steps), guidance=1.0)
     with Progress("observing", len(program)) as bar:
 
         def every(*values: Float32) -> None:

@@ -12,6 +12,7 @@ from runtime.bundle.spec import ModelSpec
 from runtime.terminal.progress import Progress
 
 from ..errors import ExportError
+from ..sources.model import ways_of
 from .calibrate import FIRST_SEED, Calibration, Float32, Trajectories, session
 from .quantization import Layer, Range, layers, quantize
 
@@ -112,15 +113,14 @@ class Judge:
     def __init__(self, step: ModelProto, spec: ModelSpec, calibration: Calibration) -> None:
         self.spec = spec
         reference = session(step)
-        knots = len(spec.schedule)
         self.programs = {
-            f"{solver}, {steps} steps": spec.program(solver, min(steps, knots), guidance=1.0)
-            for solver, steps in calibration.ways
+            f"{solver}, {steps} steps": spec.program(solver, steps, guidance=1.0)
+            for solver, steps in ways_of(spec, calibration.ways)
         }
         # Not the seeds of the observed trajectories, on which the ranges were chosen.
         self.few = Trajectories(spec, calibration.ranked, FIRST_SEED + 1000)
         self.many = Trajectories(spec, calibration.judged, FIRST_SEED + 2000)
-        self.short = spec.program("dpmpp_2m", min(8, knots), guidance=1.0)
+        self.short = spec.program("dpmpp_2m", spec.allowed_steps(8), guidance=1.0)
         self.expected_few = self.few.run(reference, self.short)
         self.expected = {
             name: self.many.run(reference, program) for name, program in self.programs.items()

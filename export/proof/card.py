@@ -33,6 +33,7 @@ def card(bundle: Bundle) -> str:
         "",
         *_description(bundle),
         *_usage(bundle),
+        *_distilled(bundle),
         *([] if bundle.same_bytes else [UNLIKE, ""]),
         *tuned_lines(bundle),
         *_origin(bundle.provenance),
@@ -102,6 +103,20 @@ def _usage(bundle: Bundle) -> list[str]:
         "",
         f"Default: `{solver}`, {defaults.steps} steps on the `{defaults.grid}` grid, guidance "
         f"{defaults.guidance:g}.{faster}",
+        "",
+    ]
+
+
+def _distilled(bundle: Bundle) -> list[str]:
+    """Return what the network was distilled for, and from what."""
+    if not bundle.distilled:
+        return []
+    calls = ", ".join(map(str, sorted(bundle.distilled.levels)))
+    made = bundle.distilled.made
+    return [
+        f"Distilled ({made['method']}) from `{made['teacher']}` for {calls} network calls, with "
+        f"guidance {made['guidance']:g} built in: `steps` is one of these numbers, and `guidance` "
+        "is 1.",
         "",
     ]
 

@@ -103,7 +103,7 @@ class Examples:
 
     def _images(self) -> NDArray[np.float32]:
         """Return samples [n, *S] of the model itself, in the data's range."""
-        program = self.bundle.program("ddim", min(10, self.plan.steps, len(self.bundle.schedule)))
+        program = self.bundle.program("ddim", self.bundle.allowed_steps(min(10, self.plan.steps)))
         samples = run(
             program,
             self.network,

@@ -20,7 +20,7 @@ from runtime.diffusion.program import GUIDANCE, Program, run
 from runtime.sampler import Sampler
 
 from ..graph.sensitivity import median_psnr
-from ..sources.model import Model, torch_network
+from ..sources.model import Model, torch_network, ways_of
 from .plan import Plan
 from .report import TrajectoryCheck
 from .steps import difference
@@ -47,12 +47,18 @@ class Trajectory:
 
 
 def trajectories(bundle: Bundle, plan: Plan) -> list[Trajectory]:
-    """Return DDIM, DDPM, the default solver with its own options, and guided DDIM."""
+    """Return DDIM, DDPM, the default solver with its own options, and guided DDIM.
+
+    A network that was distilled also runs its own solver with each number of steps.
+    """
     # DDIM adds up errors without noise to hide them; DDPM checks the noise itself.
-    steps = min(plan.steps, len(bundle.schedule))
+    steps = bundle.allowed_steps(plan.steps)
     default = bundle.defaults
     options = {"ddim": {}, "ddpm": {}, default.solver: default.options}
     runs = [Trajectory(solver, steps, 1.0, given) for solver, given in options.items()]
+    if bundle.distilled:
+        fewer = [count for count in sorted(bundle.distilled.levels) if count != steps]
+        runs += [Trajectory(default.solver, count, 1.0, default.options) for count in fewer]
     if bundle.can_guide:
         runs.append(Trajectory("ddim", steps, max(2.0, default.guidance)))
     return runs
@@ -163,7 +169,6 @@ def judged_images(sampler: Sampler, plan: Plan) -> dict[str, Float32]:
     """Return the images [plan.judged, *S] by which precisions are compared, by solver and steps."""
     classes = sampler.bundle.num_classes
     label = [i % classes for i in range(plan.judged)] if classes else None
-    most = len(sampler.bundle.schedule)
     return {
         f"{solver}, {steps} steps": sampler.sample(
             plan.judged,
@@ -171,9 +176,9 @@ def judged_images(sampler: Sampler, plan: Plan) -> dict[str, Float32]:
             label=label,
             guidance=1.0 if label else None,
             solver=solver,
-            steps=min(steps, most),
+            steps=steps,
         )
-        for solver, steps in plan.ways
+        for solver, steps in ways_of(sampler.bundle, plan.ways)
     }
 
 

@@ -38,6 +38,22 @@ class Model(ModelSpec):
     provenance: Mapping[str, Any]
 
 
+Way = tuple[str, int]
+"""A solver and its number of steps."""
+
+
+def ways_of(spec: ModelSpec, ways: Sequence[Way]) -> tuple[Way, ...]:
+    """Return the ways in which images are sampled that precisions are compared by.
+
+    Args:
+        ways: Those of a model that takes any number of steps. One that was distilled is sampled by
+            its own solver with each number that it knows.
+    """
+    if spec.distilled:
+        return tuple((spec.defaults.solver, count) for count in sorted(spec.distilled.levels))
+    return tuple((solver, spec.allowed_steps(steps)) for solver, steps in ways)
+
+
 def bundle_name(name: str) -> str:
     """Return the name of a folder or a class, changed into one that a bundle can have."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", name).lstrip("-.") or "network"

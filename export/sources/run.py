@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runtime.bundle.distilled import Distilled
 from runtime.bundle.spec import Defaults, Labels
 from runtime.errors.arguments import number
 from runtime.files import from_json
 from trainer.config import Config
 from trainer.networks.cost import make_network
 from trainer.runs import checkpoint as checkpoints
-from trainer.runs.folder import commit
+from trainer.runs.folder import commit, read_starts
+from trainer.runs.weights import SHA256
 
 from ..errors import ExportError
 from .model import Model
@@ -79,7 +81,8 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
         schedule=config.make_schedule(),
         clip=1.0,
         labels=Labels(classes, null_trained) if classes else None,
-        defaults=Defaults(steps=min(50, config.T), guidance=guidance if null_trained else 1.0),
+        defaults=_defaults(config, guidance if null_trained else 1.0),
+        distilled=_distilled(run, config),
         provenance={
             "config": record,
             "data": data,
@@ -91,3 +94,30 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
             "commit": commit(),
         },
     )
+
+
+def _defaults(config: Config, guidance: float) -> Defaults:
+    """How the model is sampled unless the caller says otherwise."""
+    if config.distillation:
+        return Defaults("lcm", max(config.distillation.calls))
+    return Defaults(steps=min(50, config.T), guidance=guidance)
+
+
+def _distilled(run: Path, config: Config) -> Distilled | None:
+    """What a bundle says of a distilled network; None for any other."""
+    distillation = config.distillation
+    if distillation is None:
+        return None
+    schedule = config.make_schedule()
+    levels = {
+        calls: tuple(schedule.time[list(distillation.knots(calls, config.T))].tolist())
+        for calls in distillation.calls
+    }
+    starts = [entry[SHA256] for entry in read_starts(run) if SHA256 in entry]
+    made = {
+        "method": distillation.method,
+        "guidance": distillation.guidance,
+        "teacher": config.start_from,
+        "teacher_sha256": starts[0] if starts else None,
+    }
+    return Distilled(levels, made)

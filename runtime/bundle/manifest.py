@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +13,7 @@ from ..diffusion.program import PREDICTIONS
 from ..diffusion.schedule import Schedule
 from ..diffusion.tuned import Tuned
 from ..errors import BundleError, UnnoiseError
+from .distilled import Distilled
 from .format import FORMAT, REQUIRED
 from .labels import Labels
 from .rules import (
@@ -77,6 +78,7 @@ class Manifest:
             "labels": labels and {"names": list(labels.names), "null_trained": labels.null_trained},
             "defaults": {**vars(spec.defaults), "options": dict(spec.defaults.options)},
             **({"tuned": tuned} if tuned else {}),
+            **({"distilled": spec.distilled.to_json()} if spec.distilled else {}),
             "same_bytes": self.same_bytes,
             "report": dict(self.report),
             "provenance": dict(self.provenance),
@@ -138,11 +140,12 @@ class _Reader:
             report=self.report(),
             same_bytes="same_bytes" not in self.value or self.take("same_bytes", bool),
         )
-        # A tuned solver is proved on the schedule, so it is read only if all else is sound.
+        # These are proved on the schedule, so they are read only if all else is sound.
         tuned = {} if self.faults else self.tuned(spec)
+        distilled = None if self.faults else self.distilled(spec)
         if self.faults:
             raise BundleError(f"{self.path} is damaged: {'; '.join(self.faults)}. {_AGAIN}")
-        spec = ModelSpec(**{**spec.spec_fields(), "tuned": MappingProxyType(tuned)})
+        spec = replace(spec, tuned=MappingProxyType(tuned), distilled=distilled)
         return Manifest(
             spec, manifest.files, manifest.provenance, manifest.report, manifest.same_bytes
         )
@@ -247,6 +250,17 @@ class _Reader:
                     f"tuned solver {_short(calls)!r} is none ({_short(str(error), 200)})"
                 )
         return solvers
+
+    def distilled(self, spec: ModelSpec) -> Distilled | None:
+        """Read what the network was distilled for, if it was."""
+        value = self.take("distilled", dict) if "distilled" in self.value else None
+        if value is None:
+            return None
+        try:
+            return Distilled.from_json(value, spec.schedule)
+        except UnnoiseError as error:
+            self.faults.append(f"'distilled' is not valid ({_short(str(error), 200)})")
+            return None
 
     def files(self) -> dict[str, File]:
         files: dict[str, File] = {}

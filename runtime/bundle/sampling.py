@@ -63,7 +63,7 @@ class ResolvedOptions:
     """`SamplingOptions` with every default filled in; what `ModelSpec.program_of` runs.
 
     Attributes:
-        steps: None if the grid is given by its times.
+        steps: None if the caller gave the grid by its times.
         grid: None for a tuned solver, which uses its own levels.
     """
 

@@ -17,6 +17,7 @@ from ..errors import RequestError
 from ..errors.arguments import choice, flag, integer, number
 from ..errors.keywords import check_options
 from ..errors.messages import refused, shown, unwrapped
+from .distilled import Distilled
 from .labels import Labels
 from .sampling import ResolvedOptions, SamplingOptions, SolverOptions
 
@@ -46,6 +47,7 @@ class ModelSpec:
         clip: The bound on |D|, the denoised estimate; None for no bound.
         labels: The classes; None for a model without labels.
         tuned: Solvers fitted to the network, by their number of network calls.
+        distilled: The numbers of calls that the network was distilled for; None if it was not.
     """
 
     name: str
@@ -57,6 +59,7 @@ class ModelSpec:
     labels: Labels | None
     defaults: Defaults
     tuned: Mapping[int, Tuned] = field(default_factory=lambda: MappingProxyType({}))
+    distilled: Distilled | None = None
 
     def spec_fields(self) -> dict[str, Any]:
         """Return the fields of `ModelSpec` alone, by name, for a class that adds to them."""
@@ -167,11 +170,19 @@ class ModelSpec:
             }
             unsupported = [name for name, given in changed.items() if given] + list(options)
             steps = self._tuned_steps(steps, unsupported)
+        elif self.distilled and asked.grid is None:
+            grid = self.distilled.grid(steps, self.name)
+            steps = len(grid)
         else:
             grid = spacing_of(self.defaults.grid if asked.grid is None else asked.grid)
             # A grid that is given by its times has its own number of steps.
             if steps is None and isinstance(grid, str):
                 steps = min(self.defaults.steps, len(self.schedule))
+        if up and self.distilled:
+            raise RequestError(
+                f"{self.name} was distilled: it knows where paths end and not how they run, so it "
+                "cannot invert an image. Invert with the network that it came from."
+            )
         return ResolvedOptions(
             solver=solver,
             steps=steps,
@@ -213,6 +224,12 @@ class ModelSpec:
             **options,
         )
 
+    def allowed_steps(self, steps: int) -> int:
+        """Return the number of steps nearest to `steps` that a program of this model may have."""
+        if self.distilled:
+            return min(self.distilled.levels, key=lambda count: abs(count - steps))
+        return min(steps, len(self.schedule))
+
     def grid(self, steps: int | None = None, grid: str | Sequence[float] | None = None) -> Grid:
         """Return a grid on the model's schedule; None selects the model's default.
 
@@ -220,7 +237,8 @@ class ModelSpec:
             RequestError: See `make_grid`.
         """
         # Any solver that takes a grid serves: the default one may be tuned, and takes none.
-        found = self.resolve(SamplingOptions(solver="ddim", steps=steps, grid=grid))
+        named = self.defaults.grid if grid is None else grid
+        found = self.resolve(SamplingOptions(solver="ddim", steps=steps, grid=named))
         assert found.grid is not None
         return make_grid(self.schedule, found.grid, found.steps)
 

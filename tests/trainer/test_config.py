@@ -14,10 +14,11 @@ import torch
 from runtime import RequestError
 from runtime.files import from_json, to_json
 from trainer.config import Config
+from trainer.config.options import Options
 from trainer.config.presets import DATA, PRESETS, add_arguments, from_arguments
 from trainer.training.state import precision_of
 
-FIELDS = dataclasses.fields(Config)
+FIELDS = dataclasses.fields(Options)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -64,11 +64,6 @@ class Distillation:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    @property
-    def most(self) -> int:
-        """The largest number of calls, which is the default when sampling."""
-        return max(self.calls)
-
     def knots(self, calls: int, T: int) -> tuple[int, ...]:
         """Return the knots at which the student is called, noisiest first.
 

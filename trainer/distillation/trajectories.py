@@ -2,8 +2,8 @@
 
 runs/NAME/trajectories/IDENTITY/00000.npy    float16 [n, 1 + L, C, H, W], see `Teacher.paths`
 
-Each is a function of the teacher, the config's seed and its number, so a run that was killed goes
-on with the same paths.
+Each is a function of the teacher, the config's seed and its number, so a run that was killed
+continues with the same paths.
 """
 
 from __future__ import annotations
@@ -121,7 +121,10 @@ class Trajectories:
 
 
 def identity(config: Config, teacher: Teacher, labels: NDArray[np.int64]) -> str:
-    """Return the name of the folder of these paths: other paths never have it."""
+    """Return the name of the folder of these paths: other paths never have it.
+
+    labels: [N], of all paths.
+    """
     assert config.distillation is not None
     program = teacher.program
     digest = hashlib.sha256(

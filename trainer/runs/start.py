@@ -10,10 +10,8 @@ from ..errors import CheckpointError
 from ..training.step import Trainer
 from . import checkpoint as checkpoints
 from .folder import read_starts
-from .weights import fitting, start_of
+from .weights import SHA256, fitting, start_of
 
-SHA256 = "start_sha256"
-"""The entry of starts.json that identifies the weights that a run began with."""
 PATHS = "trajectories"
 """The folder of a run that holds its teacher's paths."""
 

@@ -22,6 +22,8 @@ WEIGHTS = "fp32/weights.bin"
 LABELS = "label.weight"
 NETWORK = "network."
 """What stands before a weight's name in a bundle's graphs."""
+SHA256 = "start_sha256"
+"""The entry of starts.json that identifies the weights that a run began with."""
 
 
 def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -271,7 +271,8 @@ def require_shares(config: Config, processes: Processes) -> None:
     """Check that these processes can train this config together.
 
     Raises:
-        TrainingError: The batch does not divide among them, or --compile meets FSDP.
+        TrainingError: The batch does not divide among them, or --compile or consistency
+            distillation meets FSDP.
     """
     share, odd = divmod(config.batch, processes.count * config.accumulate)
     if odd or not share:
@@ -283,4 +284,9 @@ def require_shares(config: Config, processes: Processes) -> None:
     if config.compile and processes.sharding:
         raise TrainingError(
             "--compile fails with FSDP in this version of PyTorch: leave one of them out."
+        )
+    if config.distillation and config.distillation.method == "consistency" and processes.sharding:
+        raise TrainingError(
+            "the method consistency calls the network with averaged weights, which FSDP splits: "
+            "use --method endpoint, or launch without FSDP."
         )

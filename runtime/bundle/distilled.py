@@ -1,0 +1,78 @@
+"""What a bundle says of a network that was distilled: for how many calls, and at which levels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..diffusion.grid import make_grid
+from ..diffusion.schedule import Schedule
+from ..errors import RequestError
+from ..errors.arguments import integer
+from ..errors.messages import shown
+from .rules import is_finite
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """The numbers of network calls that a network was distilled for.
+
+    Attributes:
+        levels: By the number of calls, the times at which the network is called, falling.
+        made: How it was distilled, as a JSON object.
+    """
+
+    levels: Mapping[int, tuple[float, ...]]
+    made: Mapping[str, object]
+
+    def grid(self, steps: object, model: str) -> tuple[float, ...]:
+        """Return the times of a grid of this many steps.
+
+        Args:
+            steps: None for the largest number.
+            model: The model's name, for messages.
+
+        Raises:
+            RequestError: The network was not distilled for it.
+        """
+        known = ", ".join(map(str, sorted(self.levels)))
+        remedy = f"Pass one of {known}, or a grid of times."
+        count = max(self.levels) if steps is None else integer("steps", steps, 1, None, remedy)
+        if count not in self.levels:
+            raise RequestError(
+                f"`steps` must be one of {known}, for which {model} was distilled, got "
+                f"{shown(steps)}. {remedy}"
+            )
+        return self.levels[count]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, object], schedule: Schedule) -> Distilled:
+        """Return what `to_json` made.
+
+        Raises:
+            RequestError: It is anything else, or a level is not on the schedule.
+        """
+        levels = value.get("levels")
+        made = value.get("made")
+        if not isinstance(levels, dict) or not levels or not isinstance(made, dict):
+            raise RequestError("it must be an object with levels and made.")
+        found: dict[int, tuple[float, ...]] = {}
+        for calls, times in levels.items():
+            if not re.fullmatch("[1-9][0-9]{0,2}", calls):
+                raise RequestError(f"{calls[:20]!r} is not a number of calls, 1 to 999.")
+            if not isinstance(times, list) or len(times) != int(calls):
+                raise RequestError(f"levels {calls!r} must be {calls} numbers.")
+            if not all(map(is_finite, times)):
+                raise RequestError(f"levels {calls!r} must be {calls} numbers.")
+            # Made once, so that times that do not fall or leave the schedule are found now.
+            make_grid(schedule, times)
+            found[int(calls)] = tuple(map(float, times))
+        return cls(found, made)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the JSON value."""
+        return {
+            "levels": {str(calls): list(times) for calls, times in sorted(self.levels.items())},
+            "made": dict(self.made),
+        }

@@ -1,0 +1,477 @@
+"""Distillation: the teacher's paths are what the runtime samples, both objectives teach what they
+say, a stopped run goes on as if it had not stopped, and the bundle knows its numbers of calls."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.sources.run import from_run
+from runtime.diffusion.grid import make_grid
+from runtime.diffusion.noise import Stream, noises
+from runtime.diffusion.program import run
+from runtime.diffusion.schedule import make_schedule
+from runtime.diffusion.solvers import make_program
+from runtime.errors import RequestError, UnnoiseError
+from trainer import fit as fitting
+from trainer.config import Config
+from trainer.config.distillation import Distillation
+from trainer.data.sources import load
+from trainer.distill import main, student_of
+from trainer.distillation import trajectories
+from trainer.distillation.teacher import Teacher
+from trainer.distillation.trajectories import Trajectories
+from trainer.errors import CheckpointError, TrainingError
+from trainer.fit import fit
+from trainer.objectives.distillation import Consistency, Endpoint, contrast, distance
+from trainer.objectives.objective import Draws, Networks
+from trainer.parallel.processes import Processes, join
+from trainer.runs import checkpoint as checkpoints
+from trainer.training.step import Trainer, require_shares
+
+FEW = {"trajectories": 40, "solver_steps": 8, "guidance": 2.0}
+SHORT = {"steps": 6, "batch": 16, "checkpoint_every": 2, "sample_every": 0, "device": "cpu"}
+
+LEARNING = {
+    "steps": 100,
+    "batch": 32,
+    "learning_rate": 3e-3,
+    "warmup": 5,
+    "ema_half_life": (300, 30),
+    "checkpoint_every": 1000,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_files() -> Iterator[None]:
+    """Few paths in a file, so that few paths make several files."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trajectories, "CHUNK", 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def student(tiny_run: Path) -> Config:
+    return student_of(str(tiny_run), FEW, {**SHORT, "name": "fast"})
+
+
+@pytest.fixture(scope="module")
+def finished(student: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student that was trained without a stop."""
+    runs = tmp_path_factory.mktemp("finished")
+    assert fit(student, runs)
+    return runs / "fast"
+
+
+def teacher_of(config: Config) -> Teacher:
+    dataset = load(config)
+    return Teacher(config, dataset.sample_shape, dataset.classes, torch.device("cpu"))
+
+
+def alone(index: int = 0, count: int = 1) -> Processes:
+    return Processes(index, count, torch.device("cpu"))
+
+
+# --- The teacher's paths.
+
+
+def test_paths_end_where_the_runtime_s_own_loop_ends(student: Config) -> None:
+    teacher = teacher_of(student)
+    seeds = [5, 6, 7]
+    label = np.array([1, 2, 3])
+    x = noises(seeds, Stream.INITIAL, 0, (1, 8, 8))
+
+    def network(*inputs: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return teacher.module(*map(torch.from_numpy, inputs)).numpy()
+
+    expected = run(teacher.program, network, x, label=label, null_label=10)
+    found = teacher.paths(seeds, label)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found[:, 0], expected, atol=2e-3)
+    # Pure noise is the first point, whatever the path's end.
+    np.testing.assert_allclose(found[:, 1], x, atol=5e-3)
+
+
+def test_the_stored_noise_makes_each_point_of_the_path(student: Config) -> None:
+    """x_t = alpha · end + sigma · eps is on the path: from there the same solver ends there too."""
+    teacher = teacher_of(student)
+    label = np.array([4, 5])
+    found = teacher.paths([8, 9], label).astype(np.float64)
+    seen: dict[int, np.ndarray] = {}
+
+    def network(x: np.ndarray, time: np.ndarray, label: np.ndarray) -> np.ndarray:
+        seen.setdefault(round(float(time[0])), x)
+        with torch.no_grad():
+            return teacher.module(*map(torch.from_numpy, (x, time, label))).numpy()
+
+    run(teacher.program, network, noises([8, 9], 0, 0, (1, 8, 8)), label=label, null_label=10)
+    rows = teacher.program.call[:, 0].round().astype(int).tolist()
+    assert student.distillation is not None
+    for k, knot in enumerate(student.distillation.levels):
+        row = min(range(len(rows)), key=lambda i, near=knot: abs(rows[i] - near))
+        alpha, sigma = teacher.program.level[row]
+        point = alpha * found[:, 0] + sigma * found[:, 1 + k]
+        np.testing.assert_allclose(point, seen[rows[row]], atol=6e-3)
+
+
+def test_levels_are_the_teacher_s_rows_nearest_to_trailing(student: Config) -> None:
+    assert student.distillation is not None
+    # The default for a run: 16 calls on `trailing`, here 8, which has all of these knots.
+    assert student.distillation.levels == (999, 749, 499, 249)
+    assert student.distillation.knots(2, 1000) == (999, 499)
+    assert student.distillation.knots(1, 1000) == (999,)
+
+
+def test_labels_have_the_data_s_proportions(student: Config, tmp_path: Path) -> None:
+    dataset = load(student)
+    assert student.distillation is not None
+    all_of_them = replace(
+        student, distillation=replace(student.distillation, trajectories=len(dataset))
+    )
+    paths = Trajectories(all_of_them, dataset, teacher_of(student), tmp_path)
+    assert sorted(paths.labels) == sorted(dataset.labels)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.rglob("*.npy")}
+
+
+def test_paths_are_the_same_after_a_stop_and_by_two_processes(
+    student: Config, tmp_path: Path
+) -> None:
+    dataset = load(student)
+    teacher = teacher_of(student)
+
+    def paths(name: str) -> Trajectories:
+        return Trajectories(student, dataset, teacher, tmp_path / name)
+
+    assert paths("whole").make(alone(), lambda: False)
+    stops = iter([False, True])
+    assert not paths("stopped").make(alone(), lambda: next(stops))
+    assert len(files(tmp_path / "stopped")) == 1
+    assert paths("stopped").make(alone(), lambda: False)
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+    written = sorted((tmp_path / "whole").rglob("*.npy"))
+    assert [len(np.load(path)) for path in written] == [16, 16, 8]
+
+
+def test_another_teacher_has_other_paths(student: Config, tmp_path: Path) -> None:
+    dataset = load(student)
+    one = teacher_of(student)
+    two = teacher_of(replace(student, start_from=student.start_from))
+    two.sha256 = "0" * 64
+    folders = {Trajectories(student, dataset, t, tmp_path).folder for t in (one, two)}
+    assert len(folders) == 2
+
+
+def test_a_damaged_file_of_paths_is_named(student: Config, tmp_path: Path) -> None:
+    paths = Trajectories(student, load(student), teacher_of(student), tmp_path)
+    assert paths.make(alone(), lambda: False)
+    damaged = paths.folder / "00001.npy"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(UnnoiseError, match=r"00001\.npy.*Delete it"):
+        paths.make(alone(), lambda: False)
+
+
+# --- What is learned.
+
+
+def test_distance_is_zero_for_the_image_itself_and_its_slope_is_finite() -> None:
+    x = torch.rand(3, 1, 8, 8, requires_grad=True)
+    found = distance(x, x.detach())
+    found.sum().backward()
+    assert found.tolist() == pytest.approx([5e-5] * 3, abs=1e-6)
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+def test_distance_prefers_detail_elsewhere_to_a_blur() -> None:
+    """Noise of the wanted image's own contrast is nearer than its mean, by contrast alone."""
+    generator = torch.Generator().manual_seed(0)
+    wanted, other = torch.randn(2, 64, 1, 16, 16, generator=generator).mul(0.5)
+    blurred = torch.zeros_like(wanted)
+
+    def in_contrast(found: torch.Tensor) -> float:
+        return float((contrast(found) - contrast(wanted)).square().mean())
+
+    assert in_contrast(other) < 0.2 * in_contrast(blurred)
+
+
+def test_endpoint_draws_each_level_by_its_share(student: Config) -> None:
+    wide = replace(student, batch=1000)
+    objective = Endpoint(wide, wide.make_schedule(), torch.device("cpu"))
+    t = objective.draw_times(torch.Generator().manual_seed(1))
+    assert {knot: int((t == knot).sum()) for knot in (999, 749, 499, 249)} == {
+        999: 400,
+        749: 200,
+        499: 200,
+        249: 200,
+    }
+
+
+def test_endpoint_is_zero_for_a_network_that_knows_the_ends(student: Config) -> None:
+    objective = Endpoint(student, student.make_schedule(), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(2)
+    x0 = torch.rand(16, 1, 8, 8, generator=generator) * 2 - 1
+    eps = torch.randn(16, 1, 8, 8, generator=generator)
+    t = objective.draw_times(generator)
+    draws = Draws(x0, torch.zeros(16, dtype=torch.int64), t, eps)
+    knows = objective.process.target(x0, t, eps)
+    assert float(objective.losses(Networks(lambda *_: knows), draws).max()) < 1e-3
+    off = objective.losses(Networks(lambda *_: torch.zeros_like(x0)), draws)
+    assert float(off.min()) > 0.1
+
+
+def test_consistency_compares_with_one_ddim_step_of_the_guided_teacher(tiny_run: Path) -> None:
+    """The target is the average's estimate at the point that our own DDIM row gives."""
+    config = student_of(
+        str(tiny_run), {"method": "consistency", "guidance": 3.0}, {**SHORT, "name": "c"}
+    )
+    assert config.ema_half_life == (5000, 900)
+    schedule = config.make_schedule()
+    objective = Consistency(config, schedule, torch.device("cpu"), null_label=10)
+    generator = torch.Generator().manual_seed(3)
+    x0 = torch.rand(4, 1, 8, 8, generator=generator) * 2 - 1
+    eps = torch.randn(4, 1, 8, 8, generator=generator)
+    t, s = 499, 468  # neighbours on the grid of 32 intervals
+    assert int(objective.below[t]) == s
+
+    def teacher(x: torch.Tensor, time: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return torch.sin(3 * x) * (1 + label.reshape(-1, 1, 1, 1) / 10)
+
+    asked: list[torch.Tensor] = []
+
+    def average(x: torch.Tensor, time: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        asked.extend([x, time])
+        return 0.3 * x
+
+    label = torch.tensor([1, 2, 3, 4])
+    draws = Draws(x0, label, torch.full((4,), t), eps)
+    networks = Networks(lambda *_: torch.zeros_like(x0), {"ema-900": average}, teacher)
+    losses = objective.losses(networks, draws)
+
+    grid = make_grid(schedule, [float(schedule.time[t]), float(schedule.time[s])])
+    program = make_program(schedule, "v", "ddim", grid=grid, clip=1.0, guidance=3.0)
+    first = replace(
+        program,
+        call=program.call[:1].copy(),
+        update=program.update[:1].copy(),
+        moments=program.moments[:2].copy(),
+        excess=program.excess[:1].copy(),
+        bias=program.bias[:1].copy(),
+        answer=program.answer[:1].copy(),
+    )
+
+    def network(*inputs: np.ndarray) -> np.ndarray:
+        return teacher(*map(torch.from_numpy, inputs)).numpy()
+
+    x_t = objective.process.jump(x0, draws.t, eps)
+    x_s = run(first, network, x_t.numpy(), label=label.numpy(), null_label=10)
+    np.testing.assert_allclose(asked[0], x_s, atol=1e-5)
+    assert asked[1].tolist() == [float(schedule.time[s])] * 4
+    target = schedule.alpha[s] * x_s - schedule.sigma[s] * 0.3 * x_s
+    D = schedule.alpha[t] * x_t
+    expected = distance(D.float(), torch.from_numpy(target.clip(-1, 1)).float())
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+def test_consistency_ends_with_the_teacher_s_own_answer(tiny_run: Path) -> None:
+    config = student_of(str(tiny_run), {"method": "consistency", "guidance": 1.0}, SHORT)
+    objective = Consistency(config, config.make_schedule(), torch.device("cpu"), null_label=10)
+    lowest = torch.full((2,), int(objective.levels[0]))
+    x0 = torch.zeros(2, 1, 8, 8)
+    eps = torch.ones(2, 1, 8, 8)
+    draws = Draws(x0, torch.zeros(2, dtype=torch.int64), lowest, eps)
+    same = Networks(
+        lambda x, *_: 0.5 * x,
+        {"ema-900": lambda x, *_: torch.full_like(x, torch.nan)},
+        lambda x, *_: 0.5 * x,
+    )
+    assert float(objective.losses(same, draws).max()) < 1e-3
+
+
+@pytest.mark.parametrize("method", ["endpoint", "consistency"])
+def test_a_student_comes_nearer_to_the_teacher_s_ends_in_one_call(
+    tiny_run: Path, tmp_path: Path, method: str
+) -> None:
+    config = student_of(
+        str(tiny_run),
+        {**FEW, "method": method, "guidance": 1.0, "trajectories": 320},
+        {**SHORT, **LEARNING, "name": "learns"},
+    )
+    teacher = teacher_of(config)
+    label = np.arange(32) % 10
+    seeds = list(range(32))
+    # Ends of paths from noise that the student is not trained on.
+    ends = Teacher.paths(teacher, seeds, label)[:, 0].astype(np.float32)
+
+    def error(network: torch.nn.Module) -> float:
+        x = noises(seeds, Stream.INITIAL, 0, (1, 8, 8))
+        program = config.sample_program(steps=1)
+
+        def call(*inputs: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return network(*map(torch.from_numpy, inputs)).numpy()
+
+        return float(np.sqrt(np.mean((run(program, call, x, label=label) - ends) ** 2)))
+
+    before = error(teacher.module)
+    assert fit(config, tmp_path)
+    after = error(from_run(tmp_path / "learns", 1.0).module)
+    assert after < 0.9 * before
+
+
+# --- A run like any other.
+
+
+def test_a_stopped_student_ends_with_the_same_weights(
+    student: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while the teacher is sampled, and again while the student is trained."""
+    for stop_at in (1, 5):
+        answers = iter([*[False] * stop_at, *[True] * 9])
+        with monkeypatch.context() as patched:
+            stop = nullcontext(answers.__next__)
+            patched.setattr(fitting, "asked_to_stop", lambda found=stop: found)
+            assert not fit(student, tmp_path)
+    assert fit(student, tmp_path)
+    one, two = (checkpoints.newest(p / "checkpoints") for p in (finished, tmp_path / "fast"))
+    assert one is not None
+    assert two is not None
+    assert all(torch.equal(one.ema[name], two.ema[name]) for name in one.ema)
+    assert files(finished) == files(tmp_path / "fast")
+
+
+def test_a_step_s_draws_do_not_depend_on_the_number_of_processes(
+    student: Config, tmp_path: Path
+) -> None:
+    def drawn(index: int, count: int) -> Draws:
+        trainer = Trainer(student, load(student), alone(index, count))
+        trainer.learn_from(teacher_of(student), tmp_path)
+        source = trainer.source
+        source.processes = join("cpu")  # type: ignore[attr-defined]  # no group to wait for
+        assert source.prepare(lambda: False)
+        return trainer.draw(3)
+
+    whole = drawn(0, 1)
+    for part, halves in zip(whole, zip(drawn(0, 2), drawn(1, 2), strict=True), strict=True):
+        assert torch.equal(part, torch.cat(halves))
+
+
+def test_a_teacher_that_changed_is_refused(student: Config, finished: Path, tmp_path: Path) -> None:
+    starts = finished / "starts.json"
+    before = starts.read_text()
+    try:
+        starts.write_text(before.replace('"start_sha256": "', '"start_sha256": "0'))
+        with pytest.raises(CheckpointError, match="not the teacher"):
+            fit(student, finished.parent)
+    finally:
+        starts.write_text(before)
+
+
+def test_the_config_goes_to_json_and_back(student: Config) -> None:
+    assert Config.from_json(student.to_json()) == student
+    assert "distillation" not in Config(data="digits").to_json()
+
+
+@pytest.mark.parametrize(
+    ("distillation", "message"),
+    [
+        ({"calls": (1, 1)}, "different numbers"),
+        ({"calls": ()}, "different numbers"),
+        ({"calls": (0,)}, "calls"),
+        ({"method": "endpiont"}, "Did you mean 'endpoint'"),
+        ({"solver": "tuned"}, "belongs to a bundle"),
+        ({"solver": "dpmp_2m"}, "Did you mean 'dpmpp_2m'"),
+        ({"solver_steps": 3}, "too few to learn 4 levels"),
+        ({"trajectories": 0}, "trajectories"),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused(
+    tiny_run: Path, distillation: dict, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        student_of(str(tiny_run), distillation, SHORT)
+
+
+def test_consistency_needs_whole_averages(tiny_run: Path) -> None:
+    config = student_of(str(tiny_run), {"method": "consistency"}, {**SHORT, "batch": 16})
+    assert config.ema_half_life == (5000, 900)
+    split = Processes(0, 2, torch.device("cpu"), sharding=object())  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match=r"consistency.*FSDP"):
+        require_shares(config, split)
+
+
+def test_a_student_cannot_be_a_teacher(finished: Path) -> None:
+    with pytest.raises(RequestError, match="distilled itself"):
+        student_of(str(finished), {}, {})
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0", "flow", "edm"])
+def test_every_prediction_but_epsilon_can_be_distilled(prediction: str) -> None:
+    schedule = "flow" if prediction == "flow" else "cosine"
+    config = Config(
+        data="digits",
+        prediction=prediction,
+        schedule=schedule,
+        sample_solver="lcm",
+        sample_steps=4,
+        distillation=Distillation(levels=(999, 749, 499, 249)),
+    )
+    assert len(config.sample_program(steps=2)) == 2
+
+
+def test_epsilon_is_refused_where_its_error_is_multiplied() -> None:
+    for schedule in ("cosine", "linear"):
+        assert make_schedule(schedule).alpha[-1] < 0.01
+        with pytest.raises(RequestError, match="v, x0, flow or edm"):
+            Config(data="digits", prediction="epsilon", schedule=schedule,
+                   distillation=Distillation())  # fmt: skip
+
+
+def test_the_command_says_what_is_wrong(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "nothing"), "--runs", str(tmp_path)]) == 2
+    assert "is not a run" in capsys.readouterr().err
+    assert main([str(tiny_run), "--calls", "1,1", "--runs", str(tmp_path)]) == 2
+    assert "different numbers" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_tries_out_and_trains(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tiny_run), "--runs", str(tmp_path), "--trajectories", "40", "--batch", "8"]
+    words += ["--steps", "2", "--sample-every", "2", "--calls", "1,2", "--name", "fast"]
+    assert main([*words, "--dry-run"]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert main(words) == 0
+    assert (tmp_path / "fast" / "samples" / "step-00000002.png").is_file()
+    assert "next: python -m export.build" in capsys.readouterr().out
+
+
+# --- The model that is exported.
+
+
+def test_the_model_knows_its_numbers_of_calls(finished: Path) -> None:
+    model = from_run(finished, guidance=2.0)
+    assert model.distilled is not None
+    assert model.distilled.levels[2] == (999.0, 499.0)
+    assert (model.defaults.solver, model.defaults.steps, model.defaults.guidance) == ("lcm", 4, 1.0)
+    assert not model.can_guide
+    assert model.program().call[:, 0].tolist() == [999.0, 749.0, 499.0, 249.0]
+    assert len(model.program(steps=1)) == 1
+    assert model.program(solver="ddim", steps=2).call[:, 0].tolist() == [999.0, 499.0]
+    # Levels of the caller's own are run as they are.
+    assert len(model.program(grid=[999.0, 700.0, 300.0])) == 3
+    with pytest.raises(RequestError, match="one of 1, 2, 4, for which"):
+        model.program(steps=3)
+    with pytest.raises(RequestError, match="cannot invert"):
+        model.program(solver="ddim", up=True)
