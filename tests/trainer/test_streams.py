@@ -18,7 +18,6 @@ from trainer.config import Config
 from trainer.data import sources as data
 from trainer.data.decode import UnreadablePicture
 from trainer.data.image_files import Names
-from trainer.data.loader import Batches
 from trainer.data.memory import Pictures
 from trainer.data.sources import load
 from trainer.data.stream import Stream
@@ -60,9 +59,9 @@ def config_for(where: str, **changes) -> Config:
 
 
 def taken(config: Config, steps: int = 12, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    batches = Batches(config, load(config), ALONE)
-    found = [batches.take(step) for step in range(first, first + steps)]
-    batches.close()
+    reader = load(config).reader(config, ALONE)
+    found = [reader.take(step) for step in range(first, first + steps)]
+    reader.close()
     return torch.stack([b.images for b in found]).numpy(), torch.stack(
         [b.labels for b in found]
     ).numpy()
