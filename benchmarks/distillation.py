@@ -1,0 +1,197 @@
+"""A student against its teacher: python benchmarks/distillation.py TEACHER STUDENT [--write]
+
+For each number of network calls, the Fréchet distance of `trainer.evaluate` between 1,024 samples
+and as many training images, with the data's labels; for the teacher by several solvers, without
+guidance and with its own. Precision, recall, and how far samples of one label lie apart. A sheet
+shows the same seeds and labels by 1, 2 and 4 calls of the student and 50 of the teacher.
+Results are kept in out/distillation, so that a stopped measurement continues.
+--write refreshes docs/distillation.md and its two images. Takes half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from figures import fill, machine, markdown
+from numpy.typing import NDArray
+
+from runtime import Sampler
+from runtime.files import from_json, to_json, write_text
+from runtime.images import save, tile
+from trainer.config import Config
+from trainer.data.sources import load
+from trainer.quality.evaluator import Judge
+
+SAMPLES = 1024
+CALLS = (2, 3, 4, 5, 6, 8, 10, 20, 50)
+SOLVERS: Mapping[str, Mapping[str, Any]] = {
+    "tuned": {"solver": "tuned"},
+    "unipc": {"solver": "unipc", "grid": "log_snr(6)"},
+    "dpmpp_2m": {"solver": "dpmpp_2m", "grid": "log_snr(6)"},
+    "ddim": {"solver": "ddim", "grid": "trailing"},
+}
+ALIKE = 64
+"""Samples of one label whose distances from each other are measured."""
+SHOWN = 9
+FIGURES = ("frechet", "precision", "recall", "apart")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to sample.
+
+    Attributes:
+        who: teacher or student.
+        calls: Steps, each one call of the network, or two with guidance.
+    """
+
+    who: str
+    solver: str
+    calls: int
+    guidance: float
+
+    def settings(self) -> dict[str, Any]:
+        own = {} if self.who == "student" else SOLVERS[self.solver]
+        return {**own, "steps": self.calls, "guidance": self.guidance}
+
+    @property
+    def evaluations(self) -> int:
+        return self.calls * (1 if self.guidance == 1 else 2)
+
+
+def ways(teacher: Sampler, student: Sampler) -> Iterator[Way]:
+    assert student.bundle.distilled is not None
+    for calls in sorted(student.bundle.distilled.levels):
+        yield Way("student", "lcm", calls, 1.0)
+    for guidance in (1.0, teacher.bundle.defaults.guidance):
+        for solver in SOLVERS:
+            for calls in CALLS:
+                if solver != "tuned" or calls in teacher.bundle.tuned:
+                    yield Way("teacher", solver, calls, guidance)
+
+
+def apart(judge: Judge, sampler: Sampler, way: Way) -> float:
+    """Return the mean distance between features of samples of one label, over three labels."""
+    found = []
+    for label in range(0, sampler.bundle.num_classes, sampler.bundle.num_classes // 3):
+        images = sampler.pictures(ALIKE, seed=10**6, label=label, **way.settings())
+        features = judge.features(images)
+        distances = np.linalg.norm(features[:, None] - features[None], axis=-1)
+        found.append(distances.sum() / (ALIKE * (ALIKE - 1)))
+    return float(np.mean(found))
+
+
+def measure(judge: Judge, samplers: Mapping[str, Sampler], folder: Path) -> dict[Way, Any]:
+    """Return the figures of every way, measuring those that are not in the folder."""
+    found = {}
+    for way in ways(samplers["teacher"], samplers["student"]):
+        sampler = samplers[way.who]
+        weights = sampler.bundle.files["fp32/weights.bin"].sha256
+        key = hashlib.sha256(f"{weights} {way} {SAMPLES}".encode()).hexdigest()[:16]
+        path = folder / f"{key}.json"
+        if not path.exists():
+
+            def sample(
+                n: int, seed: int, label: NDArray[Any], sampler: Any = sampler, way: Way = way
+            ) -> Any:
+                return sampler.pictures(n, seed=seed, label=label.tolist(), **way.settings())
+
+            figures = {**judge(sample), "apart": apart(judge, sampler, way)}
+            write_text(path, to_json(figures))
+        found[way] = from_json(path.read_bytes())
+        print(way, {name: round(found[way][name], 3) for name in FIGURES}, flush=True)
+    return found
+
+
+def best(found: Mapping[Way, Any], calls: int, guidance: float) -> Way | None:
+    """Return the teacher's way with the least distance at this number of steps."""
+    same = [w for w in found if (w.who, w.calls, w.guidance) == ("teacher", calls, guidance)]
+    return min(same, key=lambda w: found[w]["frechet"], default=None)
+
+
+def table(found: Mapping[Way, Any]) -> str:
+    rows = []
+    students = [way for way in found if way.who == "student"]
+    guidances = sorted({way.guidance for way in found})
+    teachers = [best(found, calls, g) for g in guidances for calls in CALLS]
+    for way in (*students, *filter(None, teachers)):
+        figures = [f"{found[way][name]:.2f}" for name in FIGURES]
+        guided = "built in" if way.who == "student" else f"{way.guidance:g}"
+        rows.append([way.who, f"`{way.solver}`", guided, way.calls, way.evaluations, *figures])
+    head = ["", "solver", "guidance", "steps", "network calls", "Fréchet", "precision", "recall"]
+    return markdown([*head, "distance within a label"], rows)
+
+
+def draw(path: Path, found: Mapping[Way, Any], name: str) -> None:
+    """Draw the distance against network calls: the student, and the teacher's solvers."""
+    figure, axis = plt.subplots(figsize=(8, 5), constrained_layout=True)
+    guidances = sorted({way.guidance for way in found if way.who == "teacher"})
+    for guidance, style in zip(guidances, ("-", "--"), strict=False):
+        for i, solver in enumerate(SOLVERS):
+            line = [w for w in found if (w.solver, w.guidance) == (solver, guidance)]
+            line = [w for w in line if w.who == "teacher"]
+            points = [(w.evaluations, found[w]["frechet"]) for w in line]
+            label = f"{solver}, guidance {guidance:g}"
+            axis.plot(*zip(*points, strict=True), style, color=f"C{i}", marker=".", label=label)
+    students = [way for way in found if way.who == "student"]
+    points = [(w.evaluations, found[w]["frechet"]) for w in students]
+    axis.plot(*zip(*points, strict=True), color="black", marker="o", lw=2, label="student")
+    ticks = [1, 2, 4, 8, 16, 32, 64]
+    axis.set(xscale="log", yscale="log", xlabel="network calls of an image", title=name)
+    axis.set_ylabel(f"Fréchet distance of {SAMPLES:,} images")
+    axis.set_xticks(ticks, map(str, ticks))
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def sheet(samplers: Mapping[str, Sampler]) -> NDArray[np.uint8]:
+    """Return rows of the same seeds and labels: the student's numbers of calls, then 50."""
+    student, teacher = samplers["student"], samplers["teacher"]
+    assert student.bundle.distilled is not None
+    labels = list(range(0, teacher.bundle.num_classes, 2))[:SHOWN]
+    rows = [
+        student.pictures(len(labels), seed=7, label=labels, steps=calls)
+        for calls in sorted(student.bundle.distilled.levels)
+    ]
+    rows.append(teacher.pictures(len(labels), seed=7, label=labels, solver="ddim", steps=50))
+    return tile(np.concatenate(rows), len(labels))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("student", type=Path)
+    parser.add_argument("--write", action="store_true", help="refresh docs/distillation.md")
+    given = parser.parse_args()
+    samplers = {name: Sampler.load(getattr(given, name)) for name in ("teacher", "student")}
+    record = samplers["teacher"].bundle.provenance["config"]
+    config = dataclasses.replace(Config.from_json(record), quality_samples=SAMPLES)
+    judge = Judge(config, load(config), None, torch.device("cpu"))
+    found = measure(judge, samplers, Path("out/distillation"))
+    text = (
+        f"{table(found)}\n\n{SAMPLES:,} samples against as many training images, by the classifier "
+        f"of `trainer.evaluate`. The teacher's rows are its best solver at that number of steps. "
+        f"Measured by `benchmarks/distillation.py` on {machine()}."
+    )
+    print(text)
+    docs = Path("docs") if given.write else Path("out")
+    draw(docs / "distillation.png", found, samplers["student"].bundle.name)
+    save(docs / "distillation-images.png", sheet(samplers), 900)
+    if given.write:
+        fill(docs / "distillation.md", "distillation", text)
+
+
+if __name__ == "__main__":
+    main()
