@@ -2,7 +2,7 @@
 
 For each number of network calls, the Fréchet distance of `trainer.evaluate` between 1,024 samples
 and as many training images, with the data's labels; for the teacher by several solvers, without
-guidance and with its own. Precision, recall, and how far samples of one label lie apart. A sheet
+guidance and with its own. Precision, recall, and how far samples of one label differ from each other. A sheet
 shows the same seeds and labels by 1, 2 and 4 calls of the student and 50 of the teacher.
 Results are kept in out/distillation, so that a stopped measurement continues.
 --write refreshes docs/distillation.md and its two images. Takes half an hour on two cores.
@@ -42,7 +42,7 @@ SOLVERS: Mapping[str, Mapping[str, Any]] = {
 ALIKE = 64
 """Samples of one label whose distances from each other are measured."""
 SHOWN = 9
-FIGURES = ("frechet", "precision", "recall", "apart")
+FIGURES = ("frechet", "precision", "recall", "spread")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def ways(teacher: Sampler, student: Sampler) -> Iterator[Way]:
                     yield Way("teacher", solver, calls, guidance)
 
 
-def apart(judge: Judge, sampler: Sampler, way: Way) -> float:
+def spread(judge: Judge, sampler: Sampler, way: Way) -> float:
     """Return the mean distance between features of samples of one label, over three labels."""
     found = []
     for label in range(0, sampler.bundle.num_classes, sampler.bundle.num_classes // 3):
@@ -105,7 +105,7 @@ def measure(judge: Judge, samplers: Mapping[str, Sampler], folder: Path) -> dict
             ) -> Any:
                 return sampler.pictures(n, seed=seed, label=label.tolist(), **way.settings())
 
-            figures = {**judge(sample), "apart": apart(judge, sampler, way)}
+            figures = {**judge(sample), "spread": spread(judge, sampler, way)}
             write_text(path, to_json(figures))
         found[way] = from_json(path.read_bytes())
         print(way, {name: round(found[way][name], 3) for name in FIGURES}, flush=True)
