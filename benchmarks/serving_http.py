@@ -30,7 +30,6 @@ import httpx
 ROOT = Path(__file__).parent.parent
 BUNDLE = ROOT / "bundles" / "emoji32"
 STEPS = 10
-HEADERS = {"content-type": "application/json"}
 
 
 class Service:

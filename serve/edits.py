@@ -19,7 +19,6 @@ from runtime.editing.edits import PAINTING, Editing
 from runtime.editing.inversion import INVERTING
 from runtime.engine.job import Job
 from runtime.engine.loop import Result, StepCallback
-from runtime.engine.request import Planner
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
 from runtime.files import from_json
@@ -28,20 +27,20 @@ from runtime.images import read
 from . import limits, results
 from .bodies import Form, decode, read_form
 from .events import unless_gone
-from .fields import EDIT_PARTS, edit_fields
+from .fields import EDIT_PARTS, SOLVING_NAMES, edit_fields
 from .models import Model
 from .pictures import Float32
 from .problems import Problem
 from .results import Output
 from .runs import Run
-from .samples import options_of
+from .samples import how_of, options_of
 from .schema import check_all
 from .service import Service, flow_of, service_of
 from .settings import Settings
 
 MOST_TRIES = 20
 """Times that a later pass of an edit is submitted if the engine is overloaded."""
-SETTINGS = ("label", "guidance", "guidance_interval", "solver", "steps", "grid")
+SETTINGS = ("label", "guidance", *SOLVING_NAMES)
 """Fields of an edit that all methods of `Sampler` take."""
 
 
@@ -53,6 +52,7 @@ class Edit:
         given: The fields of `params`.
         images: [1, *S] each, by part.
         how: What the method of `Sampler` takes by keyword.
+        rows: A bound of the rows of one sample's program.
     """
 
     verb: str
@@ -60,6 +60,7 @@ class Edit:
     images: Mapping[str, Float32]
     mask: Image.Image | None
     how: Mapping[str, object]
+    rows: int
 
 
 class EngineEditing(Editing):
@@ -69,7 +70,7 @@ class EngineEditing(Editing):
         """submit: runs requests, and returns their samples [n, *S]."""
         self.bundle = model.bundle
         self._submit = submit
-        self._planner = Planner(model.bundle)
+        self._planner = model.planner
 
     def run(
         self, requests: Iterable[runtime.Request], on_step: StepCallback | None = None
@@ -148,7 +149,7 @@ async def create(request: Request) -> ASGIApp:
         model = service.models.get(cast("str | None", given.get("model")))
         output = Output.of(request, model, given)
         edit = await service.encode(plan, verb, given, form.files, model, service.settings)
-    run = await begin(request, service, model, edit, output)
+    run = await begin(request, service, model, edit, output.deadline, output.preview_every)
 
     def last(samples: Float32) -> dict[str, object]:
         return {**results.as_json(run, samples), "urls": [None] * len(samples)}
@@ -157,15 +158,24 @@ async def create(request: Request) -> ASGIApp:
 
 
 async def begin(
-    request: Request, service: Service, model: Model, edit: Edit, output: Output
+    request: Request,
+    service: Service,
+    model: Model,
+    edit: Edit,
+    deadline: float | None,
+    every: int,
 ) -> Run:
-    """Start an edit in a thread, and wait until its first pass is accepted."""
+    """Start an edit in a thread, and wait until its first pass is accepted.
+
+    Args:
+        deadline: Seconds from now for all passes; None has none.
+        every: Steps between previews; 0 for none.
+    """
     if service.edits >= service.settings.edits:
         raise Problem(429, "too many edits are under way. Try again.", 1.0)
     # Edits are not shared: their requests are known only pass by pass.
     run = service.runs.open(model).join()
-    every = output.every if output.stream or output.is_job else 0
-    passes = Passes(run, service.settings, flow_of(request), output.deadline, every)
+    passes = Passes(run, service.settings, flow_of(request), deadline, every)
     service.edits += 1
     loop = asyncio.get_running_loop()
     working = loop.run_in_executor(
@@ -221,13 +231,13 @@ def plan(
     settings: Settings,
 ) -> Edit:
     """Check what an edit costs, then decode its images. Raises RequestError."""
-    chosen = {name: given[name] for name in (*SETTINGS, "options") if name in given}
+    chosen = {name: given[name] for name in SETTINGS if name in given}
     if verb == "translate":
         chosen.pop("label", None)
     how = how_of(chosen)
     integer("n", given.get("n", 1), 1, settings.samples)
     # Before any image is decoded.
-    check_cost(verb, given, model, settings)
+    rows = check_cost(verb, given, model, settings)
     convert = bool(given["convert"])
     bundle = model.bundle
     parts = EDIT_PARTS[verb]
@@ -237,26 +247,16 @@ def plan(
         for name, image in decoded.items()
         if name != "mask"
     }
-    return Edit(verb, given, images, decoded.get("mask"), how)
+    return Edit(verb, given, images, decoded.get("mask"), how, rows)
 
 
-def how_of(given: Mapping[str, object]) -> dict[str, object]:
-    """Return checked fields as the methods of `Sampler` take them. Raises RequestError."""
-    how = {name: value for name, value in given.items() if name != "options"}
-    if isinstance(how.get("guidance_interval"), list):
-        how["guidance_interval"] = tuple(cast("list[float]", how["guidance_interval"]))
-    return {**how, **options_of(given)}
-
-
-def check_cost(verb: str, given: Mapping[str, object], model: Model, settings: Settings) -> None:
-    """Raises RequestError if the program of a verb would have too many rows."""
+def check_cost(verb: str, given: Mapping[str, object], model: Model, settings: Settings) -> int:
+    """Bound the rows of a verb's program. Raises RequestError if there are too many."""
     defaults = {"stylize": {}, "inpaint": PAINTING}.get(verb, INVERTING)
     names = ("solver", "steps", "grid", "strength")
     asked: dict[str, Any] = {**defaults, **{name: given[name] for name in names if name in given}}
-    # Guidance may be a list, and does not change the number of rows.
-    asked.pop("guidance", None)
     options = SamplingOptions(**asked, options=options_of(given))
-    limits.checked_rows(model.bundle.resolve(options), settings)
+    return limits.checked_rows(model.bundle.resolve(options), settings)
 
 
 def perform(editing: Editing, edit: Edit) -> Float32 | Inversion:

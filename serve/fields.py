@@ -71,6 +71,7 @@ SOLVING: tuple[Field, ...] = (
     ),
 )
 """How a sample is made."""
+SOLVING_NAMES = tuple(entry.name for entry in SOLVING)
 CONVERT = Field(
     "convert",
     flag(),
@@ -227,5 +228,3 @@ INFER: tuple[Field, ...] = (
     Field("parameters", record((*SOLVING, DEADLINE)), "How the samples are made."),
 )
 """POST /v2/models/{model}/infer."""
-PARAMETERS = (*SOLVING, DEADLINE)
-"""Its `parameters`."""

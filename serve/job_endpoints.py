@@ -24,17 +24,19 @@ def _job(request: Request) -> Job:
 
 async def show(request: Request) -> Response:
     """Return where a job stands."""
-    return JSONResponse(_job(request).to_json(), headers=NO_STORE)
+    job = _job(request)
+    return JSONResponse(await service_of(request).predict(job.to_json), headers=NO_STORE)
 
 
 async def cancel(request: Request) -> Response:
     """Cancel a job; drop one that has ended. No other job is touched."""
+    service = service_of(request)
     job = _job(request)
     ended = job.ended is not None
     job.cancel()
     if ended:
-        service_of(request).jobs.forget(job)
-    return JSONResponse(job.to_json(), headers=NO_STORE)
+        service.jobs.forget(job)
+    return JSONResponse(await service.predict(job.to_json), headers=NO_STORE)
 
 
 async def events(request: Request) -> ASGIApp:

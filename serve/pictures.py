@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from runtime.engine.request import array_to_json
 from runtime.errors import RequestError
 from runtime.images import UInt8, tile, to_uint8
 
@@ -83,12 +84,7 @@ def encode(
 
 def as_json(model: Model, samples: Float32) -> dict[str, object]:
     """Return samples [n, *S] as JSON: their float32, little-endian, in base64, and as images."""
-    data = np.ascontiguousarray(samples, "<f4").tobytes()
-    found: dict[str, object] = {
-        "model": model.name,
-        "shape": list(samples.shape),
-        "float32": base64.b64encode(data).decode(),
-    }
+    found: dict[str, object] = {"model": model.name, **array_to_json(samples)}
     if model.shows_images:
         found["images"] = as_base64(model, samples)
     return found

@@ -29,7 +29,7 @@ from .schema import check_all
 from .service import flow_of, service_of
 from .work import Work
 
-NOT_SAMPLING = ("model", "n", "seed", "format", "columns", "stream", "every", "deadline", "options")
+NOT_SAMPLING = ("model", "n", "seed", "format", "columns", "stream", "every", "deadline")
 """Fields of a body that `Sampler.requests` does not take by keyword."""
 TEXTS = ("model", "label", "format", "solver", "prompt", "size", "output_format", "user")
 """Fields whose text is never read as a number."""
@@ -51,8 +51,7 @@ async def create(request: Request) -> ASGIApp:
         urls = [url_of(model, entry) for entry in work.resolved]
         return {**pictures.as_json(model, samples), "urls": urls}
 
-    # Nobody looks at previews otherwise.
-    every = output.every if output.stream or output.is_job else 0
+    every = output.preview_every
     starting = service.runs.start(work, flow_of(request), output.deadline, every)
     run = await unless_gone(request.receive, starting)
     headers = _location(model, work) if n == 1 else {}
@@ -84,16 +83,21 @@ def requests_of(
     model: Model, n: int, seed: object, given: Mapping[str, object]
 ) -> list[runtime.Request]:
     """Return the requests that checked fields ask for. Raises RequestError."""
-    how = {name: value for name, value in given.items() if name not in NOT_SAMPLING}
-    # JSON has no tuples.
-    if isinstance(how.get("guidance_interval"), list):
-        how["guidance_interval"] = tuple(cast("list[float]", how["guidance_interval"]))
+    how = how_of({name: value for name, value in given.items() if name not in NOT_SAMPLING})
     start = how.get("start")
     if isinstance(start, np.ndarray) and start.ndim == len(model.bundle.sample_shape):
         # One start [*S] for all samples.
         how["start"] = start[None]
-    options = options_of(given)
-    return expand(model.bundle, n, seed, {**how, **options})
+    return expand(model.bundle, n, seed, how)
+
+
+def how_of(given: Mapping[str, object]) -> dict[str, object]:
+    """Return checked fields as the methods of `Sampler` take them. Raises RequestError."""
+    how = {name: value for name, value in given.items() if name != "options"}
+    # JSON has no tuples.
+    if isinstance(how.get("guidance_interval"), list):
+        how["guidance_interval"] = tuple(cast("list[float]", how["guidance_interval"]))
+    return {**how, **options_of(given)}
 
 
 def options_of(given: Mapping[str, object]) -> Mapping[str, object]:

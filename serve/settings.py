@@ -28,7 +28,7 @@ class Settings:
         request_rows: Most network rows of one request.
         json_bytes: Most bytes of a JSON body.
         upload_bytes: Most bytes of any other body.
-        parts: Most files of a multipart body, and most fields of it.
+        parts: Most files of a multipart body.
         pixels: Most pixels of an uploaded image, read from its header.
         uploads: Most uploads that are received and decoded at a time.
         edits: Most edits under way; each holds a thread.

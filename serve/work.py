@@ -100,7 +100,7 @@ class Refusals:
         self._newest = {key: value for key, value in self._newest.items() if key[0] != model}
 
     def check(self, work: Work, flow: str) -> None:
-        """Raises Overloaded if no smaller work of the user was refused a moment ago."""
+        """Raises Overloaded if work of the user that was no larger was refused a moment ago."""
         noted, rows, error = self._newest.get((work.model.name, flow), (0.0, 0, None))
         passed = self._clock() - noted
         # The engine may be faster than it predicted: so it holds for a moment only.

@@ -224,15 +224,14 @@ class Ticket:
         now: float,
         result: Float32 | None = None,
         error: BaseException | None = None,
-    ) -> bool:
+    ) -> None:
         """Make it final, with its samples [samples, *S], and call the callbacks. For the engine.
 
-        Returns:
-            Whether it was not final before.
+        It does nothing if the ticket is final.
         """
         with self._lock:
             if self._final.is_set():
-                return False
+                return
             self._state = state
             self.ended = now
             self._result = result
@@ -242,7 +241,6 @@ class Ticket:
             self._final.set()
         for callback in callbacks:
             guarded(callback, self)
-        return True
 
 
 def guarded(callback: Callable[[T], object], value: T) -> None:

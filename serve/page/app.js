@@ -435,7 +435,7 @@ function remember(made) {
   const stored = [];
   let held = 0;
   for (const { image, url } of items) {
-    held += image.length;
+    if (url) held += image.length;
     if (url && held < MOST_STORED) stored.push([image, url]);
   }
   sessionStorage.setItem(GALLERY, JSON.stringify(stored));

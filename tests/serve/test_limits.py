@@ -156,8 +156,8 @@ def test_an_upload_may_have_8_mib_and_leaves_no_file(
     assert got.status_code == 413
     assert "8 MiB" in got.json()["detail"]
     assert read <= 9 * 2**20
-    told = {**MULTIPART, "content-length": str(8 * 2**20 + 1)}
-    assert client.post("/v1/edits/stylize", content=b"", headers=told).status_code == 413
+    declared = {**MULTIPART, "content-length": str(8 * 2**20 + 1)}
+    assert client.post("/v1/edits/stylize", content=b"", headers=declared).status_code == 413
     # One that fits is in memory, too, and is refused for what it holds.
     end = b"\r\n--B--\r\n"
     body = HEAD + b"\0" * (8 * 2**20 - len(HEAD) - len(end)) + end
