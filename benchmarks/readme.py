@@ -32,7 +32,7 @@ NETWORKS = {
 CONDITIONS = """\
 Milliseconds per image at batch 1 / batch 16; in brackets, eager's time divided by this one. DDIM
 without guidance, the same weights in a row, one thread per core. fp32 images agree to an RMS of
-6e-06; int8 differs by 0.02 to 0.04. Measured on {machine}.
+{fp32}; int8 differs by {int8}. Measured on {machine}.
 Quartiles, bf16, processors with matrix units (AMX): [benchmarks](docs/benchmarks.md)."""
 
 
@@ -42,8 +42,18 @@ def speed(page: str) -> str:
     tables = re.findall(r"(.+), DDIM, (\d+) steps:\n\n((?:\|.+\n)+)", block)
     rows = [_row(f"{NETWORKS[name]}, {steps} steps", table) for name, steps, table in tables]
     machine = re.search(r"same_work.py` on ([^;]+);", block)
-    conditions = CONDITIONS.format(machine=machine[1] if machine else "an unknown machine")
+    conditions = CONDITIONS.format(
+        fp32=f"{max(_differences(block, 'fp32')):.0e}",
+        int8=" to ".join(f"{bound(_differences(block, 'int8')):g}" for bound in (min, max)),
+        machine=machine[1] if machine else "an unknown machine",
+    )
     return f"{markdown(['', *COLUMNS], rows)}\n\n{conditions}"
+
+
+def _differences(block: str, precision: str) -> list[float]:
+    """Return the RMS from our fp32 images of our rows in a precision."""
+    rows = re.findall(rf"^\| unnoise, \S+ {precision} \|.*\| (\S+) \|$", block, re.MULTILINE)
+    return [float(rms) for rms in rows if rms != "–"]
 
 
 def _row(name: str, table: str) -> list[str]:

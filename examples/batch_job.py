@@ -1,4 +1,4 @@
-"""A batch job: read one request a line from a JSON file, sample all of them, write one image each.
+"""A batch job: read one request per line from a JSON file, sample all of them, write one image each.
 
     python examples/batch_job.py requests.jsonl images/
 

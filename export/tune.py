@@ -82,7 +82,7 @@ def tune(
     # Solvers fitted to another network would be stored with this one and be wrong.
     if network is not None and not same(found := probe(network, bundle), known):
         raise ExportError(
-            f"the network is not the one in {bundle.path}: to the same noise it answers {found}, "
+            f"the network is not the one in {bundle.path}: to the same noise it returns {found}, "
             f"not {known}."
         )
     tuning = prepare(bundle, network or own, known, settings, work)

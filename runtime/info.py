@@ -39,7 +39,7 @@ class Machine(TypedDict):
 
 
 class BackendState(TypedDict):
-    """A backend on this machine: None as `version` if it is absent, and how to get what lacks."""
+    """A backend on this machine. `version` is None if absent, `missing` says how to get it."""
 
     version: str | None
     precisions: list[str]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from .files import replacing
 from .images import picture_format, save, tile, to_uint8
 from .sampler import Sampler
 from .terminal.progress import Progress
+
+Label = TypeVar("Label", str, int | str)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +185,7 @@ def check_out(
     format_of(given.out)
 
 
-def in_turn(given: Sequence[str] | None, n: int) -> str | list[str] | None:
+def in_turn(given: Sequence[Label] | None, n: int) -> Label | list[Label] | None:
     """Return one label for all n samples, or the given labels in turn."""
     if not given or len(given) == 1:
         return given[0] if given else None

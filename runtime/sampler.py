@@ -13,9 +13,8 @@ from .backends.base import Backend, Float32, WholeLoop
 from .backends.registry import BACKENDS, open_backend
 from .bundle.bundle import Bundle
 from .bundle.sampling import SolverOptions
-from .editing.edits import Editing
+from .editing.animation import Animating
 from .engine.expand import MAX_SAMPLES, callback_of, check_memory, expand, listed
-from .engine.job import Job
 from .engine.loop import Loop, Result, StepCallback
 from .engine.request import Planner, Request
 from .errors import RequestError
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from .engine.keywords import RequestKeywords, SampleKeywords
 
 
-class Sampler(Editing):
+class Sampler(Animating):
     """A bundle, ready to sample and to edit. May be used from many threads at once.
 
     The same bundle, precision, backend, machine, versions and thread count give the same bytes for
@@ -231,10 +230,7 @@ class Sampler(Editing):
         with enough_memory(
             f"a batch of {len(entries)} samples", "Pass fewer, or a smaller max_batch."
         ):
-            return self._loop.run([self._job(request) for request in entries], on_step)
-
-    def _job(self, request: Request) -> Job:
-        return self._planner.job(request)
+            return self._loop.run([self._planner.job(request) for request in entries], on_step)
 
     def __reduce__(self) -> tuple[type[Sampler], tuple[Bundle, str, str, int | None, int]]:
         """Pickle the bundle and the settings: unpickling, or copying, opens the files again.

@@ -17,7 +17,6 @@ import runtime
 from runtime import Cancelled, Inversion, Overloaded, SamplingOptions
 from runtime.editing.edits import PAINTING, Editing
 from runtime.editing.inversion import INVERTING
-from runtime.engine.job import Job
 from runtime.engine.loop import Result, StepCallback
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
@@ -77,10 +76,6 @@ class EngineEditing(Editing):
     ) -> Result:
         """Run requests, see `Sampler.run`; samples are [n, *S]. `on_step` is not called."""
         return Result(self._submit(list(requests)), ())
-
-    def _job(self, request: runtime.Request) -> Job:
-        # The methods ask for a job where they need noise alone.
-        return self._planner.job(request)
 
 
 class Passes:

@@ -8,7 +8,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from runtime.diffusion.program import R
 
 ROWS = ("noise", "call", "update")
-"""Inputs of the step graph that have one entry a row of the program."""
+"""Inputs of the step graph that have one entry per row of the program."""
 
 
 def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:

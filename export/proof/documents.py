@@ -47,7 +47,7 @@ def write_documents(name: str, bundle: Bundle, proof: Proof) -> None:
 
 
 def _sheet(bundle: Bundle, most: int) -> UInt8:
-    """Return samples for the model card on one sheet [H, W, C], one column a label."""
+    """Return samples for the model card on one sheet [H, W, C], one column per label."""
     classes = min(bundle.num_classes, most)
     count = classes * (most // classes) if classes else min(16, most)
     # As many columns as divide the classes, so that a column has one label from top to bottom.

@@ -125,7 +125,7 @@ def checks_to_json(checks: Mapping[int, TunedCheck]) -> dict[str, object]:
 
 
 def draw_tuned(folder: Path, name: str, checks: Mapping[int, TunedCheck]) -> None:
-    """Draw the held-out error against network calls, one colour a guidance scale."""
+    """Draw the held-out error against network calls, one colour per guidance scale."""
     import matplotlib
 
     # Without a display, and before pyplot chooses a backend that needs one.

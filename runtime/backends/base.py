@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..bundle.bundle import Bundle
-from ..diffusion.arrays import Array, Bool, Int64
+from ..diffusion.arrays import Array, Bool, Float32, Int64
 from ..diffusion.program import R
 from ..errors import BackendError, BundleError, UnnoiseError
 from .forks import ForkGuard
-
-Float32: TypeAlias = NDArray[np.float32]
 
 
 class Buffers(Protocol):

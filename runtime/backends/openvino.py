@@ -235,7 +235,7 @@ class OpenVinoBuffers(HostBuffers):
 
     def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
         """A request for each part of the step graph, which run one after another."""
-        # The spare sample of the allocation keeps a lone one company, see LEAST_GUIDED.
+        # The spare sample of the allocation fills the batch next to a single one, see LEAST_GUIDED.
         alone = guided and self._backend.precision == "int8"
         size = max(count, LEAST_GUIDED) if alone else count
         arrays = self._arrays(current, first, size)

@@ -85,7 +85,7 @@ def facts_of(
     """
     options = workload.options
     found = machine()
-    libraries = {name: state["version"] for name, state in here.items() if state["version"]}
+    libraries = {name: v for name, state in here.items() if (v := state["version"])}
     return Facts(
         bundle=bundle.name,
         shape=bundle.sample_shape,
@@ -103,6 +103,6 @@ def facts_of(
         versions={
             "python": platform.python_version(),
             "numpy": np.__version__,
-            **{name: version for name, version in libraries.items() if version},
+            **libraries,
         },
     )

@@ -142,7 +142,7 @@ def latency(axis: Axes, results: Sequence[Result], styles: Mapping[str, Style]) 
 
 def quality(axis: Axes, results: Sequence[Result], styles: Mapping[str, Style]) -> None:
     """Draw images a second, small to large batch, by the PSNR to fp32."""
-    # The reference has no PSNR. It is drawn above all others, with what equals it but for rounding.
+    # The reference has no PSNR. It is drawn above all others, with what equals it up to rounding.
     known = [
         r.psnr_db
         for r in results

@@ -141,7 +141,7 @@ def describe(facts: Facts, results: Sequence[Result], left: Sequence[str]) -> st
 
 
 def _speeds(results: Sequence[Result]) -> list[list[str]]:
-    """The cells of one row a batch size, below their heads."""
+    """The cells of one row for each batch size, below their heads."""
     rows = [list(SPEED_HEADS)]
     for r in results:
         for s in r.speeds:
@@ -154,7 +154,7 @@ def _speeds(results: Sequence[Result]) -> list[list[str]]:
 
 
 def _first_images(results: Sequence[Result]) -> list[list[str]]:
-    """The cells of one row a pair that was measured in fresh processes, below their heads."""
+    """The cells of one row for each pair measured in fresh processes, below their heads."""
     rows = [list(FRESH_HEADS)]
     for r in results:
         if r.cold:

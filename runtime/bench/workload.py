@@ -12,6 +12,7 @@ from ..engine.job import Table
 from ..engine.keywords import GuidedKeywords, LabelKeywords
 from ..engine.request import resolve
 from ..errors.arguments import enough_memory
+from ..options import in_turn
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,11 @@ class Workload:
         return cls(seed, keywords, labels, options, table)
 
     def arguments(self, n: int) -> LabelKeywords:
-        """Return the keyword arguments of `Sampler.sample` for n samples, but for the seed."""
+        """Return the keyword arguments of `Sampler.sample` for n samples, without the seed."""
         return _labelled(self.keywords, self.labels, n)
 
 
 def _labelled(keywords: GuidedKeywords, labels: Sequence[int | str], n: int) -> LabelKeywords:
     """The keywords, with one label for all samples or the given ones in turn."""
-    if not labels:
-        return {**keywords}
-    if len(labels) == 1 or n == 1:
-        return {**keywords, "label": labels[0]}
-    return {**keywords, "label": [labels[i % len(labels)] for i in range(n)]}
+    label = in_turn(labels, n)
+    return {**keywords} if label is None else {**keywords, "label": label}

@@ -6,11 +6,10 @@ bundles whole in bundles/, next to the packages.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import BundleError
+from ..errors import BundleError, nearest
 from ..errors.messages import shown_path
 from .format import MANIFEST
 
@@ -53,10 +52,9 @@ def bundle_folder(path: Path) -> Path:
     if is_folder(folder):
         return folder
     names = list(shipped_folders())
-    near = difflib.get_close_matches(path.name[:60], names, n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
+    hint = nearest(path.name[:60], names)
     raise BundleError(
-        f"{shown_path(path)} is not a folder, and no shipped bundle has that name. {hint}"
+        f"{shown_path(path)} is not a folder, and no shipped bundle has that name.{hint} "
         f"Shipped: {', '.join(names) or 'none'}. "
         f"A bundle is a folder with a {MANIFEST}, made by python -m export.build."
     )

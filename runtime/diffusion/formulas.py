@@ -41,8 +41,7 @@ def _formula(function: Callable[P, Knots]) -> Callable[P, Knots]:
         # Arguments beyond the parameters are passed on, for Python's own error.
         beyond = positional[len(given) :]
         try:
-            with np.errstate(all="ignore"):  # `Schedule` rejects non-finite values
-                return function(*given, *beyond, **options)  # type: ignore[arg-type]
+            return function(*given, *beyond, **options)  # type: ignore[arg-type]
         except (ArithmeticError, ValueError) as error:
             if isinstance(error, RequestError):
                 raise

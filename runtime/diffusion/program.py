@@ -1,4 +1,4 @@
-"""A solver as a table: one row a network call, all decided before the loop that runs it starts.
+"""A solver as a table: one row per network call, all decided before the loop that runs it starts.
 
     for row in program:
         D     = clip(c_skip·x + c_out·F(c_in·x, time, label))        x = state[0]

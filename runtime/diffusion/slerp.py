@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..errors.arguments import number
 from ..errors.messages import refused
-
-Float32 = NDArray[np.float32]
+from .arrays import Float32
 
 
 def slerp(a: Float32, b: Float32, t: float) -> Float32:

@@ -14,9 +14,9 @@ from ..bundle.bundle import Bundle
 from ..diffusion.noise import MAX_SEED
 from ..diffusion.slerp import slerp
 from ..engine.expand import MAX_SAMPLES, expand
-from ..engine.job import Job, begin
+from ..engine.job import begin
 from ..engine.loop import Result, StepCallback
-from ..engine.request import Request
+from ..engine.request import Planner, Request
 from ..errors import RequestError
 from ..errors.arguments import integer, number
 from ..errors.messages import unwrapped
@@ -52,14 +52,11 @@ class Inverting(ABC):
     """
 
     bundle: Bundle
+    _planner: Planner
 
     @abstractmethod
     def run(self, requests: Iterable[Request], on_step: StepCallback | None = None) -> Result:
         """Run requests, see `Sampler.run`; samples are [n, *S]."""
-
-    @abstractmethod
-    def _job(self, request: Request) -> Job:
-        """Return a request as the loop runs it."""
 
     def invert(
         self, pictures: ImageSources, *, convert: bool = False, **how: Unpack[WalkKeywords]
@@ -218,7 +215,7 @@ class Inverting(ABC):
             # Other noise needs no steps, and its seed is given here.
             own = {name: v for name, v in settings.items() if name not in ("on_step", "seed")}
             request = expand(self.bundle, 1, given, own)[0]
-            return begin(self._job(request), self.bundle.sample_shape)
+            return begin(self._planner.job(request), self.bundle.sample_shape)
         x = self._read(given, convert)
         if len(x) != 1:
             raise RequestError(f"one image is needed here, got {len(x)}. Pass one.")

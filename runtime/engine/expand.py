@@ -82,14 +82,18 @@ def listed(requests: object) -> list[Request]:
         RequestError: It is not an iterable, raises an error while it is read (the cause), or has
             more than `MAX_SAMPLES` entries.
     """
-    refusal = refused("requests", "a list of Requests", requests, "Pass [request] for one.")
+
+    # Made only to be raised: showing many requests takes longer than planning them.
+    def refusal() -> RequestError:
+        return refused("requests", "a list of Requests", requests, "Pass [request] for one.")
+
     # Iterables too, but of keys and characters: a likely mistake for [request].
     if isinstance(requests, (Request, Mapping, str, bytes)):
-        raise refusal
+        raise refusal()
     try:
         entries: Iterable[Request] = iter(requests)  # type: ignore[call-overload]
     except Exception:  # __iter__ is the caller's code
-        raise refusal from None
+        raise refusal() from None
     try:
         # One more than allowed, so that an endless generator ends.
         found = list(itertools.islice(entries, MAX_SAMPLES + 1))

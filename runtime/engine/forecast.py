@@ -15,12 +15,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..diffusion.arrays import Float64
 from .cost import CostCurve
 from .fair import FairQueue, Work
 
-Float64 = NDArray[np.float64]
 TRIAL_TICKS = 64
 """Ticks that a prediction for one group runs, which takes some milliseconds."""
 

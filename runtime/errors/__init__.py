@@ -76,11 +76,16 @@ class ClosedError(BackendError):
     """An engine is closing, or was closed: it accepts nothing more."""
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest of the known names, or "" if none is near."""
+    near = difflib.get_close_matches(name, [*known], n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def unknown(
     kind: str, name: object, known: Iterable[object], error: type[UnnoiseError] = RequestError
 ) -> UnnoiseError:
     """Return the error for a name that is not `known`; it suggests the nearest known name."""
     names = [str(k) for k in known]
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = nearest(str(name), names)
     return error(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from . import RequestError
+from . import RequestError, nearest
 from .messages import reason, shown
 
 P = ParamSpec("P")
@@ -43,8 +42,7 @@ def check_options(
         # difflib takes seconds to compare very long strings.
         text = name[:60] if isinstance(name, str) else shown(name)
         candidates = [*known, *(other for other in also if other != name)]
-        near = difflib.get_close_matches(text, candidates, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = nearest(text, candidates)
         if not known:
             raise RequestError(f"{what} takes no options, got {text!r}.{hint} Leave it out.")
         raise RequestError(f"unknown option of {what}: {text!r}.{hint} Known: {', '.join(known)}.")

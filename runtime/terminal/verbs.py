@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import UnnoiseError
+from ..errors import UnnoiseError, nearest
 from .output import BROKEN_PIPE, be_robust, discard, flush, parse, say
 
 if TYPE_CHECKING:  # which only commands need
@@ -137,9 +136,10 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"unnoise {metadata.version('unnoise')}")
         return 0
     if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        say(f"error: unknown verb {name!r}.{hint} Known: {', '.join(VERBS)}.", error=True)
+        say(
+            f"error: unknown verb {name!r}.{nearest(name, VERBS)} Known: {', '.join(VERBS)}.",
+            error=True,
+        )
         return USAGE
     module = _imported(VERBS[name])
     return USAGE if module is None else module.main(rest)

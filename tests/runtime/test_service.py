@@ -1,4 +1,4 @@
-"""The engine: every sample has the bytes that it has alone, whoever comes and goes; and nobody's
+"""The engine: every sample has the bytes that it has alone, whichever other samples join or leave; and nobody's
 failure, cancellation or slowness touches anybody else."""
 
 import threading

@@ -57,7 +57,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"channels": (16, 32), "attention": ()},
     "small": {"channels": (32, 64, 128), "attention": (8,)},
     # Ho et al. 2020, appendix B: 35.7 M parameters, 800k steps of 128, a rate of 2e-4, dropout 0.1,
-    # decay 0.9999 a step.
+    # decay 0.9999 per step.
     "cifar": {
         **_DDPM,
         "channels": (128, 256, 256, 256),

@@ -37,7 +37,7 @@ def instance_norm(node: NodeProto, shape: list[int], emit: Emitter) -> None:
     centred = emit("Sub", rows, emit("Div", _sum_of_rows(rows, count, emit), size))
     squares = _sum_of_rows(emit("Mul", centred, centred), count, emit)
     variance = emit("Add", emit("Div", squares, size), emit.floats(epsilon))
-    # One factor a map: scale and deviation meet before they touch the pixels.
+    # One factor per map: scale and deviation meet before they touch the pixels.
     scale, shift = (emit("Unsqueeze", name, emit.integers(1)) for name in node.input[1:3])
     factor = emit("Div", scale, emit("Sqrt", variance))
     normalized = emit("Add", emit("Mul", centred, factor), shift)

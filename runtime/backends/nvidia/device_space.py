@@ -42,7 +42,6 @@ class Space:
         self._cuda = cuda
         self.bucket = bucket
         self.stream = stream
-        self._ports = shapes(bundle, bucket)
         self.addresses = dict[str, Address]()
         self.pinned = dict[str, Array]()
         self._owner = ExitStack()
@@ -50,7 +49,7 @@ class Space:
         sizes = port_bytes(bundle, bucket)
         # If an allocation fails, the earlier ones are freed with the attempt.
         with ExitStack() as attempt:
-            for name, shape in self._ports.items():
+            for name, shape in shapes(bundle, bucket).items():
                 self.addresses[name] = cuda.memory(sizes[name], attempt)
                 self.pinned[name] = cuda.pinned(shape, dtype_of(name), attempt)
             self.silence = cuda.memory(sizes["noise"], attempt)
