@@ -25,7 +25,7 @@ from runtime.images import read
 
 from . import limits, results
 from .bodies import Form, decode, read_form
-from .events import unless_gone
+from .events import accepted
 from .fields import EDIT_PARTS, SOLVING_NAMES, edit_fields
 from .models import Model
 from .pictures import Float32
@@ -188,12 +188,7 @@ async def begin(
         run.settle(found, error)
 
     working.add_done_callback(end)
-    try:
-        await unless_gone(request.receive, service.runs.accepted(run))
-    except BaseException:
-        run.leave()
-        raise
-    return run
+    return await accepted(request.receive, run)
 
 
 def params_of(verb: str, form: Form) -> dict[str, object]:

@@ -51,6 +51,27 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
+async def accepted(receive: Receive, run: Run) -> Run:
+    """Wait until the engine has accepted a run, and return the run.
+
+    If this raises, it has left the run.
+
+    Raises:
+        ClientGone: The client left.
+        Overloaded, DeadlineError, ClosedError, RequestError: See `Engine.submit`.
+    """
+    try:
+        if not run.done:
+            await unless_gone(receive, run.started.wait())
+        # Without a ticket it was refused, or its result was kept from before.
+        if run.ticket is None:
+            await run.result()
+    except BaseException:
+        run.leave()
+        raise
+    return run
+
+
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

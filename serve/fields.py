@@ -32,6 +32,8 @@ FORMATS = (*IMAGE_FORMATS, "npy", "json")
 MOST_SAMPLES = 10_000
 """Entries of a list in a request; the settings may allow fewer samples."""
 MOST_TIMES = 10_000
+MOST_URL_TIMES = 1000
+"""Times of a grid in a URL, of which the server reads 64 KiB."""
 SOLVER_NAMES = (*SOLVERS, TUNED)
 LABEL = either(integer(0, 10**6), text())
 SCALE = number(-1e3, 1e3)
@@ -40,6 +42,12 @@ SCALE = number(-1e3, 1e3)
 def _each(kind: Kind) -> Kind:
     """One value for all samples, or a list of one a sample."""
     return either(kind, many(optional(kind), 1, MOST_SAMPLES))
+
+
+def _grid(most: int) -> Field:
+    """The grid of a sample, of at most so many times."""
+    kind = either(text(), many(number(-1e9, 1e9), 1, most))
+    return Field("grid", kind, f"A grid ({', '.join(GRIDS)}), or its falling times.")
 
 
 MODEL = Field("model", text(), "The name of a model. Needed if the service has several.")
@@ -59,11 +67,7 @@ SOLVING: tuple[Field, ...] = (
     ),
     Field("solver", choice(*SOLVER_NAMES), "The name of a solver."),
     Field("steps", integer(1, 10_000), "The number of grid intervals."),
-    Field(
-        "grid",
-        either(text(), many(number(-1e9, 1e9), 1, MOST_TIMES)),
-        f"A grid ({', '.join(GRIDS)}), or its falling times.",
-    ),
+    _grid(MOST_TIMES),
     Field(
         "options",
         named(scalar(), 20),
@@ -112,7 +116,7 @@ ONE_SAMPLE: tuple[Field, ...] = (
     Field("seed", integer(0, MAX_SEED), "The seed.", default=0),
     Field("label", LABEL, "The name or number of a label."),
     Field("guidance", SCALE, GUIDANCE.doc),
-    *SOLVING,
+    *(_grid(MOST_URL_TIMES) if entry.name == "grid" else entry for entry in SOLVING),
     OUTPUT[0],
     DEADLINE,
 )

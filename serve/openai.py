@@ -24,7 +24,7 @@ from runtime.images import read
 from . import edits, limits, openai_responses
 from .bodies import decode, read_form, read_json
 from .edits import Edit
-from .events import unless_gone
+from .events import accepted
 from .fields import OPENAI, OPENAI_EDITS, OPENAI_PARTS, SOLVING_NAMES
 from .models import Model
 from .openai_responses import Asked, size_of
@@ -68,8 +68,8 @@ async def generations(request: Request) -> ASGIApp:
     asked = Asked("image_generation", given, model, seed, urls)
     deadline = cast("float | None", given.get("deadline"))
     every = _every(given, limits.rows_of(work.resolved[0].options))
-    starting = service.runs.start(work, flow_of(request), deadline, every)
-    run = await unless_gone(request.receive, starting)
+    run = service.runs.start(work, flow_of(request), deadline, every)
+    await accepted(request.receive, run)
     return await openai_responses.respond(request, service, run, asked)
 
 

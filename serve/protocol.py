@@ -20,7 +20,7 @@ from runtime.errors.arguments import choice, integer
 from runtime.images import to_uint8
 
 from .bodies import read_json
-from .events import unless_gone
+from .events import accepted, unless_gone
 from .fields import INFER
 from .models import Model, version
 from .pictures import Float32
@@ -100,8 +100,8 @@ async def infer(request: Request) -> Response:
     requests = requests_of(found, len(seeds), seeds, {**given, **inputs})
     work = await service.runs.plan(found, requests)
     deadline = cast("float | None", given.get("deadline"))
-    starting = service.runs.start(work, flow_of(request), deadline)
-    run = await unless_gone(request.receive, starting)
+    run = service.runs.start(work, flow_of(request), deadline)
+    await accepted(request.receive, run)
     try:
         samples = await unless_gone(request.receive, run.result())
         timing = note_facts(request, run)
