@@ -29,6 +29,8 @@ from .schema import (
 IMAGE_FORMATS = ("png", "webp")
 FORMATS = (*IMAGE_FORMATS, "npy", "json")
 """Formats of a response."""
+ANIMATION_FORMATS = (*IMAGE_FORMATS, "gif")
+"""Formats of an animation as an image; PNG and WebP are lossless."""
 MOST_SAMPLES = 10_000
 """Entries of a list in a request; the settings may allow fewer samples."""
 MOST_TIMES = 10_000
@@ -87,12 +89,15 @@ DEADLINE = Field(
     number(0, 1e6),
     "Seconds in which the result is needed. If the service cannot keep it, it says so at once.",
 )
+
+
+def _format(*names: str) -> Field:
+    text = "Of the response; without it the Accept header decides, and then png."
+    return Field("format", choice(*names), text)
+
+
 OUTPUT: tuple[Field, ...] = (
-    Field(
-        "format",
-        choice(*FORMATS),
-        "Of the response; without it the Accept header decides, and then png.",
-    ),
+    _format(*FORMATS),
     Field("columns", integer(1, MOST_SAMPLES), "Images in a row of the sheet."),
     DEADLINE,
     Field("stream", flag(), "Respond with an event stream that has previews.", default=False),
@@ -157,6 +162,12 @@ EDITS: dict[str, tuple[Field, ...]] = {
         LABELS,
         *_INVERTING,
     ),
+    "animate": (
+        Field("n", integer(1, MOST_SAMPLES), "The number of samples.", default=1),
+        SEED,
+        LABELS,
+        *_INVERTING,
+    ),
 }
 """POST /v1/edits/{verb}: `params`, alongside MODEL, CONVERT and OUTPUT."""
 
@@ -168,13 +179,19 @@ EDIT_PARTS: dict[str, dict[str, bool]] = {
     "inpaint": {"image": True, "mask": True},
     "interpolate": {"image": False, "image2": False},
     "variations": {"image": True},
+    "animate": {"image": False},
 }
 """The files of each verb, and whether it needs them."""
 
 
 def edit_fields(verb: str) -> Sequence[Field]:
     """The fields of `params` for a verb."""
-    return (MODEL, *EDITS[verb], CONVERT, *OUTPUT)
+    return (MODEL, *EDITS[verb], CONVERT, _format(*formats_of(verb)), *OUTPUT[1:])
+
+
+def formats_of(verb: str) -> Sequence[str]:
+    """The formats of a verb's response."""
+    return (*FORMATS, "gif") if verb == "animate" else FORMATS
 
 
 IGNORED = ("background", "complexity", "input_fidelity", "moderation", "output_compression")

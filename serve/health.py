@@ -56,6 +56,7 @@ async def info(request: Request) -> Response:
             "json_bytes": settings.json_bytes,
             "upload_bytes": settings.upload_bytes,
             "pixels": settings.pixels,
+            "animation_bytes": settings.animation_bytes,
         },
     }
     return JSONResponse(found, headers={"cache-control": "no-store"})

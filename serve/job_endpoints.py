@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from runtime.errors.arguments import choice
 
 from . import results
-from .fields import FORMATS
+from .fields import FORMATS, formats_of
 from .jobs import Job
 from .service import flow_of, service_of
 
@@ -62,7 +62,8 @@ async def result(request: Request) -> Response:
     job.check_result()
     kind = job.kind
     if "format" in request.query_params:
-        kind = choice("format", request.query_params["format"], FORMATS)
+        known = formats_of("animate") if job.run.animated else FORMATS
+        kind = choice("format", request.query_params["format"], known)
         kind = results.pictures.format_of(kind, "", job.run.model)
     samples = await job.run.result()
     body, media = await service.encode(results.encode, job.run, samples, kind, job.columns)

@@ -116,6 +116,8 @@ async def start_job(
 
 def encode(run: Run, samples: Float32, kind: str, columns: int | None) -> tuple[bytes, str]:
     """Encode the samples [n, *S] of a run. Returns the bytes and their media type."""
+    if run.animated:
+        return pictures.encode_animation(run.model, samples, kind, columns)
     if kind == "json":
         return to_bytes(as_json(run, samples)), pictures.MEDIA_TYPES[kind]
     # As in `runtime.edit`: the array is the noise, the image is what it gives back.
@@ -126,6 +128,8 @@ def encode(run: Run, samples: Float32, kind: str, columns: int | None) -> tuple[
 
 def as_json(run: Run, samples: Float32) -> dict[str, object]:
     """Return the samples [n, *S] of a run as JSON."""
+    if run.animated:
+        return pictures.animation_as_json(run.model, samples)
     found = pictures.as_json(run.model, samples)
     if run.inversion is None:
         return found

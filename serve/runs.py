@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from runtime import Inversion, Overloaded, Request, Ticket
-from runtime.engine.ticket import TicketStatus
+from runtime.engine.ticket import TicketPreview, TicketStatus
 
 from .models import Model
 from .settings import Settings
@@ -39,6 +39,7 @@ class Run:
         stopped: Set when its last user has left before it was done.
         stage: Counts its tickets; an edit may take several, one after another.
         inversion: What an edit found that inverts images.
+        animated: Whether its result is frames [K, n, *S].
         started: Set once the engine has accepted its first ticket, or it has ended.
     """
 
@@ -52,6 +53,7 @@ class Run:
         self.users = 0
         self.stage = 0
         self.inversion: Inversion | None = None
+        self.animated = False
         self._loop = loop
         # Events of asyncio are for the loop's thread; `stopped` is read in an edit's thread too.
         self.started = asyncio.Event()
@@ -147,10 +149,13 @@ class Run:
     def _look(self, ticket: Ticket) -> None:
         self._noted = False
         preview = ticket.preview()
-        if preview is None:
-            return
+        if preview is not None:
+            self.show(preview)
+
+    def show(self, preview: TicketPreview) -> None:
+        """Show a preview to whoever looks."""
         self.version += 1
-        each = zip(*preview, strict=True)
+        each = zip(*preview[:4], strict=True)
         for sample, step, steps, denoised in each:
             self.views[int(sample)] = SampleView(self.version, int(step), int(steps), denoised)
         self._wake()

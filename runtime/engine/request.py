@@ -113,7 +113,7 @@ def array_to_json(value: Float32) -> dict[str, object]:
 
 
 def array_from_json(name: str, value: Any) -> Float32:
-    """Return the array that `array_to_json` describes.
+    """Return the array [*S] that `array_to_json` describes.
 
     Args:
         name: How a message calls it.
