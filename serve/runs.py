@@ -153,7 +153,7 @@ class Run:
             self.show(preview)
 
     def show(self, preview: TicketPreview) -> None:
-        """Show a preview to whoever looks."""
+        """Show a preview to the readers of the run."""
         self.version += 1
         each = zip(*preview[:4], strict=True)
         for sample, step, steps, denoised in each:
