@@ -22,7 +22,7 @@ Float32 = NDArray[np.float32]
 HOLD_S = 0.25
 """Seconds that a refusal holds without asking the engine again, at most."""
 LEAST_WAIT_S = 0.01
-"""What users are told to wait if the prediction has passed, and the engine is being asked."""
+"""The `retry_after` if the prediction has passed, and the engine is being asked."""
 MOST_FLOWS = 10_000
 
 
