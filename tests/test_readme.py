@@ -28,6 +28,7 @@ MADE_BY_CI = {"make demo", "make test", "make lint"}
 """These make environments of their own; .ci/run runs them."""
 SET_UP = {
     "pip install '.[cpu]'",
+    "python3 -m venv .venv && . .venv/bin/activate",
     ". .venv/bin/activate",
 }
 IN_TURN = (
