@@ -29,7 +29,6 @@ MADE_BY_CI = {"make demo", "make test", "make lint"}
 SET_UP = {
     "pip install '.[cpu]'",
     "python3 -m venv .venv && . .venv/bin/activate",
-    ". .venv/bin/activate",
 }
 IN_TURN = (
     "python -m trainer.fit --data digits",
