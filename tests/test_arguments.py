@@ -121,7 +121,7 @@ def test_a_wrong_argument_of_build_bundle_is_named(argument: dict, message: str)
 
 def every_command() -> list[Any]:
     from export import build, engines, tune
-    from trainer import average, evaluate, fit, report
+    from trainer import average, distill, evaluate, fit, report
 
     bundle = ["bundle", "0.png", "nowhere"]
     modules = {
@@ -175,6 +175,18 @@ def every_command() -> list[Any]:
         ),
         commands("trainer.fit", fit.main, [], {**training, "--runs": ["runs"]}, ("--dry-run",)),
         commands(
+            "trainer.distill",
+            distill.main,
+            [bundle],
+            {
+                "--calls": ["1,2"],
+                "--method": ["consistency"],
+                "--guidance": ["2"],
+                "--runs": ["runs"],
+            },
+            ("--dry-run",),
+        ),
+        commands(
             "trainer.evaluate",
             evaluate.main,
             [bundle],
@@ -189,9 +201,9 @@ def every_command() -> list[Any]:
 def _trainer_options() -> list[str]:
     from dataclasses import fields
 
-    from trainer.config import Config
+    from trainer.config.options import Options
 
-    return [field.name.replace("_", "-") for field in fields(Config)]
+    return [field.name.replace("_", "-") for field in fields(Options)]
 
 
 @pytest.mark.usefixtures("there")

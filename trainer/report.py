@@ -20,6 +20,8 @@ from runtime.terminal.progress import clock
 from runtime.terminal.verbs import program, run_verb
 
 from .config import Config
+from .config.distillation import Distillation
+from .config.options import Options
 from .data.labels import printable
 from .errors import CheckpointError
 from .reporting import curves
@@ -147,14 +149,15 @@ def _network(start: Record) -> list[Card]:
 
 
 def _options(config: Config) -> list[Option]:
+    """Return every option, those of a distillation first, and whether it has its default."""
+    records: list[Options | Distillation] = [config]
+    if config.distillation:
+        records.insert(0, config.distillation)
     return [
-        Option(
-            f.name,
-            str(config.to_json()[f.name]),
-            getattr(config, f.name) != f.default,
-            str(f.metadata["doc"]),
-        )
-        for f in dataclasses.fields(config)
+        Option(f.name, str(value), value != f.default, str(f.metadata["doc"]))
+        for record in records
+        for f in dataclasses.fields(record)
+        if f.metadata and (value := getattr(record, f.name)) is not None
     ]
 
 

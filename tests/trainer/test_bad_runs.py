@@ -15,8 +15,9 @@ from PIL import Image
 
 from runtime.errors import RequestError, UnnoiseError
 from runtime.files import from_json, to_json
-from trainer import average, evaluate, report
+from trainer import average, distill, evaluate, report
 from trainer.config import Config
+from trainer.config.distillation import Distillation
 from trainer.data import workers
 from trainer.errors import CheckpointError, DataError, TrainingError
 from trainer.fit import fit, main
@@ -278,7 +279,17 @@ def test_every_value_of_every_field_makes_a_config_or_a_typed_error(
     assert Config.from_json(from_json(to_json(config.to_json()))) == config
 
 
-@pytest.mark.parametrize("command", [main, evaluate.main, average.main, report.main])
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([f.name for f in fields(Distillation)]), VALUES)
+def test_every_value_of_a_distillation_makes_one_or_a_typed_error(name: str, value: object) -> None:
+    try:
+        made = Distillation(**{name: value})  # pyright: ignore[reportArgumentType]
+    except RequestError:
+        return
+    assert Distillation.from_json(from_json(to_json(made.to_json()))) == made
+
+
+@pytest.mark.parametrize("command", [main, evaluate.main, average.main, report.main, distill.main])
 @pytest.mark.parametrize("place", ["", ".", "nowhere", "file", "a\0b", "\udce9", "x" * 5000])
 def test_every_command_refuses_what_is_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[[list[str]], int], place: str

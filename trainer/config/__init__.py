@@ -13,6 +13,7 @@ from runtime.diffusion.program import Program
 from runtime.diffusion.schedule import Schedule, make_schedule
 from runtime.diffusion.solvers import make_program
 from runtime.errors import RequestError, unknown
+from runtime.errors.messages import refused
 
 from .distillation import Distillation, require_readable, with_lists
 from .options import Options
@@ -44,6 +45,8 @@ class Config(Options):
                 "an epsilon network says nothing at zero terminal SNR: use --prediction v, x0 or "
                 "flow, or another schedule."
             )
+        if self.distillation is not None and not isinstance(self.distillation, Distillation):
+            raise refused("distillation", "a Distillation", self.distillation)
         if self.distillation:
             require_readable(self.prediction, self.make_schedule())
         # Now, because the first grid would find a wrong solver hours later.

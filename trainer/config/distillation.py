@@ -11,8 +11,10 @@ import numpy as np
 
 from runtime.diffusion.precondition import precondition
 from runtime.diffusion.schedule import Schedule
+from runtime.diffusion.solvers import SOLVERS
+from runtime.diffusion.tuned import TUNED
 from runtime.errors import RequestError, unknown
-from runtime.errors.arguments import integer, number
+from runtime.errors.arguments import choice, elements, integer, number
 
 from .options import option
 
@@ -49,9 +51,10 @@ class Distillation:
     levels: tuple[int, ...] = option((), "")
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
-        calls = tuple(integer("calls", count, 1, MOST_CALLS) for count in self.calls)
+        choice("method", self.method, METHODS)
+        rule = "numbers of calls, such as (1, 2, 4)"
+        given = elements("calls", self.calls, rule)
+        calls = tuple(integer("calls", count, 1, MOST_CALLS) for count in given)
         if not calls or len(set(calls)) < len(calls):
             raise RequestError(f"`calls` must be different numbers, such as 1,2,4, got {calls}.")
         checked: Mapping[str, Any] = {
@@ -59,7 +62,11 @@ class Distillation:
             "guidance": number("guidance", self.guidance, -1e3, 1e3),
             "trajectories": integer("trajectories", self.trajectories, 1, 10**9),
             "solver_steps": integer("solver-steps", self.solver_steps, 1, 10**6),
-            "levels": tuple(integer("levels", knot, 0, 10**6) for knot in self.levels),
+            "solver": choice("solver", self.solver, [*SOLVERS, TUNED]),
+            "levels": tuple(
+                integer("levels", knot, 0, 10**6)
+                for knot in elements("levels", self.levels, "knots, noisiest first")
+            ),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
