@@ -5,6 +5,7 @@ Deserialising needs a driver, so what an engine takes is read off the parsed net
 profiles, and off the plan's own strings.
 """
 
+import itertools
 import logging
 import subprocess
 import sys
@@ -122,8 +123,18 @@ def check_network(
     assert config.max_aux_streams == 0
 
 
-@pytest.mark.parametrize("graph", ["step.onnx", "step_guided.onnx"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-trt"])
+QUICK = {("fp32", "step_guided.onnx"), ("int8-trt", "step.onnx")}
+
+
+@pytest.mark.parametrize(
+    ("precision", "graph"),
+    [
+        pytest.param(*pair, marks=[] if pair in QUICK else [pytest.mark.slow])
+        for pair in itertools.product(
+            ["fp32", "fp16", "int8-trt"], ["step.onnx", "step_guided.onnx"]
+        )
+    ],
+)
 def test_the_shipped_bundle_builds(shipped: Bundle, precision: str, graph: str) -> None:
     chosen, recorded = spying()
     entry = ensure(shipped, precision, graph, chosen, ADA)
@@ -134,6 +145,7 @@ def test_the_shipped_bundle_builds(shipped: Bundle, precision: str, graph: str) 
         assert name.encode() in plan
 
 
+@pytest.mark.slow
 def test_every_bucket_is_a_static_profile(small: Bundle) -> None:
     chosen, recorded = spying()
     ensure(small, "fp32", "step_guided.onnx", chosen, Order("tensorrt-rtx", "8.9"))
@@ -348,6 +360,7 @@ def test_auto_without_a_gpu_says_that_no_engine_was_built_and_why(
         builder.after_export(small, Order("tensorrt-rtx"), typed=True)
 
 
+@pytest.mark.slow
 def test_two_processes_build_at_once(
     small: Bundle, tiny_bundle: Path, root: Path, place: Path
 ) -> None:

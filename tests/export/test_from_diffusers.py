@@ -57,20 +57,21 @@ CIFAR10_SCHEDULER = {
 CELEBA = {
     **CIFAR10,
     "sample_size": (64, 32),
-    "block_out_channels": (16, 16, 32, 32, 64, 64),
-    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
+    "block_out_channels": (16, 32, 64),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
     "layers_per_block": 1,
     "norm_num_groups": 8,
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
 }
-"""google/ddpm-celebahq-256's network cut to an eighth of its width, one layer a block and 64×32."""
+"""google/ddpm-celebahq-256's network cut to an eighth of its width, three levels, one layer per
+block and 64×32."""
 SMALL = {
     "sample_size": 8,
     "in_channels": 1,
     "out_channels": 1,
     "block_out_channels": (16, 32),
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "resnet_time_scale_shift": "scale_shift",

@@ -25,6 +25,8 @@ from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.diffusion.program import R
 from runtime.files import from_json
 
+from ..traces import Traces
+
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Path) -> Bundle:
@@ -32,8 +34,8 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def steps(tiny_run: Path) -> dict[str, onnx.ModelProto]:
-    return graph.steps(from_run(tiny_run, 2.0))
+def steps(traces: Traces) -> dict[str, onnx.ModelProto]:
+    return traces.read()
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ BASE = {
     "device": "cpu",
 }
 MADE = {
-    "dit": {"network": "dit", "width": 32, "depth": 2, "heads": 4, "schedule": "flow", "prediction": "flow"},
-    "edm": {"channels": (8, 16), "attention": (4,), "schedule": "edm", "prediction": "edm", "labels": False, "dropout": 0.1},
+    "dit": {"network": "dit", "width": 32, "depth": 1, "heads": 4, "schedule": "flow", "prediction": "flow"},
+    "edm": {"channels": (8,), "attention": (), "schedule": "edm", "prediction": "edm", "labels": False, "dropout": 0.1},
 }  # fmt: skip
 
 

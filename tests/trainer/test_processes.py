@@ -249,6 +249,7 @@ def test_a_split_network_starts_from_what_another_run_learned(
     assert starts[0][0]["start_sha256"] == starts[1][0]["start_sha256"]
 
 
+@pytest.mark.slow
 def test_a_split_run_is_exported_like_any_other(split: Path, one: Path) -> None:
     models = [from_run(run, guidance=1.0) for run in (split, one)]
     weights = [dict(model.module.named_parameters()) for model in models]
@@ -274,6 +275,7 @@ from trainer.parallel.processes import leave; leave()
 """
 
 
+@pytest.mark.slow
 def test_each_process_holds_its_share_of_weights_averages_and_optimizer(
     root: Path, tmp_path: Path
 ) -> None:
@@ -360,6 +362,7 @@ def joined(root: Path, **asked: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_processes_that_mpirun_started_are_one_run(root: Path) -> None:
     """As `accelerate launch --cpu --mpirun_hostfile …` has them: under Open MPI's names and not
     torch's."""

@@ -30,6 +30,32 @@ CONFIG = Config(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def classifiers() -> dict[str, features.Classifier]:
+    """Classifiers that a test here has trained, by what was trained on."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def trained_once(
+    classifiers: dict[str, features.Classifier],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Have runs and bundles of the same images share a classifier.
+
+    Tests of the training itself call `train_classifier`, which this leaves as it is.
+    """
+    train = features.train_classifier
+
+    def train_once(pictures: Pictures, device: torch.device) -> features.Classifier:
+        key = f"{pictures.fingerprint()} {pictures.classes} {device}"
+        if key not in classifiers:
+            classifiers[key] = train(pictures, device)
+        return classifiers[key]
+
+    monkeypatch.setattr(features, "train_classifier", train_once)
+
+
 def normal(n: int, mean, cov, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multivariate_normal(mean, cov, n)
 
@@ -109,7 +135,9 @@ def test_precision_and_recall_tell_what_is_wrong_from_what_is_missing() -> None:
 
 def test_the_classifier_learns_the_classes_and_is_the_same_every_time() -> None:
     digits = data.digits()
-    found = [train_classifier(digits, torch.device("cpu")) for _ in range(2)]
+    # The first may be the one that other tests share; the second is trained here.
+    both = features.train_classifier, train_classifier
+    found = [train(digits, torch.device("cpu")) for train in both]
     weights = [network.state_dict() for network in found]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     x = torch.from_numpy(digits.images.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
@@ -130,9 +158,12 @@ def test_features_tell_spoiled_pictures_from_good_ones() -> None:
     assert bad["precision"] < good["precision"]
 
 
-def test_without_classes_the_classifier_learns_which_way_is_up() -> None:
-    features = features_of(CONFIG, replace(data.digits(), classes=()), None, torch.device("cpu"))
-    assert features(data.digits().images[:5]).shape == (5, 64)
+def test_without_classes_the_classifier_learns_which_way_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(features, "STEPS", 3)  # the shape is all that is looked at
+    extract = features_of(CONFIG, replace(data.digits(), classes=()), None, torch.device("cpu"))
+    assert extract(data.digits().images[:5]).shape == (5, 64)
 
 
 def tall_digits() -> Pictures:
