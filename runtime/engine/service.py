@@ -157,7 +157,7 @@ class Engine:
             with self._changed:
                 self._ledger.check(order)
                 trial = self._ledger.snapshot()
-            # Takes some milliseconds, in which the engine goes on.
+            # Takes some milliseconds, during which the engine keeps running.
             self._ledger.check_deadline(order, trial, deadline)
         with self._changed:
             self._ledger.admit(order)
