@@ -45,7 +45,7 @@ test-slow: $(VENV)/.dev
 test-all: test test-slow
 
 test-gpu: $(VENV)/.dev
-	$(PY) -m pytest -m gpu -rs tests/runtime/test_gpu.py
+	$(PY) -m pytest -m gpu -rs tests/runtime/backends/nvidia/test_gpu.py
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -13,9 +13,9 @@ from runtime.bundle.format import MANIFEST
 from runtime.files import from_json, to_json
 from runtime.sampler import Sampler
 
+from .root import ROOT
 from .traces import Traces
 
-ROOT = Path(__file__).parent.parent
 TINY = {
     "data": "digits",
     "name": "tiny",

@@ -14,7 +14,8 @@ from runtime.bundle.manifest import read_manifest
 from runtime.diffusion.schedule import make_schedule
 from runtime.errors import BundleError
 
-ROOT = Path(__file__).parent.parent
+from .root import ROOT
+
 OTHER_TYPES: tuple[Any, ...] = (None, True, 1, 1.5, "x", [], {})
 WRONG_VALUES: tuple[tuple[tuple[str | int, ...], Any], ...] = (
     (("format",), 2),

@@ -17,8 +17,8 @@ from .english import (
     sentences,
     words,
 )
+from .root import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DIALECT = (
     "The network is told the time.",

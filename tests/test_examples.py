@@ -15,9 +15,9 @@ from PIL import Image
 
 from runtime import Sampler
 
+from .root import ROOT
 from .small_pipeline import save_small_pipeline
 
-ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PICTURES = ROOT / "docs" / "pictures"
 LONGEST = 60

@@ -16,7 +16,8 @@ import pytest
 
 from runtime.terminal import verbs
 
-ROOT = Path(__file__).parent.parent
+from .root import ROOT
+
 LEARN = ROOT / "docs" / "learn"
 CHAPTERS = sorted(LEARN.glob("[0-9]-*.md"))
 PAGES = [LEARN / "README.md", *CHAPTERS]

@@ -18,9 +18,9 @@ import pytest
 from runtime.info import backends
 from runtime.terminal import verbs
 
+from .root import ROOT
 from .small_pipeline import save_small_pipeline
 
-ROOT = Path(__file__).parent.parent
 SERVING = ROOT / "docs" / "serving.md"
 """Its commands need a running service: tests/serve/test_docs.py runs them."""
 DOCS = sorted({*(ROOT / "docs").glob("*.md")} - {SERVING})

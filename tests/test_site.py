@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from .root import ROOT
+
 LOADED = {
     "script": ("src",),
     "img": ("src", "srcset"),

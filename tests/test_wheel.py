@@ -14,7 +14,8 @@ from PIL import Image
 
 from runtime import Bundle, BundleError, Sampler
 
-ROOT = Path(__file__).parent.parent
+from .root import ROOT
+
 SOURCES = ("runtime", "trainer", "export", "serve", "bundles/emoji32")
 MAX_WHEEL_MB = 20
 HANGING_S = 1800

@@ -20,6 +20,7 @@ from serve.app import ENDPOINTS
 from serve.health import PAGE
 from serve.settings import KIB, MIB
 
+from ..root import ROOT
 from .services import running
 
 WAIT_S = 300
@@ -27,7 +28,7 @@ WAIT_S = 300
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    return (ROOT / "docs" / "serving.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,9 @@ from trainer.parallel.processes import Processes, join
 from trainer.runs.log import read
 from trainer.training.step import Trainer
 
-from .killing import free_port
-from .test_fit import command_line
-from .test_resume import ONE_THREAD, assert_same
+from ..runs.killing import free_port
+from ..runs.test_resume import ONE_THREAD, assert_same
+from ..test_fit import command_line
 
 CONFIG = Config(
     data="digits", channels=(8, 16), attention=(), batch=16, steps=24, warmup=5, T=100,

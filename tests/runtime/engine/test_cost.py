@@ -10,7 +10,7 @@ from runtime.backends import cache
 from runtime.engine import cost
 from runtime.engine.cost import CostCurve, cost_curve, measure
 
-from ..small_bundle import SmallBackend, SmallBuffers, write_small_bundle
+from ...small_bundle import SmallBackend, SmallBuffers, write_small_bundle
 
 
 class Clock:

@@ -108,7 +108,7 @@ def killed(root: Path, folder: Path, config: Config, kills: int, processes: int)
     file.write_text(to_json(config.to_json()))
     command = [
         sys.executable,
-        "tests/trainer/killing.py",
+        "tests/trainer/runs/killing.py",
         *map(str, (folder, file, kills, processes, 1)),
     ]
     environment = {**ONE_THREAD, "PYTHONPATH": str(root)}

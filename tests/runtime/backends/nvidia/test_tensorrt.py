@@ -1,8 +1,8 @@
 """The TensorRT backends without a GPU: strict fakes run the loop on host memory, and the pictures
 must be those of the onnxruntime backend.
 
-What the fakes hold: tests/runtime/fake_cuda.py, fake_tensorrt.py. Real hardware:
-tests/runtime/test_gpu.py.
+What the fakes hold: tests/runtime/backends/nvidia/fake_cuda.py, fake_tensorrt.py. Real hardware:
+tests/runtime/backends/nvidia/test_gpu.py.
 """
 
 import logging

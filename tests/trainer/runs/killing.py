@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and started again: python tests/trainer/killing.py FOLDER
+"""Runs that are killed at random moments and started again: python tests/trainer/runs/killing.py FOLDER
 CONFIG.json KILLS PROCESSES SEED
 
 Trains CONFIG into FOLDER/whole without a stop; then into FOLDER/killed-0, killing it KILLS times;

@@ -26,7 +26,7 @@ from runtime.engine.cost import CostCurve
 from runtime.engine.stats import TickReport
 from runtime.engine.ticket import Ticket
 
-from ..small_bundle import SmallBackend, SmallBuffers, write_small_bundle
+from ...small_bundle import SmallBackend, SmallBuffers, write_small_bundle
 from .test_batch import random_request
 
 WAIT_S = 120

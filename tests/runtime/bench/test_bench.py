@@ -16,6 +16,8 @@ from runtime.bench import table as bench
 from runtime.bench.fresh import cold as measure_cold
 from runtime.bench.results import Result
 
+from ...root import ROOT
+
 QUICK = ["--seconds", "0.01", "--steps", "2", "--pictures", "2"]
 
 
@@ -35,9 +37,7 @@ def found(precise: Path) -> dict:
         "--json",
     ]
     run = [sys.executable, "-m", "runtime.bench", str(precise), *arguments]
-    out = subprocess.run(
-        run, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True
-    ).stdout
+    out = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert out.count("\n") == 1, "one line"
     return json.loads(out)
 

@@ -15,7 +15,8 @@ from runtime.errors import RequestError
 from runtime.terminal import output
 from runtime.terminal.verbs import status
 
-ROOT = Path(__file__).parents[2]
+from ...root import ROOT
+
 ENCODINGS = ["ascii", "cp1252", "latin-1", "utf-16", "utf-8"]
 TEXT = "σ × … – → ± é 写 🙂 \udcff"
 full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -4,7 +4,6 @@ predicted. The code is the engine's own; only the network is replaced by a cost 
 import copy
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,9 @@ from runtime.engine.cost import CostCurve
 from runtime.engine.fair import FairQueue, Tick, Work, network_rows
 from runtime.engine.forecast import Forecast, seconds_until_group
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from ...root import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
     import traffic
     from traffic import GUIDED, LAUNCH_BOUND, PLAIN, TWO_CORES

@@ -19,9 +19,9 @@ import runtime.sampler
 from runtime import Bundle, RequestError, edit, info, sample
 from runtime.backends.registry import open_backend
 
-from ..arbitrary import bounded_memory, fuzz, one_of
-from ..commands import Command, commands
-from ..small_bundle import SmallBackend, write_small_bundle
+from ...arbitrary import bounded_memory, fuzz, one_of
+from ...commands import Command, commands
+from ...small_bundle import SmallBackend, write_small_bundle
 
 SAMPLING = {
     "--seed": ["0", "3"],

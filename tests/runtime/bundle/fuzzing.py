@@ -1,4 +1,4 @@
-"""Mutations of a bundle, each tried in a child process of its own: python tests/runtime/fuzzing.py
+"""Mutations of a bundle, each tried in a child process of its own: python tests/runtime/bundle/fuzzing.py
 BUNDLE [--cases N] [--case I] [--backend B]
 
 Case i is made from the number i alone. Even cases have the hashes and sizes in bundle.json
@@ -28,7 +28,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from runtime import BundleError, Sampler
 from runtime.backends.registry import BACKENDS

@@ -25,7 +25,7 @@ from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.diffusion.program import R
 from runtime.files import from_json
 
-from ..traces import Traces
+from ...traces import Traces
 
 
 @pytest.fixture(scope="module")

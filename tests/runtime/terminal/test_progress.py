@@ -7,12 +7,13 @@ import os
 import re
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from runtime.terminal import progress
 from runtime.terminal.progress import Progress, Row, clock, track, width
+
+from ...root import ROOT
 
 fcntl = pytest.importorskip("fcntl", reason="pseudo-terminals are POSIX's")
 import pty  # noqa: E402
@@ -291,4 +292,4 @@ def test_importing_the_runtime_does_not_import_the_progress_bar() -> None:
     import subprocess
 
     code = "import sys, runtime; assert 'runtime.terminal.progress' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -42,8 +42,8 @@ from runtime.diffusion.solvers import SOLVERS, options_of
 from runtime.engine.expand import MAX_SAMPLES
 from runtime.errors.messages import shown
 
-from ..arbitrary import Case, bounded_memory, cases, fuzz, hostile, one_of
-from ..small_bundle import SmallBackend, write_small_bundle
+from ...arbitrary import Case, bounded_memory, cases, fuzz, hostile, one_of
+from ...small_bundle import SmallBackend, write_small_bundle
 
 SHAPE = (1, 4, 4)
 IMAGE = np.zeros(SHAPE, np.float32)

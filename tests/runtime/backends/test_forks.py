@@ -13,6 +13,8 @@ from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
 from runtime.backends import forks
 from runtime.backends.forks import ForkGuard
 
+from ...root import ROOT
+
 GUARD_S = 120
 """After which a hung script and its children are killed. Not a bound on speed."""
 
@@ -152,7 +154,7 @@ def run(code: str, bundle: Path, backend: str, tmp_path: Path) -> str:
     """Run a script, which must succeed, and return what it prints; kill all of it if it hangs."""
     script = tmp_path / "script.py"
     script.write_text(PRELUDE + code, encoding="utf-8")
-    root = Path(__file__).parents[2]
+    root = ROOT
     environment = {**os.environ, "PYTHONPATH": str(root), "UNNOISE_CACHE": str(tmp_path / "cache")}
     environment["PYTHONWARNINGS"] = "ignore"  # Python 3.12 warns of forks in processes with threads
     with (tmp_path / "output").open("w+", encoding="utf-8") as output:
