@@ -1,5 +1,4 @@
-"""One tiny trained run and its bundle, made once and shared; tests that change a bundle work on a
-copy."""
+"""A tiny trained run and its bundle, made once and shared. Tests that change a bundle copy it."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The book, docs/learn: its snippets and commands run, and what it states is what they print."""
+"""The book in docs/learn: its snippets and commands run, and print what it states."""
 
 import contextlib
 import doctest
@@ -27,7 +27,7 @@ WORDS = range(600, 1101)
 MOST_BYTES = 2_500_000
 """Of all figures."""
 HANGING_S = 600
-"""After this a command is taken to hang: no bound on how fast it is."""
+"""After this time a command counts as hanging. It is not a bound on speed."""
 
 
 class Block(NamedTuple):

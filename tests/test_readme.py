@@ -46,7 +46,7 @@ SLOW_COMMANDS = re.compile(
 SLOW_PROGRAMS = re.compile(r"build_bundle|sampler\.sample\(8")
 """The same for programs."""
 HANGING_S = 3600
-"""After this a command is taken to hang: no bound on how fast it is."""
+"""After this time a command counts as hanging. It is not a bound on speed."""
 
 
 def _blocks(language: str) -> list[str]:

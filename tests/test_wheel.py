@@ -27,7 +27,7 @@ sampler = Sampler.load("emoji32")
 pictures = sampler.pictures(4, seed=0, label="noto/flags", steps=4)
 Image.fromarray(pictures[0]).save("flag.png")
 """
-"""The six lines of somebody who has only run pip install."""
+"""The six lines of a user who has only run pip install."""
 README = [
     program
     for program in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -1,4 +1,4 @@
-"""export.build: proves what it writes, and writes nothing that it cannot prove."""
+"""export.build proves what it writes, and writes nothing that it cannot prove."""
 
 import os
 import signal
@@ -31,8 +31,8 @@ from ..traces import Traces
 
 
 def test_the_runtimes_pictures_are_pytorchs(tiny_run: Path, sampler: Sampler) -> None:
-    """The whole way, held against torch by the reference loop: other seeds and settings than the
-    build's own check."""
+    """The whole pipeline, compared with torch in the reference loop, with other seeds and settings
+    than the build's own check."""
     model = from_run(tiny_run, 2.0)
     label, seeds = np.array([9, 0, 4], np.int64), (70, 71, 72)
     program = sampler.bundle.program("ddpm", 25, guidance=1.7)
@@ -100,8 +100,8 @@ def test_the_pictures_and_the_card_can_be_read(tiny_bundle: Path) -> None:
 
 
 class Wrong:
-    """Stands in for a conversion that changes the network: the module that is checked is not the
-    one that was converted."""
+    """A conversion that changes the network: the module that is checked is not the one that was
+    converted."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
@@ -171,7 +171,8 @@ class Net(nn.Module):
 
 
 def test_a_kill_in_the_middle_leaves_no_bundle(tmp_path: Path, root: Path) -> None:
-    """SIGKILL once the conversion has written files: what is there cannot be taken for a bundle."""
+    """After SIGKILL in the middle of a conversion, the files on disk cannot be mistaken for a
+    bundle."""
     (tmp_path / "mynet.py").write_text(NETWORK)
     given = "--module mynet:Net --sample-shape 1,8,8 --prediction v --schedule cosine --clip 1"
     command = [sys.executable, "-m", "export.build", *given.split(), "--out", "out"]

@@ -1,5 +1,4 @@
-"""What the trainer can make beyond the U-Net with classes is exported, and proved by the same
-checks."""
+"""Networks other than the U-Net with classes are exported, and proved by the same checks."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Enlarging and convolving, folded: the same numbers with fewer multiplications, and only where the
-pattern is whole."""
+"""Upsampling folded into the convolution: the same numbers with fewer multiplications, and only if
+the whole pattern matches."""
 
 import numpy as np
 import onnx
@@ -65,7 +65,7 @@ def test_the_folded_graph_computes_the_same_and_keeps_the_weights_names() -> Non
 
 
 def test_what_is_not_constant_is_little_work(tmp_path) -> None:
-    """ONNX Runtime carries the sums of weights out once: none is left in the graph that it runs."""
+    """ONNX Runtime computes the sums of weights once: none is left in the graph that it runs."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

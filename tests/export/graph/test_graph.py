@@ -1,5 +1,5 @@
-"""The exported graphs: what they hold, what they leave out, and that the loop in one graph is the
-loop."""
+"""The exported graphs: what they contain, what they omit, and that the loop in one graph equals the
+loop of steps."""
 
 from pathlib import Path
 
@@ -91,8 +91,8 @@ def test_inputs_are_those_that_the_design_names(tiny_bundle: Path, name: str, in
 
 
 def test_the_weights_lie_in_one_file_once(tiny_bundle: Path) -> None:
-    """All four graphs name the same places in weights.bin, and together they use all of it but the
-    padding."""
+    """All four graphs refer to the same places in weights.bin. Together they use all of it except
+    the padding."""
     places: dict[str, set[tuple[int, int]]] = {}
     for name in GRAPHS:
         model = onnx.load(tiny_bundle / "fp32" / name, load_external_data=False)

@@ -1,5 +1,5 @@
-"""The network in float16 and int8: what stays float32, what int8 costs, which layers it may not
-touch, and what fails a build."""
+"""The network in float16 and int8: what stays float32, what int8 costs, which layers it must not
+change, and what fails a build."""
 
 from pathlib import Path
 
@@ -176,7 +176,7 @@ def test_multiply_adds_are_those_of_the_layers() -> None:
 def test_the_layer_that_does_the_damage_is_the_one_that_stays_float32(
     step: onnx.ModelProto, seen: list[tuple[Range, Range]], bundle: Bundle
 ) -> None:
-    """One layer's range is spoiled: it must be ranked first and left out, and with it out the bound
+    """If one layer's range is spoiled, that layer is ranked first and left out, and then the bound
     is met."""
     every, spoiled = layers(step), [pair[False] for pair in seen]
     victim = next(i for i, layer in enumerate(every) if layer.name == "network.last")
@@ -244,7 +244,7 @@ def test_an_identity_row_is_exact_in_every_precision(
 
 
 class Loud(torch.nn.Module):
-    """A network whose middle reaches far beyond float16."""
+    """A network whose intermediate values far exceed float16."""
 
     def __init__(self, gain: float) -> None:
         super().__init__()

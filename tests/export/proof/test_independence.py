@@ -1,4 +1,5 @@
-"""Networks that mix the samples of a batch are refused by name; honest ones export."""
+"""A network that mixes the samples of a batch raises an error that names it; any other is
+exported."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ def column(v: Tensor) -> Tensor:
 
 
 def attention(x: Tensor) -> Tensor:
-    """Between samples, where between pixels was meant."""
+    """Attention between samples, by mistake for attention between pixels."""
     flat = x.flatten(1)
     return (torch.softmax(flat @ flat.T / 50, -1) @ flat).view_as(x)
 
@@ -108,7 +109,7 @@ def test_a_network_that_fails_on_a_lone_sample_is_refused(tmp_path: Path) -> Non
 
 
 class Sequence(nn.Module):
-    """A network along one axis: convolutions, functions and a norm that are honest."""
+    """A network along one axis: convolutions, functions and a norm that do not mix samples."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -155,7 +156,8 @@ def test_an_honest_network_along_one_axis_exports(
 def test_a_conversion_that_mixes_samples_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The module is honest, and the graph adds to D a little of the first sample's state."""
+    """The module does not mix samples, but the graph adds a little of the first sample's state to
+    D."""
 
     def mixed(proto: ModelProto) -> ModelProto:
         graph = proto.graph

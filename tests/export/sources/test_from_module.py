@@ -1,5 +1,5 @@
-"""Any module: what fits is exported whatever its shape, what does not is named before anything is
-converted."""
+"""Any module: a valid one is exported in any shape; an invalid one raises an error before anything
+is converted."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ EPSILON: dict[str, Any] = {"prediction": "epsilon", "schedule": "linear_raw"}
 
 
 class Signal(nn.Module):
-    """A network of 1-D signals in two channels, with labels where it is told how many."""
+    """A network of 1-D signals in two channels, with labels if their number is given."""
 
     def __init__(self, labels: int = 0) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def test_signals_are_sampled_as_pytorch_does(bundle: Path) -> None:
 
 
 def test_bounds_leave_room_for_what_the_schedule_makes_of_rounding(bundle: Path) -> None:
-    """sigma/alpha multiplies F, and so its rounding: that share is allowed for, and no more.
+    """sigma/alpha multiplies F, and so its rounding: the tolerance allows for that share only.
     Samples without a clip have their own size."""
     report = from_json((bundle / "report.json").read_bytes())
     entry = report["precisions"]["fp32"]["onnxruntime"]
@@ -224,7 +224,7 @@ def test_shapes_that_a_module_asks_for_are_constants_in_the_graph() -> None:
 
 
 class Answer(nn.Module):
-    """Answers with whatever a function makes of x."""
+    """Returns a function of x."""
 
     def __init__(self, answer: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -320,7 +320,7 @@ def test_arguments_that_make_no_sense_are_explained(changes: dict, message: str)
 
 
 class Strange:
-    """A value of a class that nothing here knows, which cannot even be shown."""
+    """A value of an unknown class, whose repr raises."""
 
     def __repr__(self) -> str:
         raise ValueError("no")
@@ -352,7 +352,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("argument", ARGUMENTS)
 def test_arguments_of_any_type_end_in_an_error_of_ours(argument: str) -> None:
-    """Or in a model, where the value happens to be one that the argument can have."""
+    """Or in a model, if the value happens to be a valid one."""
     module = signal(3)
     for value in ARGUMENTS[argument]:
         given = {"sample_shape": (2, 16), "num_classes": 2, "null_label": 2, **EPSILON}

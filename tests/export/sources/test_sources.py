@@ -1,4 +1,4 @@
-"""The command line: a run, a diffusers folder or a module, told apart, each with its own options."""
+"""The command line distinguishes a run, a diffusers folder and a module, each with its options."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""A solver fitted to the tiny network: nearer than untuned ones, the same every time, and a program
-like any other wherever it runs."""
+"""A solver fitted to the tiny network is closer than untuned ones, the same every time, and a
+program like any other."""
 
 import dataclasses
 import shutil
@@ -142,7 +142,7 @@ def test_where_it_does_not_help_nothing_is_written(
     bundle_copy: Path, tmp_path: Path, monkeypatch
 ) -> None:
     def spoilt(form: Form, walker: Walker, fit: Fit, *_: Any) -> Fit:
-        """As a fit that learned its samples by heart would be: good there alone."""
+        """Like a fit that overfits its samples: good on those only."""
         return dataclasses.replace(
             fit, theta=np.r_[fit.theta[:-1], fit.theta[-1] + 0.5], steps=fit.steps + 1, ended=True
         )
@@ -342,9 +342,7 @@ def test_the_walk_is_the_reference_loop_and_a_step_goes_down_the_true_slope(
 
     r = apart(theta)
     columns = []
-    for e in np.diag(
-        form.steps
-    ):  # whole walks, where the fit goes on from the first row that moves
+    for e in np.diag(form.steps):  # whole walks; the fit resumes from the first row that moves
         columns.append((apart(theta + e) - r) / e.sum())
     J, w = np.stack(columns), 1 / (1 + (r**2).mean(1) / scale**2) / r.size
     np.testing.assert_allclose(H, np.einsum("n,pni,qni->pq", w, J, J), atol=1e-3 * H.max())

@@ -1,4 +1,5 @@
-"""The cache of compiled models: whole entries or none, the user's alone, and never an error."""
+"""The cache of compiled models: entries are complete or absent, private to the user, and never
+cause an error."""
 
 import os
 import subprocess
@@ -104,8 +105,8 @@ def test_what_was_unused_for_longest_goes_first(
 
 
 def test_several_processes_write_and_read_at_once(root: Path) -> None:
-    """One entry, four processes that each store their own data over and over: what is read is
-    always one of theirs."""
+    """Four processes store different data in one entry repeatedly; a reader always gets the data of
+    one of them."""
     code = (
         "import sys; from runtime.backends import cache\n"
         "data = [sys.argv[1].encode() * 100_000]\n"

@@ -1,4 +1,5 @@
-"""Forked processes: a child cannot use the parent's sampler, says so, and always exits."""
+"""Forked processes: in a child, the parent's sampler raises an error, and the child always
+exits."""
 
 import os
 import signal
@@ -16,7 +17,7 @@ from runtime.backends.forks import ForkGuard
 from ...root import ROOT
 
 GUARD_S = 120
-"""After which a hung script and its children are killed. Not a bound on speed."""
+"""After this time a hung script and its children are killed. It is not a bound on speed."""
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -197,7 +198,7 @@ def test_a_forked_child_is_refused_and_exits_with_its_own_status(
 
 @needs_fork
 def test_workers_of_multiprocessing(tiny_bundle: Path, backend: str, tmp_path: Path) -> None:
-    """Forked workers are refused the parent's sampler; one that is sent to them is loaded there."""
+    """Forked workers cannot use the parent's sampler; one that is sent to them is loaded there."""
     assert "done" in run(WORKERS, tiny_bundle, backend, tmp_path)
 
 

@@ -1,5 +1,5 @@
-"""The OpenVINO backend: the same promises as ONNX Runtime's in fp32, bf16 and int8, from memory
-alone, with a cache that may be damaged."""
+"""The OpenVINO backend keeps the promises of ONNX Runtime's in fp32, bf16 and int8, reads from
+memory only, and survives a damaged cache."""
 
 import subprocess
 import sys
@@ -75,8 +75,8 @@ def test_a_sample_keeps_its_bytes_whatever_its_batch(opened: OpenVino) -> None:
 
 
 def test_the_time_is_not_rounded_to_bf16(precise: Path) -> None:
-    """bf16 has no 999 and no 1001 beside 1000: the difference that one of them makes must be
-    float32's."""
+    """bf16 cannot represent 999 or 1001: the difference between such times must be that of
+    float32."""
     if not BF16:
         pytest.skip("this processor has no bf16")
     state = np.random.default_rng(1).normal(size=(2, R, 1, 8, 8)).astype(np.float32)
@@ -141,8 +141,7 @@ def test_what_was_compiled_is_kept_and_gives_the_same_bytes(opened: OpenVino, ca
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign"])
 def test_a_damaged_cache_changes_nothing(precise: Path, cache: Path, damage: str) -> None:
-    """A flipped bit of a weight is nothing that OpenVINO itself would notice: it would sample other
-    pictures."""
+    """OpenVINO itself would not notice a flipped bit of a weight; it would sample other images."""
     expected = Sampler.load(precise, "openvino").sample(1, label=0, steps=2)
     entries = list(cache.iterdir())
     for entry in entries:
@@ -179,8 +178,8 @@ def test_two_processes_may_fill_the_cache_at_once(precise: Path, cache: Path, ro
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stack_t is Linux's")
 def test_the_stack_for_signals_stays_the_threads_own(precise: Path, root: Path) -> None:
-    """OpenVINO leaves one in use that it frees later, and the next signal would end the process.
-    Each process meets that once."""
+    """OpenVINO installs a signal stack and frees it later; the next signal would then end the
+    process. This happens once per process."""
     code = (
         "import ctypes; from runtime import Sampler; from runtime.backends.openvino import "
         "_SignalStack\n"
@@ -196,7 +195,7 @@ def test_the_stack_for_signals_stays_the_threads_own(precise: Path, root: Path) 
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
-    """Each part in float32: the same D and state, to the bit, and the network is given neither the
+    """Each part in float32 gives the same D and state, bit for bit. The network gets neither the
     time nor a register."""
     backend = OpenVino(Bundle.load(precise), "fp32", 1)
     whole = one_row(backend, STATE, guided)
@@ -217,8 +216,8 @@ def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
 
 
 def test_weights_are_put_inside_byte_for_byte(precise: Path) -> None:
-    """In a Loop's body too. onnx reads the external data itself, and then notes where each tensor's
-    lies now."""
+    """Also in the body of a Loop. onnx reads the external data itself, and records each tensor's
+    new place."""
     for folder, name in (
         ("fp32", "step.onnx"),
         ("int8", "step.onnx"),
@@ -235,7 +234,7 @@ def test_weights_are_put_inside_byte_for_byte(precise: Path) -> None:
 
 
 def test_a_graph_that_may_never_be_read_to_its_end_is_refused(precise: Path) -> None:
-    """A node before what it reads, on which OpenVINO hangs; a node that reads itself; a Loop, also
+    """A node before its input, on which OpenVINO hangs; a node that reads itself; a Loop, also
     inside an If."""
     model = onnx.load(precise / "fp32" / "step.onnx", load_external_data=False)
     refuse_endless(model.SerializeToString())

@@ -1,5 +1,5 @@
-"""python -m runtime.bench: what it measures is there and hangs together, and wrong input is said in
-one line."""
+"""python -m runtime.bench: its measurements are complete and consistent, and invalid input gives a
+one-line error."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ QUICK = ["--seconds", "0.01", "--steps", "2", "--pictures", "2"]
 
 @pytest.fixture(scope="module")
 def found(precise: Path) -> dict:
-    """The line for programs, of every pair of the tiny bundle."""
+    """The machine-readable line, for every pair of the tiny bundle."""
     arguments = [
         *QUICK,
         "--backend",
@@ -64,7 +64,7 @@ def test_the_parts_of_the_first_picture_are_no_more_than_the_whole(found: dict) 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_is_the_childs_own(precise: Path) -> None:
-    """What getrusage says is handed on from a parent; this must not be."""
+    """A child inherits getrusage's peak from its parent; this value must not be inherited."""
     ballast = np.ones(2**27)  # 1 GiB, touched
     cold = measure_cold(precise, Result("onnxruntime", "fp32"), 1, {"seed": 0, "steps": 1}, 1)
     assert cold.peak_mib is not None

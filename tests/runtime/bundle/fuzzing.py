@@ -1,9 +1,9 @@
 """Mutations of a bundle, each tried in a child process of its own: python tests/runtime/bundle/fuzzing.py
 BUNDLE [--cases N] [--case I] [--backend B]
 
-Case i is made from the number i alone. Even cases have the hashes and sizes in bundle.json
-rewritten to match, so that what reads the files is reached. A child loads the bundle and samples
-two pictures; it must end well, or in a BundleError.
+Case i depends on the number i only. In even cases the hashes and sizes in bundle.json match, so
+that the code that reads the files runs. A child loads the bundle and samples two images. It must
+succeed, or end in a BundleError.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ STRANGE: tuple[Any, ...] = (
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value; of long lists the first, the last and one between."""
+    """Every place in a JSON value; of a long list, the first, the last and one in the middle."""
     found = [at] if at else []
     if isinstance(value, dict):
         keys: Any = list(value)
@@ -92,7 +92,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def change_json(text: str, r: random.Random) -> bytes:
-    """bundle.json with one to three things wrong."""
+    """bundle.json with one to three errors."""
     if r.random() < 0.25:
         return change_bytes(text.encode(), r)
     if r.random() < 0.06:
@@ -148,7 +148,7 @@ def change_json(text: str, r: random.Random) -> bytes:
 
 
 def change_bytes(data: bytes, r: random.Random) -> bytes:
-    """Flipped, cut, doubled, zeroed or inserted bytes."""
+    """Flipped, truncated, doubled, zeroed or inserted bytes."""
     if not data:
         return b"\0"
     at, out = r.randrange(len(data)), bytearray(data)
@@ -171,7 +171,7 @@ def change_bytes(data: bytes, r: random.Random) -> bytes:
 
 
 def change_graph(data: bytes, r: random.Random) -> bytes:
-    """An ONNX model with one to three of its parts wrong."""
+    """An ONNX model with one to three errors."""
     model = onnx.load_model_from_string(data)
     for _ in range(r.choice([1, 1, 2, 3])):
         r.choice(GRAPH_CHANGES)(model, r)
@@ -289,7 +289,7 @@ def _head(model: ModelProto, r: random.Random) -> None:
 
 
 def _endless(model: ModelProto, r: random.Random) -> None:
-    """A Loop that has no end, or a very far one, whose result the graph needs."""
+    """A Loop without an end, or with a very large count, whose result the graph needs."""
     value, B = helper.make_tensor_value_info, TensorProto.BOOL
     body = helper.make_graph(
         [helper.make_node("Identity", ["c"], ["go"]), helper.make_node("Identity", ["v"], ["w"])],
@@ -315,7 +315,7 @@ GRAPH_CHANGES: tuple[Callable[[ModelProto, random.Random], None], ...] = (
 
 
 def mutate(folder: Path, case: int) -> str:
-    """Change the bundle in `folder` as case `case` says; what was done, in words."""
+    """Change the bundle in `folder` for case `case`; return a description of the change."""
     r = random.Random(case)
     matching = case % 2 == 0
     manifest = folder / "bundle.json"
@@ -340,7 +340,7 @@ def mutate(folder: Path, case: int) -> str:
 
 
 def attempt(folder: Path, backend: str, precision: str) -> int:
-    """What a user does with a bundle that they got."""
+    """What a user does with a downloaded bundle."""
     try:
         sampler = Sampler.load(folder, backend, precision, threads=1)
         labels = sampler.bundle.labels
@@ -376,7 +376,8 @@ def child(bundle: Path, case: int, work: Path, backend: str, precision: str) -> 
 def run(
     bundle: Path, cases: list[int], backend: str, precision: str
 ) -> tuple[Counter[str], list[str]]:
-    """Every case in a child, two at a time: how many ended how, and what went wrong."""
+    """Run every case in a child, two at a time. Returns the number of each outcome, and the
+    failures."""
     __import__(backend)
     counts: Counter[str] = Counter()
     wrong: list[str] = []

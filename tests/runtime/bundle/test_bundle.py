@@ -1,4 +1,4 @@
-"""A bundle is read whole and unchanged, or refused with a message that says what to do."""
+"""A bundle is read complete and unchanged, or raises an error that says what to do."""
 
 import os
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Two thousand damaged bundles: each ends in a BundleError, or loads and samples; none in another
-exception, a crash or a hang."""
+"""Of two thousand damaged bundles, each raises BundleError or loads and samples. None ends in
+another exception, a crash or a hang."""
 
 import json
 import os
@@ -15,7 +15,7 @@ FUZZING = Path(__file__).with_name("fuzzing.py")
 
 
 def fuzz(bundle: Path, *options: str) -> dict:
-    """The outcome of a run in a process that has made no threads, whose children can be forked."""
+    """The outcome of a run in a process without threads, which can fork children."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(FUZZING), str(bundle), *options]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -41,7 +41,7 @@ def test_the_whole_bundle_runs_so_that_a_refusal_means_something(
     finally:
         sys.path.pop(0)
     assert fuzzing.attempt(tiny_bundle, "onnxruntime", "fp32") == fuzzing.RAN
-    with pytest.raises(RequestError, match="path"):  # what is no BundleError is not taken for one
+    with pytest.raises(RequestError, match="path"):  # another error does not count as a BundleError
         fuzzing.attempt(BadPath(), "onnxruntime", "fp32")
 
 

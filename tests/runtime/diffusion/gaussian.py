@@ -1,5 +1,5 @@
-"""Data N(MU, S²), for which denoiser, trajectory and marginals are known in closed form; and grids
-with a finite end to walk them on."""
+"""Data N(MU, S²), whose denoiser, trajectory and marginals have a closed form, and grids with a
+finite end."""
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def finite_grid(
 
 
 def walk(update: Update, state: np.ndarray, first: int = 0, last: int | None = None) -> np.ndarray:
-    """The registers after rows first … last-1, noise left out."""
+    """The registers after rows first … last-1, without noise."""
     for M, (level, *_) in zip(
         update.M[first:last],
         update.moments[first:-1][: None if last is None else last - first],

@@ -1,5 +1,5 @@
-"""Order of convergence on Gaussian data, between two finite levels and on two grids: what the
-programs' own proof cannot see."""
+"""Order of convergence on Gaussian data, between two finite levels and on two grids, which the
+check of a program cannot see."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def error(solver: str, options: dict, grid: tuple[str, str], n: int, seed_histor
     row = memory + 2 if memory and seed_history else 0
     state = seeded(update, row, x)
     if row and solver == "unipc" and options.get("corrector", True):
-        # Its x is what the predictor gave: let it, from the exact state one row before.
+        # Its x comes from the predictor, so the predictor runs from the exact state one row before.
         predictor = SOLVERS[solver](on, **{**options, "corrector": False})
         state[0] = walk(predictor, seeded(predictor, row - 1, x), row - 1, row)[0]
     return abs(walk(update, state, row)[0] - exact(x, levels[0], levels[-1]))
@@ -124,8 +124,8 @@ def test_mean_and_variance_converge_to_the_datas(solver, options, order, grid) -
     ],
 )
 def test_for_one_picture_every_level_is_kept_and_what_leaves_it_is_declared(solver: str) -> None:
-    """Data that is one point: D is x_0, so mean and variance follow from M alone, and must be the
-    declared ones at every row."""
+    """Data that is one point: D is x_0, so mean and variance follow from M alone. They must be as
+    declared at every row."""
     update = SOLVERS[solver](
         finite_grid(SCHEDULES["linear"], 40, "karras"),
         **({"churn": 10.0} if solver == "edm" else {}),
@@ -150,7 +150,7 @@ def test_for_one_picture_every_level_is_kept_and_what_leaves_it_is_declared(solv
 
 
 def third_order_as_commonly_coded(grid) -> Update:
-    """3M with its second difference at half of its weight, and nothing else changed."""
+    """3M with half of the weight on its second difference, and no other change."""
     h, ago = _ago(grid, 2)
     points, m = orders(grid, 3), growing(h, 2)
     w = np.zeros((len(grid), 2))
@@ -196,7 +196,7 @@ def test_wrong_history_passes_the_proof_and_is_found_here(
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "heun", "deis"])
 def test_a_grid_that_climbs_inverts(solver: str) -> None:
-    """Up from the least noisy level, and down again: back within the error of both."""
+    """Up from the least noisy level and down again ends within the error of both."""
     schedule = SCHEDULES["linear"]
     down = finite_grid(schedule, 200, "karras")
     up = type(down)("up", *(v[::-1] for v in (down.time, down.alpha, down.sigma)), schedule)
@@ -221,8 +221,8 @@ def test_a_grid_that_climbs_takes_no_fresh_noise() -> None:
 
 
 def test_the_worked_example_of_the_docs(root: Path) -> None:
-    """docs/adding-a-solver.md: its code is a solver of order 2, and with its sign flipped the proof
-    still passes and this does not."""
+    """The code in docs/adding-a-solver.md is a solver of order 2. With its sign flipped, the
+    program's check still passes and this test fails."""
     code = (
         (root / "docs" / "adding-a-solver.md").read_text().split("```python\n")[1].split("```")[0]
     )

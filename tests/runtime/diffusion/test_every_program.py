@@ -1,5 +1,5 @@
-"""Every solver on every schedule, grid and prediction: refused with a reason, or finite and at its
-declared end."""
+"""Every solver on every schedule, grid and prediction raises an error with a reason, or is finite
+and ends as declared."""
 
 from collections import Counter
 from itertools import product
@@ -43,12 +43,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "lms": [{"order": p} for p in (1, 2, 3, 4)],
 }
 CALLS = {"heun": 2, "edm": 2, "kdpm2": 2, "dpmpp_2s": 2, "dpmpp_2s_sde": 2, "dpmpp_3s": 3}
-"""Network calls an interval, of the solvers that take more than one."""
+"""Network calls per interval, of the solvers that take more than one."""
 
 
 def ends_where_it_says(program: Program) -> None:
-    """Run it with a network that knows x_0 and answers from the x it is given: the end must be the
-    declared level."""
+    """Run it with a network that knows x_0 and predicts from x: the end must be the declared
+    level."""
     random = np.random.Generator(np.random.Philox(key=9))
     x0, noises = random.uniform(-0.9, 0.9, (2, 3)), random.standard_normal((len(program), 2, 3))
     row = iter(range(len(program)))
@@ -61,18 +61,18 @@ def ends_where_it_says(program: Program) -> None:
     start = program.level[0, 0] * x0 + program.level[0, 1] * random.standard_normal(x0.shape)
     found = run(program, perfect, start, lambda k: noises[k])
     assert program.moments[-1, 0].tolist() == [1, 0]
-    # x = D, but for lcm, whose last row keeps some of x, and so of what the rows before left in it
-    # on purpose: 5 deviations of that.
+    # x = D, except for lcm, whose last row keeps some of x and so of the noise in it: 5 deviations
+    # of that.
     allowed = (5 * np.sqrt(np.abs(program.excess).sum()) + np.abs(program.bias).sum()) * (
         program.excess[-1] != 0
     )
-    # Next to pure noise an epsilon network's rounding is multiplied by sigma/alpha.
+    # Near pure noise, sigma/alpha multiplies the rounding of an epsilon network.
     rounding = 1e-8 + 1e-13 * np.abs(program.call[:, [C_SKIP, C_OUT]]).max()
     assert np.abs(found - x0).max() <= rounding + allowed
 
 
 def stays_finite(program: Program) -> None:
-    """With a network that is only bounded, and in the step graph's type."""
+    """With an arbitrary bounded network, in the step graph's type."""
     assert np.isfinite(program.update.astype(np.float32)).all()
     random = np.random.Generator(np.random.Philox(key=10))
     x = program.start * random.standard_normal((2, 3))
@@ -222,7 +222,7 @@ def requests(
 RAN: dict[str, Counter[str]] = {
     kind: Counter() for kind in ("solver", "schedule", "prediction", "grid", "steps")
 }
-"""How many requests ran, by what they asked for."""
+"""How many requests ran, by kind."""
 
 
 @pytest.mark.parametrize("spacing", SPACING)

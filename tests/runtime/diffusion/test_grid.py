@@ -1,4 +1,4 @@
-"""Grids: their definitions, at the step counts where common code goes wrong."""
+"""Grids: their definitions, at the step counts for which common code is wrong."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""Noise: the published generator written a second time, and the statistics of what comes out."""
+"""Noise: an independent implementation of the published generator, and the statistics of its
+output."""
 
 import math
 
@@ -56,8 +57,8 @@ def test_it_is_what_the_definition_says(seed: int, stream: Stream, step: int) ->
         noise(seed, stream, step, (5, 41)).reshape(-1),
         np.float32(reference(seed, stream, step, 205)),
     )
-    # Two float64 evaluations a few ulp apart round to the same float32 but for rare ties: at most
-    # one float32 ulp.
+    # Two float64 evaluations that differ by a few ulp round to the same float32, except for rare
+    # ties: at most one float32 ulp.
     np.testing.assert_array_max_ulp(found, expected, maxulp=1)
     assert (found == expected).mean() > 0.99
 

@@ -1,9 +1,9 @@
 """The same trajectories as diffusers 0.42.1, in float64, with the same network, timesteps and
-noise; and where it differs, how and why.
+noise; and the differences, with their reasons.
 
-diffusers forces float32 in its tables and steps: here its names for float32 mean float64 while it
-runs, and nothing else of it is changed. What is compared is every input that the network gets, and
-the result, where both end at the clean end by the same rule.
+diffusers forces float32 in its tables and steps. Here its names for float32 mean float64 while it
+runs; nothing else of it is changed. The tests compare every input of the network, and the result if
+both reach the clean end by the same rule.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ pytestmark = [
 LINEAR = make_schedule("linear")
 DRAWS = np.random.Generator(np.random.Philox(key=21)).standard_normal((200, 2, 5))
 ATOL = 1e-9
-"""float64 on both sides; their sigma/alpha of up to 157 multiplies rounding, and so does the
+"""Both sides are float64. Their sigma/alpha of up to 157 multiplies rounding, and so does the
 network's slope at each call."""
 
 
@@ -44,7 +44,7 @@ def network(x: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 
 class Recorder:
-    """The network, and what it was asked."""
+    """The network, and the inputs of its calls."""
 
     def __init__(self) -> None:
         self.inputs: list[np.ndarray] = []
@@ -138,7 +138,8 @@ def agree(
     calls: int | None = None,
     atol: float = ATOL,
 ) -> None:
-    """The same calls at the same times; all, and the result, unless only so many are said to agree."""
+    """The same calls at the same times: all of them and the result, or the given number of
+    calls."""
     assert len(a[0].times) == len(b[0].times)
     np.testing.assert_allclose(a[0].times[:calls], b[0].times[:calls], rtol=1e-12, atol=1e-9)
     np.testing.assert_allclose(
@@ -164,7 +165,7 @@ ONE_STEP = [
 
 
 def whole(times: Any) -> list[float]:
-    """Heun's and KDPM2's tables name every call's time; the grid is every other one of them."""
+    """The tables of Heun and KDPM2 list the time of every call; the grid is every other one."""
     return list(dict.fromkeys(float(t) for t in times))
 
 
@@ -242,8 +243,8 @@ def on(own: Any, program: Any) -> Any:
     ],
 )
 def test_between_knots_given_the_same_times_and_levels(name, config, solver, options, grid) -> None:
-    """In Karras spacing these round the time to a knot but keep the level, so that the network is
-    told another level's time: here it is not."""
+    """With Karras spacing, these round the time to a knot but keep the level, so the network gets
+    the time of another level. Ours does not."""
     program = make_program(LINEAR, "epsilon", solver, 20, grid, **options)
     # Their bh1 divides by h, infinite at the end: NaN, see below.
     calls = 20 if options.get("variant") == "bh1" else None
@@ -293,10 +294,10 @@ def test_deis_but_for_its_end(order: int, spacing: str) -> None:
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_lms_but_for_its_last_step(spacing: str) -> None:
-    """Onto sigma = 0 diffusers extrapolates with four points, and what it ends with is no estimate
-    that the network gave; ours is x = D.
+    """Onto sigma = 0 diffusers extrapolates with four points, and its result is not an estimate of
+    the network; ours is x = D.
 
-    Without clipping and with a smooth network either will do; at few steps theirs is a long
+    Without clipping and with a smooth network, both work; at few steps theirs is a long
     extrapolation.
     """
     own = scheduler("LMSDiscreteScheduler", timestep_spacing=spacing)
@@ -346,8 +347,8 @@ def test_ddpm_fixed_large() -> None:
 
 
 def test_ddpm_fixed_large_leaves_noise_at_the_end_of_trailing() -> None:
-    """diffusers adds noise on every step but that from t = 0, which trailing has not: its result is
-    the estimate plus noise. Ours adds none."""
+    """diffusers adds noise on every step except from t = 0, which `trailing` does not have. So its
+    result is the estimate plus noise. Ours adds none."""
     own = scheduler(
         "DDPMScheduler", variance_type="fixed_large", clip_sample=False, timestep_spacing="trailing"
     )
@@ -370,7 +371,7 @@ def test_dpmpp_3s_but_for_its_second_inner_point(grid: str) -> None:
     """diffusers gets D_2's point by the midpoint weight of the second-order solver; the paper
     integrates the slope exactly. Both have order 3.
 
-    With that one weight changed ours is theirs.
+    With that one weight changed, ours equals theirs.
     """
 
     def midpoint(h: np.ndarray) -> list[list[np.ndarray]]:
@@ -388,8 +389,8 @@ def test_dpmpp_3s_but_for_its_second_inner_point(grid: str) -> None:
 
 
 def test_dpmpp_3m_as_in_diffusers_has_order_2() -> None:
-    """Its second difference stands at half of its weight. With it so ours is theirs, and
-    test_convergence finds order 2 for that."""
+    """Its second difference has half of its weight. With the same weight ours equals theirs, and
+    test_convergence measures order 2 for it."""
     own = scheduler(
         "DPMSolverMultistepScheduler",
         solver_order=3,
@@ -409,8 +410,8 @@ def test_dpmpp_3m_as_in_diffusers_has_order_2() -> None:
 
 
 def test_dpmpp_2s_sde_given_the_noise_of_one_path() -> None:
-    """diffusers draws the noise of the whole step anew; ours continues the inner point's. Handed
-    the sum of both halves, theirs is ours."""
+    """diffusers draws new noise for the whole step; ours continues that of the inner point. With
+    the sum of both halves as its noise, theirs equals ours."""
     program = make_program(LINEAR, "epsilon", "dpmpp_2s_sde", 10, "log_snr")
     own = scheduler(
         "DPMSolverSinglestepScheduler", lower_order_final=True, algorithm_type="sde-dpmsolver++"
@@ -430,8 +431,8 @@ def test_dpmpp_2s_sde_given_the_noise_of_one_path() -> None:
 
 
 def test_dpmpp_2s_sde_with_independent_draws_has_order_1_in_variance() -> None:
-    """Why ours walks one path: the inner point's noise moves D_1, and what D_1 then adds must move
-    with the step's own noise."""
+    """Why ours follows one path: the inner point's noise moves D_1, and the contribution of D_1
+    must move with the step's noise."""
     errors: dict[str, list[float]] = {"one path": [], "independent": []}
     for n in (96, 384):
         update = dpmpp_2s_sde(finite_grid(LINEAR, n, "karras"))
@@ -457,7 +458,8 @@ def test_dpmpp_2s_sde_with_independent_draws_has_order_1_in_variance() -> None:
 def algorithm_2(
     times: list[float], churn: float, s_min: float, s_max: float, s_noise: float, noise: Any
 ) -> np.ndarray:
-    """Karras et al. 2022, Algorithm 2, line by line, in y = x/alpha; the first lift is the start's."""
+    """Karras et al. 2022, Algorithm 2, line by line, in y = x/alpha; the first lift is that of the
+    start."""
     t = np.r_[LINEAR.level(times)[1] / LINEAR.level(times)[0], 0.0]
     n, row, y = len(times), 0, None
 
@@ -487,8 +489,8 @@ def algorithm_2(
 @pytest.mark.parametrize("limits", [(0.0, np.inf), (0.1, 20.0)])
 @pytest.mark.parametrize("s_noise", [1.0, 1.007])
 def test_edm_is_algorithm_2(limits: tuple[float, float], s_noise: float) -> None:
-    """diffusers has churn in Euler only, and there wrongly (below): the paper's own lines are the
-    other implementation."""
+    """diffusers has churn only in Euler, and wrongly (see below). So the independent implementation
+    follows the lines of the paper."""
     times = make_grid(LINEAR, "trailing", 15).time[:-1].tolist()
     found = ours("edm", times, churn=6.0, s_min=limits[0], s_max=limits[1], s_noise=s_noise)
     expected = algorithm_2(times, 6.0, *limits, s_noise, lambda k: DRAWS[1 + k])
@@ -496,13 +498,13 @@ def test_edm_is_algorithm_2(limits: tuple[float, float], s_noise: float) -> None
 
 
 def test_diffusers_churn_lifts_after_it_has_asked_the_network() -> None:
-    """Algorithm 2 asks at the lifted x; EulerDiscreteScheduler asks at x before, and calls that the
-    estimate at the lifted level."""
+    """Algorithm 2 calls the network at the lifted x. EulerDiscreteScheduler calls it at x before
+    the lift, and uses that as the estimate at the lifted level."""
     own = scheduler("EulerDiscreteScheduler", timestep_spacing="trailing")
     plain, churned = theirs(own, 10), theirs(own, 10, s_churn=3.0)
     np.testing.assert_array_equal(
         plain[0].inputs[0], churned[0].inputs[0]
-    )  # lifted, and asked at the same x
+    )  # lifted, and called at the same x
     assert churned[0].times == plain[0].times  # and of the same level
 
 
@@ -567,7 +569,7 @@ def test_edm_schedule_and_preconditioning(name: str, solver: str) -> None:
 
 
 def test_which_named_grids_are_theirs() -> None:
-    """`leading` is T//n in Euler and T//(n+1) in DPM-Solver++; `linspace` calls t = 0 in Euler and
+    """`leading` is T//n in Euler and T//(n+1) in DPM-Solver++. `linspace` calls t = 0 in Euler but
     not in DPM-Solver++."""
     grids = {
         name: make_grid(LINEAR, name, 10).time[:-1].tolist()

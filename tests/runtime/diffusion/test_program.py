@@ -1,4 +1,4 @@
-"""Programs: the proof accepts what is right and refuses every kind of wrong number; and the loop
+"""Programs: the check accepts correct programs and rejects every kind of wrong number; and the loop
 that runs them."""
 
 import dataclasses
@@ -21,7 +21,7 @@ SCHEDULES = {
 
 
 def perfect(prediction: str, schedule, x0: np.ndarray):
-    """A network that knows x_0: its answer at (x, time), worked out from x_0 and the eps that x
+    """A network that knows x_0: its prediction at (x, time), computed from x_0 and the eps that x
     implies."""
 
     def network(scaled: np.ndarray, time: np.ndarray) -> np.ndarray:
@@ -52,8 +52,8 @@ def perfect(prediction: str, schedule, x0: np.ndarray):
 def test_a_perfect_network_gives_the_picture_back(
     prediction: str, name: str, solver: str, options: dict
 ) -> None:
-    """In float64, along the whole loop and for every prediction; grids that epsilon and edm cannot
-    start at pure noise are left out."""
+    """In float64, along the whole loop and for every prediction, except grids that epsilon and edm
+    cannot start at pure noise."""
     schedule = SCHEDULES[name]
     grid = "leading" if schedule.alpha[-1] == 0 and prediction in ("epsilon", "edm") else "trailing"
     program = make_program(schedule, prediction, solver, 12, grid, **options)

@@ -1,4 +1,5 @@
-"""Schedules: their formulas written down a second time, and what every schedule must be."""
+"""Schedules: an independent implementation of their formulas, and the properties of every
+schedule."""
 
 import contextlib
 import inspect
@@ -116,7 +117,7 @@ def test_level_and_time_at_are_inverse_and_exact_at_the_knots(
     np.testing.assert_allclose(sigma, s.sigma, rtol=1e-9)
     between = np.linspace(s.time[0], s.time[-1], 41)[:-1]
     found = s.time_at(log_snr_of(*s.level(between)))
-    # Where the schedule is nearly flat, a rounding of log-SNR moves the time by more.
+    # If the schedule is nearly flat, a rounding of log-SNR moves the time by more.
     np.testing.assert_allclose(found, between, atol=1e-6 * (s.time[-1] - s.time[0] + 1e-9))
 
 
@@ -178,8 +179,8 @@ def test_json_gives_the_same_schedule_to_the_bit(name: str, parameters: dict) ->
 @pytest.mark.parametrize("array", ["alpha", "sigma", "time"])
 @pytest.mark.parametrize("name", ["flow", "edm"])
 def test_numbers_that_are_not_what_the_name_says_are_refused(name: str, array: str) -> None:
-    """On schedules that need not preserve variance, so that nothing else finds the wrong number;
-    edm's alphas move together, to stay a schedule."""
+    """On schedules that need not preserve variance, so that no other check finds the wrong number.
+    edm's alphas move together, so that it stays a schedule."""
     value = make_schedule(name, T=9).to_json()
     moved = range(9) if (name, array) == ("edm", "alpha") else [4]
     for i in moved:

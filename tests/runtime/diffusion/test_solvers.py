@@ -110,7 +110,7 @@ def draws() -> np.ndarray:
 
 
 def theirs(scheduler, steps: int, draws: np.ndarray, network=network, **step_options) -> np.ndarray:
-    """A diffusers scheduler's own loop on tables in float64, the network and the noise handed in."""
+    """A diffusers scheduler's own loop on tables in float64, with the given network and noise."""
     import torch
     from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 
@@ -192,8 +192,8 @@ def test_diffusers_steps_to_t_minus_T_over_n_where_the_grid_goes_elsewhere(
     """diffusers re-derives the previous timestep as t - T//n (issue 12633), which is another level
     than its own next timestep's.
 
-    A network that knows x_0 keeps its eps along the exact trajectory: x is alpha·x_0 + sigma·eps
-    wherever it is asked. Ours is, theirs is not.
+    A network that knows x_0 keeps its eps along the exact trajectory: x is alpha·x_0 + sigma·eps at
+    every call. That holds for ours but not for theirs.
     """
     from diffusers import DDIMScheduler
 
@@ -206,7 +206,7 @@ def test_diffusers_steps_to_t_minus_T_over_n_where_the_grid_goes_elsewhere(
         return (x - schedule.alpha[int(time[0])] * x_0) / schedule.sigma[int(time[0])]
 
     def off() -> float:
-        """The farthest that x was from the exact trajectory at the times asked."""
+        """The largest distance of x from the exact trajectory over all calls."""
         return max(
             np.abs(x - schedule.alpha[t] * x_0 - schedule.sigma[t] * eps).max() for t, x in asked
         )

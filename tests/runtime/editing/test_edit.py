@@ -1,5 +1,5 @@
-"""Pictures into pictures: what each verb is, to the bit where it can be said to the bit, and the
-promise of the same bytes."""
+"""Image editing: each verb's definition, bit for bit where possible, and the promise of the same
+bytes."""
 
 import re
 from collections.abc import Callable
@@ -220,8 +220,8 @@ def test_inpainting_keeps_what_is_known_to_the_bit_and_paints_the_rest(
 def test_inpainting_walks_the_known_part_along_its_own_noise(
     sampler: Sampler, digits: np.ndarray, x0: np.ndarray
 ) -> None:
-    """D is the known picture there, so DDIM's x is alpha·x_0 + sigma·eps at every level, eps the
-    seed's (to the last knot's alpha, 5e-5)."""
+    """D is the known image there, so DDIM's x is alpha·x_0 + sigma·eps at every level, with the
+    seed's eps (up to the last knot's alpha, 5e-5)."""
     program, seen = sampler.bundle.program("ddim", 8), []
     sampler.inpaint(
         digits[:1], MASK, 3, label=2, guidance=1.0, steps=8, solver="ddim", on_step=seen.append

@@ -43,14 +43,14 @@ def jobs(sampler: Sampler) -> list[Job]:
     while len(found) < 150:
         try:
             found.append(planner.job(random_request(generator, len(found))))
-        except RequestError:  # a solver that takes no such start, or no such number of steps
+        except RequestError:  # a solver that does not accept this start or this number of steps
             continue
     return found
 
 
 @pytest.fixture(scope="module")
 def alone(sampler: Sampler, jobs: list[Job]) -> list[bytes]:
-    """What each job gives by itself."""
+    """What each job gives alone."""
     found = []
     for job in jobs:
         batch = Batch(sampler.backend.bind(1), SHAPE, 1)
@@ -66,7 +66,7 @@ def alone(sampler: Sampler, jobs: list[Job]) -> list[bytes]:
 def test_500_interleavings_give_the_bytes_that_each_job_gives_alone(
     sampler: Sampler, jobs: list[Job], alone: list[bytes]
 ) -> None:
-    """One batch after another from the same buffers, as a service has it, for 500 jobs."""
+    """One batch after another from the same buffers, as in a service, for 500 jobs."""
     generator = np.random.Generator(np.random.Philox(key=8))
     batch = Batch(sampler.backend.bind(CAPACITY), SHAPE, CAPACITY)
     order = [int(i) for i in generator.integers(len(jobs), size=INTERLEAVINGS)]
@@ -94,8 +94,8 @@ def test_500_interleavings_give_the_bytes_that_each_job_gives_alone(
 def test_only_some_of_the_samples_step_and_have_the_same_bytes(
     sampler: Sampler, jobs: list[Job], alone: list[bytes]
 ) -> None:
-    """More samples than the buffers have room for; each step takes some of them, some steps run
-    plain rows in the guided graph."""
+    """More samples than the buffers hold. Each step takes some of them, and some steps run plain
+    rows in the guided graph."""
     generator = np.random.Generator(np.random.Philox(key=9))
     room = 3
     batch = Batch(sampler.backend.bind(room), SHAPE, CAPACITY, room)
@@ -188,7 +188,7 @@ def test_a_full_batch_refuses_and_slots_are_used_again(sampler: Sampler, jobs: l
 
 
 def test_memory_grows_with_the_largest_batch_alone(sampler: Sampler) -> None:
-    """Batches of 1 to 8 and down again are served by the buffers of the largest."""
+    """Batches of 1 to 8 and back use the buffers of the largest."""
     made = []
     bind = sampler.backend.bind
 

@@ -1,4 +1,4 @@
-"""The cost curve: measured once, kept in the cache, and never trusted to be whole."""
+"""The cost curve: measured once, cached, and checked when it is read."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ...small_bundle import SmallBackend, SmallBuffers, write_small_bundle
 
 
 class Clock:
-    """Seconds that network calls spend."""
+    """The duration of network calls, in seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -80,7 +80,7 @@ def test_nor_once_it_takes_too_long(bundle: Bundle) -> None:
 
 
 def test_a_curve_of_a_busy_machine_is_not_kept(bundle: Bundle) -> None:
-    """Every call takes longer than the one before, so no two agree."""
+    """Every call takes longer than the one before, so no two durations agree."""
     backend = TimedBackend(bundle, 1e-3, 1e-6)
 
     class Busy(TimedBuffers):
@@ -105,7 +105,7 @@ def test_no_batch_is_larger_than_the_backend_can_run(bundle: Bundle) -> None:
 
 
 def test_rows_ride_in_the_guided_graph_only_if_the_bytes_are_equal(bundle: Bundle) -> None:
-    """At every size up to the cap, those between the measured ones included."""
+    """At every size up to the cap, including sizes between the measured ones."""
     backend = TimedBackend(bundle, 1e-3, 1e-6)
     curve = measure(bundle, backend, 16, backend.clock)
     assert curve.could_merge()

@@ -1,5 +1,5 @@
-"""The engine's policy on a virtual clock: who is served next, what is accepted, and what is
-predicted. The code is the engine's own; only the network is replaced by a cost curve."""
+"""The engine's policy on a virtual clock: what runs next, what is accepted, and what is predicted.
+The code is the engine's own; a cost curve replaces the network."""
 
 import copy
 import sys
@@ -28,7 +28,7 @@ FLAT = CostCurve(((1, 1.0), (4, 1.0)), ((1, 2.0), (2, 2.0)))
 
 
 def queue_of(*works: tuple[str, bytes], curve: CostCurve = FLAT, live: int = 64) -> FairQueue:
-    """A queue of samples, each its own group."""
+    """A queue of samples, each in a group of its own."""
     queue = FairQueue(curve, live)
     queue.add(Work(key, flow, key, guided) for key, (flow, guided) in enumerate(works))
     return queue
@@ -42,7 +42,7 @@ def ticks(queue: FairQueue) -> Iterator[Tick]:
 
 
 def seconds_until(queue: FairQueue, reached: Callable[[], bool]) -> float:
-    """Virtual seconds that pass until something is so, if nothing else comes."""
+    """Virtual seconds until a condition holds, if nothing else arrives."""
     now = 0.0
     while not reached():
         tick = queue.pick()
@@ -86,7 +86,7 @@ def test_every_row_runs_once_and_in_one_graph() -> None:
 
 
 def test_flows_share_alike_whatever_they_submit() -> None:
-    """One flow of 30 samples beside one of a single long sample, two rows a tick."""
+    """One flow of 30 samples alongside one of a single long sample, with two rows per tick."""
     pair = CostCurve(((1, 1.0), (2, 1.0)), ((1, 1.0),))
     queue = queue_of(*[("many", PLAIN * 50)] * 30, ("one", PLAIN * 50), curve=pair)
     for _ in range(50):
@@ -152,8 +152,7 @@ def test_a_long_guided_request_beside_16_endless_short_flows_is_not_starved() ->
 
 
 def test_one_graph_cannot_take_all_slots_from_the_other() -> None:
-    """Long guided samples wait in every slot that they may have; plain calls are full all the
-    same."""
+    """Long guided samples wait in every slot available to them; plain calls are still full."""
     works = [(f"guided {i}", GUIDED * 500) for i in range(40)]
     works += [(f"plain {i}", PLAIN * 10) for i in range(400)]
     queue = queue_of(*works, curve=TWO_CORES, live=20)
@@ -216,7 +215,7 @@ def test_saturation_against_one_request_at_a_time(curve: CostCurve, times: float
 def overloaded(
     curve: CostCurve, limits: Limits, clients: int, seed: int, samples: int
 ) -> tuple[FairQueue, list[Work], Refusal]:
-    """A queue under far more load than it can take, and a submission that it refuses."""
+    """A queue under far more load than it can handle, and a submission that it rejects."""
     generator = np.random.Generator(np.random.Philox(key=seed))
     queue = FairQueue(curve, limits.live)
     refused = 0
@@ -252,7 +251,7 @@ BOUNDS = [
 def test_retry_after_is_the_time_until_the_same_submission_is_accepted(
     curve: CostCurve, clients: int, limits: Limits
 ) -> None:
-    """To 30 %, and four ticks: samples finish in bunches, at the end of a tick."""
+    """Within 30 % and four ticks: several samples finish together, at the end of a tick."""
     for seed in range(3):
         queue, works, found = overloaded(curve, limits, clients, seed, samples=16)
         predicted = Forecast(queue).seconds

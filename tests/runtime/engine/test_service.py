@@ -1,5 +1,5 @@
-"""The engine: every sample has the bytes that it has alone, whichever other samples join or leave; and nobody's
-failure, cancellation or slowness touches anybody else."""
+"""The engine: a sample has the same bytes alone and with others, which may join or leave. The
+failure, cancellation or slowness of one request does not affect others."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -30,16 +30,16 @@ from ...small_bundle import SmallBackend, SmallBuffers, write_small_bundle
 from .test_batch import random_request
 
 WAIT_S = 120
-"""After which a test is taken to hang. Not a bound on speed."""
+"""After this time a test counts as hanging. It is not a bound on speed."""
 REQUESTS = 500
 SMALL = CostCurve(((1, 1e-3), (4, 2e-3)), ((1, 1e-3), (4, 2e-3)))
-"""Four samples a call; plain and guided rows apart."""
+"""Four samples per call; plain and guided rows in separate calls."""
 MERGING = CostCurve(((1, 1e-3), (8, 1e-3)), ((1, 1e-3), (8, 1e-3)), mergeable=True)
 NO_LIMITS = Limits(live=12, samples=10_000, rows=10_000_000, seconds=1e9, flow_share=1.0)
 
 
 class Gate:
-    """Holds each network call back until a test lets it pass."""
+    """Blocks each network call until a test lets it pass."""
 
     def __init__(self) -> None:
         self._open = threading.Semaphore(0)
@@ -54,11 +54,11 @@ class Gate:
         self.calls += 1
 
     def arrive(self) -> None:
-        """Wait until the engine stands in a network call."""
+        """Wait until the engine is in a network call."""
         assert self.waiting.acquire(timeout=WAIT_S)
 
     def tick(self) -> None:
-        """Let one call pass, and wait until the engine stands in the next."""
+        """Let one call pass, and wait until the engine is in the next."""
         self._open.release()
         self.arrive()
 
@@ -95,7 +95,7 @@ class GatedBackend(SmallBackend):
 
 @dataclass
 class Rig:
-    """An engine on a network in numpy, its gate, and a sampler to compare with."""
+    """An engine with a network in numpy, its gate, and a sampler to compare with."""
 
     engine: Engine
     sampler: Sampler
@@ -153,7 +153,7 @@ def requests(sampler: Sampler) -> list[Request]:
         candidate = random_request(generator, seed)
         try:
             sampler._planner.job(candidate)
-        except RequestError:  # a solver that takes no such start, or no such number of steps
+        except RequestError:  # a solver that does not accept this start or this number of steps
             continue
         found.append(candidate)
     return found
@@ -168,7 +168,8 @@ def alone(sampler: Sampler, requests: list[Request]) -> list[bytes]:
 def test_500_random_requests_have_the_bytes_that_they_have_alone(
     sampler: Sampler, requests: list[Request], alone: list[bytes], curve: CostCurve
 ) -> None:
-    """From four threads and eleven flows, a fifth of them cancelled at some moment."""
+    """From four threads and eleven flows; a fifth of the requests are cancelled at a random
+    moment."""
     generator = np.random.Generator(np.random.Philox(key=4))
     cancelled = generator.random(REQUESTS) < 0.2
     pauses = generator.exponential(0.002, REQUESTS)
@@ -232,7 +233,8 @@ def test_an_empty_submission_is_done_at_once(rigged: Callable[..., Rig]) -> None
 
 
 def test_there_is_no_waiting_window(rigged: Callable[..., Rig]) -> None:
-    """The first call runs with the first request alone; the next takes in who has come since."""
+    """The first call runs the first request alone; the next also takes requests that arrived
+    since."""
     rig = rigged(shut=True)
     tickets = [rig.engine.submit(request(0))]
     rig.gate.arrive()
@@ -315,7 +317,7 @@ def test_1000_cancellations_leave_nothing_behind(rigged: Callable[..., Rig]) -> 
 
 
 def test_previews_go_to_a_mailbox_of_one(rigged: Callable[..., Rig]) -> None:
-    """A reader that never looks finds the newest, and nothing waited for it."""
+    """A reader that reads late gets the newest preview, and nothing waited for it."""
     rig = rigged(shut=True)
     called: list[Ticket] = []
     slow = rig.engine.submit([request(0, steps=6), request(1, steps=4)], on_preview=called.append)
@@ -430,7 +432,7 @@ class Clock:
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(rigged: Callable[..., Rig]) -> None:
-    """10 steps alone take 10 ms on the curve."""
+    """On the curve, 10 steps alone take 10 ms."""
     rig = rigged(clock=Clock())
     with pytest.raises(DeadlineError, match=r"the request would take 0\.01 s") as error:
         rig.engine.submit(request(0, steps=10), deadline=0.009)

@@ -1,4 +1,5 @@
-"""Arguments: scalars of every kind are taken, anything else is a typed error with a short value.
+"""Arguments: scalars of every kind are accepted; anything else raises a typed error with a short
+value.
 
 UNNOISE_FUZZ_CASES=20000 tries more cases of arbitrary values.
 """
@@ -366,7 +367,7 @@ def test_a_result_that_does_not_fit_in_memory_is_refused(
     assert MAX_SAMPLES == 1_000_000
 
 
-# What follows tries arbitrary values.
+# The tests below try arbitrary values.
 
 GOOD: dict[str, list[Any]] = {
     "n": [1, 2],
@@ -599,7 +600,7 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def quick_backend() -> Iterator[None]:
-    """Sampler(…) checks its arguments as ever, and then opens a backend of a few numbers."""
+    """Sampler(…) checks its arguments as usual, and then opens a tiny backend."""
 
     def opened(bundle: Bundle, backend: str, precision: str, threads: int | None) -> Any:
         usual = backend in ("auto", "onnxruntime") and precision in ("auto", "fp32")

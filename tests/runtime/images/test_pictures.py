@@ -1,4 +1,5 @@
-"""Between arrays and pictures: nothing is lost, nothing is moved, and a file is what its name says."""
+"""Conversion between arrays and images loses nothing and moves nothing, and a file has the format
+of its suffix."""
 
 from pathlib import Path
 
@@ -190,7 +191,7 @@ def test_samples_that_are_no_pictures_go_in_as_floats_alone() -> None:
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
 def test_sixteen_bits_become_eight_and_are_not_cut(dtype: str, tmp_path: Path) -> None:
-    """Pillow's own convert() cuts them at 255: all but the darkest 256th part of a ramp would be
+    """Pillow's own convert() clips them at 255: all but the darkest 256th part of a ramp would be
     white."""
     ramp = (np.arange(30).reshape(6, 5) * 257 * 8).astype(dtype)
     image = Image.frombytes("I;16" if dtype[0] == "<" else "I;16B", (5, 6), ramp.tobytes())

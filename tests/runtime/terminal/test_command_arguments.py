@@ -1,4 +1,4 @@
-"""Commands with arbitrary words: they end with status 0 or 2 and a message, never with a traceback.
+"""Commands with arbitrary words end with status 0 or 2 and a message, never with a traceback.
 
 UNNOISE_FUZZ_CASES=20000 tries more.
 """
@@ -57,7 +57,8 @@ BENCH = SAMPLING | {
 
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a bundle and images. Nothing is measured, no library is opened."""
+    """The working folder, with a bundle and images. Nothing is measured, and no library is
+    opened."""
     write_small_bundle(tmp_path / "bundle")
     for name in ("0.png", "1.png"):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)

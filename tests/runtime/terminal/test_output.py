@@ -1,5 +1,4 @@
-"""What is printed survives every encoding, missing streams, full disks and readers that leave
-early."""
+"""Output works with every encoding, missing streams, full disks and readers that exit early."""
 
 import io
 import json
@@ -23,7 +22,7 @@ full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/ful
 
 
 def run(*arguments: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run Python on the arguments; `shell` is what follows them on a command line."""
+    """Run Python with the arguments; `shell` is appended to the command line."""
     command = [sys.executable, *arguments]
     given = {k: v for k, v in os.environ.items() if k not in ("PYTHONUTF8", "PYTHONUNBUFFERED")}
     given |= environment
@@ -71,8 +70,8 @@ def test_status_and_say_spell_out_what_an_encoding_lacks(
 
 
 def test_a_library_call_prints_without_being_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`say` alone, as functions of export and trainer use it, leaves the application's streams as
-    they are."""
+    """`say` alone, as functions of export and trainer use it, does not change the application's
+    streams."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     output.say("σ", TEXT, end="", flush=True)
@@ -130,7 +129,7 @@ def test_closed_descriptors(shell: str, arguments: list[str]) -> None:
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["bundles/emoji32"], ["--help"]])
 def test_a_reader_that_left_ends_the_command_quietly(arguments: list[str], unbuffered: str) -> None:
-    """The reader is gone before anything is written."""
+    """The reader exits before anything is written."""
     code = (
         "import os, sys\n"
         "reader, writer = os.pipe()\n"
@@ -141,7 +140,7 @@ def test_a_reader_that_left_ends_the_command_quietly(arguments: list[str], unbuf
     )
     done = run("-c", code, PYTHONUNBUFFERED=unbuffered)
     assert done.stderr == b""
-    # argparse itself ignores what it cannot write; what is buffered fails when it is flushed.
+    # argparse itself ignores output that it cannot write; buffered output fails when it is flushed.
     assert done.returncode == (0 if unbuffered and arguments == ["--help"] else output.BROKEN_PIPE)
 
 

@@ -1,4 +1,4 @@
-"""The progress bar: one row of any terminal, plain lines elsewhere, and never a reason to fail."""
+"""The progress bar: one row in any terminal, plain lines elsewhere, and it never fails."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ import tty  # noqa: E402
 
 
 class Terminal:
-    """A pseudo-terminal as standard output and error, and all that was written to it."""
+    """A pseudo-terminal as standard output and error, and everything written to it."""
 
     def __init__(self, columns: int, encoding: str = "utf-8") -> None:
         self.reader, end = pty.openpty()
@@ -41,8 +41,7 @@ class Terminal:
         fcntl.ioctl(self.end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def attach(self) -> None:
-        """Become standard output and error: in the test itself, since pytest sets its own before
-        it."""
+        """Become standard output and error, inside the test, because pytest sets its own before."""
         sys.stderr = self.stderr
         sys.stdout = self.stdout
 
@@ -81,7 +80,7 @@ def redraws(written: str) -> list[str]:
 
 
 class Clock:
-    """time.monotonic, a second further at every look."""
+    """time.monotonic, one second later at every call."""
 
     def __init__(self) -> None:
         self.now = 0.0

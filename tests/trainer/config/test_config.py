@@ -1,5 +1,5 @@
-"""A config is resolved from what was given, the data's preset and the defaults, in this order, and
-checked when made."""
+"""A config is resolved from the given options, the data's preset and the defaults, in this order,
+and checked when it is created."""
 
 import argparse
 import dataclasses

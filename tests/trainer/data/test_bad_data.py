@@ -1,5 +1,5 @@
-"""Data that strangers have: what is not trained on is named before training, and damaged files end
-in a DataError that names them."""
+"""Data from others: unused data is named before training, and damaged files raise a DataError that
+names them."""
 
 import gzip
 import io

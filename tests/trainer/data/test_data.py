@@ -1,5 +1,5 @@
-"""Pictures are loaded whole and labelled right, or refused with the picture, the fault and the
-remedy named."""
+"""Images are loaded completely with the right labels, or raise an error that names the image, the
+fault and the remedy."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ def draw(
 
 
 def noisy(path: Path) -> Path:
-    """A picture that does not compress, so that half of its file is half of the picture."""
+    """An image that does not compress, so that half of its file is half of the image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     return path
@@ -175,7 +175,8 @@ def text(path: Path) -> Path:
 
 
 def bomb(path: Path) -> Path:
-    """A few bytes that claim to be a picture of 65536 x 65536 pixels, which Pillow will not unpack."""
+    """A few bytes that claim to be an image of 65536 x 65536 pixels, which Pillow will not
+    unpack."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"P6 65536 65536 255\n")
     return path

@@ -1,5 +1,5 @@
-"""Streamed pictures are those that would be read at once, in the same order; from folders, datasets
-and tar files; bad ones counted and named."""
+"""Streamed images equal those that are loaded into memory, in the same order, from folders,
+datasets and tar files. Bad ones are counted and named."""
 
 import io
 import json

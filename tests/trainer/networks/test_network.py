@@ -1,5 +1,5 @@
-"""The network answers in the shape it was asked in, each sample on its own, and every parameter can
-learn."""
+"""The network's output has the shape of its input, samples are independent, and every parameter
+gets a gradient."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
-"""The transformer answers like the U-Net does; what is a flag changes time and memory and not what
-is learned; costs are counted right."""
+"""The transformer has the same interface as the U-Net; flags change time and memory but not the
+result; costs are counted correctly."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ DIT = replace(UNET, network="dit", patch=2, width=32, depth=2, heads=4)
 
 
 def dit(num_classes: int = 10) -> DiT:
-    """With its zeroed layers awake, as after some training."""
+    """With its zeroed layers filled, as after some training."""
     torch.manual_seed(0)
     made = DiT(SHAPE, 2, 32, 2, 4, num_classes)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_patches_are_put_back_where_they_were() -> None:
         eps=1e-6,
     )
     answer = made(x, torch.zeros(1))
-    patch = h.reshape(4, 6, 32)[1, 2, :12].reshape(3, 2, 2)  # the answer of row 1, column 2
+    patch = h.reshape(4, 6, 32)[1, 2, :12].reshape(3, 2, 2)  # the output of row 1, column 2
     torch.testing.assert_close(answer[0, :, 2:4, 4:6], patch)
 
 
@@ -121,8 +121,7 @@ def test_dropout_drops_while_training_and_not_while_sampling() -> None:
 
 
 def test_a_convolutions_cost_is_what_the_book_says() -> None:
-    """A network's operations beyond those of one with a block less, by hand: two 3×3 convolutions
-    and a linear layer."""
+    """The operations of one more block, by hand: two 3×3 convolutions and a linear layer."""
     a, b = (
         cost(replace(UNET, channels=(8,), attention=(), blocks=n), (1, 8, 8), 0) for n in (1, 2)
     )

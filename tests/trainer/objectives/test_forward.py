@@ -1,5 +1,5 @@
-"""The forward process: a picture noised step by step is the picture noised in one jump; the targets
-are what sampling inverts."""
+"""The forward process: noising an image step by step equals noising it in one jump; sampling
+inverts the targets."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def exact(schedule: Schedule, prediction: str = "x0") -> ForwardProcess:
 
 @pytest.fixture
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures x_0 and noise eps, [4, 3, 2, 5]."""
+    """Images x_0 and noise eps, [4, 3, 2, 5]."""
     random = torch.Generator().manual_seed(3)
     shape = (4, 3, 2, 5)
     x0 = torch.rand(shape, generator=random, dtype=torch.float64) * 2 - 1
@@ -36,8 +36,8 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_unrolled_steps_have_the_mean_and_variance_of_the_jump(name: str) -> None:
-    """step() is linear in x and eps: what it does to 1 and to 0 says how mean and standard
-    deviation travel."""
+    """step() is linear in x and eps: its effect on 1 and 0 gives the change of mean and standard
+    deviation."""
     schedule = SCHEDULES[name]
     process = exact(schedule)
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
@@ -54,8 +54,8 @@ def test_the_unrolled_steps_have_the_mean_and_variance_of_the_jump(name: str) ->
 
 @pytest.mark.parametrize("name", ["cosine", "flow", "edm"])
 def test_the_unrolled_steps_have_the_distribution_of_the_jump(name: str) -> None:
-    """Two samples of the same picture, one noised in 12 steps with fresh noise each, one in a
-    single jump."""
+    """Two samples of the same image, one noised in 12 steps with fresh noise each, one in a single
+    jump."""
     n, schedule = 100_000, make_schedule(name, T=12)
     process, random = exact(schedule), torch.Generator().manual_seed(11)
     draw = lambda: torch.randn(n, 1, generator=random, dtype=torch.float64)  # noqa: E731
@@ -119,7 +119,7 @@ def test_the_targets_are_the_papers(batch: tuple[torch.Tensor, torch.Tensor]) ->
         torch.from_numpy(v[t.numpy()]).reshape(-1, 1, 1, 1)
         for v in (schedule.alpha, schedule.sigma)
     )
-    # Karras et al. 2022, eq. 8, for the picture x_t / alpha at noise r = sigma / alpha.
+    # Karras et al. 2022, eq. 8, for the image x_t / alpha at noise r = sigma / alpha.
     r, data = sigma / alpha, 0.5
     edm = (x0 - data**2 / (r**2 + data**2) * (x0 + r * eps)) / (
         r * data / torch.sqrt(r**2 + data**2)

@@ -1,5 +1,5 @@
-"""What is learned is what the papers say: weightings in closed form, noise levels by their
-distribution, every objective to a lower loss."""
+"""Objectives follow the papers: weightings in closed form, noise levels by their distribution, and
+every objective lowers its loss."""
 
 from dataclasses import replace
 
@@ -98,7 +98,7 @@ def test_log_normal_draws_the_noise_level_from_its_distribution(
     with np.errstate(divide="ignore"):
         log_ratio = np.minimum(-0.5 * found.log_snr, 50)[drawn(config)]
     middle = np.quantile(log_ratio, [0.1, 0.5, 0.9])
-    # Knots stand within 0.05 of each other there.
+    # Knots are within 0.05 of each other there.
     np.testing.assert_allclose(middle, stats.norm(-0.5, 0.8).ppf([0.1, 0.5, 0.9]), atol=0.05)
 
 
@@ -126,8 +126,8 @@ def test_buckets_hold_the_losses_of_their_stretch() -> None:
     ids=str,
 )
 def test_every_objective_learns_and_is_sampled_by_the_runtimes_solvers(changes: dict) -> None:
-    """Ten pictures by heart: the loss falls, and samples are nearer to the pictures than a
-    network's that learned nothing."""
+    """Overfitting ten images: the loss falls, and samples are closer to the images than those of an
+    untrained network."""
     digits = data.digits()
     few = replace(digits, images=digits.images[:10], labels=digits.labels[:10])
     config = replace(

@@ -1,5 +1,5 @@
-"""Two processes learn what one does, each picture once an epoch; where one is killed, the other
-says so, and the same command goes on."""
+"""Two processes learn what one does, with each image once per epoch. If one is killed, the other
+reports it, and the same command resumes."""
 
 import json
 import os
@@ -76,11 +76,11 @@ def finished(process: subprocess.Popen) -> str:
 
 @pytest.fixture(scope="module")
 def two(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of two processes that nothing interrupts."""
+    """An uninterrupted run of two processes."""
     runs = tmp_path_factory.mktemp("two")
     out = finished(launched(root, runs, CONFIG))
     assert "in 2 processes" in out
-    assert out.count("done after step 24 of 24") == 1  # one of them speaks
+    assert out.count("done after step 24 of 24") == 1  # only one of them prints
     return runs / "digits"
 
 
@@ -93,8 +93,8 @@ def assert_same_curve(*runs: Path, steps: int) -> None:
     for column in ("loss", "grad_norm"):
         curves = [np.array([float(row[column]) for row in read(run / "log.csv")]) for run in runs]
         assert len(curves[0]) == steps
-        # The same pictures, noise and knots; sums of another order, 1e-6 a step, which the
-        # optimizer's division by the gradient's own size spreads.
+        # The same images, noise and knots, but another order of sums: 1e-6 per step, which the
+        # optimizer enlarges by dividing by the gradient's size.
         np.testing.assert_allclose(*curves, rtol=1e-3)
 
 
@@ -107,7 +107,7 @@ def test_accumulation_has_the_loss_curve_of_a_whole_batch() -> None:
 
 
 def killed(process: subprocess.Popen, run: Path) -> str:
-    """What it says once one of its workers was killed."""
+    """Its output after one of its workers was killed."""
     try:
         kill_a_worker(process, run / "log.csv")
         out, _ = process.communicate(timeout=3600)
@@ -119,7 +119,7 @@ def killed(process: subprocess.Popen, run: Path) -> str:
 
 
 def kill_a_worker(process: subprocess.Popen, log: Path) -> None:
-    """Kill one of the two workers once there are some rows in the log."""
+    """Kill one of the two workers after some rows are in the log."""
     while not (log.exists() and len(read(log)) >= 5):
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         time.sleep(0.01)
@@ -212,7 +212,7 @@ def test_a_split_run_that_is_killed_goes_on_to_the_same_bytes(
 
 
 def cut(run: Path, runs: Path) -> Path:
-    """A copy of the run as it was at half of its steps."""
+    """A copy of the run, cut to half of its steps."""
     copy = shutil.copytree(run, runs / "digits")
     for step in (9, 12):
         shutil.rmtree(copy / "checkpoints" / f"step-{step:08d}")
@@ -364,7 +364,7 @@ def joined(root: Path, **asked: str) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_processes_that_mpirun_started_are_one_run(root: Path) -> None:
-    """As `accelerate launch --cpu --mpirun_hostfile …` has them: under Open MPI's names and not
+    """As with `accelerate launch --cpu --mpirun_hostfile …`: under Open MPI's names instead of
     torch's."""
     asked = {f"OMPI_COMM_WORLD_{name}": "2" for name in ("SIZE", "LOCAL_SIZE")}
     asked |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

@@ -1,5 +1,5 @@
-"""Distances are those of other implementations and of closed forms; a run keeps its best
-checkpoint; runs and bundles are judged alike."""
+"""Distances equal those of other implementations and closed forms; a run keeps its best checkpoint;
+runs and bundles get the same scores."""
 
 import json
 from dataclasses import replace
@@ -112,7 +112,7 @@ def test_blocks_of_rows_change_nothing(clouds, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_kernel_distance_is_unbiased() -> None:
-    """Of clouds of one distribution it is 0 on average, above and below."""
+    """For two samples of one distribution it is 0 on average, with both signs."""
     found = [kernel(*np.random.default_rng(s).normal(size=(2, 40, 4))) for s in range(200)]
     assert min(found) < 0 < max(found)
     assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(200)
@@ -127,7 +127,7 @@ def test_precision_and_recall_tell_what_is_wrong_from_what_is_missing() -> None:
     assert 0.3 < recall < 0.6
     wrong = np.concatenate(
         [real, random.normal(-90, 1, (400, 2))]
-    )  # half of the samples are of nothing
+    )  # half of the samples are unrelated to the data
     precision, recall = precision_recall(real, wrong)
     assert 0.4 < precision < 0.6
     assert recall > 0.9
@@ -175,7 +175,8 @@ def tall_digits() -> Pictures:
 def test_images_that_are_not_square_are_turned_by_halves_and_have_two_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A quarter turn would change their shape; with one class there would be nothing to learn."""
+    """A quarter turn would change their shape; with a single class there would be nothing to
+    learn."""
     labels: list[torch.Tensor] = []
     cross_entropy = features.F.cross_entropy
 
@@ -198,7 +199,7 @@ def test_the_classifier_tells_upright_images_from_turned_ones() -> None:
     x = torch.from_numpy(tall.images.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
     with torch.no_grad():
         upright, turned = (network(v).argmax(1).double().mean() for v in (x, x.rot90(2, (2, 3))))
-    # 0, 1 and 8 look much the same upside down: not all can be told apart.
+    # 0, 1 and 8 look much the same upside down: not all can be distinguished.
     assert upright < 0.3
     assert turned > 0.7
 
@@ -220,7 +221,7 @@ def test_rotations_keep_the_shape_and_are_those_that_the_labels_say(
 
 
 class Inception(torch.nn.Module):
-    """What StyleGAN's file is like, but for its weights: bytes of three channels in, features out."""
+    """Like StyleGAN's file except for the weights: bytes of three channels in, features out."""
 
     def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
         return x.float().mean((2, 3)) if return_features else x.float()
@@ -255,7 +256,7 @@ def test_a_run_keeps_its_best_checkpoint(run: Path) -> None:
         "10",
         "19",
         "20",
-    ]  # the first to reach 150 and 300 pictures; and the last
+    ]  # the first to reach 150 and 300 images; and the last
     best = min(rows, key=lambda row: float(row["frechet"]))
     assert [p.name for p in (run / "best").iterdir()] == [f"step-{int(best['step']):08d}"]
     assert checkpoints.newest(run / "best") is not None
@@ -281,7 +282,7 @@ def test_the_bundle_of_a_run_is_judged_as_the_run_is(
     assert main([str(tiny_run), *how]) == 0
     assert main([str(tiny_bundle), *how]) == 0
     of_run, of_bundle = (json.loads("{" + text) for text in capsys.readouterr().out.split("{")[1:])
-    for name in ("frechet", "kernel"):  # the same pictures but for rounding
+    for name in ("frechet", "kernel"):  # the same images but for rounding
         assert of_bundle[name] == pytest.approx(of_run[name], rel=0.02)
 
 

@@ -1,5 +1,5 @@
-"""The page holds the curves, the grids, the config and who trained it, asks for nothing from
-elsewhere, and is made whatever the logs hold."""
+"""The page contains the curves, the grids, the config and who trained it, loads nothing from other
+hosts, and is written even for damaged logs."""
 
 import json
 import math
@@ -134,7 +134,7 @@ def test_references_of_charts_follow_what_they_refer_to(page: str) -> None:
 
 @pytest.fixture
 def hostile(run: Path, tmp_path: Path) -> Path:
-    """A run whose every file but config.json's options is damaged or an attack."""
+    """A run in which every file except config.json's options is damaged or hostile."""
     folder = tmp_path / ATTACK.replace("/", "\\")
     folder.mkdir()
     record = json.loads((run / "config.json").read_text())
@@ -165,7 +165,8 @@ def test_a_hostile_run_is_text(hostile: Path) -> None:
     assert not any(name.startswith("on") for _, attributes in elements for name in attributes)
     assert "<img src=x" not in own(page)
     assert "There are no samples yet." in page
-    # No name of a column reaches a chart with what it could take for markup or mathematics.
+    # No column name reaches a chart with characters that it could interpret as markup or
+    # mathematics.
     charts = json.dumps(items(page))
     assert "$$" not in charts
     assert "<" not in charts

@@ -1,8 +1,8 @@
-"""Runs that are killed at random moments and started again: python tests/trainer/runs/killing.py FOLDER
+"""Kill runs at random moments and start them again: python tests/trainer/runs/killing.py FOLDER
 CONFIG.json KILLS PROCESSES SEED
 
-Trains CONFIG into FOLDER/whole without a stop; then into FOLDER/killed-0, killing it KILLS times;
-where it ends before, killed-1, and so on. Every start is a process of its own, forked from this
+Trains CONFIG into FOLDER/whole without a stop, then into FOLDER/killed-0, and kills it KILLS times.
+If it ends before that, it starts killed-1, and so on. Every start is a process forked from this
 one, which has imported everything and computed nothing. Prints how many runs were killed.
 """
 

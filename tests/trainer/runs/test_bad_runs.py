@@ -1,5 +1,5 @@
-"""A damaged log never keeps a run from resuming; what is essential is refused by name; a run that
-fails leaves nothing."""
+"""A damaged log never prevents a run from resuming; a damaged essential file raises an error that
+names it; a run that fails leaves nothing."""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ TINY = Config(
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_classifier() -> Iterator[None]:
-    """Training the classifier that judges samples would take most of the time."""
+    """Training the classifier that scores samples would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "STEPS", 2)
         yield

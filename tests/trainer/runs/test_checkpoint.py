@@ -1,5 +1,5 @@
-"""A checkpoint is whole or not there, comes back to the bit, and is refused when it is not what was
-written."""
+"""A checkpoint is complete or absent, is restored bit for bit, and raises an error if it was
+changed."""
 
 import errno
 from pathlib import Path
@@ -92,9 +92,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 def test_the_folder_of_a_killed_write_is_no_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, make(1), keep=3)
     whole = write(tmp_path, make(2), keep=3)
-    whole.rename(
-        tmp_path / ".step-00000002.0123456789ab"
-    )  # what a kill just before the renaming leaves
+    whole.rename(tmp_path / ".step-00000002.0123456789ab")  # left by a kill just before the rename
     assert [p.name for p in found(tmp_path)] == ["step-00000001"]
 
 

@@ -1,5 +1,5 @@
-"""Tables hold whole rows up to the step that a run goes on from; Weights & Biases is told the same
-where it is asked for."""
+"""Tables contain complete rows up to the step from which a run resumes; Weights & Biases gets the
+same if enabled."""
 
 import importlib.machinery
 import math
@@ -33,7 +33,7 @@ def test_rows_after_the_step_and_rows_cut_short_are_left_out(tmp_path: Path) -> 
 
 
 def test_the_loss_of_each_stretch_is_its_mean_since_the_row_before(tmp_path: Path) -> None:
-    """A batch covers the schedule evenly, so the mean over stretches is the mean of the losses."""
+    """A batch covers the schedule evenly, so the mean over intervals is the mean of the losses."""
     assert fit(replace(CONFIG, batch=10, log_every=2), tmp_path)
     trainer = Trainer(replace(CONFIG, batch=10, log_every=2), data.digits())
     losses = [trainer.train_step()["loss"] for _ in range(6)]

@@ -1,5 +1,5 @@
-"""The promise: whatever kills a run, the same command again ends with the bytes of a run that
-nothing stopped. In one process and in two."""
+"""The promise: after a kill, the same command ends with the bytes of an uninterrupted run, in one
+process and in two."""
 
 import csv
 import hashlib
@@ -27,7 +27,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 noisy pictures in two classes, and one that cannot be read."""
+    """60 noisy images in two classes, and one that cannot be read."""
     folder = tmp_path_factory.mktemp("data") / "noise"
     random = np.random.default_rng(0)
     for i in range(60):
@@ -39,8 +39,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_for(pictures: Path, **changes) -> Config:
-    """A tiny network on pictures that two workers read, cropped at random, and everything that a
-    checkpoint may hold."""
+    """A tiny network on randomly cropped images that two workers read, and everything that a
+    checkpoint can contain."""
     options = {
         "data": f"folder:{pictures}",
         "in_memory_mb": 0,
@@ -132,7 +132,7 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bytes(
     run = tmp_path / "whole" / "noise"
     assert (
         len(bytes_of(run)) == 5 + 3 + 3 + 1
-    )  # weights, optimizer, three averages; snapshots; grids; the bad picture's name
+    )  # weights, optimizer, three averages; snapshots; grids; the bad image's name
     assert (run / "bad-pictures.txt").read_text().splitlines() == [str(pictures / "a" / "bad.png")]
 
 

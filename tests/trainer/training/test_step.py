@@ -1,4 +1,5 @@
-"""The seams of a step: an objective is whatever has three methods; properties compute nothing."""
+"""The seams of a step: an objective is any object with three methods; properties compute
+nothing."""
 
 from dataclasses import replace
 

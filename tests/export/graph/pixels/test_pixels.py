@@ -1,5 +1,5 @@
-"""Pixels first, with Winograd's convolutions: the same numbers, for every sample of any batch, and
-only where there is something to gain."""
+"""Pixels first, with Winograd's convolutions: the same numbers for every sample of any batch, and
+only if it is faster."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +28,8 @@ TINY_PLAN = Plan(
 
 
 class Odd(nn.Module):
-    """Sides that tiles do not divide, operations that only the old form knows, and numbers of every
-    shape that meet maps."""
+    """Sides that tiles do not divide, operations that only the old form supports, and constants of
+    every shape combined with maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Odd(nn.Module):
 
 
 def wide() -> nn.Module:
-    """A U-Net with all that ours has, its layers that start at zero filled."""
+    """A U-Net with every feature of ours; the layers that start at zero are filled."""
     network = UNet((3, 16, 16), channels=(96, 104), blocks=1, attention=(8,), num_classes=2)
     for p in network.parameters():
         if not p.any():
@@ -104,7 +104,7 @@ def test_a_wide_network_answers_the_same_in_any_batch(guided: bool) -> None:
     assert "Gather" in kinds
     assert "Conv" not in kinds
     expected, whole = run(step, (3, 16, 16), 5), run(made, (3, 16, 16), 5)
-    # Values of about 1 after some ten convolutions, each with a rounding of 1e-6.
+    # Values of about 1 after about ten convolutions, each with a rounding of 1e-6.
     np.testing.assert_allclose(whole, expected, rtol=0, atol=3e-5)
     for batch in (1, 2, 3):
         np.testing.assert_array_equal(run(made, (3, 16, 16), batch), whole[:batch])

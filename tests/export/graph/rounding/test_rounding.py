@@ -91,7 +91,7 @@ def runner(proto: ModelProto, threads: int) -> Callable[[np.ndarray], np.ndarray
 
 
 def aligned(x: np.ndarray) -> np.ndarray:
-    """A copy that begins where an inference library would put it, at a multiple of 64 bytes."""
+    """A copy at a multiple of 64 bytes, as an inference library would align it."""
     memory = np.empty(x.nbytes + 64, np.uint8)
     first = -memory.ctypes.data % 64
     copy = memory[first : first + x.nbytes].view(x.dtype).reshape(x.shape)
@@ -100,7 +100,7 @@ def aligned(x: np.ndarray) -> np.ndarray:
 
 
 def assert_same_in_any_batch(proto: ModelProto, x: np.ndarray, threads: int = 2) -> np.ndarray:
-    """What the graph makes of x, asserted to be what it makes of each sample alone."""
+    """The graph's output for x, after checking that each sample alone gives the same."""
     run = runner(same_in_any_batch(proto), threads)
     alone = np.concatenate([run(x[i : i + 1]) for i in range(len(x))])
     for size in (2, 3, 5, 16, len(x)):
@@ -117,13 +117,13 @@ def test_a_function_gives_the_same_bytes_in_any_batch_and_the_right_value(op: st
     for dims in SHAPES:
         x = generator.uniform(low, high, (BATCH, *dims)).astype(np.float32)
         found = assert_same_in_any_batch(graph_of(op, dims), x)
-        # A few units in the last place of float32, of the value and of what it is summed from.
+        # A few units in the last place of float32, of the value and of its summands.
         np.testing.assert_allclose(found, reference(x.astype(np.float64)), rtol=2e-6, atol=3e-7)
 
 
 @pytest.mark.parametrize("op", ["Celu", "Elu", "Log", "Mish", "Selu", "Softplus"])
 def test_a_large_tensor_is_the_same_however_many_threads_share_it(op: str) -> None:
-    """Three or five threads cut a tensor where no vector register begins."""
+    """Three or five threads split a tensor at places where no vector register begins."""
     low, high, _ = UNARY[op]
     x = np.random.Generator(np.random.Philox(key=2)).uniform(low, high, (16, 16, 32, 32))
     for threads in (3, 5):

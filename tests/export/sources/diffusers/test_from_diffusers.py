@@ -78,7 +78,7 @@ SMALL = {
     "downsample_type": "resnet",
     "upsample_type": "resnet",
 }
-"""Another make: scale and shift by time, resampling inside the blocks, several heads."""
+"""Another variant: scale and shift by time, resampling inside the blocks, several heads."""
 QUICK = Plan(
     batches=(1, 2), times=3, pictures=1, steps=3, samples=1, judged=1, ways=(("dpmpp_2m", 3),)
 )
@@ -102,8 +102,8 @@ def draws(count: int, shape: tuple[int, ...], seed: int = 0) -> Iterator[torch.T
 def theirs(
     pipeline: Any, count: int, steps: int, label: list[int] | None = None, **options: Any
 ) -> np.ndarray:
-    """The pipeline's pictures [n, H, W, C] in 0 … 1 from `Sampler`'s noise. Pipelines take no
-    label: it is put in at the network."""
+    """The pipeline's images [n, H, W, C] in 0 … 1 from `Sampler`'s noise. Pipelines take no label:
+    it is put in at the network."""
     import importlib
 
     size, unet = pipeline.unet.config.sample_size, pipeline.unet
@@ -131,7 +131,7 @@ def theirs(
 
 
 def ours(sampler: Sampler, count: int, steps: int, **options: Any) -> np.ndarray:
-    """The bundle's pictures, as `theirs`."""
+    """The bundle's images, in the form of `theirs`."""
     samples = sampler.sample(count, 0, steps=steps, **options)
     return np.clip(samples / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
 
@@ -147,8 +147,8 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sampler]:
     pipeline.unet.save_pretrained(folder)
     pipeline.scheduler.save_pretrained(folder)
     pipeline.save_config(folder)
-    # By default it would take 1000 steps, and 50 for the card's picture: too many for a test of
-    # this size.
+    # By default it would take 1000 steps, and 50 for the card's image: too many for a test of this
+    # size.
     return pipeline, Sampler(
         build(from_diffusers(folder, steps=4), folder.parent / "bundle", plan=QUICK)
     )
@@ -156,7 +156,7 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sampler]:
 
 @pytest.fixture(scope="module")
 def celeba_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not square, and v-prediction: of random weights that leaves most of a picture unclipped."""
+    """Not square, and v-prediction: with random weights, most of an image stays unclipped."""
     folder = tmp_path_factory.mktemp("celeba") / "ddim-small"
     scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction")
     diffusers.DDIMPipeline(network(CELEBA), scheduler).save_pretrained(folder)
@@ -171,7 +171,7 @@ def celeba(celeba_folder: Path) -> tuple[Any, Sampler]:
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sampler]:
-    """Five labels, the first of them the null label."""
+    """Five labels, of which the first is the null label."""
     folder = tmp_path_factory.mktemp("classes") / "five"
     scheduler = diffusers.DDPMScheduler(
         prediction_type="sample", beta_schedule="squaredcos_cap_v2", steps_offset=1
@@ -203,7 +203,7 @@ def test_the_published_cifar10_network_gives_ddpm_pipelines_pictures(
     )
     pictures = theirs(pipeline, 2, 4)
     assert ((pictures > 0) & (pictures < 1)).mean() > 0.4, "or clipping hides what is compared"
-    # Both in float32: sigma/alpha of 157 multiplies rounding, of theirs in ᾱ too.
+    # Both are float32: sigma/alpha of 157 multiplies the rounding, including that of their ᾱ.
     np.testing.assert_allclose(ours(sampler, 2, 4), pictures, rtol=0, atol=1e-4)
 
 
@@ -244,8 +244,8 @@ def test_ddim_pipelines_default_differs_where_the_clip_bites(celeba: tuple[Any, 
 def test_ddim_pipelines_pictures_without_clipping(
     celeba: tuple[Any, Sampler], tmp_path: Path
 ) -> None:
-    """The clip is an input of the graphs, so the same ones serve; the folder's model must say that
-    there is none."""
+    """The clip is an input of the graphs, so the same graphs work. The model of the folder must
+    have no clip."""
     import dataclasses
 
     pipeline, sampler = celeba
@@ -288,7 +288,7 @@ def test_guidance_mixes_the_answers_under_both_labels(classes: tuple[Any, Sample
 
 
 def config_of(config: Any, kind: str = "DDPMScheduler") -> Config:
-    """A scheduler's config as it is read from a file."""
+    """A scheduler's config, as read from a file."""
     return scheduler_config(Path("scheduler_config.json"), dict(config), kind)
 
 
@@ -336,7 +336,7 @@ def test_default_grids_are_their_timesteps(
 
 
 def test_a_grid_that_starts_at_one_has_a_step_less() -> None:
-    """diffusers asks its table for t = 1000 there, and fails."""
+    """diffusers looks up t = 1000 in its table here, and fails."""
     own = diffusers.DDPMScheduler(steps_offset=1)
     assert read_scheduler(config_of(own.config)).steps == 999
     own.set_timesteps(1000)
@@ -368,7 +368,7 @@ def test_variances_are_those_of_diffusers(kind: str) -> None:
 
 
 def test_fixed_large_log_is_nan_in_diffusers() -> None:
-    """It takes the root of the logarithm; ours takes the variance that is meant."""
+    """diffusers takes the root of the logarithm; ours uses the intended variance."""
     own = diffusers.DDPMScheduler(variance_type="fixed_large_log")
     own.set_timesteps(10)
     x = torch.zeros(1, 1, 2, 2)
@@ -641,7 +641,7 @@ def test_the_conversion_that_is_advised_keeps_the_forward_process(
         own = getattr(diffusers, kind)(**{k: v for k, v in changes.items() if k != "clip_sample"})
     except ImportError as error:
         pytest.skip(f"{kind}: {error}")
-    # A lean file leaves everything to the defaults of its class, which are not DDPM's.
+    # A minimal file relies on the defaults of its class, which are not DDPM's.
     stated = {} if lean else {k: v for k, v in own.config.items() if not k.startswith("_")}
     stated = {**stated, **changes}
     path = save_as(tmp_path, {"_class_name": kind, **stated})
@@ -713,7 +713,7 @@ def test_the_schedules_that_are_advised_are_those_schedulers_own() -> None:
 
 @pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
 def test_a_conversion_that_was_wrong_is_refused(kind: str, folder: Path) -> None:
-    """diffusers silently converts these; the keys that it keeps reveal it."""
+    """diffusers converts these silently; the keys that it keeps show it."""
     own = getattr(diffusers, kind)()
     stated = {key: value for key, value in own.config.items() if not key.startswith("_")}
     diffusers.DDPMScheduler.from_config(stated).save_pretrained(folder / "scheduler")

@@ -1,9 +1,9 @@
-"""A strict stand-in for cuda.bindings.runtime: the real names, signatures, types and statuses; a
-device of host memory that runs what it is told.
+"""A strict fake of cuda.bindings.runtime: the real names, signatures, types and statuses, on a
+device made of host memory.
 
-Work on a stream runs late, when somebody waits for it, or at once; which, a test chooses for each
-stream, so that a wait that was forgotten shows in the pictures. Capture records, and a launch
-replays what was recorded, at the addresses of then.
+A test chooses for each stream whether its work runs immediately or only when something waits for
+it. So a missing wait shows in the images. A capture records work, and a launch replays it at the
+recorded addresses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ E = real.cudaError_t
 
 
 ILLEGAL: list[str] = []
-"""What work touched memory that was not held any more."""
+"""Work that used memory after it was freed."""
 
 
 class Op:
@@ -69,7 +69,7 @@ class World:
     # --- failures
 
     def fails(self, name: str) -> Any:
-        """Whether this call is the one to fail; notes that it was made."""
+        """Whether this call must fail; records that it was made."""
         self.calls.append(name)
         if self.fail_at == len(self.calls) - 1:
             return True
@@ -82,12 +82,13 @@ class World:
         return sum(size for _, size in self.device.values())
 
     def held(self) -> Counter[str]:
-        """All that was made and not given back, by kind."""
+        """Everything that was created and not released, by kind."""
         found = Counter(type(thing).__name__ for thing in self.handles.values())
         return found + Counter({"device memory": len(self.device), "pinned memory": len(self.host)})
 
     def view(self, address: int, size: int, where: str = "device") -> Any:
-        """The bytes there. Raises MemoryError where they are not all inside memory that is held."""
+        """The bytes at an address. Raises MemoryError unless all of them are in allocated
+        memory."""
         for base, (_, held) in (self.device if where == "device" else self.host).items():
             if base <= address and address + size <= base + held:
                 return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
@@ -146,8 +147,7 @@ class Properties:
 
 
 class Cudart:
-    """The module. What it does not define here it does not have; enums and constants are the real
-    ones."""
+    """The module. It has only what is defined here; enums and constants are the real ones."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -165,7 +165,7 @@ class Cudart:
             count = RETURNED[name]
             status = world.fails(name)
             if status:
-                if name == "cudaStreamEndCapture":  # which ends it whatever comes of it
+                if name == "cudaStreamEndCapture":  # ends the capture, even if it fails
                     world.stream(arguments[0]).recording = None
                 return (E.cudaErrorUnknown if status is True else status, *[None] * count)
             answer = implementation(world, *arguments)
@@ -185,7 +185,7 @@ RETURNED = {
     "cudaEventRecord": 0, "cudaEventSynchronize": 0, "cudaEventElapsedTime": 1, "cudaStreamBeginCapture": 0,
     "cudaStreamEndCapture": 1, "cudaGraphInstantiate": 1, "cudaGraphDestroy": 0, "cudaGraphLaunch": 0, "cudaGraphExecDestroy": 0,
 }  # fmt: skip
-"""How many values each call returns after its status. A test holds this against the real functions.
+"""How many values each call returns after its status. A test compares this with the real functions.
 """
 
 

@@ -1,8 +1,8 @@
-"""A strict stand-in for TensorRT's runtime: the real classes' names and signatures, False and None
-as the real ones; it computes with ONNX Runtime.
+"""A strict fake of TensorRT's runtime: the real classes' names and signatures, and False or None as
+the real ones return. It computes with ONNX Runtime.
 
-Its plans are the ONNX model and what was asked for. Enums, and the base class of loggers, are
-tensorrt_rtx's own.
+Its plans are the ONNX model and the build options. Enums and the base class of loggers are those of
+tensorrt_rtx.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _sessions: dict[bytes, Any] = {}
 
 
 def plan(model: bytes, buckets: tuple[int, ...]) -> bytes:
-    """An engine as these fakes read it."""
+    """An engine that these fakes can read."""
     return MAGIC + json.dumps({"buckets": buckets}).encode() + b"\n" + model
 
 
@@ -63,8 +63,8 @@ def fits(parameters: list[str], arguments: tuple[Any, ...]) -> bool:
 
 
 class Strict:
-    """Base of the fakes: a method must be one of the real class, and is called as that is.
-    `failing`: what it returns when it is told to fail."""
+    """Base of the fakes: a method must exist in the real class, with the same signature. `failing`:
+    what it returns if the test makes it fail."""
 
     like: Any
     failing: Mapping[str, Any]
@@ -102,7 +102,7 @@ class Strict:
 
 
 class Library:
-    """The module, as `tensorrt_rtx` or as `tensorrt`, which lacks some of it."""
+    """The module as `tensorrt_rtx`, or as `tensorrt`, which has less."""
 
     def __init__(self, world: World, name: str, version: str) -> None:
         self.world, self.__name__, self.__version__ = world, name, version
@@ -241,8 +241,8 @@ class Context(
         "execute_async_v3": False,
     },
 ):
-    """Runs when the stream gets there, at the addresses of when it was enqueued; wastes its
-    activations' memory while it does."""
+    """Runs when the stream reaches it, at the addresses from when it was enqueued. It overwrites
+    its activation memory."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._world = engine, engine._world
@@ -319,7 +319,7 @@ class Context(
 class RtxContext(
     Context, like=real.IExecutionContext, failing={**Context.failing, "is_stream_capturable": False}
 ):
-    """TensorRT-RTX's can also be asked whether it can be captured."""
+    """TensorRT-RTX's context also reports whether it can be captured."""
 
     def is_stream_capturable(self, stream: int) -> bool:
         return self._world.stream(stream) is not None

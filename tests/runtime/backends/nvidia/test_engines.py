@@ -1,5 +1,5 @@
-"""The cache of engines: what is not whole, not ours or not exactly what was asked for is never
-handed out."""
+"""The cache of engines never returns an engine that is incomplete, owned by another user, or built
+from another recipe."""
 
 import dataclasses
 import hashlib
@@ -135,8 +135,8 @@ def test_without_a_cache_there_are_no_engines(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_several_processes_store_and_load_at_once(root: Path, place: Path) -> None:
-    """Each its own bytes under one recipe: what is loaded is always whole, and in the end one
-    engine is left."""
+    """Processes store different bytes under one recipe. What is loaded is always complete, and in
+    the end one engine is left."""
     code = (
         "import sys; from runtime.backends.nvidia import engine_cache as engines\n"
         "from runtime.backends.nvidia.engine_cache import Gpu, Recipe\n"

@@ -1,5 +1,5 @@
-"""The GPU backends on real hardware: make test-gpu. Skipped where there is no NVIDIA GPU; there
-test_tensorrt.py holds the same loop on fakes."""
+"""The GPU backends on real hardware: make test-gpu. Skipped without an NVIDIA GPU; test_tensorrt.py
+tests the same loop on fakes."""
 
 import time
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def backend(
     shipped: Bundle,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
-    """A backend that this machine has, its engines built into a cache of their own."""
+    """A backend of this machine, with its engines in a separate cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNNOISE_CACHE", str(tmp_path_factory.mktemp("cache")))
         try:

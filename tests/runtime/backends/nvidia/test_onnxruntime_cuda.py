@@ -1,8 +1,8 @@
-"""ONNX Runtime's CUDA backend without a GPU: its own sessions and values, on the CPU behind the
-names of the GPU's; the pictures must be the same.
+"""ONNX Runtime's CUDA backend without a GPU: sessions and values on the CPU under the GPU's names.
+The images must be the same.
 
-The stand-in replays CUDA graphs as ONNX Runtime does: what a graph was captured with is what it
-reads and writes, whatever is bound later.
+The fake replays CUDA graphs as ONNX Runtime does: a graph reads and writes the memory that it was
+captured with, not what is bound later.
 """
 
 import sys
@@ -22,8 +22,8 @@ KNOWN_OPTIONS = {"device_id", "enable_cuda_graph", "use_tf32"}
 
 
 class Options(onnxruntime.SessionOptions):
-    """The real ones; the CPU's session, which computes here, would refuse to be the fallback of
-    nothing."""
+    """The real options; the CPU session that computes here would not accept an empty list of
+    fallbacks."""
 
     def add_session_config_entry(self, key: str, value: str) -> None:
         assert (key, value) == ("session.disable_cpu_ep_fallback", "1")
@@ -43,7 +43,7 @@ class Binding:
 
 
 class Session:
-    """A session on the CPU that says it is on the GPU. providers: what it says."""
+    """A session on the CPU that reports `providers`, for example the GPU's."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Session:
 
 
 class Value:
-    """onnxruntime.OrtValue, of whose constructors this is the one in use."""
+    """onnxruntime.OrtValue with the one constructor in use."""
 
     @staticmethod
     def ortvalue_from_numpy(array: Any, device: str, number: int) -> Any:
@@ -207,7 +207,8 @@ def test_a_run_that_fails_is_a_typed_error(library: Library, bundle: Bundle) -> 
 
 
 def test_the_real_library_knows_the_keys_that_it_would_take_in_silence() -> None:
-    """A session's and a run's config take any key; those in use stand in the library's own code."""
+    """The configs of a session and a run accept any key; those in use appear in the library's
+    code."""
     folder = Path(onnxruntime.__file__).parent / "capi"
     code = next(
         p for p in folder.iterdir() if p.name.startswith("onnxruntime_pybind11_state")

@@ -1,5 +1,5 @@
-"""The TensorRT backends without a GPU: strict fakes run the loop on host memory, and the pictures
-must be those of the onnxruntime backend.
+"""The TensorRT backends without a GPU: strict fakes run the loop on host memory, and the images
+must equal those of the onnxruntime backend.
 
 What the fakes hold: tests/runtime/backends/nvidia/fake_cuda.py, fake_tensorrt.py. Real hardware:
 tests/runtime/backends/nvidia/test_gpu.py.
@@ -81,7 +81,7 @@ def library(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> Callable[..., World]:
-    """machine(library, …): a fake machine from now on, its engines in the cache."""
+    """machine(library, …): use a fake machine from now on, with its engines in the cache."""
 
     def make(library: str, engines_for: tuple[int, ...] = BUCKETS, **world: Any) -> World:
         made = World(**world)
@@ -102,7 +102,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> Callable[..., Wo
 def gpu(
     machine: Callable[..., World], library: str, bundle: Bundle
 ) -> Iterator[tuple[Sampler, World]]:
-    """A sampler on a fake machine; after the test all is given back."""
+    """A sampler on a fake machine; after the test everything is released."""
     world = machine(library)
     with Sampler(bundle, library) as sampler:
         yield sampler, world
@@ -140,8 +140,8 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
     sampler: Sampler,
     eager: tuple[int, ...],
 ) -> None:
-    """The fake computes with ONNX Runtime, whose samples do not depend on their batch: what differs
-    is the loop alone."""
+    """The fake computes with ONNX Runtime, whose samples do not depend on their batch. So only the
+    loop differs."""
     world = machine(library, eager=eager)
     with Sampler(bundle, library) as found:
         for way in WAYS:
@@ -491,8 +491,8 @@ def test_an_engine_of_something_else_is_refused(
 def test_a_network_without_labels_on_samples_of_any_shape(
     machine: Callable[..., World], library: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Signals of 2×5: slices that are no multiple of 256 bytes, and an engine without the input
-    `label`."""
+    """Signals of 2×5: slices whose size is not a multiple of 256 bytes, and an engine without the
+    input `label`."""
     import torch
 
     from export.build import build
@@ -552,7 +552,7 @@ def test_threads_are_a_cpus(machine: Callable[..., World], library: str, bundle:
 
 
 def use(bundle: Bundle, library: str) -> list[bytes]:
-    """Load, run a loop with and without guidance, a step from the host, close."""
+    """Load, run a loop with and without guidance, run a step from the host, and close."""
     with Sampler(bundle, library) as found:
         looped = found.sample(
             1, label=1, guidance=2.0, guidance_interval=(0.0, 0.5), solver="ddpm", steps=2
@@ -574,8 +574,8 @@ FREES = {
 def test_every_call_in_turn_fails_and_nothing_leaks(
     machine: Callable[..., World], library: str, bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whichever it is: the typed error, or the right pictures where it can be done without; and all
-    is given back, but for what could not be."""
+    """Any failing call gives the typed error, or the right images if the call is optional.
+    Everything is released, except what could not be."""
     caplog.set_level(logging.CRITICAL)
     world = machine(library)
     use(bundle, library)  # now TensorRT-RTX's kernels are in the cache
@@ -616,7 +616,7 @@ def test_every_call_in_turn_fails_and_nothing_leaks(
 
 
 def test_every_fake_of_cuda_answers_with_as_many_values_as_the_real_call() -> None:
-    """Without a driver the real calls return their error, with as many values beside it."""
+    """Without a driver the real calls return their error, with as many further values."""
     api = fake_cuda.real
     if api.cudaGetDeviceCount()[0] == api.cudaError_t.cudaSuccess:
         pytest.skip("a GPU is there, and these calls would do something")
