@@ -26,6 +26,8 @@ SCHEDULES = {
     "edm": make_schedule("edm"),
     "from_betas": make_schedule("from_betas", betas=np.linspace(1e-3, 0.3, 40).tolist()),
 }
+MUCH_ALIKE = ("linear_raw", "scaled_linear", "sigmoid")
+"""Schedules much like others of the list. Programs of 1000 steps on them are in the slow run."""
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ddpm": [{}, {"variance": "fixed_large"}],
     "ddim": [{}, {"eta": 0.3}],
@@ -85,7 +87,13 @@ def stays_finite(program: Program) -> None:
     assert np.isfinite(found).all()
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in MUCH_ALIKE else [])
+        for name in SCHEDULES
+    ],
+)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_one_two_three_and_all_steps_on_every_grid(solver: str, name: str) -> None:
     schedule = SCHEDULES[name]
