@@ -57,6 +57,7 @@ def test_its_samples_keep_the_same_bytes_in_a_batch(shipped: Bundle) -> None:
     assert sampler.sample(1, seed=3, label=17, steps=2).tobytes() == batch[3].tobytes()
 
 
+@pytest.mark.slow
 def test_translating_emoji_that_it_never_saw_brings_them_nearer_to_their_counterparts(
     shipped: Bundle,
 ) -> None:

@@ -57,14 +57,14 @@ CIFAR10_SCHEDULER = {
 CELEBA = {
     **CIFAR10,
     "sample_size": (64, 32),
-    "block_out_channels": (16, 32, 64),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "block_out_channels": (16, 16, 32, 32, 64, 64),
+    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
     "layers_per_block": 1,
     "norm_num_groups": 8,
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
 }
-"""google/ddpm-celebahq-256's network cut to an eighth of its width, three levels, one layer per
-block and 64×32."""
+"""google/ddpm-celebahq-256's network cut to an eighth of its width, one layer per block and
+64×32."""
 SMALL = {
     "sample_size": 8,
     "in_channels": 1,
@@ -223,6 +223,7 @@ def test_nothing_of_the_cifar10_graph_is_computed_that_is_known_but_for_the_batc
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
+@pytest.mark.slow
 def test_ddim_pipelines_pictures_where_eps_is_taken_from_the_clipped_estimate(
     celeba: tuple[Any, Sampler],
 ) -> None:
@@ -233,6 +234,7 @@ def test_ddim_pipelines_pictures_where_eps_is_taken_from_the_clipped_estimate(
     np.testing.assert_allclose(ours(sampler, 2, 8), pictures, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_ddim_pipelines_default_differs_where_the_clip_bites(celeba: tuple[Any, Sampler]) -> None:
     """By default it clips D and keeps the ε of before. Ours takes ε from the clipped D, so that x
     stays on its level."""
@@ -241,6 +243,7 @@ def test_ddim_pipelines_default_differs_where_the_clip_bites(celeba: tuple[Any, 
     assert apart.max() > 5 * LEVEL
 
 
+@pytest.mark.slow
 def test_ddim_pipelines_pictures_without_clipping(
     celeba: tuple[Any, Sampler], tmp_path: Path
 ) -> None:
