@@ -1,12 +1,12 @@
 """What the engine costs in addition to the network, and what it gives under load.
 
-    python benchmarks/serving.py [BUNDLE] [--rounds N] [--plot FILE]
+    python benchmarks/serving.py [BUNDLE] [--rounds N] [--plot FILE] [--virtual]
 
 Three things are measured.
 - The bookkeeping of a tick of 16 samples, on a backend that does nothing.
 - The engine's saturation against `Sampler.sample_requests` on the same requests, both sides in turn.
 - Latencies and saturation of three policies on a virtual clock (benchmarks/traffic.py). These do
-  not depend on the machine. --plot draws latency against load.
+  not depend on the machine. --plot draws latency against load; --virtual does only this part.
 """
 
 from __future__ import annotations
@@ -30,8 +30,17 @@ BATCH = 16
 OVERHEAD_STEPS = 200
 OVERHEAD_BOUND_MS = 0.3
 SATURATION_BOUND = 0.95
-LOADS = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+LOADS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 """Of the saturation of one at a time."""
+NEAR = 0.97
+"""Of its saturation: the greatest load at which a policy is drawn."""
+ARRIVALS = 2000
+SEEDS = 5
+STYLES = {
+    "one at a time": ("#404040", "o-"),
+    "static batches": ("#0072b2", "s--"),
+    "engine": ("#d55e00", "^-"),
+}
 POLICIES = {
     "one at a time": traffic.one_at_a_time,
     "static batches": traffic.static,
@@ -151,27 +160,45 @@ def simulated() -> str:
 
 
 def plot(path: Path) -> None:
-    """Draw the p95 latency of 10-step requests against load, on two cores."""
+    """Draw the p95 latency of the shortest and of the longest requests against load, on two cores.
+
+    Each policy is drawn up to its saturation: beyond it, latencies grow for as long as requests
+    come.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    picture, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+    titles = {10: "requests of 10 steps", 100: "requests of 100 guided steps"}
     one = traffic.saturation(traffic.one_at_a_time, TWO_CORES)
-    figure, axes = plt.subplots(figsize=(7, 4))
     for name, run in POLICIES.items():
-        seconds = []
-        for load in LOADS:
-            arrivals = traffic.poisson(load * one, 2000, seed=0)
-            latencies = run(arrivals, TWO_CORES)
-            seconds.append(traffic.percentile(latencies, arrivals, 10, 95))
-        axes.plot([load * one for load in LOADS], seconds, marker="o", label=name)
-    axes.set_yscale("log")
-    axes.set_xlabel("requests a second")
-    axes.set_ylabel("p95 latency of 10-step requests, s")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+        most = NEAR * traffic.saturation(run, TWO_CORES)
+        rates = [rate for rate in (*(load * one for load in LOADS), most) if rate <= most]
+        found = [_p95(run, rate) for rate in rates]
+        color, style = STYLES[name]
+        for axis, steps in zip(axes, titles, strict=True):
+            seconds = [p95[steps] for p95 in found]
+            axis.plot(rates, seconds, style, color=color, label=name, markersize=5, linewidth=1.4)
+    for axis, title in zip(axes, titles.values(), strict=True):
+        axis.axvline(one, linestyle=":", color="#999999")
+        axis.set(yscale="log", xlabel="requests a second", title=title)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("p95 latency, s")
+    axes[0].legend()
+    picture.savefig(path, dpi=110)
+
+
+def _p95(run: traffic.Policy, rate: float) -> dict[int, float]:
+    """The p95 latency by steps, the mean of a few runs."""
+    found = []
+    for seed in range(SEEDS):
+        arrivals = traffic.poisson(rate, ARRIVALS, seed)
+        latencies = run(arrivals, TWO_CORES)
+        found.append([traffic.percentile(latencies, arrivals, n, 95) for n in (10, 100)])
+    return dict(zip((10, 100), np.mean(found, axis=0).tolist(), strict=True))
 
 
 def main() -> None:
@@ -181,10 +208,13 @@ def main() -> None:
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--plot", type=Path, help="draw latency against load")
+    parser.add_argument("--virtual", action="store_true", help="only the virtual clock")
     given = parser.parse_args()
     if given.plot:
         plot(given.plot)
     print(simulated())
+    if given.virtual:
+        return
     sampler = Sampler.load(given.bundle, max_batch=BATCH)
     ticks = overhead_ms(sampler.bundle, given.rounds)
     print(

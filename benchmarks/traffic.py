@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,5 +143,5 @@ def saturation(policy: Policy, curve: CostCurve, number: int = 1000, seed: int =
 
 def percentile(latencies: Latencies, arrivals: Iterable[Arrival], rows: int, q: float) -> float:
     """A percentile of the latencies of requests with so many steps."""
-    chosen = [latencies[i] for i, arrival in zip(count(), arrivals) if len(arrival.guided) == rows]
+    chosen = [latencies[i] for i, arrival in enumerate(arrivals) if len(arrival.guided) == rows]
     return float(np.percentile(chosen, q))

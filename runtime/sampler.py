@@ -136,7 +136,7 @@ class Sampler(Animating):
 
         Args:
             n: 1 … 1,000,000, as far as the result fits in memory.
-            seed: Sample i has seed + i, 0 … 2^63 - 1; or a sequence of n.
+            seed: Sample i has seed + i, 0 … 2^64 - 1; or a sequence of n.
             label: A name or a number for all samples, or a sequence of n; None is the null label.
             guidance: The classifier-free guidance scale, one or n; 1 is none.
             guidance_interval: (low, high], in sigma/alpha, where guidance holds; None is

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -81,7 +81,7 @@ def create_app(bundles: Iterable[Source], settings: Settings | None = None) -> S
     service = Service(bundles, settings or Settings())
     handled = (Problem, UnnoiseError, ClientGone, HTTPException)
     app = Starlette(
-        routes=[Route(path, _entered(path, end), methods=[m]) for m, path, end in ENDPOINTS],
+        routes=_routes(),
         middleware=[Middleware(Observe, service), Middleware(Gate, service)],
         exception_handlers=dict.fromkeys(handled, _respond),
         lifespan=_lifespan,
@@ -95,12 +95,25 @@ async def _respond(request: Request, error: Exception) -> Response:
     return respond(request, error)
 
 
-def _entered(path: str, endpoint: Endpoint) -> Endpoint:
-    """An endpoint that notes its route's template, for the log and the metrics."""
+def _routes() -> list[Route]:
+    """One route a path, so that the Allow header of a 405 lists all its methods."""
+    by_path: dict[str, dict[str, Endpoint]] = {}
+    for method, path, endpoint in ENDPOINTS:
+        by_path.setdefault(path, {})[method] = endpoint
+    return [
+        Route(path, _entered(path, methods), methods=list(methods))
+        for path, methods in by_path.items()
+    ]
+
+
+def _entered(path: str, methods: Mapping[str, Endpoint]) -> Endpoint:
+    """The endpoints of a path, which note its template for the log and the metrics."""
 
     async def enter(request: Request) -> ASGIApp:
         request.scope["state"]["endpoint"] = path
-        return await endpoint(request)
+        # Starlette lets HEAD through to any endpoint that takes GET.
+        method = "GET" if request.method == "HEAD" else request.method
+        return await methods[method](request)
 
     return enter
 

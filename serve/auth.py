@@ -16,7 +16,8 @@ from .problems import Problem
 from .settings import Settings
 
 PAGE_SCRIPTS = ("app.js", "api.js", "combobox.js", "form.js", "mask.js", "pictures.js")
-OPEN_PATHS = ("/livez", "/readyz", "/", "/style.css", *(f"/{name}" for name in PAGE_SCRIPTS))
+READY_PATH = "/readyz"
+OPEN_PATHS = ("/livez", READY_PATH, "/", "/style.css", *(f"/{name}" for name in PAGE_SCRIPTS))
 """Paths that need no token: probes, and the page, which asks its user for one."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -75,13 +76,18 @@ def user_of(headers: Headers, path: str, tokens: Mapping[str, str]) -> str | Non
     )
 
 
-def check_host(headers: Headers, settings: Settings) -> None:
+def check_host(headers: Headers, path: str, settings: Settings) -> None:
     """Check the Host header, against pages whose name was rebound to this machine's address.
+
+    /readyz is exempt.
 
     Raises:
         Problem: The header names another host (421).
     """
-    if settings.hosts and host_name(headers.get("host", "")) not in settings.hosts:
+    # A container's health check calls an address and knows no name. /readyz holds no user's data.
+    if not settings.hosts or path == READY_PATH:
+        return
+    if host_name(headers.get("host", "")) not in settings.hosts:
         raise Problem(421, "the Host header names another host. Pass --host-name NAME to allow it.")
 
 

@@ -4,8 +4,7 @@ along with all others."""
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,12 +12,10 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-import runtime
-from runtime import Cancelled, Inversion, Overloaded, SamplingOptions
-from runtime.editing.edits import PAINTING, Editing
+from runtime import Cancelled, Inversion, SamplingOptions
+from runtime.editing.animation import Animating
+from runtime.editing.edits import PAINTING
 from runtime.editing.inversion import INVERTING
-from runtime.engine.loop import Result, StepCallback
-from runtime.engine.request import Planner
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
 from runtime.files import from_json
@@ -26,21 +23,20 @@ from runtime.images import read
 
 from . import limits, results
 from .bodies import Form, decode, read_form
-from .events import unless_gone
-from .fields import EDIT_PARTS, edit_fields
+from .events import accepted
+from .fields import EDIT_PARTS, SOLVING_NAMES, edit_fields
 from .models import Model
+from .passes import EngineEditing, Passes
 from .pictures import Float32
 from .problems import Problem
 from .results import Output
 from .runs import Run
-from .samples import options_of
+from .samples import how_of, options_of
 from .schema import check_all
 from .service import Service, flow_of, service_of
 from .settings import Settings
 
-MOST_TRIES = 20
-"""Times that a later pass of an edit is submitted if the engine is overloaded."""
-SETTINGS = ("label", "guidance", "guidance_interval", "solver", "steps", "grid")
+SETTINGS = ("label", "guidance", *SOLVING_NAMES)
 """Fields of an edit that all methods of `Sampler` take."""
 
 
@@ -52,6 +48,7 @@ class Edit:
         given: The fields of `params`.
         images: [1, *S] each, by part.
         how: What the method of `Sampler` takes by keyword.
+        rows: A bound of the rows of one sample's program.
     """
 
     verb: str
@@ -59,74 +56,7 @@ class Edit:
     images: Mapping[str, Float32]
     mask: Image.Image | None
     how: Mapping[str, object]
-
-
-class EngineEditing(Editing):
-    """The editing methods of `Sampler`, whose requests run in an engine. For one thread."""
-
-    def __init__(self, model: Model, submit: Callable[[list[runtime.Request]], Float32]) -> None:
-        """submit: runs requests, and returns their samples [n, *S]."""
-        self.bundle = model.bundle
-        self._submit = submit
-        self._planner = Planner(model.bundle)
-
-    def run(
-        self, requests: Iterable[runtime.Request], on_step: StepCallback | None = None
-    ) -> Result:
-        """Run requests, see `Sampler.run`; samples are [n, *S]. `on_step` is not called."""
-        return Result(self._submit(list(requests)), ())
-
-
-class Passes:
-    """Submits the passes of an edit, one after another, and shows them as one run."""
-
-    def __init__(
-        self,
-        run: Run,
-        settings: Settings,
-        flow: str,
-        deadline: float | None,
-        every: int,
-    ) -> None:
-        """deadline: seconds from now for all passes; None has none."""
-        self._run = run
-        self._settings = settings
-        self._flow = flow
-        self._end = None if deadline is None else time.monotonic() + deadline
-        self._every = every
-        self._passes = 0
-
-    def submit(self, requests: list[runtime.Request]) -> Float32:
-        """Run one pass, in the edit's thread. Returns its samples [n, *S].
-
-        Raises:
-            Cancelled: The run was cancelled.
-            UnnoiseError: See `Engine.submit` and `Ticket.result`.
-        """
-        # Every pass is bounded like a request of its own.
-        limits.checked(self._run.model.bundle, requests, self._settings)
-        for left in reversed(range(MOST_TRIES)):
-            if self._run.cancelled:
-                raise Cancelled("the edit was cancelled.")
-            try:
-                return self._once(requests)
-            except Overloaded as error:
-                # The first pass is refused like any request; later ones were promised.
-                if not self._passes or not left:
-                    raise
-                self._run.stopped.wait(error.retry_after)
-        raise AssertionError
-
-    def _once(self, requests: list[runtime.Request]) -> Float32:
-        run = self._run
-        shown = run.note if self._every else False
-        # What is left of the deadline of all passes.
-        deadline = None if self._end is None else max(self._end - time.monotonic(), 0.0)
-        ticket = run.model.engine.submit(requests, self._flow, deadline, shown, self._every or 1)
-        self._passes += 1
-        # Runs belong to the event loop, and this is the edit's thread.
-        run.call(run.attach, ticket)
-        return ticket.result()
+    rows: int
 
 
 async def create(request: Request) -> ASGIApp:
@@ -143,24 +73,35 @@ async def create(request: Request) -> ASGIApp:
         model = service.models.get(cast("str | None", given.get("model")))
         output = Output.of(request, model, given)
         edit = await service.encode(plan, verb, given, form.files, model, service.settings)
-    run = await begin(request, service, model, edit, output)
+    run = await begin(request, service, model, edit, output.deadline, output.preview_every)
 
     def last(samples: Float32) -> dict[str, object]:
-        return {**results.as_json(run, samples), "urls": [None] * len(samples)}
+        n = samples.shape[1] if run.animated else len(samples)
+        return {**results.as_json(run, samples), "urls": [None] * n}
 
     return await results.respond(request, service, run, output, last, {})
 
 
 async def begin(
-    request: Request, service: Service, model: Model, edit: Edit, output: Output
+    request: Request,
+    service: Service,
+    model: Model,
+    edit: Edit,
+    deadline: float | None,
+    every: int,
 ) -> Run:
-    """Start an edit in a thread, and wait until its first pass is accepted."""
+    """Start an edit in a thread, and wait until its first pass is accepted.
+
+    Args:
+        deadline: Seconds from now for all passes; None has none.
+        every: Steps between previews; 0 for none.
+    """
     if service.edits >= service.settings.edits:
         raise Problem(429, "too many edits are under way. Try again.", 1.0)
     # Edits are not shared: their requests are known only pass by pass.
     run = service.runs.open(model).join()
-    every = output.every if output.stream or output.is_job else 0
-    passes = Passes(run, service.settings, flow_of(request), output.deadline, every)
+    run.animated = edit.verb == "animate"
+    passes = Passes(run, service.settings, flow_of(request), deadline, every)
     service.edits += 1
     loop = asyncio.get_running_loop()
     working = loop.run_in_executor(
@@ -178,12 +119,7 @@ async def begin(
         run.settle(found, error)
 
     working.add_done_callback(end)
-    try:
-        await unless_gone(request.receive, service.runs.accepted(run))
-    except BaseException:
-        run.leave()
-        raise
-    return run
+    return await accepted(request.receive, run)
 
 
 def params_of(verb: str, form: Form) -> dict[str, object]:
@@ -216,13 +152,15 @@ def plan(
     settings: Settings,
 ) -> Edit:
     """Check what an edit costs, then decode its images. Raises RequestError."""
-    chosen = {name: given[name] for name in (*SETTINGS, "options") if name in given}
+    chosen = {name: given[name] for name in SETTINGS if name in given}
     if verb == "translate":
         chosen.pop("label", None)
     how = how_of(chosen)
-    integer("n", given.get("n", 1), 1, settings.samples)
+    n = integer("n", given.get("n", 1), 1, settings.samples)
     # Before any image is decoded.
-    check_cost(verb, given, model, settings)
+    rows = check_cost(verb, given, model, settings)
+    if verb == "animate":
+        limits.check_frames(model.bundle, n, rows, settings)
     convert = bool(given["convert"])
     bundle = model.bundle
     parts = EDIT_PARTS[verb]
@@ -232,30 +170,20 @@ def plan(
         for name, image in decoded.items()
         if name != "mask"
     }
-    return Edit(verb, given, images, decoded.get("mask"), how)
+    return Edit(verb, given, images, decoded.get("mask"), how, rows)
 
 
-def how_of(given: Mapping[str, object]) -> dict[str, object]:
-    """Return checked fields as the methods of `Sampler` take them. Raises RequestError."""
-    how = {name: value for name, value in given.items() if name != "options"}
-    if isinstance(how.get("guidance_interval"), list):
-        how["guidance_interval"] = tuple(cast("list[float]", how["guidance_interval"]))
-    return {**how, **options_of(given)}
-
-
-def check_cost(verb: str, given: Mapping[str, object], model: Model, settings: Settings) -> None:
-    """Raises RequestError if the program of a verb would have too many rows."""
-    defaults = {"stylize": {}, "inpaint": PAINTING}.get(verb, INVERTING)
+def check_cost(verb: str, given: Mapping[str, object], model: Model, settings: Settings) -> int:
+    """Bound the rows of a verb's program. Raises RequestError if there are too many."""
+    defaults = {"stylize": {}, "animate": {}, "inpaint": PAINTING}.get(verb, INVERTING)
     names = ("solver", "steps", "grid", "strength")
     asked: dict[str, Any] = {**defaults, **{name: given[name] for name in names if name in given}}
-    # Guidance may be a list, and does not change the number of rows.
-    asked.pop("guidance", None)
     options = SamplingOptions(**asked, options=options_of(given))
-    limits.checked_rows(model.bundle.resolve(options), settings)
+    return limits.checked_rows(model.bundle.resolve(options), settings)
 
 
-def perform(editing: Editing, edit: Edit) -> Float32 | Inversion:
-    """Run an edit, in a thread of its own. Returns samples [n, *S]."""
+def perform(editing: Animating, edit: Edit) -> Float32 | Inversion:
+    """Run an edit, in a thread of its own. Returns samples [n, *S], or frames [K, n, *S]."""
     given = edit.given
     how: dict[str, Any] = dict(edit.how)
     # The form was checked: a verb that needs a file has it.
@@ -269,6 +197,8 @@ def perform(editing: Editing, edit: Edit) -> Float32 | Inversion:
         convert = bool(given["convert"])
         mask: Any = edit.mask
         return editing.inpaint(image, mask, convert=convert, **chosen, **how)
+    if edit.verb == "animate":
+        return editing.animate(pictures=image, **chosen, **how)
     method = getattr(editing, edit.verb)
     return method(image, **chosen, **how)
 
@@ -280,6 +210,7 @@ OWN = {
     "inpaint": ("seed",),
     "interpolate": ("n",),
     "variations": ("n", "amount", "seed"),
+    "animate": ("n", "seed"),
 }
 """Fields that the method of one verb takes."""
 

@@ -51,6 +51,27 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
+async def accepted(receive: Receive, run: Run) -> Run:
+    """Wait until the engine has accepted a run, and return the run.
+
+    If this raises, it has left the run.
+
+    Raises:
+        ClientGone: The client left.
+        Overloaded, DeadlineError, ClosedError, RequestError: See `Engine.submit`.
+    """
+    try:
+        if not run.done:
+            await unless_gone(receive, run.started.wait())
+        # Without a ticket it was refused, or its result was kept from before.
+        if run.ticket is None:
+            await run.result()
+    except BaseException:
+        run.leave()
+        raise
+    return run
+
+
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -62,12 +83,10 @@ class EventStream:
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
-        headers: dict[str, str],
         on_end: Callable[[], object],
     ) -> None:
         """on_end: called once, however it ends."""
         self._events = events
-        self._headers = headers
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +96,6 @@ class EventStream:
             "cache-control": "no-store",
             # nginx would otherwise hold events back.
             "x-accel-buffering": "no",
-            **self._headers,
         }
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         try:
@@ -96,56 +114,51 @@ class EventStream:
             await send({"type": "http.response.body", "body": part, "more_body": True})
 
 
-class Stream:
-    """The events of a run."""
+async def run_events(
+    run: Run,
+    encoding: Executor,
+    heartbeat_s: float,
+    last: Last,
+    after: int = 0,
+) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a run, to its end.
 
-    def __init__(
-        self,
-        run: Run,
-        encoding: Executor,
-        heartbeat_s: float,
-        last: Last,
-    ) -> None:
-        """last: called in the pool `encoding`."""
-        self._run = run
-        self._encoding = encoding
-        self._heartbeat_s = heartbeat_s
-        self._last = last
-
-    async def events(self, after: int = 0) -> AsyncGenerator[bytes, None]:
-        """Yield the events of the run, to its end.
-
-        after: the number of the last event that the client has seen.
-        """
-        loop = asyncio.get_running_loop()
-        run = self._run
-        # It says at once that the request was accepted, before anything has run.
-        yield event("status", status_json(run), after or None)
-        while not run.done:
-            if not await run.change(after, self._heartbeat_s):
-                yield HEARTBEAT
-                continue
-            if run.done:
-                break
-            # Only what is newer than the client's last event: the others are not repeated.
-            views = [
-                (sample, view.step, view.steps, view.denoised)
-                for sample, view in sorted(run.views.items())
-                if view.version > after
-            ]
-            after = run.version
-            shown = await loop.run_in_executor(self._encoding, previews_as_json, run.model, views)
-            yield event("preview", {"stage": run.stage, "previews": shown}, after)
-        try:
-            # A stream always ends with an event: the results or an error.
-            data = await loop.run_in_executor(self._encoding, self._last, await run.result())
-            yield event("done", data, after + 1)
-        except Exception as error:
-            yield event("error", problem_of(error).to_json(), after + 1)
+    Args:
+        run: Whose events they are.
+        encoding: The pool that makes the data of events.
+        heartbeat_s: Seconds between signs of life.
+        last: Called in the pool.
+        after: The number of the last event that the client has seen.
+    """
+    loop = asyncio.get_running_loop()
+    # It says at once that the request was accepted, before anything has run.
+    status = await loop.run_in_executor(encoding, status_json, run)
+    yield event("status", status, after or None)
+    while not run.done:
+        if not await run.change(after, heartbeat_s):
+            yield HEARTBEAT
+            continue
+        if run.done:
+            break
+        # Only what is newer than the client's last event: the others are not repeated.
+        views = [
+            (sample, view.step, view.steps, view.denoised)
+            for sample, view in sorted(run.views.items())
+            if view.version > after
+        ]
+        after = run.version
+        shown = await loop.run_in_executor(encoding, previews_as_json, run.model, views)
+        yield event("preview", {"stage": run.stage, "previews": shown}, after)
+    try:
+        # A stream always ends with an event: the results or an error.
+        data = await loop.run_in_executor(encoding, last, await run.result())
+        yield event("done", data, after + 1)
+    except Exception as error:
+        yield event("error", problem_of(error).to_json(), after + 1)
 
 
 def status_json(run: Run) -> dict[str, object]:
-    """Return the state of a run, as JSON."""
+    """Return the state of a run, as JSON. From any thread: predicting its end takes long."""
     status = run.status()
     if status is None:
         state = "done" if run.done and run.future.exception() is None else "waiting"

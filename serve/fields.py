@@ -29,9 +29,13 @@ from .schema import (
 IMAGE_FORMATS = ("png", "webp")
 FORMATS = (*IMAGE_FORMATS, "npy", "json")
 """Formats of a response."""
+ANIMATION_FORMATS = (*IMAGE_FORMATS, "gif")
+"""Formats of an animation as an image; PNG and WebP are lossless."""
 MOST_SAMPLES = 10_000
 """Entries of a list in a request; the settings may allow fewer samples."""
 MOST_TIMES = 10_000
+MOST_URL_TIMES = 1000
+"""Times of a grid in a URL, of which the server reads 64 KiB."""
 SOLVER_NAMES = (*SOLVERS, TUNED)
 LABEL = either(integer(0, 10**6), text())
 SCALE = number(-1e3, 1e3)
@@ -40,6 +44,12 @@ SCALE = number(-1e3, 1e3)
 def _each(kind: Kind) -> Kind:
     """One value for all samples, or a list of one a sample."""
     return either(kind, many(optional(kind), 1, MOST_SAMPLES))
+
+
+def _grid(most: int) -> Field:
+    """The grid of a sample, of at most so many times."""
+    kind = either(text(), many(number(-1e9, 1e9), 1, most))
+    return Field("grid", kind, f"A grid ({', '.join(GRIDS)}), or its falling times.")
 
 
 MODEL = Field("model", text(), "The name of a model. Needed if the service has several.")
@@ -59,11 +69,7 @@ SOLVING: tuple[Field, ...] = (
     ),
     Field("solver", choice(*SOLVER_NAMES), "The name of a solver."),
     Field("steps", integer(1, 10_000), "The number of grid intervals."),
-    Field(
-        "grid",
-        either(text(), many(number(-1e9, 1e9), 1, MOST_TIMES)),
-        f"A grid ({', '.join(GRIDS)}), or its falling times.",
-    ),
+    _grid(MOST_TIMES),
     Field(
         "options",
         named(scalar(), 20),
@@ -71,6 +77,7 @@ SOLVING: tuple[Field, ...] = (
     ),
 )
 """How a sample is made."""
+SOLVING_NAMES = tuple(entry.name for entry in SOLVING)
 CONVERT = Field(
     "convert",
     flag(),
@@ -82,12 +89,15 @@ DEADLINE = Field(
     number(0, 1e6),
     "Seconds in which the result is needed. If the service cannot keep it, it says so at once.",
 )
+
+
+def _format(*names: str) -> Field:
+    text = "Of the response; without it the Accept header decides, and then png."
+    return Field("format", choice(*names), text)
+
+
 OUTPUT: tuple[Field, ...] = (
-    Field(
-        "format",
-        choice(*FORMATS),
-        "Of the response; without it the Accept header decides, and then png.",
-    ),
+    _format(*FORMATS),
     Field("columns", integer(1, MOST_SAMPLES), "Images in a row of the sheet."),
     DEADLINE,
     Field("stream", flag(), "Respond with an event stream that has previews.", default=False),
@@ -111,7 +121,7 @@ ONE_SAMPLE: tuple[Field, ...] = (
     Field("seed", integer(0, MAX_SEED), "The seed.", default=0),
     Field("label", LABEL, "The name or number of a label."),
     Field("guidance", SCALE, GUIDANCE.doc),
-    *SOLVING,
+    *(_grid(MOST_URL_TIMES) if entry.name == "grid" else entry for entry in SOLVING),
     OUTPUT[0],
     DEADLINE,
 )
@@ -152,6 +162,12 @@ EDITS: dict[str, tuple[Field, ...]] = {
         LABELS,
         *_INVERTING,
     ),
+    "animate": (
+        Field("n", integer(1, MOST_SAMPLES), "The number of samples.", default=1),
+        SEED,
+        LABELS,
+        *_INVERTING,
+    ),
 }
 """POST /v1/edits/{verb}: `params`, alongside MODEL, CONVERT and OUTPUT."""
 
@@ -163,13 +179,19 @@ EDIT_PARTS: dict[str, dict[str, bool]] = {
     "inpaint": {"image": True, "mask": True},
     "interpolate": {"image": False, "image2": False},
     "variations": {"image": True},
+    "animate": {"image": False},
 }
 """The files of each verb, and whether it needs them."""
 
 
 def edit_fields(verb: str) -> Sequence[Field]:
     """The fields of `params` for a verb."""
-    return (MODEL, *EDITS[verb], CONVERT, *OUTPUT)
+    return (MODEL, *EDITS[verb], CONVERT, _format(*formats_of(verb)), *OUTPUT[1:])
+
+
+def formats_of(verb: str) -> Sequence[str]:
+    """The formats of a verb's response."""
+    return (*FORMATS, "gif") if verb == "animate" else FORMATS
 
 
 IGNORED = ("background", "complexity", "input_fidelity", "moderation", "output_compression")
@@ -227,5 +249,3 @@ INFER: tuple[Field, ...] = (
     Field("parameters", record((*SOLVING, DEADLINE)), "How the samples are made."),
 )
 """POST /v2/models/{model}/infer."""
-PARAMETERS = (*SOLVING, DEADLINE)
-"""Its `parameters`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 
 from starlette.requests import Request
@@ -55,6 +56,7 @@ async def info(request: Request) -> Response:
             "json_bytes": settings.json_bytes,
             "upload_bytes": settings.upload_bytes,
             "pixels": settings.pixels,
+            "animation_bytes": settings.animation_bytes,
         },
     }
     return JSONResponse(found, headers={"cache-control": "no-store"})
@@ -64,7 +66,13 @@ async def page(request: Request) -> Response:
     """A file of the page."""
     name, kind = PAGE[request.url.path]
     # One of the names in PAGE, so nothing of the request is in the path.
+    return Response(_file(name), headers={"cache-control": "no-cache"}, media_type=kind)
+
+
+@functools.cache
+def _file(name: str) -> bytes:
+    """The bytes of a file of the page. Raises Problem (404)."""
     file = resources.files("serve") / "page" / name
     if not file.is_file():
         raise Problem(404, "the page is not installed.")
-    return Response(file.read_bytes(), headers={"cache-control": "no-cache"}, media_type=kind)
+    return file.read_bytes()

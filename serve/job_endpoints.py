@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from runtime.errors.arguments import choice
 
 from . import results
-from .fields import FORMATS
+from .fields import FORMATS, formats_of
 from .jobs import Job
 from .service import flow_of, service_of
 
@@ -24,17 +24,19 @@ def _job(request: Request) -> Job:
 
 async def show(request: Request) -> Response:
     """Return where a job stands."""
-    return JSONResponse(_job(request).to_json(), headers=NO_STORE)
+    job = _job(request)
+    return JSONResponse(await service_of(request).predict(job.to_json), headers=NO_STORE)
 
 
 async def cancel(request: Request) -> Response:
     """Cancel a job; drop one that has ended. No other job is touched."""
+    service = service_of(request)
     job = _job(request)
     ended = job.ended is not None
     job.cancel()
     if ended:
-        service_of(request).jobs.forget(job)
-    return JSONResponse(job.to_json(), headers=NO_STORE)
+        service.jobs.forget(job)
+    return JSONResponse(await service.predict(job.to_json), headers=NO_STORE)
 
 
 async def events(request: Request) -> ASGIApp:
@@ -60,7 +62,8 @@ async def result(request: Request) -> Response:
     job.check_result()
     kind = job.kind
     if "format" in request.query_params:
-        kind = choice("format", request.query_params["format"], FORMATS)
+        known = formats_of("animate") if job.run.animated else FORMATS
+        kind = choice("format", request.query_params["format"], known)
         kind = results.pictures.format_of(kind, "", job.run.model)
     samples = await job.run.result()
     body, media = await service.encode(results.encode, job.run, samples, kind, job.columns)

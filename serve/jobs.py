@@ -21,7 +21,7 @@ class Job:
         id: Random, so that nobody can guess it.
         owner: Whose it is; to others it does not exist.
         kind: The format of its result, if the reader does not choose another.
-        last: Makes the data of the last event, see `events.Stream`.
+        last: Makes the data of the last event, see `events.run_events`.
         ended: In seconds of time.monotonic; None while it runs.
     """
 
@@ -56,7 +56,7 @@ class Job:
         return future.result().nbytes if kept else 0
 
     def to_json(self) -> dict[str, object]:
-        """Return where it stands, as JSON."""
+        """Return where it stands, as JSON. From any thread: predicting its end takes long."""
         found = {
             "id": self.id,
             "model": self.run.model.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,6 +42,21 @@ def checked_rows(options: ResolvedOptions, settings: Settings) -> int:
             f"{options.solver!r}. Take fewer steps, or a smaller `resample`."
         )
     return rows
+
+
+def check_frames(bundle: Bundle, n: int, rows: int, settings: Settings) -> None:
+    """Refuse an animation that is too large. Raises RequestError.
+
+    Args:
+        n: Samples.
+        rows: Of each sample's program, after each of which there is a frame.
+    """
+    size = 4 * math.prod(bundle.sample_shape) * n * (rows + 1)
+    if size > settings.animation_bytes:
+        raise RequestError(
+            f"the frames of an animation may have at most {settings.animation_bytes} bytes as "
+            f"float32, got up to {size}. Take fewer steps or fewer samples."
+        )
 
 
 def checked(bundle: Bundle, requests: Sequence[Request], settings: Settings) -> Checked:

@@ -129,8 +129,7 @@ class _Engines(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        # Models may be added while this runs: they are opened in another thread.
-        models = list(self._models.all.values())
+        models = self._models.all.values()
         stats = [(model.name, model.engine.stats()) for model in models]
         for name, text, value in GAUGES:
             gauge = GaugeMetricFamily(f"unnoise_{name}", text, labels=["model"])

@@ -124,7 +124,7 @@ class Gate:
             return
         try:
             # The cheapest checks come first, and nothing is read before them.
-            auth.check_host(headers, settings)
+            auth.check_host(headers, scope["path"], settings)
             auth.check_origin(headers, scope["method"], settings)
             scope["state"]["user"] = auth.user_of(headers, scope["path"], settings.tokens)
             if self._inside >= settings.connections and not probe:

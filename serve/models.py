@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +15,7 @@ from runtime import Bundle, Engine, Request, Sampler
 from runtime.backends.registry import BACKENDS
 from runtime.diffusion.grid import GRIDS
 from runtime.diffusion.solvers import SOLVERS
+from runtime.engine.request import Planner
 from runtime.engine.stats import TickReport
 from runtime.errors import BackendError, RequestError, unknown
 from runtime.files import to_json
@@ -31,6 +33,7 @@ class Model:
 
     Attributes:
         name: The bundle's.
+        planner: Turns the requests of edits into jobs.
         fingerprint: A hash of all that the bytes of a result depend on, apart from the request.
     """
 
@@ -47,6 +50,7 @@ class Model:
         """
         self.sampler = sampler
         self.bundle: Bundle = sampler.bundle
+        self.planner = Planner(sampler.bundle)
         self.name = sampler.bundle.name
         self.engine = Engine(
             sampler, settings.engine, max_batch=settings.max_batch, on_tick=on_tick
@@ -95,7 +99,7 @@ class Model:
             "backend": self.sampler.backend.name,
             "precision": self.sampler.backend.precision,
             "threads": getattr(self.sampler.backend, "threads", None),
-            "same_bytes": bundle.same_bytes and self.engine.stats().same_bytes,
+            "same_bytes": bundle.same_bytes and self.engine.curve.same_bytes,
             "fingerprint": self.fingerprint,
         }
 
@@ -145,6 +149,7 @@ def _fingerprint(sampler: Sampler) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+@functools.cache
 def version() -> str:
     """The version of this package."""
     try:
@@ -173,8 +178,9 @@ class Models:
 
     @property
     def all(self) -> Mapping[str, Model]:
-        """The open models by name."""
-        return self._models
+        """The open models by name, as of now."""
+        # A copy, which is atomic: `open` may add a model while the caller iterates.
+        return dict(self._models)
 
     def open(self) -> None:
         """Open all. Raises UnnoiseError for a bundle that cannot be served."""
@@ -196,7 +202,7 @@ class Models:
 
     def close(self) -> None:
         """Stop all engines, and close the samplers that were opened here."""
-        for model in self._models.values():
+        for model in self.all.values():
             model.close()
         for sampler in self._own:
             sampler.close()

@@ -24,13 +24,12 @@ from runtime.images import read
 from . import edits, limits, openai_responses
 from .bodies import decode, read_form, read_json
 from .edits import Edit
-from .events import unless_gone
-from .fields import OPENAI, OPENAI_EDITS, OPENAI_PARTS
+from .events import accepted
+from .fields import OPENAI, OPENAI_EDITS, OPENAI_PARTS, SOLVING_NAMES
 from .models import Model
 from .openai_responses import Asked, size_of
 from .problems import Problem
-from .results import Output
-from .samples import requests_of, url_of, value_of
+from .samples import how_of, requests_of, url_of, value_of
 from .schema import check_all
 from .service import Service, flow_of, service_of
 
@@ -66,11 +65,11 @@ async def generations(request: Request) -> ASGIApp:
     requests = requests_of(model, cast("int", given["n"]), seed, how)
     work = await service.runs.plan(model, requests)
     urls = [url_of(model, entry) for entry in work.resolved]
-    every = _every(given, limits.rows_of(work.resolved[0].options))
-    asked = Asked("image_generation", given, model, seed, urls, every)
+    asked = Asked("image_generation", given, model, seed, urls)
     deadline = cast("float | None", given.get("deadline"))
-    starting = service.runs.start(work, flow_of(request), deadline, every)
-    run = await unless_gone(request.receive, starting)
+    every = _every(given, limits.rows_of(work.resolved[0].options))
+    run = service.runs.start(work, flow_of(request), deadline, every)
+    await accepted(request.receive, run)
     return await openai_responses.respond(request, service, run, asked)
 
 
@@ -89,17 +88,10 @@ async def edit(request: Request) -> ASGIApp:
         files = {name.removesuffix("[]"): data for name, data in form.files.items()}
         seed = _seed(given)
         planned = await service.encode(_plan_edit, model, given, files, seed, service)
-    every = _every(given, 50)
-    asked = Asked("image_edit", given, model, seed, [None] * cast("int", given["n"]), every)
-    output = Output(
-        kind=asked.kind,
-        columns=None,
-        stream=every > 0,
-        every=max(every, 1),
-        deadline=cast("float | None", given.get("deadline")),
-        is_job=False,
-    )
-    run = await edits.begin(request, service, model, planned, output)
+    asked = Asked("image_edit", given, model, seed, [None] * cast("int", given["n"]))
+    deadline = cast("float | None", given.get("deadline"))
+    every = _every(given, planned.rows)
+    run = await edits.begin(request, service, model, planned, deadline, every)
     return await openai_responses.respond(request, service, run, asked)
 
 
@@ -126,16 +118,16 @@ def _plan_edit(
     verb = "stylize" if mask is None else "inpaint"
     label = _label(model, given)
     how = {**_how(given), **({} if label is None else {"label": label})}
-    edits.check_cost(verb, {**how, "strength": given["strength"]}, model, settings)
+    # An inpainting walks the whole grid.
+    own = {"strength": given["strength"]} if verb == "stylize" else {}
+    rows = edits.check_cost(verb, {**how, **own}, model, settings)
     bundle = model.bundle
     # Without its holes, which `read` would fill with white.
     flat = image.convert("RGB") if mask is not None else image
     x = read(flat, bundle.sample_shape, *bundle.sample_range, convert=True)
-    chosen: dict[str, object] = {"seed": seed, "convert": True}
-    if verb == "stylize":
-        chosen["strength"] = given["strength"]
+    chosen = {"seed": seed, "convert": True, **own}
     images = {"image": np.repeat(x, n, axis=0)}
-    return Edit(verb, chosen, images, mask, edits.how_of(how))
+    return Edit(verb, chosen, images, mask, how_of(how), rows)
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
@@ -176,8 +168,7 @@ def _label(model: Model, given: Mapping[str, object]) -> str | None:
 
 
 def _how(given: Mapping[str, object]) -> dict[str, object]:
-    names = ("guidance", "guidance_interval", "solver", "steps", "grid", "options")
-    return {name: given[name] for name in names if name in given}
+    return {name: given[name] for name in ("guidance", *SOLVING_NAMES) if name in given}
 
 
 def _seed(given: Mapping[str, object]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
@@ -12,11 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from runtime.images import to_uint8
-
 from .events import HEARTBEAT, EventStream, event, unless_gone
 from .models import Model
-from .pictures import Float32, image_bytes
+from .pictures import as_base64
 from .problems import openai_shape, problem_of
 from .runs import Run
 from .service import Service, note_facts
@@ -28,7 +25,6 @@ class Asked:
 
     Attributes:
         verb: The first word of the events' types.
-        every: Steps between previews; 0 for none.
         urls: URL of each image; None if it has none.
     """
 
@@ -37,7 +33,6 @@ class Asked:
     model: Model
     seed: int
     urls: list[str | None]
-    every: int = 0
 
     @property
     def kind(self) -> str:
@@ -53,10 +48,10 @@ async def respond(request: Request, service: Service, run: Run, asked: Asked) ->
         run.leave()
 
     if asked.given["stream"]:
-        return EventStream(_events(service, run, asked), {}, end)
+        return EventStream(_events(service, run, asked), end)
     try:
         samples = await unless_gone(request.receive, run.result())
-        images = await service.encode(_encode, asked, samples)
+        images = await service.encode(as_base64, asked.model, samples, asked.kind)
     finally:
         end()
     # From the Host header: the address that the client used.
@@ -87,7 +82,8 @@ async def _events(service: Service, run: Run, asked: Asked) -> AsyncGenerator[by
             # The last step's preview is the image itself.
             if view.version <= seen or sent.get(sample, 0) >= most or view.step == view.steps:
                 continue
-            (image,) = await service.encode(_encode, asked, view.denoised[None])
+            denoised = view.denoised[None]
+            (image,) = await service.encode(as_base64, asked.model, denoised, asked.kind)
             index = sent.get(sample, 0)
             sent[sample] = index + 1
             name = f"{asked.verb}.partial_image"
@@ -97,19 +93,14 @@ async def _events(service: Service, run: Run, asked: Asked) -> AsyncGenerator[by
         seen = run.version
     name = f"{asked.verb}.completed"
     try:
-        images = await service.encode(_encode, asked, await run.result())
+        samples = await run.result()
+        images = await service.encode(as_base64, asked.model, samples, asked.kind)
     except Exception as error:
         yield event("error", {"type": "error", **openai_shape(problem_of(error))})
         return
     for i, image in enumerate(images):
         own = {"type": name, "b64_json": image, "seed": asked.seed + i}
         yield event(name, {**own, **common, "usage": _usage(run)})
-
-
-def _encode(asked: Asked, samples: Float32) -> list[str]:
-    """Samples [n, *S] as images in base64."""
-    pixels = to_uint8(samples, *asked.model.bundle.sample_range)
-    return [base64.b64encode(image_bytes(picture, asked.kind)).decode() for picture in pixels]
 
 
 def _image(asked: Asked, i: int, image: str, base: str) -> dict[str, object]:

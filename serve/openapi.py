@@ -17,6 +17,7 @@ from .fields import (
     OPENAI_PARTS,
     SAMPLES,
     edit_fields,
+    formats_of,
 )
 from .models import version
 from .pictures import MEDIA_TYPES
@@ -128,7 +129,7 @@ def _edit(verb: str) -> Operation:
         "POST",
         f"/v1/edits/{verb}",
         f"Edit an image: {verb}.",
-        IMAGES,
+        [*(MEDIA_TYPES[kind] for kind in formats_of(verb)), EVENTS],
         parts=EDIT_PARTS[verb],
         texts={"params": fields},
         errors=ERRORS,

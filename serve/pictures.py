@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from runtime.engine.request import array_to_json
 from runtime.errors import RequestError
 from runtime.images import UInt8, tile, to_uint8
+from runtime.images.write import FRAME_MS, LAST_MS
 
-from .fields import FORMATS, IMAGE_FORMATS
+from .fields import ANIMATION_FORMATS, FORMATS
 from .models import Model
 from .problems import to_bytes
 
@@ -24,6 +26,7 @@ MEDIA_TYPES = {
     "npy": "application/x-npy",
     "json": "application/json",
     "jpeg": "image/jpeg",
+    "gif": "image/gif",
 }
 GAP = 2
 """Pixels between the images of a sheet."""
@@ -48,7 +51,7 @@ def format_of(given: object, accept: str, model: Model) -> str:
         # Media types are compared as text; weights (q=) are not.
         by_header = [name for name in FORMATS if MEDIA_TYPES[name] in wanted]
         chosen = (by_header or ["png" if model.shows_images else "npy"])[0]
-    if chosen in IMAGE_FORMATS and not model.shows_images:
+    if chosen in ANIMATION_FORMATS and not model.shows_images:
         shape = "×".join(map(str, model.bundle.sample_shape))
         raise RequestError(
             f"the samples of {model.name} are {shape}, which is not an image. Ask for npy or json."
@@ -83,12 +86,7 @@ def encode(
 
 def as_json(model: Model, samples: Float32) -> dict[str, object]:
     """Return samples [n, *S] as JSON: their float32, little-endian, in base64, and as images."""
-    data = np.ascontiguousarray(samples, "<f4").tobytes()
-    found: dict[str, object] = {
-        "model": model.name,
-        "shape": list(samples.shape),
-        "float32": base64.b64encode(data).decode(),
-    }
+    found: dict[str, object] = {"model": model.name, **array_to_json(samples)}
     if model.shows_images:
         found["images"] = as_base64(model, samples)
     return found
@@ -103,9 +101,7 @@ def as_base64(model: Model, samples: Float32, kind: str = "png") -> list[str]:
 def image_bytes(picture: UInt8, kind: str) -> bytes:
     """Return an image [H, W, C] as the bytes of a file. WebP is lossless."""
     file = io.BytesIO()
-    # Pillow wants [H, W] for grey images.
-    flat = picture[..., 0] if picture.shape[2] == 1 else picture
-    image = Image.fromarray(np.ascontiguousarray(flat))
+    image = _pillow(picture)
     if kind == "webp":
         image.save(file, "WEBP", lossless=True)
     elif kind == "jpeg":
@@ -113,6 +109,53 @@ def image_bytes(picture: UInt8, kind: str) -> bytes:
     else:
         image.save(file, "PNG")
     return file.getvalue()
+
+
+def animation_bytes(frames: Sequence[UInt8], kind: str) -> bytes:
+    """Return frames [H, W, C] as the bytes of an animation that repeats: APNG, WebP or GIF."""
+    file = io.BytesIO()
+    images = [_pillow(frame) for frame in frames]
+    options = {"lossless": True} if kind == "webp" else {}
+    times = [FRAME_MS] * (len(images) - 1) + [LAST_MS]
+    images[0].save(
+        file,
+        kind.upper(),
+        save_all=True,
+        append_images=images[1:],
+        duration=times,
+        loop=0,
+        **options,
+    )
+    return file.getvalue()
+
+
+def encode_animation(
+    model: Model, frames: Float32, kind: str, columns: int | None = None
+) -> tuple[bytes, str]:
+    """Encode the frames [K, n, *S] of n samples, see `encode`. Several samples are a sheet."""
+    if kind == "json":
+        return to_bytes(animation_as_json(model, frames)), MEDIA_TYPES[kind]
+    if kind == "npy":
+        return encode(model, frames, kind)
+    pixels = model.sampler.to_uint8(frames)
+    each = [sheet[0] if len(sheet) == 1 else tile(sheet, columns, GAP) for sheet in pixels]
+    return animation_bytes(each, kind), MEDIA_TYPES[kind]
+
+
+def animation_as_json(model: Model, frames: Float32) -> dict[str, object]:
+    """Return frames [K, n, *S] as JSON: their float32, and each sample's as an APNG in base64."""
+    found: dict[str, object] = {"model": model.name, **array_to_json(frames)}
+    if model.shows_images:
+        pixels = model.sampler.to_uint8(frames)
+        samples = [animation_bytes(list(pixels[:, i]), "png") for i in range(pixels.shape[1])]
+        found["images"] = [base64.b64encode(sample).decode() for sample in samples]
+    return found
+
+
+def _pillow(picture: UInt8) -> Image.Image:
+    """Return an image [H, W, C] as Pillow's, which wants [H, W] for grey images."""
+    flat = picture[..., 0] if picture.shape[2] == 1 else picture
+    return Image.fromarray(np.ascontiguousarray(flat))
 
 
 def previews_as_json(

@@ -111,7 +111,7 @@ def _sentence(error: HTTPException) -> str:
 def respond(request: Request, error: BaseException) -> Response:
     """Return the response to an error, in the shape of the API that was called."""
     problem = problem_of(error)
-    path = request.url.path
+    path = request.scope["path"]
     # Clients of other people's APIs read errors in the shape of these.
     if path.startswith(("/v1/images", "/v1/models")):
         return _response(problem, "application/json", openai_shape(problem))

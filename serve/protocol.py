@@ -20,8 +20,8 @@ from runtime.errors.arguments import choice, integer
 from runtime.images import to_uint8
 
 from .bodies import read_json
-from .events import unless_gone
-from .fields import INFER, PARAMETERS, TENSOR
+from .events import accepted, unless_gone
+from .fields import INFER
 from .models import Model, version
 from .pictures import Float32
 from .problems import Problem, to_bytes
@@ -32,6 +32,8 @@ from .service import flow_of, note_facts, service_of
 INPUTS = {"seed": ("INT64",), "label": ("INT64", "BYTES"), "guidance": ("FP32",)}
 """The data types that each input may have."""
 WHOLE = ("INT64",)
+Tensor = Mapping[str, object]
+"""A tensor of a body that `INFER` has checked."""
 
 
 async def server(request: Request) -> Response:
@@ -89,17 +91,17 @@ async def infer(request: Request) -> Response:
     service.check_accepting()
     found = _model(request)
     body = check_all("the body", INFER, await read_json(request, service.settings))
-    inputs = _inputs(cast("Sequence[object]", body["inputs"]), service.settings.samples)
+    inputs = _inputs(cast("Sequence[Tensor]", body["inputs"]), service.settings.samples)
     if "seed" not in inputs:
         raise RequestError("an inference needs the input `seed`, INT64 [n].")
-    given = check_all("`parameters`", PARAMETERS, body.get("parameters", {}))
+    given = cast("Mapping[str, object]", body.get("parameters", {}))
     seeds = inputs.pop("seed")
-    wanted = _outputs(found, cast("Sequence[object]", body.get("outputs", [])))
+    wanted = _outputs(found, cast("Sequence[Tensor]", body.get("outputs", [])))
     requests = requests_of(found, len(seeds), seeds, {**given, **inputs})
     work = await service.runs.plan(found, requests)
     deadline = cast("float | None", given.get("deadline"))
-    starting = service.runs.start(work, flow_of(request), deadline)
-    run = await unless_gone(request.receive, starting)
+    run = service.runs.start(work, flow_of(request), deadline)
+    await accepted(request.receive, run)
     try:
         samples = await unless_gone(request.receive, run.result())
         timing = note_facts(request, run)
@@ -118,11 +120,10 @@ def _model(request: Request) -> Model:
         raise Problem(404, str(error)) from None
 
 
-def _inputs(tensors: Sequence[object], most: int) -> dict[str, list[object]]:
+def _inputs(tensors: Sequence[Tensor], most: int) -> dict[str, list[object]]:
     """The entries of the input tensors by name. Raises RequestError."""
     found: dict[str, list[object]] = {}
-    for value in tensors:
-        tensor = check_all("an input", TENSOR, value)
+    for tensor in tensors:
         name = choice("name", tensor["name"], INPUTS)
         kind = choice("datatype", tensor["datatype"], INPUTS[name])
         shape = cast("list[int]", tensor["shape"])
@@ -146,14 +147,10 @@ def _entry(name: str, kind: str, value: object) -> object:
     return value
 
 
-def _outputs(model: Model, tensors: Sequence[object]) -> list[str]:
+def _outputs(model: Model, tensors: Sequence[Tensor]) -> list[str]:
     """The names of the outputs that are wanted. Raises RequestError."""
     known = ["sample", "image"] if model.shows_images else ["sample"]
-    names: list[str] = []
-    for value in tensors:
-        if not isinstance(value, Mapping):
-            raise RequestError('an output must be an object such as {"name": "sample"}.')
-        names.append(choice("name", value.get("name"), known))
+    names = [choice("name", tensor["name"], known) for tensor in tensors]
     return names or ["sample"]
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from runtime.engine.request import array_to_json
+
 from . import pictures
-from .events import EventStream, Last, Stream, unless_gone
+from .events import EventStream, Last, run_events, unless_gone
 from .jobs import Job
 from .models import Model
 from .pictures import Float32
@@ -28,7 +28,7 @@ class Output:
 
     Attributes:
         kind: One of `fields.FORMATS`.
-        every: Steps between previews.
+        every: Steps between previews, if anybody looks at them.
         deadline: Seconds from now; None has none.
     """
 
@@ -38,6 +38,11 @@ class Output:
     every: int
     deadline: float | None
     is_job: bool
+
+    @property
+    def preview_every(self) -> int:
+        """Steps between previews; 0 if nobody looks at them."""
+        return self.every if self.stream or self.is_job else 0
 
     @classmethod
     def of(cls, request: Request, model: Model, given: Mapping[str, object]) -> Output:
@@ -63,7 +68,7 @@ async def respond(
 ) -> ASGIApp:
     """Return a run as its request asks for. The run is left in any case."""
     if output.is_job:
-        return start_job(request, service, run, output, last)
+        return await start_job(request, service, run, output, last)
     if output.stream:
         return stream(request, service, run, last)
     return await finish(request, service, run, output, headers)
@@ -85,17 +90,18 @@ async def finish(
 
 def stream(request: Request, service: Service, run: Run, last: Last, after: int = 0) -> EventStream:
     """Return the events of a run. It leaves the run at their end."""
-    heartbeat_s = service.settings.heartbeat_s
-    events = Stream(run, service.encoding, heartbeat_s, last)
+    events = run_events(run, service.encoding, service.settings.heartbeat_s, last, after)
 
     def end() -> None:
         note_facts(request, run)
         run.leave()
 
-    return EventStream(events.events(after), {}, end)
+    return EventStream(events, end)
 
 
-def start_job(request: Request, service: Service, run: Run, output: Output, last: Last) -> Response:
+async def start_job(
+    request: Request, service: Service, run: Run, output: Output, last: Last
+) -> Response:
     """Keep a run as a job, and return where it is."""
     # The job takes over the request's part in the run.
     job = Job(flow_of(request), run, output.kind, output.columns, last)
@@ -105,11 +111,13 @@ def start_job(request: Request, service: Service, run: Run, output: Output, last
         run.leave()
         raise
     headers = {"location": job.path, "preference-applied": "respond-async"}
-    return JSONResponse(job.to_json(), 202, headers)
+    return JSONResponse(await service.predict(job.to_json), 202, headers)
 
 
 def encode(run: Run, samples: Float32, kind: str, columns: int | None) -> tuple[bytes, str]:
     """Encode the samples [n, *S] of a run. Returns the bytes and their media type."""
+    if run.animated:
+        return pictures.encode_animation(run.model, samples, kind, columns)
     if kind == "json":
         return to_bytes(as_json(run, samples)), pictures.MEDIA_TYPES[kind]
     # As in `runtime.edit`: the array is the noise, the image is what it gives back.
@@ -120,12 +128,10 @@ def encode(run: Run, samples: Float32, kind: str, columns: int | None) -> tuple[
 
 def as_json(run: Run, samples: Float32) -> dict[str, object]:
     """Return the samples [n, *S] of a run as JSON."""
+    if run.animated:
+        return pictures.animation_as_json(run.model, samples)
     found = pictures.as_json(run.model, samples)
     if run.inversion is None:
         return found
-    noise = np.ascontiguousarray(run.inversion.noise, "<f4")
-    array = {
-        "shape": list(noise.shape),
-        "float32": base64.b64encode(noise.tobytes()).decode(),
-    }
-    return {**found, "noise": array, "rms": run.inversion.error.tolist()}
+    noise = array_to_json(run.inversion.noise)
+    return {**found, "noise": noise, "rms": run.inversion.error.tolist()}

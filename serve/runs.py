@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from runtime import Inversion, Overloaded, Request, Ticket
-from runtime.engine.ticket import TicketStatus
+from runtime.engine.ticket import TicketPreview, TicketStatus
 
 from .models import Model
 from .settings import Settings
@@ -39,6 +39,7 @@ class Run:
         stopped: Set when its last user has left before it was done.
         stage: Counts its tickets; an edit may take several, one after another.
         inversion: What an edit found that inverts images.
+        animated: Whether its result is frames [K, n, *S].
         started: Set once the engine has accepted its first ticket, or it has ended.
     """
 
@@ -52,6 +53,7 @@ class Run:
         self.users = 0
         self.stage = 0
         self.inversion: Inversion | None = None
+        self.animated = False
         self._loop = loop
         # Events of asyncio are for the loop's thread; `stopped` is read in an edit's thread too.
         self.started = asyncio.Event()
@@ -147,10 +149,13 @@ class Run:
     def _look(self, ticket: Ticket) -> None:
         self._noted = False
         preview = ticket.preview()
-        if preview is None:
-            return
+        if preview is not None:
+            self.show(preview)
+
+    def show(self, preview: TicketPreview) -> None:
+        """Show a preview to the readers of the run."""
         self.version += 1
-        each = zip(*preview, strict=True)
+        each = zip(*preview[:4], strict=True)
         for sample, step, steps, denoised in each:
             self.views[int(sample)] = SampleView(self.version, int(step), int(steps), denoised)
         self._wake()
@@ -187,10 +192,10 @@ class Runs:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._planning, prepare, model, requests, self._settings)
 
-    async def start(
-        self, work: Work, flow: str, deadline: float | None = None, every: int = 0
-    ) -> Run:
+    def start(self, work: Work, flow: str, deadline: float | None = None, every: int = 0) -> Run:
         """Run work, or join a run of the same work. The caller must `leave` the run.
+
+        The engine may still refuse it: see `events.accepted`.
 
         Args:
             work: What to run.
@@ -199,7 +204,7 @@ class Runs:
             every: Steps between previews; 0 for none.
 
         Raises:
-            Overloaded, DeadlineError, ClosedError, RequestError: See `Engine.submit`.
+            Overloaded: The engine refused no larger work of the flow a moment ago.
         """
         loop = asyncio.get_running_loop()
         # The same request was answered before.
@@ -211,23 +216,17 @@ class Runs:
         # The same request is under way. One with other previews is another run.
         shared = self._shared.get((work.key, every))
         if shared is not None and not shared.cancelled and not shared.done:
-            run = shared.join()
-        else:
-            self._refusals.check(work, flow)
-            # A run with a deadline may be ended for it, which nobody else asked for.
-            run = self.open(work.model).join()
-            if deadline is None:
-                self._share((work.key, every), run)
-            run.future.add_done_callback(lambda future: self._keep(work.key, future))
-            task = loop.create_task(self._submit(run, work, flow, deadline, every))
-            # The loop holds tasks weakly.
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        try:
-            await self.accepted(run)
-        except BaseException:
-            run.leave()
-            raise
+            return shared.join()
+        self._refusals.check(work, flow)
+        # A run with a deadline may be ended for it, which nobody else asked for.
+        run = self.open(work.model).join()
+        if deadline is None:
+            self._share((work.key, every), run)
+        run.future.add_done_callback(lambda future: self._keep(work.key, future))
+        task = loop.create_task(self._submit(run, work, flow, deadline, every))
+        # The loop holds tasks weakly.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return run
 
     def open(self, model: Model) -> Run:
@@ -241,12 +240,6 @@ class Runs:
         self._live.discard(run)
         if run.cancelled:
             self._refusals.forget(run.model.name)
-
-    async def accepted(self, run: Run) -> None:
-        """Wait until the engine has accepted a run, or raise why it has not."""
-        await run.started.wait()
-        if run.ticket is None:
-            await run.result()
 
     def _share(self, key: tuple[str, int], run: Run) -> None:
         self._shared[key] = run
@@ -275,10 +268,10 @@ class Runs:
                 self._planning, engine.submit, work.requests, flow, deadline, shown, every or 1
             )
         except BaseException as error:
-            if isinstance(error, Overloaded):
-                self._refusals.note(work, flow, error)
+            self._refusals.note(work, flow, error if isinstance(error, Overloaded) else None)
             run.settle(None, error)
             return
+        self._refusals.note(work, flow, None)
         run.attach(ticket)
         # It is called in the inference thread.
         ticket.add_done_callback(lambda ended: run.call(_end, run, ended))

@@ -20,8 +20,8 @@ from runtime.files import from_json
 
 from . import pictures, results
 from .bodies import read_json
-from .events import unless_gone
-from .fields import ONE_SAMPLE, SAMPLES
+from .events import accepted
+from .fields import MOST_URL_TIMES, ONE_SAMPLE, SAMPLES
 from .models import Model
 from .pictures import Float32
 from .results import Output
@@ -29,7 +29,7 @@ from .schema import check_all
 from .service import flow_of, service_of
 from .work import Work
 
-NOT_SAMPLING = ("model", "n", "seed", "format", "columns", "stream", "every", "deadline", "options")
+NOT_SAMPLING = ("model", "n", "seed", "format", "columns", "stream", "every", "deadline")
 """Fields of a body that `Sampler.requests` does not take by keyword."""
 TEXTS = ("model", "label", "format", "solver", "prompt", "size", "output_format", "user")
 """Fields whose text is never read as a number."""
@@ -51,10 +51,8 @@ async def create(request: Request) -> ASGIApp:
         urls = [url_of(model, entry) for entry in work.resolved]
         return {**pictures.as_json(model, samples), "urls": urls}
 
-    # Nobody looks at previews otherwise.
-    every = output.every if output.stream or output.is_job else 0
-    starting = service.runs.start(work, flow_of(request), output.deadline, every)
-    run = await unless_gone(request.receive, starting)
+    run = service.runs.start(work, flow_of(request), output.deadline, output.preview_every)
+    await accepted(request.receive, run)
     headers = _location(model, work) if n == 1 else {}
     return await results.respond(request, service, run, output, last, headers)
 
@@ -75,8 +73,8 @@ async def show(request: Request) -> Response:
         return Response(status_code=304, headers=headers)
     # A 304 is given even while the service shuts down.
     service.check_accepting()
-    starting = service.runs.start(work, flow_of(request), output.deadline)
-    run = await unless_gone(request.receive, starting)
+    run = service.runs.start(work, flow_of(request), output.deadline)
+    await accepted(request.receive, run)
     return await results.finish(request, service, run, output, headers)
 
 
@@ -84,16 +82,21 @@ def requests_of(
     model: Model, n: int, seed: object, given: Mapping[str, object]
 ) -> list[runtime.Request]:
     """Return the requests that checked fields ask for. Raises RequestError."""
-    how = {name: value for name, value in given.items() if name not in NOT_SAMPLING}
-    # JSON has no tuples.
-    if isinstance(how.get("guidance_interval"), list):
-        how["guidance_interval"] = tuple(cast("list[float]", how["guidance_interval"]))
+    how = how_of({name: value for name, value in given.items() if name not in NOT_SAMPLING})
     start = how.get("start")
     if isinstance(start, np.ndarray) and start.ndim == len(model.bundle.sample_shape):
         # One start [*S] for all samples.
         how["start"] = start[None]
-    options = options_of(given)
-    return expand(model.bundle, n, seed, {**how, **options})
+    return expand(model.bundle, n, seed, how)
+
+
+def how_of(given: Mapping[str, object]) -> dict[str, object]:
+    """Return checked fields as the methods of `Sampler` take them. Raises RequestError."""
+    how = {name: value for name, value in given.items() if name != "options"}
+    # JSON has no tuples.
+    if isinstance(how.get("guidance_interval"), list):
+        how["guidance_interval"] = tuple(cast("list[float]", how["guidance_interval"]))
+    return {**how, **options_of(given)}
 
 
 def options_of(given: Mapping[str, object]) -> Mapping[str, object]:
@@ -133,11 +136,13 @@ def value_of(name: str, text: str) -> object:
 
 
 def url_of(model: Model, entry: runtime.ResolvedRequest) -> str | None:
-    """Return where a sample is found again; None if it starts from an array."""
-    # A URL holds numbers and names, no arrays.
+    """Return where a sample is found again; None if its request does not fit in a URL."""
+    options = entry.options
+    # A URL holds numbers and names, no arrays and no endless lists.
     if entry.start is not None or entry.picture is not None or entry.known is not None:
         return None
-    options = entry.options
+    if isinstance(options.grid, tuple) and len(options.grid) > MOST_URL_TIMES:
+        return None
     query: dict[str, object] = {"model": model.name, "seed": entry.seed}
     labels = model.bundle.labels
     if labels is not None and entry.label < len(labels.names):

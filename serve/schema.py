@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from runtime.engine.request import Request
+from runtime.engine.request import array_from_json
 from runtime.errors import RequestError
 from runtime.errors import arguments as checks
 from runtime.errors.keywords import check_options
@@ -15,6 +15,8 @@ from runtime.errors.messages import refused, shown
 
 T = TypeVar("T")
 Schema = Mapping[str, object]
+MOST_TEXT = 200
+"""Characters of a string, unless a field says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def flag() -> Kind:
     return Kind({"type": "boolean"}, checks.flag, "true or false")
 
 
-def text(most: int = 200) -> Kind:
+def text(most: int = MOST_TEXT) -> Kind:
     """A string of at most `most` characters. It is a name, never a path."""
     rule = f"a string of at most {most} characters"
 
@@ -81,13 +83,13 @@ def text(most: int = 200) -> Kind:
     return Kind({"type": "string", "maxLength": most}, check, rule)
 
 
-def scalar(most: int = 200) -> Kind:
+def scalar() -> Kind:
     """A boolean, a number or a string, which stays as it is: what uses it checks it."""
-    rule = f"true, false, a number or a string of at most {most} characters"
-    kinds = [{"type": "boolean"}, {"type": "number"}, {"type": "string", "maxLength": most}]
+    rule = f"true, false, a number or a string of at most {MOST_TEXT} characters"
+    kinds = [{"type": "boolean"}, {"type": "number"}, {"type": "string", "maxLength": MOST_TEXT}]
 
     def check(name: str, value: object) -> object:
-        if isinstance(value, str) and len(value) <= most:
+        if isinstance(value, str) and len(value) <= MOST_TEXT:
             return value
         if isinstance(value, (bool, int, float)):
             return value
@@ -121,7 +123,7 @@ def array() -> Kind:
             raise refused(name, rule, value)
         checks.size_of("shape", value["shape"])
         try:
-            return Request.from_json({"seed": 0, "start": value}).start
+            return array_from_json(name, value)
         except RequestError:
             raise refused(name, rule, value) from None
 
@@ -223,10 +225,9 @@ def object_schema(fields: Sequence[Field]) -> dict[str, object]:
 
 
 def record(fields: Sequence[Field]) -> Kind:
-    """An object with these fields and no other. Its check changes nothing."""
+    """An object with these fields and no other. Its check returns what `check_all` does."""
 
     def check(name: str, value: object) -> object:
-        check_all(f"`{name}`", fields, value)
-        return value
+        return check_all(f"`{name}`", fields, value)
 
     return Kind(object_schema(fields), check, "an object")

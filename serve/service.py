@@ -25,7 +25,7 @@ class Service:
 
     Attributes:
         draining: Whether it accepts no new work, because the process is to end.
-        planning: Plans requests; planning takes milliseconds.
+        planning: Plans requests and predicts their ends, which takes milliseconds.
         encoding: Encodes and decodes images.
         editing: Runs edits, which wait for the engine in their own threads.
     """
@@ -60,6 +60,11 @@ class Service:
         """Call a function in the pool that encodes."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.encoding, function, *arguments)
+
+    async def predict(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function that predicts when a ticket is done, in the pool that plans."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.planning, function, *arguments)
 
     async def drain(self) -> None:
         """Accept nothing new, let what was accepted finish, and stop the engines."""

@@ -28,8 +28,9 @@ class Settings:
         request_rows: Most network rows of one request.
         json_bytes: Most bytes of a JSON body.
         upload_bytes: Most bytes of any other body.
-        parts: Most files of a multipart body, and most fields of it.
+        parts: Most files of a multipart body.
         pixels: Most pixels of an uploaded image, read from its header.
+        animation_bytes: Most bytes of the frames of an animation, as float32.
         uploads: Most uploads that are received and decoded at a time.
         edits: Most edits under way; each holds a thread.
         connections: Most requests under way.
@@ -59,6 +60,7 @@ class Settings:
     upload_bytes: int = 8 * MIB
     parts: int = 4
     pixels: int = 16_000_000
+    animation_bytes: int = 16 * MIB
     uploads: int = 32
     edits: int = 16
     connections: int = 1024
@@ -79,7 +81,7 @@ class Settings:
         """Check every number. Raises RequestError if one of them cannot be used."""
         self.engine.checked()
         counts = ("samples", "rows", "request_rows", "json_bytes", "upload_bytes", "parts")
-        counts += ("pixels", "uploads", "edits", "connections", "max_batch")
+        counts += ("pixels", "animation_bytes", "uploads", "edits", "connections", "max_batch")
         for name in counts:
             integer(name, getattr(self, name), 1, 10**12)
         for name in ("job_bytes", "cache_bytes"):

@@ -21,6 +21,8 @@ from .settings import Settings
 Float32 = NDArray[np.float32]
 HOLD_S = 0.25
 """Seconds that a refusal holds without asking the engine again, at most."""
+LEAST_WAIT_S = 0.01
+"""The `retry_after` if the prediction has passed, and the engine is being asked."""
 MOST_FLOWS = 10_000
 
 
@@ -81,29 +83,59 @@ class Results:
             self._held -= oldest.nbytes
 
 
+@dataclass(slots=True)
+class _Refusal:
+    """A refusal of the engine.
+
+    Attributes:
+        at: When, in seconds of the clock.
+        rows: Network rows of the work that was refused.
+        asking: Whether work was let through since, to ask the engine again.
+    """
+
+    at: float
+    rows: int
+    error: Overloaded
+    asking: bool = False
+
+
 class Refusals:
     """The newest refusal of each user. The engine's prediction says how long it holds, so most
     requests of an overload are refused without planning them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._newest: dict[tuple[str, str], tuple[float, int, Overloaded]] = {}
+        self._newest: dict[tuple[str, str], _Refusal] = {}
 
-    def note(self, work: Work, flow: str, error: Overloaded) -> None:
-        """Remember that the engine refused work of a user."""
-        if len(self._newest) >= MOST_FLOWS:
-            self._newest.clear()
-        self._newest[work.model.name, flow] = (self._clock(), work.rows, error)
+    def note(self, work: Work, flow: str, error: Overloaded | None) -> None:
+        """Remember what came of submitting work of a user: whether the engine refused it."""
+        user = (work.model.name, flow)
+        if error is not None:
+            if len(self._newest) >= MOST_FLOWS:
+                self._newest.clear()
+            self._newest[user] = _Refusal(self._clock(), work.rows, error)
+        elif user in self._newest and work.rows >= self._newest[user].rows:
+            # It was not refused for want of room, so the next one may ask too.
+            del self._newest[user]
 
     def forget(self, model: str) -> None:
         """Forget the refusals of a model: cancelled work made room earlier than predicted."""
         self._newest = {key: value for key, value in self._newest.items() if key[0] != model}
 
     def check(self, work: Work, flow: str) -> None:
-        """Raises Overloaded if no smaller work of the user was refused a moment ago."""
-        noted, rows, error = self._newest.get((work.model.name, flow), (0.0, 0, None))
-        passed = self._clock() - noted
-        # The engine may be faster than it predicted: so it holds for a moment only.
-        if error is None or work.rows < rows or passed >= min(HOLD_S, error.retry_after):
+        """Raises Overloaded if work of the user that was no larger was refused a moment ago.
+
+        If this returns, the work must be submitted, and `note` called.
+        """
+        newest = self._newest.get((work.model.name, flow))
+        if newest is None or work.rows < newest.rows:
             return
-        raise Overloaded(str(error), error.retry_after - passed)
+        left = newest.error.retry_after - (self._clock() - newest.at)
+        # The engine may be faster than it predicted: so it holds for a moment only.
+        if self._clock() - newest.at >= min(HOLD_S, newest.error.retry_after):
+            # One request asks the engine, and the others need not wait for its answer.
+            if not newest.asking:
+                newest.asking = True
+                return
+            left = max(left, LEAST_WAIT_S)
+        raise Overloaded(str(newest.error), left)

@@ -13,7 +13,7 @@ from ..bundle.bundle import Bundle
 from ..diffusion.noise import Stream, noises
 from ..engine.expand import ARGUMENTS, MAX_SAMPLES, callback_of, expand, seeds_of
 from ..engine.job import begin
-from ..engine.loop import Loop, Preview, StepCallback
+from ..engine.loop import Preview, StepCallback
 from ..errors import RequestError
 from ..errors.arguments import enough_memory, integer
 from ..errors.keywords import bind
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 
 class Animating(Editing):
-    """`Sampler.animate`, which watches every step of a loop, as an engine does not let it."""
-
-    _loop: Loop
+    """`Sampler.animate`, which watches every step of its requests."""
 
     def animate(
         self,
@@ -74,8 +72,7 @@ class Animating(Editing):
             frames[preview.step, preview.samples] = preview.x
             return on_step and on_step(preview)
 
-        with enough_memory(f"a batch of {n} samples", "Pass fewer, or a smaller max_batch."):
-            self._loop.run(jobs, keep)
+        self.run(requests, keep)
         return frames
 
     def _noising(self, x: Float32, n: int, seed: object, how: Mapping[str, object]) -> Float32:

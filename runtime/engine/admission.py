@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..errors import RequestError
 from ..errors.arguments import integer, number
 from .fair import Work
 from .forecast import Forecast
@@ -45,6 +46,22 @@ class Limits:
             seconds=number("seconds", self.seconds, 1e-3, 1e9),
             flow_share=number("flow_share", self.flow_share, 1e-6, 1.0),
         )
+
+    def check_samples(self, samples: int) -> None:
+        """Raise RequestError if one submission has more samples than are ever accepted."""
+        if samples > self.samples:
+            raise RequestError(
+                f"at most {self.samples} samples can be submitted together, got {samples}. "
+                "Submit fewer at a time."
+            )
+
+    def check_rows(self, rows: int) -> None:
+        """Raise RequestError if one submission has more network rows than are ever accepted."""
+        if rows > self.rows:
+            raise RequestError(
+                f"at most {self.rows} rows of the network can be submitted together, got {rows}. "
+                "Take fewer steps or fewer samples."
+            )
 
 
 @dataclass(frozen=True)

@@ -247,10 +247,10 @@ class Batch:
         if len(slots) > self.room:
             raise RequestError(f"at most {self.room} samples can step together, got {len(slots)}.")
         chosen = [self._member(slot) for slot in slots]
-        if len(set(slots)) < len(slots):
+        if len(wanted := set(slots)) < len(slots):
             raise RequestError(f"a sample takes one step at a time, got slots {[*slots]}.")
         buffers = self._buffers
-        for member in [m for m in self._members if m.slot not in slots]:
+        for member in [m for m in self._members if m.slot not in wanted]:
             place = member.place
             if member.row:
                 member.parked = _Parked(buffers.state[place].copy(), buffers.denoised[place].copy())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..backends.base import Float32
 from ..errors import BackendError, ClosedError, DeadlineError, Overloaded, UnnoiseError
-from .admission import Limits, deadline_refusal, refusal
+from .admission import Limits, Refusal, deadline_refusal, refusal
 from .cost import CostCurve
 from .fair import FairQueue, Tick
 from .forecast import Forecast, seconds_until_group
@@ -87,22 +87,27 @@ class Ledger:
             raise ClosedError("the engine is closing and accepts nothing more.")
         works = [sample.work for sample in order.samples]
         if found := refusal(self.forecast(), works, self.limits):
-            self._rejected[found.why] += 1
+            self.count(found)
             raise Overloaded(found.sentence, found.seconds)
 
-    def check_deadline(self, order: Order, trial: FairQueue, deadline: float) -> None:
-        """Raise DeadlineError if a ticket is predicted to miss its deadline. Needs no lock.
+    def deadline_refusal(self, order: Order, trial: FairQueue, deadline: float) -> Refusal | None:
+        """Return the refusal of a ticket that is predicted to miss its deadline. Needs no lock.
 
         Args:
             order: The ticket.
             trial: A copy of the queue.
             deadline: Seconds from now.
+
+        Returns:
+            None if the ticket is predicted to be done in time.
         """
         works = [sample.work for sample in order.samples]
         seconds = seconds_until_group(trial, order.ticket.id, works, self._pace)
-        if found := deadline_refusal(seconds, deadline):
-            self._rejected[found.why] += 1
-            raise DeadlineError(found.sentence, found.seconds)
+        return deadline_refusal(seconds, deadline)
+
+    def count(self, refused: Refusal) -> None:
+        """Count a refusal."""
+        self._rejected[refused.why] += 1
 
     def snapshot(self) -> FairQueue:
         """A copy of the queue."""
@@ -225,10 +230,6 @@ class Ledger:
             cancelled=self._states["cancelled"],
             rejected=dict(self._rejected),
             previews_dropped=self._dropped,
-            cap=self.curve.cap(False),
-            cap_guided=self.curve.cap(True),
-            merges=self.curve.mergeable,
-            same_bytes=self.curve.same_bytes,
             pace=self._pace,
         )
 

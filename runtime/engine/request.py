@@ -32,7 +32,7 @@ class Request(SamplingOptions):
     grid's first level; `picture` with an x_0 [*S], noised to that level with q(x_t|x_0).
 
     Attributes:
-        seed: 0 … 2^63 - 1.
+        seed: 0 … 2^64 - 1.
         label: A name or a number; None for the null label, which needs no guidance.
         start: float32 [*S].
         picture: float32 [*S].
@@ -67,7 +67,7 @@ class Request(SamplingOptions):
             value = getattr(self, entry.name)
             if entry.name in ARRAYS:
                 if value is not None:
-                    found[entry.name] = _array_to_json(value)
+                    found[entry.name] = array_to_json(value)
             elif entry.name == "options":
                 if value:
                     found["options"] = {name: unwrapped(v) for name, v in value.items()}
@@ -93,7 +93,7 @@ class Request(SamplingOptions):
             raise RequestError("a request needs `seed`. Pass an integer, such as 0.")
         for name in ARRAYS:
             if name in given:
-                given[name] = _array_from_json(name, given[name])
+                given[name] = array_from_json(name, given[name])
         # JSON has no tuples, and only a request of hashable values can share a cached program.
         for name in ("guidance_interval", "grid"):
             if isinstance(given.get(name), list):
@@ -105,13 +105,23 @@ FIELDS = tuple(entry.name for entry in fields(Request) if entry.name != "options
 """The fields of a request, apart from its solver's options."""
 
 
-def _array_to_json(value: Float32) -> dict[str, object]:
+def array_to_json(value: Float32) -> dict[str, object]:
+    """Return an array as JSON: its shape, and its float32, little-endian, in base64."""
     # Little-endian by name: a request may be sent to a machine of the other byte order.
     array = np.ascontiguousarray(value, "<f4")
     return {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode()}
 
 
-def _array_from_json(name: str, value: Any) -> Float32:
+def array_from_json(name: str, value: Any) -> Float32:
+    """Return the array [*S] that `array_to_json` describes.
+
+    Args:
+        name: How a message calls it.
+        value: Parsed JSON.
+
+    Raises:
+        RequestError: It describes no array.
+    """
     rule = 'an object {"shape": […], "float32": base64}'
     try:
         data = base64.b64decode(value["float32"], validate=True)

@@ -107,11 +107,11 @@ class Runner:
         due = [sample for sample in outcome.stepped if _due(sample)]
         if not due:
             return
-        denoised, _ = self._batch.look([s.slot for s in due if s.slot is not None])
-        for sample, image in zip(due, denoised, strict=True):
+        looks = self._batch.look([s.slot for s in due if s.slot is not None])
+        for sample, denoised, x in zip(due, *looks, strict=True):
             step = sample.work.row + 1
             steps = len(sample.work.guided)
-            outcome.dropped += sample.ticket.deposit(sample.index, step, steps, image)
+            outcome.dropped += sample.ticket.deposit(sample.index, step, steps, denoised, x)
         for ticket in dict.fromkeys(sample.ticket for sample in due):
             ticket.notify()
 

@@ -24,11 +24,12 @@ import numpy as np
 from ..backends.base import Backend
 from ..backends.forks import ForkGuard
 from ..bundle.bundle import Bundle
-from ..errors import BackendError, ClosedError, RequestError
+from ..errors import BackendError, ClosedError, DeadlineError
 from ..errors.arguments import enough_memory, function, instance, integer, number
 from ..errors.keywords import named
 from .admission import Limits
 from .cost import Clock, CostCurve, cost_curve
+from .expand import listed
 from .fair import Work
 from .job import Job
 from .ledger import Ending, Ledger, Order
@@ -99,8 +100,7 @@ class Engine:
         self._planner = Planner(self.bundle)
         room = max(self.curve.cap(False), self.curve.cap(True))
         self._ledger = Ledger(self.curve, self.limits)
-        slots = self._ledger.slots
-        self._runner = Runner(self.backend, self.bundle.sample_shape, slots, room)
+        self._runner = Runner(self.backend, self.bundle.sample_shape, self._ledger.slots, room)
         self._tickets = itertools.count(1)
         self._keys = itertools.count()
         self._begun: float | None = None
@@ -144,13 +144,9 @@ class Engine:
         if deadline is not None:
             deadline = number("deadline", deadline, 0.0, 1e9)
         called = None if isinstance(on_preview, bool) else function("on_preview", on_preview)
-        listed = [requests] if isinstance(requests, Request) else [*requests]
-        if len(listed) > self.limits.samples:
-            raise RequestError(
-                f"at most {self.limits.samples} samples can be submitted together, got "
-                f"{len(listed)}. Submit fewer at a time."
-            )
-        jobs = [self._planner.job(request) for request in listed]
+        entries = [requests] if isinstance(requests, Request) else listed(requests)
+        self.limits.check_samples(len(entries))
+        jobs = [self._planner.job(request) for request in entries]
         order = self._order(jobs, flow, every if on_preview else 0, called)
         if deadline is not None:
             order.deadline = order.ticket.submitted + deadline
@@ -158,7 +154,10 @@ class Engine:
                 self._ledger.check(order)
                 trial = self._ledger.snapshot()
             # Takes some milliseconds, during which the engine keeps running.
-            self._ledger.check_deadline(order, trial, deadline)
+            if refused := self._ledger.deadline_refusal(order, trial, deadline):
+                with self._changed:
+                    self._ledger.count(refused)
+                raise DeadlineError(refused.sentence, refused.seconds)
         with self._changed:
             self._ledger.admit(order)
             ending = None if jobs else self._ledger.end(order, "done")
@@ -180,6 +179,9 @@ class Engine:
         """Return where a ticket stands, see `Ticket.status`."""
         with self._changed:
             found = self._ledger.status(ticket, self._clock())
+            # Nothing is left to predict, so the queue need not be copied.
+            if ticket.id not in self._ledger.orders:
+                return found
             trial = self._ledger.snapshot()
         return replace(found, finish_seconds=self._ledger.seconds_left(trial, ticket))
 
@@ -227,11 +229,7 @@ class Engine:
         group = next(self._tickets)
         works = [Work(next(self._keys), flow, group, job.table.guided.tobytes()) for job in jobs]
         rows = sum(work.left for work in works)
-        if rows > self.limits.rows:
-            raise RequestError(
-                f"at most {self.limits.rows} rows of the network can be submitted together, got "
-                f"{rows}. Take fewer steps or fewer samples."
-            )
+        self.limits.check_rows(rows)
         ticket = Ticket(self, group, flow, len(jobs), rows, self._clock(), on_preview)
         samples = [
             Sample(ticket, i, job, work, every)
@@ -263,6 +261,8 @@ class Engine:
                 return False
             now = self._clock()
             late = ledger.expire(now)
+            if late:  # `close` may be waiting for the last of them
+                self._changed.notify_all()
             gone = ledger.gone
             ledger.gone = []
             picked = ledger.pick(now)

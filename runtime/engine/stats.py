@@ -36,9 +36,6 @@ class Stats:
         done, failed, cancelled: By how they ended; a deadline that passed is a failure.
         rejected: By reason: "samples", "rows", "seconds", "flow", "deadline", "closed".
         previews_dropped: Previews that were replaced before they were taken.
-        cap, cap_guided: Most samples of a call of the plain and of the guided graph.
-        merges: Whether plain rows may run in the guided graph.
-        same_bytes: Whether a sample had the same bytes at every batch size that was measured.
         pace: Seconds that pass for each second that the cost curve predicts.
     """
 
@@ -57,8 +54,4 @@ class Stats:
     cancelled: int
     rejected: Mapping[str, int]
     previews_dropped: int
-    cap: int
-    cap_guided: int
-    merges: bool
-    same_bytes: bool
     pace: float

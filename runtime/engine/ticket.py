@@ -25,6 +25,7 @@ class TicketPreview(NamedTuple):
     step: NDArray[np.int64]  # [b], rows of the sample's program that are done, 1 … steps
     steps: NDArray[np.int64]  # [b], rows of the sample's program
     denoised: Float32  # [b, *S], the denoised estimates D, in the data's range; a copy
+    x: Float32  # [b, *S], the samples themselves, as noisy as they are by then; a copy
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Ticket:
         self._result: Float32 | None = None
         self._error: BaseException | None = None
         self._callbacks: list[Callable[[Ticket], object]] = []
-        self._mailbox: dict[int, tuple[int, int, Float32]] = {}
+        self._mailbox: dict[int, tuple[int, int, Float32, Float32]] = {}
         self._on_preview = on_preview
 
     def __repr__(self) -> str:
@@ -180,6 +181,7 @@ class Ticket:
             step=np.array([mail[i][0] for i in order], np.int64),
             steps=np.array([mail[i][1] for i in order], np.int64),
             denoised=np.stack([mail[i][2] for i in order]),
+            x=np.stack([mail[i][3] for i in order]),
         )
 
     def add_done_callback(self, callback: Callable[[Ticket], object]) -> None:
@@ -202,15 +204,15 @@ class Ticket:
                 self._state = "running"
                 self.started = now
 
-    def deposit(self, sample: int, step: int, steps: int, denoised: Float32) -> bool:
-        """Put a sample's newest step, D [*S], into the mailbox. For the engine.
+    def deposit(self, sample: int, step: int, steps: int, denoised: Float32, x: Float32) -> bool:
+        """Put a sample's newest step, D and x [*S], into the mailbox. For the engine.
 
         Returns:
             Whether one that nobody had taken was replaced.
         """
         with self._lock:
             replaced = sample in self._mailbox
-            self._mailbox[sample] = (step, steps, denoised)
+            self._mailbox[sample] = (step, steps, denoised, x)
         return replaced
 
     def notify(self) -> None:
@@ -224,15 +226,14 @@ class Ticket:
         now: float,
         result: Float32 | None = None,
         error: BaseException | None = None,
-    ) -> bool:
+    ) -> None:
         """Make it final, with its samples [samples, *S], and call the callbacks. For the engine.
 
-        Returns:
-            Whether it was not final before.
+        It does nothing if the ticket is final.
         """
         with self._lock:
             if self._final.is_set():
-                return False
+                return
             self._state = state
             self.ended = now
             self._result = result
@@ -242,7 +243,6 @@ class Ticket:
             self._final.set()
         for callback in callbacks:
             guarded(callback, self)
-        return True
 
 
 def guarded(callback: Callable[[T], object], value: T) -> None:

@@ -14,6 +14,10 @@ from ..errors.messages import reason, refused, shown, shown_path
 from ..files import replacing
 from .arrays import MAX_BYTES, UInt8, check_size, images_of
 
+FRAME_MS = 60
+LAST_MS = 1500
+"""How long an animation shows each frame, and its last one."""
+
 
 def picture_format(path: str | Path) -> str:
     """Return Pillow's name for the format that a file name's ending selects.
@@ -70,7 +74,11 @@ def save(path: str | Path, picture: UInt8, least: int = 0) -> None:
 
 
 def save_animation(
-    path: str | Path, frames: UInt8, least: int = 0, frame_ms: int = 60, last_ms: int = 1500
+    path: str | Path,
+    frames: UInt8,
+    least: int = 0,
+    frame_ms: int = FRAME_MS,
+    last_ms: int = LAST_MS,
 ) -> None:
     """Write frames [n, H, W, C] as a GIF, an APNG or a WebP that repeats.
 

@@ -269,9 +269,9 @@ async function onEvent(canvases, name, event) {
   if (name !== "preview" || !event.previews.length) return;
   if ($("previews").checked) {
     await Promise.all(
-      event.previews.map(({ sample, image }) => {
-        return image && canvases[sample] && draw(canvases[sample], toFile(image));
-      }),
+      event.previews.map(
+        ({ sample, image }) => image && canvases[sample] && draw(canvases[sample], toFile(image)),
+      ),
     );
   }
   // The service may finish one image before it begins the next.
@@ -435,7 +435,7 @@ function remember(made) {
   const stored = [];
   let held = 0;
   for (const { image, url } of items) {
-    held += image.length;
+    if (url) held += image.length;
     if (url && held < MOST_STORED) stored.push([image, url]);
   }
   sessionStorage.setItem(GALLERY, JSON.stringify(stored));

@@ -28,7 +28,7 @@ export class Combobox {
     input.setAttribute("aria-controls", this.#list.id);
     input.addEventListener("click", () => this.#open(""));
     input.addEventListener("input", (event) => {
-      // The form hears of a choice, not of what is typed to find it.
+      // The form gets an event for a choice, not for typing.
       event.stopPropagation();
       this.#open(input.value);
     });

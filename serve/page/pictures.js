@@ -1,9 +1,9 @@
 // Images: from base64 to a file and onto a canvas.
 
-/** Return base64 as a file. */
-export function toFile(base64, name, type = "image/png") {
+/** Return base64 as a PNG file. */
+export function toFile(base64, name) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-  return new File([bytes], name, { type });
+  return new File([bytes], name, { type: "image/png" });
 }
 
 /** Draw an image, a Blob, onto a canvas, which takes the image's size. */

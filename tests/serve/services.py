@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -90,7 +89,6 @@ def running(app: Starlette) -> Iterator[str]:
     """The address of a server that is ready, in a thread of its own."""
     listener = listen("127.0.0.1", 0)
     server = Server(app)
-    server.service.metrics  # noqa: B018
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     try:
@@ -108,13 +106,6 @@ def until(condition: object, seconds: float = WAIT_S) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it never came"
         time.sleep(0.005)
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def events_of(text: str) -> list[tuple[str, str]]:

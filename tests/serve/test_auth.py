@@ -80,6 +80,15 @@ def test_another_host_is_refused(small: Sampler, host: str) -> None:
             assert client.get(path, headers={"host": host}).status_code == 421
 
 
+def test_a_health_check_needs_no_name(small: Sampler) -> None:
+    """A container's health check calls 127.0.0.1, independent of --host-name."""
+    with client_of([small], Settings(hosts=("localhost",))) as client:
+        headers = {"host": "127.0.0.1:8000"}
+        assert client.get("/readyz", headers=headers).text == "ready\n"
+        for path in ("/livez", "/metrics", "/v1/info", "/readyz/"):
+            assert client.get(path, headers=headers).status_code == 421
+
+
 def test_another_origin_is_refused(small: Sampler, client: TestClient) -> None:
     for origin in ("https://evil.example", "null", "http://localhost:81"):
         got = client.post("/v1/samples", json={}, headers={"origin": origin})

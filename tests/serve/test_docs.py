@@ -15,7 +15,7 @@ from PIL import Image
 
 from runtime import Bundle, Sampler
 from runtime.bundle.shipped import shipped_folders
-from serve import Settings, create_app
+from serve import Settings, auth, create_app
 from serve.app import ENDPOINTS
 from serve.health import PAGE
 from serve.settings import KIB, MIB
@@ -115,6 +115,8 @@ def test_the_dockerfile_fits_the_project(root: Path) -> None:
     words = " ".join(rest for _, rest in found)
     (extras,) = re.findall(r"'\.\[([a-z,]+)\]'", words)
     assert set(extras.split(",")) <= project["project"]["optional-dependencies"].keys()
+    # The Host header of the health check is an address: see `auth.check_host`.
+    assert f"http://127.0.0.1:8000{auth.READY_PATH}'" in dict(found)["HEALTHCHECK"]
     image = dict(found)["FROM"]
     assert re.fullmatch(r"python:3\.1[1-9]-slim", image)
     command = json.loads(dict(found)["ENTRYPOINT"])

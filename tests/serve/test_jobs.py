@@ -74,9 +74,23 @@ def test_cancelling_one_of_two_equal_jobs(client: TestClient, small: Sampler) ->
     assert client.get(first).json()["state"] == "cancelled"
 
 
-def test_a_job_that_fails_says_why(client: TestClient) -> None:
+def test_a_job_that_keeps_its_deadline(client: TestClient) -> None:
     path = start(client, {"steps": 5, "deadline": 1e6})
     assert events_of(client.get(f"{path}/events").text)[-1][0] == "done"
+
+
+def test_a_job_that_fails_says_why(client: TestClient, small: Sampler) -> None:
+    gate_of(small).shut()
+    path = start(client, {"steps": 5, "deadline": 0.3})
+    engine = client.app.state.service.models.get("small").engine  # type: ignore[attr-defined]
+    until(lambda: engine.stats().tick_seconds > 0.3)
+    gate_of(small).open()
+    name, data = events_of(client.get(f"{path}/events").text)[-1]
+    assert name == "error"
+    assert json.loads(data)["status"] == 504
+    status = client.get(path).json()
+    assert status["state"] == "failed"
+    assert status["error"]["status"] == 504
 
 
 def test_a_reconnection_gets_no_event_twice(client: TestClient) -> None:

@@ -23,7 +23,7 @@ from runtime.diffusion.solvers import SOLVERS
 from runtime.errors import RequestError
 from serve import Settings, limits
 from serve.bodies import decode
-from serve.work import Refusals, Work
+from serve.work import LEAST_WAIT_S, Refusals, Work
 
 from .services import client_of, gate_of, until
 from .test_edits import IMAGE, MASK, edit, png
@@ -156,8 +156,8 @@ def test_an_upload_may_have_8_mib_and_leaves_no_file(
     assert got.status_code == 413
     assert "8 MiB" in got.json()["detail"]
     assert read <= 9 * 2**20
-    told = {**MULTIPART, "content-length": str(8 * 2**20 + 1)}
-    assert client.post("/v1/edits/stylize", content=b"", headers=told).status_code == 413
+    declared = {**MULTIPART, "content-length": str(8 * 2**20 + 1)}
+    assert client.post("/v1/edits/stylize", content=b"", headers=declared).status_code == 413
     # One that fits is in memory, too, and is refused for what it holds.
     end = b"\r\n--B--\r\n"
     body = HEAD + b"\0" * (8 * 2**20 - len(HEAD) - len(end)) + end
@@ -373,3 +373,25 @@ def test_a_refusal_holds_for_a_moment(small: Sampler) -> None:
     refusals.note(work(50), "alice", Overloaded("full.", 0.05))
     now += 0.06
     refusals.check(work(50), "alice")
+
+
+def test_one_request_at_a_time_asks_whether_a_refusal_still_holds(small: Sampler) -> None:
+    now = 100.0
+    refusals = Refusals(lambda: now)
+    work = Work(SimpleNamespace(name="small"), [], [], 50, "")  # type: ignore[arg-type]
+    smaller = Work(SimpleNamespace(name="small"), [], [], 49, "")  # type: ignore[arg-type]
+    refusals.note(work, "alice", Overloaded("full.", 0.1))
+    now += 1.0
+    refusals.check(work, "alice")
+    # The prediction has passed, and the engine is being asked.
+    for _ in range(3):
+        with pytest.raises(Overloaded) as raised:
+            refusals.check(work, "alice")
+        assert raised.value.retry_after == LEAST_WAIT_S
+    # Smaller work that is accepted says nothing of larger work.
+    refusals.note(smaller, "alice", None)
+    with pytest.raises(Overloaded):
+        refusals.check(work, "alice")
+    refusals.note(work, "alice", None)
+    for _ in range(3):
+        refusals.check(work, "alice")

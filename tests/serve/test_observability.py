@@ -47,6 +47,22 @@ def test_metrics_count_what_happens(client: TestClient) -> None:
     assert SECRET not in client.get("/metrics").text
 
 
+def test_the_allow_header_lists_all_methods_of_a_path(client: TestClient) -> None:
+    for path, methods in (("/v1/samples", "GET, HEAD, POST"), ("/v1/jobs/x", "DELETE, GET, HEAD")):
+        got = client.put(path)
+        assert got.status_code == 405
+        assert ", ".join(sorted(got.headers["allow"].split(", "))) == methods
+    assert client.head("/v1/samples").status_code == 200
+
+
+def test_models_may_be_listed_while_they_are_opened(client: TestClient) -> None:
+    models = client.app.state.service.models  # type: ignore[attr-defined]
+    listed = iter(models.all)
+    models._models["another"] = models.get("small")  # as the thread that opens them does
+    assert list(listed) == ["small"]
+    del models._models["another"]
+
+
 def test_metrics_show_what_waits(client: TestClient, small: Sampler) -> None:
     gate_of(small).shut()
     with ThreadPoolExecutor(1) as pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import numpy as np
@@ -12,7 +13,7 @@ import openai
 import pytest
 from PIL import Image
 
-from runtime import Sampler
+from runtime import Engine, Sampler, Ticket
 from serve import create_app
 
 from .services import running
@@ -125,6 +126,34 @@ def test_a_stream_of_edits(service: openai.OpenAI) -> None:
         )
     )
     assert events[-1].type == "image_edit.completed"
+
+
+@pytest.mark.parametrize(
+    ("painted", "rows"),
+    [(False, 4), (True, 8)],  # `strength` is half of the grid, and means nothing to inpainting
+)
+def test_a_stream_of_edits_has_the_previews_that_are_asked_for(
+    service: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, painted: bool, rows: int
+) -> None:
+    submitted: list[int] = []
+    real = Engine.submit
+
+    def spy(self: Engine, *arguments: Any) -> Ticket:
+        submitted.append(arguments[-1])
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Engine, "submit", spy)
+    rgba = np.concatenate([np.stack([IMAGE] * 3, -1), MASK[..., None]], -1)
+    image = png(rgba if painted else IMAGE)
+    how = {"steps": 8, "strength": 0.5, "solver": "ddpm"}
+    events = list(
+        service.images.edit(
+            image=("a.png", image), prompt="1", stream=True, partial_images=1, extra_body=how
+        )
+    )
+    assert submitted == [rows // 2]
+    assert [event.type for event in events][-1] == "image_edit.completed"
+    assert len(events) <= 2
 
 
 def test_errors_have_the_clients_shape(service: openai.OpenAI) -> None:

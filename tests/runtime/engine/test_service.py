@@ -481,6 +481,16 @@ def test_the_status_of_a_ticket(rigged: Callable[..., Rig]) -> None:
     assert first.status().run_seconds == 3.0
 
 
+def test_the_status_of_a_ticket_that_is_final_copies_no_queue(
+    rigged: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = rigged()
+    ticket = rig.engine.submit(request(0))
+    ticket.result(WAIT_S)
+    monkeypatch.setattr(rig.engine._ledger, "snapshot", lambda: pytest.fail("it was copied"))
+    assert ticket.status().finish_seconds == 0
+
+
 def test_close_lets_what_was_accepted_finish(rigged: Callable[..., Rig]) -> None:
     rig = rigged(shut=True)
     tickets = [rig.engine.submit(request(seed, steps=20)) for seed in range(8)]
@@ -498,6 +508,23 @@ def test_close_lets_what_was_accepted_finish(rigged: Callable[..., Rig]) -> None
     assert [ticket.state for ticket in tickets] == ["done"] * 8
     assert not rig.engine._thread.is_alive()
     assert rig.engine.close()
+
+
+def test_close_waits_no_longer_than_for_the_last_deadline(rigged: Callable[..., Rig]) -> None:
+    clock = Clock()
+    rig = rigged(shut=True, clock=clock)
+    late = rig.engine.submit(request(0, steps=50), deadline=1.0)
+    rig.gate.arrive()
+    # It would wait for much longer than the test does.
+    closing = threading.Thread(target=lambda: rig.engine.close(100 * WAIT_S), daemon=True)
+    closing.start()
+    while rig.engine.stats().accepting:
+        threading.Event().wait(0.001)
+    clock.now = 2.0
+    rig.gate.release()
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
+    assert late.state == "failed"
 
 
 def test_close_without_time_fails_what_is_left(rigged: Callable[..., Rig]) -> None:
@@ -553,6 +580,9 @@ def test_arguments_are_checked(rigged: Callable[..., Rig]) -> None:
             rig.engine.submit(request(0), **bad)
     with pytest.raises(RequestError, match="Request"):
         rig.engine.submit([{"seed": 3}])
+    for bad in (3, None, {"seed": 3}, "12"):
+        with pytest.raises(RequestError, match="`requests` must be a list of Requests"):
+            rig.engine.submit(bad)
     with pytest.raises(RequestError, match="steps"):
         rig.engine.submit(request(0, steps=100_000))
     with pytest.raises(RequestError, match="max_batch"):
