@@ -39,7 +39,7 @@ IN_TURN = (
 """The README's own run, from data to images. Each command needs the one before."""
 ON_A_GPU = 'backend="tensorrt"'
 SLOW_COMMANDS = re.compile(
-    r"trainer\.|export\.|runtime\.bench|edit (interpolate|variations)|animate .*--n"
+    r"trainer\.|export\.|runtime\.bench|edit (inpaint|interpolate|variations)|animate .*--n"
     r"|precision int8|--n 8 |--steps 50|solver unipc"
 )
 """Commands that take more than five seconds of a processor. `make test` parses them."""

@@ -136,6 +136,7 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bytes(
     assert (run / "bad-pictures.txt").read_text().splitlines() == [str(pictures / "a" / "bad.png")]
 
 
+@pytest.mark.slow
 def test_two_processes_killed_five_times_end_with_the_same_bytes(
     root: Path, tmp_path: Path, pictures: Path
 ) -> None:

@@ -126,6 +126,7 @@ def test_what_is_small_stays_as_it_is() -> None:
     assert pixels_first(step_of(lambda: small, (3, 8, 8))) is None
 
 
+@pytest.mark.slow
 def test_a_bundle_has_both_forms_and_onnxruntime_runs_the_faster(tmp_path: Path) -> None:
     described = {**DESCRIBED, "sample_shape": (2, 18, 17)}
     torch.manual_seed(0)

@@ -71,7 +71,7 @@ SMALL = {
     "out_channels": 1,
     "block_out_channels": (16, 32),
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "resnet_time_scale_shift": "scale_shift",
@@ -169,14 +169,31 @@ def celeba(celeba_folder: Path) -> tuple[Any, Sampler]:
     return diffusers.DDIMPipeline.from_pretrained(celeba_folder), Sampler(bundle)
 
 
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sampler]:
+ONE_LEVEL = {
+    "block_out_channels": (16,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(ONE_LEVEL, id="one level"),
+        pytest.param({}, id="two levels", marks=pytest.mark.slow),
+    ],
+)
+def classes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Sampler]:
     """Five labels, of which the first is the null label."""
     folder = tmp_path_factory.mktemp("classes") / "five"
     scheduler = diffusers.DDPMScheduler(
         prediction_type="sample", beta_schedule="squaredcos_cap_v2", steps_offset=1
     )
-    pipeline = diffusers.DDPMPipeline(network({**SMALL, "num_class_embeds": 5}), scheduler)
+    pipeline = diffusers.DDPMPipeline(
+        network({**SMALL, **request.param, "num_class_embeds": 5}), scheduler
+    )
     pipeline.save_pretrained(folder)
     return pipeline, Sampler(
         build(from_diffusers(folder, null_label=0), folder.parent / "bundle", plan=QUICK)
