@@ -111,7 +111,7 @@ def _entered(path: str, methods: Mapping[str, Endpoint]) -> Endpoint:
 
     async def enter(request: Request) -> ASGIApp:
         request.scope["state"]["endpoint"] = path
-        # Starlette lets HEAD through to whatever takes GET.
+        # Starlette lets HEAD through to any endpoint that takes GET.
         method = "GET" if request.method == "HEAD" else request.method
         return await methods[method](request)
 

@@ -47,7 +47,7 @@ async def read_json(request: Request, settings: Settings) -> object:
         return {}
     try:
         return from_json(bytes(body))
-    except ValueError as error:  # also what is not UTF-8, and integers of thousands of digits
+    except ValueError as error:  # also bytes that are not UTF-8, and huge integers
         raise RequestError(f"the body is not JSON: {reason(error)}.") from None
 
 

@@ -50,7 +50,7 @@ async def events(request: Request) -> ASGIApp:
     last = request.headers.get("last-event-id", "")
     # Anything else than our own number starts from the beginning.
     after = int(last) if re.fullmatch(r"[0-9]{1,15}", last) else 0
-    # The stream is a user of the run beside the job: it may end without it.
+    # The stream uses the run as the job does, and may end without it.
     job.run.join()
     return results.stream(request, service_of(request), job.run, job.last, after)
 

@@ -66,7 +66,7 @@ class Job:
             "events": f"{self.path}/events",
             "result": f"{self.path}/result",
         }
-        # The run may go on for others; this job does not.
+        # The run may continue for others; this job does not.
         if self.cancelled:
             return {**found, "state": "cancelled"}
         error = self.run.future.exception() if self.run.done else None

@@ -86,7 +86,7 @@ class Run:
     def leave(self) -> None:
         """Stop being a user. The last one cancels unfinished work."""
         self.users -= 1
-        # Whoever else waits for the same work keeps it alive.
+        # Anyone else who waits for the same work keeps it alive.
         if not self.users and not self.done:
             self.stopped.set()
             if self.ticket is not None:

@@ -261,13 +261,13 @@ texts = st.one_of(
     st.sampled_from([str(value) for value in (*FLOATS, *INTEGERS)]),
     st.text(st.characters(exclude_categories=()), max_size=8),
 )
-"""What stands after an option on a command line."""
+"""The value of an option on a command line."""
 
 
 def fuzz(count: int) -> settings:
     """Hypothesis's settings for `count` cases, the same in every run.
 
-    UNNOISE_FUZZ_CASES=20000 tries so many, others in every run.
+    UNNOISE_FUZZ_CASES=20000 tries that many, different ones in every run.
     """
     asked = os.environ.get("UNNOISE_FUZZ_CASES")
     return settings(
@@ -281,7 +281,8 @@ def fuzz(count: int) -> settings:
 
 @contextmanager
 def bounded_memory(size: int = 6 << 30) -> Iterator[None]:
-    """Let the block allocate `size` bytes at most, on Linux: what asks for more is a MemoryError."""
+    """Let the block allocate at most `size` bytes, on Linux. A request for more raises
+    MemoryError."""
     status = Path("/proc/self/statm")
     if not status.exists():
         yield
@@ -306,7 +307,7 @@ def one_of(strategies: list[st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
 
 
 class Case:
-    """A call to try. Its repr never raises, whatever it holds."""
+    """A call to try. Its repr never raises."""
 
     def __init__(self, name: str, call: Callable[..., Any], arguments: dict[str, Any]) -> None:
         self.name = name

@@ -28,7 +28,7 @@ class Command:
         return f"{self.name} {' '.join(map(shown, self.words))}"
 
     def fault(self) -> str | None:
-        """What is wrong with how the command ends: another status than 0 and 2, or a traceback.
+        """How the command fails: with a status other than 0 and 2, or with a traceback.
 
         None if nothing is wrong.
         """
@@ -78,5 +78,5 @@ def commands(
 
 
 def _word(draw: st.DrawFn) -> str:
-    """Arbitrary text that is no path out of the working folder."""
+    """Arbitrary text that is not a path out of the working folder."""
     return draw(texts).lstrip("/").replace("../", "")

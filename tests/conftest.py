@@ -1,9 +1,8 @@
-"""One tiny trained run and its bundle, made once and shared; tests that change a bundle work on a
-copy."""
+"""A tiny trained run and its bundle, made once and shared. Tests that change a bundle copy it."""
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,9 @@ from runtime.bundle.format import MANIFEST
 from runtime.files import from_json, to_json
 from runtime.sampler import Sampler
 
-ROOT = Path(__file__).parent.parent
+from .root import ROOT
+from .traces import Traces
+
 TINY = {
     "data": "digits",
     "name": "tiny",
@@ -23,6 +24,23 @@ TINY = {
     "batch": 32,
     "warmup": 5,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have two workers not wait for the same fixture.
+
+    One file that needs the traced graphs comes first, so that one worker makes them. The files that
+    need none follow, and the others come last.
+    """
+
+    def needs_graphs(item: pytest.Item) -> bool:
+        return "traces" in getattr(item, "fixturenames", ())
+
+    needing = [item.path for item in items if needs_graphs(item)]
+    if needing:
+        first = needing[0]
+        files = set(needing)
+        items.sort(key=lambda item: 0 if item.path == first else 1 + (item.path in files))
 
 
 @pytest.fixture(scope="session")
@@ -68,27 +86,49 @@ def tiny_run(made_once: Make) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_run: Path, made_once: Make) -> Path:
-    """The tiny run's bundle, proved as any. Read it, do not write it."""
+def traces(tiny_run: Path, made_once: Make) -> Traces:
+    """The step graphs of the tiny run's averaged weights."""
+
+    def trace(folder: Path) -> None:
+        from export.sources.run import from_run
+
+        Traces.write(from_run(tiny_run, guidance=2.0), folder)
+
+    return Traces(made_once("traces", trace))
+
+
+@pytest.fixture
+def traced(traces: Traces) -> Iterator[Traces]:
+    """Exports of the tiny run's averaged weights do not trace them again."""
+    with traces.used():
+        yield traces
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_run: Path, traces: Traces, made_once: Make) -> Path:
+    """The tiny run's bundle, proved by the quick plan. Read it, do not write it."""
 
     def export(folder: Path) -> None:
         from export.build import build
+        from export.proof.plan import QUICK
         from export.sources.run import from_run
 
-        build(from_run(tiny_run, guidance=2.0), folder / "tiny")
+        with traces.used():
+            build(from_run(tiny_run, guidance=2.0), folder / "tiny", plan=QUICK)
 
     return made_once("bundles", export) / "tiny"
 
 
 @pytest.fixture(scope="session")
-def precise(tiny_run: Path, made_once: Make) -> Path:
+def precise(tiny_run: Path, traces: Traces, made_once: Make) -> Path:
     """The tiny run's bundle with every precision, made by the command. Read it, do not write it."""
 
     def export(folder: Path) -> None:
         from export.build import main
 
         words = [str(tiny_run), "--fp16", "--int8", "--quick", "--out", str(folder / "tiny")]
-        assert main(words) == 0
+        with traces.used():
+            assert main(words) == 0
 
     return made_once("precise", export) / "tiny"
 

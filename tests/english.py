@@ -10,12 +10,15 @@ import ast
 import inspect
 import re
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("runtime", "export", "trainer", "serve", "benchmarks")
+PACKAGES = ("runtime", "export", "trainer", "serve", "benchmarks", "tests")
+NOT_OURS_TO_CHANGE = "fixtures"
+"""A folder of tests: files that an earlier release wrote."""
 LONGEST_SENTENCE = 25
 """Words."""
 PER = "image picture call step sample core second channel row batch label class epoch value number"
@@ -55,6 +58,8 @@ BANNED = {
 _PATTERNS = [(re.compile(p, re.IGNORECASE), instead) for p, instead in BANNED.items()]
 _FENCE = re.compile(r"^ *(`{3,}|~{3,}).*?^ *\1 *$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_DIRECTIVE = re.compile(r"#\s*(type|noqa|fmt|pyright|pragma)\b|#!|#\s*-{3}|#%%")
+"""Comments for tools, and rules between sections."""
 _ABBREVIATION = re.compile(r"\b(al|eq|eqs|e\.g|i\.e|vs|no|cf|sec|fig|approx|etc)\.$", re.IGNORECASE)
 
 
@@ -154,7 +159,8 @@ def markdown(path: Path) -> Iterator[Passage]:
 
 
 def python(path: Path) -> Iterator[Passage]:
-    """The docstrings, help texts and error messages of a Python file."""
+    """The comments, docstrings, help texts and error messages of a Python file."""
+    yield from comments(path)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         # A docstring, of a module, class or function, or of the name assigned above it.
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -168,6 +174,28 @@ def python(path: Path) -> Iterator[Passage]:
                 # A single word is the name of an argument, not a message.
                 if " " in (text := literal(argument)):
                     yield Passage(f"{_name(path)}:{node.lineno}", text)
+
+
+def comments(path: Path) -> Iterator[Passage]:
+    """The comments of a Python file; those on lines that follow each other are one passage."""
+    block: list[str] = []
+    began = last = 0
+    with tokenize.open(path) as file:
+        tokens = [t for t in tokenize.generate_tokens(file.readline) if t.type == tokenize.COMMENT]
+    for token in tokens:
+        number, column = token.start
+        alone = not token.line[:column].strip()
+        if _DIRECTIVE.match(token.string):
+            continue
+        # A comment after code begins a passage; a line of its own may continue it.
+        if block and not (alone and number == last + 1):
+            yield Passage(f"{_name(path)}:{began}", " ".join(block))
+            block = []
+        began = began if block else number
+        block.append(token.string.lstrip("#").strip())
+        last = number
+    if block:
+        yield Passage(f"{_name(path)}:{began}", " ".join(block))
 
 
 def literal(node: ast.expr) -> str:
@@ -185,7 +213,8 @@ def passages(path: Path) -> Iterator[Passage]:
     """The passages of a file, or of all Markdown and Python files of a folder."""
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            if file.suffix in (".md", ".py") and not any(p.startswith(".") for p in file.parts):
+            ours = not any(p.startswith(".") or p == NOT_OURS_TO_CHANGE for p in file.parts)
+            if file.suffix in (".md", ".py") and ours:
                 yield from passages(file)
     else:
         yield from (markdown(path) if path.suffix == ".md" else python(path))

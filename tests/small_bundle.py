@@ -40,7 +40,7 @@ def write_small_bundle(path: Path, knots: int = KNOTS) -> Bundle:
 
 
 class SmallBuffers:
-    """The update in numpy, of a network that returns half of what it is given."""
+    """The update in numpy, of a network that returns half of its input."""
 
     def __init__(self, bundle: Bundle, batch: int) -> None:
         sizes = shapes(bundle, batch)
@@ -74,7 +74,7 @@ class SmallBuffers:
 
 
 class SmallBackend:
-    """Stands in for an inference library."""
+    """A fake inference library."""
 
     name = "onnxruntime"
     precision = "fp32"

@@ -1,4 +1,4 @@
-"""A folder of diffusers with a network that costs nothing to run."""
+"""A diffusers folder with a network that is almost free to run."""
 
 from pathlib import Path
 

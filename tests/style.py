@@ -22,7 +22,7 @@ LONGEST_FILE = 300
 ARRAYS = re.compile(r"\b(NDArray|ArrayLike|ndarray|Float32|Float64|UInt8|Tensor)\b")
 """Annotations of arrays."""
 SHAPE = re.compile(r"\[[^\]]*\]|\bshape\b|\bscalar\b|\b0-d\b")
-"""What a docstring that states a shape holds: x [B, *S]; of the shape of x; a scalar."""
+"""How a docstring states a shape: x [B, *S]; of the shape of x; a scalar."""
 PRAGMA = re.compile(r"#\s*(type:|noqa|fmt:|pyright:|pragma)")
 
 

@@ -1,7 +1,7 @@
 """Arbitrary values as arguments of `build_bundle` and of the exporter's and trainer's commands.
 
-They end in a typed error, or reach the work itself, which is left out here.
-UNNOISE_FUZZ_CASES=20000 tries more.
+They raise a typed error, or reach the actual work, which is replaced here. UNNOISE_FUZZ_CASES=20000
+tries more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .small_bundle import write_small_bundle
 
 
 def left_out(*_: Any, **__: Any) -> Any:
-    """Stands for the work that follows when the arguments are valid."""
+    """Raised in place of the work that follows if the arguments are valid."""
     raise RequestError("the work is left out here")
 
 

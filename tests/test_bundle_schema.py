@@ -1,4 +1,4 @@
-"""docs/bundle.schema.json: it accepts what is shipped, and refuses what the reader refuses."""
+"""docs/bundle.schema.json accepts what is shipped, and rejects what the reader rejects."""
 
 import copy
 import functools
@@ -14,7 +14,8 @@ from runtime.bundle.manifest import read_manifest
 from runtime.diffusion.schedule import make_schedule
 from runtime.errors import BundleError
 
-ROOT = Path(__file__).parent.parent
+from .root import ROOT
+
 OTHER_TYPES: tuple[Any, ...] = (None, True, 1, 1.5, "x", [], {})
 WRONG_VALUES: tuple[tuple[tuple[str | int, ...], Any], ...] = (
     (("format",), 2),
@@ -120,7 +121,7 @@ def test_a_field_of_another_type_is_refused_as_the_reader_refuses_it(
         value = _changed(path, other)
         if schema.is_valid(value) and not _is_read(value):
             accepted.append(other)
-    # Numbers in the place of numbers break rules between fields, which a schema cannot state.
+    # Replacing a number by another breaks rules between fields, which a schema cannot state.
     numbers = [value for value in accepted if type(value) in (int, float)]
     assert [value for value in accepted if value not in numbers] == []
     if not isinstance(path[-1], int):

@@ -17,8 +17,8 @@ from .english import (
     sentences,
     words,
 )
+from .root import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DIALECT = (
     "The network is told the time.",
@@ -57,7 +57,7 @@ def test_the_docs_have_no_word_of_the_dialect_and_few_long_sentences() -> None:
 
 
 @pytest.mark.parametrize("package", packages(), ids=lambda package: package.name)
-def test_docstrings_help_and_messages_have_no_word_of_the_dialect_and_few_long_sentences(
+def test_comments_docstrings_help_and_messages_have_no_word_of_the_dialect_and_few_long_sentences(
     package: Path,
 ) -> None:
     report = check(passages(package))
@@ -117,7 +117,7 @@ def test_sentences_end_at_full_stops_and_not_at_abbreviations() -> None:
     assert len(words("Numbers 1.5 count, and – does not")) == 6
 
 
-def test_docstrings_help_and_messages_of_python_are_passages(tmp_path: Path) -> None:
+def test_comments_docstrings_help_and_messages_of_python_are_passages(tmp_path: Path) -> None:
     file = tmp_path / "a.py"
     file.write_text(
         '"""The module."""\n'
@@ -125,6 +125,8 @@ def test_docstrings_help_and_messages_of_python_are_passages(tmp_path: Path) -> 
         '    """Do it.\n\n    Args:\n        x: A number.\n    """\n'
         '    parser.add_argument("--n", help="how " "many")\n'
         '    raise ValueError(f"`x` must be 1, got {x}." + " Pass 1.")\n'
+        "    # The reason\n    # goes on.\n"
+        "    return x  # Another.\n    # noqa: this is for a tool\n"
     )
     assert {passage.text for passage in python(file)} == {
         "The module.",
@@ -132,6 +134,8 @@ def test_docstrings_help_and_messages_of_python_are_passages(tmp_path: Path) -> 
         "A number.",
         "how many",
         "`x` must be 1, got `code`. Pass 1.",
+        "The reason goes on.",
+        "Another.",
     }
 
 

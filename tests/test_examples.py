@@ -15,9 +15,9 @@ from PIL import Image
 
 from runtime import Sampler
 
+from .root import ROOT
 from .small_pipeline import save_small_pipeline
 
-ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PICTURES = ROOT / "docs" / "pictures"
 LONGEST = 60
@@ -62,7 +62,7 @@ def test_batch_job(tmp_path: Path) -> None:
     _run("batch_job.py", tmp_path, "requests.jsonl", "images")
     expected = Sampler.load("emoji32").pictures(1, **flag)[0]
     with Image.open(tmp_path / "images" / "flag.png") as image:
-        # Both have the same threads only if OMP_NUM_THREADS says so: a rounding may differ.
+        # Both use the same number of threads only if OMP_NUM_THREADS is set: rounding may differ.
         assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1
     assert _size(tmp_path / "images" / "face.png") == (32, 32)
 
@@ -118,7 +118,7 @@ def test_int8_openvino(tmp_path: Path) -> None:
 
 
 def test_onnx_loop(tmp_path: Path) -> None:
-    """From Python; and from C++ too where there are a compiler and ONNX Runtime's headers.
+    """From Python, and from C++ if a compiler and ONNX Runtime's headers are available.
 
     ONNXRUNTIME_HOME: a folder with include/ and lib/.
     """

@@ -1,7 +1,8 @@
-"""The book, docs/learn: its snippets and commands run, and what it states is what they print."""
+"""The book in docs/learn: its snippets and commands run, and print what it states."""
 
 import contextlib
 import doctest
+import importlib
 import importlib.util
 import io
 import re
@@ -13,7 +14,10 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from runtime.terminal import verbs
+
+from .root import ROOT
+
 LEARN = ROOT / "docs" / "learn"
 CHAPTERS = sorted(LEARN.glob("[0-9]-*.md"))
 PAGES = [LEARN / "README.md", *CHAPTERS]
@@ -23,7 +27,7 @@ WORDS = range(600, 1101)
 MOST_BYTES = 2_500_000
 """Of all figures."""
 HANGING_S = 600
-"""After this a command is taken to hang: no bound on how fast it is."""
+"""After this time a command counts as hanging. It is not a bound on speed."""
 
 
 class Block(NamedTuple):
@@ -69,18 +73,37 @@ def test_snippets_print_what_the_page_states(page: Path, folder: Path) -> None:
             assert _same(block.output, printed.getvalue()), printed.getvalue()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def _commands(page: Path) -> list[tuple[str, Block]]:
+    """The commands of a page, each with its block."""
+    shell = [block for block in _blocks(page) if block.language == "sh"]
+    return [(command, block) for block in shell for command in block.code.splitlines()]
+
+
+def _trains(page: Path) -> bool:
+    return any("trainer." in command for command, _ in _commands(page))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _trains(p)], ids=lambda page: page.stem)
+def test_commands_that_train_are_parsed(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs, "status", lambda _: 0)  # parses and does nothing
+    for command, _ in _commands(page):
+        _, _, module, *words = shlex.split(command)
+        assert importlib.import_module(module).main(words) == 0
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.slow] if _trains(p) else []) for p in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_commands_run(page: Path, folder: Path) -> None:
-    for block in _blocks(page):
-        for command in block.code.splitlines() if block.language == "sh" else []:
-            words = [sys.executable if w == "python" else w for w in shlex.split(command)]
-            run = subprocess.run(
-                words, cwd=folder, capture_output=True, text=True, timeout=HANGING_S
-            )
-            assert run.returncode == 0, run.stdout + run.stderr
-            assert not block.output or _same(block.output, run.stdout), run.stdout
-            if "--out" in words:
-                assert Path(words[words.index("--out") + 1]).exists()
+    for command, block in _commands(page):
+        words = [sys.executable if w == "python" else w for w in shlex.split(command)]
+        run = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=HANGING_S)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert not block.output or _same(block.output, run.stdout), run.stdout
+        if "--out" in words:
+            assert Path(words[words.index("--out") + 1]).exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

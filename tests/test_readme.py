@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from runtime.info import backends
+from runtime.terminal import verbs
 
+from .root import ROOT
 from .small_pipeline import save_small_pipeline
 
-ROOT = Path(__file__).parent.parent
 SERVING = ROOT / "docs" / "serving.md"
 """Its commands need a running service: tests/serve/test_docs.py runs them."""
 DOCS = sorted({*(ROOT / "docs").glob("*.md")} - {SERVING})
@@ -37,8 +38,15 @@ IN_TURN = (
 )
 """The README's own run, from data to images. Each command needs the one before."""
 ON_A_GPU = 'backend="tensorrt"'
+SLOW_COMMANDS = re.compile(
+    r"trainer\.|export\.|runtime\.bench|edit (inpaint|interpolate|variations)|animate .*--n"
+    r"|precision int8|--n 8 |--steps 50|solver unipc"
+)
+"""Commands that take more than five seconds of a processor. `make test` parses them."""
+SLOW_PROGRAMS = re.compile(r"build_bundle|sampler\.sample\(8")
+"""The same for programs."""
 HANGING_S = 3600
-"""After this a command is taken to hang: no bound on how fast it is."""
+"""After this time a command counts as hanging. It is not a bound on speed."""
 
 
 def _blocks(language: str) -> list[str]:
@@ -53,17 +61,21 @@ def _commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder that has what a clone has, so that the commands leave nothing in this one;
-    and networks to export."""
+    """A folder that has what a clone has, so that the commands leave nothing in this one."""
     path = tmp_path_factory.mktemp("clone")
     for name in ("runtime", "trainer", "export", "docs"):
         (path / name).symlink_to(ROOT / name)
     (path / "bundles").mkdir()
     (path / "bundles" / "emoji32").symlink_to(ROOT / "bundles" / "emoji32")
-    save_small_pipeline(path / "ddpm-cifar10-32", "DDPM")
-    (path / "mynet.py").write_text(NETWORK)
-    subprocess.run([sys.executable, "-c", SAVE], cwd=path, check=True, timeout=HANGING_S)
     return path
+
+
+@pytest.fixture(scope="module")
+def networks(folder: Path) -> None:
+    """The networks that the docs export, in the folder."""
+    save_small_pipeline(folder / "ddpm-cifar10-32", "DDPM")
+    (folder / "mynet.py").write_text(NETWORK)
+    subprocess.run([sys.executable, "-c", SAVE], cwd=folder, check=True, timeout=HANGING_S)
 
 
 NETWORK = """
@@ -141,24 +153,57 @@ def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder:
     assert (folder / "bundles" / "emoji" / "report.png").is_file()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(c, marks=[pytest.mark.slow] if "runtime.bench" in c else [])
-        for c in _commands()
-        if c.startswith("python ") and c not in IN_TURN
-    ],
-)
-def test_a_command_of_the_docs_runs(command: str, folder: Path) -> None:
+def _marked(items: list[str], slow: re.Pattern[str]) -> list[object]:
+    """Parameters of a test, with the slow ones marked."""
+    return [
+        pytest.param(item, marks=[pytest.mark.slow] if slow.search(item) else []) for item in items
+    ]
+
+
+COMMANDS = [c for c in _commands() if c.startswith("python ") and c not in IN_TURN]
+
+
+@pytest.mark.parametrize("command", _marked(COMMANDS, SLOW_COMMANDS))
+def test_a_command_of_the_docs_runs(
+    command: str, folder: Path, request: pytest.FixtureRequest
+) -> None:
     if "bf16" in command and "bf16" not in backends()["openvino"]["precisions"]:
         pytest.skip("this CPU does not compute in bf16")
+    if "export" in command:
+        request.getfixturevalue("networks")
     _run(command, folder)
     if "--out" in command:
         assert (folder / command.split("--out ")[1]).is_file()
 
 
-@pytest.mark.parametrize("program", _blocks("python"))
-def test_a_program_of_the_docs_runs(program: str, folder: Path) -> None:
+@pytest.mark.parametrize("command", [*IN_TURN, *(c for c in COMMANDS if SLOW_COMMANDS.search(c))])
+def test_a_slow_command_of_the_docs_is_parsed(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbs, "status", lambda _: 0)  # parses and does nothing
+    _, _, module, *words = shlex.split(command)
+    verb = next(verb for verb in verbs.VERBS.values() if verb.spelled == module)
+    assert importlib.import_module(verb.module).main(words) == 0
+    with pytest.raises(SystemExit):
+        importlib.import_module(verb.module).main([*words, "--no-such-option"])
+
+
+@pytest.mark.parametrize("program", _marked(_blocks("python"), SLOW_PROGRAMS))
+def test_a_program_of_the_docs_runs(
+    program: str, folder: Path, request: pytest.FixtureRequest
+) -> None:
     if ON_A_GPU in program:
         pytest.skip("needs an NVIDIA GPU")
+    if "mynet" in program:
+        request.getfixturevalue("networks")
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, timeout=HANGING_S)
+
+
+@pytest.mark.parametrize("program", [p for p in _blocks("python") if SLOW_PROGRAMS.search(p)])
+def test_a_slow_program_of_the_docs_imports_what_there_is(program: str) -> None:
+    compile(program, "docs", "exec")
+    imports = re.findall(r"^from ((?:runtime|export)[\w.]*) import (.+)$", program, re.MULTILINE)
+    assert imports
+    for module, names in imports:
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name)

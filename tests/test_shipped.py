@@ -1,5 +1,5 @@
-"""The bundle that the project ships: whole, small, honest about what it has seen, and quick to the
-same bytes."""
+"""The bundle that the project ships: complete, small, clear about its training data, and
+reproducible."""
 
 import csv
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_it_has_never_seen_the_held_out_emoji(shipped: Bundle) -> None:
 
 
 def test_it_was_trained_on_what_its_logs_say(root: Path, shipped: Bundle) -> None:
-    """In two parts, the second begun with the weights of the first."""
+    """Trained in two parts; the second started from the weights of the first."""
     ends = []
     for name in ("emoji32-1", "emoji32"):
         with (root / "bundles" / f"{name}.log.csv").open(newline="") as file:
@@ -57,11 +57,12 @@ def test_its_samples_keep_the_same_bytes_in_a_batch(shipped: Bundle) -> None:
     assert sampler.sample(1, seed=3, label=17, steps=2).tobytes() == batch[3].tobytes()
 
 
+@pytest.mark.slow
 def test_translating_emoji_that_it_never_saw_brings_them_nearer_to_their_counterparts(
     shipped: Bundle,
 ) -> None:
-    """Each way, over every 160th emoji: docs/translation.md has 0.53 of RMS before and 0.48 after,
-    over all of them."""
+    """In each direction, over every 160th emoji: docs/translation.md has an RMS of 0.53 before and
+    0.48 after, over all emoji."""
     with np.load(EMOJI) as file:
         pictures, category = file["images"][::160], file["category"][::160].astype(int)
     sampler, samples = Sampler(shipped), pictures.transpose(0, 1, 4, 2, 3) / np.float32(127.5) - 1

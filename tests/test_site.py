@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from .root import ROOT
+
 LOADED = {
     "script": ("src",),
     "img": ("src", "srcset"),
@@ -56,7 +57,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
-        # A proxy that is not there, so that any request to another host fails.
+        # A proxy that does not exist, so that any request to another host fails.
         env={
             **os.environ,
             "NO_MKDOCS_2_WARNING": "1",
@@ -91,7 +92,7 @@ def test_no_page_loads_anything_from_another_host(site: Path, pages: dict[Path, 
             parts = urlsplit(target)
             assert parts.scheme in ("", "data"), f"{page} loads {target}"
             assert not parts.netloc, f"{page} loads {target}"
-        # The theme fetches a script from another host where it finds one of these.
+        # The theme fetches a script from another host if it finds one of these.
         assert 'class="mermaid"' not in page.read_text(encoding="utf-8"), page
     for sheet in site.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8").replace("http://www.w3.org/", "")

@@ -1,5 +1,5 @@
-"""The files of a package import each other in one direction: no circles, not even of imports inside
-functions or for type checkers alone."""
+"""The files of a package import each other in one direction: no circles, not even through imports
+inside functions or for type checkers only."""
 
 from __future__ import annotations
 

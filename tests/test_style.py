@@ -1,4 +1,5 @@
-"""The style of the packages, held by figures: `python tests/style.py` lists every place."""
+"""The style figures of the packages stay within limits; `python tests/style.py` lists every
+place."""
 
 from pathlib import Path
 

@@ -2,9 +2,8 @@
 
 import re
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from .root import ROOT
 
 
 def test_the_changelog_and_the_citation_name_the_version() -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from runtime import Bundle, BundleError, Sampler
 
-ROOT = Path(__file__).parent.parent
+from .root import ROOT
+
 SOURCES = ("runtime", "trainer", "export", "serve", "bundles/emoji32")
 MAX_WHEEL_MB = 20
 HANGING_S = 1800
@@ -26,7 +27,7 @@ sampler = Sampler.load("emoji32")
 pictures = sampler.pictures(4, seed=0, label="noto/flags", steps=4)
 Image.fromarray(pictures[0]).save("flag.png")
 """
-"""The six lines of somebody who has only run pip install."""
+"""The six lines of a user who has only run pip install."""
 README = [
     program
     for program in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -79,7 +79,7 @@ WEIGHTS = TorchStream(lambda seed, _: seed)
 # Counter: the epoch. The order of all images in this epoch.
 ORDER = NumpyStream(lambda seed, epoch: (seed, epoch))
 
-# Counter: the step. Where each image of the batch is cropped, for --crop random. Epochs stay below
+# Counter: the step. The position of each image's crop, for --crop random. Epochs stay below
 # 2⁶³, so that ORDER never has the same key.
 CROPS = NumpyStream(lambda seed, step: (seed, 2**63 + step))
 
@@ -113,7 +113,7 @@ MEASURED = NumpyStream(lambda seed, counter: (0, 1))
 
 # --- Sampling. The runtime's own streams, keyed by the seed of the sample.
 
-# Where a sample starts.
+# The noise that a sample starts from.
 SAMPLE_START = NoiseStream.INITIAL
 
 # Counter: the row of the program. The noise that a stochastic solver adds.

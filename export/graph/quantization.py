@@ -122,8 +122,8 @@ class _Quantizer:
         if name not in self.made:
             value = numpy_helper.to_array(self.constants[name])
             axis %= value.ndim
-            # A scale an output costs nothing at run time, and one large output does not coarsen
-            # the others.
+            # One scale per output costs nothing at run time, and one large output does not
+            # coarsen the others.
             scale = weight_scales(value, axis)
             shape = [-1 if i == axis else 1 for i in range(value.ndim)]
             # Symmetric, -127 … 127: TensorRT requires zero point 0.

@@ -99,8 +99,8 @@ def candidates(bundle: Bundle) -> list[Backend]:
     """Return every precision of the bundle on every backend of this machine, the reference first.
 
     GPU backends are left out: engines are built once the bundle is written (export.engines), and
-    tests/runtime/test_gpu.py compares them. If its CPU kernels lack fp16 or int8-trt, ONNX Runtime
-    computes them in float32: that proves the graph, not what a GPU rounds.
+    tests/runtime/backends/nvidia/test_gpu.py compares them. If its CPU kernels have no fp16 or
+    int8-trt, ONNX Runtime computes them in float32: that proves the graph, not what a GPU rounds.
 
     Raises:
         ExportError: ONNX Runtime cannot run a graph.

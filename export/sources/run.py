@@ -30,7 +30,7 @@ def newest_run(runs: Path) -> Path:
             f"no run in {runs}/ has a checkpoint. Make one: python -m trainer.fit, or in a "
             "minute: python -m trainer.fit --data digits."
         )
-    # By the checkpoint's time: a folder's own changes whenever something beside it is written.
+    # By the checkpoint's time: a folder's own changes whenever something is written next to it.
     return max(paths, key=lambda run: checkpoints.found(run / "checkpoints")[-1].stat().st_mtime)
 
 

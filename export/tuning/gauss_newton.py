@@ -180,7 +180,7 @@ def step(form: Form, walker: Walker, fit: Fit, samples: Samples, scale: float, l
     If no step lowers it, the result has the same theta and is ended.
     """
     H, gradient = _normal_equations(form, walker, fit.theta, samples, scale, loss)
-    # Marquardt's damping scales with each number's own curvature. Where a step fails, more damping
+    # Marquardt's damping scales with each number's own curvature. If a step fails, more damping
     # makes it shorter and turns it towards the gradient.
     damping = fit.damping
     for _ in range(REJECTIONS):

@@ -153,7 +153,7 @@ class Engine:
             with self._changed:
                 self._ledger.check(order)
                 trial = self._ledger.snapshot()
-            # Takes some milliseconds, in which the engine goes on.
+            # Takes some milliseconds, during which the engine keeps running.
             if refused := self._ledger.deadline_refusal(order, trial, deadline):
                 with self._changed:
                     self._ledger.count(refused)

@@ -59,7 +59,7 @@ def read(
         raise RequestError(f"no {what} was given. Pass at least one.")
     names = [f"{what} {i}" if many else f"the {what}" for i in range(len(found))]
     remedy = "Pass fewer images at a time."
-    # A float array that holds NaN is refused by name below, and needs no warning of numpy's.
+    # A float array that holds NaN raises an error below, so numpy's warning is not needed.
     with enough_memory(f"{len(found)} images of {shape}", remedy), np.errstate(invalid="ignore"):
         return np.stack(
             [_sample(*pair, shape, low, high, convert) for pair in zip(found, names, strict=True)]

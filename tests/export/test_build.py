@@ -1,4 +1,4 @@
-"""export.build: proves what it writes, and writes nothing that it cannot prove."""
+"""export.build proves what it writes, and writes nothing that it cannot prove."""
 
 import os
 import signal
@@ -27,10 +27,12 @@ from runtime import Bundle, Sampler, run
 from runtime.diffusion.noise import Stream, noise
 from runtime.files import from_json
 
+from ..traces import Traces
+
 
 def test_the_runtimes_pictures_are_pytorchs(tiny_run: Path, sampler: Sampler) -> None:
-    """The whole way, held against torch by the reference loop: other seeds and settings than the
-    build's own check."""
+    """The whole pipeline, compared with torch in the reference loop, with other seeds and settings
+    than the build's own check."""
     model = from_run(tiny_run, 2.0)
     label, seeds = np.array([9, 0, 4], np.int64), (70, 71, 72)
     program = sampler.bundle.program("ddpm", 25, guidance=1.7)
@@ -57,19 +59,32 @@ def test_the_average_is_exported_unless_the_last_weights_are_asked_for(tiny_run:
 
 
 def test_the_report_covers_the_schedule_every_graph_and_every_batch(tiny_bundle: Path) -> None:
-    report = from_json((tiny_bundle / "report.json").read_bytes())
+    assert_covered(tiny_bundle, QUICK)
+
+
+@pytest.mark.slow
+def test_the_report_covers_what_the_default_plan_compares(
+    tiny_run: Path, traced: Traces, tmp_path: Path
+) -> None:
+    build(from_run(tiny_run, 2.0), tmp_path / "tiny")
+    assert_covered(tmp_path / "tiny", Plan())
+
+
+def assert_covered(bundle: Path, plan: Plan) -> None:
+    """The bundle's report has every graph, solver and level that the plan compares."""
+    report = from_json((bundle / "report.json").read_bytes())
     entry = report["precisions"]["fp32"]["onnxruntime"]
     assert set(entry["steps"]) == {"step", "step_guided"}
     for step in entry["steps"].values():
         times = [row["time"] for row in step["by_time"]]
         assert times[0] == 0
         assert times[-1] == 999
-        assert len(times) == Plan().times
+        assert len(times) == plan.times
         assert step["batch_invariant"]
         assert 0 < step["answer"]["error"] <= 1e-4
     assert entry["identity"]
     assert {t["trajectory"].split(",")[0] for t in entry["trajectories"]} == {"ddim", "ddpm"}
-    assert Bundle.load(tiny_bundle).report["fp32"]["onnxruntime"]["trajectory"] <= 2e-3
+    assert Bundle.load(bundle).report["fp32"]["onnxruntime"]["trajectory"] <= 2e-3
 
 
 def test_the_pictures_and_the_card_can_be_read(tiny_bundle: Path) -> None:
@@ -85,8 +100,8 @@ def test_the_pictures_and_the_card_can_be_read(tiny_bundle: Path) -> None:
 
 
 class Wrong:
-    """Stands in for a conversion that changes the network: the module that is checked is not the
-    one that was converted."""
+    """A conversion that changes the network: the module that is checked is not the one that was
+    converted."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
@@ -96,7 +111,7 @@ class Wrong:
 
 
 def test_a_missed_bound_fails_the_build_names_the_worst_case_and_writes_nothing(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Path, traced: Traces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = building.graph.steps
 
@@ -127,7 +142,7 @@ def test_a_nan_is_never_within_bounds() -> None:
 
 
 def test_a_failing_build_leaves_the_bundle_that_was_there(
-    tiny_run: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Path, traced: Traces, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {p: p.read_bytes() for p in bundle_copy.rglob("*") if p.is_file()}
 
@@ -142,11 +157,31 @@ def test_a_failing_build_leaves_the_bundle_that_was_there(
     assert [p.name for p in bundle_copy.parent.iterdir()] == ["copy"]
 
 
-def test_a_kill_in_the_middle_leaves_no_bundle(tiny_run: Path, tmp_path: Path, root: Path) -> None:
-    """SIGKILL once the conversion has written files: what is there cannot be taken for a bundle."""
-    command = [sys.executable, "-m", "export.build", str(tiny_run), "--out", str(tmp_path / "out")]
+NETWORK = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, time):
+        return self.layer(x) + time[:, None, None, None] * 0
+"""
+
+
+def test_a_kill_in_the_middle_leaves_no_bundle(tmp_path: Path, root: Path) -> None:
+    """After SIGKILL in the middle of a conversion, the files on disk cannot be mistaken for a
+    bundle."""
+    (tmp_path / "mynet.py").write_text(NETWORK)
+    given = "--module mynet:Net --sample-shape 1,8,8 --prediction v --schedule cosine --clip 1"
+    command = [sys.executable, "-m", "export.build", *given.split(), "--out", "out"]
     process = subprocess.Popen(
-        command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while process.poll() is None and not list(tmp_path.glob(".out.*/fp32/weights.bin")):
         time.sleep(0.01)

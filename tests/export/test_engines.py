@@ -1,10 +1,10 @@
-"""Engines really parsed and built by TensorRT-RTX, which needs no GPU for that; and the cache that
-keeps them.
+"""TensorRT-RTX parses and builds real engines, which needs no GPU; a cache stores them.
 
-Deserialising needs a driver, so what an engine takes is read off the parsed network and its
-profiles, and off the plan's own strings.
+Deserialising needs a driver. So the tests read an engine's inputs from the parsed network, its
+profiles, and the strings in the plan.
 """
 
+import itertools
 import logging
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Recorded:
-    """The library, with a note of what its calls were given and what they returned."""
+    """The library, with a record of each call's arguments and result."""
 
     def __init__(self, module: Any, returns: dict[str, Any] | None = None) -> None:
         self._module, self._returns, self.seen = module, returns or {}, {}
@@ -85,7 +85,7 @@ def spying(returns: dict[str, Any] | None = None) -> tuple[Chosen, Recorded]:
 
 
 def as_tensorrt(returns: dict[str, Any]) -> Chosen:
-    """The same library under TensorRT's name and without what only TensorRT-RTX has; its builder
+    """The same library under TensorRT's name, without what only TensorRT-RTX has. Its builder
     cannot run here."""
     _, recorded = spying({"build_serialized_network": b"plan", **returns})
     recorded.__name__, recorded.__version__ = "tensorrt", "11.4.0"
@@ -122,8 +122,18 @@ def check_network(
     assert config.max_aux_streams == 0
 
 
-@pytest.mark.parametrize("graph", ["step.onnx", "step_guided.onnx"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-trt"])
+QUICK = {("fp32", "step_guided.onnx"), ("int8-trt", "step.onnx")}
+
+
+@pytest.mark.parametrize(
+    ("precision", "graph"),
+    [
+        pytest.param(*pair, marks=[] if pair in QUICK else [pytest.mark.slow])
+        for pair in itertools.product(
+            ["fp32", "fp16", "int8-trt"], ["step.onnx", "step_guided.onnx"]
+        )
+    ],
+)
 def test_the_shipped_bundle_builds(shipped: Bundle, precision: str, graph: str) -> None:
     chosen, recorded = spying()
     entry = ensure(shipped, precision, graph, chosen, ADA)
@@ -134,6 +144,7 @@ def test_the_shipped_bundle_builds(shipped: Bundle, precision: str, graph: str) 
         assert name.encode() in plan
 
 
+@pytest.mark.slow
 def test_every_bucket_is_a_static_profile(small: Bundle) -> None:
     chosen, recorded = spying()
     ensure(small, "fp32", "step_guided.onnx", chosen, Order("tensorrt-rtx", "8.9"))
@@ -289,14 +300,14 @@ def test_a_call_that_returns_false_or_none_is_an_export_error(
 
 
 def test_a_node_that_the_parser_refuses_is_named(shipped: Bundle) -> None:
-    """The int8 for CPUs has zero points, which TensorRT does not take."""
+    """The int8 graphs for CPUs have zero points, which TensorRT does not accept."""
     with pytest.raises(ExportError, match=r"Quantize: .*zero point is not supported"):
         ensure(shipped, "int8", "step.onnx", choose(ADA), ADA)
 
 
 def test_weights_come_from_memory_and_no_path_is_followed(shipped: Bundle, tmp_path: Path) -> None:
-    """The engine of a model whose external weights lie somewhere else is refused before the library
-    sees it."""
+    """A model whose external weights are outside the bundle raises an error before the library sees
+    it."""
     model = onnx.load(str(shipped.path / "fp32" / "step.onnx"), load_external_data=False)
     tensor = next(t for t in model.graph.initializer if t.external_data)
     tensor.external_data[0].value = "../../secret"
@@ -348,6 +359,7 @@ def test_auto_without_a_gpu_says_that_no_engine_was_built_and_why(
         builder.after_export(small, Order("tensorrt-rtx"), typed=True)
 
 
+@pytest.mark.slow
 def test_two_processes_build_at_once(
     small: Bundle, tiny_bundle: Path, root: Path, place: Path
 ) -> None:
@@ -403,7 +415,7 @@ def test_tensorrts_timings_are_kept_and_begin_anew_where_they_are_anothers(
 
 
 def test_a_builder_that_finds_no_gpu_is_told(small: Bundle) -> None:
-    """TensorRT's factory returns nullptr there, which its bindings make a TypeError."""
+    """TensorRT's factory returns nullptr here; its bindings raise TypeError."""
 
     def nothing(log: Any) -> Any:
         log.log(trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")

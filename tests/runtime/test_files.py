@@ -1,5 +1,5 @@
-"""Files are whole or not there, whatever happens while they are written; and JSON that is strict in
-both directions."""
+"""Files are complete or absent, even if writing is interrupted; JSON is strict in both
+directions."""
 
 import subprocess
 import sys
@@ -112,7 +112,7 @@ def test_the_old_folder_is_put_back_when_the_new_one_cannot_take_its_place(
 def test_a_process_that_dies_while_writing_leaves_the_old(
     writer: str, file: str, tmp_path: Path, root: Path
 ) -> None:
-    """os._exit runs no handler, as a kill does."""
+    """os._exit runs no handlers, like a kill."""
     path = tmp_path / "it"
     if writer == "replacing_folder":
         path.mkdir()

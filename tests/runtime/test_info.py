@@ -8,6 +8,8 @@ import pytest
 
 from runtime import info
 
+from ..root import ROOT
+
 
 def test_the_machine_and_its_backends(capsys: pytest.CaptureFixture) -> None:
     assert info.main([]) == 0
@@ -59,4 +61,4 @@ def test_it_needs_neither_torch_nor_onnx() -> None:
     import subprocess
 
     code = "import sys, runtime.info; assert not {'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,4 +1,5 @@
-"""The runtime is numpy and one inference library: shown where nothing else is installed."""
+"""The runtime needs only numpy and one inference library: it runs in an environment with nothing
+else."""
 
 import re
 import subprocess
@@ -20,7 +21,7 @@ def test_importing_the_runtime_imports_neither_torch_nor_onnx_nor_pillow(root: P
 
 
 def _with_dependencies(*distributions: str) -> set[str]:
-    """The distributions and all that they require, extras left out."""
+    """The distributions and all their requirements, without extras."""
     found: set[str] = set()
     waiting = list(distributions)
     while waiting:
@@ -39,8 +40,8 @@ def _with_dependencies(*distributions: str) -> set[str]:
 def test_the_runtime_samples_where_torch_and_onnx_are_not_installed(
     tiny_bundle: Path, sampler: Sampler, root: Path, tmp_path: Path
 ) -> None:
-    """A Python that sees numpy, onnxruntime, pillow, their dependencies, and the folder runtime/;
-    nothing else."""
+    """A Python that sees numpy, onnxruntime, pillow, their dependencies and the folder runtime/,
+    and nothing else."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "runtime").symlink_to(root / "runtime")

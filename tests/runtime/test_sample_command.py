@@ -1,4 +1,4 @@
-"""python -m runtime.sample: what it writes, and what it says to wrong input."""
+"""python -m runtime.sample: what it writes, and its errors for invalid input."""
 
 from pathlib import Path
 

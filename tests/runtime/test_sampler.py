@@ -1,4 +1,4 @@
-"""The promise of the Sampler: the same bytes for the same request, whatever is around it."""
+"""The promise of the Sampler: the same request gives the same bytes, in any batch."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

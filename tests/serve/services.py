@@ -19,7 +19,7 @@ from serve.server import Server, listen
 from ..small_bundle import SmallBackend, SmallBuffers, write_small_bundle
 
 WAIT_S = 1800.0
-"""After this a service is taken to hang: no bound on how fast it is."""
+"""After this time a service counts as hanging. It is not a bound on speed."""
 
 
 class Gate:
@@ -50,7 +50,7 @@ class GatedBuffers(SmallBuffers):
 
 
 class GatedBackend(SmallBackend):
-    """The small backend, whose calls a test can hold."""
+    """The small backend, whose calls a test can block."""
 
     def __init__(self, bundle: object) -> None:
         super().__init__(bundle)  # type: ignore[arg-type]

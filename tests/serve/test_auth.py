@@ -81,7 +81,7 @@ def test_another_host_is_refused(small: Sampler, host: str) -> None:
 
 
 def test_a_health_check_needs_no_name(small: Sampler) -> None:
-    """That of a container calls 127.0.0.1, whatever --host-name says."""
+    """A container's health check calls 127.0.0.1, independent of --host-name."""
     with client_of([small], Settings(hosts=("localhost",))) as client:
         headers = {"host": "127.0.0.1:8000"}
         assert client.get("/readyz", headers=headers).text == "ready\n"

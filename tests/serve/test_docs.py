@@ -1,4 +1,4 @@
-"""Every command in docs/serving.md runs, word for word; and the Dockerfile fits the project."""
+"""Every command in docs/serving.md runs, word for word, and the Dockerfile fits the project."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from serve.app import ENDPOINTS
 from serve.health import PAGE
 from serve.settings import KIB, MIB
 
+from ..root import ROOT
 from .services import running
 
 WAIT_S = 300
@@ -27,7 +28,7 @@ WAIT_S = 300
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    return (ROOT / "docs" / "serving.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_every_command_runs(text: str, address: str, tmp_path: Path, root: Path)
     )
     codes = done.stderr.split()
     assert done.returncode == 0, done.stderr
-    # One command starts a job, and one shows an error.
+    # One command starts a job, and another shows an error.
     assert sorted(codes) == ["200"] * (used - 2) + ["202", "400"]
     sampler = Sampler.load(root / "bundles" / "emoji32", threads=1)
     expected = sampler.pictures(1, 1, label=3, steps=10)[0]

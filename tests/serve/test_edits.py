@@ -179,5 +179,5 @@ def test_the_edits_share_batches_with_samples(client: TestClient, small: Sampler
         gate_of(small).open()
         for found in waiting:
             assert found.result().status_code == 200  # type: ignore[attr-defined]
-    # One after another they would take 3 · 3 + 6 ticks.
+    # In sequence they would take 3 · 3 + 6 ticks.
     assert engine.stats().ticks - ticks <= 9

@@ -1,4 +1,4 @@
-"""What is too large, too much or hostile is refused before it costs anything."""
+"""Requests that are too large, too many or hostile are rejected before they cost anything."""
 
 from __future__ import annotations
 
@@ -348,7 +348,7 @@ def test_every_solver_bound_is_of_a_solver() -> None:
 
 
 def test_a_refusal_holds_for_a_moment(small: Sampler) -> None:
-    """It is not asked for again, by the same user and for no smaller work."""
+    """It is not requested again, neither by the same user nor for less work."""
     now = 100.0
     refusals = Refusals(lambda: now)
 

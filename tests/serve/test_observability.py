@@ -1,4 +1,4 @@
-"""What the service says about itself: metrics, the log, and the page's files."""
+"""What the service reports about itself: metrics, the log, and the page's files."""
 
 from __future__ import annotations
 

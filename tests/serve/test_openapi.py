@@ -1,4 +1,4 @@
-"""/openapi.json is valid, lists every endpoint, and says what is checked; and no request that it
+"""/openapi.json is valid, lists every endpoint, and says what is checked; no request that it
 allows, or nearly allows, makes the service fail."""
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ VALUES += [[], [1], [0.5, 0.1], ["a", None], {}, {"a": 1}, {"shape": [1], "float
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_the_schema_and_the_check_agree(table: tuple[fields.Field, ...]) -> None:
-    """A value that the schema refuses is refused by the check, and the other way round."""
+    """The check rejects exactly the values that the schema rejects."""
     required = {entry.name: _least(entry) for entry in table if entry.required}
     for entry in table:
         schema = {**entry.to_schema(), "$schema": "https://json-schema.org/draft/2020-12/schema"}

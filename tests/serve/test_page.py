@@ -92,7 +92,8 @@ Open = Callable[..., Any]
 
 @pytest.fixture
 def open_page(browser: Any, address: str) -> Iterator[Open]:
-    """Opens the page. At the end, it has asked no other host, and no script has failed."""
+    """Opens the page. At the end, it must have contacted no other host, and no script may have
+    failed."""
     hosts: set[str] = set()
     errors: list[str] = []
     contexts = []

@@ -1,5 +1,5 @@
-"""Averages have the width that they are named for, and any other can be made afterwards from those
-that were kept."""
+"""Averages have the width in their name, and any other width can be computed afterwards from stored
+ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_the_profile_has_the_width_that_was_asked_for(width: float) -> None:
 
 
 def test_a_power_average_weighs_step_t_like_t_to_the_gamma() -> None:
-    """What each step's weights come to in the average at the end, by following the decays."""
+    """The share of each step's weights in the final average, from the decays."""
     T, gamma = 2000, exponent(0.1)
     decays = np.array([power_decay(0.1, step) for step in range(T)])
     share = (1 - decays) * np.append(np.cumprod(decays[:0:-1])[::-1], 1)
@@ -72,8 +72,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_width_that_was_not_kept_is_that_of_an_average_that_was(
     run: Path, tmp_path: Path
 ) -> None:
-    """Against a run that kept it: nearer than a twentieth of how far the average is from the last
-    weights."""
+    """Compared with a run that stored it: closer than a twentieth of the distance between the
+    average and the last weights."""
     assert fit(replace(CONFIG, ema_power=(0.07,)), tmp_path)
     direct = checkpoints.newest(tmp_path / "digits" / "checkpoints")
     assert direct is not None
@@ -106,7 +106,7 @@ def test_several_half_lives_are_kept_side_by_side() -> None:
     weights = {"a": torch.zeros(1)}
     averages = Averages(replace(CONFIG, ema_half_life=(80, 800), ema_power=()), weights)
     weights = {"a": torch.ones(1)}
-    for step in range(100_000, 100_010):  # beyond the ramp-up: 80 pictures
+    for step in range(100_000, 100_010):  # beyond the ramp-up: 80 images
         averages.update(weights, step)
     assert averages.of["ema"]["a"].item() == pytest.approx(0.5)
     assert averages.of["ema-800"]["a"].item() == pytest.approx(1 - 0.5**0.1)

@@ -1,5 +1,4 @@
-"""The same command again goes on where the last one stopped, however it stopped, and ends with the
-same bytes."""
+"""Re-running the same command resumes a run, however it stopped, and ends with the same bytes."""
 
 import csv
 import hashlib
@@ -38,7 +37,7 @@ LAST = "checkpoints/step-00000020"
 
 
 def command_line(config: Config, runs: Path) -> list[str]:
-    """The options that give `config`, whatever the presets and defaults are."""
+    """The options that give `config`, independent of presets and defaults."""
     options = []
     for name, value in config.to_json().items():
         flag = name.replace("_", "-")
@@ -52,8 +51,7 @@ def command_line(config: Config, runs: Path) -> list[str]:
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
-    """Have act(trainer) called after step `step`, before the loop looks whether it was asked to
-    stop."""
+    """Call act(trainer) after step `step`, before the loop checks whether to stop."""
     original = Trainer.train_step
 
     def train_step(self: Trainer) -> dict[str, float]:
@@ -70,7 +68,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIG
 
 
 def log_rows(run: Path) -> list[dict[str, str]]:
-    """The rows of log.csv without the columns that tell the time."""
+    """The rows of log.csv without the columns of times."""
     with (run / "log.csv").open(newline="") as file:
         return [
             {k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in csv.DictReader(file)
@@ -100,7 +98,7 @@ def files(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing interrupts."""
+    """An uninterrupted run."""
     runs = tmp_path_factory.mktemp("whole")
     assert fit(TINY, runs)
     return runs / "digits"
@@ -121,7 +119,10 @@ def test_a_run_leaves_sample_grids_with_two_pictures_a_class(whole: Path) -> Non
     for grid in grids:
         with Image.open(grid) as picture:
             assert picture.format == "PNG"
-            rows, columns = 4, 5  # as near square as 2·10 pictures of 8 pixels get, 2 pixels apart
+            rows, columns = (
+                4,
+                5,
+            )  # as near square as 2·10 images of 8 pixels get, with 2 pixels between
             assert picture.width * (10 * rows + 2) == picture.height * (10 * columns + 2)
 
 
@@ -220,7 +221,7 @@ def test_another_network_is_refused_before_anything_is_written(whole: Path, tmp_
 
 
 def test_the_same_config_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
-    torch.rand(7)  # what was drawn before does not matter
+    torch.rand(7)  # earlier draws do not matter
     assert fit(TINY, tmp_path)
     assert_same_run(tmp_path / "digits", whole)
 
@@ -280,7 +281,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_to_the_same_bytes(
         "4",
         "8",
         "12",
-    ]  # 12 will be trained again
+    ]  # step 12 will be trained again
     assert fit(TINY, tmp_path)
     assert_same_run(tmp_path / "digits", whole)
 
@@ -298,7 +299,7 @@ def test_a_run_that_another_process_trains_is_left_alone_until_that_ends(
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        left = run / ".half-written"  # as another process may be about to rename it
+        left = run / ".half-written"  # because another process may be about to rename it
         left.touch()
         with pytest.raises(CheckpointError, match="another process is training in"):
             fit(TINY, stopped)
@@ -637,8 +638,8 @@ def test_the_learning_rate_warms_up_to_its_peak_and_ends_at_zero() -> None:
 
 def test_the_average_has_the_half_life_that_was_asked_for_and_a_shorter_one_at_first() -> None:
     late, early = half_life_decay(10, 1000, 10**6), half_life_decay(10, 1000, 199)
-    assert late ** (1000 / 10) == pytest.approx(0.5)  # 1000 pictures
-    assert early ** (100 / 10) == pytest.approx(0.5)  # a twentieth of the 2000 pictures seen
+    assert late ** (1000 / 10) == pytest.approx(0.5)  # 1000 images
+    assert early ** (100 / 10) == pytest.approx(0.5)  # a twentieth of the 2000 images seen
 
 
 def test_the_average_follows_the_weights() -> None:

@@ -1,4 +1,4 @@
-"""Every stream has its own key, and draws what it has always drawn: runs resume with these values."""
+"""Every stream has its own key, and its values never change: runs resume with them."""
 
 import itertools
 
@@ -21,7 +21,7 @@ from trainer.randomness import (
 
 
 def test_the_first_values_of_every_stream_are_those_of_the_first_release() -> None:
-    """Computed with the code of the first release, where each place drew on its own."""
+    """Computed with the code of the first release."""
     assert mixed(0, 0, 0) == 0xE220A8397B1DCDAF  # splitmix64's first output for seed 0
     assert [mixed(3, purpose, 7) for purpose in range(3)] == [
         STEP.key(3, 7),

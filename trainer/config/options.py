@@ -154,7 +154,7 @@ class Options:
     )
     seed: int = option(0, "all randomness is a function of (seed, step)")
 
-    # Where and how fast: these change last bits at most, and `precision` more.
+    # The device and the speed: these change last bits at most, and `precision` more.
     device: str = option("auto", "auto: cuda if there is one", ("auto", "cpu", "cuda"))
     precision: str = option(
         "auto",

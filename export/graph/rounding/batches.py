@@ -9,7 +9,7 @@ batch. Kernels that several threads share are cut at arbitrary places as well. T
     multiply a sum of values in a row is a product with a column of ones: ONNX Runtime
              sums a row in an order that depends on where in memory it begins
 
-`tests/export/test_rounding.py` tries every operator, one by one.
+`tests/export/graph/rounding/test_rounding.py` tries every operator, one by one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,141 @@
+"""Pixels first, with Winograd's convolutions: the same numbers for every sample of any batch, and
+only if it is faster."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from export import build_bundle
+from export.graph import trace as graph
+from export.graph.pixels.rewrite import pixels_first
+from export.graph.pixels.winograd import TILE, winograd
+from export.proof.plan import Plan
+from export.sources.module import from_module
+from runtime import Bundle, Sampler
+from trainer.networks.unet import UNet
+
+DESCRIBED = {"prediction": "v", "schedule": "cosine", "clip": 1.0, "name": "wide"}
+TINY_PLAN = Plan(
+    batches=(1, 3), times=3, pictures=1, steps=3, samples=1, judged=1, ways=(("dpmpp_2m", 3),)
+)
+
+
+class Odd(nn.Module):
+    """Sides that tiles do not divide, operations that only the old form supports, and constants of
+    every shape combined with maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 96, 3, padding=1), nn.Conv2d(96, 2, 3, padding=1)
+        self.second, self.third = (
+            nn.Conv2d(96, 100, 3, padding=1),
+            nn.Conv2d(100, 96, 3, padding=1, bias=False),
+        )
+        self.norm, self.own = nn.GroupNorm(4, 100), nn.InstanceNorm2d(96, affine=True)
+        self.row = nn.Parameter(torch.randn(1, 100, 1, 1))
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.second(F.silu(self.first(x)))) - time[:, None, None, None] * 1e-3
+        h = 2.0 - self.norm(h * self.row + 0.5) * self.norm(h)
+        h = h / (1 + h.mean(dim=(2, 3), keepdim=True).abs())
+        h = self.own(self.third(h)) - F.avg_pool2d(h, 3, 1, 1)[:, :96]
+        return self.last(torch.relu(h)) + x * h.flatten(2).amax(2).amax(1)[:, None, None, None]
+
+
+def wide() -> nn.Module:
+    """A U-Net with every feature of ours; the layers that start at zero are filled."""
+    network = UNet((3, 16, 16), channels=(96, 104), blocks=1, attention=(8,), num_classes=2)
+    for p in network.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.02)
+    return network
+
+
+def step_of(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], guided: bool = False, **more: object
+) -> onnx.ModelProto:
+    torch.manual_seed(0)
+    return graph.trace(from_module(make().eval(), sample_shape=shape, **DESCRIBED, **more), guided)
+
+
+def run(proto: onnx.ModelProto, shape: tuple[int, ...], batch: int) -> np.ndarray:
+    """F, by reading it as the denoised estimate."""
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    r = np.random.default_rng(0)
+    sizes = {"state": (5, 4, *shape), "noise": (5, *shape), "update": (5, 4, 6)}
+    feeds = {name: r.normal(size=size).astype(np.float32)[:batch] for name, size in sizes.items()}
+    feeds["call"] = np.tile(np.array([30, 1, 0, 1, np.inf, 3], np.float32), (batch, 1))
+    if any(i.name == "label" for i in proto.graph.input):
+        feeds["label"] = np.arange(batch) % 2
+    return session.run(["denoised"], feeds)[0]
+
+
+def test_winograds_matrices_convolve() -> None:
+    """To rounding in float64; a wrong matrix is off by a tenth or more."""
+    outputs, kernels, inputs = winograd()
+    r = np.random.default_rng(0)
+    g, d = r.normal(size=3), r.normal(size=TILE + 2)
+    np.testing.assert_allclose(
+        outputs @ ((kernels @ g) * (inputs @ d)), np.correlate(d, g, "valid"), rtol=0, atol=1e-13
+    )
+
+
+@pytest.mark.parametrize("guided", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_wide_network_answers_the_same_in_any_batch(guided: bool) -> None:
+    step = step_of(wide, (3, 16, 16), guided, num_classes=2, null_label=2)
+    made = pixels_first(step)
+    assert made is not None
+    onnx.checker.check_model(made, full_check=True)
+    assert {t.name for t in step.graph.initializer if "conv1" in t.name} <= {
+        t.name for t in made.graph.initializer
+    }
+    kinds = [
+        n.op_type for n in made.graph.node if n.name.startswith("network.down.0.residual.conv1/")
+    ]
+    assert "Gather" in kinds
+    assert "Conv" not in kinds
+    expected, whole = run(step, (3, 16, 16), 5), run(made, (3, 16, 16), 5)
+    # Values of about 1 after about ten convolutions, each with a rounding of 1e-6.
+    np.testing.assert_allclose(whole, expected, rtol=0, atol=3e-5)
+    for batch in (1, 2, 3):
+        np.testing.assert_array_equal(run(made, (3, 16, 16), batch), whole[:batch])
+
+
+def test_odd_sides_and_unknown_operations() -> None:
+    step = step_of(Odd, (2, 18, 17))
+    made = pixels_first(step)
+    assert made is not None
+    onnx.checker.check_model(made, full_check=True)
+    expected, whole = run(step, (2, 18, 17), 5), run(made, (2, 18, 17), 5)
+    np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=3e-5)
+    np.testing.assert_array_equal(run(made, (2, 18, 17), 1), whole[:1])
+
+
+def test_what_is_small_stays_as_it_is() -> None:
+    """The same network on 8×8 pixels: a convolution of 64 is not worth it."""
+    small = UNet((3, 8, 8), channels=(96,), blocks=1, attention=())
+    assert pixels_first(step_of(lambda: small, (3, 8, 8))) is None
+
+
+@pytest.mark.slow
+def test_a_bundle_has_both_forms_and_onnxruntime_runs_the_faster(tmp_path: Path) -> None:
+    described = {**DESCRIBED, "sample_shape": (2, 18, 17)}
+    torch.manual_seed(0)
+    module, pictures = Odd().eval(), []
+    for name, by_winograd in (("both", True), ("plain", False)):
+        bundle = build_bundle(
+            module, tmp_path / name, plan=TINY_PLAN, winograd=by_winograd, **described
+        )
+        assert ("fp32/step_pixels.onnx" in bundle.files) == by_winograd
+        pictures.append(Sampler(Bundle.load(tmp_path / name)).sample(2, 0, steps=3))
+    assert not np.array_equal(*pictures)
+    np.testing.assert_allclose(*pictures, rtol=0, atol=1e-3)

@@ -1,0 +1,96 @@
+"""Upsampling folded into the convolution: the same numbers with fewer multiplications, and only if
+the whole pattern matches."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from export.graph import trace as graph
+from export.graph.folding import fold_upsampling
+from export.sources.module import from_module
+
+
+class Up(nn.Module):
+    """Enlarges, then convolves; with options that must, or must not, be folded."""
+
+    def __init__(self, **options: int) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(4, 2, **{"kernel_size": 3, "padding": 1, **options})
+        self.outer = nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        h = self.inner(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return (
+            F.interpolate(self.outer(h), size=x.shape[2:], mode="nearest")
+            + time[:, None, None, None]
+        )
+
+
+def step_of(module: nn.Module) -> onnx.ModelProto:
+    torch.manual_seed(0)
+    described = {"prediction": "v", "schedule": "cosine", "clip": 1.0, "name": "up"}
+    return graph.trace(from_module(module.eval(), sample_shape=(4, 6, 8), **described), False)
+
+
+def run(proto: onnx.ModelProto, batch: int) -> np.ndarray:
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    r = np.random.default_rng(0)
+    call = np.tile(np.array([3, 1, 0, 1, np.inf, 1], np.float32), (batch, 1))
+    shapes = {"state": (batch, 4, 4, 6, 8), "noise": (batch, 4, 6, 8), "update": (batch, 4, 6)}
+    feeds = {name: r.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return session.run(["denoised"], {**feeds, "call": call})[0]
+
+
+def test_the_folded_graph_computes_the_same_and_keeps_the_weights_names() -> None:
+    step = step_of(Up())
+    folded = fold_upsampling(step)
+    onnx.checker.check_model(folded, full_check=True)
+    assert (
+        sum(n.op_type == "Conv" for n in folded.graph.node)
+        == sum(n.op_type == "Conv" for n in step.graph.node) + 3
+    )
+    assert (
+        sum(n.op_type == "Resize" for n in folded.graph.node)
+        == sum(n.op_type == "Resize" for n in step.graph.node) - 1
+    )
+    assert "network.inner.weight" in {t.name for t in folded.graph.initializer}
+    for batch in (1, 3):
+        np.testing.assert_allclose(run(folded, batch), run(step, batch), rtol=0, atol=2e-6)
+
+
+def test_what_is_not_constant_is_little_work(tmp_path) -> None:
+    """ONNX Runtime computes the sums of weights once: none is left in the graph that it runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    proto = fold_upsampling(step_of(Up()))
+    onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    left = [
+        n.name
+        for n in onnx.load(tmp_path / "optimized.onnx").graph.node
+        if n.name.endswith("_taps")
+    ]
+    assert left == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 0},
+        {"stride": 2},
+        {"dilation": 2, "padding": 2},
+        {"groups": 2},
+        {"kernel_size": 5, "padding": 2},
+    ],
+)
+def test_another_convolution_is_left_alone(options: dict) -> None:
+    step = step_of(Up(**options))
+    assert fold_upsampling(step).SerializeToString() == step.SerializeToString()
