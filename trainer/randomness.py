@@ -121,7 +121,7 @@ SAMPLE_STEPS = NoiseStream.STEP
 
 # --- Distillation. The runtime's streams as well, for seeds that no measurement has.
 
-# Where the teacher's path i starts: its seed is FIRST_TRAJECTORY_SEED + i.
+# The start of the teacher's path i, whose seed is FIRST_TRAJECTORY_SEED + i.
 TRAJECTORY_START = NoiseStream.INITIAL
 
 # Counter: the row of the program. The noise that a stochastic solver of the teacher adds.

@@ -1,5 +1,5 @@
-"""Distillation: the teacher's paths are what the runtime samples, both objectives teach what they
-say, a stopped run goes on as if it had not stopped, and the bundle knows its numbers of calls."""
+"""Distillation: the teacher's paths, both objectives, a run that is stopped and resumed, and the
+model that is exported."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -93,7 +93,7 @@ def test_paths_end_where_the_runtime_s_own_loop_ends(student: Config) -> None:
     found = teacher.paths(seeds, label)
     assert found.dtype == np.float16
     np.testing.assert_allclose(found[:, 0], expected, atol=2e-3)
-    # Pure noise is the first point, whatever the path's end.
+    # Pure noise is the first point of every path.
     np.testing.assert_allclose(found[:, 1], x, atol=5e-3)
 
 

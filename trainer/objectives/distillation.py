@@ -92,8 +92,8 @@ class Consistency:
     """Answer alike along a path of the teacher (an `Objective`).
 
     x_s follows from x_t, a noised image, by one DDIM step of the guided teacher. The average of the
-    student's weights says at x_s what the student is to say at x_t; at the clean end the teacher
-    does (Song et al. 2023, Algorithm 2; with guidance as in Luo et al. 2023, Algorithm 1).
+    student's weights gives at x_s the answer that the student learns at x_t. At the clean end the
+    teacher gives it (Song et al. 2023, Algorithm 2; guided as in Luo et al. 2023, Algorithm 1).
     """
 
     def __init__(
@@ -129,13 +129,13 @@ class Consistency:
         return distance(estimate(process, networks.student, x_t, t, label), target)
 
     def _target(self, networks: Networks, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """Return what the student is to say at x_t, [b, C, H, W]."""
+        """Return the answer that the student learns at x_t, [b, C, H, W]."""
         assert networks.teacher is not None
         process = self.process
         teacher = guided(networks.teacher, self.guidance, self.null_label)
         D = estimate(process, teacher, x_t, t, label).clamp(-1, 1)
         s = self.below[t]
-        # At the clean end there is no level to ask the student at; any other stands in for it.
+        # At the clean end there is no level for the student: D replaces the answer at another one.
         inner = s.clamp_min(0)
         x_s = process.jump(D, inner, process.noise_of(x_t, t, D))
         found = estimate(process, networks.averages[self.target], x_s, inner, label).clamp(-1, 1)
