@@ -80,13 +80,16 @@ class Refusal:
     sentence: str
 
 
-def refusal(now: Forecast, works: Sequence[Work], limits: Limits) -> Refusal | None:
+def refusal(
+    now: Forecast, works: Sequence[Work], limits: Limits, running: float = 0.0
+) -> Refusal | None:
     """Why a submission is not accepted now, or None if it is.
 
     Args:
         now: Of what is under way and waiting.
         works: The samples of one submission, of one flow, not among those.
         limits: The bounds.
+        running: Seconds that the present network call has taken.
     """
     if not works or not now.rows:
         return None
@@ -97,7 +100,7 @@ def refusal(now: Forecast, works: Sequence[Work], limits: Limits) -> Refusal | N
 
     def check(why: Why, sentence: str, over: float, wait: float) -> None:
         if over > 0:
-            found.append((max(wait, now.tick_seconds), why, sentence))
+            found.append((now.end_of_call(wait, running), why, sentence))
 
     over = now.samples + len(works) - limits.samples
     check("samples", _full("samples", limits.samples), over, now.seconds_until_done(over))

@@ -10,6 +10,7 @@ curve turns rows into seconds.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -93,6 +94,21 @@ class Forecast:
     def flow_samples(self, flow: str) -> int:
         """Samples that a flow has left."""
         return sum(work.flow == flow for work in self._works)
+
+    def end_of_call(self, seconds: float, running: float) -> float:
+        """Seconds from now until the network call ends in which a moment lies.
+
+        What is done is known at the end of a call, so room is made only then.
+
+        Args:
+            seconds: The moment, from the beginning of the present call.
+            running: Seconds that this call has taken.
+        """
+        tick = self.tick_seconds
+        if not tick:
+            return seconds
+        # Not less than a part of a call: one may take longer than predicted.
+        return max(math.ceil(seconds / tick - 1e-6), 1) * tick - min(running, 0.9 * tick)
 
     def seconds_of(self, rows: float) -> float:
         """Seconds until so many network rows are done, of both graphs in proportion."""

@@ -3,6 +3,7 @@ take no lock and read no clock."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -16,8 +17,9 @@ from .runner import Outcome, Sample
 from .stats import Stats
 from .ticket import State, Ticket, TicketStatus
 
-PACE_SHARE = 0.1
-"""Weight of the last tick in the moving average of pace."""
+PACE_S = 20.0
+"""Seconds that the moving average of pace looks back. A limit of 30 s of work has seconds of noise
+if the average is much shorter."""
 PACE_LEAST = 0.2
 PACE_MOST = 5.0
 """A tick counts as no faster and no slower than this: the first of a size binds memory."""
@@ -75,8 +77,12 @@ class Ledger:
         self._states: Counter[State] = Counter()
         self._rejected: Counter[str] = Counter()
 
-    def check(self, order: Order) -> None:
+    def check(self, order: Order, running: float) -> None:
         """Raise the error of a ticket that is not accepted.
+
+        Args:
+            order: The ticket.
+            running: Seconds that the present network call has taken, 0 between calls.
 
         Raises:
             ClosedError: The engine is closing.
@@ -86,7 +92,7 @@ class Ledger:
             self._rejected["closed"] += 1
             raise ClosedError("the engine is closing and accepts nothing more.")
         works = [sample.work for sample in order.samples]
-        if found := refusal(self.forecast(), works, self.limits):
+        if found := refusal(self.forecast(), works, self.limits, running):
             self.count(found)
             raise Overloaded(found.sentence, found.seconds)
 
@@ -113,9 +119,9 @@ class Ledger:
         """A copy of the queue."""
         return self._queue.copy()
 
-    def admit(self, order: Order) -> None:
+    def admit(self, order: Order, running: float) -> None:
         """Take in a ticket. Raises as `check` does."""
-        self.check(order)
+        self.check(order, running)
         self._accepted += 1
         self.orders[order.ticket.id] = order
         self._samples.update((sample.work.key, sample) for sample in order.samples)
@@ -163,7 +169,7 @@ class Ledger:
         if not outcome.failed:
             ratio = seconds / self.curve.seconds(len(tick.works), tick.guided)
             ratio = min(max(ratio, PACE_LEAST), PACE_MOST)
-            self._pace += PACE_SHARE * (ratio - self._pace)
+            self._pace += -math.expm1(-seconds / PACE_S) * (ratio - self._pace)
         stepped = [sample.work for sample in outcome.stepped if sample.work.key in self._samples]
         self._queue.advance(stepped)
         self._forecast = None

@@ -151,7 +151,7 @@ class Engine:
         if deadline is not None:
             order.deadline = order.ticket.submitted + deadline
             with self._changed:
-                self._ledger.check(order)
+                self._ledger.check(order, self._running())
                 trial = self._ledger.snapshot()
             # Takes some milliseconds, during which the engine keeps running.
             if refused := self._ledger.deadline_refusal(order, trial, deadline):
@@ -159,7 +159,7 @@ class Engine:
                     self._ledger.count(refused)
                 raise DeadlineError(refused.sentence, refused.seconds)
         with self._changed:
-            self._ledger.admit(order)
+            self._ledger.admit(order, self._running())
             ending = None if jobs else self._ledger.end(order, "done")
             self._changed.notify_all()
         if ending is not None:
@@ -188,8 +188,11 @@ class Engine:
     def stats(self) -> Stats:
         """Return counters and gauges, of one moment."""
         with self._changed:
-            tick_seconds = 0.0 if self._begun is None else self._clock() - self._begun
-            return self._ledger.stats(tick_seconds)
+            return self._ledger.stats(self._running())
+
+    def _running(self) -> float:
+        """Seconds that the present network call has taken, 0 between calls. With the lock held."""
+        return 0.0 if self._begun is None else self._clock() - self._begun
 
     def close(self, drain_s: float = 0.0) -> bool:
         """Stop. New work raises `ClosedError` at once; what was accepted may finish.

@@ -2,8 +2,10 @@
 The code is the engine's own; a cost curve replaces the network."""
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from runtime.engine.admission import Limits, Refusal, deadline_refusal, refusal
 from runtime.engine.cost import CostCurve
 from runtime.engine.fair import FairQueue, Tick, Work, network_rows
 from runtime.engine.forecast import Forecast, seconds_until_group
+from runtime.engine.ledger import Ledger
+from runtime.engine.runner import Outcome
 
 from ...root import ROOT
 
@@ -265,6 +269,32 @@ def test_retry_after_is_the_time_until_the_same_submission_is_accepted(
         tick = Forecast(queue).tick_seconds
         real = seconds_until(queue, accepted)
         assert abs(found.seconds - real) <= 0.3 * real + 4 * tick, found
+
+
+@pytest.mark.parametrize("running", [0.0, 0.3, 0.8])
+def test_room_is_made_at_the_end_of_a_call(running: float) -> None:
+    """A wait ends with a whole number of calls, less what the present one has taken."""
+    queue = queue_of(*[("a", PLAIN * 10)] * 16, curve=TWO_CORES)
+    now = Forecast(queue)
+    tick = now.tick_seconds
+    for seconds, calls in ((0.0, 1), (0.2, 1), (1.0, 1), (1.1, 2), (5.5, 6)):
+        found = now.end_of_call(seconds * tick, running * tick)
+        assert found == pytest.approx((calls - running) * tick)
+    # A call that takes longer than predicted ends soon, and not in the past.
+    assert now.end_of_call(0.0, 50 * tick) == pytest.approx(0.1 * tick)
+
+
+def test_the_pace_of_the_machine_is_an_average_of_seconds_and_not_of_calls() -> None:
+    """Twenty seconds of calls that take twice as long move it by 63 %, whatever their number."""
+    for calls in (10, 1000):
+        ledger = Ledger(TWO_CORES, Limits())
+        seconds = 20.0 / calls
+        tick = Tick(False, (Work(0, "", 0, PLAIN),))
+        scaled = replace(TWO_CORES, plain=((1, seconds / 2),))
+        ledger.curve = scaled
+        for _ in range(calls):
+            ledger.note(tick, Outcome(), seconds)
+        assert ledger.stats(0.0).pace == pytest.approx(2 - math.exp(-1), rel=1e-6)
 
 
 def test_a_flow_cannot_fill_the_whole_backlog() -> None:
