@@ -24,8 +24,9 @@ class Limits:
             full call of each graph.
         samples: Samples that are not finished, of all flows.
         rows: Network rows that are left, of all flows; a guided row counts 2.
-        seconds: Predicted seconds that those rows take. A submission is accepted by an engine that
-            has nothing to do, however long it takes.
+        seconds: Seconds that those rows take by the cost curve. A busy machine takes longer, which
+            changes predictions and not this bound. A submission is accepted by an engine that has
+            nothing to do, however long it takes.
         flow_share: The share of samples, rows and seconds that one flow may hold, more than 0, at
             most 1. A submission is accepted if its flow has nothing to do, as far as the limits of
             all flows allow.
@@ -94,7 +95,8 @@ def refusal(
     if not works or not now.rows:
         return None
     flow = works[0].flow
-    rate = now.seconds / now.rows
+    # By the curve alone: a bound that moved with the machine's pace would not be predictable.
+    rate = now.seconds / now.pace / now.rows
     new_rows = sum(work.left for work in works)
     found: list[tuple[float, Why, str]] = []
 
@@ -106,8 +108,9 @@ def refusal(
     check("samples", _full("samples", limits.samples), over, now.seconds_until_done(over))
     over = now.rows + new_rows - limits.rows
     check("rows", _full("rows of the network", limits.rows), over, now.seconds_of(over))
-    over = now.seconds + new_rows * rate - limits.seconds
-    check("seconds", _full("seconds of work", limits.seconds), over, min(over, now.seconds))
+    over = (now.rows + new_rows) * rate - limits.seconds
+    wait = min(over * now.pace, now.seconds)
+    check("seconds", _full("seconds of work", limits.seconds), over, wait)
     if held := now.flow_rows(flow):
         share = limits.flow_share
         own = now.flow_samples(flow)

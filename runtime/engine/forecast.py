@@ -54,6 +54,7 @@ class Forecast:
 
     Attributes:
         samples, rows, seconds: What is left, and predicted seconds until it is done.
+        pace: Seconds that pass for each second of the curve.
         tick_seconds: Seconds of the longer call, as wide as the work allows: no prediction is
             finer than that.
     """
@@ -68,7 +69,7 @@ class Forecast:
         """
         self._works = [*queue.works(), *more]
         self._curve = queue.curve
-        self._pace = pace
+        self.pace = pace
         left = np.array([work.left for work in self._works], np.float64)
         rows = np.array([len(work.guided) - work.row for work in self._works], np.float64)
         guided = left - rows
@@ -180,7 +181,7 @@ class Forecast:
     def _tick_seconds(self, guided: bool) -> float:
         """Seconds of a call as wide as the work of a graph allows."""
         width = min(self._widths[guided], self._curve.cap(guided))
-        return self._pace * self._curve.seconds(width, guided) if width else 0.0
+        return self.pace * self._curve.seconds(width, guided) if width else 0.0
 
 
 def seconds_until_group(

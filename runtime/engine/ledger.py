@@ -17,9 +17,8 @@ from .runner import Outcome, Sample
 from .stats import Stats
 from .ticket import State, Ticket, TicketStatus
 
-PACE_S = 20.0
-"""Seconds that the moving average of pace looks back. A limit of 30 s of work has seconds of noise
-if the average is much shorter."""
+PACE_S = 5.0
+"""Seconds that the moving average of pace looks back."""
 PACE_LEAST = 0.2
 PACE_MOST = 5.0
 """A tick counts as no faster and no slower than this: the first of a size binds memory."""

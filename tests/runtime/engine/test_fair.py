@@ -271,6 +271,15 @@ def test_retry_after_is_the_time_until_the_same_submission_is_accepted(
         assert abs(found.seconds - real) <= 0.3 * real + 4 * tick, found
 
 
+@pytest.mark.parametrize("limits", BOUNDS)
+def test_a_busy_machine_accepts_as_much_and_says_to_wait_longer(limits: Limits) -> None:
+    queue, works, found = overloaded(TWO_CORES, limits, 5, 0, samples=16)
+    twice = refusal(Forecast(queue, pace=2.0), works, limits)
+    assert twice is not None
+    assert twice.why == found.why
+    assert twice.seconds == pytest.approx(2 * found.seconds)
+
+
 @pytest.mark.parametrize("running", [0.0, 0.3, 0.8])
 def test_room_is_made_at_the_end_of_a_call(running: float) -> None:
     """A wait ends with a whole number of calls, less what the present one has taken."""
@@ -285,10 +294,10 @@ def test_room_is_made_at_the_end_of_a_call(running: float) -> None:
 
 
 def test_the_pace_of_the_machine_is_an_average_of_seconds_and_not_of_calls() -> None:
-    """Twenty seconds of calls that take twice as long move it by 63 %, whatever their number."""
+    """Five seconds of calls that take twice as long move it by 63 %, however many they are."""
     for calls in (10, 1000):
         ledger = Ledger(TWO_CORES, Limits())
-        seconds = 20.0 / calls
+        seconds = 5.0 / calls
         tick = Tick(False, (Work(0, "", 0, PLAIN),))
         scaled = replace(TWO_CORES, plain=((1, seconds / 2),))
         ledger.curve = scaled
