@@ -38,6 +38,7 @@ TRAINING: Mapping[str, Any] = {
     "dropout": 0.0,
     "label_dropout": 0.0,
     "flips": False,
+    "compile": False,
     "sample_solver": "lcm",
 }
 """How a student is trained, in place of how its teacher was."""
@@ -50,7 +51,6 @@ KEPT = (
     "device",
     "precision",
     "channels_last",
-    "compile",
     "checkpointing",
     "checkpoint_every",
     "keep",
@@ -64,7 +64,16 @@ KEPT = (
     "workers",
 )
 """Options of the teacher's run that another value may be given for, besides those of TRAINING."""
-OWN = ("steps", "batch", "learning_rate", "decay", "warmup", "weight_decay", "ema_half_life")
+OWN = (
+    "steps",
+    "batch",
+    "learning_rate",
+    "decay",
+    "warmup",
+    "weight_decay",
+    "ema_half_life",
+    "compile",
+)
 """Options of TRAINING that another value may be given for."""
 
 
