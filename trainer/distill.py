@@ -21,9 +21,9 @@ from .config import Config
 from .config.distillation import Distillation
 from .config.options import Options
 from .config.presets import add_fields, given_fields
-from .distillation.teacher import Source, levels_of
 from .fit import add_runs, train
 from .parallel.processes import leave
+from .runs.teacher import Origin, levels_of
 
 TRAINING: Mapping[str, Any] = {
     "steps": 2000,
@@ -44,7 +44,7 @@ TRAINING: Mapping[str, Any] = {
 """How a student is trained, in place of how its teacher was."""
 TARGET_HALF_LIFE = 900
 """consistency: half-life in images of the average that says what the student is to say."""
-KEPT = (
+INHERITED = (
     "name",
     "accumulate",
     "seed",
@@ -89,7 +89,7 @@ def student_of(place: str, distillation: Mapping[str, Any], options: Mapping[str
         CheckpointError: There is no such teacher.
         RequestError: It cannot be distilled so.
     """
-    teacher = Source.of(Path(place))
+    teacher = Origin.of(Path(place))
     wanted = Distillation(**{**defaults_of(teacher), **distillation})
     rows = teacher.program(wanted)
     config = teacher.config
@@ -107,7 +107,7 @@ def student_of(place: str, distillation: Mapping[str, Any], options: Mapping[str
     )
 
 
-def defaults_of(teacher: Source) -> dict[str, Any]:
+def defaults_of(teacher: Origin) -> dict[str, Any]:
     """Return what fits a teacher: the guidance and the solver that it samples with best."""
     found: dict[str, Any] = {"guidance": teacher.guidance if teacher.can_guide else 1.0}
     if teacher.bundle and teacher.bundle.tuned:
@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     }
     add_fields(found, Distillation, shown)
     taught = {name: TRAINING[name] for name in OWN}
-    add_fields(found, Options, {**taught, **dict.fromkeys(KEPT, "the teacher's")})
+    add_fields(found, Options, {**taught, **dict.fromkeys(INHERITED, "the teacher's")})
     add_runs(found)
     return found
 

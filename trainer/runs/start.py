@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..distillation.teacher import Teacher
 from ..errors import CheckpointError
 from ..training.step import Trainer
 from . import checkpoint as checkpoints
 from .folder import read_starts
+from .teacher import Teacher
 from .weights import SHA256, fitting, start_of
 
 PATHS = "trajectories"

@@ -14,11 +14,11 @@ from torch import Tensor
 from ..config import Config
 from ..data.dataset import Dataset
 from ..data.loader import batch_indices, share_of
-from ..distillation.teacher import Teacher
-from ..distillation.trajectories import Trajectories
 from ..objectives.objective import Draws, Objective
 from ..parallel.processes import Processes
 from ..randomness import NOISE, STEP
+from ..runs.teacher import Teacher
+from .trajectories import Trajectories
 
 
 class Source(Protocol):

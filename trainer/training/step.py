@@ -16,7 +16,6 @@ from runtime.diffusion.schedule import Schedule
 
 from ..config import Config
 from ..data.dataset import Dataset
-from ..distillation.teacher import Teacher
 from ..errors import TrainingError
 from ..objectives.denoising import BUCKETS, Denoising, buckets
 from ..objectives.distillation import Consistency, Endpoint
@@ -25,6 +24,7 @@ from ..parallel.processes import Processes, join
 from ..parallel.sharding import whole
 from ..randomness import DROPOUT, dropout_counter
 from ..runs.checkpoint import Tensors
+from ..runs.teacher import Teacher
 from .draws import NoisedImages, Source, TeacherPaths
 from .preview import Preview
 from .state import TrainingState

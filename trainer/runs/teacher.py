@@ -26,13 +26,13 @@ from ..config.distillation import Distillation, wanted_knots
 from ..errors import CheckpointError
 from ..networks.cost import make_network
 from ..randomness import TRAJECTORY_START, TRAJECTORY_STEPS
-from ..runs import checkpoint as checkpoints
-from ..runs.folder import read_run
-from ..runs.weights import fitting, start_of
+from . import checkpoint as checkpoints
+from .folder import read_run
+from .weights import fitting, start_of
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """A run or a bundle that can be a teacher.
 
     Attributes:
@@ -48,7 +48,7 @@ class Source:
     guidance: float
 
     @classmethod
-    def of(cls, place: Path) -> Source:
+    def of(cls, place: Path) -> Origin:
         """Read what a run or a bundle says of itself.
 
         Args:
@@ -155,7 +155,7 @@ class Teacher:
         self.sample_shape = sample_shape
         self.device = device
         self.null_label = len(classes)
-        self.program = Source.of(place).program(config.distillation)
+        self.program = Origin.of(place).program(config.distillation)
         weights, known = start_of(place)
         if known != tuple(classes):
             raise CheckpointError(

@@ -22,16 +22,16 @@ from trainer.config import Config
 from trainer.config.distillation import Distillation
 from trainer.data.sources import load
 from trainer.distill import main, student_of
-from trainer.distillation import trajectories
-from trainer.distillation.teacher import Teacher
-from trainer.distillation.trajectories import Trajectories
 from trainer.errors import CheckpointError, TrainingError
 from trainer.fit import fit
 from trainer.objectives.distillation import Consistency, Endpoint, contrast, distance
 from trainer.objectives.objective import Draws, Networks
 from trainer.parallel.processes import Processes, join
 from trainer.runs import checkpoint as checkpoints
+from trainer.runs.teacher import Teacher
+from trainer.training import trajectories
 from trainer.training.step import Trainer, require_shares
+from trainer.training.trajectories import Trajectories
 
 FEW = {"trajectories": 40, "solver_steps": 8, "guidance": 2.0}
 SHORT = {"steps": 6, "batch": 16, "checkpoint_every": 2, "sample_every": 0, "device": "cpu"}
