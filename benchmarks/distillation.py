@@ -80,9 +80,10 @@ def ways(teacher: Sampler, student: Sampler) -> Iterator[Way]:
 
 
 def spread(judge: Judge, sampler: Sampler, way: Way) -> float:
-    """Return the mean distance between features of samples of one label, over three labels."""
+    """Return the mean distance between features of samples of one label, over a few labels."""
     found = []
-    for label in range(0, sampler.bundle.num_classes, sampler.bundle.num_classes // 3):
+    count = sampler.bundle.num_classes
+    for label in range(0, count, max(1, count // 3)):
         images = sampler.pictures(ALIKE, seed=10**6, label=label, **way.settings())
         features = judge.features(images)
         distances = np.linalg.norm(features[:, None] - features[None], axis=-1)
@@ -96,7 +97,9 @@ def measure(judge: Judge, samplers: Mapping[str, Sampler], folder: Path) -> dict
     for way in ways(samplers["teacher"], samplers["student"]):
         sampler = samplers[way.who]
         weights = sampler.bundle.files["fp32/weights.bin"].sha256
-        key = hashlib.sha256(f"{weights} {way} {SAMPLES}".encode()).hexdigest()[:16]
+        tuned = sampler.bundle.tuned.get(way.calls) if way.solver == "tuned" else None
+        solver = tuned.to_json() if tuned else ""
+        key = hashlib.sha256(f"{weights} {way} {solver} {SAMPLES}".encode()).hexdigest()[:16]
         path = folder / f"{key}.json"
         if not path.exists():
 
@@ -140,6 +143,8 @@ def draw(path: Path, found: Mapping[Way, Any], name: str) -> None:
             line = [w for w in found if (w.solver, w.guidance) == (solver, guidance)]
             line = [w for w in line if w.who == "teacher"]
             points = [(w.evaluations, found[w]["frechet"]) for w in line]
+            if not points:
+                continue
             label = f"{solver}, guidance {guidance:g}"
             axis.plot(*zip(*points, strict=True), style, color=f"C{i}", marker=".", label=label)
     students = [way for way in found if way.who == "student"]
@@ -156,7 +161,8 @@ def draw(path: Path, found: Mapping[Way, Any], name: str) -> None:
 
 def sheet(samplers: Mapping[str, Sampler]) -> NDArray[np.uint8]:
     """Return rows of the same seeds and labels: the student's numbers of calls, then 50."""
-    student, teacher = samplers["student"], samplers["teacher"]
+    student = samplers["student"]
+    teacher = samplers["teacher"]
     assert student.bundle.distilled is not None
     labels = list(range(0, teacher.bundle.num_classes, 2))[:SHOWN]
     rows = [
@@ -183,7 +189,10 @@ def main() -> None:
     text = (
         f"{table(found)}\n\n{SAMPLES:,} samples against as many training images, by the classifier "
         f"of `trainer.evaluate`. The teacher's rows are its best solver at that number of steps. "
-        f"Measured by `benchmarks/distillation.py` on {machine()}."
+        f"Measured by `benchmarks/distillation.py` on {machine()}.\n\n"
+        "![Fréchet distance against network calls](distillation.png)\n\n"
+        "![The same seeds and labels: the student's calls from few to many, then 50 of the "
+        "teacher](distillation-images.png)"
     )
     print(text)
     docs = Path("docs") if given.write else Path("out")

@@ -65,14 +65,19 @@ def tune(
 
     Raises:
         RequestError: A number of calls is out of range.
-        ExportError: The network is not the bundle's, or a solver is no nearer to the teacher on
-            held-out samples than the best untuned one. Nothing is written.
+        ExportError: The bundle was distilled, the network is not the bundle's, or a solver is no
+            nearer to the teacher on held-out samples than the best untuned one. Nothing is written.
     """
     # Resolved, as `write` resolves it: a link may lead into the package too.
     if bundle.path.resolve().is_relative_to(INSTALLED.resolve()):
         raise ExportError(
             f"{bundle.path} is the copy inside the installed package, which tuning would rewrite. "
             f"Copy the folder and tune the copy."
+        )
+    if bundle.distilled:
+        raise ExportError(
+            f"{bundle.path} was distilled: it has no paths of many calls to fit a solver to. Tune "
+            "the network that it came from."
         )
     settings = settings or Settings()
     own = network_of(bundle, threads)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from runtime import Cancelled, Inversion, SamplingOptions
 from runtime.editing.animation import Animating
 from runtime.editing.edits import PAINTING
-from runtime.editing.inversion import INVERTING
+from runtime.editing.inversion import inverting
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
 from runtime.files import from_json
@@ -175,7 +175,9 @@ def plan(
 
 def check_cost(verb: str, given: Mapping[str, object], model: Model, settings: Settings) -> int:
     """Bound the rows of a verb's program. Raises RequestError if there are too many."""
-    defaults = {"stylize": {}, "animate": {}, "inpaint": PAINTING}.get(verb, INVERTING)
+    defaults = {"stylize": {}, "animate": {}, "inpaint": PAINTING}.get(
+        verb, inverting(model.bundle)
+    )
     names = ("solver", "steps", "grid", "strength")
     asked: dict[str, Any] = {**defaults, **{name: given[name] for name in names if name in given}}
     options = SamplingOptions(**asked, options=options_of(given))

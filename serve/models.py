@@ -117,7 +117,7 @@ class Model:
         """Compare a sample of the engine with the sampler's own. Raises BackendError."""
         # Few steps are enough: the check compares two paths, and judges no image.
         label = None if self.bundle.labels is None or self.bundle.can_guide else 0
-        steps = min(CHECK_STEPS, len(self.bundle.schedule))
+        steps = self.bundle.allowed_steps(CHECK_STEPS)
         request = Request(seed=0, label=label, solver="ddim", steps=steps)
         expected = self.sampler.sample_requests([request])
         found = self.engine.submit(request).result()

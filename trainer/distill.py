@@ -90,14 +90,17 @@ def student_of(place: str, distillation: Mapping[str, Any], options: Mapping[str
         RequestError: It cannot be distilled so.
     """
     teacher = Origin.of(Path(place))
-    wanted = Distillation(**{**defaults_of(teacher), **distillation})
+    wanted = Distillation(**{**defaults_of(teacher, distillation.get("solver")), **distillation})
     rows = teacher.program(wanted)
     config = teacher.config
     if wanted.method == "endpoint":
         wanted = replace(wanted, levels=levels_of(rows, config, wanted.calls))
     given = {**TRAINING, **options}
-    if wanted.method == "consistency" and len(given["ema_half_life"]) == 1:
-        given["ema_half_life"] = (*given["ema_half_life"], TARGET_HALF_LIFE)
+    lives = given["ema_half_life"]
+    if wanted.method == "consistency" and isinstance(lives, tuple) and len(lives) == 1:
+        # Half of the only one, if that is as short: two equal averages would share a name.
+        shorter = min(TARGET_HALF_LIFE, max(1, lives[0] // 2))
+        given["ema_half_life"] = (*lives, shorter)
     return replace(
         config,
         **{"name": f"{config.name}-fast", **given},
@@ -107,10 +110,16 @@ def student_of(place: str, distillation: Mapping[str, Any], options: Mapping[str
     )
 
 
-def defaults_of(teacher: Origin) -> dict[str, Any]:
-    """Return what fits a teacher: the guidance and the solver that it samples with best."""
+def defaults_of(teacher: Origin, solver: str | None) -> dict[str, Any]:
+    """Return what fits a teacher: the guidance and the solver that it samples with best.
+
+    Args:
+        teacher: What is distilled.
+        solver: The one that is given, if any.
+    """
     found: dict[str, Any] = {"guidance": teacher.guidance if teacher.can_guide else 1.0}
-    if teacher.bundle and teacher.bundle.tuned:
+    # A tuned solver has numbers of calls of its own, which fit no other solver.
+    if teacher.bundle and teacher.bundle.tuned and solver in (None, TUNED):
         found |= {"solver": TUNED, "solver_steps": max(teacher.bundle.tuned)}
     return found
 

@@ -124,9 +124,6 @@ SAMPLE_STEPS = NoiseStream.STEP
 # The start of the teacher's path i, whose seed is FIRST_TRAJECTORY_SEED + i.
 TRAJECTORY_START = NoiseStream.INITIAL
 
-# Counter: the row of the program. The noise that a stochastic solver of the teacher adds.
-TRAJECTORY_STEPS = NoiseStream.STEP
-
 FIRST_TRAJECTORY_SEED = 2**40
 
 MOST_PROCESSES = 4096

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from runtime.bundle.spec import ModelSpec
-from runtime.diffusion.noise import Stream, noise
+from runtime.diffusion.noise import Stream, noises
 from runtime.diffusion.program import Program, R
 from runtime.engine.job import Table
 from runtime.terminal.progress import Progress
@@ -67,9 +67,8 @@ class Trajectories:
         classes = spec.num_classes
         known = np.arange(spec.num_labels) if classes else np.zeros(1)
         self.label = np.resize(known, pictures).astype(np.int64)
-        self.start = np.stack(
-            [noise(first_seed + i, Stream.INITIAL, 0, spec.sample_shape) for i in range(pictures)]
-        )
+        self.seeds = range(first_seed, first_seed + pictures)
+        self.start = noises(self.seeds, Stream.INITIAL, 0, spec.sample_shape)
 
     def run(
         self,
@@ -78,7 +77,7 @@ class Trajectories:
         outputs: Sequence[str] = (),
         see: Callable[..., object] | None = None,
     ) -> Float32:
-        """Return the final samples [n, *S]. The noise z is zero in every row.
+        """Return the final samples [n, *S].
 
         Args:
             session: Of a step graph.
@@ -90,12 +89,15 @@ class Trajectories:
         n = self.pictures
         state = np.zeros((n, R, *self.spec.sample_shape), np.float32)
         state[:, 0] = table.start * self.start
-        z = np.zeros_like(self.start)
-        feeds: dict[str, NDArray[np.generic]] = {"noise": z}
+        feeds: dict[str, NDArray[np.generic]] = {}
         if self.spec.labels:
             feeds["label"] = self.label
-        for call, update in zip(table.call, table.update, strict=True):
+        none = np.zeros_like(self.start)
+        for k, (call, update) in enumerate(zip(table.call, table.update, strict=True)):
+            noisy = bool(program.noisy[k])
+            z = noises(self.seeds, Stream.STEP, k, self.spec.sample_shape) if noisy else none
             feeds |= {
+                "noise": z,
                 "state": state,
                 "call": np.tile(call, (n, 1)),
                 "update": np.tile(update, (n, 1, 1)),
@@ -163,11 +165,12 @@ def ranges(
     kept: dict[str, list[Float32]] = {name: [] for name in names}
     extremes: dict[str, Range] = {}
     generator = np.random.Generator(np.random.Philox(key=0))
+    rows = spec.allowed_steps(calibration.steps)
 
     def see(name: str, value: Float32) -> None:
         # All values of all rows do not fit in memory: a sample of each row, and its extremes.
         flat = value.ravel()
-        kept[name].append(flat[generator.integers(0, flat.size, KEPT // calibration.steps)])
+        kept[name].append(flat[generator.integers(0, flat.size, KEPT // rows)])
         old = extremes.get(name, Range(0.0, 0.0))
         extremes[name] = Range(min(old.low, float(flat.min())), max(old.high, float(flat.max())))
 

@@ -112,11 +112,10 @@ def _distilled(bundle: Bundle) -> list[str]:
     if not bundle.distilled:
         return []
     calls = ", ".join(map(str, sorted(bundle.distilled.levels)))
-    made = bundle.distilled.made
+    made = ", ".join(f"{name} {value}" for name, value in bundle.distilled.made.items())
     return [
-        f"Distilled ({made['method']}) from `{made['teacher']}` for {calls} network calls, with "
-        f"guidance {made['guidance']:g} built in: `steps` is one of these numbers, and `guidance` "
-        "is 1.",
+        f"Distilled for {calls} network calls: `steps` is one of these numbers. Guidance is built "
+        f"in, so `guidance` is 1. It was made by: {made}.",
         "",
     ]
 

@@ -30,7 +30,7 @@ class Distilled:
         """Return the times of a grid of this many steps.
 
         Args:
-            steps: None for the largest number.
+            steps: Their number.
             model: The model's name, for messages.
 
         Raises:
@@ -38,7 +38,7 @@ class Distilled:
         """
         known = ", ".join(map(str, sorted(self.levels)))
         remedy = f"Pass one of {known}, or a grid of times."
-        count = max(self.levels) if steps is None else integer("steps", steps, 1, None, remedy)
+        count = integer("steps", steps, 1, None, remedy)
         if count not in self.levels:
             raise RequestError(
                 f"`steps` must be one of {known}, for which {model} was distilled, got "

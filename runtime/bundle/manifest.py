@@ -257,7 +257,9 @@ class _Reader:
         if value is None:
             return None
         try:
-            return Distilled.from_json(value, spec.schedule)
+            found = Distilled.from_json(value, spec.schedule)
+            found.grid(spec.defaults.steps, spec.name)
+            return found
         except UnnoiseError as error:
             self.faults.append(f"'distilled' is not valid ({_short(str(error), 200)})")
             return None

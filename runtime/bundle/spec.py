@@ -170,8 +170,13 @@ class ModelSpec:
             }
             unsupported = [name for name, given in changed.items() if given] + list(options)
             steps = self._tuned_steps(steps, unsupported)
-        elif self.distilled and asked.grid is None:
-            grid = self.distilled.grid(steps, self.name)
+        elif self.distilled and (asked.grid is None or isinstance(asked.grid, str)):
+            if asked.grid is not None:
+                raise RequestError(
+                    f"{self.name} was distilled for levels of its own, got the grid "
+                    f"{shown(asked.grid)}. Leave it out, or pass a list of times."
+                )
+            grid = self.distilled.grid(self.defaults.steps if steps is None else steps, self.name)
             steps = len(grid)
         else:
             grid = spacing_of(self.defaults.grid if asked.grid is None else asked.grid)
@@ -237,8 +242,7 @@ class ModelSpec:
             RequestError: See `make_grid`.
         """
         # Any solver that takes a grid serves: the default one may be tuned, and takes none.
-        named = self.defaults.grid if grid is None else grid
-        found = self.resolve(SamplingOptions(solver="ddim", steps=steps, grid=named))
+        found = self.resolve(SamplingOptions(solver="ddim", steps=steps, grid=grid))
         assert found.grid is not None
         return make_grid(self.schedule, found.grid, found.steps)
 

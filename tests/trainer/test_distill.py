@@ -28,7 +28,7 @@ from trainer.objectives.distillation import Consistency, Endpoint, contrast, dis
 from trainer.objectives.objective import Draws, Networks
 from trainer.parallel.processes import Processes, join
 from trainer.runs import checkpoint as checkpoints
-from trainer.runs.teacher import Teacher
+from trainer.runs.teacher import Teacher, levels_of
 from trainer.training import trajectories
 from trainer.training.step import Trainer, require_shares
 from trainer.training.trajectories import Trajectories
@@ -74,6 +74,16 @@ def teacher_of(config: Config) -> Teacher:
 
 def alone(index: int = 0, count: int = 1) -> Processes:
     return Processes(index, count, torch.device("cpu"))
+
+
+class OneOfTwo(Processes):
+    """A process whose twin needs no waiting for: the test runs them one after the other."""
+
+    def wait(self) -> None:
+        pass
+
+    def any(self, value: bool) -> bool:
+        return value
 
 
 # --- The teacher's paths.
@@ -156,6 +166,13 @@ def test_paths_are_the_same_after_a_stop_and_by_two_processes(
     assert len(files(tmp_path / "stopped")) == 1
     assert paths("stopped").make(alone(), lambda: False)
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+    # The first one cannot read what the second has not made yet.
+    with pytest.raises(TrainingError, match="cannot be read"):
+        paths("two").make(OneOfTwo(0, 2, torch.device("cpu")), lambda: False)
+    assert sorted(files(tmp_path / "two")) == ["00000.npy", "00002.npy"]
+    missing = paths("two")
+    assert missing.make(OneOfTwo(0, 2, torch.device("cpu")), lambda: False)
+    assert files(tmp_path / "two") == files(tmp_path / "whole")
     written = sorted((tmp_path / "whole").rglob("*.npy"))
     assert [len(np.load(path)) for path in written] == [16, 16, 8]
 
@@ -163,8 +180,8 @@ def test_paths_are_the_same_after_a_stop_and_by_two_processes(
 def test_another_teacher_has_other_paths(student: Config, tmp_path: Path) -> None:
     dataset = load(student)
     one = teacher_of(student)
-    two = teacher_of(replace(student, start_from=student.start_from))
-    two.sha256 = "0" * 64
+    two = teacher_of(student)
+    two.sha256 = "0" * 64  # as of other weights
     folders = {Trajectories(student, dataset, t, tmp_path).folder for t in (one, two)}
     assert len(folders) == 2
 
@@ -387,6 +404,7 @@ def test_the_config_goes_to_json_and_back(student: Config) -> None:
         ({"calls": (0,)}, "calls"),
         ({"method": "endpiont"}, "Did you mean 'endpoint'"),
         ({"solver": "tuned"}, "belongs to a bundle"),
+        ({"solver": "ddpm"}, "adds noise on the way"),
         ({"solver": "dpmp_2m"}, "Did you mean 'dpmpp_2m'"),
         ({"solver_steps": 3}, "too few to learn 4 levels"),
         ({"trajectories": 0}, "trajectories"),
@@ -405,6 +423,59 @@ def test_consistency_needs_whole_averages(tiny_run: Path) -> None:
     split = Processes(0, 2, torch.device("cpu"), sharding=object())  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match=r"consistency.*FSDP"):
         require_shares(config, split)
+
+
+def test_another_solver_has_its_own_number_of_calls(root: Path) -> None:
+    place = str(root / "bundles" / "emoji32")
+    found = [student_of(place, given, {}) for given in ({}, {"solver": "unipc"})]
+    known = [(c.distillation.solver, c.distillation.solver_steps) for c in found if c.distillation]
+    assert known == [("tuned", 8), ("unipc", 16)]
+    assert found[0].distillation is not None
+    assert found[0].distillation.levels == (999, 738, 500, 256)
+    assert found[0].distillation.guidance == 2.0
+
+
+@pytest.mark.parametrize("calls", [(1,), (3,), (2, 5)])
+def test_consistency_learns_the_levels_at_which_it_is_called(
+    tiny_run: Path, calls: tuple[int, ...]
+) -> None:
+    config = student_of(str(tiny_run), {"method": "consistency", "calls": calls}, SHORT)
+    assert config.distillation is not None
+    objective = Consistency(config, config.make_schedule(), torch.device("cpu"), null_label=10)
+    learned = set(objective.levels.tolist())
+    assert learned >= {knot for n in calls for knot in config.distillation.knots(n, 1000)}
+    assert objective.levels.tolist() == sorted(learned)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"levels": (5000, 749, 499, 249)},
+        {"levels": ()},
+        {"levels": (249, 499, 749, 999)},
+        {"method": "consistency"},
+        {"calls": (2000,), "levels": (999,)},
+    ],
+    ids=str,
+)
+def test_a_distillation_that_does_not_fit_its_config_is_refused(given: dict) -> None:
+    fields = {"levels": (999, 749, 499, 249), **given}
+    with pytest.raises(RequestError):
+        Config(data="digits", distillation=Distillation(**fields))
+
+
+def test_a_teacher_that_ends_in_pure_noise_has_levels_too(tmp_path: Path) -> None:
+    """log-SNR is -inf at the last knot of these schedules."""
+    config = Config(data="digits", channels=(8,), attention=(), zero_terminal_snr=True)
+    for found in (
+        config,
+        replace(config, zero_terminal_snr=False, schedule="flow", prediction="flow"),
+    ):
+        schedule = found.make_schedule()
+        program = make_program(schedule, found.prediction, "ddim", 8)
+        levels = levels_of(program, found, (1, 2, 4))
+        assert levels[0] == 999
+        assert len(levels) == 4
 
 
 def test_a_student_cannot_be_a_teacher(finished: Path) -> None:
@@ -431,7 +502,7 @@ def test_epsilon_is_refused_where_its_error_is_multiplied() -> None:
         assert make_schedule(schedule).alpha[-1] < 0.01
         with pytest.raises(RequestError, match="v, x0, flow or edm"):
             Config(data="digits", prediction="epsilon", schedule=schedule,
-                   distillation=Distillation())  # fmt: skip
+                   distillation=Distillation(levels=(999, 749, 499, 249)))  # fmt: skip
 
 
 def test_the_command_says_what_is_wrong(
@@ -473,5 +544,11 @@ def test_the_model_knows_its_numbers_of_calls(finished: Path) -> None:
     assert len(model.program(grid=[999.0, 700.0, 300.0])) == 3
     with pytest.raises(RequestError, match="one of 1, 2, 4, for which"):
         model.program(steps=3)
+    with pytest.raises(RequestError, match="levels of its own"):
+        model.program(steps=4, grid="trailing")
+    assert [g.tolist() for g in (model.grid().time[:-1], model.grid(2).time[:-1])] == [
+        [999.0, 749.0, 499.0, 249.0],
+        [999.0, 499.0],
+    ]
     with pytest.raises(RequestError, match="cannot invert"):
         model.program(solver="ddim", up=True)

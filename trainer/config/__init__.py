@@ -48,6 +48,7 @@ class Config(Options):
         if self.distillation is not None and not isinstance(self.distillation, Distillation):
             raise refused("distillation", "a Distillation", self.distillation)
         if self.distillation:
+            self.distillation.require_fitting(self.T, len(self.ema_half_life))
             require_readable(self.prediction, self.make_schedule())
         # Now, because the first grid would find a wrong solver hours later.
         self.sample_program()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,8 @@ class Distillation:
     The teacher is the network that the run starts from.
 
     Attributes:
-        levels: endpoint: the knots at which the student is called, noisiest first; () for
-            consistency, which learns all levels.
+        levels: endpoint: the knots at which the student is called, noisiest first, one for each
+            of `wanted_knots`; () for consistency, which is called at those.
 
     Raises:
         RequestError: A value has the wrong type or is out of range.
@@ -87,7 +88,32 @@ class Distillation:
         wanted = trailing(calls, T)
         if not self.levels:
             return wanted
-        return tuple(min(self.levels, key=lambda knot: abs(knot - near)) for near in wanted)
+        of = dict(zip(wanted_knots(self.calls, T), self.levels, strict=True))
+        return tuple(of[knot] for knot in wanted)
+
+    def require_fitting(self, T: int, half_lives: int) -> None:
+        """Check what depends on the rest of a config.
+
+        Args:
+            T: Knots of the schedule.
+            half_lives: Averages by half-life, of which consistency needs two.
+
+        Raises:
+            RequestError: There are more calls or higher levels than knots, a level is missing, or
+                an average is.
+        """
+        if max(self.calls) > T:
+            raise RequestError(f"`calls` must be at most {T}, the schedule's knots: {self.calls}.")
+        wanted = len(wanted_knots(self.calls, T)) if self.method == "endpoint" else 0
+        falling = all(a > b for a, b in itertools.pairwise((T, *self.levels)))
+        if len(self.levels) != wanted or not falling:
+            raise RequestError(
+                f"`levels` must be {wanted} falling knots below {T}, got {self.levels}."
+            )
+        if self.method == "consistency" and half_lives < 2:
+            raise RequestError(
+                "consistency needs a second, shorter half-life: --ema-half-life 5000,900."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON value: every field, tuples as lists."""

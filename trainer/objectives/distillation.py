@@ -13,6 +13,7 @@ from torch.nn import functional
 from runtime.diffusion.schedule import Schedule
 
 from ..config import Config
+from ..config.distillation import wanted_knots
 from .forward import ForwardProcess
 from .objective import Draws, Network, Networks
 
@@ -106,8 +107,9 @@ class Consistency:
         self.target = f"ema-{config.ema_half_life[1]}"
         self.process = ForwardProcess(schedule, config.prediction, device)
         T = config.T
-        count = min(INTERVALS, T)
-        self.levels = torch.round(T * torch.arange(1, count + 1) / count).long() - 1
+        # With the levels at which it will be called, which another number of calls may not share.
+        known = wanted_knots((min(INTERVALS, T), *config.distillation.calls), T)
+        self.levels = torch.tensor(known[::-1])
         # The level below each knot, -1 below the lowest, where the path has ended.
         below = torch.full((T,), -1)
         below[self.levels[1:]] = self.levels[:-1]

@@ -143,7 +143,15 @@ def open_run(folder: Path, config: Config, dataset: Dataset) -> None:
 
 KEPT = ("checkpoints", "best", "snapshots")
 """The entries of a run that hold its results."""
-LEFT = ("log.csv", "quality.csv", "starts.json", "bad-pictures.txt", "samples", "tensorboard")
+LEFT = (
+    "log.csv",
+    "quality.csv",
+    "starts.json",
+    "bad-pictures.txt",
+    "samples",
+    "tensorboard",
+    "trajectories",
+)
 """What a run that learned nothing may have left."""
 
 

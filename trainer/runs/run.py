@@ -65,7 +65,6 @@ class Run:
         require_memory(self.cost, processes)
         self.trainer = Trainer(config, self.dataset, processes)
         checkpoint = checkpoints.newest(folder / "checkpoints")
-        teach(self.trainer, folder)
         # Before anything is written: what the run is to start from may be refused.
         self.started = start(self.trainer) if checkpoint is None else {}
         if processes.main:
@@ -73,6 +72,7 @@ class Run:
                 held.enter_context(claim(folder))
             open_run(folder, config, self.dataset)
         processes.wait()  # until config.json is there, or this process is alone: it was refused
+        teach(self.trainer, folder, resumed=checkpoint is not None)
         self.written = self._resume(checkpoint)
         self.peak = peak_flops(self.trainer.device, self.trainer.state.precision)
         if processes.main:
@@ -123,9 +123,9 @@ class Run:
         """
         config = self.config
         state = self.trainer.state
-        bar = Progress("training", config.steps, state.step) if self.processes.main else None
         try:
-            ready = self.trainer.source.prepare(stop)
+            ready = state.step < config.steps and self.trainer.source.prepare(stop)
+            bar = Progress("training", config.steps, state.step) if self.processes.main else None
             with bar or nullcontext():
                 while ready and state.step < config.steps and not self.processes.any(stop()):
                     begun = time.perf_counter()

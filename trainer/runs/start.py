@@ -39,8 +39,13 @@ def start(trainer: Trainer) -> dict[str, str]:
     return {SHA256: hashlib.sha256(checkpoints.to_bytes(taken)).hexdigest()}
 
 
-def teach(trainer: Trainer, folder: Path) -> None:
+def teach(trainer: Trainer, folder: Path, resumed: bool = False) -> None:
     """Give a distilled run its teacher; nothing for other runs.
+
+    Args:
+        trainer: Of the run.
+        folder: The run's.
+        resumed: Whether the run has learned something from its teacher.
 
     Raises:
         CheckpointError: It is not there, is another network, or is not the teacher that the run in
@@ -51,7 +56,8 @@ def teach(trainer: Trainer, folder: Path) -> None:
         return
     dataset = trainer.dataset
     teacher = Teacher(config, dataset.sample_shape, dataset.classes, trainer.device)
-    known = {entry[SHA256] for entry in read_starts(folder) if SHA256 in entry}
+    starts = read_starts(folder) if resumed else []
+    known = {entry[SHA256] for entry in starts if SHA256 in entry}
     if known and teacher.sha256 not in known:
         raise CheckpointError(
             f"{config.start_from} is not the teacher that {folder} began with: its weights have "

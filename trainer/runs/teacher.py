@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from runtime.bundle.bundle import MANIFEST, Bundle
 from runtime.bundle.shipped import named_folder
-from runtime.diffusion.arrays import Float32
+from runtime.diffusion.arrays import Float32, Float64
 from runtime.diffusion.noise import noises
 from runtime.diffusion.program import Program, R, advance, denoise
-from runtime.diffusion.schedule import log_snr_of
+from runtime.diffusion.schedule import Schedule
 from runtime.diffusion.solvers import make_program
 from runtime.diffusion.tuned import TUNED
 from runtime.errors import RequestError
@@ -25,7 +25,7 @@ from ..config import Config
 from ..config.distillation import Distillation, wanted_knots
 from ..errors import CheckpointError
 from ..networks.cost import make_network
-from ..randomness import TRAJECTORY_START, TRAJECTORY_STEPS
+from ..randomness import TRAJECTORY_START
 from . import checkpoint as checkpoints
 from .folder import read_run
 from .weights import fitting, start_of
@@ -89,6 +89,15 @@ class Origin:
                 f"guidance {wanted.guidance:g} cannot be built in: the teacher's null label was "
                 "not trained. Use --guidance 1."
             )
+        program = self._program(wanted)
+        if wanted.method == "endpoint" and program.noisy.any():
+            raise RequestError(
+                f"solver {wanted.solver!r} adds noise on the way, so no point of a path says where "
+                "it ends. Use --solver dpmpp_2m, unipc, ddim or another one without noise."
+            )
+        return program
+
+    def _program(self, wanted: Distillation) -> Program:
         if self.bundle:
             return self.bundle.program(wanted.solver, wanted.solver_steps, guidance=wanted.guidance)
         if wanted.solver == TUNED:
@@ -115,16 +124,31 @@ def levels_of(program: Program, config: Config, calls: tuple[int, ...]) -> tuple
     Raises:
         RequestError: Two of its levels fall on one row.
     """
-    log_snr = config.make_schedule().log_snr
-    rows = log_snr_of(*program.level.T)
     wanted = wanted_knots(calls, config.T)
-    found = [int(np.abs(rows - log_snr[knot]).argmin()) for knot in wanted]
+    schedule = config.make_schedule()
+    found = rows_of(program, schedule, wanted)
     if len(set(found)) < len(found):
         raise RequestError(
-            f"{len(program)} calls of the teacher are too few to learn {len(wanted)} levels "
-            "from. Use more --solver-steps, or fewer --calls."
+            f"{len(program)} calls of the teacher by {program.solver!r} are too few to learn "
+            f"{len(wanted)} levels from. Use more --solver-steps, another --solver, or other "
+            "--calls."
         )
-    return tuple(int(np.abs(log_snr - rows[row]).argmin()) for row in found)
+    knots = _angle(schedule.alpha, schedule.sigma)
+    rows = _angle(*program.level.T)
+    return tuple(int(np.abs(knots - rows[row]).argmin()) for row in found)
+
+
+def rows_of(program: Program, schedule: Schedule, knots: Sequence[int]) -> list[int]:
+    """Return the row of a program that is nearest to each of the knots."""
+    rows = _angle(*program.level.T)
+    at = _angle(schedule.alpha, schedule.sigma)
+    # Of rows at one level the last: the ones before may be predictions that it corrects.
+    return [len(rows) - 1 - int(np.abs(rows[::-1] - at[knot]).argmin()) for knot in knots]
+
+
+def _angle(alpha: Float64, sigma: Float64) -> Float64:
+    """Return noise levels as angles, which are finite at pure noise too."""
+    return np.arctan2(sigma, alpha)
 
 
 class Teacher:
@@ -156,6 +180,8 @@ class Teacher:
         self.device = device
         self.null_label = len(classes)
         self.program = Origin.of(place).program(config.distillation)
+        levels = config.distillation.levels
+        self._rows = rows_of(self.program, config.make_schedule(), levels)
         weights, known = start_of(place)
         if known != tuple(classes):
             raise CheckpointError(
@@ -185,28 +211,17 @@ class Teacher:
         start = noises(seeds, TRAJECTORY_START, 0, self.sample_shape)
         state = np.zeros((len(seeds), R, *self.sample_shape), np.float32)
         state[:, 0] = start * np.float32(program.start)
-        noisy = program.noisy
         points: list[Float32] = []
         for k in range(len(program)):
             points.append(state[:, 0].copy())
             D = denoise(program.call[k], self._network, state[:, 0], label, self.null_label)
-            z = noises(seeds, TRAJECTORY_STEPS, k, self.sample_shape) if noisy[k] else None
-            state = advance(program.update[k], state, D, z)
+            state = advance(program.update[k], state, D)
         end = state[:, 0]
         found = [end]
-        for row in self._rows():
+        for row in self._rows:
             alpha, sigma = program.level[row].astype(np.float32)
             found.append((points[row] - alpha * end) / sigma)
         return np.stack(found, axis=1).astype(np.float16)
-
-    def _rows(self) -> list[int]:
-        """Return the program's row at each level of the student."""
-        assert self.config.distillation is not None
-        log_snr = self.config.make_schedule().log_snr
-        rows = log_snr_of(*self.program.level.T)
-        return [
-            int(np.abs(rows - log_snr[knot]).argmin()) for knot in self.config.distillation.levels
-        ]
 
     def _network(self, x: Float32, time: Float32, label: NDArray[np.int64]) -> Float32:
         inputs = (torch.from_numpy(array).to(self.device) for array in (x, time, label))

@@ -38,6 +38,12 @@ def describe(config: Config, trainer: Trainer, spent: Cost) -> None:
     )
 
 
+def paths(config: Config) -> int:
+    """Return how many of a teacher's paths a run makes before its first step."""
+    endpoint = config.distillation and config.distillation.method == "endpoint"
+    return config.distillation.trajectories if config.distillation and endpoint else 0
+
+
 def few_paths(config: Config) -> Config:
     """Return the config with no more of a teacher's paths than a trial takes."""
     if not config.distillation:
@@ -49,6 +55,7 @@ def few_paths(config: Config) -> Config:
 def try_out(config: Config) -> None:
     """Do everything but train: load the data, make the network, take three steps, and print how
     long the run would take. Write nothing."""
+    asked = config
     config = few_paths(config)
     dataset = load(config)
     if config.quality_every:
@@ -59,9 +66,12 @@ def try_out(config: Config) -> None:
     trainer = Trainer(config, dataset, processes)
     start(trainer)
     with TemporaryDirectory() as folder:
-        teach(trainer, Path(folder))
-        describe(config, trainer, spent)
+        # One folder for all processes, which share the paths out among them.
+        teach(trainer, Path(processes.gather(folder)[0]))
+        describe(asked, trainer, spent)
+        begun = time.perf_counter()
         trainer.source.prepare(lambda: False)
+        paths_s = (time.perf_counter() - begun) * paths(asked) / max(1, paths(config))
         trainer.train_step()  # not timed: the first step starts workers and may compile
         begun = time.perf_counter()
         losses = [trainer.train_step()["loss"] for _ in range(TIMED)]
@@ -69,5 +79,7 @@ def try_out(config: Config) -> None:
         trainer.source.close()
     print(
         f"dry run: loss {losses[-1]:.4f}, {config.batch / step_s:.0f} pictures/s, "
-        f"{clock(step_s * config.steps)} for all {config.steps} steps; nothing was written"
+        f"{clock(step_s * config.steps)} for all {config.steps} steps"
+        f"{f' after {clock(paths_s)} for the paths of the teacher' if paths(asked) else ''}; "
+        "nothing was written"
     )

@@ -28,7 +28,9 @@ from ..randomness import FIRST_TRAJECTORY_SEED
 from ..runs.teacher import Teacher
 
 CHUNK = 128
-"""Paths in a file: what a kill can lose."""
+"""Paths in a file, unless there are very many: what a kill can lose."""
+MOST_FILES = 256
+"""A file that is mapped into memory stays open, and systems allow a thousand."""
 TOGETHER = 32
 """Paths that are sampled at once, which decides their last bits."""
 
@@ -45,6 +47,7 @@ class Trajectories:
         self.config = config
         self.teacher = teacher
         self.count = config.distillation.trajectories
+        self.chunk = max(CHUNK, -(-self.count // MOST_FILES))
         # Place i has the label of the i-th image of the epochs laid end to end.
         self.labels = dataset.labels[batch_indices(config.seed, 0, self.count, len(dataset))]
         self.folder = folder / identity(config, teacher, self.labels)
@@ -57,11 +60,11 @@ class Trajectories:
             Whether all are there. Otherwise `stop` said so in one process.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        chunks = range(-(-self.count // CHUNK))
+        chunks = range(-(-self.count // self.chunk))
         missing = [i for i in chunks if not self._path(i).exists()]
         # All processes have the same list before any of them writes.
         processes.wait()
-        done = self.count - len(missing) * CHUNK
+        done = self.count - len(missing) * self.chunk
         bar = Progress("sampling the teacher", self.count, max(0, done)) if processes.main else None
         with bar or nullcontext():
             for first in range(0, len(missing), processes.count):
@@ -70,7 +73,7 @@ class Trajectories:
                 for chunk in missing[first:][processes.index : processes.index + 1]:
                     self._make_chunk(chunk)
                 if bar is not None:
-                    bar.advance(CHUNK * min(processes.count, len(missing) - first))
+                    bar.advance(self.chunk * min(processes.count, len(missing) - first))
         processes.wait()
         self._parts = [self._read(i) for i in chunks]
         return True
@@ -84,13 +87,13 @@ class Trajectories:
             indices: [b], which paths.
             levels: [b], the number of each one's level, 0 for the noisiest.
         """
-        rows = [self._parts[i // CHUNK][i % CHUNK] for i in indices.tolist()]
+        rows = [self._parts[i // self.chunk][i % self.chunk] for i in indices.tolist()]
         ends = np.stack([row[0] for row in rows])
         noise = np.stack([row[1 + k] for row, k in zip(rows, levels.tolist(), strict=True)])
         return ends.astype(np.float32), noise.astype(np.float32)
 
     def _make_chunk(self, chunk: int) -> None:
-        places = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, self.count))
+        places = np.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, self.count))
         paths = [
             self.teacher.paths((FIRST_TRAJECTORY_SEED + part).tolist(), self.labels[part])
             for part in np.split(places, range(TOGETHER, len(places), TOGETHER))
@@ -105,7 +108,7 @@ class Trajectories:
         path = self._path(chunk)
         assert self.config.distillation is not None
         levels = len(self.config.distillation.levels)
-        count = min(CHUNK, self.count - chunk * CHUNK)
+        count = min(self.chunk, self.count - chunk * self.chunk)
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
