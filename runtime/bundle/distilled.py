@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..diffusion.grid import make_grid
+from ..diffusion.grid import make_grid, spacing_of
 from ..diffusion.schedule import Schedule
 from ..errors import RequestError
 from ..errors.arguments import integer
@@ -26,12 +26,39 @@ class Distilled:
     levels: Mapping[int, tuple[float, ...]]
     made: Mapping[str, object]
 
-    def grid(self, steps: object, model: str) -> tuple[float, ...]:
-        """Return the times of a grid of this many steps.
+    def spaced(
+        self, steps: int | None, asked: object, up: bool, default: int, model: str
+    ) -> tuple[int | None, tuple[float, ...]]:
+        """Return the number of steps and the times of a grid.
 
         Args:
-            steps: Their number.
+            steps: Their number; None for the default.
+            asked: None, or times, which are taken as they are.
+            up: Whether the grid is climbed.
+            default: The model's number of steps.
             model: The model's name, for messages.
+
+        Raises:
+            RequestError: The network was not distilled for it.
+        """
+        if up:
+            raise RequestError(
+                f"{model} was distilled: it knows where paths end and not how they run, so it "
+                "cannot invert an image. Invert with the network that it came from."
+            )
+        if asked is None:
+            times = self.grid(default if steps is None else steps, model)
+            return len(times), times
+        times = spacing_of(asked)
+        if isinstance(times, str):
+            raise RequestError(
+                f"{model} was distilled for levels of its own, got the grid {shown(times)}. Leave "
+                "it out, or pass a list of times."
+            )
+        return steps, times
+
+    def grid(self, steps: object, model: str) -> tuple[float, ...]:
+        """Return the times of a grid of this many steps.
 
         Raises:
             RequestError: The network was not distilled for it.

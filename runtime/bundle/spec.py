@@ -170,24 +170,8 @@ class ModelSpec:
             }
             unsupported = [name for name, given in changed.items() if given] + list(options)
             steps = self._tuned_steps(steps, unsupported)
-        elif self.distilled and (asked.grid is None or isinstance(asked.grid, str)):
-            if asked.grid is not None:
-                raise RequestError(
-                    f"{self.name} was distilled for levels of its own, got the grid "
-                    f"{shown(asked.grid)}. Leave it out, or pass a list of times."
-                )
-            grid = self.distilled.grid(self.defaults.steps if steps is None else steps, self.name)
-            steps = len(grid)
         else:
-            grid = spacing_of(self.defaults.grid if asked.grid is None else asked.grid)
-            # A grid that is given by its times has its own number of steps.
-            if steps is None and isinstance(grid, str):
-                steps = min(self.defaults.steps, len(self.schedule))
-        if up and self.distilled:
-            raise RequestError(
-                f"{self.name} was distilled: it knows where paths end and not how they run, so it "
-                "cannot invert an image. Invert with the network that it came from."
-            )
+            steps, grid = self._spaced(steps, asked.grid, up)
         return ResolvedOptions(
             solver=solver,
             steps=steps,
@@ -198,6 +182,21 @@ class ModelSpec:
             up=up,
             options=options,
         )
+
+    def _spaced(
+        self, steps: int | None, asked: object, up: bool
+    ) -> tuple[int | None, str | tuple[float, ...]]:
+        """Fill in the number of steps and the grid of a solver that takes one.
+
+        Raises RequestError if a network that was distilled does not know them.
+        """
+        if self.distilled:
+            return self.distilled.spaced(steps, asked, up, self.defaults.steps, self.name)
+        grid = spacing_of(self.defaults.grid if asked is None else asked)
+        # A grid that is given by its times has its own number of steps.
+        if steps is None and isinstance(grid, str):
+            steps = min(self.defaults.steps, len(self.schedule))
+        return steps, grid
 
     def program_of(self, resolved: ResolvedOptions) -> Program:
         """Return the program of resolved options.
