@@ -30,9 +30,9 @@ JSON = "application/json"
 EVENTS = "text/event-stream"
 REF_PROBLEM: Json = {"$ref": "#/components/schemas/Problem"}
 IMAGES = [MEDIA_TYPES[kind] for kind in ("png", "webp", "npy", "json")] + [EVENTS]
-ERRORS = (400, 401, 403, 405, 408, 413, 415, 421, 429, 500, 503, 504)
+ERRORS = (400, 401, 403, 405, 408, 413, 415, 421, 422, 429, 500, 503, 504)
 """Statuses that a request which sends work may get."""
-QUERY_ERRORS = (400, 401, 405, 421, 429, 500, 503, 504)
+QUERY_ERRORS = (400, 401, 405, 421, 422, 429, 500, 503, 504)
 
 
 @dataclass(frozen=True)

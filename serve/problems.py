@@ -83,7 +83,8 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, Overloaded):
         return Problem(429, str(error), error.retry_after)
     if isinstance(error, DeadlineError):
-        return Problem(504, str(error))
+        # A refused deadline asks for too much; only one that was accepted can be missed.
+        return Problem(422 if error.finish_seconds else 504, str(error))
     # Before its base class, BackendError, below.
     if isinstance(error, ClosedError):
         return Problem(503, "the service is shutting down. Try again.", 5.0)

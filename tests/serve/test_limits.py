@@ -265,11 +265,11 @@ def test_too_much_work_gets_429_and_when_to_come_back(small: Sampler) -> None:
         assert [found.result().status_code for found in [*waiting, again]] == [200] * 5
 
 
-def test_a_deadline_that_cannot_be_kept_gets_504(small: Sampler) -> None:
+def test_a_deadline_that_cannot_be_kept_gets_422(small: Sampler) -> None:
     with client_of([small]) as client:
         body = {"steps": 200, "n": 60, "solver": "dpmpp_3s", "deadline": 0}
         got = client.post("/v1/samples", json=body)
-        assert got.status_code == 504
+        assert got.status_code == 422
         assert "the deadline is 0 s" in got.json()["detail"]
 
 
