@@ -7,7 +7,6 @@ like any other: re-run the same command to resume it, then evaluate and export i
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -15,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from runtime.diffusion.tuned import TUNED
-from runtime.terminal.verbs import program, run_verb
+from runtime.terminal.verbs import program
 
 from .config import Config
 from .config.distillation import Distillation
 from .config.options import Options
 from .config.presets import add_fields, given_fields
-from .fit import add_runs, train
-from .parallel.processes import leave
+from .fit import add_runs, train_verb
 from .runs.teacher import Origin, levels_of
 
 TRAINING: Mapping[str, Any] = {
@@ -43,7 +41,7 @@ TRAINING: Mapping[str, Any] = {
 }
 """How a student is trained, in place of how its teacher was."""
 TARGET_HALF_LIFE = 900
-"""consistency: half-life in images of the average that says what the student is to say."""
+"""consistency: half-life in images of the average that gives the answers to learn."""
 INHERITED = (
     "name",
     "accumulate",
@@ -142,18 +140,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        return run_verb(parser(), _act, arguments)
-    finally:
-        leave()
+    return train_verb(parser(), _config, arguments)
 
 
-def _act(given: argparse.Namespace) -> int:
-    config = student_of(
+def _config(given: argparse.Namespace) -> Config:
+    return student_of(
         given.teacher, given_fields(given, Distillation), given_fields(given, Options)
     )
-    return train(config, given)
 
 
 if __name__ == "__main__":

@@ -99,25 +99,34 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    return train_verb(parser(), from_arguments, arguments)
+
+
+def train_verb(
+    parser: argparse.ArgumentParser,
+    config_of: Callable[[argparse.Namespace], Config],
+    arguments: list[str] | None,
+) -> int:
+    """Run a command that trains, or tries out, the config of its options; see `add_runs`.
+
+    Returns:
+        The exit status.
+    """
+
+    def act(given: argparse.Namespace) -> int:
+        config = config_of(given)
+        text("--runs", str(given.runs))
+        if given.dry_run:
+            dry_run(config)
+            return 0
+        return 0 if fit(config, given.runs) else STOPPED
+
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        return run_verb(parser(), _act, arguments)
+        return run_verb(parser, act, arguments)
     finally:
         # After an error too: the others then notice at once that this process is gone.
         leave()
-
-
-def _act(given: argparse.Namespace) -> int:
-    return train(from_arguments(given), given)
-
-
-def train(config: Config, given: argparse.Namespace) -> int:
-    """Train, or try out, as the options of `add_runs` say. Returns the exit status."""
-    text("--runs", str(given.runs))
-    if given.dry_run:
-        dry_run(config)
-        return 0
-    return 0 if fit(config, given.runs) else STOPPED
 
 
 if __name__ == "__main__":

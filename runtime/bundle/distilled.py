@@ -88,9 +88,8 @@ class Distilled:
         for calls, times in levels.items():
             if not re.fullmatch("[1-9][0-9]{0,2}", calls):
                 raise RequestError(f"{calls[:20]!r} is not a number of calls, 1 to 999.")
-            if not isinstance(times, list) or len(times) != int(calls):
-                raise RequestError(f"levels {calls!r} must be {calls} numbers.")
-            if not all(map(is_finite, times)):
+            numbers = isinstance(times, list) and all(map(is_finite, times))
+            if not numbers or len(times) != int(calls):
                 raise RequestError(f"levels {calls!r} must be {calls} numbers.")
             # Made once, so that times that do not fall or leave the schedule are found now.
             make_grid(schedule, times)

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import RequestError
 from ..errors.arguments import choice, instance, integer, number, numbers
 from ..errors.messages import refused, shown, unwrapped
-from .arrays import Float64
+from .arrays import Float64, Int64
 from .schedule import Schedule, log_snr_of
 
 
@@ -126,7 +126,12 @@ def _leading(schedule: Schedule, n: int, offset: float = 0) -> Float64:
 
 def _trailing(schedule: Schedule, n: int) -> Float64:
     """Knots round(T·i/n) - 1 for i = n, …, 1, which start at the last knot (Lin et al. 2024)."""
-    return schedule.time[np.round(len(schedule) * np.arange(n, 0, -1) / n).astype(int) - 1]
+    return schedule.time[trailing_knots(len(schedule), n)]
+
+
+def trailing_knots(T: int, n: int) -> Int64:
+    """Return the knots [n] of the grid `trailing` on a schedule of T, noisiest first."""
+    return np.round(T * np.arange(n, 0, -1) / n).astype(np.int64) - 1
 
 
 def _linspace(schedule: Schedule, n: int) -> Float64:

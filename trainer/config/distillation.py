@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from runtime.diffusion.grid import trailing_knots
 from runtime.diffusion.precondition import precondition
 from runtime.diffusion.schedule import Schedule
 from runtime.diffusion.solvers import SOLVERS
@@ -85,11 +84,16 @@ class Distillation:
                 f"this network is distilled for {listed(self.calls)} calls, got {calls}. Pass one "
                 "of these."
             )
-        wanted = trailing(calls, T)
+        wanted = tuple(trailing_knots(T, calls).tolist())
         if not self.levels:
             return wanted
         of = dict(zip(wanted_knots(self.calls, T), self.levels, strict=True))
         return tuple(of[knot] for knot in wanted)
+
+    @property
+    def paths(self) -> int:
+        """How many of the teacher's paths are made before the first step."""
+        return self.trajectories if self.method == "endpoint" else 0
 
     def require_fitting(self, T: int, half_lives: int) -> None:
         """Check what depends on the rest of a config.
@@ -147,14 +151,13 @@ def listed(calls: tuple[int, ...]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def trailing(calls: int, T: int) -> tuple[int, ...]:
-    """Return the knots of the grid `trailing` with this many intervals, noisiest first."""
-    return tuple((np.round(T * np.arange(calls, 0, -1) / calls).astype(int) - 1).tolist())
-
-
 def wanted_knots(calls: tuple[int, ...], T: int) -> tuple[int, ...]:
     """Return the knots of all numbers of calls together, noisiest first."""
-    return tuple(sorted({knot for count in calls for knot in trailing(count, T)}, reverse=True))
+    return tuple(
+        sorted(
+            {knot for count in calls for knot in trailing_knots(T, count).tolist()}, reverse=True
+        )
+    )
 
 
 def require_readable(prediction: str, schedule: Schedule) -> None:

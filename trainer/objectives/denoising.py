@@ -11,7 +11,7 @@ from runtime.diffusion.schedule import Float64, Schedule
 
 from ..config import Config
 from .forward import ForwardProcess
-from .objective import Draws, Networks
+from .objective import Draws, Networks, stratified
 
 BUCKETS = 10
 """Equal stretches of the schedule whose loss is logged."""
@@ -90,7 +90,7 @@ def draw_knots(config: Config, schedule: Schedule, generator: torch.Generator) -
     T = config.T
     if config.times == "uniform":
         return torch.randint(T, (B,), generator=generator)
-    u = (torch.randperm(B, generator=generator) + torch.rand(B, generator=generator)) / B
+    u = stratified(B, generator)
     if config.times == "stratified":
         # u can round to 1 in float32.
         return (u * T).long().clamp(max=T - 1)

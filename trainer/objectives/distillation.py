@@ -15,7 +15,7 @@ from runtime.diffusion.schedule import Schedule
 from ..config import Config
 from ..config.distillation import wanted_knots
 from .forward import ForwardProcess
-from .objective import Draws, Network, Networks
+from .objective import Draws, Network, Networks, stratified
 
 HUBER = 0.1
 """Root mean square of an image's error below which the loss is quadratic, and linear above."""
@@ -73,9 +73,8 @@ class Endpoint:
 
     def draw_times(self, generator: torch.Generator) -> Tensor:
         """Return the noise level of each image of a whole batch, [batch] int64."""
-        # One draw from each of `batch` equal stretches, so that every batch has each level's share.
-        u = torch.randperm(self.batch, generator=generator).double()
-        u = (u + torch.rand(self.batch, generator=generator, dtype=torch.float64)) / self.batch
+        # In float64, so that every batch has exactly each level's share.
+        u = stratified(self.batch, generator, torch.float64)
         return self.levels[torch.searchsorted(self._bounds, u, right=True)]
 
     def losses(self, networks: Networks, draws: Draws) -> Tensor:
@@ -117,8 +116,7 @@ class Consistency:
 
     def draw_times(self, generator: torch.Generator) -> Tensor:
         """Return the noise level of each image of a whole batch, [batch] int64."""
-        B = self.batch
-        u = (torch.randperm(B, generator=generator) + torch.rand(B, generator=generator)) / B
+        u = stratified(self.batch, generator)
         return self.levels[(u * len(self.levels)).long().clamp(max=len(self.levels) - 1)]
 
     def losses(self, networks: Networks, draws: Draws) -> Tensor:

@@ -17,6 +17,14 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """F(x [b, C, H, W], time [b], label [b]) → [b, C, H, W] float32."""
 
 
+def stratified(
+    count: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return one draw from each of `count` equal stretches of 0 … 1, in random order, [count]."""
+    order = torch.randperm(count, generator=generator)
+    return (order + torch.rand(count, generator=generator, dtype=dtype)) / count
+
+
 @dataclass(frozen=True)
 class Networks:
     """The networks that an objective may call.

@@ -38,10 +38,9 @@ def describe(config: Config, trainer: Trainer, spent: Cost) -> None:
     )
 
 
-def paths(config: Config) -> int:
+def paths_of(config: Config) -> int:
     """Return how many of a teacher's paths a run makes before its first step."""
-    endpoint = config.distillation and config.distillation.method == "endpoint"
-    return config.distillation.trajectories if config.distillation and endpoint else 0
+    return config.distillation.paths if config.distillation else 0
 
 
 def few_paths(config: Config) -> Config:
@@ -71,7 +70,8 @@ def try_out(config: Config) -> None:
         describe(asked, trainer, spent)
         begun = time.perf_counter()
         trainer.source.prepare(lambda: False)
-        paths_s = (time.perf_counter() - begun) * paths(asked) / max(1, paths(config))
+        made = paths_of(config)
+        paths_s = (time.perf_counter() - begun) * paths_of(asked) / max(1, made)
         trainer.train_step()  # not timed: the first step starts workers and may compile
         begun = time.perf_counter()
         losses = [trainer.train_step()["loss"] for _ in range(TIMED)]
@@ -80,6 +80,6 @@ def try_out(config: Config) -> None:
     print(
         f"dry run: loss {losses[-1]:.4f}, {config.batch / step_s:.0f} pictures/s, "
         f"{clock(step_s * config.steps)} for all {config.steps} steps"
-        f"{f' after {clock(paths_s)} for the paths of the teacher' if paths(asked) else ''}; "
+        f"{f' after {clock(paths_s)} for the paths of the teacher' if made else ''}; "
         "nothing was written"
     )
