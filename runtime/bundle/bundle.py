@@ -121,6 +121,12 @@ class Bundle(ModelSpec):
         names = {name.split("/")[0] for name in self.files if name.endswith(f"/{STEP}")}
         return tuple(sorted(names, key=lambda name: (name != "fp32", name)))
 
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of bundle.json, which holds the hashes of all files."""
+        # Of its content: the same fields with other blanks are the same bundle.
+        return hashlib.sha256(to_json(self.to_json()).encode()).hexdigest()
+
     def read(self, name: str) -> bytes:
         """Return the bytes of a file that bundle.json lists.
 

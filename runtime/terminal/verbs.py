@@ -45,6 +45,9 @@ VERBS = {
     "bench": Verb(
         "runtime.bench.table", "runtime.bench", "measure how fast a bundle samples", "cpu"
     ),
+    "generate": Verb(
+        "runtime.generate", "runtime.generate", "many samples as a folder of shards", "cpu"
+    ),
     "serve": Verb("serve.__main__", "serve", "serve bundles over HTTP", "serve"),
     "fit": Verb("trainer.fit", "trainer.fit", "train a network", "train"),
     "evaluate": Verb("trainer.evaluate", "trainer.evaluate", "measure sample quality", "train"),
