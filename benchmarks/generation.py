@@ -68,7 +68,7 @@ def _timed(action) -> tuple[float, float]:
     return time.perf_counter() - begun[0], time.process_time() - begun[1]
 
 
-def kills(folder: Path, samples: int, shard: int, workers: int) -> None:
+def kills(folder: Path, samples: int, shard: int, workers: int, longest: float) -> None:
     """Kill a run 20 times, let it finish, and compare with one that was left alone."""
     (folder / "plan.json").write_text(json.dumps({"labels": "all", "guidance": 1, "steps": 1}))
     command = [sys.executable, "-m", "runtime.generate", str(BUNDLE), "--n", str(samples)]
@@ -83,7 +83,7 @@ def kills(folder: Path, samples: int, shard: int, workers: int) -> None:
     chance = random.Random(workers)
     for number in range(KILLS):
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0, 25))
+        time.sleep(chance.uniform(0, longest))
         # The whole group, or the parent alone, whose workers then live on for a moment.
         kill = os.killpg if chance.random() < 0.5 else os.kill
         kill(process.pid, signal.SIGKILL)
@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--kills", action="store_true")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--shard", type=int, default=200)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--longest", type=float, default=12, help="seconds until a kill")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="kept; otherwise a temporary one")
@@ -116,8 +118,8 @@ def main() -> None:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if given.kills:
-            for workers in (1, 2):
-                kills(folder, given.samples or 10_000, given.shard, workers)
+            for workers in given.workers:
+                kills(folder, given.samples or 10_000, given.shard, workers, given.longest)
         else:
             throughput(folder, given.samples or 64, given.steps, given.rounds)
 

@@ -63,7 +63,7 @@ def _commands() -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that has what a clone has, so that the commands leave nothing in this one."""
     path = tmp_path_factory.mktemp("clone")
-    for name in ("runtime", "trainer", "export", "docs"):
+    for name in ("runtime", "trainer", "export", "docs", "examples"):
         (path / name).symlink_to(ROOT / name)
     (path / "bundles").mkdir()
     (path / "bundles" / "emoji32").symlink_to(ROOT / "bundles" / "emoji32")
@@ -173,7 +173,7 @@ def test_a_command_of_the_docs_runs(
         request.getfixturevalue("networks")
     _run(command, folder)
     if "--out" in command:
-        assert (folder / command.split("--out ")[1]).is_file()
+        assert (folder / command.split("--out ")[1]).exists()
 
 
 @pytest.mark.parametrize("command", [*IN_TURN, *(c for c in COMMANDS if SLOW_COMMANDS.search(c))])
