@@ -56,6 +56,7 @@ VERBS = {
     "report": Verb("trainer.report", "trainer.report", "one page on a run", "train"),
     "export": Verb("export.build", "export.build", "write a network as a proved bundle", "export"),
     "export-web": Verb("export.web", "export.web", "a bundle as a site for browsers", "cpu"),
+    "export-triton": Verb("export.triton", "export.triton", "a model repository for Triton", "cpu"),
     "tune": Verb("export.tune", "export.tune", "fit a solver of few calls to a bundle", "export"),
     "engines": Verb("export.engines", "export.engines", "build TensorRT engines", "export"),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from runtime.generation.plan import Plan
 from runtime.generation.run import generate
 from runtime.generation.settings import Settings
 
+from ...ray_cluster import CPUS, cluster, processes
 from .test_generate import tree
 
 pytestmark = [
@@ -23,23 +23,12 @@ pytestmark = [
     # Ray leaves sockets and files to the end of the process.
     pytest.mark.filterwarnings("ignore"),
 ]
-CPUS = 2
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray = pytest.importorskip("ray", reason="pip install 'unnoise[ray]'")
-    pytest.importorskip("psutil", reason="ray needs it")
-    # The workers import this checkout.
-    paths = os.pathsep.join(path for path in sys.path if path)
-    ray.init(
-        num_cpus=CPUS,
-        log_to_driver=False,
-        include_dashboard=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    ray.shutdown()
+def started() -> Iterator[None]:
+    with cluster():
+        yield
 
 
 def settings_of(first_release: Path, out: Path) -> Settings:
@@ -48,16 +37,8 @@ def settings_of(first_release: Path, out: Path) -> Settings:
     return Settings(bundle=bundle, plan=plan, out=out, n=600, shard=50)
 
 
-def actors() -> list[int]:
-    """The processes of the actors."""
-    import psutil
-
-    found = psutil.Process().children(recursive=True)
-    return [process.pid for process in found if "ShardActor" in " ".join(process.cmdline())]
-
-
 def test_as_many_actors_as_cpus_end_alike_if_one_is_killed(
-    cluster: None, first_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    started: None, first_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate(settings_of(first_release, tmp_path / "local"))
     from runtime.generation import run
@@ -70,7 +51,7 @@ def test_as_many_actors_as_cpus_end_alike_if_one_is_killed(
 
         def kill(samples: int) -> None:
             if not killed:
-                killed.append(actors()[0])
+                killed.append(processes("ShardActor")[0])
                 os.kill(killed[0], signal.SIGKILL)
             on_samples(samples)
 

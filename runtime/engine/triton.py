@@ -1,0 +1,188 @@
+"""The engine as a Python model of Triton Inference Server, which `export.triton` writes.
+
+Triton calls the three methods of `TritonPythonModel`. The model is decoupled: `execute` returns at
+once, and a response is sent when its ticket is final, so all requests share batches at every step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import BackendError, ClosedError, Overloaded, RequestError, UnnoiseError
+from ..errors.arguments import elements, is_many
+from ..errors.keywords import check_options
+from ..images import to_uint8
+from ..sampler import Sampler
+from .admission import Limits
+from .request import Request
+from .service import Engine
+from .stats import TickReport
+from .ticket import Ticket
+
+PARAMETERS = ("solver", "steps", "grid", "guidance_interval", "options")
+"""The parameters of a request, besides its tensors. Triton's parameters are text or numbers, so a
+list or an object is its JSON."""
+LIMITS = Limits(samples=4096, rows=1_000_000, seconds=600.0, flow_share=1.0)
+"""Triton does not name its users, so they are one flow."""
+
+
+class Tensor(Protocol):
+    """A tensor of Triton."""
+
+    def as_numpy(self) -> np.ndarray:
+        """Return the values, of any shape."""
+        ...
+
+
+class Sender(Protocol):
+    """What sends the responses of a request."""
+
+    def send(self, response: object = None, flags: int = 0) -> None: ...
+
+    def is_cancelled(self) -> bool: ...
+
+
+class Asked(Protocol):
+    """A request of Triton."""
+
+    def get_response_sender(self) -> Sender: ...
+
+    def inputs(self) -> Sequence[Tensor]: ...
+
+    def requested_output_names(self) -> Sequence[str]: ...
+
+    def parameters(self) -> str: ...
+
+
+class Library(Protocol):
+    """The module that Triton's stub offers."""
+
+    Tensor: type
+    InferenceResponse: type
+    TritonError: type
+    TRITONSERVER_RESPONSE_COMPLETE_FINAL: int
+
+    def get_input_tensor_by_name(self, request: Asked, name: str) -> Tensor | None: ...
+
+
+class TritonPythonModel:
+    """A bundle with its engine."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the bundle in the version's folder, with the settings of config.pbtxt."""
+        config = json.loads(args["model_config"])
+        settings = {
+            name: entry["string_value"] for name, entry in config.get("parameters", {}).items()
+        }
+        version = Path(args["model_repository"]) / args["model_version"]
+        self._library: Library = import_module("triton_python_backend_utils")  # type: ignore[assignment]
+        threads = settings.get("threads", "")
+        self._sampler = Sampler.load(
+            version / "bundle",
+            settings.get("backend", "auto"),
+            settings.get("precision", "auto"),
+            int(threads) if threads else None,
+        )
+        self._live: dict[int, tuple[Sender, Ticket]] = {}
+        self._engine = Engine(self._sampler, LIMITS, on_tick=self._look)
+
+    def execute(self, requests: Sequence[Asked]) -> None:
+        """Submit requests. Their responses follow."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                outputs = list(request.requested_output_names())
+                ticket = self._engine.submit(self._requests(request))
+            except UnnoiseError as error:
+                self._fail(sender, error)
+                continue
+            self._live[ticket.id] = sender, ticket
+            ticket.add_done_callback(lambda t, s=sender, o=outputs: self._respond(t, s, o))
+
+    def finalize(self) -> None:
+        """Stop the engine; what is left fails."""
+        self._engine.close()
+        self._sampler.close()
+
+    def _look(self, _: TickReport) -> None:
+        """Cancel the work of clients that have left; after every tick."""
+        for sender, ticket in list(self._live.values()):
+            if sender.is_cancelled():
+                ticket.cancel()
+
+    def _requests(self, request: Asked) -> list[Request]:
+        """Return one request a sample. Raises RequestError."""
+        seeds = self._input(request, "seed")
+        if not seeds:
+            raise RequestError("an inference needs the input `seed`, INT64 [n].")
+        count = len(seeds)
+        labels = self._input(request, "label") or [None] * count
+        scales = self._input(request, "guidance") or [None] * count
+        if {len(labels), len(scales)} != {count}:
+            raise RequestError(f"`label` and `guidance` must have {count} entries, as `seed` has.")
+        given = json.loads(request.parameters() or "{}")
+        check_options("the parameters", given, PARAMETERS)
+        settings = {name: _value(name, value) for name, value in given.items()}
+        return [
+            # A label below 0 is the null label: a tensor of integers has no other word for it.
+            Request(
+                seed=seed,
+                label=None if label is None or label < 0 else label,
+                guidance=scale,
+                **settings,
+            )
+            for seed, label, scale in zip(seeds, labels, scales, strict=True)
+        ]
+
+    def _input(self, request: Asked, name: str) -> list[int]:
+        """Return the entries of an input tensor [n] or [n, 1]; [] without one."""
+        tensor = self._library.get_input_tensor_by_name(request, name)
+        return [] if tensor is None else tensor.as_numpy().reshape(-1).tolist()
+
+    def _respond(self, ticket: Ticket, sender: Sender, outputs: list[str]) -> None:
+        """Send the response of a ticket, which is final. In the inference thread."""
+        self._live.pop(ticket.id, None)
+        error = ticket.exception()
+        if error is not None:
+            self._fail(sender, error)
+            return
+        samples = ticket.result()
+        tensors = []
+        for name in outputs:
+            shown = to_uint8(samples, *self._sampler.bundle.sample_range)
+            array = shown if name == "image" else samples
+            # DLPack works with every version of numpy, and takes no array that is read-only.
+            tensors.append(self._library.Tensor.from_dlpack(name, np.array(array, order="C")))
+        response = self._library.InferenceResponse(output_tensors=tensors)
+        sender.send(response, self._library.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _fail(self, sender: Sender, error: BaseException) -> None:
+        kinds = self._library.TritonError
+        code = kinds.INTERNAL
+        for kind, found in (
+            (RequestError, kinds.INVALID_ARG),
+            ((Overloaded, ClosedError), kinds.UNAVAILABLE),
+            (BackendError, kinds.INTERNAL),
+        ):
+            if isinstance(error, kind):
+                code = found
+                break
+        response = self._library.InferenceResponse(error=kinds(str(error), code))
+        sender.send(response, self._library.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _value(name: str, value: object) -> object:
+    """Return a parameter: text that begins like a list or an object is JSON."""
+    if not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError as error:
+        raise RequestError(f"`{name}` cannot be read as JSON ({error}).") from None
+    return tuple(elements(name, found, "a list")) if is_many(found) else found

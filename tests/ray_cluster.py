@@ -1,0 +1,55 @@
+"""A Ray cluster of this machine, for tests."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+TRIES = 5
+CPUS = 2
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Two CPUs, whether the machine has them or not. Its workers import this checkout."""
+    ray = pytest.importorskip("ray", reason="pip install 'unnoise[ray]'")
+    pytest.importorskip("psutil", reason="psutil is not installed")
+    paths = os.pathsep.join(path for path in sys.path if path)
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(
+                num_cpus=CPUS,
+                log_to_driver=False,
+                include_dashboard=False,
+                runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
+            )
+            break
+        # A node has 30 seconds to start, which a busy machine may not give it.
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        gc.collect()  # Ray's processes end by themselves, which is a warning in a later test
+
+
+def processes(name: str) -> list[int]:
+    """The processes of the cluster whose title holds a name."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:  # it has ended
+            continue
+    return found
