@@ -12,6 +12,8 @@ import pytest
 
 TRIES = 5
 CPUS = 2
+PATIENT = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 100}
+"""A busy machine is not a dead node."""
 
 
 @contextmanager
@@ -26,6 +28,7 @@ def cluster() -> Iterator[None]:
                 num_cpus=CPUS,
                 log_to_driver=False,
                 include_dashboard=False,
+                _system_config=PATIENT,
                 runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
             )
             break

@@ -1,7 +1,7 @@
 """The engine as a Python model of Triton Inference Server, which `export.triton` writes.
 
 Triton calls the three methods of `TritonPythonModel`. The model is decoupled: `execute` returns at
-once, and a response is sent when its ticket is final, so all requests share batches at every step.
+once, and a response is sent when its ticket is final. So all requests share batches at every step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -53,8 +53,6 @@ class Asked(Protocol):
 
     def get_response_sender(self) -> Sender: ...
 
-    def inputs(self) -> Sequence[Tensor]: ...
-
     def requested_output_names(self) -> Sequence[str]: ...
 
     def parameters(self) -> str: ...
@@ -68,7 +66,9 @@ class Library(Protocol):
     TritonError: type
     TRITONSERVER_RESPONSE_COMPLETE_FINAL: int
 
-    def get_input_tensor_by_name(self, request: Asked, name: str) -> Tensor | None: ...
+    def get_input_tensor_by_name(self, request: Asked, name: str) -> Tensor | None:
+        """Return an input of any shape."""
+        ...
 
 
 class TritonPythonModel:
@@ -81,7 +81,7 @@ class TritonPythonModel:
             name: entry["string_value"] for name, entry in config.get("parameters", {}).items()
         }
         version = Path(args["model_repository"]) / args["model_version"]
-        self._library: Library = import_module("triton_python_backend_utils")  # type: ignore[assignment]
+        self._library = cast(Library, import_module("triton_python_backend_utils"))
         threads = settings.get("threads", "")
         self._sampler = Sampler.load(
             version / "bundle",

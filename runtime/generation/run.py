@@ -125,7 +125,7 @@ def _before(layout: Layout) -> Manifest | None:
     """Return the manifest of the folder; None if nothing is in it.
 
     Raises:
-        RequestError: It is no folder, or holds files that no run has made.
+        RequestError: It is not a folder, or holds files that no run has made.
     """
     out = layout.out
     if out.exists() and not out.is_dir():
