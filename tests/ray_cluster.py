@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
@@ -17,8 +17,11 @@ PATIENT = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 
 
 
 @contextmanager
-def cluster() -> Iterator[None]:
-    """Two CPUs, whether the machine has them or not. Its workers import this checkout."""
+def cluster(variables: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Two CPUs, whether the machine has them or not. Its workers import this checkout.
+
+    variables: of the environment of every process.
+    """
     ray = pytest.importorskip("ray", reason="pip install 'unnoise[ray]'")
     pytest.importorskip("psutil", reason="psutil is not installed")
     paths = os.pathsep.join(path for path in sys.path if path)
@@ -29,7 +32,9 @@ def cluster() -> Iterator[None]:
                 log_to_driver=False,
                 include_dashboard=False,
                 _system_config=PATIENT,
-                runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
+                runtime_env={
+                    "env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **(variables or {})}
+                },
             )
             break
         # A node has 30 seconds to start, which a busy machine may not give it.

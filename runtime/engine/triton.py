@@ -33,11 +33,11 @@ LIMITS = Limits(samples=4096, rows=1_000_000, seconds=600.0, flow_share=1.0)
 
 
 class Tensor(Protocol):
-    """A tensor of Triton."""
+    """A tensor of Triton, by DLPack."""
 
-    def as_numpy(self) -> np.ndarray:
-        """Return the values, of any shape."""
-        ...
+    def __dlpack__(self) -> object: ...
+
+    def __dlpack_device__(self) -> tuple[int, int]: ...
 
 
 class Sender(Protocol):
@@ -143,7 +143,8 @@ class TritonPythonModel:
     def _input(self, request: Asked, name: str) -> list[int]:
         """Return the entries of an input tensor [n] or [n, 1]; [] without one."""
         tensor = self._library.get_input_tensor_by_name(request, name)
-        return [] if tensor is None else tensor.as_numpy().reshape(-1).tolist()
+        # `as_numpy` of old stubs repeats the first entry if numpy is 2. DLPack always works.
+        return [] if tensor is None else np.from_dlpack(tensor).reshape(-1).tolist()
 
     def _respond(self, ticket: Ticket, sender: Sender, outputs: list[str]) -> None:
         """Send the response of a ticket, which is final. In the inference thread."""
@@ -153,12 +154,13 @@ class TritonPythonModel:
             self._fail(sender, error)
             return
         samples = ticket.result()
-        tensors = []
+        arrays: dict[str, np.ndarray] = {}
         for name in outputs:
             shown = to_uint8(samples, *self._sampler.bundle.sample_range)
-            array = shown if name == "image" else samples
-            # DLPack works with every version of numpy, and takes no array that is read-only.
-            tensors.append(self._library.Tensor.from_dlpack(name, np.array(array, order="C")))
+            # DLPack takes no array that is read-only.
+            arrays[name] = np.array(shown if name == "image" else samples, order="C")
+        # The arrays outlive the response, whether or not a stub keeps their memory alive.
+        tensors = [self._library.Tensor.from_dlpack(name, a) for name, a in arrays.items()]
         response = self._library.InferenceResponse(output_tensors=tensors)
         sender.send(response, self._library.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 

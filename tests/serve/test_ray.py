@@ -43,7 +43,12 @@ def address(bundle: Bundle) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with cluster():
+    # A busy machine is not a dead proxy.
+    patience = {
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
+    }
+    with cluster(patience):
         ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
         ray_serve.run(app({"bundles": str(bundle.path), "replicas": str(CPUS)}))
         yield f"http://127.0.0.1:{port}"
