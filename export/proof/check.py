@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from runtime.backends.base import Backend
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.registry import BACKENDS
+from runtime.backends.streams import bind
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import step_name
 from runtime.errors import BackendError, BundleError
@@ -122,7 +123,7 @@ def candidates(bundle: Bundle) -> list[Backend]:
         for precision, folder in kind.folders.items():
             if folder in bundle.precisions:
                 try:
-                    backends.append(kind.open(bundle, precision, None))
+                    backends.append(kind.open(bundle, precision, None, None))
                 except (BackendError, BundleError) as error:
                     say(f"not checked: {precision} on {name}: {error}")
     return backends
@@ -168,7 +169,8 @@ def _against_fp32(
     found: list[PrecisionCheck] = []
     expected: dict[str, Float32] = {}
     for check, backend in zip(checks, backends, strict=True):
-        images = judged_images(Sampler(bundle, backend), plan)
+        sampler = Sampler(bundle, backend)
+        images = judged_images(sampler, plan)
         # The first backend is the reference in fp32.
         expected = expected or images
         psnr = {
@@ -176,6 +178,8 @@ def _against_fp32(
             for name, samples in images.items()
         }
         sizes = (1, max(plan.batches))
-        spent = {str(batch): milliseconds(backend.bind(batch)) for batch in sizes}
+        spent = {
+            str(batch): milliseconds(bind(backend, batch, sampler.costs.streams)) for batch in sizes
+        }
         found.append(replace(check, psnr_db=psnr, ms_a_call=spent))
     return found
