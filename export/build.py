@@ -40,6 +40,7 @@ from .graph.rounding.batches import same_in_any_batch
 from .graph.rounding.convolutions import same_alone
 from .graph.sensitivity import Choice, Judge, choose
 from .graph.write import write_all
+from .proof.budget import MINUTES, fitting
 from .proof.card import proof_lines
 from .proof.check import check
 from .proof.documents import write_documents
@@ -73,6 +74,7 @@ def build(
     calibration: Calibration | None = None,
     winograd: bool = True,
     same_bytes: bool = True,
+    proof_minutes: float = MINUTES,
 ) -> Bundle:
     """Convert a model, compare it with PyTorch, and write it as a bundle.
 
@@ -80,13 +82,15 @@ def build(
         model: What is exported.
         out: The bundle's folder. A bundle that is there is replaced.
         bounds: The largest differences from PyTorch that pass.
-        plan: How much is compared. The report states both.
+        plan: How much is compared. The report states both. None is what fits `proof_minutes`.
         precisions: "fp16" and "int8", alongside fp32, which every bundle has. int8 is written for
             CPUs (int8) and for TensorRT (int8-trt).
         calibration: How int8 is made.
         winograd: Whether a CPU may compute large convolutions so, see `export.graph.pixels`.
         same_bytes: Whether a sample must have the same bytes in any batch. If false, a library may
             round it differently there, and the bundle declares `same_bytes: false`.
+        proof_minutes: The time for the proof, if no plan is given. A pass of PyTorch is timed
+            first; the least plan may take longer.
 
     Returns:
         The bundle, read from disk.
@@ -98,19 +102,16 @@ def build(
     _check_request(out, precisions)
     begun = time.perf_counter()
     bounds = bounds or Bounds()
-    plan = plan or Plan()
+    fitted = fitting(model, precisions, proof_minutes)
+    plan = plan or fitted.plan
     # Checked on the module, where the cause of mixed samples can still be named.
-    require_independent(model, torch_inputs(model), bounds.answer)
+    require_independent(model, torch_inputs(model), bounds.answer, fitted.independent)
     model = replace(model, tuned=model.tuned or kept(model, out))
     # A hidden sibling of `out`, renamed at the end: a failure leaves the old folder unchanged.
     with replacing_folder(out) as folder:
         say("converting", flush=True)
-        steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
-        faster = _for_cpus(steps) if winograd else {}
-        # Folding and groups hold for float32 only, so the other precisions start from `steps`.
-        folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
-        write_all(folded, model.sample_shape, folder / "fp32", faster)
-        conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
+        # In a function of its own: the graphs, with their weights, are gone when the proof begins.
+        conversion, faster = _converted(folder, model, precisions, bounds, calibration, winograd)
         bundle = bundle_in(folder, model)
         # The proof runs the files on disk, as a user will, not the graphs in memory.
         try:
@@ -124,6 +125,26 @@ def build(
     say(proof_lines(written, bounds))
     _say_size(written, out, time.perf_counter() - begun)
     return written
+
+
+def _converted(
+    folder: Path,
+    model: Model,
+    precisions: Collection[str],
+    bounds: Bounds,
+    calibration: Calibration | None,
+    winograd: bool,
+) -> tuple[Conversion, bool]:
+    """Write every precision's graphs; return how they were made, and if a CPU variant exists."""
+    steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
+    faster = _for_cpus(steps) if winograd else {}
+    # Folding and groups hold for float32 only, so the other precisions start from `steps`.
+    folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
+    write_all(folded, model.sample_shape, folder / "fp32", faster)
+    has_faster = bool(faster)
+    del folded, faster
+    conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
+    return conversion, has_faster
 
 
 def _say_size(bundle: Bundle, out: Path, seconds: float) -> None:
@@ -206,6 +227,7 @@ def build_bundle(
     calibration: Calibration | None = None,
     winograd: bool = True,
     same_bytes: bool = True,
+    proof_minutes: float = MINUTES,
     **described: Any,
 ) -> Bundle:
     """Export any PyTorch module as a bundle, and prove it.
@@ -213,7 +235,7 @@ def build_bundle(
     Args:
         module: module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S].
         out: The bundle's folder [bundles/ and the name].
-        bounds, plan, precisions, calibration, winograd, same_bytes: See `build`.
+        bounds, plan, precisions, calibration, winograd, same_bytes, proof_minutes: See `build`.
         described: What the module is: sample_shape, prediction, schedule, and what else
             `export.sources.module.from_module` takes.
 
@@ -241,7 +263,9 @@ def build_bundle(
     folder = None if out is None else file_path("out", out)
     model = from_module(module, **described)
     folder = folder or Path("bundles") / model.name
-    return build(model, folder, bounds, plan, chosen, calibration, winograd, same_bytes)
+    return build(
+        model, folder, bounds, plan, chosen, calibration, winograd, same_bytes, proof_minutes
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -254,6 +278,13 @@ def _parser() -> argparse.ArgumentParser:
         "--quick",
         action="store_true",
         help="compare less, for a large network: fewer levels, batches and steps",
+    )
+    parser.add_argument(
+        "--proof-minutes",
+        type=float,
+        default=MINUTES,
+        metavar="N",
+        help="compare as much as fits into this time, and never less than every promise once [5]",
     )
     parser.add_argument(
         "--no-winograd",
@@ -292,6 +323,7 @@ def _act(given: argparse.Namespace) -> None:
         calibration=QUICK_CALIBRATION if given.quick else None,
         winograd=not given.no_winograd,
         same_bytes=not given.no_same_bytes,
+        proof_minutes=given.proof_minutes,
     )
     engines.after_export(bundle, order, bool(precisions))
 
