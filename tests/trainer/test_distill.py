@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from export.build import build
+from export.proof.plan import Plan
 from export.sources.run import from_run
+from runtime import Sampler
 from runtime.diffusion.grid import make_grid
 from runtime.diffusion.noise import Stream, noises
 from runtime.diffusion.program import run
@@ -43,6 +46,10 @@ from trainer.training.trajectories import Trajectories
 
 FEW = {"trajectories": 40, "solver_steps": 8, "guidance": 2.0}
 SHORT = {"steps": 6, "batch": 16, "checkpoint_every": 2, "sample_every": 0, "device": "cpu"}
+
+QUICK = Plan(
+    batches=(1, 3), sizes=(2,), quantized_sizes=(2, 5), times=3, pictures=2, samples=4, judged=4
+)
 
 LEARNING = {
     "steps": 100,
@@ -616,3 +623,21 @@ def test_the_model_knows_its_numbers_of_calls(finished: Path) -> None:
     ]
     with pytest.raises(RequestError, match="cannot invert"):
         model.program(solver="ddim", up=True)
+
+
+@pytest.mark.slow
+def test_a_student_is_exported_in_int8_and_sampled_in_any_batch(
+    finished: Path, tmp_path: Path
+) -> None:
+    """It is calibrated and proved on its own levels, with fresh noise, as any other network."""
+    model = from_run(finished, guidance=2.0)
+    bundle = build(model, tmp_path / "fast", precisions=["int8"], plan=QUICK)
+    assert {name.split("/")[0] for name in bundle.files} >= {"fp32", "int8"}
+    for precision in ("fp32", "int8"):
+        sampler = Sampler.load(tmp_path / "fast", precision=precision)
+        for steps in (1, 2, 4):
+            together = sampler.sample(3, seed=5, label=[1, 2, 3], steps=steps)
+            alone = [sampler.sample(1, seed=5 + i, label=1 + i, steps=steps)[0] for i in range(3)]
+            assert together.tobytes() == np.stack(alone).tobytes()
+        with pytest.raises(RequestError, match="one of 1, 2, 4"):
+            sampler.sample(1, label=1, steps=3)
