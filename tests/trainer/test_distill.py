@@ -148,7 +148,7 @@ def test_levels_are_the_teacher_s_rows_nearest_to_trailing(student: Config) -> N
     assert student.distillation is not None
     # The default for a run: 16 calls on `trailing`, here 8, which has all of these knots.
     assert student.distillation.levels == (999, 749, 499, 249)
-    assert student.distillation.knots(2, 1000) == (999, 499)
+    assert student.distillation.knots(2, 1000) == (999, 749)
     assert student.distillation.knots(1, 1000) == (999,)
 
 
@@ -605,12 +605,12 @@ def test_the_command_tries_out_and_trains(
 def test_the_model_knows_its_numbers_of_calls(finished: Path) -> None:
     model = from_run(finished, guidance=2.0)
     assert model.distilled is not None
-    assert model.distilled.levels[2] == (999.0, 499.0)
+    assert model.distilled.levels[2] == (999.0, 749.0)
     assert (model.defaults.solver, model.defaults.steps, model.defaults.guidance) == ("lcm", 4, 1.0)
     assert not model.can_guide
     assert model.program().call[:, 0].tolist() == [999.0, 749.0, 499.0, 249.0]
     assert len(model.program(steps=1)) == 1
-    assert model.program(solver="ddim", steps=2).call[:, 0].tolist() == [999.0, 499.0]
+    assert model.program(solver="ddim", steps=2).call[:, 0].tolist() == [999.0, 749.0]
     # Levels of the caller's own are run as they are.
     assert len(model.program(grid=[999.0, 700.0, 300.0])) == 3
     with pytest.raises(RequestError, match="one of 1, 2, 4, for which"):
@@ -619,7 +619,7 @@ def test_the_model_knows_its_numbers_of_calls(finished: Path) -> None:
         model.program(steps=4, grid="trailing")
     assert [g.tolist() for g in (model.grid().time[:-1], model.grid(2).time[:-1])] == [
         [999.0, 749.0, 499.0, 249.0],
-        [999.0, 499.0],
+        [999.0, 749.0],
     ]
     with pytest.raises(RequestError, match="cannot invert"):
         model.program(solver="ddim", up=True)
