@@ -34,7 +34,7 @@ SLOW_PROGRAMS = re.compile(r"build_bundle|sampler\.sample\(8")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands run."""
+    """The folder in which the commands run."""
     return clone(tmp_path_factory.mktemp("clone"))
 
 

@@ -13,7 +13,7 @@ from .documented import HANGING_S, IN_TURN, clone, commands, run
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands run."""
+    """The folder in which the commands run."""
     return clone(tmp_path_factory.mktemp("clone"))
 
 

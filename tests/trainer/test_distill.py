@@ -37,7 +37,7 @@ FEW = {"trajectories": 40, "solver_steps": 8, "guidance": 2.0}
 SHORT = {"steps": 6, "batch": 16, "checkpoint_every": 2, "sample_every": 0, "device": "cpu"}
 
 LEARNING = {
-    "steps": 100,
+    "steps": 60,
     "batch": 32,
     "learning_rate": 3e-3,
     "warmup": 5,

@@ -23,7 +23,14 @@ from trainer.networks.unet import UNet
 
 DESCRIBED = {"prediction": "v", "schedule": "cosine", "clip": 1.0, "name": "wide"}
 TINY_PLAN = Plan(
-    batches=(1, 3), times=3, pictures=1, steps=3, samples=1, judged=1, ways=(("dpmpp_2m", 3),)
+    batches=(1, 3),
+    sizes=(2,),
+    times=3,
+    pictures=1,
+    steps=3,
+    samples=1,
+    judged=1,
+    ways=(("dpmpp_2m", 3),),
 )
 
 

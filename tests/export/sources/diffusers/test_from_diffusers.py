@@ -80,7 +80,14 @@ SMALL = {
 }
 """Another variant: scale and shift by time, resampling inside the blocks, several heads."""
 QUICK = Plan(
-    batches=(1, 2), times=3, pictures=1, steps=3, samples=1, judged=1, ways=(("dpmpp_2m", 3),)
+    batches=(1, 2),
+    sizes=(3,),
+    times=3,
+    pictures=1,
+    steps=3,
+    samples=1,
+    judged=1,
+    ways=(("dpmpp_2m", 3),),
 )
 LEVEL = 1 / 255
 
