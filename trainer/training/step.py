@@ -17,6 +17,8 @@ from runtime.diffusion.schedule import Schedule
 from ..config import Config
 from ..data.dataset import Dataset
 from ..errors import TrainingError
+from ..networks.dit import DiT
+from ..networks.unet import UNet
 from ..objectives.denoising import BUCKETS, Denoising, buckets
 from ..objectives.distillation import Consistency, Endpoint
 from ..objectives.objective import Draws, Networks, Objective
@@ -68,6 +70,13 @@ class Called:
             if self.weights is None:
                 return self.module(*inputs).float()
             return torch.func.functional_call(self.module, self.weights, inputs).float()
+
+    def features(self, x: Tensor, time: Tensor, label: Tensor) -> list[Tensor]:
+        """Return what the module computes on the way to F, each [b, …] float32."""
+        module = cast("UNet | DiT", self.module)
+        with self.autocast:
+            found = module.features(x.contiguous(memory_format=self.layout), time, label)
+        return [entry.float() for entry in found]
 
 
 class Trainer:
@@ -141,10 +150,12 @@ class Trainer:
 
             state = self.state
             self._module = cast("nn.Module", compiled)
+            teacher = called(self.teacher.module) if self.teacher else None
             self._networks = Networks(
                 student=called(self._module),
                 averages={name: called(state.plain, of) for name, of in state.averages.of.items()},
-                teacher=called(self.teacher.module) if self.teacher else None,
+                teacher=teacher,
+                features=teacher.features if teacher else None,
             )
         return self._networks
 
