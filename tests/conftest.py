@@ -25,22 +25,50 @@ TINY = {
     "warmup": 5,
 }
 
+LONGEST = (
+    "test_readme_runs.py",
+    "test_processes.py",
+    "test_readme.py",
+    "test_from_diffusers.py",
+    "test_engines.py",
+    "test_fuzz.py",
+    "test_learn.py",
+    "test_service.py",
+    "test_fit.py",
+    "test_distill.py",
+    "test_every_program.py",
+    "test_quality.py",
+    "test_tune.py",
+    "test_tensorrt.py",
+    "test_resume.py",
+)
+"""The files that take longest come first, so that no worker is left with one at the end.
+
+The order decides how long the tests take and nothing else.
+"""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have two workers not wait for the same fixture.
+    """Have two workers neither wait for the same fixture nor for each other at the end.
 
     One file that needs the traced graphs comes first, so that one worker makes them. The files that
-    need none follow, and the others come last.
+    need none follow, and the others come last. Within each, the longest come first.
     """
 
     def needs_graphs(item: pytest.Item) -> bool:
         return "traces" in getattr(item, "fixturenames", ())
 
     needing = [item.path for item in items if needs_graphs(item)]
-    if needing:
-        first = needing[0]
-        files = set(needing)
-        items.sort(key=lambda item: 0 if item.path == first else 1 + (item.path in files))
+    files = set(needing)
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        name = item.path.name
+        rank = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        if needing and item.path == needing[0]:
+            return 0, rank
+        return 1 + (item.path in files), rank
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ def test_every_objective_learns_and_is_sampled_by_the_runtimes_solvers(changes: 
         warmup=5,
         ema_half_life=(50,),
         batch=20,
-        channels=(16, 16),
+        channels=(16,),
     )
     trainer = Trainer(config, few)
     losses = [trainer.train_step()["loss"] for _ in range(60)]
