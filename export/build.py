@@ -10,16 +10,15 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
 from torch import nn
 
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.format import MANIFEST, REPORT_IMAGE, STEP, step_file
+from runtime.bundle.format import MANIFEST, REPORT_IMAGE
 from runtime.errors import unknown
 from runtime.errors.arguments import choice, file_path, flag, instance
 from runtime.errors.keywords import check_options, option_names
@@ -29,26 +28,16 @@ from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
 from . import engines
+from .convert import converted
 from .errors import ExportError
-from .graph import trace as graph
-from .graph.calibrate import QUICK_CALIBRATION, Calibration, ranges
-from .graph.folding import fold_upsampling
-from .graph.pixels.rewrite import pixels_first
-from .graph.precision import to_float16
-from .graph.quantization import quantize
-from .graph.rounding.batches import same_in_any_batch
-from .graph.rounding.convolutions import same_alone
-from .graph.sensitivity import Choice, Judge, choose
-from .graph.write import write_all
+from .graph.calibrate import QUICK_CALIBRATION, Calibration
 from .proof.budget import MINUTES, fitting
 from .proof.card import proof_lines
 from .proof.check import check
 from .proof.documents import write_documents
 from .proof.folder import bundle_in
-from .proof.headroom import headroom
 from .proof.independence import require_independent, torch_inputs
 from .proof.plan import QUICK, Bounds, Plan
-from .proof.report import Conversion
 from .sources.command_line import add_options, named
 from .sources.model import Model
 from .sources.module import from_module
@@ -61,8 +50,6 @@ HELP = {
     "float32",
     "int8": "also in int8, for CPUs and for TensorRT, calibrated on the model's own trajectories",
 }
-INT8 = {"int8": False, "int8-trt": True}
-"""The kinds of int8 and whether their activations are signed, as TensorRT asks."""
 
 
 def build(
@@ -111,7 +98,7 @@ def build(
     with replacing_folder(out) as folder:
         say("converting", flush=True)
         # In a function of its own: the graphs, with their weights, are gone when the proof begins.
-        conversion, faster = _converted(folder, model, precisions, bounds, calibration, winograd)
+        conversion, faster = converted(folder, model, precisions, bounds, calibration, winograd)
         bundle = bundle_in(folder, model)
         # The proof runs the files on disk, as a user will, not the graphs in memory.
         try:
@@ -125,26 +112,6 @@ def build(
     say(proof_lines(written, bounds))
     _say_size(written, out, time.perf_counter() - begun)
     return written
-
-
-def _converted(
-    folder: Path,
-    model: Model,
-    precisions: Collection[str],
-    bounds: Bounds,
-    calibration: Calibration | None,
-    winograd: bool,
-) -> tuple[Conversion, bool]:
-    """Write every precision's graphs; return how they were made, and if a CPU variant exists."""
-    steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
-    faster = _for_cpus(steps) if winograd else {}
-    # Folding and groups hold for float32 only, so the other precisions start from `steps`.
-    folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
-    write_all(folded, model.sample_shape, folder / "fp32", faster)
-    has_faster = bool(faster)
-    del folded, faster
-    conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
-    return conversion, has_faster
 
 
 def _say_size(bundle: Bundle, out: Path, seconds: float) -> None:
@@ -169,52 +136,6 @@ def _with_advice(error: ExportError) -> ExportError:
         f"{error} Large convolutions were computed by Winograd's algorithm, which rounds a little "
         "more: if it is fp32 that misses, try --no-winograd."
     )
-
-
-def _for_cpus(steps: Mapping[str, ModelProto]) -> dict[str, ModelProto]:
-    """Return the CPU variants of the step graphs by file name, if anything is large enough."""
-    variants: dict[str, ModelProto] = {}
-    for guided in (False, True):
-        step = steps.get(step_file(guided))
-        variant = pixels_first(step) if step else None
-        if variant:
-            variants[step_file(guided, pixels=True)] = fold_upsampling(variant)
-    return variants
-
-
-def _other_precisions(
-    folder: Path,
-    model: Model,
-    steps: Mapping[str, ModelProto],
-    precisions: Collection[str],
-    bounds: Bounds,
-    calibration: Calibration | None,
-) -> Conversion:
-    """Write the step graphs in other precisions, and return how they were made."""
-    calibration = calibration or Calibration()
-
-    def write(name: str, change: Callable[[ModelProto], ModelProto]) -> None:
-        changed = {file: change(proto) for file, proto in steps.items()}
-        write_all(changed, model.sample_shape, folder / name)
-
-    step = steps[STEP]
-    room = None
-    choices: dict[str, Choice] = {}
-    if "fp16" in precisions:
-        # float16 fails quietly beyond 65504: the report says how near the values come.
-        room = headroom(step, model, calibration)
-        write("fp16", to_float16)
-    if "int8" in precisions:
-        # One set of trajectories gives the ranges of both kinds, and one of reference images.
-        pairs = ranges(step, model, calibration)
-        judge = Judge(step, model, calibration)
-        for name, signed in INT8.items():
-            # The layers are chosen on the plain graph; both graphs hold the same ones.
-            own = [pair[signed] for pair in pairs]
-            chosen = choose(step, judge, own, signed, bounds.psnr[name])
-            write(name, lambda proto, r=own, k=chosen.keep, s=signed: quantize(proto, r, k, s))
-            choices[name] = chosen
-    return Conversion(room, choices)
 
 
 def build_bundle(
