@@ -24,7 +24,7 @@ MODEL = """\
 import sys
 
 sys.path[:0] = {paths!r}
-from runtime.engine.triton import TritonPythonModel  # noqa: E402, F401
+from runtime.triton import TritonPythonModel  # noqa: E402, F401
 """
 CONFIG = """\
 name: "{name}"

@@ -17,7 +17,7 @@ import pytest
 
 from runtime import Bundle, RequestError, Sampler
 
-from ..ray_cluster import CPUS, cluster, processes
+from ..ray_cluster import CPUS, TRIES, cluster, processes
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,7 +49,13 @@ def address(bundle: Bundle) -> Iterator[str]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
     }
     with cluster(patience):
-        ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+        for left in reversed(range(TRIES)):
+            try:
+                ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+                break
+            except TimeoutError:  # the proxy has 60 seconds to start
+                if not left:
+                    raise
         ray_serve.run(app({"bundles": str(bundle.path), "replicas": str(CPUS)}))
         yield f"http://127.0.0.1:{port}"
         ray_serve.shutdown()

@@ -14,16 +14,16 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from ..errors import BackendError, ClosedError, Overloaded, RequestError, UnnoiseError
-from ..errors.arguments import elements, is_many
-from ..errors.keywords import check_options
-from ..images import to_uint8
-from ..sampler import Sampler
-from .admission import Limits
-from .request import Request
-from .service import Engine
-from .stats import TickReport
-from .ticket import Ticket
+from .engine.admission import Limits
+from .engine.request import Request
+from .engine.service import Engine
+from .engine.stats import TickReport
+from .engine.ticket import Ticket
+from .errors import BackendError, ClosedError, Overloaded, RequestError, UnnoiseError
+from .errors.arguments import elements, is_many
+from .errors.keywords import check_options
+from .images import to_uint8
+from .sampler import Sampler
 
 PARAMETERS = ("solver", "steps", "grid", "guidance_interval", "options")
 """The parameters of a request, besides its tensors. Triton's parameters are text or numbers, so a
