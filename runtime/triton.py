@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from .engine.service import Engine
 from .engine.stats import TickReport
 from .engine.ticket import Ticket
 from .errors import BackendError, ClosedError, Overloaded, RequestError, UnnoiseError
-from .errors.arguments import elements, is_many
 from .errors.keywords import check_options
 from .images import to_uint8
 from .sampler import Sampler
@@ -33,11 +32,7 @@ LIMITS = Limits(samples=4096, rows=1_000_000, seconds=600.0, flow_share=1.0)
 
 
 class Tensor(Protocol):
-    """A tensor of Triton, by DLPack."""
-
-    def __dlpack__(self) -> object: ...
-
-    def __dlpack_device__(self) -> tuple[int, int]: ...
+    """A tensor of Triton, which numpy reads by DLPack."""
 
 
 class Sender(Protocol):
@@ -122,29 +117,26 @@ class TritonPythonModel:
         if not seeds:
             raise RequestError("an inference needs the input `seed`, INT64 [n].")
         count = len(seeds)
-        labels = self._input(request, "label") or [None] * count
-        scales = self._input(request, "guidance") or [None] * count
+        labels: list[float | None] = [*self._input(request, "label")] or [None] * count
+        scales: list[float | None] = [*self._input(request, "guidance")] or [None] * count
         if {len(labels), len(scales)} != {count}:
             raise RequestError(f"`label` and `guidance` must have {count} entries, as `seed` has.")
         given = json.loads(request.parameters() or "{}")
         check_options("the parameters", given, PARAMETERS)
         settings = {name: _value(name, value) for name, value in given.items()}
+        # A label below 0 is the null label: a tensor of integers has no other word for it.
+        labels = [None if label is None or label < 0 else label for label in labels]
         return [
-            # A label below 0 is the null label: a tensor of integers has no other word for it.
-            Request(
-                seed=seed,
-                label=None if label is None or label < 0 else label,
-                guidance=scale,
-                **settings,
-            )
+            Request.from_json({"seed": seed, "label": label, "guidance": scale, **settings})
             for seed, label, scale in zip(seeds, labels, scales, strict=True)
         ]
 
-    def _input(self, request: Asked, name: str) -> list[int]:
+    def _input(self, request: Asked, name: str) -> list[float]:
         """Return the entries of an input tensor [n] or [n, 1]; [] without one."""
         tensor = self._library.get_input_tensor_by_name(request, name)
         # `as_numpy` of old stubs repeats the first entry if numpy is 2. DLPack always works.
-        return [] if tensor is None else np.from_dlpack(tensor).reshape(-1).tolist()
+        values = np.empty(0) if tensor is None else np.from_dlpack(cast(Any, tensor))
+        return cast("list[float]", values.reshape(-1).tolist())
 
     def _respond(self, ticket: Ticket, sender: Sender, outputs: list[str]) -> None:
         """Send the response of a ticket, which is final. In the inference thread."""
@@ -184,7 +176,6 @@ def _value(name: str, value: object) -> object:
     if not isinstance(value, str) or value[:1] not in ("[", "{"):
         return value
     try:
-        found = json.loads(value)
+        return json.loads(value)
     except ValueError as error:
         raise RequestError(f"`{name}` cannot be read as JSON ({error}).") from None
-    return tuple(elements(name, found, "a list")) if is_many(found) else found

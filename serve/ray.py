@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from ray import serve as ray_serve
+from ray.serve.config import AutoscalingConfig
 from starlette.applications import Starlette
 
 from runtime.errors import RequestError
@@ -61,7 +62,8 @@ class Arguments:
         if not given.get("bundles"):
             raise RequestError("serve.ray:app needs bundles=NAME, such as bundles=emoji32.")
         found = {name: _converted(cls, name, value) for name, value in given.items()}
-        arguments = cls(**cast("dict[str, str]", found))
+        # Each value has the type of its field by now.
+        arguments = cls(**found)  # type: ignore[arg-type]
         integer("threads", arguments.threads, 1, 1024)
         integer("replicas", arguments.replicas, 1, 10_000)
         integer("max_replicas", arguments.max_replicas, 0, 10_000)
@@ -118,21 +120,20 @@ def app(given: Mapping[str, object]) -> ray_serve.Application:
     def build() -> Starlette:
         return create_app(bundles, settings)
 
-    scale: dict[str, object] = {"num_replicas": arguments.replicas}
+    scaling: AutoscalingConfig | None = None
     if arguments.max_replicas > arguments.replicas:
-        scale = {
-            "autoscaling_config": {
-                "min_replicas": arguments.replicas,
-                "max_replicas": arguments.max_replicas,
-                "target_ongoing_requests": arguments.ongoing,
-            }
-        }
-    deployment = ray_serve.deployment(
-        ray_serve.ingress(build)(Replica),
+        scaling = AutoscalingConfig(
+            min_replicas=arguments.replicas,
+            max_replicas=arguments.max_replicas,
+            target_ongoing_requests=arguments.ongoing,
+        )
+    deployed = ray_serve.deployment(
         name="unnoise",
         # The service bounds its own backlog, and says when to try again.
         max_ongoing_requests=settings.connections,
         ray_actor_options={"num_cpus": arguments.threads, "num_gpus": arguments.gpus},
-        **scale,
+        num_replicas=None if scaling else arguments.replicas,
+        autoscaling_config=scaling,
     )
+    deployment = cast(ray_serve.Deployment, deployed(ray_serve.ingress(build)(Replica)))
     return deployment.bind()
