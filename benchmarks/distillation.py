@@ -29,7 +29,7 @@ from runtime.files import from_json, to_json, write_text
 from runtime.images import save, tile
 from trainer.config import Config
 from trainer.data.sources import load
-from trainer.quality.evaluator import Judge
+from trainer.quality.judge import Judge
 
 SAMPLES = 1024
 CALLS: Mapping[str, tuple[int, ...]] = {

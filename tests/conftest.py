@@ -9,7 +9,7 @@ import pytest
 
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST
-from runtime.files import from_json, to_json
+from runtime.files import from_json, lock, to_json
 from runtime.sampler import Sampler
 
 from .root import ROOT
@@ -87,8 +87,6 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Make:
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
     def once(name: str, make: Callable[[Path], object]) -> Path:
-        from trainer.parallel.processes import lock  # imports torch, which few tests need
-
         folder = shared / name
         with lock(shared / f"{name}.lock", wait=True):
             if not (shared / f"{name}.done").exists():

@@ -124,21 +124,24 @@ class Dependency:
         )
 
 
-def draw(shape: tuple[int, ...], schedule: Schedule, labels: int, key: int) -> Inputs:
-    """Return BATCH samples: noise of variance 1, times across the schedule, labels in turn.
+def draw(
+    shape: tuple[int, ...], schedule: Schedule, labels: int, key: int, count: int = BATCH
+) -> Inputs:
+    """Return samples: noise of variance 1, times across the schedule, labels in turn.
 
     Args:
         shape: The shape of one sample.
         schedule: The levels that the times are of.
         labels: How many labels the network knows, the null label among them; 0 for none.
         key: Another key gives another x, and other times and labels for every sample.
+        count: The number of samples.
     """
     generator = np.random.Generator(np.random.Philox(key=key))
-    x = generator.standard_normal((BATCH, *shape), np.float32)
+    x = generator.standard_normal((count, *shape), np.float32)
     # Every sample has a level of its own, and another one under another key.
-    knots = (np.arange(BATCH) * 5 + 3 * key + 1) % (2 * BATCH) / (2 * BATCH - 1)
+    knots = (np.arange(count) * 5 + 3 * key + 1) % (2 * count) / (2 * count - 1)
     time = schedule.time[np.round(knots * (len(schedule) - 1)).astype(int)].astype(np.float32)
-    label = (np.arange(BATCH, dtype=np.int64) + key) % labels if labels else None
+    label = (np.arange(count, dtype=np.int64) + key) % labels if labels else None
     return Inputs(x, time, label)
 
 
@@ -172,7 +175,9 @@ def largest(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     return change if np.isfinite(change) else np.inf
 
 
-def require_independent(model: Model, network: Network, tolerance: float) -> None:
+def require_independent(
+    model: Model, network: Network, tolerance: float, count: int = BATCH
+) -> None:
     """Check the PyTorch module before anything is converted.
 
     Args:
@@ -180,12 +185,13 @@ def require_independent(model: Model, network: Network, tolerance: float) -> Non
         network: The module.
         tolerance: By how much a sample's output may differ alone and in a batch, because PyTorch
             rounds differently. It scales with the largest output if that is above 1.
+        count: Samples of a batch.
 
     Raises:
         ExportError: The module mixes samples of a batch, or fails on a batch of some size.
     """
     first, second = (
-        draw(model.sample_shape, model.schedule, model.num_labels, key) for key in (0, 1)
+        draw(model.sample_shape, model.schedule, model.num_labels, key, count) for key in (0, 1)
     )
     found = neighbours(network, first, second)
     # What depends on the size of the batch, or on all samples agreeing, shows in none of these

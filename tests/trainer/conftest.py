@@ -7,7 +7,7 @@ import pytest
 
 from trainer.config import Config
 from trainer.networks.cost import Cost
-from trainer.runs import run
+from trainer.training import run
 
 NETWORK = ("network", "patch", "width", "depth", "heads", "channels", "blocks", "attention")
 """The options that decide the size of a network."""

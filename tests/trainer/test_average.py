@@ -8,21 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.average import (
+from trainer.average import main, post_hoc
+from trainer.config import Config
+from trainer.errors import CheckpointError
+from trainer.evaluate import Changes, of_run
+from trainer.fit import fit
+from trainer.quality import features
+from trainer.runs import checkpoint as checkpoints
+from trainer.training.averages import (
     Averages,
     combination,
     exponent,
     inner_products,
-    main,
-    post_hoc,
     power_decay,
 )
-from trainer.config import Config
-from trainer.errors import CheckpointError
-from trainer.fit import fit
-from trainer.quality import features
-from trainer.quality.evaluator import Changes, of_run
-from trainer.runs import checkpoint as checkpoints
 from trainer.training.step import Trainer
 
 CONFIG = Config(

@@ -39,9 +39,9 @@ from trainer.objectives.forward import ForwardProcess
 from trainer.objectives.objective import Draws, Networks
 from trainer.parallel.processes import Processes, join
 from trainer.runs import checkpoint as checkpoints
-from trainer.runs.teacher import Teacher, levels_of
 from trainer.training import trajectories
 from trainer.training.step import Trainer, require_shares
+from trainer.training.teacher import Teacher, levels_of
 from trainer.training.trajectories import Trajectories
 
 FEW = {"trajectories": 40, "solver_steps": 8, "guidance": 2.0}

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from runtime.files import from_json, to_json
-from trainer.average import half_life_decay
 from trainer.config import Config
 from trainer.data import sources as data
 from trainer.data.loader import batch_indices
@@ -28,6 +27,7 @@ from trainer.runs import checkpoint as checkpoints
 from trainer.runs.checkpoint import PARTS
 from trainer.runs.log import TIME_COLUMNS
 from trainer.runs.weights import fitting
+from trainer.training.averages import half_life_decay
 from trainer.training.step import Trainer, learning_rate
 
 TINY = Config(

@@ -19,17 +19,18 @@ from ..data.dataset import Dataset
 from ..errors import TrainingError
 from ..networks.dit import DiT
 from ..networks.unet import UNet
-from ..objectives.denoising import BUCKETS, Denoising, buckets
+from ..objectives.denoising import Denoising
 from ..objectives.distillation import Consistency, Endpoint
 from ..objectives.objective import Draws, Networks, Objective
 from ..parallel.processes import Processes, join
 from ..parallel.sharding import whole
 from ..randomness import DROPOUT, dropout_counter
 from ..runs.checkpoint import Tensors
-from ..runs.teacher import Teacher
+from ..runs.log import BUCKETS
 from .draws import NoisedImages, Source, TeacherPaths
 from .preview import Preview
-from .state import TrainingState
+from .state import TrainingState, buckets
+from .teacher import Teacher
 
 SMALLEST_LOSS_SCALE = 1e-3
 """Below this scale, gradients that overflow in fp16 are not the scale's fault."""

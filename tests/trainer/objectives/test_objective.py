@@ -12,7 +12,9 @@ from runtime.diffusion.program import precondition
 from runtime.diffusion.schedule import make_schedule
 from trainer.config import Config
 from trainer.data import sources as data
-from trainer.objectives.denoising import BUCKETS, buckets, draw_knots, loss_weights
+from trainer.objectives.denoising import draw_knots, loss_weights
+from trainer.runs.log import BUCKETS
+from trainer.training.state import buckets
 from trainer.training.step import Trainer
 
 CONFIG = Config(data="digits", channels=(8, 16), attention=(), batch=16, steps=200, device="cpu")

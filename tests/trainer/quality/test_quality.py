@@ -19,8 +19,8 @@ from trainer.fit import fit
 from trainer.quality import distances as quality
 from trainer.quality import features
 from trainer.quality.distances import compare, frechet, kernel, precision_recall
-from trainer.quality.evaluator import Judge
 from trainer.quality.features import features_of, rotations_of, train_classifier
+from trainer.quality.judge import Judge
 from trainer.runs import checkpoint as checkpoints
 from trainer.runs.log import read
 
