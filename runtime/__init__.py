@@ -4,6 +4,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from .bundle.bundle import Bundle
+from .bundle.conditions import Condition
 from .bundle.sampling import SamplingOptions
 from .diffusion.noise import Stream, noise
 from .diffusion.program import Program, run
@@ -37,6 +38,7 @@ __all__ = [
     "BundleError",
     "Cancelled",
     "ClosedError",
+    "Condition",
     "DeadlineError",
     "Engine",
     "Inversion",

@@ -139,7 +139,9 @@ def url_of(model: Model, entry: runtime.ResolvedRequest) -> str | None:
     """Return where a sample is found again; None if its request does not fit in a URL."""
     options = entry.options
     # A URL holds numbers and names, no arrays and no endless lists.
-    if entry.start is not None or entry.picture is not None or entry.known is not None:
+    if any(part is not None for part in (entry.start, entry.picture, entry.known)):
+        return None
+    if entry.conditions:
         return None
     if isinstance(options.grid, tuple) and len(options.grid) > MOST_URL_TIMES:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from runtime.engine.request import array_from_json
+from runtime.engine.json_arrays import array_from_json
 from runtime.errors import RequestError
 from runtime.errors import arguments as checks
 from runtime.errors.keywords import check_options

@@ -89,7 +89,7 @@ def check(
     report = Report(
         bounds,
         plan,
-        tuple(_against_fp32(checks, backends, bundle, plan)),
+        tuple(_against_fp32(checks, backends, model, bundle, plan)),
         conversion or Conversion(),
     )
     return Proof(judge(report, same_bytes), images)
@@ -162,13 +162,17 @@ def _compare(
 
 
 def _against_fp32(
-    checks: list[PrecisionCheck], backends: list[Backend], bundle: Bundle, plan: Plan
+    checks: list[PrecisionCheck],
+    backends: list[Backend],
+    model: Model,
+    bundle: Bundle,
+    plan: Plan,
 ) -> list[PrecisionCheck]:
     """Return the checks with the PSNR of final images against fp32's, and the time of a call."""
     found: list[PrecisionCheck] = []
     expected: dict[str, Float32] = {}
     for check, backend in zip(checks, backends, strict=True):
-        images = judged_images(Sampler(bundle, backend), plan)
+        images = judged_images(model, Sampler(bundle, backend), plan)
         # The first backend is the reference in fp32.
         expected = expected or images
         psnr = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -11,9 +11,9 @@ import numpy as np
 
 from ..bundle.bundle import Bundle
 from ..diffusion.arrays import Array, Bool, Float32, Int64
-from ..diffusion.program import R
 from ..errors import BackendError, BundleError, UnnoiseError
 from .forks import ForkGuard
+from .ports import dtype_of, shapes
 
 
 class Buffers(Protocol):
@@ -26,6 +26,7 @@ class Buffers(Protocol):
         call: [B, 6]; input.
         update: [B, R, R+2]; input.
         label: [B]; input.
+        conditions: [B, *shape] each, by the names of the graphs' inputs.
         denoised: [B, *S], D of the last row.
     """
 
@@ -33,6 +34,7 @@ class Buffers(Protocol):
     call: Float32
     update: Float32
     label: Int64
+    conditions: Mapping[str, Array]
     denoised: Float32
 
     @property
@@ -58,25 +60,6 @@ class Buffers(Protocol):
         ...
 
 
-def shapes(bundle: Bundle, batch: int) -> dict[str, tuple[int, ...]]:
-    """List the shapes of the step graph's inputs and outputs, by name."""
-    S = bundle.sample_shape
-    return {
-        "state": (batch, R, *S),
-        "noise": (batch, *S),
-        "call": (batch, 6),
-        "update": (batch, R, R + 2),
-        "label": (batch,),
-        "next_state": (batch, R, *S),
-        "denoised": (batch, *S),
-    }
-
-
-def dtype_of(port: str) -> type[np.float32] | type[np.int64]:
-    """Return the element type of one of the step graph's inputs and outputs."""
-    return np.int64 if port == "label" else np.float32
-
-
 class HostBuffers:
     """Buffers as numpy arrays.
 
@@ -98,7 +81,7 @@ class HostBuffers:
         self._current = 0
         # Zeros: a slice may cover samples that nobody has filled yet.
         self._whole: dict[str, Array] = {
-            name: np.zeros(shape, dtype_of(name))
+            name: np.zeros(shape, dtype_of(bundle, name))
             for name, shape in shapes(bundle, batch + spare).items()
         }
         self._states = self._whole["state"][:batch], self._whole["next_state"][:batch]
@@ -106,6 +89,9 @@ class HostBuffers:
         self.call: Float32 = self._whole["call"][:batch]
         self.update: Float32 = self._whole["update"][:batch]
         self.label: Int64 = self._whole["label"][:batch]
+        self.conditions: Mapping[str, Array] = {
+            c.port: self._whole[c.port][:batch] for c in bundle.conditions
+        }
         self.denoised: Float32 = self._whole["denoised"][:batch]
         self._bound: dict[tuple[bool, int, int, int], Callable[[], object]] = {}
 
@@ -185,7 +171,7 @@ class Rows(NamedTuple):
 
     Attributes:
         x: [B, *S], before the first row.
-        label: [B].
+        conditions: [B, …] each, by the names of the graphs' inputs, with the label.
         call: [K, B, 6].
         update: [K, B, R, R+2].
         guided: [K], whether the row runs the null label's half too.
@@ -194,7 +180,7 @@ class Rows(NamedTuple):
     """
 
     x: Float32
-    label: Int64
+    conditions: Mapping[str, Array]
     call: Float32
     update: Float32
     guided: Bool

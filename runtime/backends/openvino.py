@@ -19,11 +19,12 @@ from ..diffusion.arrays import Array
 from ..errors import BackendError, BundleError
 from ..errors.arguments import integer
 from . import cache
-from .base import HostBuffers, missing, shapes
+from .base import HostBuffers, missing
 from .forks import ForkGuard
 from .onnxfile import refuse_endless, with_weights
 from .openvino_api import CompiledModel, Config, Memory, Model, OpenVinoLibrary, Port
 from .openvino_parts import PARTS, split
+from .ports import shapes
 
 CACHED = 1
 """Version of the cached models. Raise it if graphs are cut or compiled in another way."""

@@ -196,11 +196,14 @@ class _Probe:
         """
         shape = self._bundle.sample_shape
         buffers = self._backend.bind(size)
+        ports = {c.name: c.port for c in self._bundle.conditions}
         rows = np.arange(size) % len(self._program.call)
         buffers.call[:size] = self._program.call[rows]
         buffers.call[:size, GUIDANCE] = scale
         buffers.update[:size] = self._program.update[rows]
         buffers.label[:size] = np.arange(size) % max(self._bundle.num_classes, 1)
+        for name, values in self._bundle.draw_conditions(size).items():
+            buffers.conditions[ports[name]][:size] = values
         buffers.noise[:size] = noises(range(size), Stream.STEP, 0, shape)
         state = np.zeros((size, *buffers.state.shape[1:]), np.float32)
         state[:, 0] = noises(range(size), Stream.INITIAL, 0, shape)

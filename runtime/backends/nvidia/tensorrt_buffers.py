@@ -9,6 +9,7 @@ from typing import Protocol
 from ...bundle.bundle import Bundle
 from ..base import HostBuffers
 from ..forks import ForkGuard
+from ..ports import inputs_of
 from .cuda import Cuda, Stream
 from .device_space import Space
 from .tensorrt_engine import Context
@@ -48,6 +49,7 @@ class TensorRtBuffers(HostBuffers):
         backend.alive()
         bucket = backend.bucket(count)
         arrays = self._arrays(current, first, count)
+        inputs = inputs_of(backend.bundle)
 
         def run() -> None:
             with backend.lock:
@@ -55,9 +57,9 @@ class TensorRtBuffers(HostBuffers):
                 context = backend.step_context(bucket, guided)
                 space = backend.space(bucket)
                 # Earlier batches' samples may pad the bucket: samples do not depend on each other.
-                for name in ("state", "noise", "call", "update", "label"):
+                for name in inputs:
                     space.pinned[name][:count] = arrays[name]
-                space.upload("state", "noise", "call", "update", "label")
+                space.upload(*inputs)
                 context.bind(space.addresses)
                 context.enqueue(backend.stream)
                 space.download("next_state", "denoised")
