@@ -84,16 +84,15 @@ def from_module(
         module: In evaluation mode, on the CPU, in float32.
         sample_shape: *S, 1 to 4 integers.
         prediction: What F is, see `runtime.diffusion.program.precondition`.
-        schedule: A `Schedule`, or the name of one with its defaults.
+        schedule: A `Schedule` or the name of one.
         name: The bundle's name [the module's class].
-        num_classes: The number of classes, without the null label.
+        num_classes, label_names: The classes in the module's order, without the null label.
         null_label: The label that means no label, if trained, in 0 … num_classes.
-        label_names: The classes in the module's order, without the null label [their numbers].
         conditions: What the module takes by name besides, [B, *shape] each.
         nulls, examples: See `Model`; examples are random by default.
         clip: The bound on the denoised estimate [none]. Images in -1 … 1 need 1.
         sample_range: The least and the largest value of the data.
-        solver, steps, grid, options, guidance: The bundle's defaults [steps: at most 50].
+        solver, steps, grid, options, guidance: The bundle's defaults.
         provenance: What the model card says, such as {"data": {"name": …, "licence": …}}.
 
     Raises:

@@ -44,8 +44,8 @@ class Condition:
         range: The smallest and the largest value; None for no bound, with float32 alone. For
             [1 or 3, H, W] it is what black and white are, so images can be passed.
         meaning: What the array holds, in a few words.
-        null: The value that guidance contrasts with: a number that fills the array; "learned" for
-            an array that was trained; None if the network was never without the condition.
+        null: The value that guidance contrasts with. A number fills the array, "learned" is an
+            array that was trained, and None means that there is no such value.
 
     Raises:
         RequestError: A field is invalid.
