@@ -5,7 +5,7 @@ and as many training images, with the data's labels; for the teacher by several 
 guidance and with its own. Precision, recall, and how far samples of one label differ from each other. A sheet
 shows the same seeds and labels by 1, 2 and 4 calls of the student and 50 of the teacher.
 Results are kept in out/distillation, so that a stopped measurement continues.
---write refreshes docs/distillation.md and its two images. Takes half an hour on two cores.
+--write refreshes docs/distillation.md and its two images. Takes an hour on two cores.
 """
 
 from __future__ import annotations
@@ -29,10 +29,16 @@ from runtime.files import from_json, to_json, write_text
 from runtime.images import save, tile
 from trainer.config import Config
 from trainer.data.sources import load
-from trainer.quality.evaluator import Judge
+from trainer.quality.judge import Judge
 
 SAMPLES = 1024
-CALLS = (2, 3, 4, 5, 6, 8, 10, 20, 50)
+CALLS: Mapping[str, tuple[int, ...]] = {
+    "unipc": (2, 5, 10, 20, 50),
+    "dpmpp_2m": (5, 10),
+    "ddim": (10, 50),
+}
+"""The teacher's numbers of steps without guidance; `tuned` has those of the bundle."""
+CALLS_GUIDED: Mapping[str, tuple[int, ...]] = {"unipc": (5, 10, 20)}
 SOLVERS: Mapping[str, Mapping[str, Any]] = {
     "tuned": {"solver": "tuned"},
     "unipc": {"solver": "unipc", "grid": "log_snr(6)"},
@@ -72,11 +78,11 @@ def ways(teacher: Sampler, student: Sampler) -> Iterator[Way]:
     assert student.bundle.distilled is not None
     for calls in sorted(student.bundle.distilled.levels):
         yield Way("student", "lcm", calls, 1.0)
-    for guidance in (1.0, teacher.bundle.defaults.guidance):
-        for solver in SOLVERS:
-            for calls in CALLS:
-                if solver != "tuned" or calls in teacher.bundle.tuned:
-                    yield Way("teacher", solver, calls, guidance)
+    tuned = tuple(sorted(teacher.bundle.tuned))
+    for guidance, by_solver in ((1.0, CALLS), (teacher.bundle.defaults.guidance, CALLS_GUIDED)):
+        for solver, numbers in ({"tuned": tuned} | dict(by_solver)).items():
+            for calls in numbers:
+                yield Way("teacher", solver, calls, guidance)
 
 
 def spread(judge: Judge, sampler: Sampler, way: Way) -> float:
@@ -125,7 +131,8 @@ def table(found: Mapping[Way, Any]) -> str:
     rows = []
     students = [way for way in found if way.who == "student"]
     guidances = sorted({way.guidance for way in found})
-    teachers = [best(found, calls, g) for g in guidances for calls in CALLS]
+    numbers = sorted({way.calls for way in found if way.who == "teacher"})
+    teachers = [best(found, calls, g) for g in guidances for calls in numbers]
     for way in (*students, *filter(None, teachers)):
         figures = [f"{found[way][name]:.2f}" for name in FIGURES]
         guided = "built in" if way.who == "student" else f"{way.guidance:g}"

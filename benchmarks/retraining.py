@@ -28,7 +28,7 @@ from trainer.data.memory import Pictures
 from trainer.objectives.denoising import draw_knots
 from trainer.objectives.forward import ForwardProcess
 from trainer.quality.distances import compare, frechet
-from trainer.quality.evaluator import Judge
+from trainer.quality.judge import Judge
 
 SOLVER, STEPS, DRAWS = "unipc", 12, 8
 ROWS = 3

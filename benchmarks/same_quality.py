@@ -3,7 +3,8 @@
     python benchmarks/same_quality.py [--quick] [--write] [--pictures N]
 
 The shipped bundle makes images of each class in turn, without guidance. A setting is a system, a
-solver and a number of steps. Every setting makes images of the same seeds in batches of 16, and the
+solver and a number of steps. `student` is the network distilled from it, if it is there, with its
+own guidance. Every setting makes images of the same seeds in batches of 16, and the
 settings take turns within each round. Its time is the median over the rounds. Its quality is that
 of the timed images:
 
@@ -37,12 +38,13 @@ from numpy.typing import NDArray
 from systems import Network, diffusers_loop, emoji32
 from tuned import classifier, features, frechet
 
-from runtime import BackendError, RequestError, Sampler
+from runtime import BackendError, Bundle, RequestError, Sampler
 from runtime.images import from_uint8
 from runtime.terminal.progress import Progress
 from trainer.data.builtin import emoji
 
 BATCH = 16
+STUDENT = Path("bundles/emoji32-fast")
 SCALED = 50
 """Steps of DDPM that are timed for the thousand."""
 OURS = (("onnxruntime", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
@@ -83,12 +85,12 @@ def settings(network: Network, quick: bool) -> dict[Setting, Make]:
             continue
         ways = [("ddim", n) for n in ddim] + [("dpmpp_2m", n) for n in fast] + [("ddpm", SCALED)]
         ways += [("tuned", n) for n in sorted(network.bundle.tuned)]
+        system = f"unnoise, {backend} {precision}"
         for solver, steps in ways:
             how = {"solver": solver, "steps": steps, "guidance": 1.0}
             how |= {"grid": grid[solver]} if solver in grid else {}
-            found[Setting(f"unnoise, {backend} {precision}", solver, steps)] = own(
-                network, sampler, how
-            )
+            found[Setting(system, solver, steps)] = own(network, sampler, how)
+        found |= students(network, system, backend, precision)
     for name, layout in (
         ("diffusers, eager", torch.contiguous_format),
         ("diffusers, channels_last", torch.channels_last),
@@ -104,6 +106,18 @@ def settings(network: Network, quick: bool) -> dict[Setting, Make]:
         for solver, steps in ways:
             found[Setting(name, solver, steps)] = theirs(network, module, solver, steps, layout)
     return found
+
+
+def students(network: Network, system: str, backend: str, precision: str) -> dict[Setting, Make]:
+    """The student's settings, one for each number of calls that it was distilled for."""
+    if not STUDENT.is_dir():
+        return {}
+    sampler = Sampler.load(STUDENT, backend, precision)
+    assert sampler.bundle.distilled is not None
+    return {
+        Setting(system, "student", steps): own(network, sampler, {"steps": steps})
+        for steps in sorted(sampler.bundle.distilled.levels)
+    }
 
 
 def own(network: Network, sampler: Sampler, how: Mapping[str, Any]) -> Make:
@@ -196,6 +210,8 @@ def reference(network: Network, solver: str, calls: int, r: int) -> str:
 def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str, Any]:
     """Time and distances of every setting, and the marks."""
     files = {name: f.sha256 for name, f in network.bundle.files.items()}
+    student = Bundle.load(STUDENT).files if STUDENT.is_dir() else {}
+    timed = {**files, **{f"student/{name}": f.sha256 for name, f in student.items()}}
     exact, marks = (
         [
             kept(
@@ -209,7 +225,7 @@ def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str,
     )
     rounds_of = Rounds(network, quick)
     done = [
-        kept(f"same-quality-round-{r}", (quick, files), lambda r=r: rounds_of(r))
+        kept(f"same-quality-round-{r}", (quick, timed), lambda r=r: rounds_of(r))
         for r in range(rounds)
     ]
     data = emoji()
@@ -316,7 +332,12 @@ def draw(path: Path, found: Mapping[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
     picture, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    styles: Sequence[tuple[str, str]] = (("ddim", "o:"), ("dpmpp_2m", "s-"), ("tuned", "^--"))
+    styles: Sequence[tuple[str, str]] = (
+        ("ddim", "o:"),
+        ("dpmpp_2m", "s-"),
+        ("tuned", "^--"),
+        ("student", "D-."),
+    )
     for axis, key in zip(axes, ("rms", "frechet"), strict=True):
         for system, color in COLORS.items():
             for solver, style in styles:

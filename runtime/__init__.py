@@ -1,35 +1,34 @@
 """Sample from an unnoise bundle: numpy and one inference library, never torch."""
 
-from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING
 
-from .bundle.bundle import Bundle
-from .bundle.conditions import Condition
-from .bundle.sampling import SamplingOptions
-from .diffusion.noise import Stream, noise
-from .diffusion.program import Program, run
-from .diffusion.schedule import Schedule, make_schedule
-from .diffusion.solvers import make_program
-from .editing.inversion import Inversion
-from .engine.batch import Batch
-from .engine.loop import Cancelled, Preview
-from .engine.request import Request, ResolvedRequest, resolve
-from .errors import (
-    BackendError,
-    BundleError,
-    ClosedError,
-    DeadlineError,
-    Overloaded,
-    RequestError,
-    UnnoiseError,
-)
-from .images import to_uint8
-from .sampler import Sampler
-
-if _TYPE_CHECKING:
+if TYPE_CHECKING:
+    from .bundle.bundle import Bundle
+    from .bundle.conditions import Condition
+    from .bundle.sampling import SamplingOptions
+    from .diffusion.noise import Stream, noise
+    from .diffusion.program import Program, run
+    from .diffusion.schedule import Schedule, make_schedule
+    from .diffusion.solvers import make_program
+    from .editing.inversion import Inversion
     from .engine.admission import Limits
+    from .engine.batch import Batch
+    from .engine.loop import Cancelled, Preview
+    from .engine.request import Request, ResolvedRequest, resolve
     from .engine.service import Engine
     from .engine.ticket import Ticket
+    from .errors import (
+        BackendError,
+        BundleError,
+        ClosedError,
+        DeadlineError,
+        Overloaded,
+        RequestError,
+        UnnoiseError,
+    )
+    from .images import to_uint8
+    from .sampler import Sampler
 
 __all__ = [
     "BackendError",
@@ -63,11 +62,44 @@ __all__ = [
     "to_uint8",
 ]
 
-_LAZY = {"Engine": "service", "Limits": "admission", "Ticket": "ticket"}
-"""Names that most programs do not need, by their module in `runtime.engine`: imported on use."""
+_HOMES = {
+    ".bundle.bundle": ["Bundle"],
+    ".bundle.conditions": ["Condition"],
+    ".bundle.sampling": ["SamplingOptions"],
+    ".diffusion.noise": ["Stream", "noise"],
+    ".diffusion.program": ["Program", "run"],
+    ".diffusion.schedule": ["Schedule", "make_schedule"],
+    ".diffusion.solvers": ["make_program"],
+    ".editing.inversion": ["Inversion"],
+    ".engine.admission": ["Limits"],
+    ".engine.batch": ["Batch"],
+    ".engine.loop": ["Cancelled", "Preview"],
+    ".engine.request": ["Request", "ResolvedRequest", "resolve"],
+    ".engine.service": ["Engine"],
+    ".engine.ticket": ["Ticket"],
+    ".errors": [
+        "BackendError",
+        "BundleError",
+        "ClosedError",
+        "DeadlineError",
+        "Overloaded",
+        "RequestError",
+        "UnnoiseError",
+    ],
+    ".images": ["to_uint8"],
+    ".sampler": ["Sampler"],
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LAZY:
+    # On first use: a program that only needs schedules or solvers pays for nothing else.
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_import_module(f".engine.{_LAZY[name]}", __name__), name)
+    found = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

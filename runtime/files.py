@@ -1,4 +1,5 @@
-"""Files that are complete or absent: written to a temporary sibling, flushed, then renamed."""
+"""Files that are complete or absent: written to a temporary sibling, flushed, then renamed. And
+locks between processes."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 
 @contextlib.contextmanager
@@ -58,6 +59,28 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             aside.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def lock(path: Path, wait: bool = False) -> IO[bytes]:
+    """Return a file that this process alone has until it closes it or ends, killed or not.
+
+    File systems without locks, and Windows, let everybody in.
+
+    Raises:
+        BlockingIOError: Another process has it, and `wait` is false.
+    """
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        # Not flock: a loader's workers inherit such a lock, and may outlive this process with it.
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise BlockingIOError(f"another process has {path}") from error
+    except (ImportError, OSError):
+        pass
+    return file
 
 
 def to_json(value: object) -> str:

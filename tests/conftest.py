@@ -9,7 +9,7 @@ import pytest
 
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST
-from runtime.files import from_json, to_json
+from runtime.files import from_json, lock, to_json
 from runtime.sampler import Sampler
 
 from .root import ROOT
@@ -25,22 +25,50 @@ TINY = {
     "warmup": 5,
 }
 
+LONGEST = (
+    "test_readme_runs.py",
+    "test_processes.py",
+    "test_readme.py",
+    "test_from_diffusers.py",
+    "test_engines.py",
+    "test_fuzz.py",
+    "test_learn.py",
+    "test_service.py",
+    "test_fit.py",
+    "test_distill.py",
+    "test_every_program.py",
+    "test_quality.py",
+    "test_tune.py",
+    "test_tensorrt.py",
+    "test_resume.py",
+)
+"""The files that take longest come first, so that no worker is left with one at the end.
+
+The order decides how long the tests take and nothing else.
+"""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have two workers not wait for the same fixture.
+    """Have two workers neither wait for the same fixture nor for each other at the end.
 
     One file that needs the traced graphs comes first, so that one worker makes them. The files that
-    need none follow, and the others come last.
+    need none follow, and the others come last. Within each, the longest come first.
     """
 
     def needs_graphs(item: pytest.Item) -> bool:
         return "traces" in getattr(item, "fixturenames", ())
 
     needing = [item.path for item in items if needs_graphs(item)]
-    if needing:
-        first = needing[0]
-        files = set(needing)
-        items.sort(key=lambda item: 0 if item.path == first else 1 + (item.path in files))
+    files = set(needing)
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        name = item.path.name
+        rank = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        if needing and item.path == needing[0]:
+            return 0, rank
+        return 1 + (item.path in files), rank
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +87,6 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Make:
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
     def once(name: str, make: Callable[[Path], object]) -> Path:
-        from trainer.parallel.processes import lock  # imports torch, which few tests need
-
         folder = shared / name
         with lock(shared / f"{name}.lock", wait=True):
             if not (shared / f"{name}.done").exists():

@@ -7,10 +7,8 @@ hardware, or show an output.
 import importlib
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,25 +16,12 @@ import pytest
 from runtime.info import backends
 from runtime.terminal import verbs
 
+from .documented import HANGING_S, IN_TURN, blocks, clone, commands, run
 from .root import ROOT
 from .small_pipeline import save_small_pipeline
 
-SERVING = ROOT / "docs" / "serving.md"
-"""Its commands need a running service: tests/serve/test_docs.py runs them."""
-DOCS = sorted({*(ROOT / "docs").glob("*.md")} - {SERVING})
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS)
 MADE_BY_CI = {"make demo", "make test", "make lint"}
 """These make environments of their own; .ci/run runs them."""
-SET_UP = {
-    "pip install '.[cpu]'",
-    "python3 -m venv .venv && . .venv/bin/activate",
-}
-IN_TURN = (
-    "python -m trainer.fit --data digits",
-    "python -m export.build runs/digits",
-    "python -m runtime.sample bundles/digits --n 20 --label 3 --label 8 --out digits.png",
-)
-"""The README's own run, from data to images. Each command needs the one before."""
 ON_A_GPU = 'backend="tensorrt"'
 SLOW_COMMANDS = re.compile(
     r"trainer\.|export\.|runtime\.bench|edit (inpaint|interpolate|variations)|animate .*--n"
@@ -45,29 +30,12 @@ SLOW_COMMANDS = re.compile(
 """Commands that take more than five seconds of a processor. `make test` parses them."""
 SLOW_PROGRAMS = re.compile(r"build_bundle|sampler\.sample\(8")
 """The same for programs."""
-HANGING_S = 3600
-"""After this time a command counts as hanging. It is not a bound on speed."""
-
-
-def _blocks(language: str) -> list[str]:
-    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def _commands() -> list[str]:
-    lines = (line for block in _blocks("sh") for line in block.splitlines())
-    return [line for line in dict.fromkeys(lines) if line and line not in SET_UP]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that has what a clone has, so that the commands leave nothing in this one."""
-    path = tmp_path_factory.mktemp("clone")
-    for name in ("runtime", "trainer", "export", "docs"):
-        (path / name).symlink_to(ROOT / name)
-    (path / "bundles").mkdir()
-    (path / "bundles" / "emoji32").symlink_to(ROOT / "bundles" / "emoji32")
-    return path
+    """The folder in which the commands run."""
+    return clone(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +67,10 @@ save_model(net(), "net.safetensors")
 """
 
 
-def _run(command: str, folder: Path) -> str:
-    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
-    run = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=HANGING_S)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
-
-
 def test_ci_runs_what_this_file_does_not() -> None:
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
     assert set(ci) >= MADE_BY_CI
-    assert {c for c in _commands() if not c.startswith("python ")} == MADE_BY_CI
+    assert {c for c in commands() if not c.startswith("python ")} == MADE_BY_CI
 
 
 def test_the_speed_in_the_readme_is_that_of_the_benchmarks(
@@ -121,38 +82,6 @@ def test_the_speed_in_the_readme_is_that_of_the_benchmarks(
     assert table.speed(page) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
-def test_the_run_of_the_readme_goes_from_data_to_images(folder: Path) -> None:
-    commands = [command for command in _commands() if command in IN_TURN]
-    assert commands == list(IN_TURN)
-    fit, build, sample = (_run(command, folder) for command in commands)
-    assert "done after step 600 of 600" in fit
-    assert "agrees with PyTorch" in build
-    assert "20 of digits on onnxruntime fp32" in sample
-    assert (folder / "digits.png").is_file()
-
-
-@pytest.mark.slow
-def test_training_writes_a_checkpoint_on_ctrl_c_and_its_export_is_proved(folder: Path) -> None:
-    """docs/training.md: Ctrl-C saves a checkpoint. The export takes the newest run."""
-    training = subprocess.Popen(
-        [sys.executable, "-m", "trainer.fit"], cwd=folder, stdout=subprocess.PIPE, text=True
-    )
-    assert training.stdout is not None
-    for line in training.stdout:
-        if "epochs" in line:  # the last line before the loop
-            break
-    time.sleep(4)
-    training.send_signal(signal.SIGINT)
-    rest = training.communicate(timeout=HANGING_S)[0]
-    assert training.returncode == 130
-    assert "re-run the same command to resume" in rest
-    assert list(folder.glob("runs/emoji/checkpoints/step-*"))
-
-    assert "agrees with PyTorch" in _run("python -m export.build", folder)
-    assert (folder / "bundles" / "emoji" / "report.png").is_file()
-
-
 def _marked(items: list[str], slow: re.Pattern[str]) -> list[object]:
     """Parameters of a test, with the slow ones marked."""
     return [
@@ -160,7 +89,7 @@ def _marked(items: list[str], slow: re.Pattern[str]) -> list[object]:
     ]
 
 
-COMMANDS = [c for c in _commands() if c.startswith("python ") and c not in IN_TURN]
+COMMANDS = [c for c in commands() if c.startswith("python ") and c not in IN_TURN]
 
 
 @pytest.mark.parametrize("command", _marked(COMMANDS, SLOW_COMMANDS))
@@ -171,7 +100,7 @@ def test_a_command_of_the_docs_runs(
         pytest.skip("this CPU does not compute in bf16")
     if "export" in command:
         request.getfixturevalue("networks")
-    _run(command, folder)
+    run(command, folder)
     if "--out" in command:
         assert (folder / command.split("--out ")[1]).is_file()
 
@@ -188,7 +117,7 @@ def test_a_slow_command_of_the_docs_is_parsed(
         importlib.import_module(verb.module).main([*words, "--no-such-option"])
 
 
-@pytest.mark.parametrize("program", _marked(_blocks("python"), SLOW_PROGRAMS))
+@pytest.mark.parametrize("program", _marked(blocks("python"), SLOW_PROGRAMS))
 def test_a_program_of_the_docs_runs(
     program: str, folder: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -199,7 +128,7 @@ def test_a_program_of_the_docs_runs(
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, timeout=HANGING_S)
 
 
-@pytest.mark.parametrize("program", [p for p in _blocks("python") if SLOW_PROGRAMS.search(p)])
+@pytest.mark.parametrize("program", [p for p in blocks("python") if SLOW_PROGRAMS.search(p)])
 def test_a_slow_program_of_the_docs_imports_what_there_is(program: str) -> None:
     compile(program, "docs", "exec")
     imports = re.findall(r"^from ((?:runtime|export)[\w.]*) import (.+)$", program, re.MULTILINE)

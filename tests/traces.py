@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,36 @@ if TYPE_CHECKING:
 DIGEST = "sha256.txt"
 
 
+@contextlib.contextmanager
+def operators_read_once() -> Iterator[None]:
+    """Have torch's exporter build its tables of operators once, not for every graph.
+
+    The tables depend on the opset alone. Building them is most of what a small network needs.
+    """
+    from torch._export import utils  # imports torch, which few tests need
+    from torch.onnx._internal.exporter import _decomp
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    registry = functools.cache(ONNXRegistry.from_torchlib)
+    implemented = functools.cache(
+        lambda: frozenset(_decomp.get_onnx_implemented_overloads(registry()))
+    )
+    make_table = _decomp.create_onnx_friendly_decomposition_table
+    table = functools.cache(lambda: make_table(implemented()))
+
+    def table_for(operators: set[object]) -> dict[object, object]:
+        # The caller may change its table.
+        return dict(table()) if operators == implemented() else make_table(operators)
+
+    listed = functools.cache(utils._materialize_cpp_cia_ops)
+    with (
+        mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(registry)),
+        mock.patch.object(_decomp, "create_onnx_friendly_decomposition_table", table_for),
+        mock.patch.object(utils, "_materialize_cpp_cia_ops", listed),
+    ):
+        yield
+
+
 class Traces:
     """The step graphs of one model, in a folder."""
 
@@ -29,7 +60,9 @@ class Traces:
         from export.graph import trace  # imports torch, which few tests need
 
         folder.mkdir(parents=True)
-        for name, graph in trace.steps(model).items():
+        with operators_read_once():
+            graphs = trace.steps(model)
+        for name, graph in graphs.items():
             (folder / name).write_bytes(graph.SerializeToString())
         (folder / DIGEST).write_text(_digest(model))
 

@@ -21,7 +21,7 @@ from .config.distillation import Distillation
 from .config.options import Options
 from .config.presets import add_fields, given_fields
 from .fit import add_runs, train_verb
-from .runs.teacher import Origin, levels_of
+from .training.teacher import Origin, levels_of
 
 TRAINING: Mapping[str, Any] = {
     "steps": 2000,

@@ -8,8 +8,14 @@ numbers of the literature only with Inception's features (--features).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runtime.bundle.bundle import MANIFEST
 from runtime.errors import RequestError
@@ -17,7 +23,106 @@ from runtime.files import to_json, write_text
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
-from .quality.evaluator import Changes, of_bundle, of_run
+from .config import Config
+from .data.sources import load
+from .parallel.processes import join
+from .quality.judge import Judge
+from .runs import checkpoint as checkpoints
+from .runs.folder import read_run
+from .training.step import Trainer
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Settings of a run that a measurement may change. None keeps the run's own."""
+
+    quality_samples: int | None = None
+    sample_solver: str | None = None
+    sample_steps: int | None = None
+    features: str | None = None
+
+    def applied(self, config: Config) -> Config:
+        given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return dataclasses.replace(config, **given)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The distances of one run or bundle.
+
+    Attributes:
+        of: Its folder.
+        samples: How many samples were compared with as many images.
+        distances: frechet, kernel, precision and recall.
+        step: The checkpoint's; None for a bundle.
+    """
+
+    of: str
+    samples: int
+    distances: Mapping[str, float]
+    step: int | None = None
+
+    def to_json(self) -> dict[str, str | int | float]:
+        step = {} if self.step is None else {"step": self.step}
+        return {"of": self.of, **step, "samples": self.samples, **self.distances}
+
+
+def of_run(run: Path, best: bool, device: str, changes: Changes | None = None) -> Evaluation:
+    """Measure a run's newest checkpoint, or its best one.
+
+    Raises:
+        CheckpointError: `run` is not a run, or has no such checkpoint.
+    """
+    config, _ = read_run(run)
+    # In float32 on any device, so that a run and its bundle give the same samples but for rounding.
+    config = dataclasses.replace(config, device=device, precision="fp32")
+    config = (changes or Changes()).applied(config)
+    dataset = load(config)
+    trainer = Trainer(config, dataset)
+    checkpoint = checkpoints.required(
+        run / ("best" if best else "checkpoints"),
+        f"{run} has no {'best ' if best else ''}checkpoint yet.",
+    )
+    trainer.state.resume(checkpoint)
+    judge = Judge(config, dataset, run, trainer.device)
+    distances = judge(lambda n, seed, label: trainer.sample(n, seed=seed, label=label))
+    return Evaluation(str(run), config.quality_samples, distances, checkpoint.step)
+
+
+def of_bundle(
+    folder: Path, guidance: float | None, device: str, changes: Changes | None = None
+) -> Evaluation:
+    """Measure a bundle made from a run, whose data must be on this machine.
+
+    Raises:
+        RequestError: The bundle was not made from a run.
+    """
+    from runtime.sampler import Sampler  # needs an inference library, which training does not
+
+    sampler = Sampler.load(folder)
+    record = sampler.bundle.provenance.get("config")
+    if not isinstance(record, Mapping):
+        raise RequestError(
+            f"{folder} did not come from a run of trainer.fit: its record names no data to "
+            f"compare with."
+        )
+    config = (changes or Changes()).applied(Config.from_json(record))
+    dataset = load(config)
+    labelled = bool(sampler.bundle.num_classes)
+
+    def sample(n: int, seed: int, label: NDArray[np.int64]) -> NDArray[np.uint8]:
+        # Without guidance the conditional network samples, as it does in a run's own measurements.
+        return sampler.pictures(
+            n,
+            seed=seed,
+            solver=config.sample_solver,
+            steps=config.sample_steps,
+            label=label.tolist() if labelled else None,
+            guidance=(guidance or 1.0) if labelled else None,
+        )
+
+    judge = Judge(config, dataset, None, join(device).device)
+    return Evaluation(str(folder), config.quality_samples, judge(sample))
 
 
 def evaluate(what: Path, best: bool, guidance: float | None, device: str, changes: Changes) -> str:

@@ -21,9 +21,9 @@ from .config import Config
 from .config.presets import add_arguments, from_arguments
 from .config.validation import text
 from .parallel.processes import join, leave
-from .runs.limits import enough_memory
-from .runs.run import Run
-from .runs.trial import try_out
+from .training.limits import enough_memory
+from .training.run import Run
+from .training.trial import try_out
 
 STOPPED = 130
 """The exit status of a run that was asked to stop, as a shell gives it after Ctrl-C."""

@@ -1,20 +1,30 @@
 """Fixtures of the exporter's tests."""
 
-import functools
 from collections.abc import Iterator
-from unittest import mock
+from pathlib import Path
 
 import pytest
-from torch.onnx._internal.exporter._registration import ONNXRegistry
+from PIL import Image
+
+from export.proof import documents
+
+from ..traces import operators_read_once
 
 
 @pytest.fixture(scope="session", autouse=True)
-def operators_read_once() -> Iterator[None]:
-    """Have torch's exporter build its table of operators once, not for every graph.
-
-    The table depends on the opset alone. Building it takes a second, most of what a small network
-    needs.
-    """
-    read = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
-    with mock.patch.object(ONNXRegistry, "from_torchlib", read):
+def _operators_read_once() -> Iterator[None]:
+    with operators_read_once():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an export within a test leave out the figure, a third of the work on a small network.
+
+    Bundles of fixtures that live longer than a test have theirs, and tests look at those.
+    """
+
+    def blank(path: Path, *_: object) -> None:
+        Image.new("L", (1, 1)).save(path)
+
+    monkeypatch.setattr(documents, "draw", blank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from runtime import Request, Sampler
+from runtime.bundle.distilled import Distilled
+from runtime.bundle.spec import Defaults
 from runtime.images import tile
 
 from .services import client_of, events_of, gate_of, until
@@ -213,3 +216,33 @@ def test_several_models(small: Sampler, tmp_path: object) -> None:
         assert npy(got.content).tobytes() == small.sample().tobytes()
         first = client.get("/v1/samples?model=small").headers["etag"]
         assert client.get("/v1/samples?model=other").headers["etag"] != first
+
+
+def test_a_student_is_served_with_its_numbers_of_calls(small: Sampler) -> None:
+    """A network that was distilled: by default its own steps, and any others are refused."""
+    times = [float(t) for t in small.bundle.schedule.time[[199, 120, 60, 20]]]
+    student = Sampler(
+        dataclasses.replace(
+            small.bundle,
+            distilled=Distilled({1: (times[0],), 2: (times[0], times[2]), 4: tuple(times)}, {}),
+            defaults=Defaults("lcm", 4, "trailing", 1.0),
+            labels=dataclasses.replace(small.bundle.labels, null_trained=False),
+        ),
+        small.backend,
+    )
+    with client_of([student]) as client:
+        for steps in (None, 1, 2, 4):
+            asked = {"n": 2, "seed": 3, "label": 1, "format": "npy"}
+            asked |= {} if steps is None else {"steps": steps}
+            got = client.post("/v1/samples", json=asked)
+            assert got.status_code == 200, got.text
+            expected = student.sample(2, 3, label=1, steps=steps or 4, solver="lcm")
+            assert npy(got.content).tobytes() == expected.tobytes()
+        for asked, message in (
+            ({"steps": 3, "label": 1}, "`steps` must be one of 1, 2, 4"),
+            ({"grid": "trailing", "label": 1}, "levels of its own"),
+            ({"guidance": 2.0, "label": 1}, "guidance"),
+        ):
+            got = client.post("/v1/samples", json=asked)
+            assert got.status_code == 400, got.text
+            assert message in got.json()["detail"]

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.average import (
+from trainer.average import main, post_hoc
+from trainer.config import Config
+from trainer.errors import CheckpointError
+from trainer.evaluate import Changes, of_run
+from trainer.fit import fit
+from trainer.quality import features
+from trainer.runs import checkpoint as checkpoints
+from trainer.training.averages import (
     Averages,
     combination,
     exponent,
     inner_products,
-    main,
-    post_hoc,
     power_decay,
 )
-from trainer.config import Config
-from trainer.errors import CheckpointError
-from trainer.fit import fit
-from trainer.quality.evaluator import Changes, of_run
-from trainer.runs import checkpoint as checkpoints
 from trainer.training.step import Trainer
 
 CONFIG = Config(
@@ -85,7 +85,10 @@ def test_a_width_that_was_not_kept_is_that_of_an_average_that_was(
     assert apart(found, expected) < 0.05 * apart(direct.weights, expected)
 
 
-def test_the_command_makes_a_run_of_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_makes_a_run_of_it(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "STEPS", 20)  # any classifier will do
     assert main([str(run), "--width", "0.07"]) == 0
     out = run.with_name("digits-ema-0.070")
     assert str(out) in capsys.readouterr().out

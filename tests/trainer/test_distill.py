@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from export.build import build
+from export.proof.plan import Plan
 from export.sources.run import from_run
+from runtime import Sampler
 from runtime.diffusion.grid import make_grid
 from runtime.diffusion.noise import Stream, noises
 from runtime.diffusion.program import run
@@ -24,20 +27,32 @@ from trainer.data.sources import load
 from trainer.distill import main, student_of
 from trainer.errors import CheckpointError, TrainingError
 from trainer.fit import fit
-from trainer.objectives.distillation import Consistency, Endpoint, contrast, distance
+from trainer.networks.cost import make_network
+from trainer.objectives.distillation import (
+    Consistency,
+    Endpoint,
+    contrast,
+    distance,
+    perceptual_distance,
+)
+from trainer.objectives.forward import ForwardProcess
 from trainer.objectives.objective import Draws, Networks
 from trainer.parallel.processes import Processes, join
 from trainer.runs import checkpoint as checkpoints
-from trainer.runs.teacher import Teacher, levels_of
 from trainer.training import trajectories
 from trainer.training.step import Trainer, require_shares
+from trainer.training.teacher import Teacher, levels_of
 from trainer.training.trajectories import Trajectories
 
 FEW = {"trajectories": 40, "solver_steps": 8, "guidance": 2.0}
 SHORT = {"steps": 6, "batch": 16, "checkpoint_every": 2, "sample_every": 0, "device": "cpu"}
 
+QUICK = Plan(
+    batches=(1, 3), sizes=(2,), quantized_sizes=(2, 5), times=3, pictures=2, samples=4, judged=4
+)
+
 LEARNING = {
-    "steps": 100,
+    "steps": 60,
     "batch": 32,
     "learning_rate": 3e-3,
     "warmup": 5,
@@ -133,7 +148,7 @@ def test_levels_are_the_teacher_s_rows_nearest_to_trailing(student: Config) -> N
     assert student.distillation is not None
     # The default for a run: 16 calls on `trailing`, here 8, which has all of these knots.
     assert student.distillation.levels == (999, 749, 499, 249)
-    assert student.distillation.knots(2, 1000) == (999, 499)
+    assert student.distillation.knots(2, 1000) == (999, 749)
     assert student.distillation.knots(1, 1000) == (999,)
 
 
@@ -219,6 +234,60 @@ def test_distance_prefers_detail_elsewhere_to_a_blur() -> None:
     assert in_contrast(other) < 0.2 * in_contrast(blurred)
 
 
+def test_perceptual_distance_is_that_of_the_teacher_s_features_without_noise(
+    student: Config,
+) -> None:
+    teacher = teacher_of(student)
+    process = ForwardProcess(student.make_schedule(), student.prediction)
+    generator = torch.Generator().manual_seed(6)
+    found, wanted = torch.rand(2, 3, 1, 8, 8, generator=generator).mul(2).sub(1)
+    label = torch.tensor([1, 2, 3])
+
+    def features(image: torch.Tensor) -> list[torch.Tensor]:
+        # At the lowest level an image is its own x_t, but for alpha, which is nearly 1.
+        return teacher.module.features(image, torch.zeros(3), label)
+
+    distances = perceptual_distance(process, teacher.module.features, found, wanted, label)
+    pairs = list(zip(features(found), features(wanted), strict=True))
+    expected = [
+        np.mean([float((f[i] - g[i]).norm() / g[i].norm()) for f, g in pairs]) for i in range(3)
+    ]
+    np.testing.assert_allclose(distances, expected, rtol=2e-2)
+    nothing = perceptual_distance(process, teacher.module.features, wanted, wanted, label)
+    assert float(nothing.max()) < 1e-3
+
+
+@pytest.mark.parametrize("network", ["unet", "dit"])
+def test_features_are_what_the_network_computes_on_its_way(student: Config, network: str) -> None:
+    """Each is an output of one of its parts, in a shape that has the batch first."""
+    config = replace(student, network=network, width=32, depth=4, heads=2)
+    module = make_network(config, (1, 8, 8), 10)
+    torch.nn.init.normal_(module.last.weight, std=0.1)
+    for name, weight in module.named_parameters():
+        if "modulation" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    x = torch.rand(2, 1, 8, 8)
+    time = torch.tensor([10.0, 20.0])
+    label = torch.tensor([1, 2])
+    heard: list[torch.Tensor] = []
+    for part in module.modules():
+        part.register_forward_hook(lambda _m, _i, out: heard.append(out))
+    module(x, time, label)
+    whole = [*heard]
+    found = module.features(x, time, label)
+    assert len(found) >= 3
+    for feature in found:
+        assert len(feature) == 2
+        shape = feature.shape[1:]
+        near = [out for out in whole if out.numel() == feature.numel()]
+        start = module.position if network == "dit" and feature is found[0] else 0
+        assert any(torch.equal(out.reshape(2, *shape) + start, feature) for out in near)
+
+
+def pixels(x: torch.Tensor, _time: torch.Tensor, _label: torch.Tensor) -> list[torch.Tensor]:
+    return [x]
+
+
 def test_endpoint_draws_each_level_by_its_share(student: Config) -> None:
     wide = replace(student, batch=1000)
     objective = Endpoint(wide, wide.make_schedule(), torch.device("cpu"))
@@ -239,8 +308,8 @@ def test_endpoint_is_zero_for_a_network_that_knows_the_ends(student: Config) -> 
     t = objective.draw_times(generator)
     draws = Draws(x0, torch.zeros(16, dtype=torch.int64), t, eps)
     knows = objective.process.target(x0, t, eps)
-    assert float(objective.losses(Networks(lambda *_: knows), draws).max()) < 1e-3
-    off = objective.losses(Networks(lambda *_: torch.zeros_like(x0)), draws)
+    assert float(objective.losses(Networks(lambda *_: knows, features=pixels), draws).max()) < 1e-3
+    off = objective.losses(Networks(lambda *_: torch.zeros_like(x0), features=pixels), draws)
     assert float(off.min()) > 0.1
 
 
@@ -269,7 +338,7 @@ def test_consistency_compares_with_one_ddim_step_of_the_guided_teacher(tiny_run:
 
     label = torch.tensor([1, 2, 3, 4])
     draws = Draws(x0, label, torch.full((4,), t), eps)
-    networks = Networks(lambda *_: torch.zeros_like(x0), {"ema-900": average}, teacher)
+    networks = Networks(lambda *_: torch.zeros_like(x0), {"ema-900": average}, teacher, pixels)
     losses = objective.losses(networks, draws)
 
     grid = make_grid(schedule, [float(schedule.time[t]), float(schedule.time[s])])
@@ -293,8 +362,9 @@ def test_consistency_compares_with_one_ddim_step_of_the_guided_teacher(tiny_run:
     assert asked[1].tolist() == [float(schedule.time[s])] * 4
     target = schedule.alpha[s] * x_s - schedule.sigma[s] * 0.3 * x_s
     D = schedule.alpha[t] * x_t
-    expected = distance(D.float(), torch.from_numpy(target.clip(-1, 1)).float())
-    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    wanted = torch.from_numpy(target.clip(-1, 1)).float()
+    seen = (D.float() - wanted).square().flatten(1).mean(1) / wanted.square().flatten(1).mean(1)
+    np.testing.assert_allclose(losses, distance(D.float(), wanted) + seen.sqrt(), rtol=1e-4)
 
 
 def test_consistency_ends_with_the_teacher_s_own_answer(tiny_run: Path) -> None:
@@ -308,6 +378,7 @@ def test_consistency_ends_with_the_teacher_s_own_answer(tiny_run: Path) -> None:
         lambda x, *_: 0.5 * x,
         {"ema-900": lambda x, *_: torch.full_like(x, torch.nan)},
         lambda x, *_: 0.5 * x,
+        pixels,
     )
     assert float(objective.losses(same, draws).max()) < 1e-3
 
@@ -534,12 +605,12 @@ def test_the_command_tries_out_and_trains(
 def test_the_model_knows_its_numbers_of_calls(finished: Path) -> None:
     model = from_run(finished, guidance=2.0)
     assert model.distilled is not None
-    assert model.distilled.levels[2] == (999.0, 499.0)
+    assert model.distilled.levels[2] == (999.0, 749.0)
     assert (model.defaults.solver, model.defaults.steps, model.defaults.guidance) == ("lcm", 4, 1.0)
     assert not model.can_guide
     assert model.program().call[:, 0].tolist() == [999.0, 749.0, 499.0, 249.0]
     assert len(model.program(steps=1)) == 1
-    assert model.program(solver="ddim", steps=2).call[:, 0].tolist() == [999.0, 499.0]
+    assert model.program(solver="ddim", steps=2).call[:, 0].tolist() == [999.0, 749.0]
     # Levels of the caller's own are run as they are.
     assert len(model.program(grid=[999.0, 700.0, 300.0])) == 3
     with pytest.raises(RequestError, match="one of 1, 2, 4, for which"):
@@ -548,7 +619,25 @@ def test_the_model_knows_its_numbers_of_calls(finished: Path) -> None:
         model.program(steps=4, grid="trailing")
     assert [g.tolist() for g in (model.grid().time[:-1], model.grid(2).time[:-1])] == [
         [999.0, 749.0, 499.0, 249.0],
-        [999.0, 499.0],
+        [999.0, 749.0],
     ]
     with pytest.raises(RequestError, match="cannot invert"):
         model.program(solver="ddim", up=True)
+
+
+@pytest.mark.slow
+def test_a_student_is_exported_in_int8_and_sampled_in_any_batch(
+    finished: Path, tmp_path: Path
+) -> None:
+    """It is calibrated and proved on its own levels, with fresh noise, as any other network."""
+    model = from_run(finished, guidance=2.0)
+    bundle = build(model, tmp_path / "fast", precisions=["int8"], plan=QUICK)
+    assert {name.split("/")[0] for name in bundle.files} >= {"fp32", "int8"}
+    for precision in ("fp32", "int8"):
+        sampler = Sampler.load(tmp_path / "fast", precision=precision)
+        for steps in (1, 2, 4):
+            together = sampler.sample(3, seed=5, label=[1, 2, 3], steps=steps)
+            alone = [sampler.sample(1, seed=5 + i, label=1 + i, steps=steps)[0] for i in range(3)]
+            assert together.tobytes() == np.stack(alone).tobytes()
+        with pytest.raises(RequestError, match="one of 1, 2, 4"):
+            sampler.sample(1, label=1, steps=3)

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from runtime.files import from_json, to_json
-from trainer.average import half_life_decay
 from trainer.config import Config
 from trainer.data import sources as data
 from trainer.data.loader import batch_indices
@@ -28,10 +27,12 @@ from trainer.runs import checkpoint as checkpoints
 from trainer.runs.checkpoint import PARTS
 from trainer.runs.log import TIME_COLUMNS
 from trainer.runs.weights import fitting
+from trainer.training.averages import half_life_decay
 from trainer.training.step import Trainer, learning_rate
 
 TINY = Config(
-    data="digits", channels=(8, 16), attention=(), batch=8, steps=20, warmup=5, checkpoint_every=5, log_every=4, sample_every=10, keep=2
+    data="digits", channels=(8, 16), attention=(), batch=8, steps=20, warmup=5, checkpoint_every=5, log_every=4,
+    sample_every=10, sample_steps=3, keep=2,
 )  # fmt: skip
 LAST = "checkpoints/step-00000020"
 
@@ -364,7 +365,16 @@ def test_a_run_of_an_older_version_goes_on(stopped: Path, whole: Path) -> None:
     kept = {
         k: v
         for k, v in record.items()
-        if k in (*older, "sample_every", "keep", "data_record", "sample_shape", "classes")
+        if k
+        in (
+            *older,
+            "sample_every",
+            "sample_steps",
+            "keep",
+            "data_record",
+            "sample_shape",
+            "classes",
+        )
     }
     (run / "config.json").write_text(
         to_json({**kept, "ema_half_life": 10_000, "bad_pictures": "refuse"})

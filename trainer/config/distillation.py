@@ -74,7 +74,7 @@ class Distillation:
     def knots(self, calls: int, T: int) -> tuple[int, ...]:
         """Return the knots at which the student is called, noisiest first.
 
-        They are those of the grid `trailing`, or the nearest of `levels`.
+        They are those of `student_knots`, or the nearest of `levels`.
 
         Raises:
             RequestError: It does not learn this number of calls.
@@ -84,7 +84,7 @@ class Distillation:
                 f"this network is distilled for {listed(self.calls)} calls, got {calls}. Pass one "
                 "of these."
             )
-        wanted = tuple(trailing_knots(T, calls).tolist())
+        wanted = student_knots(T, calls)
         if not self.levels:
             return wanted
         of = dict(zip(wanted_knots(self.calls, T), self.levels, strict=True))
@@ -151,12 +151,20 @@ def listed(calls: tuple[int, ...]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def student_knots(T: int, calls: int) -> tuple[int, ...]:
+    """Return the knots at which a student is called that makes a sample in this many calls.
+
+    They are those of the grid `trailing`. The second of two calls is at 3/4 of the schedule
+    instead of its middle, which was better for emoji32 (docs/distillation.md).
+    """
+    noisiest = trailing_knots(T, 4)[:2] if calls == 2 and T >= 4 else trailing_knots(T, calls)
+    return tuple(noisiest.tolist())
+
+
 def wanted_knots(calls: tuple[int, ...], T: int) -> tuple[int, ...]:
     """Return the knots of all numbers of calls together, noisiest first."""
     return tuple(
-        sorted(
-            {knot for count in calls for knot in trailing_knots(T, count).tolist()}, reverse=True
-        )
+        sorted({knot for count in calls for knot in student_knots(T, count)}, reverse=True)
     )
 
 

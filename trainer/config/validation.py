@@ -10,8 +10,8 @@ from pathlib import Path
 from runtime.errors import RequestError, unknown
 from runtime.errors.arguments import integer, number
 
-from ..data.labels import text_fault
 from .options import Options
+from .text import text_fault
 
 KINDS = {
     "emoji": "",

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from runtime.errors import UnnoiseError
 from runtime.images import eight_bits
 
+from ..config.text import printable
 from ..errors import DataError
-from .labels import printable
 
 if TYPE_CHECKING:  # Pillow is imported when it is needed: it takes long
     from PIL import Image

@@ -14,10 +14,11 @@ from runtime.files import from_json
 from runtime.terminal.progress import track
 
 from ..config import Config
+from ..config.text import printable, text_fault
 from ..errors import DataError
 from .decode import UnreadablePicture, endings
 from .image_files import ImageFiles, Names, open_images, stamp_of
-from .labels import class_name, label_name, listed, numbered, printable, text_fault, unused
+from .labels import class_name, label_name, listed, numbered, unused
 from .stream import Stream
 from .survey import Survey, require_layout, summary, survey
 from .unreadable import too_many, too_many_error, vanished

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import Config
+from ..config.text import printable
 from ..errors import DataError
 from .decode import Decoding, UInt8, UnreadablePicture, unlike
-from .labels import printable
 from .unreadable import refused
 
 Fetch = Callable[[int], bytes | Path]

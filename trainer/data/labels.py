@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config.text import printable, text_fault
 from ..errors import DataError
-
-
-def text_fault(text: str) -> str:
-    """Say why `text` cannot be stored and printed as UTF-8 text, or "" if it can."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "is not valid UTF-8 text"
-    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text):
-        return "contains a control character"
-    return ""
 
 
 def class_name(name: str, where: str) -> str:
@@ -124,8 +113,3 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     """
     shown = ", ".join(printable(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def printable(name: str) -> str:
-    """Return the name, or its escaped form if it cannot be printed as one line of UTF-8."""
-    return ascii(name) if text_fault(name) else name

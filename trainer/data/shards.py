@@ -19,15 +19,15 @@ import numpy as np
 
 from runtime.backends import cache
 from runtime.errors import RequestError
-from runtime.files import replacing
+from runtime.files import lock, replacing
 from runtime.terminal.progress import track
 
 from ..config import Config
+from ..config.text import printable
 from ..errors import DataError
-from ..parallel.processes import lock
 from .decode import endings
 from .image_files import Names, open_images, stamp_of
-from .labels import listed, numbered, printable
+from .labels import listed, numbered
 from .stream import Stream
 from .tar import indexed
 

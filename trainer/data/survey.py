@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config.text import printable
 from ..errors import DataError
 from .decode import endings, image_bytes, image_ending
-from .labels import listed, printable
+from .labels import listed
 
 SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev|eval)([-_ ]?\d+)?", re.I)
 """Folders with these names are parts of a data set, not classes."""

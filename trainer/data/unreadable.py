@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..config.text import printable
 from ..errors import DataError
 from .dataset import Dataset
-from .labels import listed, printable, unused
+from .labels import listed, unused
 
 
 def refused(name: str, error: Exception) -> DataError:

@@ -144,24 +144,41 @@ class DiT(nn.Module):
         rows, columns = self.grid
         p = self.patch
         C = self.channels
-        embedding = self.time(time)
-        if self.label is not None:
-            embedding = embedding + self.label(label)
-        embedding = F.silu(embedding)
-        # [B, C, H, W] → a row of C·p·p pixels for each patch.
-        patches = (
-            x.reshape(-1, C, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, C * p * p)
-        )
-        h = self.first(patches).reshape(-1, rows * columns, self.width) + self.position
+        embedding = self._embed(time, label)
+        h = self._tokens(x)
         for block in self.blocks:
-            again = self.checkpointing and self.training
-            h = (
-                checkpoint(block, h, embedding, use_reentrant=False)
-                if again
-                else block(h, embedding)
-            )
+            h = self._through(block, h, embedding)
         scale, shift = self.modulation(embedding).reshape(-1, 1, 2 * self.width).chunk(2, dim=2)
         h = F.layer_norm(h, (self.width,), eps=1e-6) * (1 + scale) + shift
         patches = self.last(h.reshape(-1, self.width)).reshape(-1, rows, columns, C, p, p)
         # Back from [B, rows, columns, C, p, p] to an image.
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, C, rows * p, columns * p)
+
+    def features(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> list[Tensor]:
+        """Return the tokens after each block of the first half, [B, N, width] each."""
+        embedding = self._embed(time, label)
+        found = [self._tokens(x)]
+        for block in self.blocks[: len(self.blocks) // 2]:
+            found.append(self._through(block, found[-1], embedding))
+        return found
+
+    def _embed(self, time: Tensor, label: Tensor | None) -> Tensor:
+        embedding = self.time(time)
+        if self.label is not None:
+            embedding = embedding + self.label(label)
+        return F.silu(embedding)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        rows, columns = self.grid
+        p = self.patch
+        C = self.channels
+        # [B, C, H, W] → a row of C·p·p pixels for each patch.
+        patches = (
+            x.reshape(-1, C, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, C * p * p)
+        )
+        return self.first(patches).reshape(-1, rows * columns, self.width) + self.position
+
+    def _through(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(block, h, embedding, use_reentrant=False)
+        return block(h, embedding)

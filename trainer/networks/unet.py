@@ -189,29 +189,40 @@ class UNet(nn.Module):
         self.last = zeroed(nn.Conv2d(width, C, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        embedding = self.time(time)
-        if self.label is not None:
-            embedding = embedding + self.label(label)
-        embedding = F.silu(embedding)
-
-        def through(block: nn.Module, h: Tensor) -> Tensor:
-            if self.checkpointing and self.training:
-                return checkpoint(block, h, embedding, use_reentrant=False)
-            return block(h, embedding)
-
+        embedding = self._embed(time, label)
         # Every output on the way down is kept for the block of the same size on the way up.
-        skips = [h := self.first(x)]
-        for i, block in enumerate(self.down):
-            skips.append(h := through(block, h))
-            if (i + 1) % self.blocks == 0 and i + 1 < len(self.down):
-                skips.append(h := self.downsample[i // self.blocks](h))
+        skips = self._down(x, embedding)
+        h = skips[-1]
         for block in self.middle:
-            h = through(block, h)
+            h = self._through(block, h, embedding)
         # Skips are taken in reverse order: each resolution takes those of its own.
         for i, block in enumerate(self.up):
-            h = through(block, torch.cat([h, skips.pop()], dim=1))
+            h = self._through(block, torch.cat([h, skips.pop()], dim=1), embedding)
             if (i + 1) % (self.blocks + 1) == 0 and i + 1 < len(self.up):
                 h = self.upsample[i // (self.blocks + 1)](
                     F.interpolate(h, scale_factor=2.0, mode="nearest")
                 )
         return self.last(F.silu(self.last_norm(h)))
+
+    def features(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> list[Tensor]:
+        """Return the maps on the way down, [B, channels, h, w] each, the largest first."""
+        return self._down(x, self._embed(time, label))
+
+    def _embed(self, time: Tensor, label: Tensor | None) -> Tensor:
+        embedding = self.time(time)
+        if self.label is not None:
+            embedding = embedding + self.label(label)
+        return F.silu(embedding)
+
+    def _down(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        maps = [h := self.first(x)]
+        for i, block in enumerate(self.down):
+            maps.append(h := self._through(block, h, embedding))
+            if (i + 1) % self.blocks == 0 and i + 1 < len(self.down):
+                maps.append(h := self.downsample[i // self.blocks](h))
+        return maps
+
+    def _through(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(block, h, embedding, use_reentrant=False)
+        return block(h, embedding)

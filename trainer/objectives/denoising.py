@@ -13,9 +13,6 @@ from ..config import Config
 from .forward import ForwardProcess
 from .objective import Draws, Networks, stratified
 
-BUCKETS = 10
-"""Equal stretches of the schedule whose loss is logged."""
-
 LOWEST_LOG_SNR = -100.0
 """Stands for log-SNR -∞, where the schedule ends in pure noise."""
 
@@ -99,20 +96,3 @@ def draw_knots(config: Config, schedule: Schedule, generator: torch.Generator) -
     log_ratio = -0.5 * np.maximum(schedule.log_snr, LOWEST_LOG_SNR)  # ln(sigma/alpha), rising
     edges = (log_ratio[1:] + log_ratio[:-1]) / 2
     return torch.from_numpy(np.searchsorted(edges, wanted))
-
-
-def buckets(t: Tensor, losses: Tensor, T: int) -> Tensor:
-    """Add up losses by stretch of the schedule.
-
-    Args:
-        t: Noise levels, [b] int64, 0 … T - 1.
-        losses: [b].
-
-    Returns:
-        [2, BUCKETS] float64 on the CPU: the sum of the losses, and their number.
-    """
-    stretch = (t * BUCKETS // T).cpu()
-    sums = torch.zeros(2, BUCKETS, dtype=torch.float64)
-    sums[0].index_add_(0, stretch, losses.detach().double().cpu())
-    sums[1].index_add_(0, stretch, torch.ones(len(stretch), dtype=torch.float64))
-    return sums

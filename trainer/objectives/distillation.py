@@ -15,12 +15,14 @@ from runtime.diffusion.schedule import Schedule
 from ..config import Config
 from ..config.distillation import wanted_knots
 from .forward import ForwardProcess
-from .objective import Draws, Network, Networks, stratified
+from .objective import Draws, Features, Network, Networks, stratified
 
 HUBER = 0.1
 """Root mean square of an image's error below which the loss is quadratic, and linear above."""
 CONTRAST = 0.5
 """The weight of a difference in local contrast next to one in pixels."""
+SEEN = 1.0
+"""The weight of a difference in the teacher's features next to one in pixels."""
 FAINT = 1e-3
 """Variance below which differences in contrast fade."""
 FROM_NOISE = 0.4
@@ -40,10 +42,15 @@ def distance(found: Tensor, wanted: Tensor) -> Tensor:
         found: [b, C, H, W].
         wanted: [b, C, H, W].
     """
-    pixels = (found - wanted).square().flatten(1).mean(1)
-    contrasts = (contrast(found) - contrast(wanted)).square().flatten(1).mean(1)
+    pixels = mean_square(found - wanted)
+    contrasts = mean_square(contrast(found) - contrast(wanted))
     # The small number keeps the root's slope finite where both are equal.
     return (pixels + HUBER**2).sqrt() - HUBER + CONTRAST * (contrasts + 1e-8).sqrt()
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Return the mean square of each of x [b, …], [b]."""
+    return x.square().flatten(1).mean(1)
 
 
 def contrast(x: Tensor) -> Tensor:
@@ -51,6 +58,40 @@ def contrast(x: Tensor) -> Tensor:
     mean = functional.avg_pool2d(x, 3, 1)
     square = functional.avg_pool2d(x * x, 3, 1)
     return ((square - mean * mean).clamp_min(0) + FAINT).sqrt()
+
+
+def perceived(
+    process: ForwardProcess, features: Features, image: Tensor, label: Tensor
+) -> list[Tensor]:
+    """Return the teacher's features of images x_0 [b, C, H, W] at the lowest noise level."""
+    t = torch.zeros_like(label)
+    x = process.jump(image, t, torch.zeros_like(image))
+    return features(process.network_input(x, t), process.time[t], label)
+
+
+def perceptual_distance(
+    process: ForwardProcess, features: Features, found: Tensor, wanted: Tensor, label: Tensor
+) -> Tensor:
+    """Return how differently the teacher sees images and those wanted, [b] float32.
+
+    The root mean square of the differences in each feature, relative to the wanted one's root mean
+    square, averaged over the features (as Zhang et al. 2018 compare images by a classifier's).
+
+    Args:
+        process: With the schedule and prediction of the teacher.
+        features: Of the teacher.
+        found: Estimates of x_0, [b, C, H, W].
+        wanted: The same shape. No gradient flows to it.
+        label: [b] int64.
+    """
+    with torch.no_grad():
+        targets = perceived(process, features, wanted, label)
+    distances = [
+        # The small numbers keep the root's slope finite where both are equal, and a feature of 0.
+        (mean_square(f - g) / (mean_square(g) + 1e-8) + 1e-8).sqrt()
+        for f, g in zip(perceived(process, features, found, label), targets, strict=True)
+    ]
+    return torch.stack(distances).mean(0)
 
 
 class Endpoint:
@@ -81,7 +122,8 @@ class Endpoint:
         """Return each image's distance from the path's end, [b] float32."""
         x0, label, t, eps = draws
         x_t = self.process.jump(x0, t, eps)
-        return distance(estimate(self.process, networks.student, x_t, t, label), x0)
+        D = estimate(self.process, networks.student, x_t, t, label)
+        return loss(self.process, networks, D, x0, label)
 
     def weights(self, t: Tensor) -> Tensor:
         """Return 1 for each of the noise levels t [b], float32: the shares weigh them."""
@@ -126,7 +168,8 @@ class Consistency:
         x_t = process.jump(x0, t, eps)
         with torch.no_grad():
             target = self._target(networks, x_t, t, label)
-        return distance(estimate(process, networks.student, x_t, t, label), target)
+        D = estimate(process, networks.student, x_t, t, label)
+        return loss(process, networks, D, target, label)
 
     def _target(self, networks: Networks, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """Return the answer that the student learns at x_t, [b, C, H, W]."""
@@ -144,6 +187,15 @@ class Consistency:
     def weights(self, t: Tensor) -> Tensor:
         """Return 1 for each of the noise levels t [b], float32."""
         return torch.ones_like(t, dtype=torch.float32)
+
+
+def loss(
+    process: ForwardProcess, networks: Networks, D: Tensor, wanted: Tensor, label: Tensor
+) -> Tensor:
+    """Return what both objectives minimize, [b] float32: how far D is from the images wanted."""
+    assert networks.features is not None
+    seen = perceptual_distance(process, networks.features, D, wanted, label)
+    return distance(D, wanted) + SEEN * seen
 
 
 def estimate(

@@ -15,6 +15,8 @@ from torch import Tensor
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """F(x [b, C, H, W], time [b], label [b]) → [b, C, H, W] float32."""
+Features = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
+"""What a network computes on the way to F, from the same inputs: each [b, …] float32."""
 
 
 def stratified(
@@ -34,11 +36,13 @@ class Networks:
         averages: The network with averaged weights, by the average's name. With FSDP they cannot
             be called, since each process holds a part of the weights.
         teacher: The network that is distilled, None if there is none.
+        features: Those of the teacher.
     """
 
     student: Network
     averages: Mapping[str, Network] = field(default_factory=dict)
     teacher: Network | None = None
+    features: Features | None = None
 
 
 @dataclass(frozen=True)

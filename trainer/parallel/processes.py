@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import IO, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -192,28 +191,6 @@ def join(device: str) -> Processes:
         )
     place = cast("torch.device", state.device)
     return Processes(state.process_index, state.num_processes, place, plugin)
-
-
-def lock(path: Path, wait: bool = False) -> IO[bytes]:
-    """Return a file that this process alone has until it closes it or ends, killed or not.
-
-    File systems without locks, and Windows, let everybody in.
-
-    Raises:
-        BlockingIOError: Another process has it, and `wait` is false.
-    """
-    file = path.open("ab")
-    try:
-        import fcntl
-
-        # Not flock: a loader's workers inherit such a lock, and may outlive this process with it.
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (BlockingIOError, PermissionError) as error:
-        file.close()
-        raise BlockingIOError(f"another process has {path}") from error
-    except (ImportError, OSError):
-        pass
-    return file
 
 
 def leave() -> None:

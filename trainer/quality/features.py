@@ -22,7 +22,6 @@ from runtime.files import replacing
 
 from ..config import Config
 from ..data.dataset import Dataset
-from ..networks.unet import norm
 from ..randomness import CLASSIFIER_BATCHES, CLASSIFIER_WEIGHTS
 from ..runs.log import move_aside
 
@@ -35,6 +34,7 @@ WEIGHT_DECAY = 0.05
 WIDTH = 64
 FIRST_WIDTH = 32
 MOST_HALVINGS = 4
+NORM_CHANNELS = 8
 """The classifier's network and training: changing one makes the numbers of runs incomparable."""
 AT_ONCE = 100
 """Images whose features are computed at once, to bound the memory."""
@@ -48,9 +48,9 @@ class Classifier(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(channels, FIRST_WIDTH, 3, padding=1)]
         for i in range(halvings):
             inputs = FIRST_WIDTH if i == 0 else WIDTH
-            layers += [norm(inputs), nn.SiLU(), nn.Conv2d(inputs, WIDTH, 3, stride=2, padding=1)]
+            layers += [_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, WIDTH, 3, stride=2, padding=1)]
         last = WIDTH if halvings else FIRST_WIDTH
-        self.layers = nn.Sequential(*layers, norm(last), nn.SiLU())
+        self.layers = nn.Sequential(*layers, _norm(last), nn.SiLU())
         self.place = nn.Linear(last, WIDTH)
         self.out = nn.Linear(WIDTH, classes)
 
@@ -61,6 +61,11 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.silu(self.features(x)))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    # Not that of the networks in training, which may change while this one may not.
+    return nn.GroupNorm(channels // NORM_CHANNELS, channels)
 
 
 @dataclass(frozen=True)

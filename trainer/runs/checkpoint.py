@@ -25,8 +25,7 @@ from torch import Tensor
 from runtime.files import from_json, replacing_folder, to_json
 
 from ..errors import CheckpointError
-from ..objectives.denoising import BUCKETS
-from ..parallel.sharding import as_held
+from .log import BUCKETS
 
 Tensors = dict[str, Tensor]
 Environment = Mapping[str, str | int]
@@ -43,7 +42,7 @@ class Checkpoint:
         seconds: Time spent in them.
         weights: The weights by name.
         ema: Their average, which is sampled and exported.
-        optimizer: See `optimizer_tensors`.
+        optimizer: Its state by "NAME:KEY", the name that of a weight.
         environment: What decides the last bits of a step besides the config, see `Environment`.
         more: Other averages by name.
         state: The entries that are not tensors, as JSON: bad, buckets, scaler; see `TrainingState`.
@@ -71,36 +70,6 @@ def environment(device: torch.device, processes: int = 1, sharded: bool = False)
         **({"processes": processes} if processes > 1 else {}),
         **({"sharded": True} if sharded else {}),
     }
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> Tensors:
-    """Return the optimizer's state by "NAME:KEY". names: of its parameters, in their order."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{names[i]}:{key}": value for i, entry in state.items() for key, value in entry.items()
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
-    """Load what `optimizer_tensors` returned. Hyperparameters stay as they are.
-
-    Raises:
-        KeyError, ValueError, RuntimeError: The tensors are those of another network.
-    """
-    index = {name: i for i, name in enumerate(names)}
-    state = {}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, value in tensors.items():
-        parameter, key = name.rsplit(":", 1)
-        of = parameters[index[parameter]]
-        # A fused optimizer expects all that belongs to a parameter to have the same layout in
-        # memory.
-        if value.shape == of.shape:
-            value = torch.empty_like(of, requires_grad=False).copy_(as_held(value, of))
-        state.setdefault(index[parameter], {})[key] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -232,3 +201,18 @@ def newest(folder: Path) -> Checkpoint | None:
     """
     paths = found(folder)
     return read(paths[-1]) if paths else None
+
+
+def required(folder: Path, otherwise: str) -> Checkpoint:
+    """Return the newest checkpoint under `folder`.
+
+    Args:
+        otherwise: The message of the error if there is none.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    checkpoint = newest(folder)
+    if checkpoint is None:
+        raise CheckpointError(otherwise)
+    return checkpoint

@@ -12,14 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.files import from_json, to_json, write_text
+from runtime.files import from_json, lock, to_json, write_text
 
 from ..config import Config
 from ..config.options import FREE
+from ..config.text import printable
 from ..data.dataset import Dataset
-from ..data.labels import printable
 from ..errors import CheckpointError
-from ..parallel.processes import lock
 from .checkpoint import Environment
 from .log import move_aside
 

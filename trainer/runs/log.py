@@ -18,9 +18,10 @@ import numpy as np
 from runtime.files import replacing
 
 from ..errors import CheckpointError
-from ..objectives.denoising import BUCKETS
 
 log = logging.getLogger(__name__)
+BUCKETS = 10
+"""Equal stretches of the schedule whose loss is logged."""
 BUCKET_COLUMNS = tuple(f"loss_{i}" for i in range(BUCKETS))
 TIME_COLUMNS = ("pictures_per_s", "seconds", "waiting", "of_peak")
 """Columns that depend on time; all others are the same for every run of one config."""

@@ -42,12 +42,10 @@ def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if (folder / MANIFEST).is_file():
         bundle = Bundle.load(folder)
         return weights_of(bundle), bundle.labels.names if bundle.labels else ()
-    checkpoint = checkpoints.newest(place / "checkpoints")
-    if checkpoint is None:
-        raise CheckpointError(
-            f"{place} is neither a run with a checkpoint nor a bundle: there is nothing to start "
-            f"from."
-        )
+    checkpoint = checkpoints.required(
+        place / "checkpoints",
+        f"{place} is neither a run with a checkpoint nor a bundle: there is nothing to start from.",
+    )
     return checkpoint.ema, tuple(read_run(place)[1]["classes"])
 
 

@@ -17,7 +17,7 @@ from ..data.loader import batch_indices, share_of
 from ..objectives.objective import Draws, Objective
 from ..parallel.processes import Processes
 from ..randomness import NOISE, STEP
-from ..runs.teacher import Teacher
+from .teacher import Teacher
 from .trajectories import Trajectories
 
 

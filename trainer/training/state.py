@@ -12,15 +12,15 @@ from torch import Tensor
 
 from runtime.errors import RequestError
 
-from ..average import Averages
 from ..config import Config
 from ..errors import CheckpointError, TrainingError
 from ..networks.cost import make_network
-from ..objectives.denoising import BUCKETS
 from ..parallel.processes import Processes
 from ..parallel.sharding import as_held, hollow, own, split, whole
-from ..runs import checkpoint as checkpoints
-from ..runs.checkpoint import Checkpoint, Environment, Tensors
+from ..runs.checkpoint import Checkpoint, Environment, Tensors, environment
+from ..runs.log import BUCKETS
+from .averages import Averages
+from .optimizer import optimizer_tensors, restore_optimizer
 
 BETAS = (0.9, 0.99)
 """AdamW's decay rates of the first and the second moment."""
@@ -52,6 +52,23 @@ def copy_into(held: Mapping[str, Tensor], tensors: Tensors) -> None:
     """
     for name, tensor in tensors.items():
         held[name].copy_(as_held(tensor, held[name]))
+
+
+def buckets(t: Tensor, losses: Tensor, T: int) -> Tensor:
+    """Add up losses by stretch of the schedule.
+
+    Args:
+        t: Noise levels, [b] int64, 0 … T - 1.
+        losses: [b].
+
+    Returns:
+        [2, BUCKETS] float64 on the CPU: the sum of the losses, and their number.
+    """
+    stretch = (t * BUCKETS // T).cpu()
+    sums = torch.zeros(2, BUCKETS, dtype=torch.float64)
+    sums[0].index_add_(0, stretch, losses.detach().double().cpu())
+    sums[1].index_add_(0, stretch, torch.ones(len(stretch), dtype=torch.float64))
+    return sums
 
 
 class TrainingState:
@@ -116,7 +133,7 @@ class TrainingState:
 
     def environment(self) -> Environment:
         """Return what decides the last bit of a step besides the config."""
-        return checkpoints.environment(
+        return environment(
             self.processes.device, self.processes.count, bool(self.processes.sharding)
         )
 
@@ -176,7 +193,7 @@ class TrainingState:
             seconds=self.seconds,
             weights=self.whole({name: w.detach() for name, w in self.weights.items()}),
             ema=self.whole(self.ema),
-            optimizer=self.whole(checkpoints.optimizer_tensors(self.optimizer, list(self.weights))),
+            optimizer=self.whole(optimizer_tensors(self.optimizer, list(self.weights))),
             environment=self.environment(),
             more={name: self.whole(held) for name, held in more.items()},
             state=state,
@@ -201,7 +218,7 @@ class TrainingState:
         """
         self._resume_weights(checkpoint)
         try:
-            checkpoints.restore_optimizer(self.optimizer, list(self.weights), checkpoint.optimizer)
+            restore_optimizer(self.optimizer, list(self.weights), checkpoint.optimizer)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint's optimizer state is not that of this config's network ({error})."

@@ -17,17 +17,20 @@ from runtime.diffusion.schedule import Schedule
 from ..config import Config
 from ..data.dataset import Dataset
 from ..errors import TrainingError
-from ..objectives.denoising import BUCKETS, Denoising, buckets
+from ..networks.dit import DiT
+from ..networks.unet import UNet
+from ..objectives.denoising import Denoising
 from ..objectives.distillation import Consistency, Endpoint
 from ..objectives.objective import Draws, Networks, Objective
 from ..parallel.processes import Processes, join
 from ..parallel.sharding import whole
 from ..randomness import DROPOUT, dropout_counter
 from ..runs.checkpoint import Tensors
-from ..runs.teacher import Teacher
+from ..runs.log import BUCKETS
 from .draws import NoisedImages, Source, TeacherPaths
 from .preview import Preview
-from .state import TrainingState
+from .state import TrainingState, buckets
+from .teacher import Teacher
 
 SMALLEST_LOSS_SCALE = 1e-3
 """Below this scale, gradients that overflow in fp16 are not the scale's fault."""
@@ -68,6 +71,13 @@ class Called:
             if self.weights is None:
                 return self.module(*inputs).float()
             return torch.func.functional_call(self.module, self.weights, inputs).float()
+
+    def features(self, x: Tensor, time: Tensor, label: Tensor) -> list[Tensor]:
+        """Return what the module computes on the way to F, each [b, …] float32."""
+        module = cast("UNet | DiT", self.module)
+        with self.autocast:
+            found = module.features(x.contiguous(memory_format=self.layout), time, label)
+        return [entry.float() for entry in found]
 
 
 class Trainer:
@@ -141,10 +151,12 @@ class Trainer:
 
             state = self.state
             self._module = cast("nn.Module", compiled)
+            teacher = called(self.teacher.module) if self.teacher else None
             self._networks = Networks(
                 student=called(self._module),
                 averages={name: called(state.plain, of) for name, of in state.averages.of.items()},
-                teacher=called(self.teacher.module) if self.teacher else None,
+                teacher=teacher,
+                features=teacher.features if teacher else None,
             )
         return self._networks
 

@@ -25,7 +25,7 @@ from ..data.loader import batch_indices
 from ..errors import TrainingError
 from ..parallel.processes import Processes
 from ..randomness import FIRST_TRAJECTORY_SEED
-from ..runs.teacher import Teacher
+from .teacher import Teacher
 
 CHUNK = 128
 """Paths in a file, unless there are very many: what a kill can lose."""

@@ -1,6 +1,9 @@
 """Upsampling folded into the convolution: the same numbers with fewer multiplications, and only if
 the whole pattern matches."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -47,8 +50,15 @@ def run(proto: onnx.ModelProto, batch: int) -> np.ndarray:
     return session.run(["denoised"], {**feeds, "call": call})[0]
 
 
-def test_the_folded_graph_computes_the_same_and_keeps_the_weights_names() -> None:
-    step = step_of(Up())
+@pytest.fixture(scope="module")
+def step() -> onnx.ModelProto:
+    """A step with an upsampling to fold. Read it, do not write it."""
+    return step_of(Up())
+
+
+def test_the_folded_graph_computes_the_same_and_keeps_the_weights_names(
+    step: onnx.ModelProto,
+) -> None:
     folded = fold_upsampling(step)
     onnx.checker.check_model(folded, full_check=True)
     assert (
@@ -64,12 +74,12 @@ def test_the_folded_graph_computes_the_same_and_keeps_the_weights_names() -> Non
         np.testing.assert_allclose(run(folded, batch), run(step, batch), rtol=0, atol=2e-6)
 
 
-def test_what_is_not_constant_is_little_work(tmp_path) -> None:
+def test_what_is_not_constant_is_little_work(step: onnx.ModelProto, tmp_path: Path) -> None:
     """ONNX Runtime computes the sums of weights once: none is left in the graph that it runs."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    proto = fold_upsampling(step_of(Up()))
+    proto = fold_upsampling(step)
     onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -81,16 +91,30 @@ def test_what_is_not_constant_is_little_work(tmp_path) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"padding": 0},
-        {"stride": 2},
-        {"dilation": 2, "padding": 2},
-        {"groups": 2},
-        {"kernel_size": 5, "padding": 2},
-    ],
+LEFT_ALONE = (
+    {"padding": 0},
+    {"stride": 2},
+    {"dilation": 2, "padding": 2},
+    {"groups": 2},
+    {"kernel_size": 5, "padding": 2},
 )
-def test_another_convolution_is_left_alone(options: dict) -> None:
-    step = step_of(Up(**options))
+"""Options of convolutions that do not fold."""
+
+
+class Ups(nn.Module):
+    """Several `Up`, traced as one network."""
+
+    def __init__(self, options: Sequence[dict[str, int]]) -> None:
+        super().__init__()
+        self.all = nn.ModuleList(Up(**each) for each in options)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        for up in self.all:
+            x = up(x, time)
+        return x
+
+
+def test_another_convolution_is_left_alone() -> None:
+    step = step_of(Ups(LEFT_ALONE))
+    assert sum(node.op_type == "Conv" for node in step.graph.node) == 2 * len(LEFT_ALONE)
     assert fold_upsampling(step).SerializeToString() == step.SerializeToString()

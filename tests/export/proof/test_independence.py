@@ -126,10 +126,12 @@ class Sequence(nn.Module):
 
 HONEST = {
     "sin of time": lambda x, t, _, c, e: c(x + column(torch.sin(t))),
-    "cos and log": lambda x, t, _, c, e: c(x + column(torch.cos(t) + torch.log1p(t) / 7)),
-    "time cubed": lambda x, t, _, c, e: c(x * column((t / 1000) ** 3)),
-    "mean of a sample": lambda x, t, _, c, e: c(x - x.mean((1, 2, 3), keepdim=True)),
-    "elu": lambda x, t, _, c, e: functional.elu(c(x)),
+    "other functions of time": lambda x, t, _, c, e: c(
+        x * column((t / 1000) ** 3) + column(torch.cos(t) + torch.log1p(t) / 7)
+    ),
+    "mean of a sample, elu": lambda x, t, _, c, e: functional.elu(
+        c(x - x.mean((1, 2, 3), keepdim=True))
+    ),
 }
 
 

@@ -27,7 +27,14 @@ from runtime.files import from_json
 from runtime.sample import main as sample_command
 
 QUICK = Plan(
-    batches=(1, 3), times=3, pictures=2, steps=5, samples=4, judged=2, ways=(("dpmpp_2m", 5),)
+    batches=(1, 3),
+    sizes=(2,),
+    times=3,
+    pictures=2,
+    steps=5,
+    samples=4,
+    judged=2,
+    ways=(("dpmpp_2m", 5),),
 )
 EPSILON: dict[str, Any] = {"prediction": "epsilon", "schedule": "linear_raw"}
 

@@ -12,7 +12,9 @@ from runtime.diffusion.program import precondition
 from runtime.diffusion.schedule import make_schedule
 from trainer.config import Config
 from trainer.data import sources as data
-from trainer.objectives.denoising import BUCKETS, buckets, draw_knots, loss_weights
+from trainer.objectives.denoising import draw_knots, loss_weights
+from trainer.runs.log import BUCKETS
+from trainer.training.state import buckets
 from trainer.training.step import Trainer
 
 CONFIG = Config(data="digits", channels=(8, 16), attention=(), batch=16, steps=200, device="cpu")
@@ -138,7 +140,7 @@ def test_every_objective_learns_and_is_sampled_by_the_runtimes_solvers(changes: 
         warmup=5,
         ema_half_life=(50,),
         batch=20,
-        channels=(16, 16),
+        channels=(16,),
     )
     trainer = Trainer(config, few)
     losses = [trainer.train_step()["loss"] for _ in range(60)]

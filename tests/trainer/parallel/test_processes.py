@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from trainer.data.loader import Wanted, batch_indices
 from trainer.errors import TrainingError
 from trainer.fit import fit
 from trainer.parallel.processes import Processes, join
+from trainer.quality import features
 from trainer.runs.log import read
 from trainer.training.step import Trainer
 
@@ -47,10 +49,35 @@ DDP = ("--multi_gpu",)  # without GPUs accelerate's processes find each other by
 FSDP = ("--use_fsdp", "--fsdp_version=2", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP")
 
 
+CLASSIFIER_STEPS = 5
+SHORT_FIT = f"""
+import sys
+from trainer.fit import main
+from trainer.quality import features
+features.STEPS = {CLASSIFIER_STEPS}
+sys.exit(main())
+"""
+"""`trainer.fit` with little training of the classifier that scores samples.
+
+It would take most of the time of these runs.
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_classifier() -> Iterator[None]:
+    """Runs in this process have the classifier of `SHORT_FIT`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "STEPS", CLASSIFIER_STEPS)
+        yield
+
+
 def launched(
     root: Path, runs: Path, config: Config, how: tuple[str, ...] = DDP
 ) -> subprocess.Popen:
-    return started(root, ["-m", "trainer.fit", *command_line(config, runs)], how)
+    runs.mkdir(parents=True, exist_ok=True)
+    script = runs / "short_fit.py"
+    script.write_text(SHORT_FIT)
+    return started(root, [str(script), *command_line(config, runs)], how)
 
 
 def started(root: Path, what: list[str], how: tuple[str, ...] = DDP) -> subprocess.Popen:
@@ -126,7 +153,7 @@ def kill_a_worker(process: subprocess.Popen, log: Path) -> None:
     listed = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
     )
-    workers = [int(line.split()[0]) for line in listed.stdout.splitlines() if "trainer.fit" in line]
+    workers = [int(line.split()[0]) for line in listed.stdout.splitlines() if "short_fit" in line]
     assert len(workers) == 2, listed.stdout
     os.kill(workers[-1], signal.SIGKILL)
 
@@ -237,9 +264,8 @@ def test_a_split_network_starts_from_what_another_run_learned(
     root: Path, tmp_path: Path, one: Path
 ) -> None:
     config = replace(SPLIT, start_from=str(one), steps=6, quality_every=0)
-    assert "starting from the weights of" in finished(
-        launched(root, tmp_path / "split", config, FSDP)
-    )
+    command = ["-m", "trainer.fit", *command_line(config, tmp_path / "split")]
+    assert "starting from the weights of" in finished(started(root, command, FSDP))
     assert fit(config, tmp_path / "whole")
     assert_same_curve(tmp_path / "whole" / "digits", tmp_path / "split" / "digits", steps=6)
     starts = [

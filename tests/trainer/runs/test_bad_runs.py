@@ -92,6 +92,11 @@ def test_a_damaged_list_of_starts_is_moved_aside(copy: Path, text: bytes) -> Non
     assert fit(TINY, copy.parent)
     assert (copy / "starts.json.damaged").read_bytes() == text
     assert len(from_json((copy / "starts.json").read_bytes())) == 1
+
+
+def test_a_report_reads_the_list_of_starts_that_replaced_a_damaged_one(copy: Path) -> None:
+    (copy / "starts.json").write_bytes(b"[{}]")
+    assert fit(TINY, copy.parent)
     assert report.main([str(copy)]) == 0
 
 

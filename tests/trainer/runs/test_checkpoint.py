@@ -13,11 +13,10 @@ from trainer.runs.checkpoint import (
     Checkpoint,
     found,
     newest,
-    optimizer_tensors,
     read,
-    restore_optimizer,
     write,
 )
+from trainer.training.optimizer import optimizer_tensors, restore_optimizer
 
 
 def make(step: int = 10) -> Checkpoint:

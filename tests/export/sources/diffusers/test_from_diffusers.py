@@ -80,7 +80,14 @@ SMALL = {
 }
 """Another variant: scale and shift by time, resampling inside the blocks, several heads."""
 QUICK = Plan(
-    batches=(1, 2), times=3, pictures=1, steps=3, samples=1, judged=1, ways=(("dpmpp_2m", 3),)
+    batches=(1, 2),
+    sizes=(3,),
+    times=3,
+    pictures=1,
+    steps=3,
+    samples=1,
+    judged=1,
+    ways=(("dpmpp_2m", 3),),
 )
 LEVEL = 1 / 255
 
@@ -395,12 +402,18 @@ def test_fixed_large_log_is_nan_in_diffusers() -> None:
     assert own.step(x, 500, x).prev_sample.isnan().all()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A small pipeline's folder to change."""
-    path = tmp_path / "small"
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pipeline's folder. Read it, do not write it."""
+    path = tmp_path_factory.mktemp("saved") / "small"
     diffusers.DDPMPipeline(network(SMALL), diffusers.DDPMScheduler()).save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def folder(small_folder: Path, tmp_path: Path) -> Path:
+    """A small pipeline's folder to change."""
+    return Path(shutil.copytree(small_folder, tmp_path / "small"))
 
 
 def edit(path: Path, **changes: Any) -> None:

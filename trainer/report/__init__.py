@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import importlib.resources
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,16 @@ from runtime.terminal.output import say
 from runtime.terminal.progress import clock
 from runtime.terminal.verbs import program, run_verb
 
-from .config import Config
-from .config.distillation import Distillation
-from .config.options import Options
-from .data.labels import printable
-from .errors import CheckpointError
-from .reporting import curves
-from .reporting.charts import item, library
-from .reporting.grids import grids
-from .reporting.panels import best_row, sections
-from .runs.folder import read_run, read_starts
+from ..config import Config
+from ..config.distillation import Distillation
+from ..config.options import Options
+from ..config.text import printable
+from ..errors import CheckpointError
+from ..runs.folder import read_run, read_starts
+from . import curves
+from .charts import item, library
+from .grids import grids
+from .panels import best_row, sections
 
 LARGEST = 1e30
 """Of the figures of a start."""
@@ -96,7 +95,7 @@ def _template() -> jinja2.Template:
     )
     # Bokeh reads references in the order that its JSON has them.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    page = importlib.resources.files("trainer.reporting") / "page.html"
+    page = importlib.resources.files("trainer.report") / "page.html"
     return environment.from_string(page.read_text(encoding="utf-8"))
 
 
@@ -182,7 +181,3 @@ def _act(given: argparse.Namespace) -> None:
     page = given.run / "report.html"
     write_text(page, report(given.run))
     say(page)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

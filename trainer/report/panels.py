@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..config import Config
-from ..objectives.denoising import BUCKETS
-from ..runs.log import BUCKET_COLUMNS, COLUMNS, QUALITY_COLUMNS
+from ..runs.log import BUCKET_COLUMNS, BUCKETS, COLUMNS, QUALITY_COLUMNS
 from .charts import Chart
 from .curves import Log, Values
 

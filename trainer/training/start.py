@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..training.step import Trainer
-from . import checkpoint as checkpoints
-from .folder import read_starts
+from ..runs import checkpoint as checkpoints
+from ..runs.folder import read_starts
+from ..runs.weights import SHA256, fitting, start_of
+from .step import Trainer
 from .teacher import Teacher
-from .weights import SHA256, fitting, start_of
 
 PATHS = "trajectories"
 """The folder of a run that holds its teacher's paths."""

@@ -15,10 +15,9 @@ from PIL import Image
 from runtime.files import to_json
 from trainer.config import Config
 from trainer.fit import fit
-from trainer.report import main, report
-from trainer.reporting import curves
-from trainer.reporting.charts import Chart, item, library, ticks
-from trainer.reporting.grids import MOST, chosen, grids, reduced
+from trainer.report import curves, main, report
+from trainer.report.charts import Chart, item, library, ticks
+from trainer.report.grids import MOST, chosen, grids, reduced
 from trainer.runs.log import QUALITY_COLUMNS
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"

@@ -19,14 +19,14 @@ from ..data.sources import load
 from ..data.unreadable import require_few
 from ..networks.cost import cost, peak_flops
 from ..parallel.processes import Processes
-from ..quality.evaluator import Judge, require_comparable
-from ..training.step import Trainer
-from . import checkpoint as checkpoints
-from .checkpoint import Checkpoint
-from .folder import claim, note_start, open_run
+from ..quality.judge import Judge, require_comparable
+from ..runs import checkpoint as checkpoints
+from ..runs.checkpoint import Checkpoint
+from ..runs.folder import claim, note_start, open_run
+from ..runs.log import BUCKET_COLUMNS, Log
 from .limits import require_memory
-from .log import BUCKET_COLUMNS, Log
 from .start import start, teach
+from .step import Trainer
 from .trial import describe
 
 log = logging.getLogger(__name__)

@@ -26,9 +26,9 @@ from ..config.distillation import Distillation, wanted_knots
 from ..errors import CheckpointError
 from ..networks.cost import make_network
 from ..randomness import TRAJECTORY_START
-from . import checkpoint as checkpoints
-from .folder import read_run
-from .weights import fitting, start_of
+from ..runs import checkpoint as checkpoints
+from ..runs.folder import read_run
+from ..runs.weights import fitting, start_of
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from ..config import Config
 from ..data.sources import load
 from ..networks.cost import Cost, cost
 from ..parallel.processes import join
-from ..quality.evaluator import require_comparable
-from ..training.step import Trainer
+from ..quality.judge import require_comparable
 from .limits import require_memory
 from .start import start, teach
+from .step import Trainer
 
 TIMED = 2
 """Steps of a trial whose time is taken, after the first one."""

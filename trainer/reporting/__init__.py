@@ -1,1 +1,0 @@
-"""The page about a run: its logs as curves, its charts, and its template."""
