@@ -1,4 +1,4 @@
-"""Modules with conditions: exported with the same proof, in every precision, or refused by name."""
+"""Modules with conditions are exported with the same proof, in every precision, or refused."""
 
 from __future__ import annotations
 
