@@ -1,6 +1,6 @@
 """The same images by the same steps, from unnoise, diffusers and other libraries.
 
-    python benchmarks/same_work.py [--quick] [--write] [--rounds N] [--network NAME ...]
+    python benchmarks/same_work.py [--quick] [--write] [--rounds N] [--network NAME ...] [--only RE]
 
 The systems are unnoise, diffusers, denoising-diffusion-pytorch, and inference libraries called raw.
 For each network and batch, every system makes the images of the same x_T with DDIM. They are
@@ -44,10 +44,10 @@ COLORS = {"unnoise": "#0072b2", "diffusers": "#d55e00", "denoising": "#cc79a7", 
 
 
 def measure(
-    network: Network, steps: int, batch: int, rounds: int, modes: Sequence[str]
+    network: Network, steps: int, batch: int, rounds: int, modes: Sequence[str], only: str = ""
 ) -> dict[str, Any]:
     """One cell: every system's seconds in each round, and the distance of its images from ours."""
-    systems = Systems(network, modes)
+    systems = Systems(network, modes, only)
     every = systems.all(batch, steps)
     apart = {
         name: difference(made, systems.expected(name, batch, steps))
@@ -84,14 +84,15 @@ def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
     its images.
     """
     names = list(dict.fromkeys(name for cell in cells.values() for name in cell["spent"]))
+    base = EAGER if EAGER in names else names[0]
     rows = []
     for name in names:
         row = [name]
         for batch, cell in cells.items():
-            if name not in cell["spent"] or EAGER not in cell["spent"]:
+            if name not in cell["spent"] or base not in cell["spent"]:
                 row.append("–")
                 continue
-            low, middle, high = over(cell["spent"], EAGER, name)
+            low, middle, high = over(cell["spent"], base, name)
             row.append(
                 f"{per_picture(cell, name, batch):.1f} ({middle:.2f} ×, {low:.2f} … {high:.2f})"
             )
@@ -99,7 +100,10 @@ def table(cells: Mapping[int, Mapping[str, Any]]) -> str:
         rows.append([*row, "–" if name == REFERENCE else f"{rms:.0e}"])
     head = [
         "",
-        *(f"batch {b}: ms per image (× eager, quartiles)" for b in cells),
+        *(
+            f"batch {b}: ms per image (× {'eager' if base == EAGER else base}, quartiles)"
+            for b in cells
+        ),
         "RMS from ours, fp32",
     ]
     return markdown(head, rows)
@@ -178,6 +182,8 @@ def main() -> None:
         "--rounds", type=int, help="[5 of the shipped network, 3 of the large ones]"
     )
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="[all]")
+    parser.add_argument("--only", default="", help="a pattern of the systems that run [all]")
+    parser.add_argument("--steps", type=int, help="steps of each image [10, or 5]")
     parser.add_argument("--batch", type=int, action="append", help="[1, 4, 16; fewer with --quick]")
     parser.add_argument(
         "--write",
@@ -191,6 +197,7 @@ def main() -> None:
     for key in given.network or NETWORKS:
         opened, count, usual, modes = NETWORKS[key]
         rounds = given.rounds or usual
+        count = given.steps or count
         network = opened()
         steps[network.name] = count
         if given.quick:
@@ -202,8 +209,10 @@ def main() -> None:
         found[network.name] = {
             b: kept(
                 f"same-work-{key}-{b}",
-                (rounds, count, modes, files),
-                lambda n=network, c=count, b=b, r=rounds, k=modes: measure(n, c, b, r, k),
+                (rounds, count, modes, files, given.only),
+                lambda n=network, c=count, b=b, r=rounds, k=modes: measure(
+                    n, c, b, r, k, given.only
+                ),
             )
             for b in batches
         }

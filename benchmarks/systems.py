@@ -13,12 +13,15 @@ import hashlib
 import importlib.util
 import itertools
 import logging
+import os
+import re
 import sys
 import tempfile
 import textwrap
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,10 +118,17 @@ def large() -> Network:
 
 
 class Systems:
-    """Every system on one network, opened on first use; modes: of torch.compile, each a system.
+    """Every system on one network, opened on first use.
+
+    modes: Of torch.compile, each a system.
+    only: A pattern of the names of systems that run; "" for all.
+
     `left_out` says why one is not there."""
 
-    def __init__(self, network: Network, modes: Sequence[str] = ("default",)) -> None:
+    def __init__(
+        self, network: Network, modes: Sequence[str] = ("default",), only: str = ""
+    ) -> None:
+        self.only = only
         self.network, self.bundle, self.modes = network, network.bundle, modes
         self.left_out: dict[str, str] = {}
         self._samplers: dict[str, Sampler] = {}
@@ -129,6 +139,8 @@ class Systems:
         """
         found = {}
         for name, make in self._every(batch, steps):
+            if not re.search(self.only, name):
+                continue
             try:
                 with torch.inference_mode():
                     pictures = make()
@@ -152,6 +164,11 @@ class Systems:
                 yield (
                     f"unnoise, {backend} {precision}",
                     lambda b=backend, p=precision: self.ours(batch, steps, b, p),
+                )
+                # What every batch was until there were streams.
+                yield (
+                    f"unnoise, {backend} {precision}, one stream",
+                    lambda b=backend, p=precision: self.ours(batch, steps, b, p, 1),
                 )
         yield EAGER, self.lazily(lambda: diffusers_loop(n, n.module, batch, steps))
         last = torch.channels_last
@@ -182,8 +199,16 @@ class Systems:
             self.lazily(lambda: raw_loop(n, raw_onnxruntime(n), batch, steps)),
         )
         yield (
+            "raw ONNX Runtime, fp32, streams",
+            self.lazily(lambda: raw_loop(n, raw_onnxruntime_streams(n), batch, steps)),
+        )
+        yield (
             "raw OpenVINO, fp32",
             self.lazily(lambda: raw_loop(n, raw_openvino(n, batch, "f32"), batch, steps)),
+        )
+        yield (
+            "raw OpenVINO, fp32, streams",
+            self.lazily(lambda: raw_loop(n, raw_openvino_streams(n, batch, "f32"), batch, steps)),
         )
         yield (
             "raw OpenVINO, bf16",
@@ -203,11 +228,19 @@ class Systems:
         return make
 
     def ours(
-        self, batch: int, steps: int | None, backend: str, precision: str, **how: Any
+        self,
+        batch: int,
+        steps: int | None,
+        backend: str,
+        precision: str,
+        streams: int | None = None,
+        **how: Any,
     ) -> Float32:
-        key = f"{backend} {precision}"
+        key = f"{backend} {precision} {streams}"
         if key not in self._samplers:
-            self._samplers[key] = Sampler(self.bundle, backend, precision, max_batch=64)
+            self._samplers[key] = Sampler(
+                self.bundle, backend, precision, max_batch=64, streams=streams
+            )
         labels = self.network.labels(batch)
         how = {"solver": "ddim", "steps": steps, "grid": "trailing", "guidance": 1.0, **how}
         return self._samplers[key].sample(
@@ -401,6 +434,50 @@ def raw_openvino(network: Network, batch: int, precision: str) -> Raw:
     )
     request = compiled.create_infer_request()
     return lambda feeds: request.infer(feeds, share_inputs=True, share_outputs=True)[0]
+
+
+def raw_onnxruntime_streams(network: Network) -> Raw:
+    """A part of the batch for each core, in a session of one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    path = str(network_onnx(network))
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    cores = len(os.sched_getaffinity(0))
+    pool = ThreadPoolExecutor(cores)
+
+    def run(feeds: Mapping[str, Any]) -> Float32:
+        parts = min(cores, len(feeds["x"]))
+        cut = {name: np.array_split(value, parts) for name, value in feeds.items()}
+        each = [{name: value[i] for name, value in cut.items()} for i in range(parts)]
+        return np.concatenate([*pool.map(lambda part: session.run(None, part)[0], each)])
+
+    return run
+
+
+def raw_openvino_streams(network: Network, batch: int, precision: str) -> Raw:
+    """As many requests as cores, in one model that is compiled for throughput."""
+    import openvino
+
+    cores = len(os.sched_getaffinity(0))
+    parts = max(p for p in range(1, cores + 1) if batch % p == 0)
+    core = openvino.Core()
+    model = core.read_model(network_onnx(network))
+    model.reshape({i.any_name: [batch // parts, *list(i.partial_shape)[1:]] for i in model.inputs})
+    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "THROUGHPUT"}
+    compiled = core.compile_model(model, "CPU", {**settings, "NUM_STREAMS": parts})
+    requests = [compiled.create_infer_request() for _ in range(parts)]
+
+    def run(feeds: Mapping[str, Any]) -> Float32:
+        cut = {name: np.array_split(value, parts) for name, value in feeds.items()}
+        for i, request in enumerate(requests):
+            request.start_async({name: value[i] for name, value in cut.items()}, share_inputs=True)
+        found = []
+        for request in requests:
+            request.wait()
+            found.append(request.get_output_tensor().data.copy())
+        return np.concatenate(found)
+
+    return run
 
 
 def raw_loop(network: Network, run: Raw, batch: int, steps: int) -> Make:

@@ -10,16 +10,15 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
 from torch import nn
 
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.format import MANIFEST, REPORT_IMAGE, STEP, step_file
+from runtime.bundle.format import MANIFEST, REPORT_IMAGE
 from runtime.errors import unknown
 from runtime.errors.arguments import choice, file_path, flag, instance
 from runtime.errors.keywords import check_options, option_names
@@ -29,25 +28,16 @@ from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
 from . import engines
+from .convert import converted
 from .errors import ExportError
-from .graph import trace as graph
-from .graph.calibrate import QUICK_CALIBRATION, Calibration, ranges
-from .graph.folding import fold_upsampling
-from .graph.pixels.rewrite import pixels_first
-from .graph.precision import to_float16
-from .graph.quantization import quantize
-from .graph.rounding.batches import same_in_any_batch
-from .graph.rounding.convolutions import same_alone
-from .graph.sensitivity import Choice, Judge, choose
-from .graph.write import write_all
+from .graph.calibrate import QUICK_CALIBRATION, Calibration
+from .proof.budget import MINUTES, fitting
 from .proof.card import proof_lines
 from .proof.check import check
 from .proof.documents import write_documents
 from .proof.folder import bundle_in
-from .proof.headroom import headroom
 from .proof.independence import require_independent, torch_inputs
 from .proof.plan import QUICK, Bounds, Plan
-from .proof.report import Conversion
 from .sources.command_line import add_options, named
 from .sources.model import Model
 from .sources.module import from_module
@@ -60,8 +50,6 @@ HELP = {
     "float32",
     "int8": "also in int8, for CPUs and for TensorRT, calibrated on the model's own trajectories",
 }
-INT8 = {"int8": False, "int8-trt": True}
-"""The kinds of int8 and whether their activations are signed, as TensorRT asks."""
 
 
 def build(
@@ -73,6 +61,7 @@ def build(
     calibration: Calibration | None = None,
     winograd: bool = True,
     same_bytes: bool = True,
+    proof_minutes: float = MINUTES,
 ) -> Bundle:
     """Convert a model, compare it with PyTorch, and write it as a bundle.
 
@@ -80,13 +69,15 @@ def build(
         model: What is exported.
         out: The bundle's folder. A bundle that is there is replaced.
         bounds: The largest differences from PyTorch that pass.
-        plan: How much is compared. The report states both.
+        plan: How much is compared. The report states both. None is what fits `proof_minutes`.
         precisions: "fp16" and "int8", alongside fp32, which every bundle has. int8 is written for
             CPUs (int8) and for TensorRT (int8-trt).
         calibration: How int8 is made.
         winograd: Whether a CPU may compute large convolutions so, see `export.graph.pixels`.
         same_bytes: Whether a sample must have the same bytes in any batch. If false, a library may
             round it differently there, and the bundle declares `same_bytes: false`.
+        proof_minutes: The time for the proof, if no plan is given. A pass of PyTorch is timed
+            first; the least plan may take longer.
 
     Returns:
         The bundle, read from disk.
@@ -98,19 +89,16 @@ def build(
     _check_request(out, precisions)
     begun = time.perf_counter()
     bounds = bounds or Bounds()
-    plan = plan or Plan()
+    fitted = fitting(model, precisions, proof_minutes)
+    plan = plan or fitted.plan
     # Checked on the module, where the cause of mixed samples can still be named.
-    require_independent(model, torch_inputs(model), bounds.answer)
+    require_independent(model, torch_inputs(model), bounds.answer, fitted.independent)
     model = replace(model, tuned=model.tuned or kept(model, out))
     # A hidden sibling of `out`, renamed at the end: a failure leaves the old folder unchanged.
     with replacing_folder(out) as folder:
         say("converting", flush=True)
-        steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
-        faster = _for_cpus(steps) if winograd else {}
-        # Folding and groups hold for float32 only, so the other precisions start from `steps`.
-        folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
-        write_all(folded, model.sample_shape, folder / "fp32", faster)
-        conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
+        # In a function of its own: the graphs, with their weights, are gone when the proof begins.
+        conversion, faster = converted(folder, model, precisions, bounds, calibration, winograd)
         bundle = bundle_in(folder, model)
         # The proof runs the files on disk, as a user will, not the graphs in memory.
         try:
@@ -150,52 +138,6 @@ def _with_advice(error: ExportError) -> ExportError:
     )
 
 
-def _for_cpus(steps: Mapping[str, ModelProto]) -> dict[str, ModelProto]:
-    """Return the CPU variants of the step graphs by file name, if anything is large enough."""
-    variants: dict[str, ModelProto] = {}
-    for guided in (False, True):
-        step = steps.get(step_file(guided))
-        variant = pixels_first(step) if step else None
-        if variant:
-            variants[step_file(guided, pixels=True)] = fold_upsampling(variant)
-    return variants
-
-
-def _other_precisions(
-    folder: Path,
-    model: Model,
-    steps: Mapping[str, ModelProto],
-    precisions: Collection[str],
-    bounds: Bounds,
-    calibration: Calibration | None,
-) -> Conversion:
-    """Write the step graphs in other precisions, and return how they were made."""
-    calibration = calibration or Calibration()
-
-    def write(name: str, change: Callable[[ModelProto], ModelProto]) -> None:
-        changed = {file: change(proto) for file, proto in steps.items()}
-        write_all(changed, model.sample_shape, folder / name)
-
-    step = steps[STEP]
-    room = None
-    choices: dict[str, Choice] = {}
-    if "fp16" in precisions:
-        # float16 fails quietly beyond 65504: the report says how near the values come.
-        room = headroom(step, model, calibration)
-        write("fp16", to_float16)
-    if "int8" in precisions:
-        # One set of trajectories gives the ranges of both kinds, and one of reference images.
-        pairs = ranges(step, model, calibration)
-        judge = Judge(step, model, calibration)
-        for name, signed in INT8.items():
-            # The layers are chosen on the plain graph; both graphs hold the same ones.
-            own = [pair[signed] for pair in pairs]
-            chosen = choose(step, judge, own, signed, bounds.psnr[name])
-            write(name, lambda proto, r=own, k=chosen.keep, s=signed: quantize(proto, r, k, s))
-            choices[name] = chosen
-    return Conversion(room, choices)
-
-
 def build_bundle(
     module: nn.Module,
     out: str | Path | None = None,
@@ -206,6 +148,7 @@ def build_bundle(
     calibration: Calibration | None = None,
     winograd: bool = True,
     same_bytes: bool = True,
+    proof_minutes: float = MINUTES,
     **described: Any,
 ) -> Bundle:
     """Export any PyTorch module as a bundle, and prove it.
@@ -213,7 +156,7 @@ def build_bundle(
     Args:
         module: module(x [B, *S], time [B] float32[, label [B] int64], **conditions) → F [B, *S].
         out: The bundle's folder [bundles/ and the name].
-        bounds, plan, precisions, calibration, winograd, same_bytes: See `build`.
+        bounds, plan, precisions, calibration, winograd, same_bytes, proof_minutes: See `build`.
         described: What the module is: sample_shape, prediction, schedule, and what else
             `export.sources.module.from_module` takes.
 
@@ -241,7 +184,9 @@ def build_bundle(
     folder = None if out is None else file_path("out", out)
     model = from_module(module, **described)
     folder = folder or Path("bundles") / model.name
-    return build(model, folder, bounds, plan, chosen, calibration, winograd, same_bytes)
+    return build(
+        model, folder, bounds, plan, chosen, calibration, winograd, same_bytes, proof_minutes
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -254,6 +199,13 @@ def _parser() -> argparse.ArgumentParser:
         "--quick",
         action="store_true",
         help="compare less, for a large network: fewer levels, batches and steps",
+    )
+    parser.add_argument(
+        "--proof-minutes",
+        type=float,
+        default=MINUTES,
+        metavar="N",
+        help="compare as much as fits into this time, and never less than every promise once [5]",
     )
     parser.add_argument(
         "--no-winograd",
@@ -292,6 +244,7 @@ def _act(given: argparse.Namespace) -> None:
         calibration=QUICK_CALIBRATION if given.quick else None,
         winograd=not given.no_winograd,
         same_bytes=not given.no_same_bytes,
+        proof_minutes=given.proof_minutes,
     )
     engines.after_export(bundle, order, bool(precisions))
 

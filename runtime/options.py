@@ -27,6 +27,7 @@ from .errors.messages import reason, shown
 from .files import replacing
 from .images import picture_format, save, tile, to_uint8
 from .sampler import Sampler
+from .terminal.output import say
 from .terminal.progress import Progress
 
 Label = TypeVar("Label", str, int | str)
@@ -91,9 +92,15 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
         default=512,
         help="enlarge the sheet, by a whole factor, to at least this many pixels [512]",
     )
-    add("--backend", default="auto", help="inference library [auto: onnxruntime]")
+    add(
+        "--backend",
+        default="auto",
+        help="inference library, or fastest, which measures [auto: onnxruntime]",
+    )
+    add("--min-psnr", type=float, help="dB to fp32 that --backend fastest keeps [fp32 alone]")
     add("--precision", default="auto", help="one that the bundle holds [auto: fp32]")
     add("--threads", type=int, help="of the inference library [one a core]")
+    add("--streams", type=int, help="parts of a batch that run at once [what is fastest]")
     add(
         "--max-batch",
         type=int,
@@ -173,8 +180,16 @@ def load(given: argparse.Namespace) -> tuple[Sampler, float]:
     """Return the sampler, and the seconds that loading took."""
     begun = time.perf_counter()
     sampler = Sampler.load(
-        given.bundle, given.backend, given.precision, given.threads, given.max_batch
+        given.bundle,
+        given.backend,
+        given.precision,
+        given.threads,
+        given.max_batch,
+        given.streams,
+        given.min_psnr,
     )
+    if sampler.chosen:
+        say(str(sampler.chosen))
     return sampler, time.perf_counter() - begun
 
 

@@ -14,11 +14,12 @@ from .backends.registry import BACKENDS, open_backend
 from .bundle.bundle import Bundle
 from .bundle.sampling import SolverOptions
 from .editing.animation import Animating
+from .engine.costs import Costs
 from .engine.expand import MAX_SAMPLES, callback_of, check_memory, expand, listed
 from .engine.loop import Loop, Result, StepCallback
 from .engine.request import Planner, Request
 from .errors import RequestError
-from .errors.arguments import choice, enough_memory, instance, integer
+from .errors.arguments import choice, enough_memory, instance, integer, number
 from .errors.keywords import named
 from .errors.messages import refused
 from .images import UInt8, to_uint8
@@ -26,6 +27,7 @@ from .images import UInt8, to_uint8
 # For type checkers alone: making the TypedDicts would slow `import runtime`.
 if TYPE_CHECKING:
     from .engine.conditions import Conditions
+    from .engine.fastest import Choice
     from .engine.keywords import RequestKeywords, SampleKeywords
 
 
@@ -48,6 +50,8 @@ class Sampler(Animating):
         precision: str = "auto",
         threads: int | None = None,
         max_batch: int = 16,
+        streams: int | None = None,
+        min_psnr: float | None = None,
     ) -> None:
         """Open a loaded bundle, see `load`.
 
@@ -55,6 +59,7 @@ class Sampler(Animating):
             backend: A name, or a backend that is open.
         """
         self._named: tuple[str, str, int | None] | None = None  # what `__reduce__` opens again
+        self._streams = None if streams is None else integer("streams", streams, 1, 1024)
         self.bundle = instance("bundle", bundle, Bundle, "Sampler.load opens a folder.")
         self.max_batch = integer("max_batch", max_batch, 1, MAX_SAMPLES)
         precision = instance("precision", precision, str, 'Pass a name, such as "fp32".')
@@ -63,16 +68,29 @@ class Sampler(Animating):
             raise refused("precision", "the name of a precision", precision)
         if threads is not None:
             threads = integer("threads", threads, 1, 1024)
+        self.chosen: Choice | None = None
+        """What backend="fastest" chose, and from what; None for any other."""
+        if min_psnr is not None:
+            min_psnr = number("min_psnr", min_psnr, 0.0, 1000.0)
+            if backend != "fastest":
+                raise refused("min_psnr", 'None unless backend is "fastest"', min_psnr)
         if isinstance(backend, str):
-            choice("backend", backend, ["auto", *BACKENDS])
-            backend = open_backend(bundle, backend, precision, threads)
+            choice("backend", backend, ["auto", "fastest", *BACKENDS])
+            if backend == "fastest":
+                from .engine.fastest import Wish, fastest
+
+                wish = Wish(precision, min_psnr, threads, self._streams)
+                self.chosen, backend = fastest(bundle, wish)
+            else:
+                backend = open_backend(bundle, backend, precision, threads, self._streams)
             self._named = (backend.name, backend.precision, threads)
         elif not callable(getattr(backend, "bind", None)):
             raise refused(
                 "backend", "a name or a Backend", backend, f"Pass one of {', '.join(BACKENDS)}."
             )
         self.backend = backend
-        self._loop = Loop(self.backend, bundle.sample_shape, self.max_batch)
+        self.costs = Costs(bundle, backend)
+        self._loop = Loop(self.backend, bundle.sample_shape, self.max_batch, self.costs.streams)
         self._planner = Planner(bundle)
 
     @classmethod
@@ -84,6 +102,8 @@ class Sampler(Animating):
         precision: str = "auto",
         threads: int | None = None,
         max_batch: int = 16,
+        streams: int | None = None,
+        min_psnr: float | None = None,
     ) -> Sampler:
         """Open a bundle.
 
@@ -91,17 +111,23 @@ class Sampler(Animating):
             path: The folder, made by `python -m export.build`; or a shipped bundle's name, such as
                 "emoji32".
             backend: The inference library, see `runtime.backends.registry.BACKENDS`; "auto" is
-                onnxruntime.
+                onnxruntime. "fastest" times the CPU's for at most 2 seconds, keeps the answer in
+                the cache, and says in `chosen` what it chose.
             precision: One that the bundle holds; "auto" is fp32.
             threads: Of the inference library, 1 … 1024; None is one a core.
             max_batch: The most samples of one batch. Larger calls are run in several.
+            streams: Into how many parts a call of the network is cut, 1 … 1024. They run at once
+                and share the threads. None measures what is fastest once, and keeps the answer in
+                the cache. For CPU backends.
+            min_psnr: For "fastest": the least PSNR in dB, 0 … 1000, of a precision's images
+                compared with fp32's when the bundle was exported. None allows fp32 alone.
 
         Raises:
             BundleError: The files are missing, damaged or invalid.
             BackendError: This machine cannot run the backend.
             RequestError: An argument cannot be used.
         """
-        return cls(Bundle.load(path), backend, precision, threads, max_batch)
+        return cls(Bundle.load(path), backend, precision, threads, max_batch, streams, min_psnr)
 
     @property
     def whole(self) -> bool:
@@ -238,7 +264,7 @@ class Sampler(Animating):
         ):
             return self._loop.run([self._planner.job(request) for request in entries], on_step)
 
-    def __reduce__(self) -> tuple[type[Sampler], tuple[Bundle, str, str, int | None, int]]:
+    def __reduce__(self) -> tuple[type[Sampler], tuple[object, ...]]:
         """Pickle the bundle and the settings: unpickling, or copying, opens the files again.
 
         Raises RequestError if the sampler was given a Backend object instead of a name.
@@ -248,7 +274,7 @@ class Sampler(Animating):
                 "a sampler made from a Backend object cannot be pickled or copied. "
                 f"Pass `backend` by name: {', '.join(BACKENDS)}."
             )
-        return type(self), (self.bundle, *self._named, self.max_batch)
+        return type(self), (self.bundle, *self._named, self.max_batch, self._streams)
 
     def __enter__(self) -> Sampler:
         return self

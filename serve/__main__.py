@@ -69,6 +69,8 @@ def settings_of(given: argparse.Namespace) -> Settings:
         backend=given.backend,
         precision=given.precision,
         threads=given.threads,
+        streams=given.streams,
+        min_psnr=given.min_psnr,
         drain_s=given.drain,
         tokens=tokens,
         hosts=tuple(sorted(hosts)),
@@ -111,9 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a proxy whose X-Forwarded-For is believed; again for more",
     )
     add("--drain", type=float, default=30.0, help="seconds to finish work after SIGTERM [30]")
-    add("--backend", default="auto", help="inference library [auto]")
+    add("--backend", default="auto", help="inference library, or fastest, which measures [auto]")
+    add("--min-psnr", type=float, help="dB to fp32 that --backend fastest keeps [fp32 alone]")
     add("--precision", default="auto", help="one that the bundles hold [auto: fp32]")
     add("--threads", type=int, help="of the inference library [one a core]")
+    add("--streams", type=int, help="parts of a batch that run at once [what is fastest]")
     return parser
 
 

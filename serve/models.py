@@ -243,6 +243,13 @@ class Models:
         if isinstance(source, Sampler):
             return source
         settings = self._settings
-        sampler = Sampler.load(source, settings.backend, settings.precision, settings.threads)
+        sampler = Sampler.load(
+            source,
+            settings.backend,
+            settings.precision,
+            settings.threads,
+            streams=settings.streams,
+            min_psnr=settings.min_psnr,
+        )
         self._own.append(sampler)
         return sampler

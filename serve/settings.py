@@ -20,7 +20,7 @@ class Settings:
     """How the service runs and what it accepts.
 
     Attributes:
-        backend, precision, threads: See `runtime.Sampler.load`.
+        backend, precision, threads, streams, min_psnr: See `runtime.Sampler.load`.
         max_batch: Most samples of a network call.
         engine: How much work an engine accepts before requests get a 429.
         samples: Most samples of one request.
@@ -51,6 +51,8 @@ class Settings:
     backend: str = "auto"
     precision: str = "auto"
     threads: int | None = None
+    streams: int | None = None
+    min_psnr: float | None = None
     max_batch: int = 32
     engine: Limits = field(default_factory=Limits)
     samples: int = 64

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from runtime.backends.base import Backend
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.registry import BACKENDS
+from runtime.backends.streams import bind
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import step_name
 from runtime.errors import BackendError, BundleError
@@ -75,28 +76,41 @@ def check(
     plan = plan or Plan()
     examples = Examples(model, bundle, plan)
     runs = trajectories(bundle, plan)
-    backends = candidates(bundle)
     checks: list[PrecisionCheck] = []
     images: dict[str, Float32] = {}
+    known: dict[str, Float32] = {}
+    expected: dict[str, Float32] = {}
     batches = len(graphs_of(bundle)) * len(examples) * len(plan.batches)
-    with Progress("checking", len(backends) * (batches + len(runs) * UNITS)) as bar:
-        for backend in backends:
-            compared, shown = _compare(examples, backend, runs, bounds, bar)
-            checks.append(compared)
-            # The reference backend comes first, and its images are the ones that are shown.
+    with Progress("checking", len(_pairs(bundle)) * (batches + len(runs) * UNITS)) as bar:
+        # One at a time: each holds the weights.
+        for backend in candidates(bundle):
+            sampler = Sampler(bundle, backend)
+            compared, shown = _compare(examples, sampler, runs, bounds, bar, known)
+            # The reference backend comes first, in fp32, and its images are the ones that are
+            # shown and that others are compared with.
             for name, samples in shown.items():
                 images.setdefault(name, samples)
-    report = Report(
-        bounds,
-        plan,
-        tuple(_against_fp32(checks, backends, model, bundle, plan)),
-        conversion or Conversion(),
-    )
+            judged = judged_images(model, sampler, plan)
+            expected = expected or judged
+            checks.append(_against_fp32(compared, sampler, judged, expected, plan))
+            del backend, sampler
+    report = Report(bounds, plan, tuple(checks), conversion or Conversion())
     return Proof(judge(report, same_bytes), images)
 
 
-def candidates(bundle: Bundle) -> list[Backend]:
-    """Return every precision of the bundle on every backend of this machine, the reference first.
+def _pairs(bundle: Bundle) -> list[tuple[str, str]]:
+    """The (backend, precision) pairs to compare, the reference first."""
+    pairs = [(REFERENCE, precision) for precision in bundle.precisions]
+    for name, kind in BACKENDS.items():
+        if not kind.gpu and name != REFERENCE:
+            pairs += [
+                (name, p) for p, folder in kind.folders.items() if folder in bundle.precisions
+            ]
+    return pairs
+
+
+def candidates(bundle: Bundle) -> Iterator[Backend]:
+    """Open every precision of the bundle on every backend of this machine, the reference first.
 
     GPU backends are left out: engines are built once the bundle is written (export.engines), and
     tests/runtime/backends/nvidia/test_gpu.py compares them. If its CPU kernels have no fp16 or
@@ -105,39 +119,35 @@ def candidates(bundle: Bundle) -> list[Backend]:
     Raises:
         ExportError: ONNX Runtime cannot run a graph.
     """
-    backends: list[Backend] = []
-    for precision in bundle.precisions:
+    for name, precision in _pairs(bundle):
         try:
-            backends.append(OnnxRuntime(bundle, precision, None))
-        except BundleError as error:
-            # The runtime's remedy is for users of a bundle; an exporter needs the cause alone.
-            reason = str(error).partition("onnxruntime cannot load it: ")[2] or str(error)
-            raise ExportError(
-                f"{bundle.name}: ONNX Runtime cannot run the {precision} network: {reason}"
-            ) from error
-    # A precision that another library lacks is not a failure: it is not offered there.
-    for name, kind in BACKENDS.items():
-        if kind.gpu or name == REFERENCE:
-            continue
-        for precision, folder in kind.folders.items():
-            if folder in bundle.precisions:
-                try:
-                    backends.append(kind.open(bundle, precision, None))
-                except (BackendError, BundleError) as error:
-                    say(f"not checked: {precision} on {name}: {error}")
-    return backends
+            # The registry offers on the reference only what a user can choose there.
+            if name == REFERENCE:
+                yield OnnxRuntime(bundle, precision, None)
+            else:
+                yield BACKENDS[name].open(bundle, precision, None, None)
+        except (BackendError, BundleError) as error:
+            if name == REFERENCE:
+                # The runtime's remedy is for users of a bundle; an exporter needs the cause alone.
+                reason = str(error).partition("onnxruntime cannot load it: ")[2] or str(error)
+                raise ExportError(
+                    f"{bundle.name}: ONNX Runtime cannot run the {precision} network: {reason}"
+                ) from error
+            # A precision that another library lacks is not a failure: it is not offered there.
+            say(f"not checked: {precision} on {name}: {error}")
 
 
 def _compare(
     examples: Examples,
-    backend: Backend,
+    sampler: Sampler,
     runs: list[Trajectory],
     bounds: Bounds,
     bar: Progress,
+    known: dict[str, Float32],
 ) -> tuple[PrecisionCheck, dict[str, Float32]]:
     """Return one backend's check, and the final images of the first trajectory."""
     bundle = examples.bundle
-    sampler = Sampler(bundle, backend)
+    backend = sampler.backend
     steps = {
         step_name(guided): check_steps(examples, backend, guided, bounds, bar)
         for guided in graphs_of(bundle)
@@ -146,7 +156,7 @@ def _compare(
     for run in runs:
         compared.append(
             check_trajectory(
-                examples.model, sampler, run, bounds.trajectory, examples.plan.pictures
+                examples.model, sampler, run, bounds.trajectory, examples.plan.pictures, known
             )
         )
         bar.advance(UNITS)
@@ -162,24 +172,20 @@ def _compare(
 
 
 def _against_fp32(
-    checks: list[PrecisionCheck],
-    backends: list[Backend],
-    model: Model,
-    bundle: Bundle,
+    check: PrecisionCheck,
+    sampler: Sampler,
+    images: Mapping[str, Float32],
+    expected: Mapping[str, Float32],
     plan: Plan,
-) -> list[PrecisionCheck]:
-    """Return the checks with the PSNR of final images against fp32's, and the time of a call."""
-    found: list[PrecisionCheck] = []
-    expected: dict[str, Float32] = {}
-    for check, backend in zip(checks, backends, strict=True):
-        images = judged_images(model, Sampler(bundle, backend), plan)
-        # The first backend is the reference in fp32.
-        expected = expected or images
-        psnr = {
-            name: median_psnr(samples, expected[name], bundle.sample_range)
-            for name, samples in images.items()
-        }
-        sizes = (1, max(plan.batches))
-        spent = {str(batch): milliseconds(backend.bind(batch)) for batch in sizes}
-        found.append(replace(check, psnr_db=psnr, ms_a_call=spent))
-    return found
+) -> PrecisionCheck:
+    """Return the check with the PSNR of final images against fp32's, and the time of a call."""
+    bundle = sampler.bundle
+    psnr = {
+        name: median_psnr(samples, expected[name], bundle.sample_range)
+        for name, samples in images.items()
+    }
+    spent = {
+        str(batch): milliseconds(bind(sampler.backend, batch, sampler.costs.streams))
+        for batch in (1, max(plan.batches))
+    }
+    return replace(check, psnr_db=psnr, ms_a_call=spent)

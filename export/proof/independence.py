@@ -154,22 +154,23 @@ def _of_condition(name: str) -> tuple[str, str]:
     return f"the condition {name} of other samples", cause
 
 
-def draw(model: ModelSpec, key: int) -> Inputs:
-    """Return BATCH samples: noise of variance 1, times across the schedule, labels in turn.
+def draw(model: ModelSpec, key: int, count: int = BATCH) -> Inputs:
+    """Return samples: noise of variance 1, times across the schedule, labels in turn.
 
     Args:
         model: Its description, which draws conditions.
         key: Another key gives every sample another x and another time, label and conditions.
+        count: The number of samples.
     """
     schedule = model.schedule
     labels = model.num_labels
     generator = np.random.Generator(np.random.Philox(key=key))
-    x = generator.standard_normal((BATCH, *model.sample_shape), np.float32)
+    x = generator.standard_normal((count, *model.sample_shape), np.float32)
     # Every sample has a level of its own, and another one under another key.
-    knots = (np.arange(BATCH) * 5 + 3 * key + 1) % (2 * BATCH) / (2 * BATCH - 1)
+    knots = (np.arange(count) * 5 + 3 * key + 1) % (2 * count) / (2 * count - 1)
     time = schedule.time[np.round(knots * (len(schedule) - 1)).astype(int)].astype(np.float32)
-    label = (np.arange(BATCH, dtype=np.int64) + key) % labels if labels else None
-    return Inputs(x, time, label, model.draw_conditions(BATCH, key * BATCH))
+    label = (np.arange(count, dtype=np.int64) + key) % labels if labels else None
+    return Inputs(x, time, label, model.draw_conditions(count, key * count))
 
 
 def neighbours(network: Network, inputs: Inputs, others: Inputs) -> Dependency | None:
@@ -201,7 +202,9 @@ def largest(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     return change if np.isfinite(change) else np.inf
 
 
-def require_independent(model: Model, network: Network, tolerance: float) -> None:
+def require_independent(
+    model: Model, network: Network, tolerance: float, count: int = BATCH
+) -> None:
     """Check the PyTorch module before anything is converted.
 
     Args:
@@ -209,11 +212,12 @@ def require_independent(model: Model, network: Network, tolerance: float) -> Non
         network: The module.
         tolerance: By how much a sample's output may differ alone and in a batch, because PyTorch
             rounds differently. It scales with the largest output if that is above 1.
+        count: Samples of a batch.
 
     Raises:
         ExportError: The module mixes samples of a batch, or fails on a batch of some size.
     """
-    first, second = (draw(model, key) for key in (0, 1))
+    first, second = (draw(model, key, count) for key in (0, 1))
     found = neighbours(network, first, second)
     # What depends on the size of the batch, or on all samples agreeing, shows in none of these
     # pairs: compare with each sample alone.

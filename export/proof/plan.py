@@ -63,6 +63,46 @@ QUICK = Plan(
     ways=(("dpmpp_2m", 10), ("ddim", 10)),
 )
 """For large networks: about a twentieth of the work."""
+LEAST = Plan(
+    batches=(1, 2),
+    sizes=(3,),
+    quantized_sizes=(2, 3),
+    times=2,
+    pictures=1,
+    steps=2,
+    samples=1,
+    judged=1,
+    ways=(("ddim", 2),),
+)
+"""The least that compares every promise: both ends of the schedule, a sample alone and in batches
+of two sizes, and every solver of a proof to its end."""
+LADDER = (
+    Plan(),
+    Plan(
+        batches=(1, 3, 8),
+        quantized_sizes=(2, 4, 5, 8, 16),
+        times=9,
+        pictures=2,
+        steps=25,
+        samples=16,
+        judged=8,
+        ways=(("dpmpp_2m", 20), ("ddim", 25)),
+    ),
+    QUICK,
+    Plan(
+        batches=(1, 2),
+        sizes=(3,),
+        quantized_sizes=(2, 3, 5),
+        times=3,
+        pictures=1,
+        steps=5,
+        samples=4,
+        judged=1,
+        ways=(("ddim", 5),),
+    ),
+    LEAST,
+)
+"""Plans from the default to the least, for a proof that has a time."""
 
 
 @dataclass(frozen=True)

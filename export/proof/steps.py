@@ -3,7 +3,7 @@ batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from runtime.backends.base import Backend, Buffers
+from runtime.backends.streams import StreamBuffers, fixed
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.conditions import PREFIX
 from runtime.bundle.format import inside, step_file
@@ -76,7 +77,13 @@ class _Comparison:
             answer, state = self.by_knot.get(knot, (0.0, 0.0))
             self.by_knot[knot] = (max(answer, answer_error), max(state, state_error))
 
-    def same(self, who: NDArray[np.int64], output: Output, alone: Mapping[int, Output]) -> None:
+    def same(
+        self,
+        who: NDArray[np.int64],
+        output: Output,
+        alone: Mapping[int, Output],
+        streams: int = 1,
+    ) -> None:
         """Compare the bytes of each sample with those of the sample alone, if that was run."""
         for place, i in enumerate(who):
             if self.unlike or i not in alone:
@@ -86,8 +93,9 @@ class _Comparison:
             same_answer = output.answer[place].tobytes() == lone.answer[0].tobytes()
             if not (same_state and same_answer):
                 change = difference(output.answer[place], lone.answer[0])
+                cut = f" in {streams} streams" if streams > 1 else ""
                 self.unlike = (
-                    f"{self.graph}: at place {place} of a batch of {len(who)}, F differs by "
+                    f"{self.graph}: at place {place} of a batch of {len(who)}{cut}, F differs by "
                     f"{change:.2g} from F of the same sample alone"
                 )
 
@@ -132,14 +140,27 @@ def check_steps(
             comparison.compare(example, who, output)
             comparison.same(who, output, alone)
             bar.advance()
-        # Libraries switch kernels at sizes that are not known, so more sizes at one level.
+        # Libraries switch kernels at sizes and thread counts that are not known, so more sizes at
+        # one level, and every batch cut into streams as well.
         if turn == 0:
-            for size in plan.quantized_sizes if "int8" in backend.precision else plan.sizes:
-                who = np.resize(generator.permutation(examples.count), size)
-                output = _run(backend.bind(size), example, who, guided)
-                comparison.same(who, output, alone)
+            sizes = plan.quantized_sizes if "int8" in backend.precision else plan.sizes
+            shuffled = [np.resize(generator.permutation(examples.count), size) for size in sizes]
+            for who in [*shuffled, *(order[:batch] for batch in plan.batches)]:
+                lent = backend.bind(len(who))
+                for streams in _cuts(lent, guided, len(who)):
+                    comparison.same(who, _run(lent, example, who, guided), alone, streams)
     check = comparison.result(float(examples.guidances(guided).max()))
     return check if check.batch_invariant else _explained(check, examples, backend, guided)
+
+
+def _cuts(buffers: Buffers, guided: bool, size: int) -> Iterator[int]:
+    """Cut the calls of buffers in every way that is tried here; yield the numbers of streams."""
+    if not isinstance(buffers, StreamBuffers):
+        yield 1
+        return
+    for streams in buffers.choices(guided, size):
+        buffers.cut = fixed(streams)
+        yield streams
 
 
 def _run(buffers: Buffers, example: Example, who: NDArray[np.int64], guided: bool) -> Output:

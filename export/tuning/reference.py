@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import BufferPool, Float32
+from runtime.backends.base import Float32
+from runtime.backends.pool import BufferPool
 from runtime.backends.registry import open_backend
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.spec import ModelSpec
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import GUIDANCE, TIME, Network, R, advance, denoise
+from runtime.engine.costs import Costs
 from runtime.files import replacing
 from runtime.terminal.progress import Progress
 
@@ -58,7 +60,8 @@ def network_of(bundle: Bundle, threads: int | None = None) -> Network:
 
     The row has c_skip = 0 and c_out = 1, so that the graph's D is F.
     """
-    pool = BufferPool(open_backend(bundle, threads=threads))
+    backend = open_backend(bundle, threads=threads)
+    pool = BufferPool(backend, Costs(bundle, backend).streams)
 
     def network(x: Float32, time: Float32, label: NDArray[np.int64] | None = None) -> Float32:
         count = len(x)

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from threading import Lock
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-
-from ..bundle.bundle import Bundle
 from ..diffusion.arrays import Array, Bool, Float32, Int64
-from ..errors import BackendError, BundleError, UnnoiseError
-from .forks import ForkGuard
-from .ports import dtype_of, shapes
+from ..errors import BackendError
 
 
 class Buffers(Protocol):
@@ -58,98 +51,6 @@ class Buffers(Protocol):
     def step(self, guided: bool) -> None:
         """Run a row of every sample, and turn."""
         ...
-
-
-class HostBuffers:
-    """Buffers as numpy arrays.
-
-    Slices of one allocation are bound, once for each graph, slice and direction. The two `state`
-    arrays are input and output in turn.
-
-    spare: Samples of room beyond the batch.
-    """
-
-    BINDINGS = 256
-    """The number of bindings that are kept."""
-
-    def __init__(self, bundle: Bundle, guard: ForkGuard, batch: int, spare: int = 0) -> None:
-        guard.check()
-        guard.keep(self)
-        self._bundle = bundle
-        self._guard = guard
-        self._batch = batch
-        self._current = 0
-        # Zeros: a slice may cover samples that nobody has filled yet.
-        self._whole: dict[str, Array] = {
-            name: np.zeros(shape, dtype_of(bundle, name))
-            for name, shape in shapes(bundle, batch + spare).items()
-        }
-        self._states = self._whole["state"][:batch], self._whole["next_state"][:batch]
-        self.noise: Float32 = self._whole["noise"][:batch]
-        self.call: Float32 = self._whole["call"][:batch]
-        self.update: Float32 = self._whole["update"][:batch]
-        self.label: Int64 = self._whole["label"][:batch]
-        self.conditions: Mapping[str, Array] = {
-            c.port: self._whole[c.port][:batch] for c in bundle.conditions
-        }
-        self.denoised: Float32 = self._whole["denoised"][:batch]
-        self._bound: dict[tuple[bool, int, int, int], Callable[[], object]] = {}
-
-    @property
-    def state(self) -> Float32:
-        """[B, R, *S]: see `Buffers`."""
-        return self._states[self._current]
-
-    def step(self, guided: bool) -> None:
-        """Run a row of every sample, and turn."""
-        self.run(guided, 0, self._batch)
-        self.turn()
-
-    def turn(self) -> None:
-        """Make the array that the graphs wrote the state, for all samples."""
-        self._current = 1 - self._current
-
-    def run(self, guided: bool, first: int, count: int) -> None:
-        """Run a row of a slice of samples, see `Buffers`.
-
-        Raises:
-            BundleError: The library fails.
-        """
-        self._guard.check()
-        key = guided, self._current, first, count
-        if key not in self._bound:
-            # The oldest binding goes: samples that join and leave make ever new slices.
-            if len(self._bound) >= self.BINDINGS:
-                del self._bound[next(iter(self._bound))]
-            self._bound[key] = self._bind(*key)
-        try:
-            self._bound[key]()
-        except UnnoiseError:
-            raise
-        except Exception as error:  # inference libraries' own errors share no base class
-            raise BundleError(
-                f"{self._bundle.path}: {self._guard.name} failed on a batch of {count}: "
-                f"{self._said(error)}. Fetch or export the bundle again. If the bundle is intact, "
-                "the batch may be too large for this machine's memory: pass a smaller max_batch."
-            ) from error
-
-    def _arrays(self, current: int, first: int, count: int) -> dict[str, Array]:
-        """The memory of a slice by the graph's names.
-
-        current: Which of the two arrays is the input `state`.
-        """
-        arrays = {name: array[first : first + count] for name, array in self._whole.items()}
-        if current:
-            arrays["state"], arrays["next_state"] = arrays["next_state"], arrays["state"]
-        return arrays
-
-    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
-        """Return the function that runs a graph on a slice of this memory."""
-        raise NotImplementedError
-
-    def _said(self, error: Exception) -> str:
-        """The library's message."""
-        return str(error)
 
 
 class Backend(Protocol):
@@ -235,44 +136,6 @@ class WholeLoop(Protocol):
     def close(self) -> None:
         """Free the device's memory. A second call does nothing."""
         ...
-
-
-class BufferPool:
-    """Lends buffers with room for a batch to one borrower at a time, and keeps them for the next.
-
-    Buffers serve any smaller batch, so memory grows with the largest batch only.
-    """
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._lock = Lock()
-        self._free: list[tuple[int, Buffers]] = []
-
-    @contextmanager
-    def lend(self, batch: int) -> Iterator[Buffers]:
-        """Lend buffers of at least this many samples."""
-        with self._lock:
-            # The smallest that fits, so that a larger one stays free for a larger batch.
-            fitting = [entry for entry in self._free if entry[0] >= batch]
-            if fitting:
-                room, buffers = min(fitting, key=lambda entry: entry[0])
-                self._free = [entry for entry in self._free if entry[1] is not buffers]
-            else:
-                # Those that are too small are replaced by the new ones.
-                self._free.clear()
-                room = batch
-                buffers = None
-        buffers = buffers or self._backend.bind(batch)
-        try:
-            yield buffers
-        finally:
-            with self._lock:
-                self._free.append((room, buffers))
-
-    def clear(self) -> None:
-        """Drop the buffers that are not lent."""
-        with self._lock:
-            self._free.clear()
 
 
 def missing(library: str, extra: str, error: object) -> BackendError:

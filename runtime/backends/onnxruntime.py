@@ -13,18 +13,24 @@ from ..bundle.bundle import Bundle
 from ..bundle.format import WEIGHTS, inside, step_file
 from ..errors import BundleError
 from ..errors.arguments import integer
-from .base import HostBuffers, missing
+from .base import missing
 from .forks import ForkGuard
+from .host import Call
 from .onnxfile import refuse_endless
 from .onnxruntime_api import OnnxRuntimeLibrary, Port, Session
 from .ports import dtype_of, optional_ports, shapes
+from .streams import StreamBuffers, usable_cores
 
 
 class OnnxRuntime:
     """The step graphs of one precision as ONNX Runtime sessions, each made when first needed.
 
+    A session has a number of threads, so streams have sessions of their own. Sessions of one thread
+    run in the threads that call them.
+
     Args:
         threads: Of one call; None for one a core.
+        streams: Into how many parts every call is cut; None leaves it to the caller.
 
     Raises:
         BackendError: onnxruntime is missing.
@@ -33,7 +39,9 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, precision: str, threads: int | None) -> None:
+    def __init__(
+        self, bundle: Bundle, precision: str, threads: int | None, streams: int | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -44,14 +52,17 @@ class OnnxRuntime:
         self.threads = integer("threads", threads, 1, 1024) if threads is not None else 0
         self._library = cast(OnnxRuntimeLibrary, onnxruntime)
         self._lock = Lock()
-        self._sessions: dict[bool, Session] = {False: self.open(False)}
+        self.streams = streams
+        # Opened at once, for its errors; whether it has been used.
+        self._sessions = {(False, self.threads): self.open(False, self.threads)}
+        self._used = False
 
     @cached_property
     def _weights(self) -> bytes:
         return self.bundle.read(inside(self.precision, WEIGHTS))
 
-    def open(self, guided: bool) -> Session:
-        """Open a session of a step graph.
+    def open(self, guided: bool, threads: int) -> Session:
+        """Open a session of a step graph; 0 threads are one a core.
 
         Raises:
             BundleError: It cannot be loaded, or is not a step graph for the bundle's samples.
@@ -62,7 +73,7 @@ class OnnxRuntime:
         if path not in self.bundle.files:
             path = inside(self.precision, step_file(guided))
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         # From memory, under the name that the graph gives: no path in the file is ever followed.
         options.add_external_initializers_from_files_in_memory(
@@ -79,13 +90,20 @@ class OnnxRuntime:
         check_ports(self.bundle, path, session.get_inputs(), session.get_outputs())
         return session
 
-    def session(self, guided: bool) -> Session:
-        """Return the session of the step graph, or of the guided one."""
-        # Other threads may ask for the guided session at the same time.
+    def session(self, guided: bool, threads: int) -> Session:
+        """Return the session of the step graph, or of the guided one, with so many threads."""
+        # Other threads may ask for the same session at the same time.
         with self._lock:
-            if guided not in self._sessions:
-                self._sessions[guided] = self.open(True)
-            return self._sessions[guided]
+            key = guided, threads
+            first = False, self.threads
+            if key == first:
+                self._used = True
+            elif not guided and not self._used:
+                # It makes room: who samples in batches alone then holds the weights once.
+                self._sessions.pop(first, None)
+            if key not in self._sessions:
+                self._sessions[key] = self.open(guided, threads)
+            return self._sessions[key]
 
     def bind(self, batch: int) -> OnnxRuntimeBuffers:
         """Allocate memory for `batch` samples, bound to the sessions."""
@@ -127,16 +145,19 @@ def check_ports(bundle: Bundle, file: str, inputs: Iterable[Port], outputs: Iter
         )
 
 
-class OnnxRuntimeBuffers(HostBuffers):
+class OnnxRuntimeBuffers(StreamBuffers):
     """Memory bound to the sessions."""
 
     def __init__(self, backend: OnnxRuntime, batch: int) -> None:
-        super().__init__(backend.bundle, backend.guard, batch)
+        threads = backend.threads or usable_cores()
+        super().__init__(backend.bundle, backend.guard, batch, threads, backend.streams)
         self._backend = backend
 
-    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
-        session = self._backend.session(guided)
-        arrays = self._arrays(current, first, count)
+    def _bind_part(self, part: Call) -> Callable[[], object]:
+        backend = self._backend
+        threads = backend.threads if part.streams == 1 else self.threads_of(part.streams)
+        session = backend.session(part.guided, threads)
+        arrays = self._arrays(part)
         binding = session.io_binding()
         for bind, ports in (
             (binding.bind_input, session.get_inputs()),

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from threading import Lock
 from typing import cast
 
@@ -19,12 +20,14 @@ from ..diffusion.arrays import Array
 from ..errors import BackendError, BundleError
 from ..errors.arguments import integer
 from . import cache
-from .base import HostBuffers, missing
+from .base import missing
 from .forks import ForkGuard
+from .host import Call
 from .onnxfile import refuse_endless, with_weights
 from .openvino_api import CompiledModel, Config, Memory, Model, OpenVinoLibrary, Port
 from .openvino_parts import PARTS, split
 from .ports import shapes
+from .streams import StreamBuffers, usable_cores
 
 CACHED = 1
 """Version of the cached models. Raise it if graphs are cut or compiled in another way."""
@@ -73,6 +76,7 @@ class OpenVino:
 
     Args:
         threads: Of one call; None for one a core.
+        streams: Into how many parts every call is cut; None leaves it to the caller.
 
     Raises:
         BackendError: openvino is missing, or the CPU has no bf16.
@@ -81,7 +85,9 @@ class OpenVino:
 
     name = "openvino"
 
-    def __init__(self, bundle: Bundle, precision: str, threads: int | None) -> None:
+    def __init__(
+        self, bundle: Bundle, precision: str, threads: int | None, streams: int | None = None
+    ) -> None:
         try:
             import openvino
         except ImportError as error:
@@ -90,6 +96,7 @@ class OpenVino:
         self.precision = precision
         self.guard = ForkGuard(self.name, self)
         self.threads = None if threads is None else integer("threads", threads, 1, 1024)
+        self.streams = streams
         if precision == "bf16" and "BF16" not in capabilities(openvino):
             raise BackendError(
                 "this CPU does not compute in bf16 (it has neither AVX-512 BF16 nor AMX): use fp32."
@@ -98,7 +105,7 @@ class OpenVino:
         self._core = self._library.Core()
         self._lock = Lock()
         self._models: dict[str, Model] = {}
-        self._compiled: dict[tuple[str, int], list[CompiledModel]] = {}
+        self._compiled: dict[tuple[str, int, int], list[CompiledModel]] = {}
         # Memory that compiled models from the cache read their weights from.
         self._kept: list[Array] = []
         with own_signal_stack():
@@ -107,21 +114,23 @@ class OpenVino:
     def _read_once(self) -> None:
         # A bundle that OpenVINO cannot read fails when it is opened, not at the first batch. An
         # empty entry notes that it was read: the next process reads it only for a batch it lacks.
-        if cache.load(self._key(STEP, 0)) is None:
+        if cache.load(self._key(STEP, 0, 1)) is None:
             self._model(STEP)
-            cache.store(self._key(STEP, 0), [])
+            cache.store(self._key(STEP, 0, 1), [])
 
     def bind(self, batch: int) -> OpenVinoBuffers:
         """Allocate memory for `batch` samples, bound to the requests."""
         return OpenVinoBuffers(self, batch)
 
-    def compiled(self, guided: bool, batch: int) -> list[CompiledModel]:
+    def compiled(self, guided: bool, batch: int, streams: int = 1) -> list[CompiledModel]:
         """Return the step graph for this batch size, or its parts in the order in which they run.
+
+        streams: How many requests run at once.
 
         Raises:
             BundleError: openvino cannot load it.
         """
-        key = (step_file(guided), batch)
+        key = (step_file(guided), batch, streams)
         with self._lock, own_signal_stack():
             if key not in self._compiled:
                 self._compiled[key] = self._from_cache(*key) or self._compile(*key)
@@ -163,7 +172,7 @@ class OpenVino:
                 self._models[file] = self._core.read_model(with_weights(graph, weights))
         return self._models[file]
 
-    def _compile(self, file: str, batch: int) -> list[CompiledModel]:
+    def _compile(self, file: str, batch: int, streams: int) -> list[CompiledModel]:
         """Compile for a batch size, and put the result into the cache."""
         model = self._model(file)
         with self.blaming(file):
@@ -175,19 +184,20 @@ class OpenVino:
             parts = split(whole) if self.precision == "bf16" else [whole]
             compiled = [
                 self._core.compile_model(part, "CPU", config)
-                for part, config in zip(parts, self._configs(len(parts)), strict=True)
+                for part, config in zip(parts, self._configs(len(parts), streams), strict=True)
             ]
-        cache.store(self._key(file, batch), [part.export_model().getbuffer() for part in compiled])
+        blobs = [part.export_model().getbuffer() for part in compiled]
+        cache.store(self._key(file, batch, streams), blobs)
         return compiled
 
-    def _from_cache(self, file: str, batch: int) -> list[CompiledModel]:
+    def _from_cache(self, file: str, batch: int, streams: int) -> list[CompiledModel]:
         """What `_compile` made before, or an empty list."""
-        key = self._key(file, batch)
+        key = self._key(file, batch, streams)
         blobs = cache.load(key) or []
         try:
             compiled = [
                 self._core.import_model(self.tensor(blob), "CPU", config)
-                for blob, config in zip(blobs, self._configs(len(blobs)), strict=True)
+                for blob, config in zip(blobs, self._configs(len(blobs), streams), strict=True)
             ]
         # OpenVINO's errors share no base class. It may refuse what it wrote, as after an update.
         except Exception:
@@ -196,22 +206,22 @@ class OpenVino:
         self._kept += blobs
         return compiled
 
-    def _key(self, file: str, batch: int) -> str:
+    def _key(self, file: str, batch: int, streams: int) -> str:
         files = [self.bundle.files.get(inside(self._folder, name)) for name in (file, WEIGHTS)]
         cpu = (
             self._core.get_property("CPU", "FULL_DEVICE_NAME"),
             sorted(capabilities(self._library)),
         )
         made_by = CACHED, self.name, self._library.__version__, cpu
-        return cache.key(made_by, files, self.bundle.sample_shape, batch, self._configs(len(PARTS)))
+        configs = self._configs(len(PARTS), streams)
+        return cache.key(made_by, files, self.bundle.sample_shape, batch, configs)
 
-    def _configs(self, parts: int) -> list[Config]:
+    def _configs(self, parts: int, streams: int) -> list[Config]:
         """The settings with which each part is compiled."""
-        # The precision is always set: OpenVINO's own choice is bf16 for everything if the CPU has
-        # it.
+        # OpenVINO's own choice of a precision is bf16 for everything, if the CPU has it.
         names = PARTS if parts == len(PARTS) else ("whole",) * parts
         bf16 = self.precision == "bf16"
-        return [
+        configs: list[Config] = [
             {
                 "INFERENCE_PRECISION_HINT": "bf16" if bf16 and name == "network" else "f32",
                 "PERFORMANCE_HINT": "LATENCY",
@@ -222,32 +232,43 @@ class OpenVino:
             }
             for name in names
         ]
+        if streams == 1:
+            return configs
+        threads = max(streams, self.threads or usable_cores())
+        cut: Config = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads}
+        # Parts of two sizes are two models, which would both be pinned to the first core.
+        cut |= {"PERFORMANCE_HINT": "THROUGHPUT", "ENABLE_CPU_PINNING": False}
+        return [{**config, **cut} for config in configs]
 
 
-class OpenVinoBuffers(HostBuffers):
+class OpenVinoBuffers(StreamBuffers):
     """Memory bound to the requests."""
 
     def __init__(self, backend: OpenVino, batch: int) -> None:
-        super().__init__(backend.bundle, backend.guard, batch, spare=LEAST_GUIDED - 1)
+        threads = backend.threads or usable_cores()
+        spare = LEAST_GUIDED - 1
+        super().__init__(backend.bundle, backend.guard, batch, threads, backend.streams, spare)
         self._backend = backend
 
     BINDINGS = 8
     """A request holds the network's intermediate values."""
 
-    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
+    def _least(self, guided: bool) -> int:
+        return LEAST_GUIDED if guided and self._backend.precision == "int8" else 1
+
+    def _bind_part(self, part: Call) -> Callable[[], object]:
         """A request for each part of the step graph, which run one after another."""
         # The spare sample of the allocation fills the batch next to a single one, see LEAST_GUIDED.
-        alone = guided and self._backend.precision == "int8"
-        size = max(count, LEAST_GUIDED) if alone else count
-        arrays = self._arrays(current, first, size)
+        size = max(part.count, self._least(part.guided))
+        arrays = self._arrays(replace(part, count=size))
         tensors = {name: self._backend.tensor(array) for name, array in arrays.items()}
         requests = []
-        for part in self._backend.compiled(guided, size):
-            request = part.create_infer_request()
-            with self._backend.blaming(step_file(guided)):
-                for port in part.inputs:
+        for model in self._backend.compiled(part.guided, size, part.streams):
+            request = model.create_infer_request()
+            with self._backend.blaming(step_file(part.guided)):
+                for port in model.inputs:
                     request.set_tensor(port, tensors[name_of(port, tensors)])
-                for port in part.outputs:
+                for port in model.outputs:
                     name = name_of(port, tensors)
                     if name in tensors:
                         request.set_tensor(port, tensors[name])

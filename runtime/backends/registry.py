@@ -22,37 +22,39 @@ class Kind:
     """
 
     folders: Mapping[str, str]
-    open: Callable[[Bundle, str, int | None], Backend]
+    open: Callable[[Bundle, str, int | None, int | None], Backend]
     module: str
     extra: str
     gpu: bool = False
 
 
-def _onnxruntime(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+def _onnxruntime(
+    bundle: Bundle, precision: str, threads: int | None, streams: int | None
+) -> Backend:
     from .onnxruntime import OnnxRuntime
 
-    return OnnxRuntime(bundle, precision, threads)
+    return OnnxRuntime(bundle, precision, threads, streams)
 
 
-def _openvino(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+def _openvino(bundle: Bundle, precision: str, threads: int | None, streams: int | None) -> Backend:
     from .openvino import OpenVino
 
-    return OpenVino(bundle, precision, threads)
+    return OpenVino(bundle, precision, threads, streams)
 
 
-def _onnxruntime_cuda(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+def _onnxruntime_cuda(bundle: Bundle, precision: str, threads: int | None, _: object) -> Backend:
     from .nvidia.onnxruntime_cuda import OnnxRuntimeCuda
 
     return OnnxRuntimeCuda(bundle, precision, threads)
 
 
-def _tensorrt(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+def _tensorrt(bundle: Bundle, precision: str, threads: int | None, _: object) -> Backend:
     from .nvidia.tensorrt import TensorRt
 
     return TensorRt(bundle, precision, threads, "tensorrt")
 
 
-def _tensorrt_rtx(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+def _tensorrt_rtx(bundle: Bundle, precision: str, threads: int | None, _: object) -> Backend:
     from .nvidia.tensorrt import TensorRt
 
     return TensorRt(bundle, precision, threads, "tensorrt-rtx")
@@ -103,12 +105,17 @@ def _may_run(checked: Mapping[str, object] | None, folder: str) -> bool:
 
 
 def open_backend(
-    bundle: Bundle, backend: str = "auto", precision: str = "auto", threads: int | None = None
+    bundle: Bundle,
+    backend: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    streams: int | None = None,
 ) -> Backend:
     """Open the bundle on a backend. `auto` is onnxruntime and fp32.
 
     Raises:
-        RequestError: The backend is unknown, does not run the precision, or the bundle lacks it.
+        RequestError: The backend is unknown, does not run the precision, or the bundle lacks it; or
+            `streams` is given for a GPU.
         BackendError: This machine cannot run it.
     """
     backend = "onnxruntime" if backend == "auto" else backend
@@ -118,7 +125,12 @@ def open_backend(
     pairs = offered(bundle)
     if (backend, precision) not in pairs:
         raise _not_offered(bundle, backend, precision, pairs)
-    return BACKENDS[backend].open(bundle, precision, threads)
+    kind = BACKENDS[backend]
+    if streams is not None and kind.gpu:
+        raise RequestError(
+            f"streams={streams} is not available on {backend}, which has one stream. Leave it out."
+        )
+    return kind.open(bundle, precision, threads, streams)
 
 
 def _not_offered(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..backends.base import Float32
+from ..backends.streams import bind
 from ..bundle.bundle import Bundle
 from ..sampler import Sampler
 from ..terminal.progress import Progress
@@ -41,7 +42,7 @@ class Cell:
         self.guided = table.guided
         # The network alone runs the first row again and again: an identity keeps the state as it
         # is, so that no value ever overflows.
-        self._buffers = sampler.backend.bind(batch)
+        self._buffers = bind(sampler.backend, batch, sampler.costs.streams)
         self._buffers.state[:] = 0
         self._buffers.noise[:] = 0
         self._buffers.label[:] = 0
@@ -104,7 +105,8 @@ def measure(
             for result in results:
                 result.cold = cold(bundle.path, result, effort.threads, keywords, effort.cold, bar)
         samplers = [
-            Sampler(bundle, r.backend, r.precision, effort.threads, max(batches)) for r in results
+            Sampler(bundle, r.backend, r.precision, effort.threads, max(batches), effort.streams)
+            for r in results
         ]
         judge(bundle, results, samplers, workload, effort, bar)
         cells = [

@@ -184,7 +184,7 @@ def bench(given: argparse.Namespace) -> str:
     if given.plot:
         bench_plot.check(given.plot)
     labels = given.label or range(bundle.num_classes)
-    effort = Effort(given.seconds, given.cold, given.pictures, given.threads)
+    effort = Effort(given.seconds, given.cold, given.pictures, given.threads, given.streams)
     workload = Workload.of(bundle, given.seed, settings(given), labels)
     facts = facts_of(bundle, workload, effort, here)
     results = measure(bundle, pairs, batches, workload, effort)
@@ -223,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--batch", default="1,4,16", help="batch sizes with commas between [1,4,16]")
     add("--threads", type=int, help="of the inference library [one a core]")
+    add("--streams", type=int, help="parts of a batch that run at once [what is fastest]")
     add(
         "--seconds",
         type=float,

@@ -24,12 +24,14 @@ class Effort:
         cold: Fresh processes of each pair.
         pictures: Samples that are compared with the reference's.
         threads: Of the inference library; None for one a core.
+        streams: Parts of a batch that run at once; None for what is fastest.
     """
 
     seconds: float
     cold: int
     pictures: int
     threads: int | None
+    streams: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

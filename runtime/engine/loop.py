@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Backend, BufferPool, Float32, Rows, Timing, WholeLoop
+from ..backends.base import Backend, Float32, Rows, Timing, WholeLoop
 from ..backends.forks import ForkGuard
+from ..backends.pool import BufferPool
+from ..backends.streams import Cut, whole
 from ..bundle.conditions import LABEL
 from ..diffusion.arrays import Array
 from ..diffusion.noise import Stream, noises
@@ -58,12 +60,18 @@ class Loop:
     or `Known` changes D between them, every backend is stepped row by row.
     """
 
-    def __init__(self, backend: Backend, sample_shape: tuple[int, ...], max_batch: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        sample_shape: tuple[int, ...],
+        max_batch: int,
+        cut: Cut = whole,
+    ) -> None:
         largest = getattr(backend, "largest", None)
         self.backend = backend
         self.shape = sample_shape
         self.max_batch = min(max_batch, largest or max_batch)
-        self._pool = BufferPool(backend)
+        self._pool = BufferPool(backend, cut)
         self._guard = ForkGuard(backend.name, self)
         self._closed = False
 

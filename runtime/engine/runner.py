@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..backends.base import Backend, Float32
+from ..backends.streams import Cut, bind, whole
 from .batch import Batch
 from .fair import Work
 from .job import Job
@@ -55,9 +56,14 @@ class Runner:
     """Holds the batch. A whole-program backend is stepped row by row here, too."""
 
     def __init__(
-        self, backend: Backend, sample_shape: tuple[int, ...], capacity: int, room: int
+        self,
+        backend: Backend,
+        sample_shape: tuple[int, ...],
+        capacity: int,
+        room: int,
+        cut: Cut = whole,
     ) -> None:
-        self._batch = Batch(backend.bind(room), sample_shape, capacity, room)
+        self._batch = Batch(bind(backend, room, cut), sample_shape, capacity, room)
         self._of_slot: dict[int, Sample] = {}
 
     def __len__(self) -> int:

@@ -28,11 +28,13 @@ from ..errors import BackendError, ClosedError, DeadlineError
 from ..errors.arguments import enough_memory, function, instance, integer, number
 from ..errors.keywords import named
 from .admission import Limits
-from .cost import Clock, CostCurve, cost_curve
+from .cost import CostCurve
+from .costs import Costs
 from .expand import listed
 from .fair import Work
 from .job import Job
 from .ledger import Ending, Ledger, Order
+from .probe import Clock
 from .request import Planner, Request
 from .runner import Runner, Sample
 from .stats import Stats, TickReport
@@ -94,13 +96,15 @@ class Engine:
         self.limits = limits.checked()
         self._guard = ForkGuard(self.backend.name, self)
         self._guard.check()
-        self.curve = curve or cost_curve(self.bundle, self.backend, max_batch)
+        costs = Costs(self.bundle, self.backend)
+        self.curve = curve or costs.curve(max_batch)
         self._clock = clock
         self._on_tick = on_tick if on_tick is None else function("on_tick", on_tick)
         self._planner = Planner(self.bundle)
         room = max(self.curve.cap(False), self.curve.cap(True))
         self._ledger = Ledger(self.curve, self.limits)
-        self._runner = Runner(self.backend, self.bundle.sample_shape, self._ledger.slots, room)
+        shape = self.bundle.sample_shape
+        self._runner = Runner(self.backend, shape, self._ledger.slots, room, costs.streams)
         self._tickets = itertools.count(1)
         self._keys = itertools.count()
         self._begun: float | None = None

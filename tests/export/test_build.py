@@ -15,6 +15,7 @@ from PIL import Image
 from export import build as building
 from export.build import build, main
 from export.errors import ExportError
+from export.graph import trace
 from export.proof import documents
 from export.proof.check import Proof
 from export.proof.plan import QUICK, Bounds, Plan
@@ -113,14 +114,14 @@ class Wrong:
 def test_a_missed_bound_fails_the_build_names_the_worst_case_and_writes_nothing(
     tiny_run: Path, traced: Traces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = building.graph.steps
+    steps = trace.steps
 
     def swap(model) -> dict:
         traced = steps(model)
         object.__setattr__(model, "module", Wrong(model.module))
         return traced
 
-    monkeypatch.setattr(building.graph, "steps", swap)
+    monkeypatch.setattr(trace, "steps", swap)
     with pytest.raises(
         ExportError, match=r"answer: 0\.001.* > 0\.0001 at step\.onnx, time .*, batch"
     ):

@@ -17,8 +17,9 @@ from ...bundle.bundle import Bundle
 from ...bundle.format import STEP, STEP_GUIDED, WEIGHTS, inside
 from ...diffusion.arrays import Array
 from ...errors import BackendError, GpuError, RequestError, UnnoiseError
-from ..base import Float32, HostBuffers, Rows, Timing, missing
+from ..base import Float32, Rows, Timing, missing
 from ..forks import ForkGuard
+from ..host import Call, HostBuffers
 from ..onnxfile import refuse_endless
 from ..onnxruntime import check_ports
 from ..onnxruntime_api import Binding, OnnxRuntimeLibrary, RunOptions, Session, Value
@@ -272,28 +273,26 @@ class Loop:
 
 
 class CudaBuffers(HostBuffers):
-    """A batch that is stepped from the host, for previews and inpainting.
-
-    Every step uploads the state and downloads it.
-    """
+    """A batch stepped from the host, for previews and inpainting: the state goes up and down."""
 
     def __init__(self, backend: OnnxRuntimeCuda, batch: int) -> None:
         super().__init__(backend.bundle, backend.guard, batch)
         self._backend = backend
 
-    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
+    def _bind(self, call: Call) -> Callable[[], object]:
         backend = self._backend
+        count = call.count
         size = 1 << (count - 1).bit_length()
-        arrays = self._arrays(current, first, count)
+        arrays = self._arrays(call)
 
         def run() -> None:
             with backend.lock:
-                backend.session(guided)
+                backend.session(call.guided)
                 loop = backend.loop(size)
                 for name in inputs_of(backend.bundle):
                     loop.host[name][:count] = arrays[name]
                     loop.send(name)
-                loop.step(guided, 0)
+                loop.step(call.guided, 0)
                 for name in ("next_state", "denoised"):
                     arrays[name][:] = loop.fetch(name)[:count]
 

@@ -7,8 +7,8 @@ from threading import RLock
 from typing import Protocol
 
 from ...bundle.bundle import Bundle
-from ..base import HostBuffers
 from ..forks import ForkGuard
+from ..host import Call, HostBuffers
 from ..ports import inputs_of
 from .cuda import Cuda, Stream
 from .device_space import Space
@@ -44,17 +44,18 @@ class TensorRtBuffers(HostBuffers):
         super().__init__(backend.bundle, backend.guard, batch)
         self._backend = backend
 
-    def _bind(self, guided: bool, current: int, first: int, count: int) -> Callable[[], object]:
+    def _bind(self, call: Call) -> Callable[[], object]:
         backend = self._backend
         backend.alive()
+        count = call.count
         bucket = backend.bucket(count)
-        arrays = self._arrays(current, first, count)
+        arrays = self._arrays(call)
         inputs = inputs_of(backend.bundle)
 
         def run() -> None:
             with backend.lock:
                 backend.alive()
-                context = backend.step_context(bucket, guided)
+                context = backend.step_context(bucket, call.guided)
                 space = backend.space(bucket)
                 # Earlier batches' samples may pad the bucket: samples do not depend on each other.
                 for name in inputs:

@@ -7,10 +7,19 @@ import pytest
 
 from runtime import Bundle, Sampler
 from runtime.backends import cache
-from runtime.engine import cost
-from runtime.engine.cost import CostCurve, cost_curve, measure
+from runtime.backends.base import Backend
+from runtime.engine.cost import CostCurve
+from runtime.engine.costs import Costs, depends
 
 from ...small_bundle import SmallBackend, SmallBuffers, write_small_bundle
+
+
+def measure(bundle: Bundle, backend: Backend, largest: int, *clock: "Clock") -> CostCurve:
+    return Costs(bundle, backend, *clock).measure(largest)
+
+
+def cost_curve(bundle: Bundle, backend: Backend, largest: int, clock: "Clock") -> CostCurve:
+    return Costs(bundle, backend, clock).curve(largest)
 
 
 class Clock:
@@ -156,9 +165,9 @@ def test_an_entry_that_is_no_curve_is_measured_anew(
 
 def test_what_a_curve_depends_on(bundle: Bundle) -> None:
     backend = TimedBackend(bundle, 1.0, 0.125)
-    one = cost._depends(bundle, backend, "onnxruntime")
+    one = depends(bundle, backend)
     backend.threads = 3
-    assert cost._depends(bundle, backend, "onnxruntime") != one
+    assert depends(bundle, backend) != one
 
 
 def test_an_unlabelled_bundle_has_one_curve(bundle: Bundle) -> None:

@@ -1,0 +1,94 @@
+"""Converts a model: the step graphs of every precision, written into a bundle's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from onnx import ModelProto
+
+from runtime.bundle.format import STEP, step_file
+
+from .graph import trace as graph
+from .graph.calibrate import Calibration, ranges
+from .graph.folding import fold_upsampling
+from .graph.pixels.rewrite import pixels_first
+from .graph.precision import to_float16
+from .graph.quantization import quantize
+from .graph.rounding.batches import same_in_any_batch
+from .graph.rounding.convolutions import same_alone
+from .graph.sensitivity import Choice, Judge, choose
+from .graph.write import write_all
+from .proof.headroom import headroom
+from .proof.plan import Bounds
+from .proof.report import Conversion
+from .sources.model import Model
+
+INT8 = {"int8": False, "int8-trt": True}
+"""The kinds of int8 and whether their activations are signed, as TensorRT asks."""
+
+
+def converted(
+    folder: Path,
+    model: Model,
+    precisions: Collection[str],
+    bounds: Bounds,
+    calibration: Calibration | None,
+    winograd: bool,
+) -> tuple[Conversion, bool]:
+    """Write every precision's graphs; return how they were made, and if a CPU variant exists."""
+    steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
+    faster = _for_cpus(steps) if winograd else {}
+    # Folding and groups hold for float32 only, so the other precisions start from `steps`.
+    folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
+    write_all(folded, model.sample_shape, folder / "fp32", faster)
+    has_faster = bool(faster)
+    del folded, faster
+    conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
+    return conversion, has_faster
+
+
+def _for_cpus(steps: Mapping[str, ModelProto]) -> dict[str, ModelProto]:
+    """Return the CPU variants of the step graphs by file name, if anything is large enough."""
+    variants: dict[str, ModelProto] = {}
+    for guided in (False, True):
+        step = steps.get(step_file(guided))
+        variant = pixels_first(step) if step else None
+        if variant:
+            variants[step_file(guided, pixels=True)] = fold_upsampling(variant)
+    return variants
+
+
+def _other_precisions(
+    folder: Path,
+    model: Model,
+    steps: Mapping[str, ModelProto],
+    precisions: Collection[str],
+    bounds: Bounds,
+    calibration: Calibration | None,
+) -> Conversion:
+    """Write the step graphs in other precisions, and return how they were made."""
+    calibration = calibration or Calibration()
+
+    def write(name: str, change: Callable[[ModelProto], ModelProto]) -> None:
+        changed = {file: change(proto) for file, proto in steps.items()}
+        write_all(changed, model.sample_shape, folder / name)
+
+    step = steps[STEP]
+    room = None
+    choices: dict[str, Choice] = {}
+    if "fp16" in precisions:
+        # float16 fails quietly beyond 65504: the report says how near the values come.
+        room = headroom(step, model, calibration)
+        write("fp16", to_float16)
+    if "int8" in precisions:
+        # One set of trajectories gives the ranges of both kinds, and one of reference images.
+        pairs = ranges(step, model, calibration)
+        judge = Judge(step, model, calibration)
+        for name, signed in INT8.items():
+            # The layers are chosen on the plain graph; both graphs hold the same ones.
+            own = [pair[signed] for pair in pairs]
+            chosen = choose(step, judge, own, signed, bounds.psnr[name])
+            write(name, lambda proto, r=own, k=chosen.keep, s=signed: quantize(proto, r, k, s))
+            choices[name] = chosen
+    return Conversion(room, choices)

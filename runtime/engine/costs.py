@@ -1,0 +1,228 @@
+"""What calls of a bundle cost on a backend: measured once a machine, and kept in the cache.
+
+Costs are measured in two places: by an engine, which needs a whole `CostCurve` before it starts,
+and by a sampler, which asks into how many streams a call of one size is cut.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from threading import RLock
+from typing import Any, TypeVar
+
+from ..backends import cache
+from ..backends.base import Backend, Float32
+from ..backends.registry import BACKENDS
+from ..backends.streams import usable_cores
+from ..bundle.bundle import Bundle
+from ..errors import BackendError
+from .cost import WITHIN, CostCurve, Points
+from .probe import LEAST_CALLS, Clock, Point, Probe
+
+T = TypeVar("T")
+FORMAT = 2
+"""Of the cached entries: a change makes older entries unknown."""
+BUDGET_S = 0.8
+"""Seconds for each graph of a curve. Three sizes are measured in any case."""
+POINT_S = 0.4
+"""Seconds for a single size."""
+
+
+class Costs:
+    """The costs of a bundle on a backend. May be used from many threads at once."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, clock: Clock = time.perf_counter) -> None:
+        """Measure nothing yet.
+
+        Args:
+            bundle: Its first program gives the rows.
+            backend: Opened with that bundle.
+            clock: Seconds.
+        """
+        self._bundle = bundle
+        self._backend = backend
+        self._clock = clock
+        self._lock = RLock()
+        self._points: dict[tuple[bool, int], Point] = {}
+        self._fixed: int | None = getattr(backend, "streams", None)
+
+    def curve(self, max_batch: int) -> CostCurve:
+        """Return the curve up to a batch size: from the cache, or measured and then cached."""
+        with self._lock:
+            found = self._load(_curve, "curve", max_batch)
+            if found is None:
+                found = self.measure(max_batch)
+                self._store(found, "curve", max_batch)
+            return found
+
+    def streams(self, guided: bool, count: int) -> int:
+        """Return into how many parts a call is cut: what was fastest at the next power of two.
+
+        Raises:
+            BackendError: The backend was opened with `streams`, and a sample has other bytes in
+                several streams.
+        """
+        with self._lock:
+            point = self._point(guided, 1 << (count.bit_length() - 1))
+        if self._fixed:
+            if not point.same_bytes:
+                raise BackendError(
+                    f"streams={self._fixed} is not available: a sample of {self._bundle.name} has "
+                    f"other bytes in {self._fixed} streams than in one on "
+                    f"{self._backend.name}. Leave it out."
+                )
+            return self._fixed
+        # The largest part takes as long as it would in a call that is cut evenly.
+        even = -(-count // point.streams) * point.streams
+        return point.streams if even <= point.gain * count else 1
+
+    def lone(self, seconds: float) -> Point:
+        """Return the cost of a call of one sample, measured for at most so many seconds."""
+        with self._lock:
+            return self._point(False, 1, seconds)
+
+    def measure(self, max_batch: int) -> CostCurve:
+        """Run both graphs at 1, 2, 4, … samples, until a larger batch is no cheaper a sample."""
+        probe = Probe(self._bundle, self._backend, self._clock)
+        largest = min(max_batch, getattr(self._backend, "largest", None) or max_batch)
+        sizes = sorted({largest, *(2**k for k in range(largest.bit_length()))})
+        plain, same_bytes, settled = self._sizes(probe, sizes, False)
+        guided = plain
+        if self._bundle.can_guide:
+            guided, same_too, settled_too = self._sizes(probe, sizes, True)
+            same_bytes &= same_too
+            settled &= settled_too
+        unmerged = CostCurve(plain, guided)
+        mergeable = (
+            self._bundle.can_guide
+            and unmerged.could_merge()
+            and probe.equal_in_both(unmerged.cap(True))
+        )
+        return CostCurve(plain, guided, mergeable, same_bytes, settled)
+
+    def _sizes(self, probe: Probe, sizes: list[int], guided: bool) -> tuple[Points, bool, bool]:
+        """(samples, seconds) of a graph; whether rows had the same bytes at all sizes, and whether
+        all were settled."""
+        end = self._clock() + BUDGET_S
+        found: list[tuple[int, float]] = []
+        before: list[Float32] = []
+        same_bytes = True
+        settled = True
+        no_cheaper = 0
+        for size in sizes:
+            point, rows = probe.point(size, guided, end)
+            self._points[guided, size] = point
+            self._store(point, "point", guided, size)
+            pairs = zip(before, rows, strict=False)
+            same_bytes &= all(a.tobytes() == b.tobytes() for a, b in pairs)
+            settled &= point.settled
+            before = list(rows)
+            best = min((seconds / n for n, seconds in found), default=float("inf"))
+            no_cheaper = no_cheaper + 1 if WITHIN * point.seconds / size > best else 0
+            found.append((size, point.seconds))
+            # The next size takes about twice as long.
+            late = self._clock() + 2 * (1 + LEAST_CALLS) * point.seconds > end
+            if len(found) > 2 and (no_cheaper > 1 or late):
+                break
+        return tuple(found), same_bytes, settled
+
+    def _point(self, guided: bool, size: int, seconds: float = POINT_S) -> Point:
+        """The cost of a call of one size."""
+        key = guided, size
+        if key not in self._points:
+            found = self._load(_point, "point", *key)
+            if found is None:
+                probe = Probe(self._bundle, self._backend, self._clock)
+                found, _ = probe.point(size, guided, self._clock() + seconds)
+                self._store(found, "point", *key)
+            self._points[key] = found
+        return self._points[key]
+
+    def _load(self, read: Callable[[Any], T], *what: object) -> T | None:
+        """What the cache holds; None if it holds nothing, or nothing that can be read."""
+        name = self._name(what)
+        parts = cache.load(name) if name else None
+        if parts is None:
+            return None
+        try:
+            return read(json.loads(parts[0].tobytes()))
+        except (ValueError, TypeError, LookupError):
+            cache.forget(name)
+            return None
+
+    def _store(self, value: CostCurve | Point, *what: object) -> None:
+        """Put a value into the cache.
+
+        A curve of a busy machine is not kept, because predictions follow it. A point is: it only
+        chooses between equal bytes, and measuring it in every process would cost more.
+        """
+        name = self._name(what)
+        if name and (value.settled or isinstance(value, Point)):
+            cache.store(name, [json.dumps(asdict(value)).encode()])
+
+    def _name(self, what: tuple[object, ...]) -> str:
+        """The entry's name; "" if there is none.
+
+        A GPU is measured in a moment, and the backend does not say which one it is.
+        """
+        kind = BACKENDS.get(self._backend.name)
+        if kind is None or kind.gpu:
+            return ""
+        return cache.key("cost", FORMAT, depends(self._bundle, self._backend), *what)
+
+
+def depends(bundle: Bundle, backend: Backend) -> tuple[object, ...]:
+    """Return what costs depend on: the graphs, the inference library and the processor."""
+    return (
+        sorted((name, file.sha256) for name, file in bundle.files.items()),
+        type(backend).__qualname__,
+        backend.name,
+        backend.precision,
+        getattr(backend, "threads", None),
+        getattr(backend, "streams", None),
+        getattr(sys.modules.get(BACKENDS[backend.name].module), "__version__", None),
+        processor(),
+        usable_cores(),
+    )
+
+
+def processor() -> str:
+    """Name this machine's processor."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _curve(value: Any) -> CostCurve:
+    """A cached curve. Raises ValueError, TypeError or LookupError for anything else."""
+    plain, guided = (
+        tuple((int(size), float(seconds)) for size, seconds in value[graph])
+        for graph in ("plain", "guided")
+    )
+    if not all(points and min(map(min, points)) > 0 for points in (plain, guided)):
+        raise ValueError
+    return CostCurve(plain, guided, bool(value["mergeable"]), bool(value["same_bytes"]))
+
+
+def _point(value: Any) -> Point:
+    """A cached point. Raises ValueError, TypeError or LookupError for anything else."""
+    point = Point(
+        seconds=float(value["seconds"]),
+        streams=int(value["streams"]),
+        gain=float(value["gain"]),
+        settled=bool(value["settled"]),
+        same_bytes=bool(value["same_bytes"]),
+    )
+    if not (point.seconds > 0 and point.streams > 0 and point.gain >= 1):
+        raise ValueError
+    return point

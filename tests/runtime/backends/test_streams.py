@@ -1,0 +1,206 @@
+"""A batch cut into streams has the bytes of the whole one, on every library."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
+from runtime.backends.base import Buffers
+from runtime.backends.host import Call
+from runtime.backends.onnxruntime import OnnxRuntime
+from runtime.backends.registry import open_backend
+from runtime.backends.streams import fixed, whole
+from runtime.diffusion.program import GUIDANCE
+from runtime.diffusion.solvers import SOLVERS
+from runtime.engine.costs import Costs
+
+from ...small_bundle import write_small_bundle
+from ...small_streams import StreamedBackend
+
+BATCHES = {"onnxruntime": range(1, 17), "openvino": (1, 3, 8)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNNOISE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Bundle:
+    return write_small_bundle(tmp_path / "bundle")
+
+
+def fill(buffers: Buffers, bundle: Bundle, count: int, guided: bool) -> None:
+    """Each sample at a row of another solver, with noise, and registers that hold something."""
+    generator = np.random.Generator(np.random.Philox(key=count))
+    programs = [bundle.program(solver, steps=4) for solver in SOLVERS]
+    for i in range(count):
+        program = programs[i % len(programs)]
+        buffers.call[i] = program.call[i % len(program)]
+        buffers.update[i] = program.update[i % len(program)]
+        buffers.label[i] = i % max(bundle.num_classes, 1)
+    buffers.call[:count, GUIDANCE] = 2.0 if guided else 1.0
+    for array in (buffers.state, buffers.noise):
+        array[:count] = generator.standard_normal(array[:count].shape)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_bytes_are_those_of_one_stream(
+    precise: Path, name: str, precision: str, guided: bool
+) -> None:
+    """Over 1 to 3 streams, 1 and 2 threads, and batches up to 16."""
+    pytest.importorskip(name)
+    bundle = Bundle.load(precise)
+    expected: dict[int, bytes] = {}
+    for threads in (1, 2):
+        try:
+            backend = open_backend(bundle, name, precision, threads)
+        except (BackendError, RequestError) as error:
+            pytest.skip(str(error))
+        buffers = backend.bind(16)
+        for streams in (1, 2, 3):
+            buffers.cut = fixed(streams)
+            for count in BATCHES[name]:
+                fill(buffers, bundle, count, guided)
+                buffers.run(guided, 0, count)
+                buffers.turn()
+                found = buffers.state[:count].tobytes() + buffers.denoised[:count].tobytes()
+                assert expected.setdefault(count, found) == found, (threads, streams, count)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_shipped_bundle_samples_alike_in_two_streams(name: str) -> None:
+    pytest.importorskip(name)
+    settings = {"label": [0, 5, 9], "guidance": [1.0, 2.0, 3.0], "solver": "dpmpp_2m", "steps": 2}
+    one, two = (Sampler.load("emoji32", name, streams=n).sample(3, 7, **settings) for n in (1, 2))
+    assert one.tobytes() == two.tobytes()
+
+
+def test_parts_cover_the_slice_once(small: Bundle) -> None:
+    backend = StreamedBackend(small)
+    buffers = backend.bind(16)
+    buffers.cut = fixed(3)
+    for first in range(3):
+        for count in range(1, 12):
+            backend.ran.clear()
+            buffers.run(False, first, count)
+            covered = [i for start, size, _ in backend.ran for i in range(start, start + size)]
+            assert sorted(covered) == list(range(first, first + count))
+            assert len(backend.ran) == min(3, count)
+            sizes = [size for _, size, _ in backend.ran]
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_no_part_is_smaller_than_the_least(small: Bundle) -> None:
+    buffers = StreamedBackend(small, least=2).bind(8)
+    buffers.cut = fixed(4)
+    assert [buffers.streams(False, count) for count in (1, 2, 3, 4, 5, 8)] == [1, 1, 1, 2, 2, 4]
+
+
+def test_an_error_of_one_part_waits_for_the_others(small: Bundle) -> None:
+    backend = StreamedBackend(small)
+    buffers = backend.bind(2)
+    buffers.cut = fixed(2)
+    failed = threading.Event()
+    ended = threading.Event()
+
+    def bind_part(part: Call):
+        def fail() -> None:
+            failed.set()
+            raise ValueError("no")
+
+        def late() -> None:
+            failed.wait(10)
+            ended.set()
+
+        return late if part.first else fail
+
+    buffers._bind_part = bind_part
+    with pytest.raises(BundleError, match="failed on a batch of 2: no"):
+        buffers.run(False, 0, 2)
+    assert ended.is_set()
+
+
+def test_what_is_tried(small: Bundle) -> None:
+    def choices(threads: int, count: int, streams: int | None = None) -> tuple[int, ...]:
+        return StreamedBackend(small, {}, threads, streams).bind(count).choices(False, count)
+
+    assert choices(2, 1) == (1,)
+    assert choices(1, 16) == (1,)
+    assert choices(2, 16) == (1, 2)
+    assert choices(16, 16) == (1, 8, 16)
+    assert choices(64, 8) == (1, 4, 8)
+    assert choices(2, 16, streams=3) == (1, 3)
+
+
+def test_the_fastest_cut_is_used_and_kept(small: Bundle) -> None:
+    backend = StreamedBackend(small, {1: 1.0, 2: 0.8})
+    assert Costs(small, backend, backend.clock).streams(False, 4) == 2
+    ran = len(backend.ran)
+    assert ran
+    costs = Costs(small, backend, backend.clock)
+    # Between powers of two, two parts pay if they are even enough: 4/3 > 1.25 > 6/5.
+    assert [costs.streams(False, n) for n in (4, 5, 6)] == [2, 2, 2]
+    assert len(backend.ran) == ran
+    assert [costs.streams(False, n) for n in (2, 3)] == [2, 1]
+    backend = StreamedBackend(small, {1: 0.8, 2: 1.0})
+    backend.precision = "int8"
+    assert Costs(small, backend, backend.clock).streams(False, 4) == 1
+
+
+def test_a_busy_machine_uses_streams_unless_they_are_far_slower(small: Bundle) -> None:
+    for slower, expected in ((1.2, 2), (1.5, 1)):
+        backend = StreamedBackend(small, {1: 0.1, 2: 0.1 * slower}, growth=1.1)
+        backend.precision = str(slower)
+        costs = Costs(small, backend, backend.clock)
+        assert costs.streams(False, 4) == expected
+        assert not costs._points[False, 4].settled
+
+
+def test_a_heavy_call_is_not_cut(small: Bundle) -> None:
+    backend = StreamedBackend(small, {1: 1.5, 2: 0.5})
+    assert Costs(small, backend, backend.clock).streams(False, 16) == 1
+    assert {streams for _, _, streams in backend.ran} == {1}
+
+
+def test_streams_with_other_bytes_are_refused(small: Bundle) -> None:
+    backend = StreamedBackend(small, {1: 1.0, 2: 0.5}, unlike=2)
+    assert Costs(small, backend, backend.clock).streams(False, 4) == 1
+    asked = StreamedBackend(small, streams=2, unlike=2)
+    with pytest.raises(BackendError, match=r"streams=2 is not available: .* has other bytes"):
+        Costs(small, asked, asked.clock).streams(False, 4)
+    with pytest.raises(BackendError, match="streams=2 is not available"):
+        Sampler(small, asked).sample(2, label=0)
+    alike = StreamedBackend(small, streams=2)
+    alike.precision = "int8"
+    Sampler(small, alike).sample(2, label=0)
+    assert (1, 1, 2) in alike.ran
+
+
+def test_a_lone_sample_is_never_cut_or_measured(small: Bundle) -> None:
+    backend = StreamedBackend(small)
+    Sampler(small, backend).sample(1, label=0, guidance=1)
+    assert len(backend.ran) == small.defaults.steps
+    assert whole(False, 7) == 1
+
+
+def test_only_batches_hold_the_weights_once(precise: Path) -> None:
+    backend = OnnxRuntime(Bundle.load(precise), "fp32", 2)
+    buffers = backend.bind(4)
+    buffers.cut = fixed(2)
+    buffers.run(False, 0, 4)
+    assert list(backend._sessions) == [(False, 1)]
+    buffers.run(False, 0, 1)
+    assert list(backend._sessions) == [(False, 1), (False, 2)]
+
+
+def test_a_gpu_has_one_stream(precise: Path) -> None:
+    with pytest.raises(RequestError, match="streams=2 is not available on tensorrt"):
+        open_backend(Bundle.load(precise), "tensorrt", "fp32", streams=2)
+    for wrong in (0, 2000, 1.5):
+        with pytest.raises(RequestError, match="streams"):
+            Sampler.load("emoji32", streams=wrong)
