@@ -12,10 +12,10 @@ from onnx import external_data_helper
 
 from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
 from runtime.backends import cache as cache_module
-from runtime.backends.base import shapes
 from runtime.backends.onnxfile import refuse_endless, with_weights
 from runtime.backends.openvino import OpenVino
 from runtime.backends.openvino_parts import split
+from runtime.backends.ports import shapes
 from runtime.backends.registry import offered, open_backend
 from runtime.bundle.format import step_file
 from runtime.diffusion.program import R
