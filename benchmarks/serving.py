@@ -23,7 +23,7 @@ from figures import busy, machine, markdown
 from traffic import LAUNCH_BOUND, TWO_CORES
 
 from runtime import Bundle, Engine, Limits, Request, Sampler
-from runtime.backends.base import shapes
+from runtime.backends.ports import shapes
 from runtime.engine.cost import CostCurve
 
 BATCH = 16

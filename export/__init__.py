@@ -8,16 +8,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.bundle.conditions import Condition
+
     from .build import build_bundle
     from .errors import ExportError
     from .graph.calibrate import Calibration
     from .proof.plan import Bounds, Plan
 
-__all__ = ["Bounds", "Calibration", "ExportError", "Plan", "build_bundle"]
+__all__ = ["Bounds", "Calibration", "Condition", "ExportError", "Plan", "build_bundle"]
 
 _HOMES = {
     "Bounds": ".proof.plan",
     "Calibration": ".graph.calibrate",
+    "Condition": "runtime.bundle.conditions",
     "ExportError": ".errors",
     "Plan": ".proof.plan",
     "build_bundle": ".build",

@@ -107,14 +107,14 @@ def build(
             if faster:
                 raise _with_advice(error) from error
             raise
-        write_documents(out.name, bundle, proof)
+        write_documents(out.name, model, bundle, proof)
     written = Bundle.load(out)
-    say(proof_lines(written, bounds))
-    _say_size(written, out, time.perf_counter() - begun)
+    _say_result(written, bounds, out, time.perf_counter() - begun)
     return written
 
 
-def _say_size(bundle: Bundle, out: Path, seconds: float) -> None:
+def _say_result(bundle: Bundle, bounds: Bounds, out: Path, seconds: float) -> None:
+    say(proof_lines(bundle, bounds))
     megabytes = sum(file.size for file in bundle.files.values()) / 1e6
     say(f"{out}: {megabytes:.1f} MB in {seconds:.0f} s; see {out / REPORT_IMAGE}")
 
@@ -154,7 +154,7 @@ def build_bundle(
     """Export any PyTorch module as a bundle, and prove it.
 
     Args:
-        module: module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S].
+        module: module(x [B, *S], time [B] float32[, label [B] int64], **conditions) → F [B, *S].
         out: The bundle's folder [bundles/ and the name].
         bounds, plan, precisions, calibration, winograd, same_bytes, proof_minutes: See `build`.
         described: What the module is: sample_shape, prediction, schedule, and what else

@@ -65,20 +65,11 @@ def tune(
 
     Raises:
         RequestError: A number of calls is out of range.
-        ExportError: The bundle was distilled, the network is not the bundle's, or a solver is no
-            nearer to the teacher on held-out samples than the best untuned one. Nothing is written.
+        ExportError: The bundle was distilled or has conditions, the network is not the bundle's, or
+            a solver is no nearer to the teacher on held-out samples than the best untuned one.
+            Nothing is written.
     """
-    # Resolved, as `write` resolves it: a link may lead into the package too.
-    if bundle.path.resolve().is_relative_to(INSTALLED.resolve()):
-        raise ExportError(
-            f"{bundle.path} is the copy inside the installed package, which tuning would rewrite. "
-            f"Copy the folder and tune the copy."
-        )
-    if bundle.distilled:
-        raise ExportError(
-            f"{bundle.path} was distilled: it has no paths of many calls to fit a solver to. Tune "
-            "the network that it came from."
-        )
+    _check_tunable(bundle)
     settings = settings or Settings()
     own = network_of(bundle, threads)
     for K in calls:
@@ -100,6 +91,26 @@ def tune(
             + ". Leave these calls out, or give more --samples."
         )
     return write(bundle, {**bundle.tuned, **found})
+
+
+def _check_tunable(bundle: Bundle) -> None:
+    """Raises ExportError for a bundle that no solver can be fitted to."""
+    # Resolved, as `write` resolves it: a link may lead into the package too.
+    if bundle.path.resolve().is_relative_to(INSTALLED.resolve()):
+        raise ExportError(
+            f"{bundle.path} is the copy inside the installed package, which tuning would rewrite. "
+            f"Copy the folder and tune the copy."
+        )
+    if bundle.conditions:
+        raise ExportError(
+            f"{bundle.path} has conditions ({', '.join(c.name for c in bundle.conditions)}), for "
+            "which no solver can be fitted yet. Use another solver."
+        )
+    if bundle.distilled:
+        raise ExportError(
+            f"{bundle.path} was distilled: it has no paths of many calls to fit a solver to. Tune "
+            "the network that it came from."
+        )
 
 
 def helps(tuned: Tuned) -> bool:

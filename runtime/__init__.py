@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .bundle.bundle import Bundle
+    from .bundle.conditions import Condition
     from .bundle.sampling import SamplingOptions
     from .diffusion.noise import Stream, noise
     from .diffusion.program import Program, run
@@ -36,6 +37,7 @@ __all__ = [
     "BundleError",
     "Cancelled",
     "ClosedError",
+    "Condition",
     "DeadlineError",
     "Engine",
     "Inversion",
@@ -62,6 +64,7 @@ __all__ = [
 
 _HOMES = {
     ".bundle.bundle": ["Bundle"],
+    ".bundle.conditions": ["Condition"],
     ".bundle.sampling": ["SamplingOptions"],
     ".diffusion.noise": ["Stream", "noise"],
     ".diffusion.program": ["Program", "run"],

@@ -62,6 +62,7 @@ class Contents(TypedDict):
     shape: list[int]
     range: list[float]
     labels: list[str]
+    conditions: list[str]
     prediction: str
     schedule: str
     knots: int
@@ -183,6 +184,7 @@ def contents(bundle: Bundle, here: dict[str, BackendState]) -> Contents:
         "shape": list(bundle.sample_shape),
         "range": list(bundle.sample_range),
         "labels": list(bundle.labels.names) if bundle.labels else [],
+        "conditions": [str(condition) for condition in bundle.conditions],
         "prediction": bundle.prediction,
         "schedule": bundle.schedule.name,
         "knots": len(bundle.schedule),
@@ -220,6 +222,7 @@ def _describe_bundle(b: Contents) -> list[str]:
         f"bundle    {b['name']}: samples of {shape} in {b['range'][0]:g} … {b['range'][1]:g}, "
         f"{labels}, {b['bytes'] / 1e6:.1f} MB",
         f"network   prediction {b['prediction']}, schedule {b['schedule']} with {b['knots']} knots",
+        *(f"condition {condition}" for condition in b["conditions"]),
         f"default   {d['solver']}, {d['steps']} steps on {d['grid']}, guidance {d['guidance']:g}",
         "",
     ]

@@ -14,14 +14,16 @@ import numpy as np
 
 from .backends.base import Float32
 from .bundle.bundle import Bundle
+from .diffusion.arrays import Array
 from .diffusion.grid import GRIDS
 from .diffusion.solvers import SOLVERS
+from .engine.conditions import Conditions, ConditionValue
 from .engine.expand import ARGUMENTS
 from .engine.keywords import GuidedKeywords
 from .engine.loop import Preview, StepCallback
 from .errors import RequestError
 from .errors.arguments import integer
-from .errors.messages import shown
+from .errors.messages import reason, shown
 from .files import replacing
 from .images import picture_format, save, tile, to_uint8
 from .sampler import Sampler
@@ -57,6 +59,15 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     add("--grid", help=f"{', '.join(GRIDS)}, or times with commas between [the bundle's]")
     add("--guidance", type=float, help="classifier-free guidance scale, 1 is none [the bundle's]")
+    add(
+        "--condition",
+        type=condition,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a condition of the bundle: an image, an .npy file, numbers with commas between, or "
+        "null; repeat the name for one a sample",
+    )
     add(
         "--guidance-interval",
         metavar="LOW,HIGH",
@@ -115,6 +126,8 @@ def settings(given: argparse.Namespace) -> GuidedKeywords:
     if given.guidance_interval is not None:
         low_high = tuple(_numbers("--guidance-interval", given.guidance_interval))
         found["guidance_interval"] = cast(tuple[float, float], low_high)
+    if given.condition:
+        found["conditions"] = _conditions(given.condition)
     # The sampler checks the names and the values of the solver's options.
     return cast(GuidedKeywords, {**found, **_options(given.option)})
 
@@ -125,6 +138,42 @@ def _options(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if name in ARGUMENTS:
             raise RequestError(f"--option {name} is not an option of a solver. Leave it out.")
     return dict(pairs)
+
+
+def condition(text: str) -> tuple[str, ConditionValue]:
+    """Parse the NAME=VALUE of a condition, for argparse: numbers, null, or a file."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(
+            f"must be NAME=VALUE, such as low_res=photo.png, got {shown(text)}"
+        )
+    if value == "null":
+        return name, None
+    if value.endswith(".npy"):
+        return name, _numbers_of(Path(value))
+    try:
+        numbers = [json.loads(part) for part in value.split(",")]
+        return name, numbers[0] if len(numbers) == 1 else numbers
+    except ValueError:
+        return name, value
+
+
+def _numbers_of(path: Path) -> Array:
+    """Return the array in an .npy file."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def _conditions(pairs: list[tuple[str, ConditionValue]]) -> Conditions:
+    """Return conditions by name. A name that is given several times has a list of its values."""
+    values: dict[str, list[ConditionValue]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(value)
+    # The sampler checks names and shapes, and reads images.
+    found = {name: given[0] if len(given) == 1 else given for name, given in values.items()}
+    return cast(Conditions, found)
 
 
 def load(given: argparse.Namespace) -> tuple[Sampler, float]:

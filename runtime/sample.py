@@ -32,7 +32,11 @@ def sample(given: argparse.Namespace) -> str:
     with progress("sampling", sampler) as count:
         # `run` instead of `sample`, for the timings of a device.
         requests = sampler.requests(
-            given.n, given.seed, label=in_turn(given.label, given.n), **settings(given)
+            given.n,
+            given.seed,
+            label=in_turn(given.label, given.n),
+            convert=given.convert,
+            **settings(given),
         )
         ran = sampler.run(requests, on_step=count)
     spent = time.perf_counter() - begun
@@ -59,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help="a label's name or number; repeat it for several in turn [the null label]",
     )
+    text = "fit the images of conditions to their size and mode"
+    add("--convert", action="store_true", help=text)
     add("--labels", action="store_true", help="list the labels and exit")
     return parser
 

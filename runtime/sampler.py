@@ -26,6 +26,7 @@ from .images import UInt8, to_uint8
 
 # For type checkers alone: making the TypedDicts would slow `import runtime`.
 if TYPE_CHECKING:
+    from .engine.conditions import Conditions
     from .engine.fastest import Choice
     from .engine.keywords import RequestKeywords, SampleKeywords
 
@@ -146,6 +147,7 @@ class Sampler(Animating):
         seed: int | Sequence[int] = 0,
         *,
         label: int | str | Sequence[int | str | None] | None = None,
+        conditions: Conditions | None = None,
         guidance: float | Sequence[float | None] | None = None,
         guidance_interval: tuple[float, float] | None = None,
         solver: str | None = None,
@@ -153,17 +155,18 @@ class Sampler(Animating):
         grid: str | Sequence[float] | None = None,
         start: Float32 | None = None,
         strength: float = 1.0,
+        convert: bool = False,
         on_step: StepCallback | None = None,
         **options: Unpack[SolverOptions],
     ) -> Float32:
-        """Draw n samples. None selects the bundle's default.
-
-        Numbers may be numpy scalars or 0-d arrays.
+        """Draw n samples. None selects the bundle's default. Numbers may be numpy scalars.
 
         Args:
             n: 1 … 1,000,000, as far as the result fits in memory.
             seed: Sample i has seed + i, 0 … 2^64 - 1; or a sequence of n.
             label: A name or a number for all samples, or a sequence of n; None is the null label.
+            conditions: By name, one for all samples or n: numbers [*shape] or [n, *shape], or
+                images, see `runtime.images.read`; None is the null value.
             guidance: The classifier-free guidance scale, one or n; 1 is none.
             guidance_interval: (low, high], in sigma/alpha, where guidance holds; None is
                 everywhere.
@@ -172,6 +175,7 @@ class Sampler(Animating):
             grid: A name, or the grid's times.
             start: An x [n, *S] at the level where the grid begins, instead of the seed's noise.
             strength: 0 … 1, the share of the grid that is used, counted from its clean end.
+            convert: Fit images of conditions, see `runtime.images.read`.
             on_step: Called after each step with a `Preview`; it cancels the call by returning
                 False.
             options: The solver's own options.
@@ -185,6 +189,8 @@ class Sampler(Animating):
         """
         settings = {
             "label": label,
+            "conditions": conditions or {},
+            "convert": convert,
             "guidance": guidance,
             "guidance_interval": guidance_interval,
             "solver": solver,
@@ -220,8 +226,8 @@ class Sampler(Animating):
         """Return the n requests that `sample` makes of the same arguments, without on_step.
 
         Args:
-            how: Fields of `Request`, for all samples; label, guidance and arrays [n, *S] also one
-                each. The rest are the solver's options.
+            how: Fields of `Request`, for all samples; label, guidance, conditions and arrays
+                [n, *S] also one each. The rest are the solver's options.
 
         Raises:
             RequestError: An argument cannot be used.

@@ -18,11 +18,11 @@ from runtime.editing.edits import PAINTING
 from runtime.editing.inversion import inverting
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
-from runtime.files import from_json
 from runtime.images import read
 
-from . import limits, results
+from . import limits, results, samples
 from .bodies import Form, decode, read_form
+from .conditions import PART, conditions_of
 from .events import accepted
 from .fields import EDIT_PARTS, SOLVING_NAMES, edit_fields
 from .models import Model
@@ -127,7 +127,8 @@ def params_of(verb: str, form: Form) -> dict[str, object]:
     parts = EDIT_PARTS[verb]
     # A text in the place of a file is refused here: it would be a path to `Sampler`.
     for name in (*form.files, *form.texts):
-        if name != "params" and not (name in parts and name in form.files):
+        known_part = name in parts or name.startswith(PART)
+        if name != "params" and not (known_part and name in form.files):
             known = ", ".join(parts)
             raise RequestError(
                 f"unexpected part {name[:60]!r}: {verb} takes the files {known}, and the text "
@@ -136,12 +137,7 @@ def params_of(verb: str, form: Form) -> dict[str, object]:
     for name, required in parts.items():
         if required and name not in form.files:
             raise RequestError(f"{verb} needs the file `{name}`. Send it as a part of that name.")
-    try:
-        # A browser sends JSON with a type of its own as a file.
-        value = from_json(form.files.get("params") or form.texts.get("params", "{}"))
-    except ValueError:
-        raise RequestError("`params` must be a JSON object.") from None
-    return check_all("`params`", edit_fields(verb), value)
+    return check_all("`params`", edit_fields(verb), samples.params_of(form))
 
 
 def plan(
@@ -170,6 +166,8 @@ def plan(
         for name, image in decoded.items()
         if name != "mask"
     }
+    if conditions := conditions_of(bundle, given, files, settings):
+        how["conditions"] = conditions
     return Edit(verb, given, images, decoded.get("mask"), how, rows)
 
 

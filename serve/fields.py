@@ -9,6 +9,7 @@ from runtime.diffusion.noise import MAX_SEED
 from runtime.diffusion.solvers import SOLVERS
 from runtime.diffusion.tuned import TUNED
 
+from .conditions import CONDITIONS, CONVERT
 from .schema import (
     Field,
     Kind,
@@ -78,12 +79,6 @@ SOLVING: tuple[Field, ...] = (
 )
 """How a sample is made."""
 SOLVING_NAMES = tuple(entry.name for entry in SOLVING)
-CONVERT = Field(
-    "convert",
-    flag(),
-    "Turn, crop and resize uploads to the model's size and mode. Otherwise these must fit.",
-    default=True,
-)
 DEADLINE = Field(
     "deadline",
     number(0, 1e6),
@@ -109,6 +104,8 @@ SAMPLES: tuple[Field, ...] = (
     Field("n", integer(1, MOST_SAMPLES), "The number of samples.", default=1),
     SEED,
     LABELS,
+    CONDITIONS,
+    CONVERT,
     GUIDANCE,
     *SOLVING,
     Field("start", array(), "x [n, *S] at the level where the grid begins, instead of noise."),
@@ -186,7 +183,7 @@ EDIT_PARTS: dict[str, dict[str, bool]] = {
 
 def edit_fields(verb: str) -> Sequence[Field]:
     """The fields of `params` for a verb."""
-    return (MODEL, *EDITS[verb], CONVERT, _format(*formats_of(verb)), *OUTPUT[1:])
+    return (MODEL, *EDITS[verb], CONDITIONS, CONVERT, _format(*formats_of(verb)), *OUTPUT[1:])
 
 
 def formats_of(verb: str) -> Sequence[str]:

@@ -83,7 +83,8 @@ class Model:
             "sample_range": list(bundle.sample_range),
             "is_image": self.shows_images,
             "labels": list(bundle.labels.names) if bundle.labels else None,
-            "needs_label": bundle.labels is not None and not bundle.can_guide,
+            "needs_label": bundle.labels is not None and bundle.null_label is None,
+            "conditions": [condition.to_json() for condition in bundle.conditions],
             "can_guide": bundle.can_guide,
             "knots": len(bundle.schedule),
             "defaults": {
@@ -116,9 +117,11 @@ class Model:
     def _check(self) -> None:
         """Compare a sample of the engine with the sampler's own. Raises BackendError."""
         # Few steps are enough: the check compares two paths, and judges no image.
-        label = None if self.bundle.labels is None or self.bundle.can_guide else 0
+        needs_label = self.bundle.labels is not None and self.bundle.null_label is None
+        label = 0 if needs_label else None
+        conditions = {name: c[0] for name, c in self.bundle.draw_conditions(1).items()}
         steps = self.bundle.allowed_steps(CHECK_STEPS)
-        request = Request(seed=0, label=label, solver="ddim", steps=steps)
+        request = Request(0, label, conditions=conditions, solver="ddim", steps=steps)
         expected = self.sampler.sample_requests([request])
         found = self.engine.submit(request).result()
         if not np.isfinite(found).all():

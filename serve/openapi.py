@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from .conditions import PART
 from .fields import (
     EDIT_PARTS,
     INFER,
@@ -81,9 +83,15 @@ class Operation:
     def _body(self) -> Json | None:
         if self.body is not None:
             schema = object_schema(self.body)
-            return {"required": True, "content": {JSON: {"schema": schema}}}
-        if self.parts is None:
-            return None
+            content: Json = {JSON: {"schema": schema}}
+            if self.parts is not None:
+                content |= self._form()
+            return {"required": True, "content": content}
+        return None if self.parts is None else {"required": True, "content": self._form()}
+
+    def _form(self) -> Json:
+        """Return the content of a multipart body."""
+        assert self.parts is not None
         # Binary data, as OpenAPI 3.1 has it.
         file: Json = {"type": "string", "contentMediaType": "application/octet-stream"}
         required = [name for name, needed in self.parts.items() if needed]
@@ -93,9 +101,11 @@ class Operation:
             "required": required,
             "additionalProperties": False,
         }
+        if "params" in self.texts:
+            schema["patternProperties"] = {f"^{re.escape(PART)}": file}
         encoding = {"params": {"contentType": JSON}} if "params" in self.texts else {}
         content = {"schema": schema, **({"encoding": encoding} if encoding else {})}
-        return {"required": True, "content": {"multipart/form-data": content}}
+        return {"multipart/form-data": content}
 
     def _responses(self) -> Json:
         content = {
@@ -143,7 +153,17 @@ JOB_ERRORS = (*QUERY_ERRORS, 404, 409)
 OPENAI_TEXTS = {entry.name: entry.to_schema() for entry in OPENAI_EDITS}
 OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/v1/info", "The models with their labels and solvers; the limits."),
-    Operation("POST", "/v1/samples", "Make samples.", IMAGES, SAMPLES, errors=ERRORS, more=JOB),
+    Operation(
+        "POST",
+        "/v1/samples",
+        "Make samples.",
+        IMAGES,
+        SAMPLES,
+        parts={},
+        texts={"params": object_schema(SAMPLES)},
+        errors=ERRORS,
+        more=JOB,
+    ),
     Operation(
         "GET",
         "/v1/samples",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.engine.request import array_to_json
+from runtime.engine.json_arrays import array_to_json
 from runtime.errors import RequestError
 from runtime.images import UInt8, tile, to_uint8
 from runtime.images.write import FRAME_MS, LAST_MS

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from runtime.engine.request import array_to_json
+from runtime.engine.json_arrays import array_to_json
 
 from . import pictures
 from .events import EventStream, Last, run_events, unless_gone

@@ -19,17 +19,19 @@ from runtime.errors.arguments import integer
 from runtime.files import from_json
 
 from . import pictures, results
-from .bodies import read_json
+from .bodies import Form, read_form, read_json
+from .conditions import PART, conditions_of
 from .events import accepted
 from .fields import MOST_URL_TIMES, ONE_SAMPLE, SAMPLES
 from .models import Model
 from .pictures import Float32
 from .results import Output
 from .schema import check_all
-from .service import flow_of, service_of
+from .service import Service, flow_of, service_of
 from .work import Work
 
 NOT_SAMPLING = ("model", "n", "seed", "format", "columns", "stream", "every", "deadline")
+NOT_SAMPLING += ("convert", "conditions")
 """Fields of a body that `Sampler.requests` does not take by keyword."""
 TEXTS = ("model", "label", "format", "solver", "prompt", "size", "output_format", "user")
 """Fields whose text is never read as a number."""
@@ -39,12 +41,17 @@ async def create(request: Request) -> ASGIApp:
     """Make samples: the result itself, an event stream, or a job."""
     service = service_of(request)
     service.check_accepting()
-    given = check_all("the body", SAMPLES, await read_json(request, service.settings))
+    given, files = await _read(request, service)
     model = service.models.get(cast("str | None", given.get("model")))
     output = Output.of(request, model, given)
     # Before the requests are made, one a sample.
     n = integer("n", given["n"], 1, service.settings.samples)
-    requests = requests_of(model, n, given["seed"], given)
+    conditions = {}
+    if files or given.get("conditions"):
+        # Decoding an image takes too long for the event loop.
+        settings = service.settings
+        conditions = await service.encode(conditions_of, model.bundle, given, files, settings)
+    requests = requests_of(model, n, given["seed"], given, conditions)
     work = await service.runs.plan(model, requests)
 
     def last(samples: Float32) -> dict[str, object]:
@@ -78,16 +85,50 @@ async def show(request: Request) -> Response:
     return await results.finish(request, service, run, output, headers)
 
 
+async def _read(request: Request, service: Service) -> tuple[dict[str, object], dict[str, bytes]]:
+    """Return the fields of a JSON body, or of the part `params` of a form, and the form's files."""
+    kind = request.headers.get("content-type", "")
+    if not kind.startswith("multipart/form-data"):
+        body = await read_json(request, service.settings)
+        return check_all("the body", SAMPLES, body), {}
+    async with service.uploads:
+        form = await read_form(request, service.settings, texts=1)
+    files = {name: data for name, data in form.files.items() if name != "params"}
+    for name in (*files, *form.texts):
+        if name != "params" and not (name in files and name.startswith(PART)):
+            raise RequestError(
+                f"unexpected part {name[:60]!r}: send images as files named {PART}NAME, and the "
+                "text `params`."
+            )
+    return check_all("`params`", SAMPLES, params_of(form)), files
+
+
+def params_of(form: Form) -> object:
+    """Return the JSON value of the part `params`. Raises RequestError."""
+    try:
+        # A browser sends JSON with a type of its own as a file.
+        return from_json(form.files.get("params") or form.texts.get("params", "{}"))
+    except ValueError:
+        raise RequestError("`params` must be a JSON object.") from None
+
+
 def requests_of(
-    model: Model, n: int, seed: object, given: Mapping[str, object]
+    model: Model,
+    n: int,
+    seed: object,
+    given: Mapping[str, object],
+    conditions: Mapping[str, object] | None = None,
 ) -> list[runtime.Request]:
-    """Return the requests that checked fields ask for. Raises RequestError."""
+    """Return the requests that checked fields ask for, under decoded conditions.
+
+    Raises RequestError.
+    """
     how = how_of({name: value for name, value in given.items() if name not in NOT_SAMPLING})
     start = how.get("start")
     if isinstance(start, np.ndarray) and start.ndim == len(model.bundle.sample_shape):
         # One start [*S] for all samples.
         how["start"] = start[None]
-    return expand(model.bundle, n, seed, how)
+    return expand(model.bundle, n, seed, {**how, "conditions": conditions or {}})
 
 
 def how_of(given: Mapping[str, object]) -> dict[str, object]:
@@ -139,7 +180,9 @@ def url_of(model: Model, entry: runtime.ResolvedRequest) -> str | None:
     """Return where a sample is found again; None if its request does not fit in a URL."""
     options = entry.options
     # A URL holds numbers and names, no arrays and no endless lists.
-    if entry.start is not None or entry.picture is not None or entry.known is not None:
+    if any(part is not None for part in (entry.start, entry.picture, entry.known)):
+        return None
+    if entry.conditions:
         return None
     if isinstance(options.grid, tuple) and len(options.grid) > MOST_URL_TIMES:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from runtime.engine.request import array_from_json
+from runtime.engine.json_arrays import array_from_json
 from runtime.errors import RequestError
 from runtime.errors import arguments as checks
 from runtime.errors.keywords import check_options
@@ -105,10 +105,10 @@ def choice(*names: str) -> Kind:
     return Kind(schema, check, f"one of {', '.join(names)}")
 
 
-def array() -> Kind:
-    """An array of float32, as `runtime.Request.to_json` writes it."""
+def array_schema() -> Schema:
+    """Return the JSON schema of an array of float32."""
     size = {"type": "integer", "minimum": 1, "maximum": checks.MAX_ELEMENTS}
-    schema = {
+    return {
         "type": "object",
         "required": ["shape", "float32"],
         "properties": {
@@ -116,6 +116,10 @@ def array() -> Kind:
             "float32": {"type": "string", "contentEncoding": "base64"},
         },
     }
+
+
+def array() -> Kind:
+    """An array of float32, as `runtime.Request.to_json` writes it."""
     rule = 'an object {"shape": [...], "float32": base64}'
 
     def check(name: str, value: object) -> object:
@@ -127,7 +131,7 @@ def array() -> Kind:
         except RequestError:
             raise refused(name, rule, value) from None
 
-    return Kind(schema, check, rule)
+    return Kind(array_schema(), check, rule)
 
 
 def many(kind: Kind, least: int, most: int) -> Kind:

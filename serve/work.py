@@ -52,7 +52,8 @@ def prepare(model: Model, requests: Sequence[Request], settings: Settings) -> Wo
         digest.update(to_bytes(entry.to_json()))
         known = entry.known or ()
         # Arrays are not in the JSON, and None is unlike any array.
-        for part in (entry.start, entry.picture, *known):
+        conditions = entry.conditions.values()
+        for part in (entry.start, entry.picture, *known, *conditions):
             digest.update(b"none" if part is None else np.ascontiguousarray(part).tobytes())
     return Work(model, list(requests), resolved, rows, digest.hexdigest())
 

@@ -191,5 +191,11 @@ def first_release(root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def second_format(root: Path) -> Path:
+    """A bundle with conditions, and samples of it; see the README there."""
+    return root / "tests" / "fixtures" / "format2"
+
+
+@pytest.fixture(scope="session")
 def shipped(root: Path) -> Bundle:
     return Bundle.load(root / "bundles" / "emoji32")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime import Bundle, make_schedule
-from runtime.backends.base import shapes
+from runtime.backends.ports import shapes
 from runtime.bundle.format import MANIFEST
 from runtime.bundle.manifest import File
 from runtime.bundle.spec import Defaults, Labels
@@ -51,6 +51,7 @@ class SmallBuffers:
         self.update = np.zeros(sizes["update"], np.float32)
         self.denoised = np.zeros(sizes["denoised"], np.float32)
         self.label = np.zeros(sizes["label"], np.int64)
+        self.conditions = {c.port: np.zeros(sizes[c.port], c.kind) for c in bundle.conditions}
 
     def run(self, guided: bool, first: int, count: int) -> None:
         part = slice(first, first + count)

@@ -18,7 +18,8 @@ from .root import ROOT
 
 OTHER_TYPES: tuple[Any, ...] = (None, True, 1, 1.5, "x", [], {})
 WRONG_VALUES: tuple[tuple[tuple[str | int, ...], Any], ...] = (
-    (("format",), 2),
+    (("format",), 3),
+    (("format",), 2),  # without conditions
     (("prediction",), "noise"),
     (("clip",), 0),
     (("clip",), -1.0),
@@ -58,6 +59,21 @@ def _shipped() -> dict[str, Any]:
 
 
 @functools.cache
+def _conditioned() -> dict[str, Any]:
+    """The small manifest with conditions, which makes it format 2."""
+    names = ("shape", "dtype", "range", "meaning", "null")
+    entries = {
+        "low_res": ([3, 8, 8], "float32", [-1.0, 1.0], "", 0.0),
+        "text": ([7], "float32", None, "an embedding", None),
+        "style": ([], "int64", [0, 4], "", 5),
+    }
+    conditions = [
+        {"name": name, **dict(zip(names, values, strict=True))} for name, values in entries.items()
+    ]
+    return {**_small(), "format": 2, "conditions": conditions}
+
+
+@functools.cache
 def _small() -> dict[str, Any]:
     """The shipped manifest with a schedule of ten knots, so that every field is tried quickly."""
     value = _shipped()
@@ -85,9 +101,11 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str 
             yield (*path, key)
 
 
-def _changed(path: tuple[str | int, ...], *new: Any) -> dict[str, Any]:
-    """The small manifest with a field replaced, or removed."""
-    value = copy.deepcopy(_small())
+def _changed(
+    path: tuple[str | int, ...], *new: Any, of: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A manifest, by default the small one, with a field replaced, or removed."""
+    value = copy.deepcopy(of or _small())
     inner: Any = value
     for key in path[:-1]:
         inner = inner[key]
@@ -127,6 +145,26 @@ def test_a_field_of_another_type_is_refused_as_the_reader_refuses_it(
     if not isinstance(path[-1], int):
         removed = _changed(path)
         assert not schema.is_valid(removed) or _is_read(removed)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("field", ["name", "shape", "dtype", "range", "meaning", "null"])
+def test_a_field_of_a_condition_is_refused_as_the_reader_refuses_it(
+    place: int, field: str, schema: jsonschema.Draft202012Validator
+) -> None:
+    schema.validate(_conditioned())
+    assert _is_read(_conditioned())
+    path = ("conditions", place, field)
+    for other in (*OTHER_TYPES, "learned", [0], [1, 0], [0, 1, 2], [1.5, 2], "x" * 64, "time"):
+        value = _changed(path, other, of=_conditioned())
+        # A learned null value needs a file, and a range must rise: rules between fields.
+        if schema.is_valid(value) and other not in ("learned", [1, 0]):
+            assert _is_read(value), other
+        if _is_read(value):
+            assert schema.is_valid(value), other
+    removed = _changed(path, of=_conditioned())
+    assert not schema.is_valid(removed)
+    assert not _is_read(removed)
 
 
 @pytest.mark.parametrize(("path", "new"), WRONG_VALUES)

@@ -59,7 +59,10 @@ class Session(Protocol):
 
 
 class Trajectories:
-    """Runs step graphs that are in no bundle along programs of a model, all labels in turn."""
+    """Runs step graphs that are in no bundle along programs of a model.
+
+    All labels, and the conditions that the model draws, are used in turn.
+    """
 
     def __init__(self, spec: ModelSpec, pictures: int, first_seed: int) -> None:
         self.spec = spec
@@ -68,6 +71,8 @@ class Trajectories:
         known = np.arange(spec.num_labels) if classes else np.zeros(1)
         self.label = np.resize(known, pictures).astype(np.int64)
         self.seeds = range(first_seed, first_seed + pictures)
+        drawn = spec.draw_conditions(pictures, first_seed)
+        self.conditions = {c.port: drawn[c.name] for c in spec.conditions}
         self.start = noises(self.seeds, Stream.INITIAL, 0, spec.sample_shape)
 
     def run(
@@ -89,7 +94,7 @@ class Trajectories:
         n = self.pictures
         state = np.zeros((n, R, *self.spec.sample_shape), np.float32)
         state[:, 0] = table.start * self.start
-        feeds: dict[str, NDArray[np.generic]] = {}
+        feeds: dict[str, NDArray[np.generic]] = {**self.conditions}
         if self.spec.labels:
             feeds["label"] = self.label
         none = np.zeros_like(self.start)

@@ -15,7 +15,7 @@ def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
     """Return the whole sampling loop as one graph: an ONNX Loop whose body is the step graph.
 
     Inputs: x [B, *S] float32 (x_T), noise [K, B, *S], call [K, B, 6], update [K, B, R, R+2], and
-    label [B] int64 if the step graph has one. Output: sample [B, *S]. K, the number of rows, is
+    the step graph's label and conditions, [B, …]. Output: sample [B, *S]. K, the number of rows, is
     dynamic like B. The weights are initializers of the loop's body.
     """
     body = _body(step)
@@ -45,7 +45,7 @@ def loop(step: ModelProto, sample_shape: tuple[int, ...]) -> ModelProto:
         value("noise", TensorProto.FLOAT, ["rows", "batch", *S]),
         value("call", TensorProto.FLOAT, ["rows", "batch", 6]),
         value("update", TensorProto.FLOAT, ["rows", "batch", R, R + 2]),
-        *[i for i in step.graph.input if i.name == "label"],
+        *[i for i in step.graph.input if i.name not in ("state", *ROWS)],
     ]
     outputs = [value("sample", TensorProto.FLOAT, ["batch", *S])]
     graph = helper.make_graph(

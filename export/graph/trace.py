@@ -8,13 +8,15 @@ import logging
 import math
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
+from runtime.bundle.conditions import LABEL, LEARNED, Condition
 from runtime.bundle.format import step_file
 from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
 from runtime.errors.messages import described
@@ -46,7 +48,7 @@ class Step(nn.Module):
     """One row of any program: network, denoised estimate, update.
 
     It is `runtime.diffusion.program`'s denoise and advance in torch, because it is traced. A guided
-    step also computes the network under the null label. See docs/design.md, the step graph.
+    step also computes the network under the null values. See docs/design.md, the step graph.
     """
 
     def __init__(self, model: Model, guided: bool) -> None:
@@ -54,27 +56,47 @@ class Step(nn.Module):
         self.network = model.module
         self.shape = model.sample_shape
         self.guided = guided
-        self.null_label = model.num_classes
+        self.inputs = model.inputs
+        self.labelled = bool(model.labels)
+        for condition in self.inputs:
+            if condition.null == LEARNED:
+                null = torch.from_numpy(model.learned_null(condition))
+                self.register_buffer(f"null_{condition.name}", null)
         self.size = math.prod(model.sample_shape)
 
     def _column(self, call: Tensor, i: int) -> Tensor:
         return call[:, i : i + 1].reshape(-1, *[1] * len(self.shape))
 
-    def answer(self, x: Tensor, call: Tensor, label: tuple[Tensor, ...]) -> Tensor:
-        """Return F [B, *S] under guidance, of x [B, *S], call [B, 6] and label [B]."""
+    def _predicted(self, x: Tensor, time: Tensor, given: Sequence[Tensor]) -> Tensor:
+        """Return F [B, *S] of x [B, *S], time [B] and the model's inputs [B, …], in their order."""
+        named = {c.name: value for c, value in zip(self.inputs, given, strict=True)}
+        label = [named.pop(LABEL)] if self.labelled else []
+        return self.network(x, time, *label, **named)
+
+    def _null(self, condition: Condition, value: Tensor) -> Tensor:
+        """Return the null value of an input [B, …], or the input itself if it has none."""
+        if condition.null is None:
+            return value
+        # Computed from the input, so that the graph takes its size from the batch.
+        if isinstance(condition.null, str):
+            return value * 0 + self.get_buffer(f"null_{condition.name}")
+        return value * 0 + condition.null
+
+    def answer(self, x: Tensor, call: Tensor, given: Sequence[Tensor]) -> Tensor:
+        """Return F [B, *S] under guidance, of x [B, *S], call [B, 6] and the inputs [B, …]."""
         time = call[:, TIME]
         if not self.guided:
-            return self.network(x, time, *label)
-        # Both halves as one batch, which is faster than two calls. The null label is computed from
-        # the label, so that the graph takes its size from the batch.
-        labels = torch.cat([label[0], label[0] * 0 + self.null_label])
-        both = self.network(torch.cat([x, x]), torch.cat([time, time]), labels).reshape(
+            return self._predicted(x, time, given)
+        # Both halves as one batch, which is faster than two calls.
+        pairs = zip(self.inputs, given, strict=True)
+        doubled = [torch.cat([value, self._null(c, value)]) for c, value in pairs]
+        both = self._predicted(torch.cat([x, x]), torch.cat([time, time]), doubled).reshape(
             2, -1, *self.shape
         )
         return both[0] + (self._column(call, GUIDANCE) - 1) * (both[0] - both[1])
 
     def forward(
-        self, state: Tensor, noise: Tensor, call: Tensor, update: Tensor, *label: Tensor
+        self, state: Tensor, noise: Tensor, call: Tensor, update: Tensor, *given: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return (next_state [B, R, *S], D [B, *S]).
 
@@ -83,10 +105,10 @@ class Step(nn.Module):
             noise: z [B, *S].
             call: [B, 6], see `runtime.diffusion.program.Program`.
             update: M [B, R, R+2].
-            label: [B], for a model with labels.
+            given: The model's inputs, [B, …] each: the label if it has classes, and conditions.
         """
         x = state[:, 0]
-        F = self.answer(self._column(call, C_IN) * x, call, label)
+        F = self.answer(self._column(call, C_IN) * x, call, given)
         D = self._column(call, C_SKIP) * x + self._column(call, C_OUT) * F
         bound = self._column(call, CLIP)
         # ONNX's Clip takes scalar bounds only, and each row has its own.
@@ -106,7 +128,7 @@ class Step(nn.Module):
 def steps(model: Model) -> dict[str, ModelProto]:
     """Return the step graphs by file name: the plain one, and the guided one if there is one.
 
-    A model has a guided graph if its null label was trained.
+    A model has a guided graph if its null label was trained, or a condition has a null value.
     """
     kinds = (False, True) if model.can_guide else (False,)
     return {step_file(guided): trace(model, guided) for guided in kinds}
@@ -129,9 +151,11 @@ def trace(model: Model, guided: bool) -> ModelProto:
         "call": torch.rand(B, 6),
         "update": torch.randn(B, R, R + 2),
     }
-    if model.labels:
-        inputs["label"] = torch.zeros(B, dtype=torch.int64)
+    for condition in model.inputs:
+        zeros = np.zeros((B, *condition.shape), condition.kind)
+        inputs[condition.port] = torch.from_numpy(zeros)
     batched = {0: torch.export.Dim("batch", max=TRACED_BATCH)}
+    given = (batched,) * len(model.inputs)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -141,7 +165,7 @@ def trace(model: Model, guided: bool) -> ModelProto:
                 opset_version=OPSET,
                 input_names=list(inputs),
                 output_names=["next_state", "denoised"],
-                dynamic_shapes=(*[batched] * 4, (batched,)) if model.labels else (batched,) * 4,
+                dynamic_shapes=(*[batched] * 4, *([given] if given else [])),
                 external_data=False,
                 verbose=False,
             )

@@ -126,11 +126,12 @@ def seconds_of(model: Model, clock: Callable[[], float] = time.perf_counter) -> 
     x = np.zeros((1, *model.sample_shape), np.float32)
     times = model.schedule.time[-1:].astype(np.float32)
     label = [np.zeros(1, np.int64)] if model.num_labels else []
+    conditions = model.draw_conditions(1)
     spent: list[float] = []
     for _ in range(2):
         begun = clock()
         try:
-            network(x, times, *label)
+            network(x, times, *label, **conditions)
         except Exception:  # `require_independent` names the cause
             return 0.0
         spent.append(clock() - begun)

@@ -39,6 +39,7 @@ def card(bundle: Bundle) -> str:
         *_origin(bundle.provenance),
         *_checked(bundle),
         *_labels(bundle),
+        *_conditions(bundle),
     ]
     return "\n".join(lines)
 
@@ -91,6 +92,8 @@ def _usage(bundle: Bundle) -> list[str]:
     noun = "pictures" if images else "samples"
     method = "pictures" if images else "sample"
     label = ", label=0" if bundle.labels else ""
+    named = ", ".join(f'"{c.name}": {c.name}' for c in bundle.conditions)
+    given = f", conditions={{{named}}}" if named else ""
     options = ", ".join(f"{name}={value}" for name, value in defaults.options.items())
     solver = f"{defaults.solver}({options})" if options else defaults.solver
     faster = " The image: `ddim`, 50 steps." if images and sheet_settings(bundle) else ""
@@ -98,7 +101,7 @@ def _usage(bundle: Bundle) -> list[str]:
         "```python",
         "from runtime import Sampler",
         f'sampler = Sampler.load("{bundle.name}")',
-        f"{noun} = sampler.{method}(8, seed=0{label})",
+        f"{noun} = sampler.{method}(8, seed=0{label}{given})",
         "```",
         "",
         f"Default: `{solver}`, {defaults.steps} steps on the `{defaults.grid}` grid, guidance "
@@ -168,6 +171,21 @@ def _checked(bundle: Bundle) -> list[str]:
                 f"| {precision} | {backend} | {worst['answer']:.1e} | {worst['next_state']:.1e} | "
                 f"{worst['trajectory']:.1e} | {psnr} |"
             )
+    return [*lines, ""]
+
+
+def _conditions(bundle: Bundle) -> list[str]:
+    """Return what the network is conditioned on, besides its labels."""
+    if not bundle.conditions:
+        return []
+    lines = ["## Conditions", "", "| name | shape | range | null value | meaning |"]
+    lines += ["|---|---|---|---|---|"]
+    for c in bundle.conditions:
+        shape = "×".join(map(str, c.shape)) or "a number"
+        ends = f"{c.range[0]:g} … {c.range[1]:g}" if c.range else "any"
+        null = "none" if c.null is None else c.null
+        meaning = c.meaning.replace("|", "/").replace("\n", " ")
+        lines.append(f"| `{c.name}` | {shape}, {c.dtype} | {ends} | {null} | {meaning} |")
     return [*lines, ""]
 
 

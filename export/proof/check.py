@@ -90,7 +90,7 @@ def check(
             # shown and that others are compared with.
             for name, samples in shown.items():
                 images.setdefault(name, samples)
-            judged = judged_images(sampler, plan)
+            judged = judged_images(model, sampler, plan)
             expected = expected or judged
             checks.append(_against_fp32(compared, sampler, judged, expected, plan))
             del backend, sampler

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle.bundle import Bundle
+from runtime.diffusion.arrays import Array
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import (
     C_OUT,
@@ -39,6 +41,7 @@ class Example:
         call: [n, 6] and
         update: [n, R, R+2], its row of a program.
         label: [n].
+        conditions: [n, …] each, by name.
         state: [n, R, *S], the registers before the row.
         noise: [n, *S].
         answer: [n, *S], PyTorch's F under the row's guidance.
@@ -50,6 +53,7 @@ class Example:
     call: NDArray[np.float64]
     update: NDArray[np.float64]
     label: NDArray[np.int64]
+    conditions: Mapping[str, Array]
     state: NDArray[np.float32]
     noise: NDArray[np.float32]
     answer: NDArray[np.float32]
@@ -81,6 +85,10 @@ class Examples:
         self.plan = plan
         self.network = torch_network(model)
         self.count = max(plan.batches)
+        self._conditions = model.draw_conditions(self.count)
+        # The first sample has the null values, as it has the null label at turn 0.
+        for name, null in model.null_conditions().items():
+            self._conditions[name][0] = null
         self.clean = self._images()
         last = len(bundle.schedule) - 1
         # np.unique, because a short schedule has fewer knots than the plan has levels.
@@ -96,6 +104,10 @@ class Examples:
         order = [*([] if null is None else [null]), *range(self.bundle.num_classes)] or [0]
         return np.roll(np.resize(order, self.count), turn).astype(np.int64)
 
+    def conditions(self, turn: int = 0) -> dict[str, Array]:
+        """Return conditions [n, …] by name, for another sample each turn."""
+        return {name: np.roll(found, turn, axis=0) for name, found in self._conditions.items()}
+
     def draw(self, stream: Stream, step: int) -> NDArray[np.float32]:
         """Return noise [n, *S] of the seeds 0 … n-1."""
         shape = self.bundle.sample_shape
@@ -109,6 +121,7 @@ class Examples:
             self.network,
             np.float32(program.start) * self.draw(Stream.INITIAL, 0),
             label=self.labels() if self.bundle.labels else None,
+            conditions=self.conditions(),
         )
         # Without a clip, samples of an untrained network reach sigma/alpha. A network is used on,
         # and the bounds are meant for, values in the data's range.
@@ -160,6 +173,7 @@ class Examples:
             call=call,
             update=update,
             label=label,
+            conditions=self.conditions(turn),
             state=state,
             noise=z,
             answer=F,
@@ -182,7 +196,7 @@ class Examples:
         call: NDArray[np.float64],
         label: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """Return PyTorch's F [n, *S] under each sample's label, or under the null label.
+        """Return PyTorch's F [n, *S] under each sample's inputs, or under the null values.
 
         The result is kept for the next graph. The first example is computed sample by sample and
         the others as a batch: `independence` has already checked bit for bit that the module
@@ -192,12 +206,20 @@ class Examples:
             # D of rows that read D = F, so that the network's inputs are those of any row.
             reading = call.copy()
             reading[:, [C_SKIP, C_OUT, CLIP, GUIDANCE]] = 0, 1, np.inf, 1
-            label = np.full_like(label, self.bundle.num_classes) if null else label
+            null_label = self.bundle.null_label
+            conditions = self.conditions(turn)
+            if null:
+                label = label if null_label is None else np.full_like(label, null_label)
+                for name, value in self.model.null_conditions().items():
+                    conditions[name] = np.broadcast_to(value, conditions[name].shape)
             size = 1 if turn == 0 else len(x)
             answers = []
             for i in range(0, len(x), size):
                 part = slice(i, i + size)
                 labels = label[part] if self.bundle.labels else None
-                answers.append(denoise(reading[part], self.network, x[part], labels))
+                named = {name: array[part] for name, array in conditions.items()}
+                answers.append(
+                    denoise(reading[part], self.network, x[part], labels, conditions=named)
+                )
             self._answers[turn, null] = np.concatenate(answers)
         return self._answers[turn, null]

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.format import CARD, MANIFEST, REPORT
+from runtime.bundle.conditions import LEARNED
+from runtime.bundle.format import CARD, MANIFEST, REPORT, null_file
 from runtime.bundle.manifest import File
 from runtime.files import from_json, to_json
 
@@ -26,12 +29,24 @@ def listed(folder: Path) -> dict[str, File]:
     return files
 
 
+def _write_nulls(folder: Path, model: Model) -> None:
+    """Write the learned null values of a model's conditions."""
+    for condition in model.conditions:
+        if condition.null == LEARNED:
+            path = folder / null_file(condition.name)
+            path.parent.mkdir(exist_ok=True)
+            kind = np.dtype(condition.kind).newbyteorder("<")
+            path.write_bytes(model.learned_null(condition).astype(kind).tobytes())
+
+
 def bundle_in(folder: Path, model: Model) -> Bundle:
     """Return the bundle of the graphs in `folder`, in memory, as a user will read it.
 
+    The null values that the model's conditions learned are written there first.
     The bundle goes through the text of its bundle.json, so that a value which JSON changes or the
     runtime refuses is found before the proof.
     """
+    _write_nulls(folder, model)
     bundle = Bundle(
         path=folder,
         files=listed(folder),

@@ -7,14 +7,15 @@ tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
-from runtime.diffusion.schedule import Schedule
+from runtime.bundle.spec import ModelSpec
+from runtime.diffusion.arrays import Array
 from runtime.errors.messages import described
 
 from ..errors import ExportError
@@ -50,18 +51,41 @@ CAUSES = {
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Inputs of a network: x [n, *S], time [n], and label [n], or None without labels."""
+    """Inputs of a network: x [n, *S], time [n], and what it is conditioned on.
+
+    Attributes:
+        label: [n], or None without labels.
+        conditions: By name, [n, …] each.
+    """
 
     x: Float32
     time: Float32
     label: NDArray[np.int64] | None
+    conditions: Mapping[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, part: slice) -> Inputs:
         label = None if self.label is None else self.label[part]
-        return Inputs(self.x[part], self.time[part], label)
+        conditions = {name: array[part] for name, array in self.conditions.items()}
+        return Inputs(self.x[part], self.time[part], label, conditions)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all inputs, x last: what else mixes samples shows in x, too."""
+        label = [] if self.label is None else ["label"]
+        return ["time", *label, *self.conditions, "x"]
+
+    def of(self, name: str) -> Array:
+        """Return one of the inputs, [n, …]."""
+        return self.conditions[name] if name in self.conditions else getattr(self, name)
+
+    def having(self, name: str, array: Array) -> Inputs:
+        """Return these inputs with another array [n, …] for one of them."""
+        if name in self.conditions:
+            return replace(self, conditions={**self.conditions, name: array})
+        return replace(self, **{name: array})
 
     def arguments(self) -> tuple[NDArray[np.generic], ...]:
         """Return the network's positional arguments: x [n, *S], time [n], and label [n] if any."""
@@ -69,9 +93,9 @@ class Inputs:
 
     def with_others(self, name: str, kept: NDArray[np.bool_], others: Inputs) -> Inputs:
         """Return these inputs; samples that are not kept [n] have `name` of the others."""
-        own = getattr(self, name)
+        own = self.of(name)
         mask = kept.reshape(-1, *[1] * (own.ndim - 1))
-        return replace(self, **{name: np.where(mask, own, getattr(others, name))})
+        return self.having(name, np.where(mask, own, others.of(name)))
 
 
 Network = Callable[[Inputs], Float32]
@@ -87,7 +111,7 @@ def torch_inputs(model: Model) -> Network:
 
     def network(inputs: Inputs) -> Float32:
         try:
-            found = module(*inputs.arguments())
+            found = module(*inputs.arguments(), **inputs.conditions)
         except Exception as error:  # the module's own code may raise anything
             raise ExportError(
                 f"{model.name}: the module fails on a batch of {_samples(len(inputs))} "
@@ -117,32 +141,36 @@ class Dependency:
     change: float
 
     def __str__(self) -> str:
-        what, cause = CAUSES[self.on]
+        what, cause = CAUSES.get(self.on) or _of_condition(self.on)
         return (
             f"the output of a sample depends on {what} (it changes by up to {self.change:.2g}). "
             f"Likely cause: {cause}."
         )
 
 
-def draw(
-    shape: tuple[int, ...], schedule: Schedule, labels: int, key: int, count: int = BATCH
-) -> Inputs:
+def _of_condition(name: str) -> tuple[str, str]:
+    """Return what a sample depends on, and why, if it is a condition of other samples."""
+    cause = f"it uses one {name} for the whole batch, as in {name}[0], or reduces over axis 0"
+    return f"the condition {name} of other samples", cause
+
+
+def draw(model: ModelSpec, key: int, count: int = BATCH) -> Inputs:
     """Return samples: noise of variance 1, times across the schedule, labels in turn.
 
     Args:
-        shape: The shape of one sample.
-        schedule: The levels that the times are of.
-        labels: How many labels the network knows, the null label among them; 0 for none.
-        key: Another key gives another x, and other times and labels for every sample.
+        model: Its description, which draws conditions.
+        key: Another key gives every sample another x and another time, label and conditions.
         count: The number of samples.
     """
+    schedule = model.schedule
+    labels = model.num_labels
     generator = np.random.Generator(np.random.Philox(key=key))
-    x = generator.standard_normal((count, *shape), np.float32)
+    x = generator.standard_normal((count, *model.sample_shape), np.float32)
     # Every sample has a level of its own, and another one under another key.
     knots = (np.arange(count) * 5 + 3 * key + 1) % (2 * count) / (2 * count - 1)
     time = schedule.time[np.round(knots * (len(schedule) - 1)).astype(int)].astype(np.float32)
     label = (np.arange(count, dtype=np.int64) + key) % labels if labels else None
-    return Inputs(x, time, label)
+    return Inputs(x, time, label, model.draw_conditions(count, key * count))
 
 
 def neighbours(network: Network, inputs: Inputs, others: Inputs) -> Dependency | None:
@@ -152,10 +180,9 @@ def neighbours(network: Network, inputs: Inputs, others: Inputs) -> Dependency |
     sides. The outputs of the other half are compared bit for bit.
     """
     before = network(inputs)
-    names = ["time", "label", "x"] if inputs.label is not None else ["time", "x"]
     place = np.arange(len(inputs))
     # One kind of input at a time, so that the message can name it.
-    for name in names:
+    for name in inputs.names:
         change = 0.0
         for bit in range((len(inputs) - 1).bit_length()):
             for side in (0, 1):
@@ -190,9 +217,7 @@ def require_independent(
     Raises:
         ExportError: The module mixes samples of a batch, or fails on a batch of some size.
     """
-    first, second = (
-        draw(model.sample_shape, model.schedule, model.num_labels, key, count) for key in (0, 1)
-    )
+    first, second = (draw(model, key, count) for key in (0, 1))
     found = neighbours(network, first, second)
     # What depends on the size of the batch, or on all samples agreeing, shows in none of these
     # pairs: compare with each sample alone.
@@ -215,12 +240,10 @@ def _homogeneous(network: Network, inputs: Inputs, alone: Float32, tolerance: fl
     The result is "position" if sharing none is enough. This finds dependencies that replacing half
     of a batch does not, such as (time > 500).all().
     """
-    for name in ("time", "label", "x"):
-        own = getattr(inputs, name)
-        if own is None:
-            continue
+    for name in inputs.names:
+        own = inputs.of(name)
         shared = [
-            replace(inputs, **{name: np.repeat(own[i : i + 1], len(inputs), 0)})
+            inputs.having(name, np.repeat(own[i : i + 1], len(inputs), 0))
             for i in range(len(inputs))
         ]
         found = np.stack([network(batch)[i] for i, batch in enumerate(shared)])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from runtime.backends.base import Backend, Buffers
 from runtime.backends.streams import StreamBuffers, fixed
 from runtime.bundle.bundle import Bundle
+from runtime.bundle.conditions import PREFIX
 from runtime.bundle.format import inside, step_file
 from runtime.diffusion.program import C_OUT, C_SKIP, CLIP, TIME, R
 from runtime.diffusion.schedule import Schedule
@@ -168,6 +169,8 @@ def _run(buffers: Buffers, example: Example, who: NDArray[np.int64], guided: boo
     def fill() -> None:
         for name in PORTS:
             getattr(buffers, name)[:] = getattr(example, name)[who]
+        for name, array in buffers.conditions.items():
+            array[:] = example.conditions[name.removeprefix(PREFIX)][who]
 
     fill()
     buffers.step(guided)
@@ -211,13 +214,17 @@ def _dependency(examples: Examples, backend: Backend, guided: bool) -> Dependenc
         buffers.noise[:] = example.noise[:count]
         if inputs.label is not None:
             buffers.label[:] = inputs.label
+        for name, array in buffers.conditions.items():
+            array[:] = inputs.conditions[name.removeprefix(PREFIX)]
         buffers.step(guided)
         return buffers.denoised.copy()
 
     def inputs(first: int) -> Inputs:
         who = (np.arange(count) + first) % examples.count
         label = example.label[who] if examples.bundle.labels else None
-        return Inputs(example.state[who], example.call[who, TIME].astype(np.float32), label)
+        time = example.call[who, TIME].astype(np.float32)
+        conditions = {name: array[who] for name, array in example.conditions.items()}
+        return Inputs(example.state[who], time, label, conditions)
 
     return neighbours(network, inputs(0), inputs(1))
 
@@ -235,8 +242,9 @@ def _rounding_node(examples: Examples, backend: Backend, guided: bool) -> str | 
     feeds = {name: getattr(example, name) for name in PORTS}
     for name in ("call", "update"):
         feeds[name] = feeds[name].astype(np.float32)
+    feeds |= {f"{PREFIX}{name}": array for name, array in example.conditions.items()}
     inputs = {port.name for port in graph.graph.input}
-    return unsteady_node(graph, {name: feeds[name] for name in PORTS if name in inputs})
+    return unsteady_node(graph, {name: feeds[name] for name in feeds if name in inputs})
 
 
 def identity_holds(bundle: Bundle, backend: Backend) -> bool:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from runtime.backends.base import Buffers
 from runtime.bundle.bundle import Bundle
+from runtime.bundle.conditions import LABEL
 from runtime.bundle.format import sampler_file
+from runtime.diffusion.arrays import Array
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import GUIDANCE, Program, run
 from runtime.sampler import Sampler
@@ -43,6 +45,11 @@ class Trajectory:
     steps: int
     guidance: float
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def program(self, bundle: Bundle) -> Program:
+        """Return the program that it runs."""
+        given = {"guidance": self.guidance, **self.options}
+        return bundle.program(self.solver, self.steps, **given)
 
     def __str__(self) -> str:
         return f"{self.solver}, {self.steps} steps, guidance {self.guidance:g}"
@@ -90,14 +97,11 @@ def check_trajectory(
         known: PyTorch's samples [n, *S] by trajectory, the same for every backend.
     """
     bundle = sampler.bundle
-    program = bundle.program(
-        trajectory.solver,
-        trajectory.steps,
-        guidance=trajectory.guidance,
-        **trajectory.options,
-    )
+    program = trajectory.program(bundle)
     classes = bundle.num_classes
     label = np.arange(count) % classes if classes else None
+    labels = None if label is None else label.tolist()
+    conditions = model.draw_conditions(count)
     seeds = range(count)
     shape = bundle.sample_shape
     start = np.float32(program.start) * np.stack(
@@ -109,21 +113,22 @@ def check_trajectory(
 
     # The same start and the same noise on both sides: what differs is rounding.
     if (name := str(trajectory)) not in known:
-        network = torch_network(model)
-        known[name] = run(program, network, start, z, label=label, null_label=classes)
+        known[name] = _by_pytorch(model, program, start, z, label, conditions)
     expected = known[name]
     samples = sampler.sample(
         count,
         0,
-        label=None if label is None else label.tolist(),
-        guidance=trajectory.guidance if classes else None,
+        label=labels,
+        conditions=conditions,
+        guidance=trajectory.guidance,
         solver=trajectory.solver,
         steps=trajectory.steps,
         **trajectory.options,
     )
     loop_error = None
     if sampler.backend.name == REFERENCE:
-        looped = run_loop_graph(bundle, sampler.backend.precision, program, start, z, label)
+        precision = sampler.backend.precision
+        looped = run_loop_graph(bundle, precision, program, start, z, label, conditions)
         loop_error = difference(looped, samples)
     # Unclipped samples may be larger than the data, and so may their rounding errors.
     largest = float(np.abs(expected).max())
@@ -137,6 +142,27 @@ def check_trajectory(
     return Compared(check, expected, samples)
 
 
+def _by_pytorch(
+    model: Model,
+    program: Program,
+    x: Float32,
+    z: Callable[[int], Float32],
+    label: NDArray[np.int64] | None,
+    conditions: Mapping[str, Array],
+) -> Float32:
+    """Run the module along the program, see `run_loop_graph`. Returns samples [B, *S]."""
+    return run(
+        program,
+        torch_network(model),
+        x,
+        z,
+        label=label,
+        null_label=model.null_label,
+        conditions=conditions,
+        null_conditions=model.null_conditions(),
+    )
+
+
 def run_loop_graph(
     bundle: Bundle,
     precision: str,
@@ -144,6 +170,7 @@ def run_loop_graph(
     x: Float32,
     z: Callable[[int], Float32],
     label: NDArray[np.int64] | None,
+    conditions: Mapping[str, Array] | None = None,
 ) -> Float32:
     """Run the loop graph that the program needs, plain or guided, in one call.
 
@@ -151,6 +178,7 @@ def run_loop_graph(
         x: [B, *S], the state before the first row.
         z: The noise [B, *S] of a row.
         label: [B]; None for a model without labels.
+        conditions: [B, …] each, by name.
 
     Returns:
         The final samples [B, *S].
@@ -171,12 +199,13 @@ def run_loop_graph(
         "call": np.repeat(program.call.astype(np.float32)[:, None], batch, axis=1),
         "update": np.repeat(program.update.astype(np.float32)[:, None], batch, axis=1),
     }
+    feeds |= {c.port: (conditions or {})[c.name] for c in bundle.conditions}
     if label is not None:
-        feeds["label"] = label
+        feeds[LABEL] = label
     return np.asarray(session.run(["sample"], feeds)[0])
 
 
-def judged_images(sampler: Sampler, plan: Plan) -> dict[str, Float32]:
+def judged_images(model: Model, sampler: Sampler, plan: Plan) -> dict[str, Float32]:
     """Return the images [plan.judged, *S] by which precisions are compared, by solver and steps."""
     classes = sampler.bundle.num_classes
     label = [i % classes for i in range(plan.judged)] if classes else None
@@ -185,7 +214,8 @@ def judged_images(sampler: Sampler, plan: Plan) -> dict[str, Float32]:
             plan.judged,
             FIRST_JUDGED,
             label=label,
-            guidance=1.0 if label else None,
+            conditions=model.draw_conditions(plan.judged, FIRST_JUDGED),
+            guidance=1.0,
             solver=solver,
             steps=steps,
         )

@@ -40,6 +40,8 @@ def check_parameters(name: str, module: nn.Module) -> None:
 def check_outputs(model: Model) -> None:
     """Call the module at both ends of the schedule, with its first and its last label.
 
+    Its conditions are drawn, see `Model`.
+
     Raises:
         ExportError: It does not return F [B, *S] in float32, or not the same F twice.
     """
@@ -51,13 +53,17 @@ def check_outputs(model: Model) -> None:
     x = torch.randn(2, *model.sample_shape, generator=generator)
     ends = [model.schedule.time[0], model.schedule.time[-1]]
     time = torch.tensor(ends, dtype=torch.float32)
-    asked = f"module(x {list(x.shape)}, time [2]{', label [2]' if count else ''})"
+    drawn = model.draw_conditions(2)
+    named = {key: torch.from_numpy(value) for key, value in drawn.items()}
+    arguments = [f"x {list(x.shape)}", "time [2]", *(["label [2]"] if count else [])]
+    arguments += [f"{key} {list(value.shape)}" for key, value in drawn.items()]
+    asked = f"module({', '.join(arguments)})"
 
     def ask(label: int, asked: str) -> Tensor:
         given = (x, time, torch.full((2,), label)) if count else (x, time)
         try:
             with torch.inference_mode():
-                found = module(*given)
+                found = module(*given, **named)
         except Exception as error:  # the module's own code may raise anything
             hint = " Does it take as many inputs?" if isinstance(error, TypeError) else ""
             raise ExportError(f"{name}: {asked} fails with {described(error)}.{hint}") from error

@@ -15,6 +15,7 @@ from runtime.options import assignment, integers
 from runtime.terminal.output import say
 
 from .bundle import from_bundle, is_bundle
+from .conditions import add_condition_option, described
 from .diffusers.folder import is_diffusers
 from .diffusers.model import from_diffusers
 from .loading import load_module, load_weights
@@ -51,7 +52,7 @@ ACCEPTS = {
             "clip",
             "name",
         ),
-        *("num_classes", "null_label", "label_names", "option", *DEFAULTS),
+        *("num_classes", "null_label", "label_names", "condition", "option", *DEFAULTS),
     ),
 }
 """The options that each kind of source takes; the others are refused, so that none is ignored."""
@@ -110,6 +111,7 @@ def _module(given: argparse.Namespace) -> Model:
     say(f"the network of {printable(given.module)}, {source}")
     name = options.pop("name", bundle_name(given.module.rpartition(":")[2]))
     options["options"] = _together("--option", options.pop("option", ()))
+    options |= described(options.pop("condition", ()))
     return from_module(module.requires_grad_(False), schedule=schedule or "", name=name, **options)
 
 
@@ -209,8 +211,8 @@ def _add_module_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--module",
         metavar="PACKAGE.FILE:FACTORY",
-        help="called without arguments, returns module(x, time[, label]) → F. This runs the code "
-        "in that file",
+        help="called without arguments, returns module(x, time[, label], **conditions) → F. This "
+        "runs the code in that file",
     )
     add(
         "--sample-shape",
@@ -231,6 +233,7 @@ def _add_module_options(group: argparse._ArgumentGroup) -> None:
         help="on the denoised estimate; 1 for images [none]",
     )
     add("--num-classes", type=int, metavar="N", help="without the null label [0, no labels]")
+    add_condition_option(group)
     add(
         "--option",
         type=assignment,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from runtime.bundle.conditions import Condition
 from runtime.bundle.spec import Labels, ModelSpec
+from runtime.diffusion.arrays import Array
 from runtime.diffusion.program import Network
 from runtime.errors import RequestError
 from runtime.errors.arguments import elements, integer
@@ -27,15 +29,29 @@ LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model(ModelSpec):
-    """A module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S] and its description.
+    """A module(x [B, *S], time [B][, label [B]], **conditions) → F [B, *S] and its description.
 
     Attributes:
         module: In evaluation mode, on the CPU, in float32.
         provenance: The model's origin, for the model card.
+        nulls: The learned null values [*shape] of conditions, by name.
+        examples: Real conditions [m, *shape] by name, for checks and calibration.
     """
 
     module: nn.Module
     provenance: Mapping[str, Any]
+    nulls: Mapping[str, Array] = field(default_factory=dict)
+    examples: Mapping[str, Array] = field(default_factory=dict)
+
+    def learned_null(self, condition: Condition) -> Array:
+        """Return the learned null value of a condition, [*shape]."""
+        return self.nulls[condition.name]
+
+    def draw_conditions(self, count: int, first: int = 0) -> dict[str, Array]:
+        """Return conditions [count, *shape] by name: the examples in turn, or random ones."""
+        turns = np.arange(first, first + count)
+        taken = {name: found[turns % len(found)] for name, found in self.examples.items()}
+        return {**super().draw_conditions(count, first), **taken}
 
 
 Way = tuple[str, int]
@@ -126,14 +142,19 @@ def make_labels(count: int, null_label: int | None, names: Sequence[str] | None)
 
 
 def torch_network(model: Model) -> Network:
-    """Return the module as a network of `runtime.run`: F [n, *S] of x [n, *S], time and label
-    [n]."""
+    """Return the module as a network of `runtime.run`.
 
-    def network(*inputs: NDArray[Any]) -> NDArray[np.float32]:
-        # Contiguous, because torch takes no numpy array with negative strides.
+    It is F [n, *S] of x [n, *S], time [n], label [n] if any, and conditions [n, …] by name.
+    """
+
+    def tensor(array: NDArray[Any]) -> torch.Tensor:
+        # Contiguous and writable, as torch takes arrays.
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+    def network(*inputs: NDArray[Any], **conditions: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]
-            return model.module(*tensors).numpy()
+            named = {name: tensor(array) for name, array in conditions.items()}
+            return model.module(*map(tensor, inputs), **named).numpy()
 
     return network
 

@@ -15,8 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from runtime.bundle.conditions import Condition
 from runtime.bundle.sampling import SolverOptions
 from runtime.bundle.spec import Defaults
+from runtime.diffusion.arrays import Array
 from runtime.diffusion.program import PREDICTIONS
 from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from runtime.diffusion.solvers import make_program
@@ -26,6 +28,7 @@ from runtime.errors.messages import described, shown
 from runtime.files import from_json, to_json
 
 from .checks import check_outputs, check_parameters
+from .conditions import conditioned
 from .loading import check_module
 from .model import Model, bundle_name, json_object, make_labels
 
@@ -39,7 +42,8 @@ NOT_OPTIONS = frozenset(inspect.signature(make_program).parameters) - {"options"
 class Reordered(nn.Module):
     """A module with its labels in a bundle's order: the classes, then the null label.
 
-    It is module(x [B, *S], time [B], label [B]) → F [B, *S], as the module that it wraps.
+    It is module(x [B, *S], time [B], label [B], **conditions) → F [B, *S], as the module that it
+    wraps.
     """
 
     def __init__(self, module: nn.Module, count: int, null_label: int) -> None:
@@ -48,8 +52,8 @@ class Reordered(nn.Module):
         order = [*(i for i in range(count) if i != null_label), null_label]
         self.register_buffer("order", torch.tensor(order))
 
-    def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        return self.module(x, time, self.get_buffer("order")[label])
+    def forward(self, x: Tensor, time: Tensor, label: Tensor, **conditions: Tensor) -> Tensor:
+        return self.module(x, time, self.get_buffer("order")[label], **conditions)
 
 
 def from_module(
@@ -62,6 +66,9 @@ def from_module(
     num_classes: int = 0,
     null_label: int | None = None,
     label_names: Sequence[str] | None = None,
+    conditions: Sequence[Condition] = (),
+    nulls: Mapping[str, Array] | None = None,
+    examples: Mapping[str, Array] | None = None,
     clip: float | None = None,
     sample_range: Sequence[float] = (-1.0, 1.0),
     solver: str = "ddim",
@@ -71,21 +78,21 @@ def from_module(
     guidance: float = 2.0,
     provenance: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Describe module(x [B, *S], time [B] float32[, label [B] int64]) → F [B, *S] float32.
+    """Describe module(x [B, *S], time [B][, label [B]], **conditions) → F [B, *S].
 
     Args:
         module: In evaluation mode, on the CPU, in float32.
         sample_shape: *S, 1 to 4 integers.
         prediction: What F is, see `runtime.diffusion.program.precondition`.
-        schedule: A `Schedule`, or the name of one with its defaults.
+        schedule: A `Schedule` or the name of one.
         name: The bundle's name [the module's class].
-        num_classes: The number of classes, without the null label.
-        null_label: The label that means no label, if one was trained, in 0 … num_classes.
-        label_names: The classes in the module's order, without the null label [their numbers].
+        num_classes, label_names: The classes in the module's order, without the null label.
+        null_label: The label that means no label, if trained, in 0 … num_classes.
+        conditions: What the module takes by name besides, [B, *shape] each.
+        nulls, examples: See `Model`; examples are random by default.
         clip: The bound on the denoised estimate [none]. Images in -1 … 1 need 1.
         sample_range: The least and the largest value of the data.
-        solver, grid, options, guidance: The bundle's defaults.
-        steps: The default number [50 or the schedule's length].
+        solver, steps, grid, options, guidance: The bundle's defaults.
         provenance: What the model card says, such as {"data": {"name": …, "licence": …}}.
 
     Raises:
@@ -103,6 +110,7 @@ def from_module(
         schedule=schedule,
         clip=None if clip is None else number("clip", clip, 1e-6, 1e6),
         labels=make_labels(count, null_label, label_names),
+        **conditioned(conditions, nulls, examples),
         sample_range=_range(sample_range),
         defaults=_defaults(schedule, solver, steps, grid, guidance, options),
         provenance=json_object("provenance", provenance),
@@ -134,9 +142,9 @@ def _checked(model: Model, null_label: int | None) -> Model:
     module = model.module
     check_parameters(model.name, module)
     check_outputs(model)
-    if model.can_guide and null_label is not None and null_label != model.num_classes:
+    if null_label is not None and null_label != model.num_classes:
         module = Reordered(module, model.num_labels, null_label).eval()
-    # Without a null label there is nothing to guide away from.
+    # Without a null value there is nothing to guide away from.
     defaults = model.defaults if model.can_guide else replace(model.defaults, guidance=1.0)
     source = f"a PyTorch module, {type(module).__qualname__}"
     provenance = {"source": source, **model.provenance}

@@ -32,7 +32,7 @@ def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
     except BundleError as error:
         say(f"tuned solvers, if {out} had some, are dropped: {error}")
         return {}
-    if not old.tuned:
+    if not old.tuned or model.conditions:
         return {}
     now = probe(torch_network(model), model)
     # The same network under another description would be sampled otherwise, so that must agree too.

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-
-from ..bundle.bundle import Bundle
-from ..diffusion.arrays import Bool, Float32, Int64
-from ..diffusion.program import R
+from ..diffusion.arrays import Array, Bool, Float32, Int64
 from ..errors import BackendError
 
 
@@ -23,6 +19,7 @@ class Buffers(Protocol):
         call: [B, 6]; input.
         update: [B, R, R+2]; input.
         label: [B]; input.
+        conditions: [B, *shape] each, by the names of the graphs' inputs.
         denoised: [B, *S], D of the last row.
     """
 
@@ -30,6 +27,7 @@ class Buffers(Protocol):
     call: Float32
     update: Float32
     label: Int64
+    conditions: Mapping[str, Array]
     denoised: Float32
 
     @property
@@ -55,25 +53,6 @@ class Buffers(Protocol):
         ...
 
 
-def shapes(bundle: Bundle, batch: int) -> dict[str, tuple[int, ...]]:
-    """List the shapes of the step graph's inputs and outputs, by name."""
-    S = bundle.sample_shape
-    return {
-        "state": (batch, R, *S),
-        "noise": (batch, *S),
-        "call": (batch, 6),
-        "update": (batch, R, R + 2),
-        "label": (batch,),
-        "next_state": (batch, R, *S),
-        "denoised": (batch, *S),
-    }
-
-
-def dtype_of(port: str) -> type[np.float32] | type[np.int64]:
-    """Return the element type of one of the step graph's inputs and outputs."""
-    return np.int64 if port == "label" else np.float32
-
-
 class Backend(Protocol):
     """A bundle loaded in one precision.
 
@@ -93,7 +72,7 @@ class Rows(NamedTuple):
 
     Attributes:
         x: [B, *S], before the first row.
-        label: [B].
+        conditions: [B, …] each, by the names of the graphs' inputs, with the label.
         call: [K, B, 6].
         update: [K, B, R, R+2].
         guided: [K], whether the row runs the null label's half too.
@@ -102,7 +81,7 @@ class Rows(NamedTuple):
     """
 
     x: Float32
-    label: Int64
+    conditions: Mapping[str, Array]
     call: Float32
     update: Float32
     guided: Bool

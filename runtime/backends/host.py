@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from ..bundle.bundle import Bundle
 from ..diffusion.arrays import Array, Float32, Int64
 from ..errors import BundleError, UnnoiseError
-from .base import dtype_of, shapes
 from .forks import ForkGuard
+from .ports import dtype_of, shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class HostBuffers:
         self._current = 0
         # Zeros: a slice may cover samples that nobody has filled yet.
         self._whole: dict[str, Array] = {
-            name: np.zeros(shape, dtype_of(name))
+            name: np.zeros(shape, dtype_of(bundle, name))
             for name, shape in shapes(bundle, batch + spare).items()
         }
         self._states = self._whole["state"][:batch], self._whole["next_state"][:batch]
@@ -61,6 +61,9 @@ class HostBuffers:
         self.call: Float32 = self._whole["call"][:batch]
         self.update: Float32 = self._whole["update"][:batch]
         self.label: Int64 = self._whole["label"][:batch]
+        self.conditions: Mapping[str, Array] = {
+            c.port: self._whole[c.port][:batch] for c in bundle.conditions
+        }
         self.denoised: Float32 = self._whole["denoised"][:batch]
         self._bound: dict[Call, Callable[[], object]] = {}
 

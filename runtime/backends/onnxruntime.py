@@ -7,15 +7,18 @@ from functools import cached_property, partial
 from threading import Lock
 from typing import cast
 
+import numpy as np
+
 from ..bundle.bundle import Bundle
 from ..bundle.format import WEIGHTS, inside, step_file
 from ..errors import BundleError
 from ..errors.arguments import integer
-from .base import missing, shapes
+from .base import missing
 from .forks import ForkGuard
 from .host import Call
 from .onnxfile import refuse_endless
 from .onnxruntime_api import OnnxRuntimeLibrary, Port, Session
+from .ports import dtype_of, optional_ports, shapes
 from .streams import StreamBuffers, usable_cores
 
 
@@ -116,10 +119,11 @@ def check_ports(bundle: Bundle, file: str, inputs: Iterable[Port], outputs: Iter
     wanted = {
         name: list(shape[1:])
         for name, shape in shapes(bundle, 1).items()
-        if name != "label" or bundle.labels
+        if name not in optional_ports(bundle)
     }
     for port in (*inputs, *outputs):
-        kind = "tensor(int64)" if port.name == "label" else "tensor(float)"
+        integers = dtype_of(bundle, port.name) is np.int64
+        kind = "tensor(int64)" if integers else "tensor(float)"
         # The batch must be a free dimension, every other one the bundle's.
         if (
             port.name not in wanted

@@ -20,12 +20,13 @@ from ..diffusion.arrays import Array
 from ..errors import BackendError, BundleError
 from ..errors.arguments import integer
 from . import cache
-from .base import missing, shapes
+from .base import missing
 from .forks import ForkGuard
 from .host import Call
 from .onnxfile import refuse_endless, with_weights
 from .openvino_api import CompiledModel, Config, Memory, Model, OpenVinoLibrary, Port
 from .openvino_parts import PARTS, split
+from .ports import shapes
 from .streams import StreamBuffers, usable_cores
 
 CACHED = 1

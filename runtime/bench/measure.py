@@ -46,6 +46,8 @@ class Cell:
         self._buffers.state[:] = 0
         self._buffers.noise[:] = 0
         self._buffers.label[:] = 0
+        for array in self._buffers.conditions.values():
+            array[:] = 0
         self._buffers.call[:] = table.call[0]
         self._buffers.update[:] = np.eye(*table.update[0].shape)
         self.latency: list[float] = []

@@ -48,6 +48,7 @@ class Workload:
     labels: Sequence[int | str]
     options: ResolvedOptions
     table: Table
+    bundle: Bundle
 
     @classmethod
     def of(
@@ -59,18 +60,25 @@ class Workload:
             RequestError: One of them cannot be used.
         """
         # Samples differ in their labels and seeds only, so the first one's program is everyone's.
-        (request,) = expand(bundle, 1, seed, _labelled(keywords, labels, 1))
+        (request,) = expand(bundle, 1, seed, _completed(bundle, keywords, labels, 1))
         options = resolve(bundle, request).options
         with enough_memory("the program", "Take fewer steps."):
             table = Table.of(bundle.program_of(options))
-        return cls(seed, keywords, labels, options, table)
+        return cls(seed, keywords, labels, options, table, bundle)
 
     def arguments(self, n: int) -> LabelKeywords:
         """Return the keyword arguments of `Sampler.sample` for n samples, without the seed."""
-        return _labelled(self.keywords, self.labels, n)
+        return _completed(self.bundle, self.keywords, self.labels, n)
 
 
-def _labelled(keywords: GuidedKeywords, labels: Sequence[int | str], n: int) -> LabelKeywords:
-    """The keywords, with one label for all samples or the given ones in turn."""
+def _completed(
+    bundle: Bundle, keywords: GuidedKeywords, labels: Sequence[int | str], n: int
+) -> LabelKeywords:
+    """The keywords, with random conditions, and one label for all samples or the given in turn."""
     label = in_turn(labels, n)
-    return {**keywords} if label is None else {**keywords, "label": label}
+    found: LabelKeywords = {**keywords}
+    if bundle.conditions:
+        found["conditions"] = {**bundle.draw_conditions(n), **(keywords.get("conditions") or {})}
+    if label is not None:
+        found["label"] = label
+    return found

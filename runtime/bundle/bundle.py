@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from ..diffusion.arrays import Array
 from ..errors import BundleError, RequestError
 from ..errors.arguments import path_of
 from ..errors.keywords import named
 from ..errors.messages import shown
 from ..files import from_json, to_json
-from .format import MANIFEST, STEP
+from .conditions import Condition
+from .format import MANIFEST, STEP, null_file
 from .manifest import File, Manifest, Report, read_manifest
 from .shipped import bundle_folder
 from .spec import ModelSpec
@@ -99,6 +103,26 @@ class Bundle(ModelSpec):
     def to_json(self) -> dict[str, object]:
         """Return the value of bundle.json."""
         return Manifest(self, self.files, self.provenance, self.report, self.same_bytes).to_json()
+
+    def learned_null(self, condition: Condition) -> Array:
+        """Return the learned null value of a condition, [*shape].
+
+        Raises:
+            BundleError: Its file is damaged.
+        """
+        if condition.name not in self._nulls:
+            data = self.read(null_file(condition.name))
+            # Little-endian on disk, on any machine.
+            values = np.frombuffer(data, np.dtype(condition.kind).newbyteorder("<"))
+            if not np.isfinite(values).all():
+                raise BundleError(f"{self.path / null_file(condition.name)} holds NaN. {_AGAIN}")
+            self._nulls[condition.name] = values.reshape(condition.shape).astype(condition.kind)
+        return self._nulls[condition.name]
+
+    @cached_property
+    def _nulls(self) -> dict[str, Array]:
+        """Learned null values that were read."""
+        return {}
 
     def __reduce__(self) -> tuple[Callable[..., Bundle], tuple[str, str]]:
         """Pickle the absolute path and the text of bundle.json, which unpickling checks again."""

@@ -6,8 +6,10 @@ that share one weights file.
 
 from __future__ import annotations
 
-FORMAT = 1
-"""The format that this version writes, and the newest one that it reads."""
+FORMAT = 2
+"""The newest format that this version reads and writes."""
+PLAIN = 1
+"""The format of a bundle without conditions, which older versions read, too."""
 MANIFEST = "bundle.json"
 CARD = "README.md"
 REPORT = "report.json"
@@ -33,6 +35,11 @@ def step_file(guided: bool, pixels: bool = False) -> str:
 def sampler_file(guided: bool) -> str:
     """Return the file of the graph that holds the whole sampling loop."""
     return "sampler_guided.onnx" if guided else "sampler.onnx"
+
+
+def null_file(condition: str) -> str:
+    """Return the file of a condition's learned null value: its numbers, little-endian."""
+    return f"nulls/{condition}.bin"
 
 
 def inside(precision: str, file: str) -> str:

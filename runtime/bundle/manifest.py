@@ -13,8 +13,9 @@ from ..diffusion.program import PREDICTIONS
 from ..diffusion.schedule import Schedule
 from ..diffusion.tuned import Tuned
 from ..errors import BundleError, UnnoiseError
+from .conditions import Condition, null_faults, read_conditions
 from .distilled import Distilled
-from .format import FORMAT, REQUIRED
+from .format import FORMAT, PLAIN, REQUIRED
 from .labels import Labels
 from .rules import (
     MAX_STEPS,
@@ -64,9 +65,10 @@ class Manifest:
         """Return the JSON value."""
         spec = self.spec
         labels = spec.labels
+        conditions = [condition.to_json() for condition in spec.conditions]
         tuned = {str(calls): solver.to_json() for calls, solver in sorted(spec.tuned.items())}
         return {
-            "format": FORMAT,
+            "format": FORMAT if spec.conditions else PLAIN,
             "name": spec.name,
             "sample": {
                 "shape": list(spec.sample_shape),
@@ -76,6 +78,7 @@ class Manifest:
             "prediction": spec.prediction,
             "clip": spec.clip,
             "labels": labels and {"names": list(labels.names), "null_trained": labels.null_trained},
+            **({"conditions": conditions} if conditions else {}),
             "defaults": {**vars(spec.defaults), "options": dict(spec.defaults.options)},
             **({"tuned": tuned} if tuned else {}),
             **({"distilled": spec.distilled.to_json()} if spec.distilled else {}),
@@ -115,9 +118,9 @@ class _Reader:
                 f"{path} has format {version}, newer than {FORMAT}, which this version reads. "
                 "Upgrade: pip install -U unnoise."
             )
-        if version != FORMAT or isinstance(version, bool):
+        if version not in (PLAIN, FORMAT) or type(version) is not int:
             raise BundleError(
-                f"{path} is not a bundle's: format is {version!r}, {FORMAT} expected."
+                f"{path} is not a bundle's: format is {version!r}, {PLAIN} or {FORMAT} expected."
             )
 
     def read(self) -> Manifest:
@@ -131,6 +134,7 @@ class _Reader:
             schedule=self.schedule(),
             clip=self.take("clip", (int, float, type(None)), is_clip, "a number above 0, or null"),
             labels=self.labels(),
+            conditions=self.conditions(),
             defaults=self.defaults(),
         )
         manifest = Manifest(
@@ -140,15 +144,15 @@ class _Reader:
             report=self.report(),
             same_bytes="same_bytes" not in self.value or self.take("same_bytes", bool),
         )
+        sizes = {name: file.size for name, file in manifest.files.items()}
+        self.faults += null_faults(spec.conditions, sizes)
         # These are proved on the schedule, so they are read only if all else is sound.
         tuned = {} if self.faults else self.tuned(spec)
         distilled = None if self.faults else self.distilled(spec)
         if self.faults:
             raise BundleError(f"{self.path} is damaged: {'; '.join(self.faults)}. {_AGAIN}")
         spec = replace(spec, tuned=MappingProxyType(tuned), distilled=distilled)
-        return Manifest(
-            spec, manifest.files, manifest.provenance, manifest.report, manifest.same_bytes
-        )
+        return replace(manifest, spec=spec)
 
     def take(
         self,
@@ -225,6 +229,14 @@ class _Reader:
             return None
         names = self.take("names", list, are_names, "different names", value)
         return Labels(tuple(names or ()), self.take("null_trained", bool, within=value))
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Read the conditions, which format 1 does not have."""
+        if self.value["format"] == PLAIN:
+            return ()
+        found, faults = read_conditions(self.take("conditions", list) or ())
+        self.faults += faults
+        return found
 
     def defaults(self) -> Defaults:
         value = self.take("defaults", dict)

@@ -16,9 +16,10 @@ from ..diffusion.tuned import TUNED, Tuned
 from ..errors import RequestError
 from ..errors.arguments import choice, flag, integer, number
 from ..errors.keywords import check_options
-from ..errors.messages import refused, shown, unwrapped
+from ..errors.messages import refused, shown
+from .conditioned import Conditioned
 from .distilled import Distilled
-from .labels import Labels
+from .labels import Labels as Labels
 from .sampling import ResolvedOptions, SamplingOptions, SolverOptions
 
 ARGUMENTS = ("solver", "steps", "grid", "guidance", "guidance_interval", "strength", "up")
@@ -37,7 +38,7 @@ class Defaults:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ModelSpec:
+class ModelSpec(Conditioned):
     """A diffusion model without its weights. `runtime.Bundle` and `export.Model` add theirs.
 
     Attributes:
@@ -45,18 +46,15 @@ class ModelSpec:
         sample_range: The smallest and the largest value of the data.
         prediction: What the network predicts, see `runtime.diffusion.program.precondition`.
         clip: The bound on |D|, the denoised estimate; None for no bound.
-        labels: The classes; None for a model without labels.
         tuned: Solvers fitted to the network, by their number of network calls.
         distilled: The numbers of calls that the network was distilled for; None if it was not.
     """
 
-    name: str
     sample_shape: tuple[int, ...]
     sample_range: tuple[float, float] = (-1.0, 1.0)
     prediction: str
     schedule: Schedule
     clip: float | None
-    labels: Labels | None
     defaults: Defaults
     tuned: Mapping[int, Tuned] = field(default_factory=lambda: MappingProxyType({}))
     distilled: Distilled | None = None
@@ -66,46 +64,9 @@ class ModelSpec:
         return {f.name: getattr(self, f.name) for f in fields(ModelSpec)}
 
     @property
-    def num_classes(self) -> int:
-        """The number of classes, 0 without labels. Also the number of the null label."""
-        return len(self.labels.names) if self.labels else 0
-
-    @property
-    def can_guide(self) -> bool:
-        """Whether guidance has a prediction to contrast with: the null label was trained."""
-        return self.labels is not None and self.labels.null_trained
-
-    @property
-    def null_label(self) -> int | None:
-        """The number of the null label; None if there is none or it was not trained."""
-        return self.num_classes if self.can_guide else None
-
-    @property
-    def num_labels(self) -> int:
-        """The number of labels that the network knows, a trained null label included."""
-        return self.num_classes + self.can_guide
-
-    @property
     def location(self) -> str:
         """What a command line calls this model: its name; for a bundle, its path."""
         return self.name
-
-    def label_number(self, label: int | str | None) -> int:
-        """Return the number of a label.
-
-        Args:
-            label: A name, a number, or None for the null label.
-
-        Raises:
-            RequestError: There is no such label.
-        """
-        if self.labels is not None:
-            return self.labels.number(label, self.name)
-        if unwrapped(label) is not None:
-            raise RequestError(
-                f"{self.name} has no labels, got label={shown(label)}. Leave `label` out."
-            )
-        return 0
 
     @property
     def solvers(self) -> list[str]:

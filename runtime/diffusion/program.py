@@ -11,7 +11,7 @@ remembers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -157,7 +157,7 @@ def _interval(value: object) -> tuple[float, float]:
 
 
 Network: TypeAlias = Callable[..., Array]
-"""F(x, time) or F(x, time, label): x [B, *S], time [B], label [B] → [B, *S]."""
+"""F(x, time[, label], **conditions): x [B, *S], time [B], label [B] → [B, *S]."""
 
 
 def column(values: Array, rank: int) -> Array:
@@ -171,18 +171,22 @@ def denoise(
     x: Array,
     label: Int64 | None = None,
     null_label: int | None = None,
+    conditions: Mapping[str, Array] | None = None,
+    null_conditions: Mapping[str, Array] | None = None,
 ) -> Array:
     """Compute the denoised estimate D of one row, [B, *S], in the dtype of x.
 
     D = clip(c_skip·x + c_out·F(c_in·x, time, label)). If guidance g differs from 1,
-    F = F_c + (g - 1)·(F_c - F_u) with F_u under `null_label` (Ho & Salimans 2022, eq. 6, with
+    F = F_c + (g - 1)·(F_c - F_u) with F_u under the null values (Ho & Salimans 2022, eq. 6, with
     g = 1 + w). The network is called for F_u of those samples only.
 
     Args:
         call: `Program.call` of the row, [6], or of each sample's own row, [B, 6].
         x: [B, *S], any float dtype.
         label: [B], or None for a network without labels.
-        null_label: the number of the null label.
+        null_label: the number of the null label; None keeps the label for F_u.
+        conditions: [B, …] each, which the network takes by name.
+        null_conditions: for F_u, [*shape] each; other conditions are kept.
     """
     # Rounded to the dtype of x once, so that nothing below is computed in another.
     rows = np.broadcast_to(call, (len(x), call.shape[-1])).astype(x.dtype)
@@ -190,16 +194,20 @@ def denoise(
         rows[:, TIME] if i == TIME else column(rows[:, i], x.ndim) for i in range(GUIDANCE + 1)
     )
     scaled = c_in * x
-    if label is None:
-        F = network(scaled, time)
-    else:
-        F = network(scaled, time, label)
-        guided = np.flatnonzero(rows[:, GUIDANCE] != 1)
-        if len(guided):
-            null = np.full(len(guided), null_label, label.dtype)
-            F_u = network(scaled[guided], time[guided], null)
-            F = F.copy()  # the network's own output may be memory that it uses again
-            F[guided] += (guidance[guided] - 1) * (F[guided] - F_u)
+    given = () if label is None else (label,)
+    named = dict(conditions or {})
+    F = network(scaled, time, *given, **named)
+    guided = np.flatnonzero(rows[:, GUIDANCE] != 1)
+    # Without a label or a null value there is nothing to guide away from.
+    if len(guided) and (given or null_conditions):
+        kept = tuple(array[guided] for array in given)
+        null = kept if null_label is None else tuple(np.full_like(a, null_label) for a in kept)
+        without = {name: array[guided] for name, array in named.items()}
+        for name, value in (null_conditions or {}).items():
+            without[name] = np.broadcast_to(value, without[name].shape)
+        F_u = network(scaled[guided], time[guided], *null, **without)
+        F = F.copy()  # the network's own output may be memory that it uses again
+        F[guided] += (guidance[guided] - 1) * (F[guided] - F_u)
     return np.clip(c_skip * x + c_out * F, -bound, bound)
 
 
@@ -231,6 +239,8 @@ def run(
     *,
     label: Int64 | None = None,
     null_label: int | None = None,
+    conditions: Mapping[str, Array] | None = None,
+    null_conditions: Mapping[str, Array] | None = None,
     on_step: Callable[[int, Array], None] | None = None,
 ) -> Array:
     """Run the reverse loop in numpy, the reference for every backend.
@@ -240,6 +250,8 @@ def run(
         noise: noise(k) returns z [B, *S] of row k; it is called for noisy rows only.
         label: [B], or None for a network without labels.
         null_label: The number of the null label, for guided rows, see `denoise`.
+        conditions: [B, …] each, which the network takes by name.
+        null_conditions: Their null values, for guided rows, [*shape] each.
         on_step: on_step(k, D) is called after each row, with D [B, *S].
 
     Returns:
@@ -254,11 +266,12 @@ def run(
         raise refused("x", "a float array [B, *S]", x)
     if label is not None and (not isinstance(label, np.ndarray) or label.shape != x.shape[:1]):
         raise refused("label", f"an array of {len(x)} labels", label)
+    given = (label, null_label, conditions, null_conditions)
     state = np.zeros((len(x), R, *x.shape[1:]), x.dtype)
     state[:, 0] = x
     noisy = program.noisy
     for k in range(len(program)):
-        denoised = denoise(program.call[k], network, state[:, 0], label, null_label)
+        denoised = denoise(program.call[k], network, state[:, 0], *given)
         z = noise(k) if noise is not None and noisy[k] else None
         state = advance(program.update[k], state, denoised, z)
         if on_step is not None:

@@ -60,7 +60,7 @@ class Animating(Editing):
         on_step = callback_of(on_step)
         if pictures is not None:
             return self._noising(self._read(pictures, convert), n, seed, how)
-        requests = expand(self.bundle, n, seed, how)
+        requests = expand(self.bundle, n, seed, {**how, "convert": convert})
         jobs = [self._planner.job(request) for request in requests]
         shape = (len(jobs[0].table) + 1, n, *self.bundle.sample_shape)
         with enough_memory(f"an animation of {n} samples", "Take fewer samples or fewer steps."):

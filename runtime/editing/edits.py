@@ -41,8 +41,8 @@ class Editing(Inverting):
             strength: 0 … 1, the share of the grid that is walked. 0 is one step; 1 forgets the
                 images.
             seed: Image i is noised with seed + i.
-            convert: Fit images to the bundle's size and mode, see `runtime.images.read`.
-            how: The label and other arguments of `sample`.
+            convert: Fit images, those of conditions too, see `runtime.images.read`.
+            how: The label, conditions and other arguments of `sample`.
 
         Returns:
             float32 [n, *S].
@@ -53,7 +53,9 @@ class Editing(Inverting):
         Source: Meng et al., SDEdit, 2022.
         """
         x = self._read(pictures, convert)
-        return self._sample(len(x), with_own(how, picture=x, strength=strength), seed)
+        return self._sample(
+            len(x), with_own(how, picture=x, strength=strength, convert=convert), seed
+        )
 
     def inpaint(
         self,
@@ -83,4 +85,5 @@ class Editing(Inverting):
         """
         x = self._read(pictures, convert)
         kept = read_mask(mask, len(x), self.bundle.sample_shape, convert)
-        return self._sample(len(x), with_own({**PAINTING, **how}, known=x, mask=kept), seed)
+        own = with_own({**PAINTING, **how}, known=x, mask=kept, convert=convert)
+        return self._sample(len(x), own, seed)

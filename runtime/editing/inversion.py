@@ -78,7 +78,7 @@ class Inverting(ABC):
         Source: Song et al., Denoising diffusion implicit models, 2021, section 4.3.
         """
         x = self._read(pictures, convert)
-        settings = {**inverting(self.bundle), **how}
+        settings = {**inverting(self.bundle), **how, "convert": convert}
         noise = self._climb(x, settings)
         # The way back shows how much of the images the noise holds.
         back = self._sample(len(x), with_own(settings, start=noise))
@@ -119,7 +119,7 @@ class Inverting(ABC):
         Source: Su et al., Dual diffusion implicit bridges, 2023.
         """
         x = self._read(pictures, convert)
-        settings = {**inverting(self.bundle), "strength": strength, **how}
+        settings = {**inverting(self.bundle), "strength": strength, **how, "convert": convert}
         if guidance is None:
             guidance = 3.0 if self.bundle.can_guide else 1.0
         noise = self._climb(x, with_own(settings, label=source))
@@ -144,7 +144,7 @@ class Inverting(ABC):
             second: A seed or an image.
             n: 2 … 1,000,000.
             convert: See `invert`.
-            how: See `invert`.
+            how: See `invert`; conditions are the same for all samples.
 
         Returns:
             float32 [n, *S].
@@ -155,7 +155,7 @@ class Inverting(ABC):
         Source: Song et al., Denoising diffusion implicit models, 2021, equation 67.
         """
         n = integer("n", n, 2, MAX_SAMPLES)
-        settings = {**inverting(self.bundle), **how}
+        settings = {**inverting(self.bundle), **how, "convert": convert}
         a = self._noise_of(first, convert, settings)
         b = self._noise_of(second, convert, settings)
         starts = [slerp(a, b, t) for t in np.linspace(0.0, 1.0, n)]
@@ -191,7 +191,7 @@ class Inverting(ABC):
         n = integer("n", n, 1, MAX_SAMPLES)
         amount = number("amount", amount, 0.0, 1.0)
         seed = integer("seed", seed, 0, MAX_SEED - n + 1)
-        settings = {**inverting(self.bundle), **how}
+        settings = {**inverting(self.bundle), **how, "convert": convert}
         own = self._noise_of(self._read(picture, convert), convert, settings)
         # Along the arc the noise keeps its variance, which the network expects.
         starts = [slerp(own, self._noise_of(seed + i, convert, settings), amount) for i in range(n)]

@@ -12,7 +12,7 @@ from ..backends.base import Buffers, Float32
 from ..diffusion.noise import Stream, noises
 from ..errors import RequestError
 from ..errors.keywords import named
-from .job import Job, begin, blend
+from .job import Job, Parked, begin, blend
 
 
 class SlotPreview(NamedTuple):
@@ -24,13 +24,6 @@ class SlotPreview(NamedTuple):
     x: Float32  # [*S], the sample itself, as noisy as it is by now
 
 
-class _Parked(NamedTuple):
-    """What the buffers held of a sample."""
-
-    state: Float32  # [R, *S]
-    denoised: Float32  # [*S]
-
-
 @dataclass(eq=False)
 class _Member:
     """A sample that is running: at a place in the buffers, or parked outside of them."""
@@ -40,7 +33,7 @@ class _Member:
     place: int = -1
     row: int = 0
     quiet: bool = False  # whether its noise buffer is zero
-    parked: _Parked | None = None
+    parked: Parked | None = None
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -238,6 +231,8 @@ class Batch:
             buffers.state[place], buffers.denoised[place] = member.parked
             member.parked = None
         buffers.label[place] = member.job.label
+        for name, value in member.job.conditions.items():
+            buffers.conditions[name][place] = value
         member.place = place
         member.quiet = False  # nobody has cleared the noise of the last sample here
         self._members.append(member)
@@ -253,7 +248,7 @@ class Batch:
         for member in [m for m in self._members if m.slot not in wanted]:
             place = member.place
             if member.row:
-                member.parked = _Parked(buffers.state[place].copy(), buffers.denoised[place].copy())
+                member.parked = Parked(buffers.state[place].copy(), buffers.denoised[place].copy())
             self._vacate(member)
         for member in chosen:
             if member.place < 0:
@@ -271,8 +266,9 @@ class Batch:
 
     def _swap(self, a: int, b: int) -> None:
         pair = [a, b]
-        for name in ("state", "noise", "denoised", "label"):
-            array = getattr(self._buffers, name)
+        buffers = self._buffers
+        arrays = (buffers.state, buffers.noise, buffers.denoised, buffers.label)
+        for array in (*arrays, *buffers.conditions.values()):
             array[pair] = array[pair[::-1]]
         members = self._members
         members[a], members[b] = members[b], members[a]

@@ -13,6 +13,7 @@ from ..diffusion.noise import MAX_SEED
 from ..errors import RequestError
 from ..errors.arguments import enough_memory, function, integer, is_many, many
 from ..errors.messages import reason, refused, unwrapped
+from .conditions import spread
 from .loop import StepCallback
 from .request import ARRAYS, FIELDS, Request
 
@@ -31,7 +32,7 @@ def expand(bundle: Bundle, n: int, seed: object, settings: Mapping[str, object])
         n: 1 … 1,000,000, as far as the result fits in memory.
         seed: Sample i has seed + i; or a sequence of n.
         settings: Fields of `Request`, of which those in `EACH` are one for all or one each. The
-            rest are options of the solver.
+            rest are options of the solver. `convert` fits the images of conditions.
 
     Raises:
         RequestError: An argument cannot be used. Fields are checked when the request is resolved.
@@ -40,12 +41,15 @@ def expand(bundle: Bundle, n: int, seed: object, settings: Mapping[str, object])
     check_memory(n, bundle.sample_shape)
     given: dict[str, Any] = {name: settings[name] for name in FIELDS if name in settings}
     options = {name: value for name, value in settings.items() if name not in FIELDS}
+    # What images are read by, see `spread`.
+    convert = options.pop("convert", False)
     # Checked here, because only here is it known which arguments a name may have meant.
     bundle.check_options(given.get("solver"), options, ARGUMENTS)
     each: dict[str, list[Any]] = {
         name: _each(name, given.pop(name), n) for name in EACH if name in given
     }
     each["seed"] = seeds_of(seed, n)
+    each["conditions"] = spread(bundle, given.pop("conditions", {}), n, convert)
     return [
         Request(**given, **{name: values[i] for name, values in each.items()}, options=options)
         for i in range(n)

@@ -31,7 +31,7 @@ class Choice:
         backend, precision: The chosen pair.
         ms: Milliseconds of a network call of one sample, by "backend precision".
         left_out: Why a pair was not measured, by "backend precision".
-        settled: Whether every pair was measured twice alike. If not, the machine was busy.
+        settled: Whether every pair was measured, and twice alike. If not, the choice is not kept.
     """
 
     backend: str
@@ -137,6 +137,7 @@ def _measured(
         started = clock()
         if ms and started + longest - begun > LIMIT_S:
             left_out[name] = f"after {LIMIT_S:g} s"
+            settled = False  # the next process takes up here, as the costs of a pair are kept
             continue
         try:
             backend = open_backend(bundle, *pair, wish.threads, wish.streams)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.base import Buffers, Float32
+from ..diffusion.arrays import Array
 from ..diffusion.noise import Stream, noise
 from ..diffusion.program import GUIDANCE, D, Program
 
@@ -58,6 +60,7 @@ class Job:
 
     Attributes:
         x: [*S] before the first row; None starts from the seed's noise.
+        conditions: [*shape] each, by the names of the graphs' inputs.
     """
 
     seed: int
@@ -65,6 +68,14 @@ class Job:
     table: Table
     x: Float32 | None = None
     known: Known | None = None
+    conditions: Mapping[str, Array] = field(default_factory=dict)
+
+
+class Parked(NamedTuple):
+    """What the buffers held of a sample that does not step."""
+
+    state: Float32  # [R, *S]
+    denoised: Float32  # [*S]
 
 
 def begin(job: Job, shape: tuple[int, ...]) -> Float32:

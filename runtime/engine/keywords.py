@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..backends.base import Float32
 from ..bundle.sampling import SolverOptions
+from .conditions import Conditions
 from .loop import StepCallback
 
 Labels = int | str | Sequence[int | str | None] | None
@@ -20,7 +21,9 @@ Scales = float | Sequence[float | None] | None
 
 # Several classes, because a TypedDict may not repeat a named parameter of its function.
 class ProgramKeywords(SolverOptions, total=False):
-    """The program: solver, grid and guidance interval."""
+    """The program (solver, grid and guidance interval), and the conditions of its calls."""
+
+    conditions: Conditions | None
 
     solver: str | None
     steps: int | None
@@ -43,6 +46,7 @@ class LabelKeywords(GuidedKeywords, total=False):
 class RequestKeywords(LabelKeywords, total=False):
     """All fields of `Request` but the seed; `requests`."""
 
+    convert: bool
     strength: float
     start: Float32 | None
     up: bool
@@ -72,4 +76,5 @@ class WalkKeywords(EditKeywords, total=False):
 class SampleKeywords(WalkKeywords, total=False):
     """`pictures`: everything that `sample` takes."""
 
+    convert: bool
     start: Float32 | None

@@ -12,6 +12,8 @@ from ..backends.base import Backend, Float32, Rows, Timing, WholeLoop
 from ..backends.forks import ForkGuard
 from ..backends.pool import BufferPool
 from ..backends.streams import Cut, whole
+from ..bundle.conditions import LABEL
+from ..diffusion.arrays import Array
 from ..diffusion.noise import Stream, noises
 from ..diffusion.program import R
 from ..errors import BackendError, UnnoiseError
@@ -185,7 +187,8 @@ def rows(jobs: list[Job], shape: tuple[int, ...]) -> Rows:
     """Return the programs of jobs [B] as one, padded to the length of the first, the longest.
 
     Returns:
-        x [B, *S], label [B], call [K, B, 6], update [K, B, R, R+2], and the noise of each row.
+        x [B, *S], the label and conditions [B, …], call [K, B, 6], update [K, B, R, R+2], and the
+        noise of each row.
     """
     K = len(jobs[0].table)
     B = len(jobs)
@@ -208,5 +211,7 @@ def rows(jobs: list[Job], shape: tuple[int, ...]) -> Rows:
             out[taking] = noises([jobs[i].seed for i in taking], Stream.STEP, k, shape)
 
     x = np.stack([begin(job, shape) for job in jobs])
-    labels = np.array([job.label for job in jobs], np.int64)
-    return Rows(x, labels, call, update, jobs[0].table.guided, np.any(noisy, axis=1), draw)
+    conditions: dict[str, Array] = {LABEL: np.array([job.label for job in jobs], np.int64)}
+    for name in jobs[0].conditions:
+        conditions[name] = np.stack([job.conditions[name] for job in jobs])
+    return Rows(x, conditions, call, update, jobs[0].table.guided, np.any(noisy, axis=1), draw)

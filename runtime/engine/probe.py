@@ -113,6 +113,9 @@ class Probe:
         buffers.call[:size, GUIDANCE] = scale
         buffers.update[:size] = self._program.update[rows]
         buffers.label[:size] = np.arange(size) % max(self._bundle.num_classes, 1)
+        conditions = self._bundle.draw_conditions(size)
+        for condition in self._bundle.conditions:
+            buffers.conditions[condition.port][:size] = conditions[condition.name]
         buffers.noise[:size] = noises(range(size), Stream.STEP, 0, shape)
         state = np.zeros((size, *buffers.state.shape[1:]), np.float32)
         state[:, 0] = noises(range(size), Stream.INITIAL, 0, shape)

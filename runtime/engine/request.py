@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from threading import Lock
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from ..backends.base import Float32
 from ..bundle.bundle import Bundle
 from ..bundle.sampling import ResolvedOptions, SamplingOptions
+from ..diffusion.arrays import Array
 from ..diffusion.noise import MAX_SEED, Stream, noise
 from ..errors import RequestError
 from ..errors.arguments import array_of, instance, integer, number
 from ..errors.keywords import check_options
 from ..errors.messages import refused, shown, unwrapped
+from .conditions import contrasts, resolved_conditions
 from .job import Job, Known, Table
+from .json_arrays import array_from_json, array_to_json
 
 ARRAYS = ("start", "picture", "known", "mask")
 """Fields of a request that are arrays [*S]."""
+MAPPINGS = ("options", "conditions")
+"""Fields of a request that are dicts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,8 @@ class Request(SamplingOptions):
         picture: float32 [*S].
         known: An image [*S] that x_0 agrees with where `mask` is 1, and as far as it is.
         mask: 0 … 1, [*S].
+        conditions: By name, the values [*shape] of the bundle's conditions; None for the null
+            value of one.
     """
 
     seed: int
@@ -46,12 +52,13 @@ class Request(SamplingOptions):
     picture: Float32 | None = None
     known: Float32 | None = None
     mask: Float32 | None = None
+    conditions: Mapping[str, object] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         parts = [f"seed={shown(self.seed)}"]
         for entry in fields(self):
             value = getattr(self, entry.name)
-            default = {} if entry.name == "options" else entry.default
+            default = {} if entry.name in MAPPINGS else entry.default
             # Arrays have no one truth value: they are compared by what they are shown as.
             if entry.name != "seed" and shown(value) != shown(default):
                 parts.append(f"{entry.name}={shown(value)}")
@@ -68,9 +75,9 @@ class Request(SamplingOptions):
             if entry.name in ARRAYS:
                 if value is not None:
                     found[entry.name] = array_to_json(value)
-            elif entry.name == "options":
+            elif entry.name in MAPPINGS:
                 if value:
-                    found["options"] = {name: unwrapped(v) for name, v in value.items()}
+                    found[entry.name] = {name: _to_json(v) for name, v in value.items()}
             elif value is not None and value != entry.default:
                 # numpy scalars and arrays have `tolist`; a grid's times may be any sequence.
                 many = getattr(value, "tolist", lambda v=value: list(v))
@@ -94,6 +101,12 @@ class Request(SamplingOptions):
         for name in ARRAYS:
             if name in given:
                 given[name] = array_from_json(name, given[name])
+        conditions = given.get("conditions")
+        if isinstance(conditions, Mapping):
+            given["conditions"] = {
+                name: array_from_json(name, v) if isinstance(v, Mapping) else v
+                for name, v in conditions.items()
+            }
         # JSON has no tuples, and only a request of hashable values can share a cached program.
         for name in ("guidance_interval", "grid"):
             if isinstance(given.get(name), list):
@@ -101,33 +114,14 @@ class Request(SamplingOptions):
         return cls(**given)
 
 
+def _to_json(value: object) -> object:
+    """Return an option or a condition as JSON."""
+    plain = unwrapped(value)
+    return array_to_json(plain) if isinstance(plain, np.ndarray) else plain
+
+
 FIELDS = tuple(entry.name for entry in fields(Request) if entry.name != "options")
 """The fields of a request, apart from its solver's options."""
-
-
-def array_to_json(value: Float32) -> dict[str, object]:
-    """Return an array as JSON: its shape, and its float32, little-endian, in base64."""
-    # Little-endian by name: a request may be sent to a machine of the other byte order.
-    array = np.ascontiguousarray(value, "<f4")
-    return {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode()}
-
-
-def array_from_json(name: str, value: Any) -> Float32:
-    """Return the array [*S] that `array_to_json` describes.
-
-    Args:
-        name: How a message calls it.
-        value: Parsed JSON.
-
-    Raises:
-        RequestError: It describes no array.
-    """
-    rule = 'an object {"shape": […], "float32": base64}'
-    try:
-        data = base64.b64decode(value["float32"], validate=True)
-        return np.frombuffer(data, "<f4").reshape(value["shape"]).astype(np.float32)
-    except Exception:  # of the wrong type at any depth, or of another size than its shape
-        raise refused(name, rule, value) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,11 +130,13 @@ class ResolvedRequest:
 
     Attributes:
         label: The label's number; the null label is the number of classes.
+        conditions: By name, [*shape] each; null values are filled in.
         options: How it is made.
     """
 
     seed: int
     label: int
+    conditions: Mapping[str, Array]
     options: ResolvedOptions
     start: Float32 | None
     picture: Float32 | None
@@ -149,10 +145,12 @@ class ResolvedRequest:
     def to_json(self) -> dict[str, object]:
         """Return a readable JSON value, with shapes instead of arrays."""
         arrays = {"start": self.start, "picture": self.picture}
+        conditions = {name: list(a.shape) for name, a in self.conditions.items()}
         shapes = {name: list(a.shape) for name, a in arrays.items() if a is not None}
         return {
             "seed": self.seed,
             "label": self.label,
+            **({"conditions": conditions} if conditions else {}),
             **self.options.to_json(),
             **shapes,
             "known": self.known is not None,
@@ -167,6 +165,7 @@ def resolve(bundle: Bundle, request: Request) -> ResolvedRequest:
     """
     instance("request", request, Request, "Pass runtime.Request(seed=…).")
     label = bundle.label_number(request.label)
+    conditions = resolved_conditions(bundle, request.conditions)
     options = bundle.resolve(request)
     options = _guided(bundle, request, options)
     arrays = {name: _array(bundle, name, getattr(request, name)) for name in ARRAYS}
@@ -186,6 +185,7 @@ def resolve(bundle: Bundle, request: Request) -> ResolvedRequest:
     return ResolvedRequest(
         seed=integer("seed", request.seed, 0, MAX_SEED),
         label=label,
+        conditions=conditions,
         options=options,
         start=start,
         picture=picture,
@@ -194,14 +194,14 @@ def resolve(bundle: Bundle, request: Request) -> ResolvedRequest:
 
 
 def _guided(bundle: Bundle, request: Request, options: ResolvedOptions) -> ResolvedOptions:
-    """Return the options with the guidance scale that holds for the request's label."""
+    """Return the options with the guidance scale that holds for the request's conditions."""
     guidance = number("guidance", options.guidance, -1e3, 1e3)
     if guidance != 1 and not bundle.can_guide:
         raise RequestError(
             f"{bundle.name} cannot be guided (guidance {guidance:g}): it needs labels and a "
-            "trained null label. Pass guidance=1."
+            "trained null label, or a condition with a null value. Pass guidance=1."
         )
-    if unwrapped(request.label) is None:
+    if not contrasts(bundle, unwrapped(request.label), request.conditions):
         guidance = 1.0  # F_c is F_u: guidance changes no bit, and would cost a second call
     return ResolvedOptions(**{**vars(options), "guidance": guidance})
 
@@ -254,7 +254,9 @@ class Planner:
         if resolved.picture is not None:
             eps = noise(resolved.seed, Stream.ENCODE, 0, self.bundle.sample_shape)
             start = table.level[0] * resolved.picture + table.level[1] * eps
-        return Job(resolved.seed, resolved.label, table, start, resolved.known)
+        ports = {c.name: c.port for c in self.bundle.conditions}
+        conditions = {ports[name]: value for name, value in resolved.conditions.items()}
+        return Job(resolved.seed, resolved.label, table, start, resolved.known, conditions)
 
     def _table(self, options: ResolvedOptions) -> Table:
         key = _key({**vars(options), "options": None, **options.options})

@@ -23,10 +23,10 @@ from export.graph.precision import to_float16
 from export.graph.quantization import Range, layers, quantize
 from export.graph.tensorrt import Chosen
 from runtime import BackendError, Bundle, RequestError
-from runtime.backends.base import shapes
 from runtime.backends.nvidia import engine_cache as engines
 from runtime.backends.nvidia.engine_cache import Entry
 from runtime.backends.onnxfile import with_weights
+from runtime.backends.ports import shapes
 from runtime.errors import EngineError, NoDriverError, NoGpuError
 
 ADA = Order("tensorrt-rtx", "8.9", (2,))

@@ -52,7 +52,7 @@ QUICK = Plan(
 )
 
 LEARNING = {
-    "steps": 60,
+    "steps": 100,
     "batch": 32,
     "learning_rate": 3e-3,
     "warmup": 5,

@@ -100,7 +100,7 @@ class DeviceLoop:
         B = len(rows.x)
         # The batch and its whole program go up before the first row.
         self._stage(rows)
-        space.upload("state", "label")
+        space.upload("state", *rows.conditions)
         for address, host in self._program.values():
             cuda.upload(address, host, space.stream)
         # Each segment waits for its noise on the device only: the host is already drawing the next.
@@ -213,9 +213,10 @@ class DeviceLoop:
         bucket = self._space.bucket
         pinned = self._space.pinned
         pinned["state"][:] = 0
-        pinned["label"][:] = 0
         pinned["state"][:B, 0] = rows.x
-        pinned["label"][:B] = rows.label
+        for name, values in rows.conditions.items():
+            pinned[name][:B] = values
+            pinned[name][B:] = 0
         for name, values in (("call", rows.call), ("update", rows.update)):
             host = self._program[name][1]
             width = values[0, 0].size

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...bundle.bundle import Bundle
 from ...diffusion.arrays import Array
-from ..base import dtype_of, shapes
+from ..ports import dtype_of, shapes
 from .cuda import Cuda, aligned
 from .cuda_api import Address, Stream
 from .tensorrt_engine import Context, Engine
@@ -24,7 +24,7 @@ def stride(size: int) -> int:
 def port_bytes(bundle: Bundle, batch: int) -> dict[str, int]:
     """List the bytes of a step graph's inputs and outputs, by name."""
     return {
-        name: int(np.prod(shape)) * np.dtype(dtype_of(name)).itemsize
+        name: int(np.prod(shape)) * np.dtype(dtype_of(bundle, name)).itemsize
         for name, shape in shapes(bundle, batch).items()
     }
 
@@ -51,7 +51,7 @@ class Space:
         with ExitStack() as attempt:
             for name, shape in shapes(bundle, bucket).items():
                 self.addresses[name] = cuda.memory(sizes[name], attempt)
-                self.pinned[name] = cuda.pinned(shape, dtype_of(name), attempt)
+                self.pinned[name] = cuda.pinned(shape, dtype_of(bundle, name), attempt)
             self.silence = cuda.memory(sizes["noise"], attempt)
             attempt.callback(cuda.synchronize, stream)  # before any memory is freed
             for name, address in (*self.addresses.items(), ("noise", self.silence)):

@@ -17,12 +17,13 @@ from ...bundle.bundle import Bundle
 from ...bundle.format import STEP, STEP_GUIDED, WEIGHTS, inside
 from ...diffusion.arrays import Array
 from ...errors import BackendError, GpuError, RequestError, UnnoiseError
-from ..base import Float32, Rows, Timing, dtype_of, missing, shapes
+from ..base import Float32, Rows, Timing, missing
 from ..forks import ForkGuard
 from ..host import Call, HostBuffers
 from ..onnxfile import refuse_endless
 from ..onnxruntime import check_ports
 from ..onnxruntime_api import Binding, OnnxRuntimeLibrary, RunOptions, Session, Value
+from ..ports import dtype_of, inputs_of, shapes
 
 PROVIDER = "CUDAExecutionProvider"
 OPTIONS = {"device_id": "0", "enable_cuda_graph": "1", "use_tf32": "0"}
@@ -32,9 +33,7 @@ SESSION = {"session.disable_cpu_ep_fallback": "1"}
 
 
 class OnnxRuntimeCuda:
-    """The step graphs of one precision as sessions on the CUDA provider.
-
-    Batches are padded to powers of two, a CUDA graph each.
+    """Sessions of the step graphs; batches are padded to powers of two, a CUDA graph each.
 
     Raises:
         BackendError: onnxruntime-gpu is missing, or its CUDA provider does not start here.
@@ -117,10 +116,10 @@ class OnnxRuntimeCuda:
             begun = time.perf_counter()
             x = loop.run(rows)
             spent = 1e3 * (time.perf_counter() - begun)
-            how = "a graph a row"
             new = len(self._graph_ids) > known
+            K = len(rows.call)
             return x, Timing(
-                len(rows.x), loop.bucket, len(rows.call), how, "", new, spent, loop.bytes
+                len(rows.x), loop.bucket, K, "a graph a row", "", new, spent, loop.bytes
             )
 
     def graph_id(self, guided: bool, bucket: int, current: int) -> int:
@@ -203,7 +202,7 @@ class Loop:
         self._backend = backend
         self.bucket = bucket
         self.host: dict[str, Array] = {
-            name: np.zeros(shape, dtype_of(name))
+            name: np.zeros(shape, dtype_of(backend.bundle, name))
             for name, shape in shapes(backend.bundle, bucket).items()
         }
         self.device = {name: backend.on_device(array) for name, array in self.host.items()}
@@ -228,8 +227,8 @@ class Loop:
         key = guided, current
         session = self._backend.session(guided)
         if key not in self._bound:
-            graph = self._backend.graph_id(guided, self.bucket, current)
-            self._bound[key] = self._bind(session, current), self._backend.options(graph)
+            options = self._backend.options(self._backend.graph_id(guided, self.bucket, current))
+            self._bound[key] = self._bind(session, current), options
         binding, options = self._bound[key]
         with self._backend.failing(f"run a batch of {self.bucket}"):
             session.run_with_iobinding(binding, options)
@@ -239,12 +238,13 @@ class Loop:
         host = self.host
         B = len(rows.x)
         # Zeros for the padding, whose state then stays zero.
-        for name in ("state", "label", "call", "update"):
+        for name in ("state", "call", "update", *rows.conditions):
             host[name][:] = 0
         host["state"][:B, 0] = rows.x
-        host["label"][:B] = rows.label
         self.send("state")
-        self.send("label")
+        for name, values in rows.conditions.items():
+            host[name][:B] = values
+            self.send(name)
         # A program goes up row by row. Noise that is zero stays on the device for the rows after.
         quiet = False
         for k, guided in enumerate(rows.guided):
@@ -289,7 +289,7 @@ class CudaBuffers(HostBuffers):
             with backend.lock:
                 backend.session(call.guided)
                 loop = backend.loop(size)
-                for name in ("state", "noise", "call", "update", "label"):
+                for name in inputs_of(backend.bundle):
                     loop.host[name][:count] = arrays[name]
                     loop.send(name)
                 loop.step(call.guided, 0)

@@ -9,6 +9,7 @@ from typing import Protocol
 from ...bundle.bundle import Bundle
 from ..forks import ForkGuard
 from ..host import Call, HostBuffers
+from ..ports import inputs_of
 from .cuda import Cuda, Stream
 from .device_space import Space
 from .tensorrt_engine import Context
@@ -49,6 +50,7 @@ class TensorRtBuffers(HostBuffers):
         count = call.count
         bucket = backend.bucket(count)
         arrays = self._arrays(call)
+        inputs = inputs_of(backend.bundle)
 
         def run() -> None:
             with backend.lock:
@@ -56,9 +58,9 @@ class TensorRtBuffers(HostBuffers):
                 context = backend.step_context(bucket, call.guided)
                 space = backend.space(bucket)
                 # Earlier batches' samples may pad the bucket: samples do not depend on each other.
-                for name in ("state", "noise", "call", "update", "label"):
+                for name in inputs:
                     space.pinned[name][:count] = arrays[name]
-                space.upload("state", "noise", "call", "update", "label")
+                space.upload(*inputs)
                 context.bind(space.addresses)
                 context.enqueue(backend.stream)
                 space.download("next_state", "denoised")

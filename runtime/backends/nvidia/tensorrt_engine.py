@@ -10,10 +10,13 @@ import logging
 from collections.abc import Mapping
 from typing import cast
 
+import numpy as np
+
 from ...bundle.bundle import Bundle
 from ...errors import EngineError, GpuError, GpuMemoryError
 from .. import cache
-from ..base import missing, shapes
+from ..base import missing
+from ..ports import dtype_of, optional_ports, shapes
 from . import engine_cache as engines
 from .cuda import Cuda
 from .cuda_api import Address, Stream
@@ -177,9 +180,8 @@ class Engine:
         """Raise EngineError unless the tensors and profiles are a step graph's."""
         trt = self._trt
         engine = self._engine
-        wanted = shapes(bundle, -1)
-        if not bundle.labels:
-            del wanted["label"]
+        absent = optional_ports(bundle)
+        wanted = {name: s for name, s in shapes(bundle, -1).items() if name not in absent}
         if set(self.names) != wanted.keys():
             raise EngineError(
                 f"{self} has the tensors {sorted(self.names)}, not {sorted(wanted)}. "
@@ -190,7 +192,8 @@ class Engine:
                 f"{self} has {engine.num_optimization_profiles} profiles. {self._again()}"
             )
         for name in self.names:
-            kind = trt.DataType.INT64 if name == "label" else trt.DataType.FLOAT
+            integers = dtype_of(bundle, name) is np.int64
+            kind = trt.DataType.INT64 if integers else trt.DataType.FLOAT
             mode = trt.TensorIOMode.OUTPUT if name in OUTPUTS else trt.TensorIOMode.INPUT
             found = (
                 engine.get_tensor_mode(name),

@@ -322,10 +322,11 @@ def mutate(folder: Path, case: int) -> str:
     if r.random() < 0.45:
         manifest.write_bytes(change_json(manifest.read_text(encoding="utf-8"), r))
         return "bundle.json"
-    name = r.choice([*GRAPHS, *GRAPHS, WEIGHTS])
+    nulls = sorted(str(path.relative_to(folder)) for path in folder.glob("nulls/*"))
+    name = r.choice([*GRAPHS, *GRAPHS, WEIGHTS, *nulls])
     path = folder / name
     data = path.read_bytes()
-    if name != WEIGHTS and r.random() < 0.7:
+    if name in GRAPHS and r.random() < 0.7:
         changed, what = change_graph(data, r), "parts"
     else:
         changed, what = change_bytes(data, r), "bytes"
@@ -347,6 +348,10 @@ def attempt(folder: Path, backend: str, precision: str) -> int:
         settings = {"label": 0} if labels and labels.names else {}
         if labels and labels.null_trained and settings:
             settings["guidance"] = 2.0
+        if sampler.bundle.conditions:
+            settings["conditions"] = sampler.bundle.draw_conditions(2)
+            if sampler.bundle.can_guide:
+                settings["guidance"] = 2.0
         samples = sampler.sample(2, 0, steps=min(2, len(sampler.bundle.schedule)), **settings)
         assert samples.shape == (2, *sampler.bundle.sample_shape)
     except BundleError:

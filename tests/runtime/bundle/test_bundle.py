@@ -48,8 +48,8 @@ def test_a_changed_byte_and_a_cut_file_are_found(bundle_copy: Path, name: str, d
 
 
 def test_a_newer_format_is_refused_with_advice(edited) -> None:
-    with pytest.raises(BundleError, match=r"format 2, newer than 1.*pip install -U"):
-        Bundle.load(edited(lambda v: v.update(format=2)))
+    with pytest.raises(BundleError, match=r"format 3, newer than 2.*pip install -U"):
+        Bundle.load(edited(lambda v: v.update(format=3)))
 
 
 @pytest.mark.parametrize(

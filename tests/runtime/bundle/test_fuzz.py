@@ -32,6 +32,15 @@ def test_2000_damaged_bundles_end_well(tiny_bundle: Path) -> None:
     assert found["counts"]["refused"] > 1000, "or nothing was damaged"
 
 
+@pytest.mark.slow
+def test_2000_damaged_bundles_of_format_2_end_well(second_format: Path) -> None:
+    found = fuzz(second_format / "bundle", "--cases", "2000")
+    assert found["wrong"] == []
+    assert sum(found["counts"].values()) == 2000
+    assert found["counts"]["ran"] > 100
+    assert found["counts"]["refused"] > 1000
+
+
 def test_the_whole_bundle_runs_so_that_a_refusal_means_something(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_it_ends_in_time(bundle: Bundle, opened: Opened) -> None:
     choice, _ = fastest(bundle, Wish(min_psnr=10), opened.clock)
     assert len(choice.ms) == 3 < len(proved(bundle, Wish(min_psnr=10)))
     assert set(choice.left_out.values()) == {f"after {LIMIT_S:g} s"}
+    assert not choice.settled
 
 
 def test_a_library_that_is_missing_is_left_out(bundle: Bundle, opened: Opened) -> None:

@@ -61,6 +61,20 @@ sys.exit(main())
 
 It would take most of the time of these runs.
 """
+PAUSED_AT = 7
+PAUSE = f"""
+import os, time
+from pathlib import Path
+from trainer.training.step import Trainer
+train_step = Trainer.train_step
+def paused(self):
+    if os.environ["RANK"] == "1" and self.state.step == {PAUSED_AT}:
+        Path(__file__).with_name("paused").write_text(str(os.getpid()))
+        time.sleep(3600)
+    return train_step(self)
+Trainer.train_step = paused
+"""
+"""Before `SHORT_FIT`, the second process stops after some steps, and the first waits for it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,11 +86,11 @@ def _short_classifier() -> Iterator[None]:
 
 
 def launched(
-    root: Path, runs: Path, config: Config, how: tuple[str, ...] = DDP
+    root: Path, runs: Path, config: Config, how: tuple[str, ...] = DDP, before: str = ""
 ) -> subprocess.Popen:
     runs.mkdir(parents=True, exist_ok=True)
     script = runs / "short_fit.py"
-    script.write_text(SHORT_FIT)
+    script.write_text(before + SHORT_FIT)
     return started(root, [str(script), *command_line(config, runs)], how)
 
 
@@ -133,36 +147,29 @@ def test_accumulation_has_the_loss_curve_of_a_whole_batch() -> None:
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
 
-def killed(process: subprocess.Popen, run: Path) -> str:
-    """Its output after one of its workers was killed."""
+def killed(root: Path, runs: Path, config: Config, how: tuple[str, ...] = DDP) -> str:
+    """The output of a run whose second process is killed after some steps."""
+    process = launched(root, runs, config, how, PAUSE)
+    paused = runs / "paused"
     try:
-        kill_a_worker(process, run / "log.csv")
+        while not (paused.exists() and paused.read_text()):
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            time.sleep(0.01)
+        os.kill(int(paused.read_text()), signal.SIGKILL)
         out, _ = process.communicate(timeout=3600)
     finally:
         process.kill()
     assert process.returncode != 0
     assert "another process of this run is gone" in out
+    assert len(read(runs / "digits" / "log.csv")) >= 5
     return out
-
-
-def kill_a_worker(process: subprocess.Popen, log: Path) -> None:
-    """Kill one of the two workers after some rows are in the log."""
-    while not (log.exists() and len(read(log)) >= 5):
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        time.sleep(0.01)
-    listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
-    )
-    workers = [int(line.split()[0]) for line in listed.stdout.splitlines() if "short_fit" in line]
-    assert len(workers) == 2, listed.stdout
-    os.kill(workers[-1], signal.SIGKILL)
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_with_a_message_and_the_same_command_goes_on(
     root: Path, tmp_path: Path, two: Path
 ) -> None:
-    out = killed(launched(root, tmp_path, CONFIG), tmp_path / "digits")
+    out = killed(root, tmp_path, CONFIG)
     assert "Re-run the same command to resume from the last checkpoint" in out
     out = finished(launched(root, tmp_path, CONFIG))
     assert "going on after step" in out
@@ -231,7 +238,7 @@ def test_split_parameters_have_the_loss_curve_of_one_process_and_its_checkpoint(
 def test_a_split_run_that_is_killed_goes_on_to_the_same_bytes(
     root: Path, tmp_path: Path, split: Path
 ) -> None:
-    killed(launched(root, tmp_path, SPLIT, FSDP), tmp_path / "digits")
+    killed(root, tmp_path, SPLIT, FSDP)
     out = finished(launched(root, tmp_path, SPLIT, FSDP))
     assert "going on after step" in out
     assert "written elsewhere" not in out

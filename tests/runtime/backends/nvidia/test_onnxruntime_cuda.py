@@ -155,6 +155,25 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
         found.sample(1)
 
 
+@pytest.fixture(scope="module")
+def conditioned(second_format: Path) -> Sampler:
+    """On the CPU; it is opened before a test replaces onnxruntime."""
+    found = Sampler.load(second_format / "bundle")
+    found.backend.bind(1).step(True)
+    return found
+
+
+def test_conditions_go_up_with_the_batch(library: Library, conditioned: Sampler) -> None:
+    """Whole programs, and steps from the host, for a batch that is padded."""
+    given = conditioned.bundle.draw_conditions(3)
+    way: dict[str, Any] = {"n": 3, "label": [0, None, 2], "solver": "ddpm", "steps": 4}
+    way |= {"conditions": {**given, "text": [None, *given["text"][1:]]}, "guidance": 2.0}
+    expected = conditioned.sample(**way)
+    with Sampler(conditioned.bundle, "onnxruntime-cuda") as found:
+        assert found.sample(**way).tobytes() == expected.tobytes()
+        assert found.sample(**way, on_step=lambda _: None).tobytes() == expected.tobytes()
+
+
 def test_who_looks_at_the_steps_gets_them_one_by_one(
     library: Library, bundle: Bundle, sampler: Sampler
 ) -> None:

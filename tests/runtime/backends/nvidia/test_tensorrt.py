@@ -153,6 +153,23 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
     assert not world.held()
 
 
+def test_conditions_go_up_with_the_batch(
+    machine: Callable[..., World], library: str, second_format: Path
+) -> None:
+    """Whole programs, and steps from the host, for a batch that is padded."""
+    conditioned = Bundle.load(second_format / "bundle")
+    world = machine(library)
+    keep(conditioned, library, Gpu("Fake L4", "8.9", "CUDA 13.0"))
+    given = conditioned.draw_conditions(3)
+    way: dict[str, Any] = {"n": 3, "label": [0, None, 2], "solver": "ddpm", "steps": 4}
+    way |= {"conditions": {**given, "text": [None, *given["text"][1:]]}, "guidance": 2.0}
+    expected = Sampler(conditioned).sample(**way)
+    with Sampler(conditioned, library) as found:
+        assert found.sample(**way).tobytes() == expected.tobytes()
+        assert found.sample(**way, on_step=lambda _: None).tobytes() == expected.tobytes()
+    assert not world.held()
+
+
 def test_a_batch_is_padded_to_its_bucket_and_split_where_none_is_large_enough(
     gpu: tuple[Sampler, World], sampler: Sampler
 ) -> None:
