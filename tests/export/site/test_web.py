@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -262,22 +262,23 @@ def address(site: Path) -> Iterator[str]:
         yield found
 
 
-@contextmanager
-def chromium(*arguments: str) -> Iterator[Any]:
-    """Chromium, without a window."""
+Launch = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def launch() -> Iterator[Launch]:
+    """launch(flag, …): Chromium, without a window."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if path is None:
         pytest.skip("no Chromium is installed")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=arguments)
-        yield browser
-        browser.close()
+        yield lambda *flags: started.chromium.launch(executable_path=path, args=flags)
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
+def browser(launch: Launch) -> Iterator[Any]:
+    with launch() as found:
         yield found
 
 
@@ -363,13 +364,15 @@ def test_a_seed_that_is_none_is_refused(page: Any, address: str) -> None:
 
 
 @pytest.mark.slow
-def test_webgpu_draws_nearly_the_same(package: Path, first_release: Path, tmp_path: Path) -> None:
+def test_webgpu_draws_nearly_the_same(
+    package: Path, launch: Launch, first_release: Path, tmp_path: Path
+) -> None:
     """On a GPU in software, which rounds in its own way. It shows that the graphs run."""
     bundle = Bundle.load(first_release / "bundle")
     site = Site(bundle=bundle, solvers=["ddim"], steps=[STEPS], package=package)
     write_site(site, tmp_path / "site")
     flags = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
-    with hosted(tmp_path / "site") as address, chromium(*flags) as browser:
+    with hosted(tmp_path / "site") as address, launch(*flags) as browser:
         page = browser.new_page()
         page.set_default_timeout(HANGING_S * 1000)
         page.goto(f"{address}/#label=3&solver=ddim&steps={STEPS}&guidance=2&seed=5")
