@@ -78,7 +78,9 @@ def from_module(
     guidance: float = 2.0,
     provenance: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Describe module(x [B, *S], time [B][, label [B]], **conditions) → F [B, *S].
+    """Describe module(x [B, *S], time [B], label [B], **conditions) → F [B, *S].
+
+    It takes a label only if there are classes.
 
     Args:
         module: In evaluation mode, on the CPU, in float32.
