@@ -80,10 +80,8 @@ def from_module(
 ) -> Model:
     """Describe module(x [B, *S], time [B], label [B], **conditions) → F [B, *S].
 
-    It takes a label only if there are classes.
-
     Args:
-        module: In evaluation mode, on the CPU, in float32.
+        module: In evaluation mode, on the CPU, in float32. Without classes it takes no label.
         sample_shape: *S, 1 to 4 integers.
         prediction: What F is, see `runtime.diffusion.program.precondition`.
         schedule: A `Schedule` or the name of one.

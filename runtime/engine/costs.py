@@ -11,14 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
 from ..backends import cache
 from ..backends.base import Backend, Float32
+from ..backends.processor import processor_name, usable_cores
 from ..backends.registry import BACKENDS
-from ..backends.streams import usable_cores
 from ..bundle.bundle import Bundle
 from ..errors import BackendError
 from .cost import WITHIN, CostCurve, Points
@@ -176,31 +175,23 @@ class Costs:
         return cache.key("cost", FORMAT, depends(self._bundle, self._backend), *what)
 
 
+def graphs_here(bundle: Bundle) -> tuple[object, ...]:
+    """Return what all costs of a bundle depend on: its graphs, and the processor."""
+    files = sorted((name, file.sha256) for name, file in bundle.files.items())
+    return files, processor_name(), usable_cores()
+
+
 def depends(bundle: Bundle, backend: Backend) -> tuple[object, ...]:
     """Return what costs depend on: the graphs, the inference library and the processor."""
     return (
-        sorted((name, file.sha256) for name, file in bundle.files.items()),
+        *graphs_here(bundle),
         type(backend).__qualname__,
         backend.name,
         backend.precision,
         getattr(backend, "threads", None),
         getattr(backend, "streams", None),
         getattr(sys.modules.get(BACKENDS[backend.name].module), "__version__", None),
-        processor(),
-        usable_cores(),
     )
-
-
-def processor() -> str:
-    """Name this machine's processor."""
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _curve(value: Any) -> CostCurve:
