@@ -89,8 +89,7 @@ def build(
     _check_request(out, precisions)
     begun = time.perf_counter()
     bounds = bounds or Bounds()
-    fitted = fitting(model, precisions, proof_minutes)
-    plan = plan or fitted.plan
+    fitted = fitting(model, precisions, proof_minutes, plan=plan)
     # Checked on the module, where the cause of mixed samples can still be named.
     require_independent(model, torch_inputs(model), bounds.answer, fitted.independent)
     model = replace(model, tuned=model.tuned or kept(model, out))
@@ -102,7 +101,7 @@ def build(
         bundle = bundle_in(folder, model)
         # The proof runs the files on disk, as a user will, not the graphs in memory.
         try:
-            proof = check(model, bundle, bounds, plan, conversion, same_bytes)
+            proof = check(model, bundle, bounds, fitted.plan, conversion, same_bytes)
         except ExportError as error:
             if faster:
                 raise _with_advice(error) from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import re
 import sys
 from importlib import metadata
@@ -13,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+from .backends.processor import cpuinfo, processor_name, usable_cores
 from .backends.registry import BACKENDS, GPU, offered
 from .bundle.bundle import Bundle
 from .bundle.manifest import Figures
@@ -34,7 +33,7 @@ class Machine(TypedDict):
     """A machine: its processor, the cores that this process may use, and instruction sets."""
 
     processor: str
-    cores: int | None
+    cores: int
     instructions: list[str]
 
 
@@ -82,15 +81,11 @@ class Facts(TypedDict):
 
 def machine() -> Machine:
     """Return the facts of this machine; instruction sets are read on Linux only."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = set(re.findall(r"\w+", (re.search(r"^flags\s*:(.+)$", text, re.MULTILINE) or [""])[0]))
-    # Containers and taskset allow a process fewer cores than the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    listed = re.search(r"^flags\s*:(.+)$", cpuinfo(), re.MULTILINE)
+    flags = set(re.findall(r"\w+", listed[0] if listed else ""))
     return {
-        "processor": name[1].strip() if name else platform.processor() or platform.machine(),
-        "cores": cores,
+        "processor": processor_name(),
+        "cores": usable_cores(),
         "instructions": [shown for flag, shown in INSTRUCTIONS.items() if flag in flags],
     }
 

@@ -76,12 +76,14 @@ def fitting(
     precisions: Collection[str],
     minutes: float,
     clock: Callable[[], float] = time.perf_counter,
+    plan: Plan | None = None,
 ) -> Fitted:
     """Time a pass of PyTorch, and return what fits.
 
     Args:
         precisions: What is exported alongside fp32.
         minutes: For the proof.
+        plan: Compared even if it does not fit.
         clock: Seconds.
 
     Raises:
@@ -89,14 +91,15 @@ def fitting(
     """
     minutes = number("proof_minutes", minutes, 0.0, 1e6)
     seconds = seconds_of(model, clock)
-    # fp32 on two libraries, bf16 on one, fp16 on one, and both kinds of int8 on three in all.
-    backends = 3 + ("fp16" in precisions) + 3 * ("int8" in precisions)
-    plan = largest(seconds, work_of(model, backends), minutes)
-    if plan != LADDER[0]:
-        say(
-            f"a pass takes {seconds:.2g} s: {plan.times} levels, batches up to "
-            f"{max(plan.batches)} and {plan.steps} steps fit into {minutes:g} minutes"
-        )
+    if plan is None:
+        # fp32 on two libraries, bf16 on one, fp16 on one, and both kinds of int8 on three in all.
+        backends = 3 + ("fp16" in precisions) + 3 * ("int8" in precisions)
+        plan = largest(seconds, work_of(model, backends), minutes)
+        if plan != LADDER[0]:
+            say(
+                f"a pass takes {seconds:.2g} s: {plan.times} levels, batches up to "
+                f"{max(plan.batches)} and {plan.steps} steps fit into {minutes:g} minutes"
+            )
     # A fifth of the time is for the module alone.
     slow = LONE_PASSES * seconds > 60 * minutes / 5
     return Fitted(plan, PAIR if slow else BATCH)

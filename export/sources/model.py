@@ -29,7 +29,9 @@ LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model(ModelSpec):
-    """A module(x [B, *S], time [B][, label [B]], **conditions) → F [B, *S] and its description.
+    """A module(x [B, *S], time [B], label [B], **conditions) → F [B, *S] and its description.
+
+    It takes a label only if there are classes.
 
     Attributes:
         module: In evaluation mode, on the CPU, in float32.

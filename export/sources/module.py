@@ -78,10 +78,10 @@ def from_module(
     guidance: float = 2.0,
     provenance: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Describe module(x [B, *S], time [B][, label [B]], **conditions) → F [B, *S].
+    """Describe module(x [B, *S], time [B], label [B], **conditions) → F [B, *S].
 
     Args:
-        module: In evaluation mode, on the CPU, in float32.
+        module: In evaluation mode, on the CPU, in float32. Without classes it takes no label.
         sample_shape: *S, 1 to 4 integers.
         prediction: What F is, see `runtime.diffusion.program.precondition`.
         schedule: A `Schedule` or the name of one.

@@ -19,7 +19,8 @@ from .host import Call
 from .onnxfile import refuse_endless
 from .onnxruntime_api import OnnxRuntimeLibrary, Port, Session
 from .ports import dtype_of, optional_ports, shapes
-from .streams import StreamBuffers, usable_cores
+from .processor import usable_cores
+from .streams import StreamBuffers
 
 
 class OnnxRuntime:

@@ -27,7 +27,8 @@ from .onnxfile import refuse_endless, with_weights
 from .openvino_api import CompiledModel, Config, Memory, Model, OpenVinoLibrary, Port
 from .openvino_parts import PARTS, split
 from .ports import shapes
-from .streams import StreamBuffers, usable_cores
+from .processor import usable_cores
+from .streams import StreamBuffers
 
 CACHED = 1
 """Version of the cached models. Raise it if graphs are cut or compiled in another way."""

@@ -7,7 +7,6 @@ the same only if a sample's bytes depend neither on its batch nor on the threads
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,13 +32,6 @@ def whole(guided: bool, count: int) -> int:
 def fixed(streams: int) -> Cut:
     """Cut every call into so many parts, if it has as many samples."""
     return lambda guided, count: streams
-
-
-def usable_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class StreamBuffers(HostBuffers):

@@ -11,14 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
 from ..backends import cache
 from ..backends.base import Backend, Float32
+from ..backends.processor import processor_name, usable_cores
 from ..backends.registry import BACKENDS
-from ..backends.streams import usable_cores
 from ..bundle.bundle import Bundle
 from ..errors import BackendError
 from .cost import WITHIN, CostCurve, Points
@@ -49,6 +48,7 @@ class Costs:
         self._clock = clock
         self._lock = RLock()
         self._points: dict[tuple[bool, int], Point] = {}
+        self._unknown: list[tuple[bool, int]] = []
         self._fixed: int | None = getattr(backend, "streams", None)
 
     def curve(self, max_batch: int) -> CostCurve:
@@ -68,7 +68,7 @@ class Costs:
                 several streams.
         """
         with self._lock:
-            point = self._point(guided, 1 << (count.bit_length() - 1))
+            point = self._point(guided, _size(count))
         if self._fixed:
             if not point.same_bytes:
                 raise BackendError(
@@ -80,6 +80,29 @@ class Costs:
         # The largest part takes as long as it would in a call that is cut evenly.
         even = -(-count // point.streams) * point.streams
         return point.streams if even <= point.gain * count else 1
+
+    def known_streams(self, guided: bool, count: int) -> int:
+        """Return what `streams` does, but 1 if it was not measured yet: `learn` does that later."""
+        key = guided, _size(count)
+        with self._lock:
+            if key in self._unknown:
+                return 1
+            if not (self._fixed or key in self._points or self._load(_point, "point", *key)):
+                self._unknown.append(key)
+                return 1
+        return self.streams(guided, count)
+
+    def learn(self) -> bool:
+        """Measure a size that `known_streams` did not know. Returns whether there was one."""
+        with self._lock:
+            if not self._unknown:
+                return False
+            key = self._unknown.pop(0)
+            try:
+                self._point(*key)
+            except Exception:  # whole calls work, so they go on
+                self._points[key] = Point(float("inf"), 1)
+            return True
 
     def lone(self, seconds: float) -> Point:
         """Return the cost of a call of one sample, measured for at most so many seconds."""
@@ -115,9 +138,10 @@ class Costs:
         settled = True
         no_cheaper = 0
         for size in sizes:
-            point, rows = probe.point(size, guided, end)
-            self._points[guided, size] = point
-            self._store(point, "point", guided, size)
+            # Cuts are learned later: opening their sessions would double the time to be ready.
+            point, rows = probe.point(size, guided, end, cut=self._fixed is not None)
+            if self._fixed:
+                self._points[guided, size] = point
             pairs = zip(before, rows, strict=False)
             same_bytes &= all(a.tobytes() == b.tobytes() for a, b in pairs)
             settled &= point.settled
@@ -176,31 +200,28 @@ class Costs:
         return cache.key("cost", FORMAT, depends(self._bundle, self._backend), *what)
 
 
+def _size(count: int) -> int:
+    """The measured size that stands for a number of samples."""
+    return 1 << (count.bit_length() - 1)
+
+
+def graphs_here(bundle: Bundle) -> tuple[object, ...]:
+    """Return what all costs of a bundle depend on: its graphs, and the processor."""
+    files = sorted((name, file.sha256) for name, file in bundle.files.items())
+    return files, processor_name(), usable_cores()
+
+
 def depends(bundle: Bundle, backend: Backend) -> tuple[object, ...]:
     """Return what costs depend on: the graphs, the inference library and the processor."""
     return (
-        sorted((name, file.sha256) for name, file in bundle.files.items()),
+        *graphs_here(bundle),
         type(backend).__qualname__,
         backend.name,
         backend.precision,
         getattr(backend, "threads", None),
         getattr(backend, "streams", None),
         getattr(sys.modules.get(BACKENDS[backend.name].module), "__version__", None),
-        processor(),
-        usable_cores(),
     )
-
-
-def processor() -> str:
-    """Name this machine's processor."""
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _curve(value: Any) -> CostCurve:

@@ -11,10 +11,9 @@ from typing import Any
 from ..backends import cache
 from ..backends.base import Backend
 from ..backends.registry import BACKENDS, offered, open_backend
-from ..backends.streams import usable_cores
 from ..bundle.bundle import Bundle
 from ..errors import BackendError, RequestError
-from .costs import FORMAT, Costs, processor
+from .costs import FORMAT, Costs, graphs_here
 from .probe import Clock
 
 LIMIT_S = 2.0
@@ -96,7 +95,7 @@ def proved(bundle: Bundle, wish: Wish) -> list[tuple[str, str]]:
     found: list[tuple[float, tuple[str, str]]] = []
     for backend, precision in offered(bundle):
         figures: Any = bundle.report.get(precision, {}).get(backend)
-        # Without a report nothing is known of the pair.
+        # An export that did not check a pair reports no figures for it.
         if BACKENDS[backend].gpu or not figures or not _near(precision, figures, wish):
             continue
         times = figures.get("ms_a_call", {}).values()
@@ -176,9 +175,8 @@ def _read(name: str, pairs: list[tuple[str, str]]) -> Choice | None:
 
 def _depends(bundle: Bundle, pairs: list[tuple[str, str]]) -> tuple[object, ...]:
     """What the answer depends on, of which nothing needs an inference library to be imported."""
-    files = sorted((name, file.sha256) for name, file in bundle.files.items())
     modules = sorted({BACKENDS[backend].module for backend, _ in pairs})
-    return files, pairs, [_version(m) for m in modules], processor(), usable_cores()
+    return *graphs_here(bundle), pairs, [_version(m) for m in modules]
 
 
 def _version(module: str) -> str:

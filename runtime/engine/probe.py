@@ -40,7 +40,7 @@ class Point:
         seconds: Of the fastest call, cut in the fastest way.
         streams: Into how many parts it is cut then.
         gain: The seconds of the whole call over those, at least 1.
-        settled: Whether each cut was measured twice alike. If not, the machine was busy.
+        settled: Whether the fastest cut was measured twice alike. If not, the machine was busy.
         same_bytes: Whether the samples had the same bytes in every cut. If not, none is used.
     """
 
@@ -60,10 +60,12 @@ class Probe:
         self._clock = clock
         self._program = bundle.program()
 
-    def point(self, size: int, guided: bool, end: float) -> tuple[Point, Float32]:
+    def point(self, size: int, guided: bool, end: float, cut: bool = True) -> tuple[Point, Float32]:
         """Measure a call; return its cost, and the state after it, [size, R, *S].
 
-        end: When to stop repeating. The least number of calls is made in any case.
+        Args:
+            end: When to stop repeating. The least number of calls is made in any case.
+            cut: Whether calls that are cut into streams are measured, too.
         """
         scale = GUIDANCE_SCALE if guided else 1.0
         buffers, state = self._fill(size, scale)
@@ -71,18 +73,18 @@ class Probe:
         rows = buffers.state[:size].copy()
         spent = {1: [self._call(buffers, state, guided)]}
         cuts = buffers.choices(guided, size)[1:] if isinstance(buffers, StreamBuffers) else ()
-        if spent[1][0] > HEAVY_S:
+        if spent[1][0] > HEAVY_S or not cut:
             cuts = ()
-        unlike = [cut for cut in cuts if not self._alike(buffers, state, guided, cut, rows)]
-        spent.update((cut, []) for cut in cuts if cut not in unlike)
+        unlike = [n for n in cuts if not self._alike(buffers, state, guided, n, rows)]
+        spent.update((n, []) for n in cuts if n not in unlike)
         while not self._enough(spent, end):
             # In turn, so that what else the machine does affects all cuts equally.
-            for cut, times in spent.items():
-                times.append(self._call(buffers, state, guided, cut))
-        fastest = {cut: min(times) for cut, times in spent.items()}
-        settled = all(map(_agree, spent.values()))
+            for streams, times in spent.items():
+                times.append(self._call(buffers, state, guided, streams))
+        fastest = {n: min(times) for n, times in spent.items()}
+        settled = _agree(_fastest(spent))
         most = min(fastest.values()) * (EQUAL if settled else BUSY)
-        streams = max(cut for cut, seconds in fastest.items() if seconds <= most)
+        streams = max(n for n, seconds in fastest.items() if seconds <= most)
         point = Point(
             seconds=fastest[streams],
             streams=streams,
@@ -144,8 +146,12 @@ class Probe:
         fewest = min(map(len, spent.values()))
         if fewest < LEAST_CALLS:
             return False
-        agreed = all(map(_agree, spent.values()))
-        return agreed or fewest >= MOST_CALLS or self._clock() >= end
+        return _agree(_fastest(spent)) or fewest >= MOST_CALLS or self._clock() >= end
+
+
+def _fastest(spent: dict[int, list[float]]) -> list[float]:
+    """The seconds of the calls of the fastest cut."""
+    return min(spent.values(), key=min)
 
 
 def _agree(spent: Sequence[float]) -> bool:

@@ -96,15 +96,16 @@ class Engine:
         self.limits = limits.checked()
         self._guard = ForkGuard(self.backend.name, self)
         self._guard.check()
-        costs = Costs(self.bundle, self.backend)
-        self.curve = curve or costs.curve(max_batch)
+        self._costs = Costs(self.bundle, self.backend)
+        self.curve = curve or self._costs.curve(max_batch)
         self._clock = clock
         self._on_tick = on_tick if on_tick is None else function("on_tick", on_tick)
         self._planner = Planner(self.bundle)
         room = max(self.curve.cap(False), self.curve.cap(True))
         self._ledger = Ledger(self.curve, self.limits)
         shape = self.bundle.sample_shape
-        self._runner = Runner(self.backend, shape, self._ledger.slots, room, costs.streams)
+        cut = self._costs.known_streams
+        self._runner = Runner(self.backend, shape, self._ledger.slots, room, cut)
         self._tickets = itertools.count(1)
         self._keys = itertools.count()
         self._begun: float | None = None
@@ -259,11 +260,17 @@ class Engine:
             self._tell(endings)
             raise
 
+    def _wanted(self) -> bool:
+        """Whether the inference thread has something to do."""
+        return bool(self._stopped or self._ledger.orders or self._ledger.gone)
+
     def _tick(self) -> bool:
         """Wait for work and run one network call. Returns False if the engine is to stop."""
+        while not self._wanted() and self._costs.learn():
+            pass
         with self._changed:
             ledger = self._ledger
-            self._changed.wait_for(lambda: self._stopped or ledger.orders or ledger.gone)
+            self._changed.wait_for(self._wanted)
             if self._stopped:
                 return False
             now = self._clock()

@@ -67,7 +67,7 @@ def test_the_report_covers_the_schedule_every_graph_and_every_batch(tiny_bundle:
 def test_the_report_covers_what_the_default_plan_compares(
     tiny_run: Path, traced: Traces, tmp_path: Path
 ) -> None:
-    build(from_run(tiny_run, 2.0), tmp_path / "tiny")
+    build(from_run(tiny_run, 2.0), tmp_path / "tiny", proof_minutes=1e4)
     assert_covered(tmp_path / "tiny", Plan())
 
 

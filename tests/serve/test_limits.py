@@ -213,7 +213,7 @@ def test_damaged_images_are_refused() -> None:
     ("path", "kind"),
     [
         ("/v1/samples", "text/plain"),
-        ("/v1/samples", "multipart/form-data; boundary=B"),
+        ("/v2/models/small/infer", "multipart/form-data; boundary=B"),
         ("/v1/edits/stylize", "application/json"),
         ("/v1/images/edits", "application/x-www-form-urlencoded"),
         ("/v2/models/small/infer", "application/octet-stream"),

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from runtime.errors import RequestError
 
-from .unet import TimeEmbedding
+from .unet import Conditioned, TimeEmbedding
 
 
 def positions(rows: int, columns: int, width: int) -> Tensor:
@@ -73,7 +72,7 @@ class Block(nn.Module):
         return self.out(found.reshape(-1, self.width)).reshape(-1, self.tokens, self.width)
 
 
-class DiT(nn.Module):
+class DiT(Conditioned):
     """F(x, time, label): x [B, C, H, W], time [B] float, label [B] int64 → [B, C, H, W].
 
     Args:
@@ -162,12 +161,6 @@ class DiT(nn.Module):
             found.append(self._through(block, found[-1], embedding))
         return found
 
-    def _embed(self, time: Tensor, label: Tensor | None) -> Tensor:
-        embedding = self.time(time)
-        if self.label is not None:
-            embedding = embedding + self.label(label)
-        return F.silu(embedding)
-
     def _tokens(self, x: Tensor) -> Tensor:
         rows, columns = self.grid
         p = self.patch
@@ -177,8 +170,3 @@ class DiT(nn.Module):
             x.reshape(-1, C, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, C * p * p)
         )
         return self.first(patches).reshape(-1, rows * columns, self.width) + self.position
-
-    def _through(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(block, h, embedding, use_reentrant=False)
-        return block(h, embedding)

@@ -109,7 +109,32 @@ class Level(nn.Module):
         return self.attention(self.residual(x, embedding))
 
 
-class UNet(nn.Module):
+class Conditioned(nn.Module):
+    """What the networks share: an embedding of time and label, and blocks that use it.
+
+    Attributes:
+        time: Embeds the time.
+        label: Embeds the label; None without labels.
+        checkpointing: Whether activations are computed again in the backward pass.
+    """
+
+    time: nn.Module
+    label: nn.Embedding | None
+    checkpointing: bool
+
+    def _embed(self, time: Tensor, label: Tensor | None) -> Tensor:
+        embedding = self.time(time)
+        if self.label is not None:
+            embedding = embedding + self.label(label)
+        return F.silu(embedding)
+
+    def _through(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(block, h, embedding, use_reentrant=False)
+        return block(h, embedding)
+
+
+class UNet(Conditioned):
     """F(x, time, label): x [B, C, H, W], time [B] float, label [B] int64 → [B, C, H, W].
 
     It is the network of Ho et al. 2020 with the blocks of Dhariwal & Nichol 2021.
@@ -121,9 +146,6 @@ class UNet(nn.Module):
         attention: Heights of the resolutions that have attention.
         num_classes: 0 for none. The label num_classes is the null label.
         dropout: The share of activations that are dropped in training.
-
-    Attributes:
-        checkpointing: Whether activations are computed again in the backward pass.
 
     Raises:
         RequestError: H or W cannot be halved often enough.
@@ -208,12 +230,6 @@ class UNet(nn.Module):
         """Return the maps on the way down, [B, channels, h, w] each, the largest first."""
         return self._down(x, self._embed(time, label))
 
-    def _embed(self, time: Tensor, label: Tensor | None) -> Tensor:
-        embedding = self.time(time)
-        if self.label is not None:
-            embedding = embedding + self.label(label)
-        return F.silu(embedding)
-
     def _down(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         maps = [h := self.first(x)]
         for i, block in enumerate(self.down):
@@ -221,8 +237,3 @@ class UNet(nn.Module):
             if (i + 1) % self.blocks == 0 and i + 1 < len(self.down):
                 maps.append(h := self.downsample[i // self.blocks](h))
         return maps
-
-    def _through(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(block, h, embedding, use_reentrant=False)
-        return block(h, embedding)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -17,8 +16,6 @@ from runtime.diffusion.schedule import Schedule
 from ..config import Config
 from ..data.dataset import Dataset
 from ..errors import TrainingError
-from ..networks.dit import DiT
-from ..networks.unet import UNet
 from ..objectives.denoising import Denoising
 from ..objectives.distillation import Consistency, Endpoint
 from ..objectives.objective import Draws, Networks, Objective
@@ -27,6 +24,7 @@ from ..parallel.sharding import whole
 from ..randomness import DROPOUT, dropout_counter
 from ..runs.checkpoint import Tensors
 from ..runs.log import BUCKETS
+from .called import Called
 from .draws import NoisedImages, Source, TeacherPaths
 from .preview import Preview
 from .state import TrainingState, buckets
@@ -45,39 +43,6 @@ def learning_rate(config: Config, step: int) -> float:
     half_cosine = 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
     falling = half_cosine if config.decay == "cosine" else 1.0
     return config.learning_rate * warm * falling
-
-
-@dataclass(frozen=True)
-class Called:
-    """A network as an objective calls it (a `Network`).
-
-    Attributes:
-        module: The one in training is compiled, if that was asked for, and averages its gradients
-            over the processes.
-        autocast: Has the module compute in the run's precision.
-        layout: How the memory of its input is laid out.
-        weights: Other weights than the module's own, by name.
-    """
-
-    module: nn.Module
-    autocast: torch.autocast
-    layout: torch.memory_format
-    weights: Tensors | None = None
-
-    def __call__(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        """Return F(x [b, C, H, W], time [b], label [b]), [b, C, H, W] float32."""
-        inputs = (x.contiguous(memory_format=self.layout), time, label)
-        with self.autocast:
-            if self.weights is None:
-                return self.module(*inputs).float()
-            return torch.func.functional_call(self.module, self.weights, inputs).float()
-
-    def features(self, x: Tensor, time: Tensor, label: Tensor) -> list[Tensor]:
-        """Return what the module computes on the way to F, each [b, …] float32."""
-        module = cast("UNet | DiT", self.module)
-        with self.autocast:
-            found = module.features(x.contiguous(memory_format=self.layout), time, label)
-        return [entry.float() for entry in found]
 
 
 class Trainer:

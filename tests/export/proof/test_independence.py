@@ -11,7 +11,7 @@ from onnx import ModelProto, helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export import build as building
+from export import convert
 from export.build import build_bundle, main
 from export.errors import ExportError
 from export.proof.examples import Examples
@@ -183,7 +183,7 @@ def test_a_conversion_that_mixes_samples_is_refused(
         )
         return proto
 
-    monkeypatch.setattr(building, "same_in_any_batch", mixed)
+    monkeypatch.setattr(convert, "same_in_any_batch", mixed)
     net = Net(lambda x, t, _, c, e: c(x)).eval()
     with pytest.raises(ExportError, match=r"bytes depend on the batch.*neighbours") as caught:
         build_bundle(net, tmp_path / "out", plan=SMALL, same_bytes=False, **DESCRIBED)
@@ -197,7 +197,7 @@ def unrewritten(proto: ModelProto) -> ModelProto:
 def test_the_node_that_rounds_otherwise_is_named_and_a_flag_lets_it_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(building, "same_in_any_batch", unrewritten)
+    monkeypatch.setattr(convert, "same_in_any_batch", unrewritten)
     net = Net(HONEST["sin of time"]).eval()
     plan = Plan(**{**vars(SMALL), "batches": (1, 16), "times": 13})
     with pytest.raises(ExportError, match=r"cannot keep the same bytes") as caught:

@@ -1,12 +1,13 @@
 """A batch cut into streams has the bytes of the whole one, on every library."""
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
+from runtime import BackendError, Bundle, BundleError, Engine, Request, RequestError, Sampler
 from runtime.backends.base import Buffers
 from runtime.backends.host import Call
 from runtime.backends.onnxruntime import OnnxRuntime
@@ -14,11 +15,14 @@ from runtime.backends.registry import open_backend
 from runtime.backends.streams import fixed, whole
 from runtime.diffusion.program import GUIDANCE
 from runtime.diffusion.solvers import SOLVERS
+from runtime.engine.cost import CostCurve
 from runtime.engine.costs import Costs
 
 from ...small_bundle import write_small_bundle
 from ...small_streams import StreamedBackend
 
+WAIT_S = 60
+"""After this time a test counts as hanging."""
 BATCHES = {"onnxruntime": range(1, 17), "openvino": (1, 3, 8)}
 
 
@@ -150,6 +154,46 @@ def test_the_fastest_cut_is_used_and_kept(small: Bundle) -> None:
     backend = StreamedBackend(small, {1: 0.8, 2: 1.0})
     backend.precision = "int8"
     assert Costs(small, backend, backend.clock).streams(False, 4) == 1
+
+
+def test_a_cut_that_is_not_known_is_learned_later(small: Bundle) -> None:
+    backend = StreamedBackend(small, {1: 1.0, 2: 0.8})
+    costs = Costs(small, backend, backend.clock)
+    assert not costs.learn()
+    assert [costs.known_streams(False, n) for n in (4, 5, 4, 8)] == [1, 1, 1, 1]
+    assert not backend.ran
+    assert costs.learn()
+    assert [costs.known_streams(False, n) for n in (4, 5, 8)] == [2, 2, 1]
+    assert costs.learn()
+    assert not costs.learn()
+    again = Costs(small, backend, backend.clock)
+    assert [again.known_streams(False, n) for n in (4, 8)] == [2, 2]
+
+
+def test_a_cut_that_cannot_be_measured_is_not_used(
+    small: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = StreamedBackend(small)
+    costs = Costs(small, backend, backend.clock)
+    costs.known_streams(False, 4)
+    monkeypatch.setattr(backend, "bind", None)
+    assert costs.learn()
+    assert costs.known_streams(False, 4) == 1
+    assert not costs.learn()
+
+
+def test_an_engine_learns_cuts_when_it_has_nothing_to_do(small: Bundle) -> None:
+    backend = StreamedBackend(small)
+    curve = CostCurve(((1, 1e-3), (8, 2e-3)), ((1, 1e-3), (8, 2e-3)))
+    with Engine(Sampler(small, backend), curve=curve) as engine:
+        requests = [Request(label=0, guidance=1.0, seed=seed) for seed in range(8)]
+        whole = engine.submit(requests).result(WAIT_S)
+        end = time.monotonic() + WAIT_S
+        while (False, 8) not in engine._costs._points and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (False, 8) in engine._costs._points
+        assert {streams for _, _, streams in backend.ran} == {1, 2}
+        assert engine.submit(requests).result(WAIT_S).tobytes() == whole.tobytes()
 
 
 def test_a_busy_machine_uses_streams_unless_they_are_far_slower(small: Bundle) -> None:

@@ -201,7 +201,11 @@ def test_memory_grows_with_the_largest_batch_alone(sampler: Sampler) -> None:
             return bind(batch)
 
     counted = Sampler(sampler.bundle, Counting())
+    # The first calls also measure how calls are cut, with buffers that are not kept.
+    for n in (8, 4, 2):
+        counted.sample(n, label=1, steps=2)
+    made.clear()
     for n in (8, 1, 5, 8, 3):
         expected = sampler.sample(n, label=1, steps=2)
         assert counted.sample(n, label=1, steps=2).tobytes() == expected.tobytes()
-    assert made == [8]
+    assert made == []

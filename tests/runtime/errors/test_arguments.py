@@ -602,9 +602,9 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 def quick_backend() -> Iterator[None]:
     """Sampler(…) checks its arguments as usual, and then opens a tiny backend."""
 
-    def opened(bundle: Bundle, backend: str, precision: str, threads: int | None) -> Any:
+    def opened(bundle: Bundle, backend: str, precision: str, *cut: int | None) -> Any:
         usual = backend in ("auto", "onnxruntime") and precision in ("auto", "fp32")
-        return SmallBackend(bundle) if usual else open_backend(bundle, backend, precision, threads)
+        return SmallBackend(bundle) if usual else open_backend(bundle, backend, precision, *cut)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime.sampler, "open_backend", opened)

@@ -64,9 +64,9 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
-    def opened(bundle: Bundle, backend: str, precision: str, threads: int | None) -> Any:
+    def opened(bundle: Bundle, backend: str, precision: str, *cut: int | None) -> Any:
         usual = backend in ("auto", "onnxruntime") and precision in ("auto", "fp32")
-        return SmallBackend(bundle) if usual else open_backend(bundle, backend, precision, threads)
+        return SmallBackend(bundle) if usual else open_backend(bundle, backend, precision, *cut)
 
     def measure(*_: Any) -> Any:
         raise RequestError("nothing is measured here")
