@@ -16,6 +16,7 @@ from runtime.errors import RequestError
 from runtime.errors.arguments import choice, integer
 from runtime.errors.messages import shown_path
 from runtime.files import replacing_folder
+from runtime.images import is_image
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
@@ -30,7 +31,6 @@ CONFIG = """\
 name: "{name}"
 backend: "python"
 max_batch_size: 0
-model_transaction_policy {{ decoupled: True }}
 input [
 {inputs}
 ]
@@ -91,6 +91,11 @@ def write_repository(repository: Repository, out: Path) -> list[str]:
         raise RequestError(
             f"Triton needs a name of letters, digits, '-', '_' and '.', got {bundle.name!r}."
         )
+    if bundle.conditions:
+        raise RequestError(
+            f"{bundle.name} has conditions ({', '.join(c.name for c in bundle.conditions)}), which "
+            "a Triton model has no inputs for yet. Serve it: unnoise serve."
+        )
     if out.exists() and not out.is_dir():
         raise RequestError(f"{shown_path(out)} is a file. Choose a folder.")
     with replacing_folder(out / bundle.name) as folder:
@@ -114,7 +119,7 @@ def _write_model(repository: Repository, folder: Path) -> None:
     inputs += [_port("guidance", "FP32", [-1], optional=True)] if bundle.can_guide else []
     outputs = [_port("sample", "FP32", [-1, *bundle.sample_shape])]
     shape = bundle.sample_shape
-    if len(shape) == 3 and shape[0] in (1, 3):
+    if is_image(shape):
         outputs.append(_port("image", "UINT8", [-1, *shape[1:], shape[0]]))
     config = CONFIG.format(
         name=bundle.name,

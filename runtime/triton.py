@@ -1,7 +1,7 @@
 """The engine as a Python model of Triton Inference Server, which `export.triton` writes.
 
-Triton calls the three methods of `TritonPythonModel`. The model is decoupled: `execute` returns at
-once, and a response is sent when its ticket is final. So all requests share batches at every step.
+Triton calls the three methods of `TritonPythonModel`. `execute` returns at once, and a response is
+sent when its ticket is final. So all requests share batches at every step.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .engine.admission import Limits
 from .engine.request import Request
 from .engine.service import Engine
 from .engine.stats import TickReport
+from .engine.tensors import label_of, setting_of
 from .engine.ticket import Ticket
-from .errors import BackendError, ClosedError, Overloaded, RequestError, UnnoiseError
+from .errors import ClosedError, Overloaded, RequestError
 from .errors.keywords import check_options
-from .images import to_uint8
+from .images import Float32, to_uint8
 from .sampler import Sampler
 
 PARAMETERS = ("solver", "steps", "grid", "guidance_interval", "options")
-"""The parameters of a request, besides its tensors. Triton's parameters are text or numbers, so a
-list or an object is its JSON."""
+"""The parameters of a request, besides its tensors."""
 LIMITS = Limits(samples=4096, rows=1_000_000, seconds=600.0, flow_share=1.0)
 """Triton does not name its users, so they are one flow."""
 
@@ -94,7 +94,7 @@ class TritonPythonModel:
             try:
                 outputs = list(request.requested_output_names())
                 ticket = self._engine.submit(self._requests(request))
-            except UnnoiseError as error:
+            except Exception as error:  # one request may not fail, or hang, the others
                 self._fail(sender, error)
                 continue
             self._live[ticket.id] = sender, ticket
@@ -117,15 +117,13 @@ class TritonPythonModel:
         if not seeds:
             raise RequestError("an inference needs the input `seed`, INT64 [n].")
         count = len(seeds)
-        labels: list[float | None] = [*self._input(request, "label")] or [None] * count
+        labels = [label_of(label) for label in self._input(request, "label")] or [None] * count
         scales: list[float | None] = [*self._input(request, "guidance")] or [None] * count
         if {len(labels), len(scales)} != {count}:
             raise RequestError(f"`label` and `guidance` must have {count} entries, as `seed` has.")
         given = json.loads(request.parameters() or "{}")
         check_options("the parameters", given, PARAMETERS)
-        settings = {name: _value(name, value) for name, value in given.items()}
-        # A label below 0 is the null label: a tensor of integers has no other word for it.
-        labels = [None if label is None or label < 0 else label for label in labels]
+        settings = {name: setting_of(name, value) for name, value in given.items()}
         return [
             Request.from_json({"seed": seed, "label": label, "guidance": scale, **settings})
             for seed, label, scale in zip(seeds, labels, scales, strict=True)
@@ -141,41 +139,29 @@ class TritonPythonModel:
     def _respond(self, ticket: Ticket, sender: Sender, outputs: list[str]) -> None:
         """Send the response of a ticket, which is final. In the inference thread."""
         self._live.pop(ticket.id, None)
-        error = ticket.exception()
-        if error is not None:
+        try:
+            self._send(sender, ticket.result(), outputs)
+        except Exception as error:  # a client without a response would wait for ever
             self._fail(sender, error)
-            return
-        samples = ticket.result()
-        arrays: dict[str, np.ndarray] = {}
-        for name in outputs:
+
+    def _send(self, sender: Sender, samples: Float32, outputs: list[str]) -> None:
+        """Send samples [n, *S] as the outputs that a request names."""
+        # DLPack takes no array that is read-only.
+        arrays: dict[str, np.ndarray] = {"sample": np.array(samples, order="C")}
+        if "image" in outputs:
             shown = to_uint8(samples, *self._sampler.bundle.sample_range)
-            # DLPack takes no array that is read-only.
-            arrays[name] = np.array(shown if name == "image" else samples, order="C")
+            arrays["image"] = np.array(shown, order="C")
         # The arrays outlive the response, whether or not a stub keeps their memory alive.
-        tensors = [self._library.Tensor.from_dlpack(name, a) for name, a in arrays.items()]
+        tensors = [self._library.Tensor.from_dlpack(name, arrays[name]) for name in outputs]
         response = self._library.InferenceResponse(output_tensors=tensors)
         sender.send(response, self._library.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _fail(self, sender: Sender, error: BaseException) -> None:
         kinds = self._library.TritonError
         code = kinds.INTERNAL
-        for kind, found in (
-            (RequestError, kinds.INVALID_ARG),
-            ((Overloaded, ClosedError), kinds.UNAVAILABLE),
-            (BackendError, kinds.INTERNAL),
-        ):
-            if isinstance(error, kind):
-                code = found
-                break
+        if isinstance(error, RequestError):
+            code = kinds.INVALID_ARG
+        elif isinstance(error, (Overloaded, ClosedError)):
+            code = kinds.UNAVAILABLE
         response = self._library.InferenceResponse(error=kinds(str(error), code))
         sender.send(response, self._library.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-
-def _value(name: str, value: object) -> object:
-    """Return a parameter: text that begins like a list or an object is JSON."""
-    if not isinstance(value, str) or value[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise RequestError(f"`{name}` cannot be read as JSON ({error}).") from None

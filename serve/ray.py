@@ -6,7 +6,6 @@ replica share its batches. A client that leaves cancels its work, as without Ray
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,16 +16,14 @@ from ray.serve.config import AutoscalingConfig
 from starlette.applications import Starlette
 
 from runtime.errors import RequestError
-from runtime.errors.arguments import integer
+from runtime.errors.arguments import integer, number
 from runtime.errors.keywords import check_options
 
 from .app import create_app
 from .auth import read_tokens
+from .multiplex import Multiplexed, Opened, named_sources, wait_open
 from .service import Service
 from .settings import Settings
-
-LOOK_S = 0.05
-"""How often a replica that starts looks whether its models are open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +38,8 @@ class Arguments:
         max_replicas: If it is larger, Ray adds replicas up to this number while requests wait.
         ongoing: Requests that a replica has under way, on average, before Ray adds one.
         gpus: GPUs of a replica; may be a fraction.
+        models: If it is above 0, a replica opens a bundle when a request first names it, and keeps
+            the last so many open. If it is 0, every replica opens all at its start.
         token_file: See docs/serving.md. Without one, everyone who reaches the proxy may use it.
     """
 
@@ -52,6 +51,7 @@ class Arguments:
     max_replicas: int = 0
     ongoing: int = 16
     gpus: float = 0.0
+    models: int = 0
     token_file: str = ""
 
     @classmethod
@@ -59,8 +59,10 @@ class Arguments:
         """Return checked arguments. Raises RequestError for a name or a value that is wrong."""
         names = [entry.name for entry in fields(cls)]
         check_options("serve.ray:app", given, names)
-        if not given.get("bundles"):
-            raise RequestError("serve.ray:app needs bundles=NAME, such as bundles=emoji32.")
+        if not all(str(given.get("bundles", "")).split(",")):
+            raise RequestError(
+                "serve.ray:app needs bundles=NAME or bundles=NAME,NAME, such as bundles=emoji32."
+            )
         found = {name: _converted(cls, name, value) for name, value in given.items()}
         # Each value has the type of its field by now.
         arguments = cls(**found)  # type: ignore[arg-type]
@@ -68,6 +70,8 @@ class Arguments:
         integer("replicas", arguments.replicas, 1, 10_000)
         integer("max_replicas", arguments.max_replicas, 0, 10_000)
         integer("ongoing", arguments.ongoing, 1, 10_000)
+        integer("models", arguments.models, 0, 10_000)
+        number("gpus", arguments.gpus, 0.0, 1024.0)
         return arguments
 
 
@@ -88,14 +92,15 @@ class Replica:
     async def check_health(self) -> None:
         """Wait until the models are open. Raises what opening them has raised."""
         service = cast(Service, self.app.state.service)
-        while not service.models.opened:
-            if service.models.failure is not None:
-                raise service.models.failure
-            await asyncio.sleep(LOOK_S)
+        await wait_open(service)
         reason = service.unready()
         # Ray replaces a replica whose check fails several times in a row.
         if reason:
             raise RuntimeError(reason)
+
+
+class ManyReplica:
+    """One process with the services of many bundles, which requests open."""
 
 
 def app(given: Mapping[str, object]) -> ray_serve.Application:
@@ -114,12 +119,6 @@ def app(given: Mapping[str, object]) -> ray_serve.Application:
         threads=None if arguments.gpus else arguments.threads,
         tokens=read_tokens(Path(arguments.token_file)) if arguments.token_file else {},
     )
-    bundles = arguments.bundles.split(",")
-
-    # Called in the replica: engines have threads, which cannot be sent there.
-    def build() -> Starlette:
-        return create_app(bundles, settings)
-
     scaling: AutoscalingConfig | None = None
     if arguments.max_replicas > arguments.replicas:
         scaling = AutoscalingConfig(
@@ -135,5 +134,33 @@ def app(given: Mapping[str, object]) -> ray_serve.Application:
         num_replicas=None if scaling else arguments.replicas,
         autoscaling_config=scaling,
     )
-    deployment = cast(ray_serve.Deployment, deployed(ray_serve.ingress(build)(Replica)))
-    return deployment.bind()
+    hosted = _many(arguments, settings) if arguments.models else _one(arguments, settings)
+    return cast(ray_serve.Deployment, deployed(hosted)).bind()
+
+
+def _one(arguments: Arguments, settings: Settings) -> type:
+    """Return the class of a replica that opens all bundles at its start."""
+    bundles = arguments.bundles.split(",")
+
+    # Called in the replica: engines have threads, which cannot be sent there.
+    def build() -> Starlette:
+        return create_app(bundles, settings)
+
+    return cast(type, ray_serve.ingress(build)(Replica))
+
+
+def _many(arguments: Arguments, settings: Settings) -> type:
+    """Return the class of a replica that opens the bundles that requests name."""
+    sources = named_sources(arguments.bundles.split(","))
+    most = arguments.models
+
+    def build() -> Multiplexed:
+        @ray_serve.multiplexed(max_num_models_per_replica=most)
+        async def opened(name: str) -> Opened:
+            found = Opened(create_app([sources[name]], settings))
+            await found.open()
+            return found
+
+        return Multiplexed([*sources], ray_serve.get_multiplexed_model_id, opened)
+
+    return cast(type, ray_serve.ingress(build)(ManyReplica))

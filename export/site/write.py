@@ -15,6 +15,7 @@ from runtime.errors import RequestError
 from runtime.errors.arguments import choice
 from runtime.errors.messages import shown_path
 from runtime.files import replacing_folder, to_json
+from runtime.images import is_image
 
 from .libraries import VERSION, library
 from .tables import Menu, menu
@@ -82,10 +83,15 @@ def _check(site: Site, out: Path) -> None:
     bundle = site.bundle
     choice("precision", site.precision, [p for p in PRECISIONS if p in bundle.precisions])
     shape = bundle.sample_shape
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if not is_image(shape):
         raise RequestError(
             f"a page shows images of 1 or 3 channels, and the samples of {bundle.name} are "
             f"{'×'.join(map(str, shape))}."
+        )
+    if bundle.conditions:
+        raise RequestError(
+            f"{bundle.name} has conditions ({', '.join(c.name for c in bundle.conditions)}), which "
+            "the page cannot ask for yet. Serve it: unnoise serve."
         )
     if out.exists() and not (out / MODEL).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(

@@ -47,11 +47,6 @@ class Content:
         return to_uint8(samples, *self.value_range)
 
 
-def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether samples of a shape *S are images."""
-    return len(shape) == 3 and shape[0] in (1, 3)
-
-
 class Writer(Protocol):
     """Writes one shard, from its first sample to its last."""
 

@@ -51,6 +51,22 @@ class Maker:
         )
         self.environment: Environment = environment_of(self._sampler, versions)
 
+    def check(self, expected: Environment) -> None:
+        """Check that shards made here have the bytes of a run's others.
+
+        Args:
+            expected: The environment that the run has begun with.
+
+        Raises:
+            BackendError: This environment is another one, and the settings do not allow that.
+        """
+        different = differences(expected, self.environment)
+        if different and not self.settings.other_versions:
+            raise BackendError(
+                f"a worker has {', '.join(different)}: the bytes of a sample may depend on it. "
+                "Use equal machines, or pass --other-versions."
+            )
+
     def close(self) -> None:
         """Free what the backend holds."""
         self._sampler.close()

@@ -66,7 +66,10 @@ class Manifest:
                 raise ValueError("its version is unknown")
             for name in ("complete", "bytes", "environments", "shards"):
                 value.pop(name, None)
-            return cls(**value)
+            found = cls(**value)
+            if type(found.n) is not int or not isinstance(found.environment, Mapping):
+                raise ValueError("a field has another type")
+            return found
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

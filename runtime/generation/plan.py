@@ -18,12 +18,13 @@ from ..errors.arguments import integer, path_of
 from ..errors.keywords import check_options
 from ..errors.messages import refused, shown_path, unwrapped
 from ..files import from_json
+from .tables import Table, read_tables
 
 MAX_SHARES = 1_000_000
 """The largest sum of all shares: the length of the pattern in which labels take turns."""
 OPTIONS = ("solver", "steps", "grid", "guidance", "guidance_interval", "options")
 """The fields of a plan that are those of `SamplingOptions`."""
-FIELDS = ("seed", "labels", *OPTIONS)
+FIELDS = ("seed", "labels", "conditions", *OPTIONS)
 ALL = "all"
 Label = int | str | None
 
@@ -43,10 +44,12 @@ class Plan:
     Attributes:
         labels: The labels take turns, by their shares; empty for the null label alone, None for
             every label of the bundle in equal shares.
+        conditions: Tables of the bundle's conditions.
     """
 
     seed: int = 0
     labels: tuple[Share, ...] | None = ()
+    conditions: tuple[Table, ...] = ()
     options: SamplingOptions = field(default_factory=SamplingOptions)
 
     @classmethod
@@ -64,11 +67,14 @@ class Plan:
                 f"the plan {shown_path(path)} cannot be read as JSON ({error}). "
                 'Write one such as {"labels": "all", "steps": 10}.'
             ) from error
-        return cls.from_json(value)
+        return cls.from_json(value, path.parent)
 
     @classmethod
-    def from_json(cls, value: object) -> Plan:
+    def from_json(cls, value: object, folder: str | Path = ".") -> Plan:
         """Return the plan that a JSON value describes.
+
+        Args:
+            folder: Paths of tables are relative to it.
 
         Raises:
             RequestError: The value is not a plan. A bundle checks the options, see `Series`.
@@ -86,11 +92,15 @@ class Plan:
         return cls(
             seed=integer("seed", value.get("seed", 0), 0, MAX_SEED),
             labels=_labels(value.get("labels", [])),
+            conditions=read_tables(value.get("conditions", {}), path_of("folder", folder)),
             options=SamplingOptions(**given),
         )
 
     def to_json(self) -> dict[str, object]:
-        """Return the JSON value: the seed, the labels, and the options that are given."""
+        """Return the JSON value: the seed, the labels, and what else is given.
+
+        The tables of conditions are named by their hashes: where they are makes no difference.
+        """
         labels: object = ALL
         if self.labels is not None:
             labels = [{"label": part.label, "share": part.share} for part in self.labels]
@@ -99,6 +109,8 @@ class Plan:
             value = getattr(self.options, name)
             if value is not None and value != {}:
                 found[name] = list(value) if isinstance(value, tuple) else value
+        if self.conditions:
+            found["conditions"] = {table.name: table.sha256 for table in self.conditions}
         return found
 
 
@@ -146,12 +158,13 @@ class Series:
                 raise RequestError(f'{bundle.name} has no labels. Leave out "labels": "{ALL}".')
         self._labels = [_numbered(bundle, part.label) for part in shares or (Share(),)]
         self._turns = turns([part.share for part in shares] or [1])
+        self._tables = {table.name: table.open() for table in plan.conditions}
         integer("seed", plan.seed, 0, MAX_SEED - n + 1)
         # Every label once: whether it can be used, guided or not, is known only to the bundle.
         planner = Planner(bundle)
         for label in self._labels:
-            planner.job(self._request(0, label))
-        self.resolved = [resolve(bundle, self._request(0, label)) for label in self._labels]
+            planner.job(self._request(0, 0, label))
+        self.resolved = [resolve(bundle, self._request(0, 0, label)) for label in self._labels]
 
     def label(self, index: int) -> int | None:
         """Return the number of a sample's label; None is the null label."""
@@ -163,10 +176,11 @@ class Series:
 
     def request(self, index: int) -> Request:
         """Return the request for sample `index`, counted from 0."""
-        return self._request(self.seed(index), self.label(index))
+        return self._request(index, self.seed(index), self.label(index))
 
-    def _request(self, seed: int, label: int | None) -> Request:
-        return Request(seed=seed, label=label, **vars(self.plan.options))
+    def _request(self, index: int, seed: int, label: int | None) -> Request:
+        conditions = {name: rows[index % len(rows)] for name, rows in self._tables.items()}
+        return Request(seed=seed, label=label, conditions=conditions, **vars(self.plan.options))
 
 
 def _numbered(bundle: Bundle, label: Label) -> int | None:

@@ -9,8 +9,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from ..errors import BackendError
-from .environment import Environment, differences
+from .environment import Environment
 from .maker import Maker, OnSamples
 from .settings import Settings
 
@@ -20,13 +19,8 @@ class ShardActor:
 
     def __init__(self, settings: Settings, environment: Environment) -> None:
         self._maker = Maker(settings)
-        different = differences(environment, self._maker.environment)
         # The nodes of a cluster may differ, which the driver cannot see.
-        if different and not settings.other_versions:
-            raise BackendError(
-                f"a node of the cluster has {', '.join(different)}: the bytes of a sample may "
-                "depend on it. Use equal nodes, or pass --other-versions."
-            )
+        self._maker.check(environment)
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         """Make shards: batch["item"] [b]. Returns the number of samples of each, [b]."""

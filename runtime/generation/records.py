@@ -44,7 +44,12 @@ class Record:
         samples = layout.samples(shard)
         wanted = (layout.name(shard), samples.start, len(samples))
         is_of_shard = (record.name, record.first, record.count) == wanted
-        return record if is_of_shard and isinstance(record.environment, Mapping) else None
+        return record if is_of_shard and record._is_whole() else None
+
+    def _is_whole(self) -> bool:
+        """Whether the fields that are read from a file have their types."""
+        kinds = ((self.bytes, int), (self.sha256, str), (self.environment, Mapping))
+        return all(isinstance(value, kind) for value, kind in kinds)
 
     def write(self, layout: Layout, shard: int) -> None:
         """Write the record, or replace it."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 
 from ..backends.base import missing
+from ..backends.registry import BACKENDS
 from ..errors import RequestError
 from ..errors.arguments import integer
 from ..errors.messages import shown_path
@@ -35,10 +36,10 @@ class Summary:
     """What a run has done.
 
     Attributes:
-        kept: Shards that were there, with the bytes that their records state.
+        kept: Shards of this part that were there, with the bytes that their records state.
         made: Shards that this run, or another one at the same time, has made.
         damaged: Shards of `made` that were there with other bytes.
-        missing: Shards that are still missing; other parts make them.
+        missing: Shards of all parts that are still missing; other parts make them.
         samples: Samples of `made`.
         seconds: Time to make them.
     """
@@ -53,7 +54,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _State:
-    """The shards of a folder at the start of a run."""
+    """The shards of a run's part at its start."""
 
     kept: list[int]
     missing: list[int]
@@ -77,25 +78,29 @@ def generate(settings: Settings, workers: int = 1, ray: bool = False) -> Summary
     workers = integer("workers", workers, 1, 10_000)
     layout = settings.layout
     environment = _begin(settings)
-    state = _inspect(layout)
-    first, parts = settings.part
-    mine = [i for i in state.missing if i % parts == first - 1]
+    # "auto" and "fastest" are decided once, and not by every worker.
+    settings = replace(
+        settings,
+        backend=str(environment["backend"]),
+        precision=str(environment["precision"]),
+    )
+    state = _inspect(settings)
     begun = perf_counter()
-    with _progress(layout, mine, len(state.kept)) as on_samples:
-        _make(settings, environment, mine, workers, ray, on_samples)
+    with _progress(layout, state) as on_samples:
+        _make(settings, environment, state.missing, workers, ray, on_samples)
     return Summary(
         kept=len(state.kept),
-        made=len(mine),
+        made=len(state.missing),
         damaged=len(state.damaged),
         missing=_finish(settings),
-        samples=sum(len(layout.samples(i)) for i in mine),
+        samples=_samples(layout, state.missing),
         seconds=perf_counter() - begun,
     )
 
 
 def usable_workers(backend: str) -> int:
     """Return the number of workers that use a machine well: one a core, or one for a GPU."""
-    if backend not in ("auto", "onnxruntime", "openvino"):
+    if backend in BACKENDS and BACKENDS[backend].gpu:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return cores or 1
@@ -152,13 +157,17 @@ def _foreign(out: Path) -> str:
     return ""
 
 
-def _inspect(layout: Layout) -> _State:
-    """Read every shard, and compare it with its record. Damaged shards are removed."""
-    present = [i for i in range(len(layout)) if layout.path(i).exists()]
+def _inspect(settings: Settings) -> _State:
+    """Read every shard of the part, and compare it with its record. Remove damaged ones."""
+    layout = settings.layout
+    first, parts = settings.part
+    # A thousand jobs of a part each must not read everything a thousand times.
+    mine = range(first - 1, len(layout), parts)
+    present = [i for i in mine if layout.path(i).exists()]
     with ThreadPoolExecutor(HASHING) as pool:
         records = pool.map(lambda i: verified(layout, i), present)
         kept = [i for i, record in zip(present, records, strict=True) if record is not None]
-    missing = sorted({*range(len(layout))} - {*kept})
+    missing = sorted({*mine} - {*kept})
     # Without a record it is of a smaller n, and no damage: it is replaced when it is made again.
     damaged = [i for i in missing if is_present(layout, i)]
     for i in damaged:
@@ -187,7 +196,7 @@ def _make(
         elif workers == 1:
             make_here(settings, left, on_samples)
         else:
-            make_in_processes(settings, left, workers, on_samples)
+            make_in_processes(settings, environment, left, workers, on_samples)
         # A folder that another worker was just replacing may be missing for a moment.
         left = [i for i in left if not is_present(layout, i)]
 
@@ -206,18 +215,19 @@ def _on_ray(
     make_on_ray(settings, environment, shards, workers, on_samples)
 
 
-@contextmanager
-def _progress(layout: Layout, mine: list[int], kept: int) -> Iterator[OnSamples]:
-    """Draw a bar over the samples of this run.
+def _samples(layout: Layout, shards: list[int]) -> int:
+    """Return how many samples are in shards."""
+    return sum(len(layout.samples(i)) for i in shards)
 
-    Args:
-        kept: Shards that were there, which say nothing about the speed.
-    """
-    before = min(kept * layout.shard, layout.n)
-    todo = sum(len(layout.samples(i)) for i in mine)
+
+@contextmanager
+def _progress(layout: Layout, state: _State) -> Iterator[OnSamples]:
+    """Draw a bar over the samples of this run's part."""
+    # Shards that were there say nothing about the speed.
+    before = _samples(layout, state.kept)
     begun = perf_counter()
     made = 0
-    with Progress("generating", before + todo, before) as bar:
+    with Progress("generating", before + _samples(layout, state.missing), before) as bar:
 
         def count(samples: int) -> None:
             nonlocal made
@@ -236,9 +246,10 @@ def _finish(settings: Settings) -> int:
         if layout.path(i).exists() and (record := Record.read(layout, i)) is not None
     ]
     manifest = Manifest.read(layout.manifest)
-    # Another run may have asked for more samples in the meantime. It writes the manifest itself.
-    if len(records) == len(layout) and manifest is not None and manifest.n == layout.n:
-        manifest.write(layout.manifest, records)
+    # Another run may have asked for more samples in the meantime. It writes the manifest itself,
+    # also if one for fewer samples has replaced it since.
+    if len(records) == len(layout) and manifest is not None and manifest.n <= layout.n:
+        replace(manifest, n=layout.n).write(layout.manifest, records)
         for folder in (layout.out, layout.out / SHARDS, layout.out / RECORDS):
             clean(folder, finished=True)
     return len(layout) - len(records)

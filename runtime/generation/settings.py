@@ -8,7 +8,7 @@ from pathlib import Path
 from ..bundle.bundle import Bundle
 from ..errors import RequestError
 from ..errors.arguments import choice, file_path, instance, integer
-from .entries import is_image
+from ..images import is_image
 from .formats import FORMATS
 from .layout import Layout
 from .plan import Plan

@@ -40,3 +40,5 @@ class TarWriter:
         member = tarfile.TarInfo(name)
         member.size = len(data)
         self._tar.addfile(member, io.BytesIO(data))
+        # tarfile keeps every member, for readers: half a kilobyte each.
+        self._tar.members.clear()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..errors import BackendError, UnnoiseError
 from ..errors.messages import described
+from .environment import Environment
 from .maker import Maker, OnSamples
 from .settings import Settings
 
@@ -36,6 +37,14 @@ class Failed(NamedTuple):
     """The worker cannot continue."""
 
     error: UnnoiseError | OSError
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every worker receives."""
+
+    settings: Settings
+    environment: Environment
 
 
 @dataclass
@@ -77,16 +86,24 @@ def make_here(settings: Settings, shards: Iterable[int], on_samples: OnSamples) 
 
 
 def make_in_processes(
-    settings: Settings, shards: Iterable[int], workers: int, on_samples: OnSamples
+    settings: Settings,
+    environment: Environment,
+    shards: Iterable[int],
+    workers: int,
+    on_samples: OnSamples,
 ) -> None:
     """Make shards in `workers` processes. The shard of a worker that dies is made by another.
+
+    Args:
+        environment: What every worker must have.
 
     Raises:
         BackendError: Several workers died on the same shard.
         UnnoiseError, OSError: What a worker raised.
     """
     queue = _Queue(list(shards))
-    with _started(settings, min(workers, len(queue.waiting))) as team:
+    run = _Run(settings, environment)
+    with _started(run, min(workers, len(queue.waiting))) as team:
         for worker in team:
             _next(worker, queue)
         while busy := [worker for worker in team if worker.shard is not None]:
@@ -96,7 +113,7 @@ def make_in_processes(
                     message = worker.pipe.recv()
                 except (EOFError, OSError):
                     on_samples(-worker.samples)
-                    team[team.index(worker)] = _replaced(settings, worker, queue)
+                    team[team.index(worker)] = _replaced(run, worker, queue)
                     continue
                 _received(worker, message, queue, on_samples)
 
@@ -121,24 +138,24 @@ def _next(worker: _Worker, queue: _Queue) -> None:
         worker.pipe.send(worker.shard)
 
 
-def _replaced(settings: Settings, dead: _Worker, queue: _Queue) -> _Worker:
+def _replaced(run: _Run, dead: _Worker, queue: _Queue) -> _Worker:
     """Return a new worker in the place of one that has died."""
     dead.pipe.close()
     dead.process.join(PATIENCE_S)
     assert dead.shard is not None
     queue.give_back(dead.shard, dead.process.exitcode)
-    worker = _start(settings)
+    worker = _start(run)
     _next(worker, queue)
     return worker
 
 
 @contextmanager
-def _started(settings: Settings, count: int) -> Iterator[list[_Worker]]:
+def _started(run: _Run, count: int) -> Iterator[list[_Worker]]:
     """Yield `count` workers, and end them."""
     team: list[_Worker] = []
     try:
         for _ in range(count):
-            team.append(_start(settings))
+            team.append(_start(run))
         yield team
     finally:
         # A worker whose pipe is closed removes its draft and ends.
@@ -149,22 +166,23 @@ def _started(settings: Settings, count: int) -> Iterator[list[_Worker]]:
             worker.process.kill()
 
 
-def _start(settings: Settings) -> _Worker:
+def _start(run: _Run) -> _Worker:
     # Forked children could not use the inference library of their parent.
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(settings, there), daemon=True)
+    process = context.Process(target=_work, args=(run, there), daemon=True)
     process.start()
     there.close()
     return _Worker(process, here)
 
 
-def _work(settings: Settings, pipe: Connection) -> None:
+def _work(run: _Run, pipe: Connection) -> None:
     """Make the shards that the pipe names, until it names None or is closed."""
     # Ctrl-C reaches all processes of a terminal, and the parent ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        maker = Maker(settings)
+        maker = Maker(run.settings)
+        maker.check(run.environment)
         while (shard := pipe.recv()) is not None:
             maker.make(shard, lambda samples: pipe.send(Made(samples)))
             pipe.send(Done())

@@ -57,6 +57,7 @@ VERBS = {
     "export": Verb("export.build", "export.build", "write a network as a proved bundle", "export"),
     "export-web": Verb("export.web", "export.web", "a bundle as a site for browsers", "cpu"),
     "export-triton": Verb("export.triton", "export.triton", "a model repository for Triton", "cpu"),
+    "push": Verb("export.push", "export.push", "upload a bundle to the Hugging Face Hub", "hub"),
     "tune": Verb("export.tune", "export.tune", "fit a solver of few calls to a bundle", "export"),
     "engines": Verb("export.engines", "export.engines", "build TensorRT engines", "export"),
 }

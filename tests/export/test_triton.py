@@ -18,15 +18,18 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from export.triton import Repository, main, write_repository
 from runtime import Bundle, Sampler
+
+from ..open_inference import check_server
 
 SERVER = "TRITON_SERVER"
 WAIT_S = 600
@@ -49,7 +52,6 @@ def test_the_repository_holds_the_bundle_and_its_tensors(bundle: Bundle, tmp_pat
         ("sample", "FP32", "[-1, 1, 8, 8]"),
         ("image", "UINT8", "[-1, 8, 8, 1]"),
     ]
-    assert "decoupled: True" in config
     assert 'key: "threads" value { string_value: "2" }' in config
     copy = Bundle.load(tmp_path / "digits" / "1" / "bundle")
     assert copy.sha256 == bundle.sha256
@@ -86,50 +88,74 @@ def test_wrong_input_is_one_line_and_status_2(
     assert not (tmp_path / "repository").exists()
 
 
+class Addresses(NamedTuple):
+    """Where a server listens."""
+
+    http: str
+    grpc: str
+
+
 @pytest.fixture(scope="module")
-def address(bundle: Bundle, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The gRPC address of a server."""
+def server(
+    bundle: Bundle, root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Addresses]:
+    """A server of the bundle."""
     if SERVER not in os.environ:
         pytest.skip(f"{SERVER} names no unpacked server")
     pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
-    server = Path(os.environ[SERVER])
+    folder = Path(os.environ[SERVER])
     repository = tmp_path_factory.mktemp("triton") / "repository"
     paths = [str(root), sysconfig.get_path("purelib")]
     write_repository(Repository(bundle=bundle, threads=1, python_path=paths), repository)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = "triton_python_backend_stub"
     # The wheel keeps the stubs of all Pythons elsewhere, and the backend looks for one here.
-    backends = Path(shutil.copytree(server / "backends", repository.parent / "backends"))
-    shutil.copy(server / "python_backend_stubs" / version / stub, backends / "python" / stub)
+    backends = Path(shutil.copytree(folder / "backends", repository.parent / "backends"))
+    shutil.copy(folder / "python_backend_stubs" / version / stub, backends / "python" / stub)
     # Those of the wheel, and the one of this Python.
-    libraries = [str(server.parents[1] / "nvidia_pytriton.libs")]
+    libraries = [str(folder.parents[1] / "nvidia_pytriton.libs")]
     libraries.append(sysconfig.get_config_var("LIBDIR") or "")
     ports = [_free() for _ in range(3)]
     names = ("http", "grpc", "metrics")
     options = [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
-    process = subprocess.Popen(
-        [
-            str(server / "bin" / "tritonserver"),
-            f"--model-repository={repository}",
-            f"--backend-directory={backends}",
-            "--backend-config=python,shm-default-byte-size=8388608",
-            *options,
-        ],
-        env={
-            **os.environ,
-            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-            "PYTHONHOME": sys.base_prefix,
-            "PYTHONPATH": os.pathsep.join(paths),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    log = repository.parent / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [
+                str(folder / "bin" / "tritonserver"),
+                f"--model-repository={repository}",
+                f"--backend-directory={backends}",
+                "--backend-config=python,shm-default-byte-size=8388608",
+                *options,
+            ],
+            env={
+                **os.environ,
+                "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+                "PYTHONHOME": sys.base_prefix,
+                "PYTHONPATH": os.pathsep.join(paths),
+            },
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
-        yield _ready(process, f"127.0.0.1:{ports[1]}")
+        addresses = Addresses(f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
+        _wait(process, addresses.grpc, log)
+        yield addresses
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.stdout is not None
-        process.communicate(timeout=WAIT_S)
+        try:
+            process.wait(WAIT_S)
+        finally:
+            # Its Python stubs are in its group, and may outlive it.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def address(server: Addresses) -> str:
+    """The gRPC address of the server."""
+    return server.grpc
 
 
 def _free() -> int:
@@ -138,7 +164,7 @@ def _free() -> int:
         return found.getsockname()[1]
 
 
-def _ready(process: subprocess.Popen[bytes], address: str) -> str:
+def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
     """Wait until the server is ready."""
     from tritonclient import grpc
 
@@ -147,13 +173,12 @@ def _ready(process: subprocess.Popen[bytes], address: str) -> str:
         while process.poll() is None:
             try:
                 if client.is_model_ready("digits"):
-                    return address
+                    return
             except grpc.InferenceServerException:
                 pass
             assert time.monotonic() < end
             time.sleep(0.2)
-    assert process.stdout is not None
-    raise AssertionError(process.stdout.read().decode()[-3000:])
+    raise AssertionError(log.read_text(errors="replace")[-3000:])
 
 
 def inputs_of(seeds: list[int], labels: list[int] | None, scale: float) -> list[Any]:
@@ -186,6 +211,7 @@ def ask(client: Any, name: str, seeds: list[int], labels: list[int] | None, **ho
     )
 
 
+@pytest.mark.slow
 def test_mixed_requests_have_the_samplers_bytes(address: str, bundle: Bundle) -> None:
     from tritonclient import grpc
 
@@ -212,6 +238,14 @@ def test_mixed_requests_have_the_samplers_bytes(address: str, bundle: Bundle) ->
         assert samples.tobytes() == expected.tobytes(), i
 
 
+@pytest.mark.slow
+def test_the_client_that_talks_to_the_service_talks_to_triton(
+    server: Addresses, bundle: Bundle
+) -> None:
+    check_server(server.http, bundle)
+
+
+@pytest.mark.slow
 def test_a_request_that_cannot_be_used_says_why(address: str) -> None:
     from tritonclient import grpc
 
@@ -233,6 +267,7 @@ def test_a_request_that_cannot_be_used_says_why(address: str) -> None:
         client.stop_stream()
 
 
+@pytest.mark.slow
 def test_a_client_that_cancels_frees_the_engine(address: str, bundle: Bundle) -> None:
     """A request of hours is cancelled, and the next one does not wait for it."""
     from tritonclient import grpc

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from runtime import Bundle, RequestError, Sampler
 
-from ..ray_cluster import CPUS, TRIES, cluster, processes
+from ..ray_cluster import CPUS, TRIES, cluster, limited, processes
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,6 +26,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 WAIT_S = 600
+
+
+@pytest.fixture(autouse=True)
+def _limit() -> Iterator[None]:
+    with limited():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +58,14 @@ def address(bundle: Bundle) -> Iterator[str]:
     with cluster(patience):
         for left in reversed(range(TRIES)):
             try:
-                ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+                with limited():
+                    ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
                 break
             except TimeoutError:  # the proxy has 60 seconds to start
                 if not left:
                     raise
-        ray_serve.run(app({"bundles": str(bundle.path), "replicas": str(CPUS)}))
+        with limited():
+            ray_serve.run(app({"bundles": str(bundle.path), "replicas": str(CPUS)}))
         yield f"http://127.0.0.1:{port}"
         ray_serve.shutdown()
 
@@ -140,6 +149,30 @@ def test_a_replica_that_is_killed_is_replaced(address: str, bundle: Bundle) -> N
     assert before[0] not in replicas()
 
 
+def test_a_replica_opens_the_bundle_that_a_request_names(
+    address: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    """The last test that needs the other replicas' processors."""
+    httpx = pytest.importorskip("httpx")
+    from ray import serve as ray_serve
+
+    from serve.ray import app
+
+    ray_serve.delete("default")
+    folders = [shutil.copytree(bundle.path, tmp_path / name) for name in ("first", "second")]
+    ray_serve.run(app({"bundles": ",".join(map(str, folders)), "models": "1"}))
+    expected = Sampler(bundle, threads=1).sample(1, 5, label=3, steps=4)
+    body = {"format": "npy", "seed": 5, "label": 3, "steps": 4}
+    for name in ("first", "second", "first"):
+        headers = {"serve_multiplexed_model_id": name}
+        response = httpx.post(f"{address}/v1/samples", json=body, headers=headers, timeout=WAIT_S)
+        assert response.status_code == 200, response.text
+        assert response.content.endswith(expected.tobytes())
+    response = httpx.post(f"{address}/v1/samples", json=body, timeout=WAIT_S)
+    assert response.status_code == 400
+    assert "one of first, second" in response.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -147,6 +180,9 @@ def test_a_replica_that_is_killed_is_replaced(address: str, bundle: Bundle) -> N
         ({"bundle": "emoji32"}, "Did you mean 'bundles'"),
         ({"bundles": "emoji32", "replicas": "0"}, "`replicas` must be 1 to"),
         ({"bundles": "emoji32", "threads": "many"}, "`threads` must be of type int"),
+        ({"bundles": "emoji32,"}, "needs bundles=NAME"),
+        ({"bundles": "emoji32", "gpus": "-1"}, "`gpus` must be a number from 0"),
+        ({"bundles": "a/x,b/x", "models": "1"}, "two bundles are named 'x'"),
     ],
 )
 def test_wrong_arguments_are_refused(given: dict[str, str], message: str) -> None:

@@ -13,11 +13,13 @@ import pytest
 from PIL import Image
 
 from runtime import Bundle, RequestError, Sampler
+from runtime.generation.entries import Content, Entries
 from runtime.generation.formats import FORMATS
 from runtime.generation.plan import Plan
 from runtime.generation.records import digest
 from runtime.generation.run import generate
 from runtime.generation.settings import Settings
+from runtime.generation.webdataset import TarWriter
 
 PLAN = Plan.from_json({"seed": 5, "labels": [3, None, 8], "steps": 3})
 N = 5
@@ -70,6 +72,18 @@ def test_a_tar_file_has_no_time_and_no_user(bundle: Bundle, tmp_path: Path) -> N
         for member in tar:
             facts = member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode
             assert facts == (0, 0, 0, "", "", 0o644)
+
+
+def test_a_tar_file_of_many_samples_needs_no_memory(
+    bundle: Bundle, samples: np.ndarray, tmp_path: Path
+) -> None:
+    content = Content(N, bundle.sample_shape, bundle.sample_range, bundle.labels.names)
+    writer = TarWriter(tmp_path / "x.tar", content)
+    writer.add(Entries(0, [*range(N)], [0] * N, samples))
+    assert writer._tar.members == []
+    writer.close()
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert len(tar.getmembers()) == 3 * N
 
 
 def test_datasets_reads_the_parquet_files(

@@ -112,6 +112,93 @@ def test_more_samples_keep_the_shards_that_are_full(make: Generate, tmp_path: Pa
         make("small", n=4)
 
 
+def test_a_part_reads_its_own_shards_alone(
+    make: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    (tmp_path / "out" / "shards" / "shard-000001.tar").write_bytes(b"damaged")
+    read: list[int] = []
+    verified = run.verified
+
+    def noted(layout: run.Layout, shard: int) -> object:
+        read.append(shard)
+        return verified(layout, shard)
+
+    monkeypatch.setattr(run, "verified", noted)
+    summary = make(part=(1, 2))
+    assert sorted(read) == [0, 2]
+    assert (summary.made, summary.kept, summary.damaged) == (0, 2, 0)
+    assert make(part=(2, 2)).damaged == 1
+
+
+def test_the_backend_is_chosen_once_and_not_by_every_worker(
+    make: Generate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[str, str]] = []
+    make_here = run.make_here
+
+    def noted(settings: Settings, *rest: object) -> None:
+        found.append((settings.backend, settings.precision))
+        make_here(settings, *rest)
+
+    monkeypatch.setattr(run, "make_here", noted)
+    make(backend="auto", precision="auto")
+    assert found == [("onnxruntime", "fp32")]
+
+
+def test_a_run_of_fewer_samples_that_ends_last_does_not_hide_the_larger_one(
+    make: Generate, tmp_path: Path, bundle: Bundle
+) -> None:
+    path = tmp_path / "out" / "manifest.json"
+    make(n=7)
+    smaller = path.read_text()
+    make(n=10)
+    larger = path.read_text()
+    path.write_text(smaller)
+    plan = Plan.from_json(PLAN)
+    settings = Settings(bundle=bundle, out=tmp_path / "out", plan=plan, n=10, shard=3)
+    assert run._finish(settings) == 0
+    assert path.read_text() == larger
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("records/shard-000001.json", {"bytes": "many"}),
+        ("records/shard-000001.json", {"sha256": 3}),
+        ("records/shard-000001.json", {"environment": []}),
+    ],
+)
+def test_a_record_with_a_field_of_another_type_is_none(
+    make: Generate, tmp_path: Path, file: str, change: dict
+) -> None:
+    make()
+    before = tree(tmp_path / "out")
+    path = tmp_path / "out" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert make().made == 1
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("change", [{"n": "ten"}, {"environment": 3}, {"version": 9}, {"x": 1}])
+def test_a_manifest_with_a_field_of_another_type_is_none(
+    make: Generate, tmp_path: Path, change: dict
+) -> None:
+    make()
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(RequestError, match="is not a manifest of generate"):
+        make()
+
+
+def test_a_worker_with_other_versions_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    settings = Settings(bundle=bundle, plan=Plan.from_json(PLAN), out=tmp_path, n=3, shard=3)
+    expected = {**maker.Maker(settings).environment, "numpy": "1.0"}
+    with pytest.raises(BackendError, match=r"a worker has numpy 2\S+ instead of 1\.0"):
+        workers.make_in_processes(settings, expected, [0], 1, lambda _: None)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_parts_make_everything_together(make: Generate, tmp_path: Path) -> None:
     make("whole")
     assert make("parts", part=(2, 3)).missing == 3
@@ -269,8 +356,8 @@ def test_a_shard_on_which_workers_die_is_given_up(
 ) -> None:
     start = workers._start
 
-    def start_dead(settings: Settings) -> workers._Worker:
-        worker = start(settings)
+    def start_dead(run: workers._Run) -> workers._Worker:
+        worker = start(run)
         worker.process.kill()
         return worker
 

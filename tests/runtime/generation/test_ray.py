@@ -15,7 +15,7 @@ from runtime.generation.plan import Plan
 from runtime.generation.run import generate
 from runtime.generation.settings import Settings
 
-from ...ray_cluster import CPUS, cluster, processes
+from ...ray_cluster import CPUS, cluster, limited, processes
 from .test_generate import tree
 
 pytestmark = [
@@ -23,6 +23,12 @@ pytestmark = [
     # Ray leaves sockets and files to the end of the process.
     pytest.mark.filterwarnings("ignore"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _limit() -> Iterator[None]:
+    with limited():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -70,5 +76,5 @@ def test_a_node_with_other_versions_is_refused(first_release: Path, tmp_path: Pa
 
     settings = settings_of(first_release, tmp_path / "out")
     environment = {**Maker(settings).environment, "numpy": "1.0"}
-    with pytest.raises(BackendError, match=r"a node of the cluster has numpy 2\S+ instead of 1\.0"):
+    with pytest.raises(BackendError, match=r"a worker has numpy 2\S+ instead of 1\.0"):
         ShardActor(settings, environment)
