@@ -6,13 +6,13 @@ replica share its batches. A client that leaves cancels its work, as without Ray
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import cast
 
-from ray import serve as ray_serve
-from ray.serve.config import AutoscalingConfig
+from ray import serve as ray_serve  # type: ignore[import-not-found]
+from ray.serve.config import AutoscalingConfig  # type: ignore[import-not-found]
 from starlette.applications import Starlette
 
 from runtime.errors import RequestError
@@ -161,6 +161,8 @@ def _many(arguments: Arguments, settings: Settings) -> type:
             await found.open()
             return found
 
-        return Multiplexed([*sources], ray_serve.get_multiplexed_model_id, opened)
+        # Ray's decorator keeps the function's type, but does not say so.
+        keeper = cast("Callable[[str], Awaitable[Opened]]", opened)
+        return Multiplexed([*sources], ray_serve.get_multiplexed_model_id, keeper)
 
     return cast(type, ray_serve.ingress(build)(ManyReplica))

@@ -18,7 +18,8 @@ class Client:
     """Asks one model of a server."""
 
     def __init__(self, address: str, model: str) -> None:
-        self._client = httpx.Client(base_url=f"{address}/v2", timeout=WAIT_S, trust_env=False)
+        self._client = httpx.Client(timeout=WAIT_S, trust_env=False)
+        self._address = f"{address}/v2"
         self.model = model
 
     def __enter__(self) -> Client:
@@ -28,7 +29,7 @@ class Client:
         self._client.close()
 
     def get(self, path: str) -> httpx.Response:
-        return self._client.get(path)
+        return self._client.get(f"{self._address}{path}")
 
     def infer(
         self,
@@ -47,7 +48,7 @@ class Client:
             "outputs": [{"name": name} for name in outputs],
             "parameters": parameters,
         }
-        return self._client.post(f"/models/{self.model}/infer", json=body)
+        return self._client.post(f"{self._address}/models/{self.model}/infer", json=body)
 
 
 def arrays_of(response: httpx.Response) -> dict[str, np.ndarray]:

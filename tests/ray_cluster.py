@@ -19,7 +19,7 @@ PATIENT = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 
 
 @contextmanager
 def limited(seconds: int = 900) -> Iterator[None]:
-    """Raise TimeoutError if the block takes longer: whatever hangs in Ray may not hang the tests."""
+    """Raise TimeoutError if the block takes longer: what hangs in Ray may not hang the tests."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"it took more than {seconds} s")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import ray
-import ray.data
+import ray  # type: ignore[import-not-found]
+import ray.data  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
 from .environment import Environment

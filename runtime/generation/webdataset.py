@@ -41,4 +41,4 @@ class TarWriter:
         member.size = len(data)
         self._tar.addfile(member, io.BytesIO(data))
         # tarfile keeps every member, for readers: half a kilobyte each.
-        self._tar.members.clear()
+        self._tar.members.clear()  # type: ignore[attr-defined]

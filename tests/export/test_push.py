@@ -6,9 +6,11 @@ because it reads its settings when it is imported.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -69,9 +71,22 @@ def command(hub: Hub, root: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 
 @pytest.fixture(scope="module")
-def pushed(hub: Hub, command: Command, first_release: Path) -> str:
+def source(first_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle. The card of the first release's is not the one that its bundle.json lists."""
+    folder = tmp_path_factory.mktemp("source") / "bundle"
+    shutil.copytree(first_release / "bundle", folder)
+    card = (folder / "README.md").read_bytes()
+    value = json.loads((folder / "bundle.json").read_text())
+    entry = {"sha256": hashlib.sha256(card).hexdigest(), "size": len(card)}
+    value["files"]["README.md"] = entry
+    (folder / "bundle.json").write_text(json.dumps(value))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pushed(hub: Hub, command: Command, source: Path) -> str:
     """The commit of a bundle that was uploaded."""
-    words = ("-m", "export.push", str(first_release / "bundle"), REPO, "--licence", "apache-2.0")
+    words = ("-m", "export.push", str(source), REPO, "--licence", "apache-2.0")
     ended = command(*words)
     assert ended.returncode == 0, ended.stderr
     found = re.search(rf'Sampler\.load\("hf:{REPO}@([0-9a-f]{{40}})"\)', ended.stdout)
@@ -82,17 +97,15 @@ def pushed(hub: Hub, command: Command, first_release: Path) -> str:
 @pytest.fixture(scope="module")
 def expected(first_release: Path) -> str:
     """The hash of the sample that `LOAD` makes."""
-    import hashlib
-
     sampler = Sampler.load(first_release / "bundle", threads=1)
     return hashlib.sha256(sampler.sample(1, 5, steps=2).tobytes()).hexdigest()
 
 
 def test_what_is_uploaded_is_the_bundle_with_the_hubs_metadata(
-    hub: Hub, pushed: str, first_release: Path, tmp_path: Path
+    hub: Hub, pushed: str, source: Path, tmp_path: Path
 ) -> None:
     files = hub.commits[REPO][pushed]
-    bundle = Bundle.load(first_release / "bundle")
+    bundle = Bundle.load(source)
     assert {*files} == {*bundle.files, "bundle.json", "README.md"}
     for name in bundle.files:
         assert name == "README.md" or files[name] == bundle.read(name)
@@ -165,9 +178,9 @@ def test_a_name_that_is_none_says_why(
 
 
 def test_a_repository_is_private_if_asked_and_a_second_upload_adds_a_commit(
-    hub: Hub, command: Command, first_release: Path
+    hub: Hub, command: Command, source: Path
 ) -> None:
-    words = ("-m", "export.push", str(first_release / "bundle"), "someone/secret", "--private")
+    words = ("-m", "export.push", str(source), "someone/secret", "--private")
     for _ in range(2):
         ended = command(*words)
         assert ended.returncode == 0, ended.stderr
@@ -179,8 +192,8 @@ def test_a_repository_is_private_if_asked_and_a_second_upload_adds_a_commit(
     assert len(manifests) == 1
 
 
-def test_without_a_login_the_upload_says_so(command: Command, first_release: Path) -> None:
-    words = ("-m", "export.push", str(first_release / "bundle"), "someone/else")
+def test_without_a_login_the_upload_says_so(command: Command, source: Path) -> None:
+    words = ("-m", "export.push", str(source), "someone/else")
     ended = command(*words, HF_TOKEN="", HF_HUB_DISABLE_IMPLICIT_TOKEN="1")
     assert ended.returncode == 2
     assert "cannot be uploaded" in ended.stderr

@@ -89,7 +89,7 @@ def test_wrong_input_is_one_line_and_status_2(
 
 
 class Addresses(NamedTuple):
-    """Where a server listens."""
+    """The addresses of a server."""
 
     http: str
     grpc: str

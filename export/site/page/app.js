@@ -12,15 +12,15 @@ const loading = new Map();
 
 let model = null;
 let running = 0; // the number of the request under way
+let asked = null; // what it asks for: the form may change meanwhile
 let last = 0;
 
 worker.onmessage = ({ data }) => on[data.kind](data);
 
 const on = {
-  loading({ name, received, total }) {
-    loading.set(name, { received, total });
-    const files = [...loading.values()];
-    const done = files.reduce((sum, file) => sum + file.received, 0);
+  loading({ name, received }) {
+    loading.set(name, received);
+    const done = [...loading.values()].reduce((sum, bytes) => sum + bytes, 0);
     $("status").textContent = `Loading … ${(done / 1e6).toFixed(1)} MB`;
   },
   opened({ model: opened, backend, threads }) {
@@ -42,7 +42,7 @@ const on = {
     if (id !== running) return;
     end();
     draw(pixels);
-    const request = current();
+    const request = asked;
     $("facts").textContent = `${describe(request)}: ${(ms / 1000).toFixed(1)} s`;
     $("canvas").ariaLabel = describe(request);
     // For tests and for whoever wants the numbers.
@@ -117,6 +117,7 @@ function make() {
   }
   stop();
   running = ++last;
+  asked = request;
   $("cancel").disabled = false;
   $("progress").value = 0;
   $("facts").textContent = "";

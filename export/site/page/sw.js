@@ -1,15 +1,11 @@
-// Keeps the site for offline use. The build writes VERSION and FILES above.
+// Keeps the site for offline use. The build writes VERSION and FILES above. A new version waits
+// until no page of the old one is open: their files may not be mixed.
 // The library is kept when it is first used: of its two variants a device needs one.
 
 const CACHE = `unnoise-${VERSION}`;
 
 self.addEventListener("install", (event) => {
-  event.waitUntil(
-    caches
-      .open(CACHE)
-      .then((cache) => cache.addAll(FILES))
-      .then(() => self.skipWaiting()),
-  );
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)));
 });
 
 self.addEventListener("activate", (event) => {

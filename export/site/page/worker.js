@@ -4,19 +4,19 @@ import { graphsOf, Sampler } from "./sampler.js";
 
 let sampler = null;
 let cancelled = 0; // requests up to this number have been cancelled
+let before = Promise.resolve(); // ends when the messages before have been dealt with
 
 /** Fetch a file, and report how much of it has arrived. */
 async function read(name) {
   const response = await fetch(`./${name}`);
   if (!response.ok) throw new Error(`${name} cannot be fetched (status ${response.status})`);
-  const total = Number(response.headers.get("content-length")) || 0;
   const parts = [];
   let received = 0;
   const reader = response.body.getReader();
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
     parts.push(part.value);
     received += part.value.length;
-    postMessage({ kind: "loading", name, received, total });
+    postMessage({ kind: "loading", name, received });
   }
   return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
@@ -51,6 +51,7 @@ async function choices(backend, model) {
 }
 
 async function sample(id, request) {
+  if (id <= cancelled) return postMessage({ kind: "cancelled", id });
   const began = performance.now();
   const onStep = async (row, rows, denoised) => {
     postMessage({ kind: "step", id, row, rows, pixels: sampler.pixels(denoised) });
@@ -62,17 +63,20 @@ async function sample(id, request) {
   const ms = performance.now() - began;
   if (x === null) postMessage({ kind: "cancelled", id });
   else postMessage({ kind: "done", id, x, pixels: sampler.pixels(x), ms });
+  return null;
 }
 
-onmessage = async ({ data }) => {
-  if (data.kind === "cancel") {
-    cancelled = data.id;
-    return;
-  }
+onmessage = ({ data }) => {
+  if (data.kind === "cancel") cancelled = data.id;
+  // In turn: a session on a GPU cannot run twice at the same time.
+  else before = before.then(() => act(data));
+};
+
+async function act(data) {
   try {
     if (data.kind === "open") postMessage({ kind: "opened", ...(await open(data.backend)) });
     else await sample(data.id, data.request);
   } catch (error) {
     postMessage({ kind: "failed", id: data.id, message: String(error?.message ?? error) });
   }
-};
+}

@@ -355,6 +355,15 @@ def test_cancelling_ends_a_sample(page: Any, address: str) -> None:
     result(page)
 
 
+def test_the_facts_of_an_image_are_those_that_it_was_made_with(page: Any, address: str) -> None:
+    page.goto(f"{address}/?backend=wasm#label=3&solver=ddpm&steps=10&seed=1&guidance=2")
+    page.wait_for_selector("body[data-step]")
+    page.fill("#seed", "9")
+    result(page)
+    assert "seed 1, ddpm, 10 steps" in page.inner_text("#facts")
+    assert "seed=1&" in page.url + "&"
+
+
 def test_a_seed_that_is_none_is_refused(page: Any, address: str) -> None:
     page.goto(f"{address}/?backend=wasm")
     page.wait_for_selector("body[data-ready=wasm]")

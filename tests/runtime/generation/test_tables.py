@@ -24,7 +24,7 @@ def bundle(second_format: Path) -> Bundle:
 
 @pytest.fixture
 def plan(bundle: Bundle, tmp_path: Path) -> Path:
-    """A plan with a table of each condition beside it."""
+    """A plan with a table of each condition alongside."""
     drawn = bundle.draw_conditions(max(ROWS.values()))
     for name, rows in ROWS.items():
         np.save(tmp_path / f"{name}.npy", drawn[name][:rows])
