@@ -1,4 +1,4 @@
-"""What the tensors and parameters of the Open Inference Protocol mean, for `serve` and for Triton."""
+"""What the tensors and parameters of the Open Inference Protocol mean, in `serve` and in Triton."""
 
 from __future__ import annotations
 

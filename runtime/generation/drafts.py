@@ -53,7 +53,7 @@ def publish(temporary: Path, path: Path, is_same: Callable[[Path], bool]) -> Non
 def _publish_folder(temporary: Path, path: Path, is_same: Callable[[Path], bool]) -> None:
     # A folder cannot replace another in one step, so an equal one of another worker stays.
     if path.exists():
-        if is_same(path):
+        if _is_same(path, is_same):
             return
         with draft(path) as aside, contextlib.suppress(FileNotFoundError):
             path.rename(aside)
@@ -61,8 +61,15 @@ def _publish_folder(temporary: Path, path: Path, is_same: Callable[[Path], bool]
         temporary.rename(path)
     except OSError:
         # Another worker was faster by a moment.
-        if not (path.exists() and is_same(path)):
+        if not _is_same(path, is_same):
             raise
+
+
+def _is_same(path: Path, is_same: Callable[[Path], bool]) -> bool:
+    try:
+        return is_same(path)
+    except FileNotFoundError:  # another worker replaces it at this moment
+        return False
 
 
 def flush_all(path: Path) -> None:
@@ -83,14 +90,6 @@ def remove(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a complete file, or replace it."""
-    try:
-        _write_text(path, text)
-    except FileNotFoundError:
-        # Another worker, which found everything complete, has removed the draft.
-        _write_text(path, text)
-
-
-def _write_text(path: Path, text: str) -> None:
     with draft(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         flush(temporary)
@@ -103,15 +102,11 @@ def is_draft(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
 
 
-def clean(folder: Path, finished: bool = False) -> None:
-    """Remove the drafts that nobody will finish.
-
-    Args:
-        finished: Whether everything is complete, so that nobody needs a draft any more.
-    """
+def clean(folder: Path) -> None:
+    """Remove the drafts that nobody will finish."""
     for path in [*folder.glob(".*")]:
         found = _NAME.fullmatch(path.name)
-        if found and (finished or _abandoned(path, found["host"], found["process"])):
+        if found and _abandoned(path, found["host"], found["process"]):
             remove(path)
 
 

@@ -84,12 +84,7 @@ class Maker:
         if is_present(self.layout, shard):
             on_samples(len(self.layout.samples(shard)))
             return
-        try:
-            self._make(shard, on_samples)
-        except FileNotFoundError:
-            # Another worker finished everything, and removed what nobody needs any more.
-            if not is_present(self.layout, shard):
-                raise
+        self._make(shard, on_samples)
 
     def _make(self, shard: int, on_samples: OnSamples) -> None:
         path = self.layout.path(shard)

@@ -115,15 +115,19 @@ def _begin(settings: Settings) -> Environment:
     before = _before(layout)
     if before is not None:
         before.check(now, settings.other_versions)
-    # A process that was killed has left its drafts.
-    for folder in (layout.out, layout.out / SHARDS, layout.out / RECORDS):
-        folder.mkdir(parents=True, exist_ok=True)
-        clean(folder)
+    _clean(layout)
     first = now if before is None else replace(now, environment=before.environment)
     # Complete or not: that is known only after every shard was read.
     if before is None or before.n != now.n:
         first.write(layout.manifest)
     return maker.environment
+
+
+def _clean(layout: Layout) -> None:
+    """Make the folders of a run, and remove what dead processes have left in them."""
+    for folder in (layout.out, layout.out / SHARDS, layout.out / RECORDS):
+        folder.mkdir(parents=True, exist_ok=True)
+        clean(folder)
 
 
 def _before(layout: Layout) -> Manifest | None:
@@ -250,6 +254,5 @@ def _finish(settings: Settings) -> int:
     # also if one for fewer samples has replaced it since.
     if len(records) == len(layout) and manifest is not None and manifest.n <= layout.n:
         replace(manifest, n=layout.n).write(layout.manifest, records)
-        for folder in (layout.out, layout.out / SHARDS, layout.out / RECORDS):
-            clean(folder, finished=True)
+        _clean(layout)
     return len(layout) - len(records)

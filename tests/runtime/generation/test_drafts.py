@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.generation import drafts
-from runtime.generation.drafts import clean, draft, is_draft, publish, write_text
+from runtime.generation.drafts import clean, draft, is_draft, publish
 
 
 def names(folder: Path) -> set[str]:
@@ -43,8 +43,6 @@ def test_the_drafts_of_this_process_and_of_running_ones_stay(tmp_path: Path) -> 
         own.touch()
         clean(tmp_path)
         assert own.exists()
-        clean(tmp_path, finished=True)
-        assert not own.exists()
 
 
 def test_the_drafts_of_dead_processes_go(tmp_path: Path) -> None:
@@ -82,19 +80,18 @@ def test_the_drafts_of_another_machine_go_after_a_day(
         assert not own.exists()
 
 
-def test_a_text_whose_draft_was_removed_is_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flush = drafts.flush
-    calls = []
+def test_a_folder_that_vanishes_while_it_is_compared_is_replaced(tmp_path: Path) -> None:
+    """Another worker renames it at that moment."""
+    path = tmp_path / "shard"
+    path.mkdir()
 
-    def removed(path: Path) -> None:
-        calls.append(path)
-        if len(calls) == 1:
-            path.unlink()
-        flush(path)
+    def vanish(folder: Path) -> bool:
+        folder.rmdir()
+        raise FileNotFoundError
 
-    monkeypatch.setattr(drafts, "flush", removed)
-    write_text(tmp_path / "x", "text")
-    assert (tmp_path / "x").read_text() == "text"
-    assert names(tmp_path) == {"x"}
+    with draft(path) as temporary:
+        temporary.mkdir()
+        (temporary / "x").write_bytes(b"new")
+        publish(temporary, path, vanish)
+    assert (path / "x").read_bytes() == b"new"
+    assert names(tmp_path) == {"shard"}

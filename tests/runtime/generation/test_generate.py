@@ -19,7 +19,7 @@ import pytest
 
 from runtime import BackendError, Bundle, RequestError
 from runtime.generate import main
-from runtime.generation import environment, maker, run, workers
+from runtime.generation import drafts, environment, maker, run, workers
 from runtime.generation.plan import Plan
 from runtime.generation.records import digest
 from runtime.generation.run import Summary, generate
@@ -295,6 +295,17 @@ def test_two_workers_race_on_every_shard(make: Generate, tmp_path: Path, kind: s
     assert tree(tmp_path / "race") == tree(tmp_path / "alone")
 
 
+def test_the_drafts_of_a_running_worker_survive_the_end_of_another_run(
+    make: Generate, tmp_path: Path
+) -> None:
+    make(n=3)
+    shards = tmp_path / "out" / "shards"
+    with drafts.draft(shards / "shard-000001.tar") as temporary:
+        temporary.write_bytes(b"half")
+        assert make().missing == 0
+        assert temporary.read_bytes() == b"half"
+
+
 def test_a_shard_that_another_worker_finished_is_not_made_twice(
     make: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +396,8 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("kind", ["webdataset", pytest.param("folder", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["webdataset", "folder"])
 def test_after_a_kill_at_any_change_on_the_disk_a_restart_ends_alike(
     bundle: Bundle, tmp_path: Path, kind: str
 ) -> None:
