@@ -68,7 +68,7 @@ def hub_folder(path: Path) -> Path:
     """Return the folder of a bundle in the Hub's cache; what is missing there is downloaded.
 
     Raises:
-        RequestError: It is no name of the Hub.
+        RequestError: It does not have the form of a name.
         BundleError: The Hub or the cache has no such bundle, or a file was damaged on the way.
     """
     name = HubName.read(path.as_posix())
