@@ -45,7 +45,7 @@ def cluster(variables: Mapping[str, str] | None = None) -> Iterator[None]:
     paths = os.pathsep.join(path for path in sys.path if path)
     for left in reversed(range(TRIES)):
         try:
-            with limited():
+            with limited(240):
                 ray.init(
                     num_cpus=CPUS,
                     log_to_driver=False,

@@ -7,6 +7,7 @@ installed. `tritonclient[grpc]` must be importable.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import re
@@ -137,6 +138,7 @@ def server(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
     try:
         addresses = Addresses(f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
@@ -156,6 +158,11 @@ def server(
 def address(server: Addresses) -> str:
     """The gRPC address of the server."""
     return server.grpc
+
+
+def _end_with_parent() -> None:
+    """Have Linux end this process if the tests are killed: prctl(PR_SET_PDEATHSIG, SIGTERM)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _free() -> int:
