@@ -100,7 +100,7 @@ class Costs:
             key = self._unknown.pop(0)
             try:
                 self._point(*key)
-            except Exception:  # whole calls work, so they go on
+            except Exception:  # whole calls work, so they continue
                 self._points[key] = Point(float("inf"), 1)
             return True
 
