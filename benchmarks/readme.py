@@ -30,10 +30,10 @@ NETWORKS = {
 }
 """The README's words for the networks of docs/benchmarks.md."""
 CONDITIONS = """\
-Milliseconds per image at batch 1 / at batch 16 (in brackets: how many times faster than eager), on
-{machine}. Medians over {rounds} rounds; those of the
-ratios within a round have quartiles up to {spread:.0f} % away. DDIM without guidance, the same weights in a
-row, one thread per core. Images in fp32 agree to an RMS of {fp32}.
+Milliseconds per image at batch 1 / at batch 16, on {machine}.
+In brackets: how many times faster than eager, PyTorch's default mode. Medians over {rounds} rounds;
+ratios are taken within a round, and their quartiles lie up to {spread:.0f} % away. DDIM without
+guidance, one thread per core, equal weights in a row. fp32 images agree to an RMS of {fp32}.
 [All figures](docs/benchmarks.md#all-figures)"""
 
 
