@@ -33,8 +33,8 @@ CONDITIONS = """\
 Milliseconds per image at batch 1 / at batch 16, on {machine}.
 In brackets: how many times faster than eager, PyTorch's default mode. Medians over {rounds} rounds;
 ratios are taken within a round, and their quartiles lie up to {spread:.0f} % away. DDIM without guidance,
-one thread per core, equal weights in a row (–: not exported in int8). fp32 images agree to an RMS of
-{fp32}. [All figures](docs/benchmarks.md#all-figures)"""
+one thread per core, equal weights in a row (–: not exported in int8). fp32 images agree to an RMS
+of {fp32}. [All figures](docs/benchmarks.md#all-figures)"""
 
 
 @dataclass(frozen=True)
