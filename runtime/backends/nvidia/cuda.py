@@ -173,7 +173,7 @@ class Cuda:
         )  # fmt: skip
 
     def download_columns(self, array: Array, source: Address, pitch: int, stream: Stream) -> None:
-        """Copy rows that lie `pitch` bytes apart into a pinned array [n, …]."""
+        """Copy rows that start every `pitch` bytes into a pinned array [n, …]."""
         width = array.nbytes // len(array)
         to = array.ctypes.data
         self._do(

@@ -278,7 +278,7 @@ PLACES = {
     real.cudaMemcpyKind.cudaMemcpyDeviceToHost: ("host", "device"),
     real.cudaMemcpyKind.cudaMemcpyDeviceToDevice: ("device", "device"),
 }
-"""Where a copy writes, and where it reads."""
+"""The memory that a copy writes, and the memory that it reads."""
 
 
 def cudaMemcpyAsync(w: World, to: int, source: int, count: int, kind: Any, handle: Any) -> Any:
