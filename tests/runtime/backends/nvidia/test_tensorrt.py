@@ -468,12 +468,13 @@ def test_garbage_is_not_collected_under_capture(machine: Callable[..., World]) -
             def __del__(self) -> None:
                 self.memory.close()
 
-        def enqueue() -> None:
-            for _ in range(100):
-                list[int]()
+        alive = [Forgotten()]
 
-        gc.collect()
-        Forgotten()
+        def enqueue() -> None:
+            alive.clear()
+            kept = [[i] for i in range(1000)]  # many objects, which start a collection
+            assert len(kept) == 1000
+
         thresholds = gc.get_threshold()
         gc.set_threshold(1, 1, 1)
         try:
