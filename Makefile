@@ -1,4 +1,4 @@
-# make demo: train, export, sample, in five minutes.   make test: every test but the slow ones; make test-all: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.   make docs: the site, in out/site.
+# make demo: train, export, sample.   make test: every test but the slow ones; make test-all: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.   make docs: the site, in out/site.
 # make bench: the benchmarks in a quarter of an hour (the first time in half), into docs/ and README.md; in full, an hour and a half: make bench QUICK=
 VENV ?= .venv
 PYTHON ?= python3

@@ -14,6 +14,7 @@ DOCS = sorted({*(ROOT / "docs").glob("*.md")} - {SERVING})
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS)
 SET_UP = {
     "pip install '.[cpu]'",
+    "pip install '.[export]'",
     "python3 -m venv .venv && . .venv/bin/activate",
 }
 IN_TURN = (
