@@ -136,17 +136,13 @@ def _version(name: str) -> str | None:
 
 
 def _no_gpu(name: str) -> str | None:
-    """Return why this process cannot use an NVIDIA GPU, in one line.
-
-    None means that it can, or that it is unknown.
-    """
+    """Return why this process cannot use an NVIDIA GPU, in one line; None if it can."""
     from .backends.nvidia.cuda import Cuda, cudart
 
     try:
-        api = cudart()
+        api = cudart(BACKENDS[name].extra)
     except BackendError as error:
-        # cuda-bindings is missing, which onnxruntime does not need.
-        return None if name == "onnxruntime-cuda" else str(error)
+        return str(error)
     try:
         Cuda(api)
     except BackendError as error:

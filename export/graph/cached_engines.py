@@ -15,7 +15,7 @@ from runtime.backends import cache
 from runtime.backends.nvidia import engine_cache as engines
 from runtime.backends.nvidia.cuda import Cuda, cudart
 from runtime.backends.nvidia.engine_cache import LIBRARIES, Entry, Gpu, Recipe
-from runtime.backends.nvidia.tensorrt_engine import load_library
+from runtime.backends.nvidia.tensorrt_library import load_library
 from runtime.backends.onnxfile import refuse_endless, with_weights
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import STEPS, WEIGHTS, inside

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from runtime.backends.nvidia.engine_cache import Gpu
-from runtime.backends.nvidia.tensorrt_engine import logger
+from runtime.backends.nvidia.tensorrt_library import logger
 from runtime.errors import EngineError, NoGpuError
 from runtime.files import replacing
 from runtime.terminal.progress import Progress

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-from ..diffusion.arrays import Array
-
 
 class Port(Protocol):
     """An input or output of a session. A free dimension of its shape is a string or None."""
@@ -14,26 +12,6 @@ class Port(Protocol):
     name: str
     type: str
     shape: Sequence[int | str | None]
-
-
-class Value(Protocol):
-    """OrtValue: an array in the library's memory, on the host or a device."""
-
-    def update_inplace(self, array: Array) -> None:
-        """Copy an array of the value's shape into it."""
-        ...
-
-    def numpy(self) -> Array:
-        """Copy it to the host, in its own shape."""
-        ...
-
-
-class Values(Protocol):
-    """The class OrtValue."""
-
-    def ortvalue_from_numpy(self, array: Array, device: str, device_id: int) -> Value:
-        """Copy an array of any shape to a device."""
-        ...
 
 
 class Binding(Protocol):
@@ -59,8 +37,6 @@ class Binding(Protocol):
         shape: tuple[int, ...],
         address: int,
     ) -> None: ...
-    def bind_ortvalue_input(self, name: str, value: Value) -> None: ...
-    def bind_ortvalue_output(self, name: str, value: Value) -> None: ...
 
 
 class RunOptions(Protocol):
@@ -101,8 +77,10 @@ Provider: TypeAlias = str | tuple[str, Mapping[str, str]]
 class OnnxRuntimeLibrary(Protocol):
     """The module onnxruntime. Its classes are functions here."""
 
-    OrtValue: Values
+    cuda_version: str
+    """That it was built with; empty without CUDA."""
 
+    def preload_dlls(self) -> None: ...
     def get_available_providers(self) -> Sequence[str]: ...
     def SessionOptions(self) -> SessionOptions: ...
     def RunOptions(self) -> RunOptions: ...

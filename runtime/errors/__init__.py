@@ -24,6 +24,10 @@ class NoGpuError(BackendError):
     """There is a driver, but no GPU that it lets this process use."""
 
 
+class CudaLibraryError(BackendError):
+    """A shared library of CUDA or cuDNN cannot be loaded."""
+
+
 class GpuError(BackendError):
     """A call into CUDA or TensorRT failed."""
 

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...diffusion.arrays import Array
-from ...errors import GpuError, GpuMemoryError, NoDriverError, NoGpuError
 from ..base import missing
 from .cuda_api import Address, CudaRuntime, Event, Graph, Status, Stream, Template
+from .cuda_errors import call_error, no_driver, no_gpu, text
 from .engine_cache import Gpu
+from .exclusive import capturing, exclusive
 
 P = ParamSpec("P")
 Values = TypeVarTuple("Values")
@@ -37,8 +38,8 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def cudart() -> CudaRuntime:
-    """Import cuda.bindings.runtime.
+def cudart(extra: str = "rtx") -> CudaRuntime:
+    """Import cuda.bindings.runtime, which the package's `extra` installs.
 
     Raises:
         BackendError: It is not installed.
@@ -46,7 +47,7 @@ def cudart() -> CudaRuntime:
     try:
         return cast(CudaRuntime, importlib.import_module("cuda.bindings.runtime"))
     except ImportError as error:
-        raise missing("cuda.bindings", "rtx", error) from error
+        raise missing("cuda.bindings", extra, error) from error
 
 
 class Cuda:
@@ -66,16 +67,14 @@ class Cuda:
         # Without a driver the runtime reports version 0, and no error.
         (version,) = self._do(api.cudaDriverGetVersion)
         if version == 0:
-            raise NoDriverError(
-                "no NVIDIA driver is installed. Install the vendor's driver; inside a container, "
-                "start it with the GPU."
-            )
+            raise no_driver()
         (count,) = self._do(api.cudaGetDeviceCount)
         if not count:
-            raise self._no_gpu()
+            raise no_gpu()
         kinds = api.cudaMemcpyKind
         self._up = kinds.cudaMemcpyHostToDevice
         self._down = kinds.cudaMemcpyDeviceToHost
+        self._across = kinds.cudaMemcpyDeviceToDevice
 
     def gpu(self) -> Gpu:
         """Describe what engines depend on."""
@@ -83,11 +82,11 @@ class Cuda:
         (version,) = self._do(self._api.cudaDriverGetVersion)
         driver = f"CUDA {version // 1000}.{version % 1000 // 10}"
         if PROC.is_file():
-            text = PROC.read_text(encoding="utf-8", errors="replace")
-            release = re.search(r"\d+\.\d+[.\d]*", text)
+            said = PROC.read_text(encoding="utf-8", errors="replace")
+            release = re.search(r"\d+\.\d+[.\d]*", said)
             driver += f", {release[0]}" if release else ""
         # Some versions of the bindings return the C string with its padding.
-        name = _text(properties.name).rstrip("\0")
+        name = text(properties.name).rstrip("\0")
         return Gpu(name, f"{properties.major}.{properties.minor}", driver)
 
     def free_bytes(self) -> int:
@@ -103,13 +102,13 @@ class Cuda:
         """
         api = self._api
         # At least one byte: the size 0 need not give an address that can be freed.
-        (pointer,) = self._do(api.cudaMalloc, max(size, 1))
+        (pointer,) = self._alone(api.cudaMalloc, max(size, 1))
         address = int(pointer)
         self.held += size
 
         def free() -> None:
             self.held -= size
-            self._do(api.cudaFree, address)
+            self._alone(api.cudaFree, address)
 
         owner.callback(free)
         return address
@@ -126,9 +125,9 @@ class Cuda:
         """
         api = self._api
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        (pointer,) = self._do(api.cudaMallocHost, max(size, 1))
+        (pointer,) = self._alone(api.cudaMallocHost, max(size, 1))
         address = int(pointer)
-        owner.callback(self._do, api.cudaFreeHost, address)
+        owner.callback(self._alone, api.cudaFreeHost, address)
         # A view of foreign memory: copies between it and the device need no staging by the driver.
         host = memoryview((ctypes.c_byte * max(size, 1)).from_address(address))[:size]
         array = np.frombuffer(host, kind).reshape(shape)
@@ -137,16 +136,18 @@ class Cuda:
 
     def stream(self, owner: ExitStack) -> Stream:
         """Create a stream that does not wait for the default one."""
-        (stream,) = self._do(self._api.cudaStreamCreateWithFlags, self._api.cudaStreamNonBlocking)
-        owner.callback(self._do, self._api.cudaStreamDestroy, stream)
+        (stream,) = self._alone(
+            self._api.cudaStreamCreateWithFlags, self._api.cudaStreamNonBlocking
+        )
+        owner.callback(self._alone, self._api.cudaStreamDestroy, stream)
         return stream
 
     def event(self, owner: ExitStack, timed: bool = False) -> Event:
         """Create an event. An event that is not timed costs less to record."""
         api = self._api
         flags = api.cudaEventDefault if timed else api.cudaEventDisableTiming
-        (event,) = self._do(api.cudaEventCreateWithFlags, flags)
-        owner.callback(self._do, api.cudaEventDestroy, event)
+        (event,) = self._alone(api.cudaEventCreateWithFlags, flags)
+        owner.callback(self._alone, api.cudaEventDestroy, event)
         return event
 
     def upload(self, to: Address, array: Array, stream: Stream) -> None:
@@ -161,6 +162,28 @@ class Cuda:
         self._do(
             self._api.cudaMemcpyAsync, array.ctypes.data, source, array.nbytes, self._down, stream
         )
+
+    def upload_columns(self, to: Address, pitch: int, array: Array, stream: Stream) -> None:
+        """Copy a pinned array [n, …] so that row i lies `pitch` bytes after row i - 1."""
+        width = array.nbytes // len(array)
+        source = array.ctypes.data
+        self._do(
+            self._api.cudaMemcpy2DAsync,
+            to, pitch, source, width, width, len(array), self._up, stream,
+        )  # fmt: skip
+
+    def download_columns(self, array: Array, source: Address, pitch: int, stream: Stream) -> None:
+        """Copy rows that start every `pitch` bytes into a pinned array [n, …]."""
+        width = array.nbytes // len(array)
+        to = array.ctypes.data
+        self._do(
+            self._api.cudaMemcpy2DAsync,
+            to, width, source, pitch, width, len(array), self._down, stream,
+        )  # fmt: skip
+
+    def copy(self, to: Address, source: Address, size: int, stream: Stream) -> None:
+        """Copy within the device's memory."""
+        self._do(self._api.cudaMemcpyAsync, to, source, size, self._across, stream)
 
     def clear(self, address: Address, size: int, stream: Stream) -> None:
         """Fill device memory with zeros."""
@@ -193,6 +216,10 @@ class Cuda:
         After an error the capture is ended and CUDA's error is cleared, so that the stream can be
         used as before, as trtexec does.
         """
+        with capturing():
+            return self._capture(enqueue, stream)
+
+    def _capture(self, enqueue: Callable[[], None], stream: Stream) -> Graph:
         api = self._api
         template = None
         graph = None
@@ -209,7 +236,7 @@ class Cuda:
             finally:
                 status, template = api.cudaStreamEndCapture(stream)
             if status != api.cudaError_t.cudaSuccess:
-                raise self._error("cudaStreamEndCapture", status)
+                raise call_error(api, "cudaStreamEndCapture", status)
             # An instantiated graph is a copy, and does not need the captured one.
             (graph,) = self._do(api.cudaGraphInstantiate, template, 0)
             self._drop(template)
@@ -229,11 +256,21 @@ class Cuda:
 
     def destroy(self, graph: Graph) -> None:
         """Give a captured graph back."""
-        self._do(self._api.cudaGraphExecDestroy, graph)
+        self._alone(self._api.cudaGraphExecDestroy, graph)
 
     def _drop(self, template: Template) -> None:
         if int(template):  # a failed capture ends with a null handle
             self._do(self._api.cudaGraphDestroy, template)
+
+    def _alone(
+        self,
+        function: Callable[P, tuple[Status, *Values]],
+        *arguments: P.args,
+        **named: P.kwargs,
+    ) -> tuple[*Values]:
+        """Do as `_do`, while no other thread captures: what creates or frees could break it."""
+        with exclusive():
+            return self._do(function, *arguments, **named)
 
     def _do(
         self,
@@ -245,32 +282,5 @@ class Cuda:
         result = function(*arguments, **named)
         status = result[0]
         if status != self._api.cudaError_t.cudaSuccess:
-            raise self._error(getattr(function, "__name__", "a call"), status)
+            raise call_error(self._api, getattr(function, "__name__", "a call"), status)
         return result[1:]
-
-    def _error(self, call: str, status: Status) -> GpuError | NoDriverError | NoGpuError:
-        errors = self._api.cudaError_t
-        _, words = self._api.cudaGetErrorString(status)
-        said = f"{call}: {_text(words)} ({getattr(status, 'name', status)})"
-        if status == errors.cudaErrorInsufficientDriver:
-            return NoDriverError(
-                f"the NVIDIA driver is missing or older than CUDA needs ({said}). Install a newer "
-                f"driver."
-            )
-        if status == errors.cudaErrorNoDevice:
-            return self._no_gpu()
-        if status == errors.cudaErrorMemoryAllocation:
-            where = "page-locked host memory" if call == "cudaMallocHost" else "the GPU's memory"
-            return GpuMemoryError(f"{where} is full ({said}).")
-        return GpuError(f"CUDA failed, {said}. What was under way is lost; load the bundle again.")
-
-    def _no_gpu(self) -> NoGpuError:
-        return NoGpuError(
-            "there is an NVIDIA driver and no GPU that it shows. See nvidia-smi, and "
-            "CUDA_VISIBLE_DEVICES."
-        )
-
-
-def _text(value: bytes | str) -> str:
-    """Versions of the bindings differ in whether C strings are bytes."""
-    return value.decode() if isinstance(value, bytes) else value

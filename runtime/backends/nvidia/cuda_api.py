@@ -36,6 +36,7 @@ class CopyKinds(Protocol):
 
     cudaMemcpyHostToDevice: object
     cudaMemcpyDeviceToHost: object
+    cudaMemcpyDeviceToDevice: object
 
 
 class CaptureModes(Protocol):
@@ -74,6 +75,7 @@ class CudaRuntime(Protocol):
     cudaMallocHost: Callable[[int], tuple[Status, SupportsInt]]
     cudaFreeHost: Callable[[int], Done]
     cudaMemcpyAsync: Callable[[int, int, int, object, Stream], Done]
+    cudaMemcpy2DAsync: Callable[[int, int, int, int, int, int, object, Stream], Done]
     cudaMemsetAsync: Callable[[Address, int, int, Stream], Done]
     cudaStreamCreateWithFlags: Callable[[int], tuple[Status, Stream]]
     cudaStreamDestroy: Callable[[Stream], Done]

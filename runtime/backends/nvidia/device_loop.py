@@ -1,44 +1,103 @@
-"""The reverse loop on the device: K enqueues of the step engine, captured once into a CUDA graph.
+"""The reverse loop on the device: rows of the step engine, captured into CUDA graphs.
 
-The graph is reused for every program with the same number of rows and the same guidance. A new
-solver or grid is an upload, not a capture. Row k reads its own slice of the uploaded program and of
-the noise; the two states are input and output in turn. docs/gpu.md has a drawing.
+A graph holds the rows of one window, at most 32. Every program is cut into windows whose lengths
+are powers of two, so a few graphs run any number of rows: before each launch the device copies the
+window's part of the program, and of the noise, to where the graph reads it. The two states are
+input and output in turn. docs/gpu.md has a drawing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import pairwise
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import groupby
+from typing import NamedTuple, Protocol
 
 from ...diffusion.arrays import Bool
-from ...errors import CaptureError, GpuError
+from ...errors import CaptureError, GpuError, GpuMemoryError
 from ..base import Float32, Rows
 from .cuda import Cuda
-from .cuda_api import Address, Event, Graph, Stream
-from .device_space import FLOAT_BYTES, Space, stride
-from .tensorrt_engine import Engine
+from .cuda_api import Address, Graph, Stream
+from .device_noise import Noise, piece_rows
+from .device_program import Program
+from .device_space import Space, stride
+from .exclusive import capturing
 
-NOISE_BYTES = 256 * 2**20
-"""Most noise on the device. Programs that take more are cut into several graphs, and the noise of
-the next one is uploaded while one runs."""
-PIECE_BYTES = 16 * 2**20
-"""Noise in pinned memory: while one piece is uploaded, the next is drawn into another."""
+WINDOW = 32
+"""Most rows of one graph. A longer one would save little: a launch takes some microseconds."""
+
+
+class StepContext(Protocol):
+    """A step engine's context for batches of one size, see `tensorrt_engine.Context`."""
+
+    def bind(self, addresses: dict[str, Address]) -> None: ...
+    def enqueue(self, stream: Stream) -> None: ...
+    def capturable(self, stream: Stream) -> bool: ...
+
+
+class StepEngine(Protocol):
+    """A step engine, see `tensorrt_engine.Engine`."""
+
+    def context(self, bucket: int, stream: Stream) -> StepContext: ...
+
+
+class Kind(NamedTuple):
+    """What a graph depends on.
+
+    Attributes:
+        length: Its rows.
+        guided: Whether they are guided.
+        parity: Which of the two states it starts from.
+        noisy: Whether it reads noise; otherwise it reads zeros.
+    """
+
+    length: int
+    guided: bool
+    parity: int
+    noisy: bool
+
+
+class Window(NamedTuple):
+    """Rows that one graph runs."""
+
+    first: int
+    kind: Kind
+
+
+class Ran(NamedTuple):
+    """What a loop returns: x [B, *S], the milliseconds on the device, and how the rows ran."""
+
+    x: Float32
+    device_ms: float
+    how: str
+
+
+def windows(guided: Bool, noisy: Bool, most: int) -> Iterator[Window]:
+    """Cut a program's rows into windows of powers of two, all guided or none.
+
+    Args:
+        guided: [K].
+        noisy: [K].
+        most: The longest window, a power of two.
+    """
+    first = 0
+    for kind, run in groupby(bool(g) for g in guided):
+        end = first + len(list(run))
+        while first < end:
+            count = min(most, 1 << ((end - first).bit_length() - 1))
+            takes = bool(noisy[first : first + count].any())
+            yield Window(first, Kind(count, kind, first % 2, takes))
+            first += count
 
 
 class DeviceLoop:
-    """The loop over K rows, for batches of one size and programs with guidance in the same rows.
+    """The loop over the rows of any program, for batches of one size.
 
-    It is one or more captured graphs. If capture is refused, for which `note` gives the reason, the
-    same rows run by plain enqueues. `close` frees all.
+    If capture is refused, for which `note` gives the reason, the same rows run by plain enqueues.
+    `close` frees all.
 
     Args:
-        engines: The step engine by whether a row is guided.
-        guided: [K], the rows that are guided.
-        noisy: Whether any row takes noise.
+        engine: engine(guided), the step engine.
         copying: The stream that uploads noise.
     """
 
@@ -46,223 +105,175 @@ class DeviceLoop:
         self,
         cuda: Cuda,
         space: Space,
-        engines: Mapping[bool, Engine],
-        guided: Bool,
-        noisy: bool,
+        engine: Callable[[bool], StepEngine],
         copying: Stream,
     ) -> None:
         self._cuda = cuda
         self._space = space
-        self._guided = [bool(g) for g in guided]
+        self._engine = engine
         self._copying = copying
-        K = len(self._guided)
-        self._noise_stride, self._chunk = noise_plan(space, K) if noisy else (0, K)
         self.note = ""
-        self._graphs = list[Graph]()
+        self._graphs = dict[Kind, Graph]()
+        self._held = ExitStack()
+        """Of the graphs."""
+        self._contexts = dict[Kind | bool, StepContext]()
+        self._noise: Noise | None = None
         self._owner = ExitStack()
         # If an allocation fails, the earlier ones are freed with the attempt.
         with ExitStack() as attempt:
-            self._allocate(attempt)
-            self._contexts = {
-                kind: space.context(engines[kind], kind) for kind in sorted(set(self._guided))
-            }
-            self._capture(attempt)
+            self._program = Program(cuda, space.bucket, WINDOW, space.stream, attempt)
+            self._start = cuda.event(attempt, timed=True)
+            self._end = cuda.event(attempt, timed=True)
+            attempt.callback(self._contexts.clear)
+            attempt.callback(lambda: self._held.close())
+            attempt.callback(cuda.synchronize, space.stream)  # before any memory is freed
             self._owner = attempt.pop_all()
 
     @staticmethod
-    def bytes(space_bucket: int, sample: int, K: int, noisy: bool) -> int:
-        """Compute what a loop takes on the device.
+    def bytes(bucket: int, sample: int, K: int, noisy: bool) -> int:
+        """Compute what a loop takes on the device, without its graphs.
 
         sample: The number of floats of one sample.
         """
-        program = K * (stride(space_bucket * 6) + stride(space_bucket * 24))
+        program = Program.bytes(bucket, WINDOW, K)
         if not noisy:
             return program
-        slice_ = stride(space_bucket * sample)
-        chunk = chunk_rows(slice_, K)
-        return program + slice_ * (K if chunk == K else 2 * chunk)
-
-    @property
-    def how(self) -> str:
-        """How rows run: "one graph", "3 graphs" or "plain enqueues"."""
-        if self.note:
-            return "plain enqueues"
-        return "one graph" if len(self._graphs) == 1 else f"{len(self._graphs)} graphs"
+        window = piece_rows(bucket, sample) * stride(bucket * sample)
+        return program + window + Noise.bytes(bucket, sample)
 
     def close(self) -> None:
         """Free the loop's graphs and memory."""
         self._owner.close()
 
-    def run(self, rows: Rows) -> tuple[Float32, float]:
-        """Run a batch; return x [B, *S] after the last row, and its milliseconds on the device."""
+    def prepare(self, rows: Rows) -> bool:
+        """Allocate and capture what a program lacks; return whether a graph was captured.
+
+        Raises:
+            GpuMemoryError: The device's memory is full.
+        """
+        self._program.reserve(len(rows.call))
+        if self._noise is None and rows.noisy.any():
+            self._allocate_noise()
+        kinds = {window.kind for window in self._windows(rows)}
+        lacking = sorted(kinds - self._graphs.keys())
+        captured = bool(lacking) and not self.note
+        if captured:
+            self._capture(lacking)
+        if self.note:
+            for kind in kinds:
+                self._context(kind.guided, kind.guided)
+        return captured and not self.note
+
+    def run(self, rows: Rows) -> Ran:
+        """Run a batch that `prepare` was called for."""
         cuda = self._cuda
         space = self._space
-        B = len(rows.x)
-        # The batch and its whole program go up before the first row.
-        self._stage(rows)
-        space.upload("state", *rows.conditions)
-        for address, host in self._program.values():
-            cuda.upload(address, host, space.stream)
-        # Each segment waits for its noise on the device only: the host is already drawing the next.
+        plan = list(self._windows(rows))
+        space.start(rows)
+        self._program.send(rows)
         cuda.record(self._start, space.stream)
-        for i, (first, end) in enumerate(self._segments):
-            self._send_noise(rows, i, first, end)
+        for window in plan:
+            kind = window.kind
+            self._program.move(window.first, kind.length)
+            if kind.noisy:
+                self._send_noise(rows, window)
             if self.note:
-                self._enqueue(first, end)
+                self._enqueue(self._context(kind.guided, kind.guided), kind, kind.length)
             else:
-                cuda.launch(self._graphs[i], space.stream)
-            if self._halves:
-                cuda.record(self._read[i % len(self._halves)], space.stream)
+                cuda.launch(self._graphs[kind], space.stream)
         cuda.record(self._end, space.stream)
-        # Row k writes the one state if k is even, the other if it is odd.
-        after = ("state", "next_state")[len(self._guided) % 2]
-        space.download(after)
-        cuda.synchronize(space.stream)
-        return space.pinned[after][:B, 0].copy(), cuda.milliseconds(self._start, self._end)
+        x = space.finish(len(rows.call), len(rows.x))
+        return Ran(x, cuda.milliseconds(self._start, self._end), self._how(len(plan)))
 
-    def _allocate(self, owner: ExitStack) -> None:
+    def _how(self, launches: int) -> str:
+        if self.note:
+            return "plain enqueues"
+        return "one graph" if launches == 1 else f"{launches} graphs"
+
+    def _windows(self, rows: Rows) -> Iterator[Window]:
+        """Cut a program. With noise windows are shorter: drawing and computing overlap."""
+        most = self._noise.rows if self._noise and rows.noisy.any() else WINDOW
+        return windows(rows.guided, rows.noisy, most)
+
+    def _allocate_noise(self) -> None:
+        """Allocate the noise that graphs read, and what it arrives in."""
         cuda = self._cuda
-        K = len(self._guided)
-        bucket = self._space.bucket
-        # Every row's slice of the program, at an address that the engine accepts.
-        self._program = dict[str, tuple[Address, Float32]]()
-        for name, width in (("call", 6), ("update", 24)):
-            size = stride(bucket * width)
-            host = cuda.pinned((K, size // FLOAT_BYTES), np.float32, owner)
-            self._program[name] = cuda.memory(K * size, owner), host
-        # Rows with noise for one graph each, and the two halves that graphs take it from in turn.
-        cuts = [*range(0, K, self._chunk), K]
-        self._segments = list(pairwise(cuts))
-        halves = min(2, len(self._segments)) if self._noise_stride else 0
-        self._halves = [cuda.memory(self._chunk * self._noise_stride, owner) for _ in range(halves)]
-        self._read = [cuda.event(owner) for _ in range(halves)]
-        self._ready = [cuda.event(owner) for _ in range(halves)]
-        self._pieces = self._allocate_pieces(owner) if halves else []
-        self._start = cuda.event(owner, timed=True)
-        self._end = cuda.event(owner, timed=True)
-        for stream in (self._copying, self._space.stream):
-            owner.callback(cuda.synchronize, stream)  # before any memory is freed
+        space = self._space
+        with ExitStack() as attempt:
+            noise = Noise(cuda, space.shape, space.stream, self._copying, attempt)
+            self._window = cuda.memory(noise.rows * noise.stride, attempt)
+            attempt.callback(cuda.synchronize, space.stream)  # before any memory is freed
+            cuda.clear(self._window, noise.rows * noise.stride, space.stream)
+            self._owner.enter_context(attempt.pop_all())
+            self._noise = noise
 
-    def _allocate_pieces(self, owner: ExitStack) -> list[tuple[NDArray[np.float32], Event]]:
-        """Pinned memory for noise, [rows, floats], each with the event of its last upload."""
-        rows = min(self._chunk, max(1, PIECE_BYTES // self._noise_stride))
-        shape = (rows, self._noise_stride // FLOAT_BYTES)
-        return [
-            (self._cuda.pinned(shape, np.float32, owner), self._cuda.event(owner)) for _ in range(2)
-        ]
+    def _send_noise(self, rows: Rows, window: Window) -> None:
+        """Copy a window's noise to where its graph reads it, once that was drawn and uploaded."""
+        noise = self._noise
+        assert noise is not None, "not prepared"
+        count = window.kind.length
+        source = noise.send(rows, window.first, count)
+        self._cuda.copy(self._window, source, count * noise.stride, self._space.stream)
+        noise.taken()
 
-    def _capture(self, owner: ExitStack) -> None:
-        """Capture every segment, or say in `note` why that failed: the recipe of trtexec."""
-        cuda = self._cuda
-        stream = self._space.stream
-        # One plain run of each engine first: what it initialises must not be captured.
-        for kind in self._contexts:
-            self._enqueue(self._guided.index(kind), self._guided.index(kind) + 1)
-        cuda.synchronize(stream)
+    def _capture(self, kinds: list[Kind]) -> None:
+        """Capture graphs, or say in `note` why that failed."""
         try:
-            for context in self._contexts.values():
-                if not context.capturable(stream):
-                    raise CaptureError("the library says that its work cannot be captured")
-            for first, end in self._segments:
-                self._graphs.append(self._captured(first, end))
-        # If one segment cannot be captured, none is kept: all rows run by plain enqueues.
+            for kind in kinds:
+                graph = self._captured(kind)
+                self._held.callback(self._cuda.destroy, graph)
+                self._graphs[kind] = graph
+        # If one window cannot be captured, none is kept: all rows run by plain enqueues.
         except CaptureError as error:
             self.note = str(error)
-            while self._graphs:
-                cuda.destroy(self._graphs.pop())
-        for graph in self._graphs:
-            owner.callback(cuda.destroy, graph)
+            self._graphs.clear()
+            self._held.close()
+            self._contexts.clear()
 
-    def _captured(self, first: int, end: int) -> Graph:
-        try:
-            return self._cuda.capture(lambda: self._enqueue(first, end), self._space.stream)
-        except GpuError as error:
-            raise CaptureError(f"{end - first} rows could not be captured: {error}") from error
+    def _captured(self, kind: Kind) -> Graph:
+        """Capture a window after the recipe of trtexec.
 
-    def _enqueue(self, first: int, end: int) -> None:
-        """Put rows first … end - 1 on the stream, each bound to its own slices."""
-        states = self._space.states
-        for k in range(first, end):
-            context = self._contexts[self._guided[k]]
-            slices = {
-                name: address + k * host.strides[0]
-                for name, (address, host) in self._program.items()
-            }
-            slices |= {
-                "state": states[k % 2],
-                "next_state": states[1 - k % 2],
-                "noise": self._noise_at(k),
-            }
-            context.bind({**self._space.addresses, **slices})
-            context.enqueue(self._space.stream)
-
-    def _noise_at(self, k: int) -> Address:
-        """The address of row k's noise. Programs without noise all read the same zeros."""
-        if not self._halves:
-            return self._space.silence
-        half = self._halves[k // self._chunk % len(self._halves)]
-        return half + k % self._chunk * self._noise_stride
-
-    def _stage(self, rows: Rows) -> None:
-        """Copy the batch and its program into pinned memory.
-
-        The program of the padding is zero, so its state becomes zero and stays so.
+        Each graph has its own context, because it depends on the context's state.
         """
-        K = len(self._guided)
-        B = len(rows.x)
-        bucket = self._space.bucket
-        pinned = self._space.pinned
-        pinned["state"][:] = 0
-        pinned["state"][:B, 0] = rows.x
-        for name, values in rows.conditions.items():
-            pinned[name][:B] = values
-            pinned[name][B:] = 0
-        for name, values in (("call", rows.call), ("update", rows.update)):
-            host = self._program[name][1]
-            width = values[0, 0].size
-            host[:, : B * width] = values.reshape(K, -1)
-            host[:, B * width : bucket * width] = 0
-
-    def _send_noise(self, rows: Rows, i: int, first: int, end: int) -> None:
-        """Draw the noise of segment i and upload it, while the device runs the segment before."""
-        if not self._halves:
-            return
         cuda = self._cuda
-        half = i % len(self._halves)
-        # The segment that reads this half must have ended before it is written again.
-        if i >= len(self._halves):
-            cuda.wait(self._copying, self._read[half])
-        size = len(self._pieces[0][0])
-        B = len(rows.x)
-        shape = self._space.pinned["noise"].shape
-        for turn, begin in enumerate(range(first, end, size)):
-            # The upload of this piece's earlier noise must have ended before it is drawn over.
-            host, sent = self._pieces[turn % 2]
-            cuda.until(sent)
-            count = min(size, end - begin)
-            for j in range(count):
-                whole = host[j, : int(np.prod(shape))].reshape(shape)
-                rows.draw(begin + j, whole[:B])
-                whole[B:] = 0
-            offset = (begin - first) * self._noise_stride
-            cuda.upload(self._halves[half] + offset, host[:count], self._copying)
-            cuda.record(sent, self._copying)
-        # The rows start only after their noise is there; the host does not wait for either.
-        cuda.record(self._ready[half], self._copying)
-        cuda.wait(self._space.stream, self._ready[half])
+        stream = self._space.stream
+        context = self._context(kind, kind.guided)
+        with capturing():
+            # Plain runs in both directions first: what they initialise must not be captured.
+            self._enqueue(context, kind._replace(parity=0), 1)
+            self._enqueue(context, kind._replace(parity=1), 1)
+            cuda.synchronize(stream)
+            if not context.capturable(stream):
+                raise CaptureError("the library says that its work cannot be captured")
+            try:
+                return cuda.capture(lambda: self._enqueue(context, kind, kind.length), stream)
+            # The caller frees memory and tries again.
+            except GpuMemoryError:
+                raise
+            except GpuError as error:
+                raise CaptureError(f"{kind.length} rows could not be captured: {error}") from error
 
+    def _context(self, key: Kind | bool, guided: bool) -> StepContext:
+        if key not in self._contexts:
+            space = self._space
+            self._contexts[key] = self._engine(guided).context(space.bucket, space.stream)
+        return self._contexts[key]
 
-def chunk_rows(slice_: int, K: int) -> int:
-    """Compute the rows of one graph: all, if their noise fits in NOISE_BYTES.
-
-    Otherwise the largest even number whose noise half of that holds.
-    """
-    if K * slice_ <= NOISE_BYTES:
-        return K
-    return min(K, max(2, NOISE_BYTES // 2 // slice_ // 2 * 2))
-
-
-def noise_plan(space: Space, K: int) -> tuple[int, int]:
-    """Compute the bytes between the noise of two rows, and the rows of one graph."""
-    slice_ = stride(space.pinned["noise"].size)
-    return slice_, chunk_rows(slice_, K)
+    def _enqueue(self, context: StepContext, kind: Kind, count: int) -> None:
+        """Put the first rows of the window on the stream, each bound to its own slot."""
+        space = self._space
+        for slot in range(count):
+            direction = (kind.parity + slot) % 2
+            noise = space.silence
+            if kind.noisy and self._noise is not None:
+                noise = self._window + slot * self._noise.stride
+            context.bind(
+                {
+                    **space.addresses,
+                    **self._program.addresses(slot),
+                    "state": space.states[direction],
+                    "next_state": space.states[1 - direction],
+                    "noise": noise,
+                }
+            )
+            context.enqueue(space.stream)

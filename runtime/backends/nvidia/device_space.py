@@ -1,4 +1,4 @@
-"""Device memory for batches of one size, and its mirror in pinned host memory."""
+"""Device memory for batches of one size, and its mirrors in pinned host memory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 from ...bundle.bundle import Bundle
 from ...diffusion.arrays import Array
+from ..base import Float32, Rows
 from ..ports import dtype_of, shapes
 from .cuda import Cuda, aligned
 from .cuda_api import Address, Stream
-from .tensorrt_engine import Context, Engine
 
 FLOAT_BYTES = 4
 
@@ -34,33 +34,34 @@ class Space:
 
     Attributes:
         addresses: Of the step graph's inputs and outputs on the device, by name.
-        pinned: Their mirrors in host memory.
         silence: Of noise that is zero.
+        shape: (bucket, *S), of a batch of samples.
     """
 
     def __init__(self, cuda: Cuda, bundle: Bundle, bucket: int, stream: Stream) -> None:
         self._cuda = cuda
+        self._bundle = bundle
         self.bucket = bucket
         self.stream = stream
+        self.shape = (bucket, *bundle.sample_shape)
         self.addresses = dict[str, Address]()
-        self.pinned = dict[str, Array]()
+        self._hosts = dict[str, Array]()
         self._owner = ExitStack()
-        self._activations = dict[bool, tuple[Address, int]]()
-        sizes = port_bytes(bundle, bucket)
+        self._sizes = port_bytes(bundle, bucket)
         # If an allocation fails, the earlier ones are freed with the attempt.
         with ExitStack() as attempt:
-            for name, shape in shapes(bundle, bucket).items():
-                self.addresses[name] = cuda.memory(sizes[name], attempt)
-                self.pinned[name] = cuda.pinned(shape, dtype_of(bundle, name), attempt)
-            self.silence = cuda.memory(sizes["noise"], attempt)
+            for name, size in self._sizes.items():
+                self.addresses[name] = cuda.memory(size, attempt)
+            self.silence = cuda.memory(self._sizes["noise"], attempt)
+            self._x = cuda.pinned(self.shape, np.float32, attempt)
             attempt.callback(cuda.synchronize, stream)  # before any memory is freed
             for name, address in (*self.addresses.items(), ("noise", self.silence)):
-                cuda.clear(address, sizes[name], stream)
+                cuda.clear(address, self._sizes[name], stream)
             self._owner = attempt.pop_all()
 
     @staticmethod
     def bytes(bundle: Bundle, bucket: int) -> int:
-        """Compute what a space takes on the device, without activations."""
+        """Compute what a space takes on the device."""
         sizes = port_bytes(bundle, bucket)
         return sum(sizes.values()) + sizes["noise"]
 
@@ -73,27 +74,44 @@ class Space:
         """The addresses of the state before the first row, and after it."""
         return self.addresses["state"], self.addresses["next_state"]
 
-    def context(self, engine: Engine, guided: bool) -> Context:
-        """Make a context of the engine.
+    def host(self, name: str) -> Array:
+        """Return an input's or output's mirror in pinned memory, allocated on first use."""
+        if name not in self._hosts:
+            shape = shapes(self._bundle, self.bucket)[name]
+            kind = dtype_of(self._bundle, name)
+            self._hosts[name] = self._cuda.pinned(shape, kind, self._owner)
+        return self._hosts[name]
 
-        All contexts of one engine share their activations: they run one after another, on one
-        stream.
+    def start(self, rows: Rows) -> None:
+        """Upload a batch's samples and conditions.
+
+        Only the first register of the state travels; the others start as zeros.
         """
-        if guided not in self._activations:
-            size = engine.activations(self.bucket)
-            self._activations[guided] = self._cuda.memory(size, self._owner), size
-        return engine.context(self.bucket, *self._activations[guided], self.stream)
+        B = len(rows.x)
+        self._x[:B] = rows.x
+        self._x[B:] = 0
+        self._cuda.clear(self.addresses["state"], self._sizes["state"], self.stream)
+        pitch = self._sizes["state"] // self.bucket
+        self._cuda.upload_columns(self.addresses["state"], pitch, self._x, self.stream)
+        for name, values in rows.conditions.items():
+            self.host(name)[:B] = values
+            self.host(name)[B:] = 0
+        self.upload(*rows.conditions)
 
-    def activated(self, guided: bool) -> bool:
-        """Whether memory for that engine's activations is allocated."""
-        return guided in self._activations
+    def finish(self, rows: int, batch: int) -> Float32:
+        """Wait for the device; return x [B, *S] of the batch after so many rows."""
+        # Row k writes the one state if k is even, the other if it is odd.
+        pitch = self._sizes["state"] // self.bucket
+        self._cuda.download_columns(self._x, self.states[rows % 2], pitch, self.stream)
+        self._cuda.synchronize(self.stream)
+        return self._x[:batch].copy()
 
     def upload(self, *names: str) -> None:
         """Copy inputs from the host to the device."""
         for name in names:
-            self._cuda.upload(self.addresses[name], self.pinned[name], self.stream)
+            self._cuda.upload(self.addresses[name], self.host(name), self.stream)
 
     def download(self, *names: str) -> None:
         """Copy outputs from the device to the host."""
         for name in names:
-            self._cuda.download(self.pinned[name], self.addresses[name], self.stream)
+            self._cuda.download(self.host(name), self.addresses[name], self.stream)

@@ -1,33 +1,36 @@
 """ONNX Runtime on an NVIDIA GPU: the state stays on the device, and a row is one CUDA graph.
 
 ONNX Runtime captures single runs of a session, so this backend launches a graph a row; TensorRT's
-launches one for all rows. It never falls back to the CPU.
+launches one for many rows. It never falls back to the CPU.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from threading import RLock
-from typing import cast
-
-import numpy as np
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from threading import Lock
+from typing import TypeVar, cast
 
 from ...bundle.bundle import Bundle
 from ...bundle.format import STEP, STEP_GUIDED, WEIGHTS, inside
-from ...diffusion.arrays import Array
-from ...errors import BackendError, GpuError, RequestError, UnnoiseError
+from ...errors import BackendError, GpuMemoryError, RequestError, UnnoiseError
 from ..base import Float32, Rows, Timing, missing
 from ..forks import ForkGuard
-from ..host import Call, HostBuffers
 from ..onnxfile import refuse_endless
 from ..onnxruntime import check_ports
-from ..onnxruntime_api import Binding, OnnxRuntimeLibrary, RunOptions, Session, Value
-from ..ports import dtype_of, inputs_of, shapes
+from ..onnxruntime_api import Binding, OnnxRuntimeLibrary, RunOptions, Session
+from .cuda_api import Stream
+from .cuda_errors import library_error
+from .cuda_libraries import ready
+from .exclusive import capturing, exclusive
+from .onnxruntime_buffers import CudaBuffers
+from .onnxruntime_loop import RUN, Loop
 
+Result = TypeVar("Result")
 PROVIDER = "CUDAExecutionProvider"
 OPTIONS = {"device_id": "0", "enable_cuda_graph": "1", "use_tf32": "0"}
-"""The provider's options. TF32 would round the products of the update."""
+"""The provider's options, besides our stream. TF32 would round the products of the update."""
 SESSION = {"session.disable_cpu_ep_fallback": "1"}
 """Entries of a session's configuration, which silently accepts unknown keys."""
 
@@ -35,8 +38,13 @@ SESSION = {"session.disable_cpu_ep_fallback": "1"}
 class OnnxRuntimeCuda:
     """Sessions of the step graphs; batches are padded to powers of two, a CUDA graph each.
 
+    Everything runs on one thread of the backend's own: ONNX Runtime's graphs belong to the thread
+    that captured them, and another thread would capture its own and never free them. Each batch
+    size has its own sessions: cuDNN's plans, which a graph holds, are rebuilt if the size changes.
+
     Raises:
-        BackendError: onnxruntime-gpu is missing, or its CUDA provider does not start here.
+        BackendError: One of its kinds in `runtime.errors`: onnxruntime-gpu, a library that it
+            needs, a driver or a GPU is missing.
         RequestError: `threads` is given.
     """
 
@@ -60,12 +68,33 @@ class OnnxRuntimeCuda:
             )
         self.bundle = bundle
         self.precision = precision
-        self.lock = RLock()
         self.guard = ForkGuard(self.name, self)
         self._ort = cast(OnnxRuntimeLibrary, onnxruntime)
-        self._sessions: dict[bool, Session] = {False: self._open(STEP)}
+        self.cuda = ready(self._ort)
+        self._owner = ExitStack()
+        self._sessions: dict[tuple[bool, int], Session] = {}
         self._loops: dict[int, Loop] = {}
-        self._graph_ids: dict[tuple[bool, int, int], int] = {}
+        self._graphs = 0
+        self._library_bytes = 0
+        self._closing = Lock()
+        self._closed = False
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=self.name)
+        try:
+            self.stream: Stream = self.cuda.stream(self._owner)
+            self.copying: Stream = self.cuda.stream(self._owner)
+            # Opened at once, for its errors.
+            self._sessions[False, 0] = self._work(lambda: self._open(STEP))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def device_memory(self) -> dict[str, int]:
+        """Bytes on the device of sessions, and of batches and programs.
+
+        The sessions' share, weights and arena, is estimated from the device's free memory.
+        """
+        return {"sessions": self._library_bytes, "buffers": self.cuda.held}
 
     def bind(self, batch: int) -> CudaBuffers:
         """Allocate memory for `batch` samples that are stepped from the host."""
@@ -81,66 +110,157 @@ class OnnxRuntimeCuda:
         """Drop the sessions and their device memory. In a forked child, do nothing."""
         if self.guard.forked:
             return
-        with self.lock:
-            self._loops.clear()
-            self._sessions.clear()
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._worker.submit(self._free).result()
+            finally:
+                self._worker.shutdown()
 
-    def session(self, guided: bool) -> Session:
-        """Return the session of the step graph, or of the guided one, opened on first use.
+    def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
+        """Run a batch; return x [B, *S] after the last row, and how it ran.
 
         Raises:
-            BackendError: After `close`, in a forked child, or if it does not open.
+            GpuMemoryError: It does not fit, even without other batch sizes' memory.
         """
-        self.guard.check()
-        if False not in self._sessions:
-            raise BackendError(f"{self.name} was closed; load the bundle again.")
-        if guided not in self._sessions:
-            self._sessions[guided] = self._open(STEP_GUIDED)
-        return self._sessions[guided]
+        return self.work(lambda: self._run_rows(rows))
 
-    def loop(self, batch: int) -> Loop:
-        """Return the device memory for a batch, of the next power of two."""
-        bucket = 1 << (batch - 1).bit_length()
+    def work(self, function: Callable[[], Result]) -> Result:
+        """Call a function on the backend's thread, and wait for it.
+
+        Raises:
+            BackendError: After `close`, and in a forked child.
+        """
+        self.guard.check()  # before waiting: a forked child has no such thread
+        if self._closed:
+            raise BackendError(f"{self.name} was closed; load the bundle again.")
+        return self._work(function)
+
+    def step(self, guided: bool, count: int, fill: Callable[[Loop], object]) -> Loop:
+        """Step `count` samples, which `fill` copies into the loop's memory on the host."""
+        bucket = 1 << (count - 1).bit_length()
+
+        def run() -> Loop:
+            loop = self.loop(bucket)
+            fill(loop)
+            loop.step(guided)
+            return loop
+
+        return self._fitting(bucket, run)
+
+    def loop(self, bucket: int) -> Loop:
+        """Return the device memory for a batch size, allocated on first use."""
         if bucket not in self._loops:
             self._loops[bucket] = Loop(self, bucket)
         return self._loops[bucket]
 
-    def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
-        """Run a batch; return x [B, *S] after the last row, and how it ran."""
-        self.guard.check()  # before the lock, which a thread of the parent may hold forever
-        with self.lock:
-            self.session(False)
-            loop = self.loop(len(rows.x))
-            # A new number means that this call captures a graph.
-            known = len(self._graph_ids)
-            begun = time.perf_counter()
-            x = loop.run(rows)
-            spent = 1e3 * (time.perf_counter() - begun)
-            new = len(self._graph_ids) > known
-            K = len(rows.call)
-            return x, Timing(
-                len(rows.x), loop.bucket, K, "a graph a row", "", new, spent, loop.bytes
-            )
+    def session(self, guided: bool, bucket: int) -> Session:
+        """Return the session of a step graph for a batch size, opened on first use.
 
-    def graph_id(self, guided: bool, bucket: int, current: int) -> int:
-        """Return the number, from 1, of the CUDA graph for these shapes and addresses."""
-        # ONNX Runtime does not check that a graph is launched with what it was captured with.
-        return self._graph_ids.setdefault((guided, bucket, current), len(self._graph_ids) + 1)
+        Raises:
+            BackendError: It does not open.
+        """
+        key = guided, bucket
+        if key not in self._sessions:
+            # The one that was opened for its errors serves the first batch size.
+            first = None if guided else self._sessions.pop((False, 0), None)
+            self._sessions[key] = first or self._open(STEP_GUIDED if guided else STEP)
+        return self._sessions[key]
 
-    def on_device(self, array: Array) -> Value:
-        """Copy an array of any shape to the device."""
-        with self.failing("take memory"):
-            return self._ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
-
-    def options(self, graph: int) -> RunOptions:
-        """Make the options of a run that captures, or launches, that graph."""
+    def options(self) -> RunOptions:
+        """Make the options of the runs of one new graph."""
+        # From 1. ONNX Runtime does not check that a graph is launched with what it was captured
+        # with.
+        self._graphs += 1
         options = self._ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(graph))
+        for key, value in (RUN | {"gpu_graph_id": str(self._graphs)}).items():
+            options.add_run_config_entry(key, value)
         return options
 
-    def failing(self, what: str) -> Failing:
-        """Turn onnxruntime's errors in a block into ours, which say that it could not `what`."""
-        return Failing(self, what)
+    def launch(
+        self, session: Session, binding: Binding, options: RunOptions, captures: bool
+    ) -> None:
+        """Put a run on the stream.
+
+        captures: Whether it is a graph's first run, which allocates, and captures in global mode.
+        """
+        with self._failing("run"):
+            if not captures:
+                session.run_with_iobinding(binding, options)
+                return
+            with capturing(), self._measured():
+                session.run_with_iobinding(binding, options)
+                self.cuda.synchronize(self.stream)
+
+    def _work(self, function: Callable[[], Result]) -> Result:
+        try:
+            return self._worker.submit(function).result()
+        except RuntimeError as error:
+            if not self._closed:
+                raise
+            raise BackendError(f"{self.name} was closed; load the bundle again.") from error
+
+    def _run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
+        batch = len(rows.x)
+        bucket = 1 << (batch - 1).bit_length()
+        captured = self._fitting(bucket, lambda: self.loop(bucket).prepare(rows))
+        x, spent = self._loops[bucket].run(rows)
+        held = sum(self.device_memory.values())
+        K = len(rows.call)
+        return x, Timing(batch, bucket, K, "a graph a row", "", captured, spent, held)
+
+    def _fitting(self, bucket: int, make: Callable[[], Result]) -> Result:
+        """Call `make`; if the memory is full, once more without what other batch sizes hold."""
+        try:
+            return make()
+        except GpuMemoryError:
+            self._free_loops()
+        try:
+            return make()
+        except GpuMemoryError as error:
+            self._free_loops()
+            raise GpuMemoryError(
+                f"a batch of {bucket} does not fit in the GPU's memory, of which "
+                f"{self.cuda.free_bytes() / 1e6:.2f} MB are free: pass a smaller max_batch. "
+                f"({error})"
+            ) from error
+
+    def _free(self) -> None:
+        """Free everything, and the streams last."""
+        with self._owner.pop_all():
+            self._free_loops()
+
+    def _free_loops(self) -> None:
+        """Drop sessions with their graphs, and then the memory that the graphs use."""
+        # Called from the last line to the first.
+        with ExitStack() as stack:
+            for loop in self._loops.values():
+                stack.callback(loop.close)
+            stack.callback(self._sessions.clear)
+            stack.enter_context(exclusive())
+            if self._loops:
+                stack.callback(self.cuda.synchronize, self.stream)
+            self._loops = {}
+            self._library_bytes = 0
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Add what the device's memory lost meanwhile to what the sessions hold."""
+        before = self.cuda.free_bytes()
+        yield
+        self._library_bytes += max(0, before - self.cuda.free_bytes())
+
+    @contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        """Turn onnxruntime's errors, which share no base class, into ours."""
+        try:
+            yield
+        except UnnoiseError:
+            raise
+        except Exception as error:
+            raise library_error(f"{self.name} could not {what}", str(error)[:600]) from error
 
     def _open(self, file: str) -> Session:
         ort = self._ort
@@ -153,147 +273,23 @@ class OnnxRuntimeCuda:
         model = self.bundle.read(path)
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         refuse_endless(model)
+        provider = OPTIONS | {"user_compute_stream": str(int(self.stream))}
         try:
-            session = ort.InferenceSession(
-                model, options, providers=[(PROVIDER, OPTIONS)], enable_fallback=0
-            )
+            with exclusive(), self._measured():
+                session = ort.InferenceSession(
+                    model, options, providers=[(PROVIDER, provider)], enable_fallback=0
+                )
         except Exception as error:  # onnxruntime's own errors share no base class
-            raise BackendError(
-                f"{self.bundle.path / path}: onnxruntime's CUDA provider does not take it: "
-                f"{str(error)[:600]}. It needs an NVIDIA "
-                "driver, a GPU, and the CUDA and cuDNN that its release names."
+            raise library_error(
+                f"{self.bundle.path / path}: onnxruntime's CUDA provider does not take it",
+                str(error)[:600],
             ) from error
-        # Without a usable GPU onnxruntime logs a warning and takes the next provider.
+        # If the provider does not start, onnxruntime logs the reason and takes the next one.
         if session.get_providers()[0] != PROVIDER:
             raise BackendError(
                 f"onnxruntime's CUDA provider did not start: it would run on "
-                f"{session.get_providers()[0]}, which was not asked for. "
-                "See that the NVIDIA driver, CUDA and cuDNN are those that its release names."
+                f"{session.get_providers()[0]}, which was not asked for. Its reason is on stderr. "
+                "See that CUDA and cuDNN are the versions that its release names."
             )
         check_ports(self.bundle, path, session.get_inputs(), session.get_outputs())
         return session
-
-
-class Failing:
-    """A block in which onnxruntime's errors, which share no base class, become ours."""
-
-    def __init__(self, backend: OnnxRuntimeCuda, what: str) -> None:
-        self._backend = backend
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UnnoiseError):
-            raise GpuError(
-                f"{self._backend.name} could not {self._what}: {str(error)[:600]}. If memory is "
-                f"full, pass a smaller max_batch."
-            ) from error
-
-
-class Loop:
-    """Memory on the device for batches of one size, and the bindings of the graphs to it.
-
-    The two states are input and output in turn.
-    """
-
-    def __init__(self, backend: OnnxRuntimeCuda, bucket: int) -> None:
-        self._backend = backend
-        self.bucket = bucket
-        self.host: dict[str, Array] = {
-            name: np.zeros(shape, dtype_of(backend.bundle, name))
-            for name, shape in shapes(backend.bundle, bucket).items()
-        }
-        self.device = {name: backend.on_device(array) for name, array in self.host.items()}
-        self.bytes = sum(array.nbytes for array in self.host.values())
-        self._bound: dict[tuple[bool, int], tuple[Binding, RunOptions]] = {}
-
-    def send(self, name: str) -> None:
-        """Copy an input to the device."""
-        with self._backend.failing("copy to the device"):
-            self.device[name].update_inplace(self.host[name])
-
-    def fetch(self, name: str) -> Array:
-        """Copy an output from the device, in its own shape, see `base.shapes`."""
-        with self._backend.failing("copy from the device"):
-            return self.device[name].numpy()
-
-    def step(self, guided: bool, current: int) -> None:
-        """Run one row, from the state's one memory into the other.
-
-        current: 0 if `state` is the input, 1 if `next_state` is.
-        """
-        key = guided, current
-        session = self._backend.session(guided)
-        if key not in self._bound:
-            options = self._backend.options(self._backend.graph_id(guided, self.bucket, current))
-            self._bound[key] = self._bind(session, current), options
-        binding, options = self._bound[key]
-        with self._backend.failing(f"run a batch of {self.bucket}"):
-            session.run_with_iobinding(binding, options)
-
-    def run(self, rows: Rows) -> Float32:
-        """Run a batch; return x [B, *S] after the last row."""
-        host = self.host
-        B = len(rows.x)
-        # Zeros for the padding, whose state then stays zero.
-        for name in ("state", "call", "update", *rows.conditions):
-            host[name][:] = 0
-        host["state"][:B, 0] = rows.x
-        self.send("state")
-        for name, values in rows.conditions.items():
-            host[name][:B] = values
-            self.send(name)
-        # A program goes up row by row. Noise that is zero stays on the device for the rows after.
-        quiet = False
-        for k, guided in enumerate(rows.guided):
-            host["call"][:B] = rows.call[k]
-            host["update"][:B] = rows.update[k]
-            self.send("call")
-            self.send("update")
-            if rows.noisy[k] or not quiet:
-                host["noise"][:] = 0
-                rows.draw(k, host["noise"][:B])
-                self.send("noise")
-                quiet = not rows.noisy[k]
-            self.step(bool(guided), k % 2)
-        return self.fetch(("state", "next_state")[len(rows.guided) % 2])[:B, 0].copy()
-
-    def _bind(self, session: Session, current: int) -> Binding:
-        values = dict(self.device)
-        if current:
-            values["state"], values["next_state"] = values["next_state"], values["state"]
-        binding = session.io_binding()
-        for port in session.get_inputs():
-            binding.bind_ortvalue_input(port.name, values[port.name])
-        for port in session.get_outputs():
-            binding.bind_ortvalue_output(port.name, values[port.name])
-        return binding
-
-
-class CudaBuffers(HostBuffers):
-    """A batch stepped from the host, for previews and inpainting: the state goes up and down."""
-
-    def __init__(self, backend: OnnxRuntimeCuda, batch: int) -> None:
-        super().__init__(backend.bundle, backend.guard, batch)
-        self._backend = backend
-
-    def _bind(self, call: Call) -> Callable[[], object]:
-        backend = self._backend
-        count = call.count
-        size = 1 << (count - 1).bit_length()
-        arrays = self._arrays(call)
-
-        def run() -> None:
-            with backend.lock:
-                backend.session(call.guided)
-                loop = backend.loop(size)
-                for name in inputs_of(backend.bundle):
-                    loop.host[name][:count] = arrays[name]
-                    loop.send(name)
-                loop.step(call.guided, 0)
-                for name in ("next_state", "denoised"):
-                    arrays[name][:] = loop.fetch(name)[:count]
-
-        return run

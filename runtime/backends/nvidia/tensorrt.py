@@ -6,17 +6,15 @@ export.engines build` puts it there. docs/gpu.md describes the design.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
 from threading import RLock
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from ...bundle.bundle import Bundle
 from ...bundle.format import step_file
-from ...diffusion.arrays import Bool
 from ...errors import BackendError, GpuError, GpuMemoryError, RequestError
 from ..base import Float32, Rows, Timing
 from ..forks import ForkGuard
@@ -26,15 +24,12 @@ from .cuda_api import Stream
 from .device_loop import DeviceLoop
 from .device_space import Space
 from .engine_cache import LIBRARIES
+from .exclusive import exclusive
 from .tensorrt_api import NativeRuntime
 from .tensorrt_buffers import TensorRtBuffers
-from .tensorrt_engine import Context, Engine, load_library, logger
+from .tensorrt_engine import Context, Engine
+from .tensorrt_library import load_library, logger
 
-LOOPS = 8
-"""Captured loops that are kept, each with its program's memory; the least recently used one is
-dropped."""
-LoopKey: TypeAlias = tuple[int, bytes, bool]
-"""(bucket, the guided rows as bytes, whether any row takes noise)."""
 Made = TypeVar("Made")
 
 
@@ -65,7 +60,7 @@ class TensorRt:
         self.bundle = bundle
         self.guard = ForkGuard(self.name, self)
         self._trt = load_library(library)
-        self.cuda = Cuda(cudart())
+        self.cuda = Cuda(cudart("rtx" if library == "tensorrt-rtx" else "tensorrt"))
         self._gpu = self.cuda.gpu()
         self.largest: int | None = None
         """Samples of the largest batch that the engine was built for."""
@@ -76,7 +71,7 @@ class TensorRt:
         self._engines: dict[bool, Engine] = {}
         self._spaces: dict[int, Space] = {}
         self._steps: dict[tuple[int, bool], Context] = {}
-        self._loops: OrderedDict[LoopKey, DeviceLoop] = OrderedDict()
+        self._loops: dict[int, DeviceLoop] = {}
         try:
             for _ in range(2):
                 self._streams.append(self.cuda.stream(self._owner))
@@ -123,21 +118,24 @@ class TensorRt:
             if self._closed:
                 return
             self._closed = True
-            # Called from the last line to the first: wait for the device, drop contexts and
-            # engines, free memory.
+            # Called from the last line to the first: wait for the device; drop graphs, contexts
+            # and engines; free memory.
             with ExitStack() as stack:
                 stack.push(self._owner.pop_all())
-                for holder in (*self._spaces.values(), *self._loops.values()):
-                    stack.callback(holder.close)
+                for space in self._spaces.values():
+                    stack.callback(space.close)
                 stack.callback(self._forget)
+                for loop in self._loops.values():
+                    stack.callback(loop.close)
                 for stream in self._streams:
                     stack.callback(self.cuda.synchronize, stream)
 
     def _forget(self) -> None:
         """Drop contexts before engines, and engines before the runtime."""
-        for held in (self._loops, self._steps, self._spaces, self._engines):
-            held.clear()
-        self._runtime = None
+        with exclusive():
+            for held in (self._loops, self._steps, self._spaces, self._engines):
+                held.clear()
+            self._runtime = None
 
     def engine(self, guided: bool) -> Engine:
         """Return the step graph's engine, or the guided one's, loaded on first use.
@@ -157,7 +155,14 @@ class TensorRt:
                 self._gpu,
             )
             self._engines[guided] = Engine(
-                self._trt, self._runtime, self._log, self.cuda, self.bundle, found, self._gpu
+                self._trt,
+                self._runtime,
+                self._log,
+                self.cuda,
+                self.bundle,
+                found,
+                self._gpu,
+                self._owner,
             )
         return self._engines[guided]
 
@@ -197,13 +202,12 @@ class TensorRt:
         """Return the context that runs single steps; captured graphs have their own."""
         key = bucket, guided
         if key not in self._steps:
-            self._steps[key] = self._fitting(
-                bucket,
-                0,
-                False,
-                {guided},
-                lambda: self.space(bucket).context(self.engine(guided), guided),
-            )
+
+            def make() -> Context:
+                self.space(bucket)
+                return self.engine(guided).context(bucket, self.stream)
+
+            self._steps[key] = self._fitting(bucket, 0, False, {guided}, make)
         return self._steps[key]
 
     def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
@@ -219,39 +223,26 @@ class TensorRt:
             K = len(rows.call)
             noisy = bool(rows.noisy.any())
             bucket = self.bucket(batch)
-            key = bucket, rows.guided.tobytes(), noisy
-            # Any program with these rows fits the loop that was captured: only its data differ.
-            new = key not in self._loops
-            if new:
-                kinds = {bool(g) for g in rows.guided}
-                made = self._fitting(
-                    bucket, K, noisy, kinds, lambda: self._loop(bucket, rows.guided, noisy)
-                )
-                self._loops[key] = made
-                if len(self._loops) > LOOPS:
-                    self._loops.popitem(last=False)[1].close()
-            self._loops.move_to_end(key)
-            loop = self._loops[key]
-            x, spent = loop.run(rows)
-            return x, Timing(
-                batch,
-                bucket,
-                K,
-                loop.how,
-                loop.note,
-                new and not loop.note,
-                spent,
-                sum(self.device_memory.values()),
+            kinds = {bool(g) for g in rows.guided}
+            captured = self._fitting(bucket, K, noisy, kinds, lambda: self._prepare(bucket, rows))
+            loop = self._loops[bucket]
+            ran = loop.run(rows)
+            held = sum(self.device_memory.values())
+            return ran.x, Timing(
+                batch, bucket, K, ran.how, loop.note, captured, ran.device_ms, held
             )
 
-    def _loop(self, bucket: int, guided: Bool, noisy: bool) -> DeviceLoop:
-        needed = {kind: self.engine(kind) for kind in {bool(g) for g in guided}}
-        return DeviceLoop(self.cuda, self.space(bucket), needed, guided, noisy, self._copying)
+    def _prepare(self, bucket: int, rows: Rows) -> bool:
+        """Make a loop ready for a program; return whether it captured graphs."""
+        if bucket not in self._loops:
+            space = self.space(bucket)
+            self._loops[bucket] = DeviceLoop(self.cuda, space, self.engine, self._copying)
+        return self._loops[bucket].prepare(rows)
 
     def _fitting(
         self, bucket: int, K: int, noisy: bool, kinds: set[bool], make: Callable[[], Made]
     ) -> Made:
-        """Call `make`; if the memory is full, once more without the captured loops that are kept.
+        """Call `make`; if the memory is full, once more without the loops that are kept.
 
         Raises GpuMemoryError with what was needed, and the largest batch that would fit.
         """
@@ -260,10 +251,10 @@ class TensorRt:
             try:
                 return make()
             except GpuMemoryError as error:
+                while self._loops:
+                    self._loops.popitem()[1].close()
                 if not there and bucket in self._spaces:
                     self._spaces.pop(bucket).close()
-                while self._loops:
-                    self._loops.popitem(last=False)[1].close()
                 if last:
                     raise self._too_large(bucket, K, noisy, kinds, error) from error
         raise AssertionError("unreachable")
@@ -296,5 +287,4 @@ class TensorRt:
         held = DeviceLoop.bytes(bucket, sample, K, noisy) + (
             0 if space else Space.bytes(self.bundle, bucket)
         )
-        lacking = [k for k in kinds if k in self._engines and not (space and space.activated(k))]
-        return held + sum(self._engines[k].activations(bucket) for k in lacking)
+        return held + sum(self._engines[kind].lacking for kind in kinds & self._engines.keys())

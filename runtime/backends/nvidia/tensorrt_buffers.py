@@ -59,13 +59,13 @@ class TensorRtBuffers(HostBuffers):
                 space = backend.space(bucket)
                 # Earlier batches' samples may pad the bucket: samples do not depend on each other.
                 for name in inputs:
-                    space.pinned[name][:count] = arrays[name]
+                    space.host(name)[:count] = arrays[name]
                 space.upload(*inputs)
                 context.bind(space.addresses)
                 context.enqueue(backend.stream)
                 space.download("next_state", "denoised")
                 backend.cuda.synchronize(backend.stream)
                 for name in ("next_state", "denoised"):
-                    arrays[name][:] = space.pinned[name][:count]
+                    arrays[name][:] = space.host(name)[:count]
 
         return run

@@ -5,69 +5,32 @@ The libraries report errors by return values and a log, so every return value is
 
 from __future__ import annotations
 
-import importlib
-import logging
 from collections.abc import Mapping
-from typing import cast
+from contextlib import ExitStack
 
 import numpy as np
 
 from ...bundle.bundle import Bundle
 from ...errors import EngineError, GpuError, GpuMemoryError
 from .. import cache
-from ..base import missing
 from ..ports import dtype_of, optional_ports, shapes
 from . import engine_cache as engines
 from .cuda import Cuda
 from .cuda_api import Address, Stream
-from .engine_cache import LIBRARIES, Entry, Gpu
+from .cuda_errors import library_error
+from .engine_cache import Entry, Gpu
+from .exclusive import exclusive
 from .tensorrt_api import ExecutionContext, Log, NativeRuntime, TensorRtLibrary
 
 OUTPUTS = frozenset({"next_state", "denoised"})
 """The step graph's outputs; its other tensors are inputs."""
-_LOG = logging.getLogger("unnoise.tensorrt")
-
-
-def load_library(name: str) -> TensorRtLibrary:
-    """Import the module of an engine's library.
-
-    Raises:
-        BackendError: It is not installed.
-    """
-    try:
-        return cast(TensorRtLibrary, importlib.import_module(LIBRARIES[name]))
-    # An OSError: the module is there, and a shared library that it loads is not.
-    except (ImportError, OSError) as error:
-        extra = "rtx" if name == "tensorrt-rtx" else "tensorrt"
-        raise missing(LIBRARIES[name], extra, error) from error
-
-
-def logger(trt: TensorRtLibrary) -> Log:
-    """Make a logger for the library.
-
-    It passes warnings on to Python's log, and keeps the last errors for our own messages.
-    """
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            # Without this call the binding has no C++ object to pass to the library.
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: object, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.errors = [*self.errors[-2:], message]
-            elif severity == trt.ILogger.Severity.WARNING:
-                _LOG.info("%s", message)
-
-        def said(self) -> str:
-            return " ".join(self.errors)[:600]
-
-    return Logger()
 
 
 class Engine:
     """An engine of a bundle's step graph, on the device.
+
+    Args:
+        owner: Of the memory for activations.
 
     Attributes:
         weights: Bytes that it holds there.
@@ -86,7 +49,9 @@ class Engine:
         bundle: Bundle,
         entry: Entry,
         gpu: Gpu,
+        owner: ExitStack,
     ) -> None:
+        self._owner = owner
         self._trt = trt
         self._log = log
         self._cuda = cuda
@@ -94,7 +59,9 @@ class Engine:
         self.entry = entry
         data = engines.load(entry)
         before = cuda.free_bytes()
-        engine = runtime.deserialize_cuda_engine(data)
+        log.clear()
+        with exclusive():
+            engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             # The library does not say why. If less than twice its size was free, memory is why.
             if before < 2 * len(data):
@@ -106,6 +73,7 @@ class Engine:
                 f"{self} does not load here: {log.said() or 'no reason given'}. {self._again()}"
             )
         self._engine = engine
+        self._activations: tuple[Address, int] | None = None
         # The library allocates weights itself: other processes' allocations may falsify this.
         self.weights = max(0, before - cuda.free_bytes())
         count = engine.num_io_tensors
@@ -129,24 +97,34 @@ class Engine:
             name: (bucket, *self._shapes[name][1:]) for name in self.names if name in self._shapes
         }
 
-    def activations(self, bucket: int) -> int:
-        """Return the bytes that a context needs for a batch size, besides its tensors."""
-        return int(self._engine.get_device_memory_size_for_profile_v2(self.buckets.index(bucket)))
+    @property
+    def lacking(self) -> int:
+        """Bytes for activations that are still to be allocated."""
+        return 0 if self._activations else int(self._engine.device_memory_size_v2)
 
-    def context(self, bucket: int, memory: Address, size: int, stream: Stream) -> Context:
-        """Make a context for a batch size, with its activations in the memory given.
+    def context(self, bucket: int, stream: Stream) -> Context:
+        """Make a context for a batch size.
+
+        All contexts share their activations: they run one after another, on one stream.
 
         Raises:
+            GpuMemoryError: The device's memory is full.
             GpuError: The library refuses.
         """
+        # The size for all profiles: the library asks for it even if a smaller one is used.
+        if self._activations is None:
+            size = int(self._engine.device_memory_size_v2)
+            self._activations = self._cuda.memory(size, self._owner), size
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         rtx = self._trt.__name__ == "tensorrt_rtx"
-        made = self._finished(strategy) if rtx else self._engine.create_execution_context(strategy)
-        if made is None:
-            raise GpuError(
-                f"{self} gave no execution context: {self._log.said() or 'the device may be full'}."
+        self._log.clear()
+        with exclusive():
+            made = (
+                self._finished(strategy) if rtx else self._engine.create_execution_context(strategy)
             )
-        return Context(self, made, self._log, bucket, memory, size, stream)
+            if made is None:
+                raise library_error(f"{self} gave no execution context", self._log.said())
+            return Context(self, made, self._log, bucket, *self._activations, stream)
 
     def _finished(self, strategy: object) -> ExecutionContext | None:
         """A context of TensorRT-RTX, whose kernels are compiled now or come from the cache."""
@@ -275,4 +253,4 @@ class Context:
 
     def _must(self, good: bool, what: str) -> None:
         if not good:
-            raise GpuError(f"{self._engine} {what}: {self._log.said() or 'no reason given'}.")
+            raise library_error(f"{self._engine} {what}", self._log.said())

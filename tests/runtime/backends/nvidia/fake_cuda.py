@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ class Op:
 class Stream:
     def __init__(self, eager: bool) -> None:
         self.eager, self.queue, self.recording, self.invalid = eager, list[Op](), None, False
+        self.thread = 0
 
     def until(self, op: Op | None) -> Any:
         """Run what is queued, up to `op`, or all of it; the status."""
@@ -63,6 +65,9 @@ class World:
         self.handles: dict[int, Any] = {}
         self.made, self.streams_made = 0, 0
         self.calls: list[str] = []
+        self.copies = Counter[str]()
+        self.others: list[Any] = []
+        """Captures in global mode by a library: any thread's unsafe call breaks them."""
         self.fail_at: int | None = None
         self.fail_named: dict[str, Any] = {}
 
@@ -180,7 +185,7 @@ class Cudart:
 RETURNED = {
     "cudaGetDeviceCount": 1, "cudaGetDeviceProperties": 1, "cudaDriverGetVersion": 1, "cudaGetLastError": 0,
     "cudaGetErrorString": 1, "cudaMalloc": 1, "cudaFree": 0, "cudaMallocHost": 1, "cudaFreeHost": 0, "cudaMemGetInfo": 2,
-    "cudaMemcpyAsync": 0, "cudaMemsetAsync": 0, "cudaStreamCreateWithFlags": 1, "cudaStreamDestroy": 0,
+    "cudaMemcpyAsync": 0, "cudaMemcpy2DAsync": 0, "cudaMemsetAsync": 0, "cudaStreamCreateWithFlags": 1, "cudaStreamDestroy": 0,
     "cudaStreamSynchronize": 0, "cudaStreamWaitEvent": 0, "cudaEventCreateWithFlags": 1, "cudaEventDestroy": 0,
     "cudaEventRecord": 0, "cudaEventSynchronize": 0, "cudaEventElapsedTime": 1, "cudaStreamBeginCapture": 0,
     "cudaStreamEndCapture": 1, "cudaGraphInstantiate": 1, "cudaGraphDestroy": 0, "cudaGraphLaunch": 0, "cudaGraphExecDestroy": 0,
@@ -190,11 +195,19 @@ RETURNED = {
 
 
 def unsafe(world: World) -> bool:
-    """Whether this call invalidates a capture that is under way."""
-    stream = world.capturing()
-    if stream:
+    """Whether this call is refused because of a capture that is under way, which it breaks.
+
+    A capture in thread-local mode forbids its own thread unsafe calls, one in global mode all
+    threads.
+    """
+    mine = [
+        s
+        for s in world.handles.values()
+        if isinstance(s, Stream) and s.recording is not None and s.thread == threading.get_ident()
+    ]
+    for stream in (*mine, *world.others):
         stream.invalid = True
-    return stream is not None
+    return bool(mine or world.others)
 
 
 # Each of these takes the world and the real arguments, and returns a status, or a status and
@@ -245,10 +258,14 @@ def _allocate(w: World, size: int, where: dict[int, Any]) -> Any:
 
 
 def cudaFree(w: World, address: int) -> Any:
+    if unsafe(w):
+        return E.cudaErrorStreamCaptureUnsupported
     return E.cudaSuccess if w.device.pop(int(address), None) else E.cudaErrorInvalidValue
 
 
 def cudaFreeHost(w: World, address: int) -> Any:
+    if unsafe(w):
+        return E.cudaErrorStreamCaptureUnsupported
     return E.cudaSuccess if w.host.pop(int(address), None) else E.cudaErrorInvalidValue
 
 
@@ -256,26 +273,47 @@ def cudaMemGetInfo(w: World) -> Any:
     return E.cudaSuccess, w.capacity - w.used, w.capacity
 
 
+PLACES = {
+    real.cudaMemcpyKind.cudaMemcpyHostToDevice: ("device", "host"),
+    real.cudaMemcpyKind.cudaMemcpyDeviceToHost: ("host", "device"),
+    real.cudaMemcpyKind.cudaMemcpyDeviceToDevice: ("device", "device"),
+}
+"""The memory that a copy writes, and the memory that it reads."""
+
+
 def cudaMemcpyAsync(w: World, to: int, source: int, count: int, kind: Any, handle: Any) -> Any:
-    up = {
-        real.cudaMemcpyKind.cudaMemcpyHostToDevice: True,
-        real.cudaMemcpyKind.cudaMemcpyDeviceToHost: False,
-    }[kind]
+    return cudaMemcpy2DAsync(w, to, count, source, count, count, 1, kind, handle)
+
+
+def cudaMemcpy2DAsync(
+    w: World,
+    to: int,
+    to_pitch: int,
+    source: int,
+    pitch: int,
+    width: int,
+    height: int,
+    kind: Any,
+    handle: Any,
+) -> Any:
+    there, here = PLACES[kind]
+    w.copies[kind.name] += 1
     stream = w.stream(handle)
     if stream is None:
         return E.cudaErrorInvalidResourceHandle
+    if width > min(to_pitch, pitch):
+        return E.cudaErrorInvalidPitchValue
+    lines = [(to + i * to_pitch, source + i * pitch) for i in range(height)]
     try:
-        (
-            w.view(to, count, "device" if up else "host"),
-            w.view(source, count, "host" if up else "device"),
-        )
+        for a, b in lines:
+            w.view(a, width, there)
+            w.view(b, width, here)
     except MemoryError:
         return E.cudaErrorInvalidValue
 
     def run() -> None:
-        w.view(to, count, "device" if up else "host")[:] = w.view(
-            source, count, "host" if up else "device"
-        )
+        for a, b in lines:
+            w.view(a, width, there)[:] = w.view(b, width, here)
 
     w.enqueue(stream, run)
     return E.cudaSuccess
@@ -370,7 +408,7 @@ def cudaStreamBeginCapture(w: World, handle: Any, mode: Any) -> Any:
     if stream is None or stream.recording is not None:
         return E.cudaErrorInvalidResourceHandle
     assert mode == real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-    stream.recording, stream.invalid = [], False
+    stream.recording, stream.invalid, stream.thread = [], False, threading.get_ident()
     return E.cudaSuccess
 
 

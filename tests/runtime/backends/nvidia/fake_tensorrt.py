@@ -134,11 +134,13 @@ class Runtime(Strict, like=real.Runtime, failing={"deserialize_cuda_engine": Non
             self._logger.log(real.ILogger.Severity.ERROR, "the fake cannot read this plan")
             return None
         header, _, model = data[len(MAGIC) :].partition(b"\n")
-        return Engine(self._world, self._library, model, json.loads(header)["buckets"])
+        made = Engine(self._world, self._library, model, json.loads(header)["buckets"])
+        made._logger = self._logger
+        return made
 
 
 class Engine(Strict, like=real.ICudaEngine, failing={"create_execution_context": None}):
-    num_io_tensors = num_optimization_profiles = 0
+    num_io_tensors = num_optimization_profiles = device_memory_size_v2 = 0
 
     def __init__(self, world: World, library: Library, model: bytes, buckets: list[int]) -> None:
         if model not in _sessions:
@@ -158,6 +160,7 @@ class Engine(Strict, like=real.ICudaEngine, failing={"create_execution_context":
         )
         self._ports = {**self._inputs, **self._outputs}
         self.num_io_tensors, self.num_optimization_profiles = len(self._ports), len(buckets)
+        self.device_memory_size_v2 = 1000 * max(buckets)
 
     def get_tensor_name(self, index: int) -> str:
         return list(self._ports)[index]
@@ -175,9 +178,6 @@ class Engine(Strict, like=real.ICudaEngine, failing={"create_execution_context":
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
         return [(self._buckets[profile_index], *self._ports[name].shape[1:])] * 3
-
-    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
-        return 1000 * self._buckets[profile_index]
 
     def create_runtime_config(self) -> Any:
         assert self._library.__name__ == "tensorrt_rtx"
@@ -247,7 +247,7 @@ class Context(
     def __init__(self, engine: Engine) -> None:
         self._engine, self._world = engine, engine._world
         self._bucket, self._shapes, self._addresses = None, {}, {}
-        self._memory, self._run_before = None, False
+        self._memory, self._directions = None, set[int]()
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self._bucket = self._engine._buckets[profile_index]
@@ -264,7 +264,7 @@ class Context(
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % 256 == 0
-        assert size >= 1000 * self._bucket
+        assert size >= self._engine.device_memory_size_v2  # of all profiles
         self._memory = memory, size
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -285,9 +285,10 @@ class Context(
             return False
         if len(set(self._addresses.values())) != len(ports):
             return False  # inputs and outputs alias
-        if stream.recording is not None and not self._run_before:
+        if stream.recording is None:
+            self._directions.add(self._addresses["state"])
+        elif self._addresses["state"] not in self._directions:
             return False  # what is initialised in the first run cannot be captured
-        self._run_before = True
         addresses, (memory, size) = dict(self._addresses), self._memory
 
         def run() -> None:

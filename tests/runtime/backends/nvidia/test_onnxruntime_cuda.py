@@ -1,11 +1,15 @@
-"""ONNX Runtime's CUDA backend without a GPU: sessions and values on the CPU under the GPU's names.
-The images must be the same.
+"""ONNX Runtime's CUDA backend without a GPU: strict fakes run it on host memory, and the images must
+equal those of the onnxruntime backend.
 
-The fake replays CUDA graphs as ONNX Runtime does: a graph reads and writes the memory that it was
-captured with, not what is bound later.
+What the fake of ONNX Runtime holds: fake_onnxruntime.py.
 """
 
+import gc
 import sys
+import threading
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,106 +18,42 @@ import onnxruntime
 import pytest
 
 from runtime import BackendError, Bundle, Cancelled, Request, RequestError, Sampler
-from runtime.backends.nvidia.onnxruntime_cuda import OPTIONS, PROVIDER, SESSION
-from runtime.errors import GpuError
+from runtime.backends.nvidia import cuda_libraries
+from runtime.backends.nvidia.cuda import Cuda
+from runtime.backends.nvidia.onnxruntime_cuda import PROVIDER, SESSION
+from runtime.backends.nvidia.onnxruntime_loop import RUN
+from runtime.errors import (
+    CudaLibraryError,
+    GpuError,
+    GpuMemoryError,
+    NoDriverError,
+    NoGpuError,
+)
 
-KNOWN_OPTIONS = {"device_id", "enable_cuda_graph", "use_tf32"}
-"""Of the CUDA provider, from its documentation (C API, CUDA execution provider)."""
-
-
-class Options(onnxruntime.SessionOptions):
-    """The real options; the CPU session that computes here would not accept an empty list of
-    fallbacks."""
-
-    def add_session_config_entry(self, key: str, value: str) -> None:
-        assert (key, value) == ("session.disable_cpu_ep_fallback", "1")
-
-
-class Binding:
-    def __init__(self, session: Any) -> None:
-        self.real, self.values = session.io_binding(), dict[str, Any]()
-
-    def bind_ortvalue_input(self, name: str, value: Any) -> None:
-        self.values[name] = value
-        self.real.bind_ortvalue_input(name, value)
-
-    def bind_ortvalue_output(self, name: str, value: Any) -> None:
-        self.values[name] = value
-        self.real.bind_ortvalue_output(name, value)
-
-
-class Session:
-    """A session on the CPU that reports `providers`, for example the GPU's."""
-
-    def __init__(
-        self,
-        fake: "Library",
-        model: bytes,
-        options: Any,
-        providers: list[Any],
-        enable_fallback: int,
-    ) -> None:
-        assert enable_fallback == 0
-        assert providers == [(PROVIDER, OPTIONS)]
-        assert OPTIONS.keys() <= KNOWN_OPTIONS
-        if fake.refuses:
-            raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient")
-        self._fake, self._graphs = fake, dict[int, Any]()
-        self._session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
-        self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
-        self.io_binding = lambda: Binding(self._session)
-
-    def get_providers(self) -> list[str]:
-        return self._fake.providers
-
-    def run_with_iobinding(self, binding: Binding, options: Any) -> None:
-        graph = int(options.get_run_config_entry("gpu_graph_id"))
-        assert graph > 0
-        assert binding.values.keys() == {p.name for p in (*self.get_inputs(), *self.get_outputs())}
-        assert len({value.data_ptr() for value in binding.values.values()}) == len(binding.values)
-        if self._fake.fails:
-            raise RuntimeError("Failed to allocate memory for requested buffer")
-        self._fake.graphs.add((id(self), graph))
-        self._session.run_with_iobinding(self._graphs.setdefault(graph, binding).real)
-
-
-class Value:
-    """onnxruntime.OrtValue with the one constructor in use."""
-
-    @staticmethod
-    def ortvalue_from_numpy(array: Any, device: str, number: int) -> Any:
-        assert (device, number) == ("cuda", 0)
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(), "cpu", 0)
-
-
-class Library:
-    """The module onnxruntime, with CUDA."""
-
-    OrtValue, SessionOptions = Value, Options
-
-    def __init__(self) -> None:
-        self.providers, self.refuses, self.fails = [PROVIDER, "CPUExecutionProvider"], False, False
-        self.available, self.graphs = [PROVIDER, "CPUExecutionProvider"], set[tuple[int, int]]()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(onnxruntime, name)
-
-    def get_available_providers(self) -> list[str]:
-        return self.available
-
-    def InferenceSession(
-        self, model: bytes, options: Any, providers: list[Any], enable_fallback: int
-    ) -> Session:
-        return Session(self, model, options, providers, enable_fallback)
+from ....root import ROOT
+from . import fake_cuda
+from .fake_cuda import Cudart, World
+from .fake_onnxruntime import Library
 
 
 @pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> Library:
-    made = Library()
-    monkeypatch.setitem(sys.modules, "onnxruntime", made)
-    return made
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Library]:
+    """machine(…): use a fake machine from now on, with onnxruntime-gpu."""
+
+    def make(**world: Any) -> Library:
+        made = Library(World(**world))
+        monkeypatch.setitem(sys.modules, "onnxruntime", made)
+        monkeypatch.setattr(cuda_libraries, "cudart", lambda _: Cudart(made.world))
+        monkeypatch.setattr(cuda_libraries, "loads", made.loads)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def library(machine: Callable[..., Library]) -> Iterator[Library]:
+    yield machine()
+    fake_cuda.ILLEGAL.clear()
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +61,19 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return Bundle.load(tiny_bundle)
 
 
+SCHEDULES: dict[str, tuple[int, ...]] = {
+    "late": (),
+    "at once": (0, 1),
+    "copies at once": (1,),
+    "work at once": (0,),
+}
+
+
+@pytest.mark.parametrize("eager", SCHEDULES.values(), ids=SCHEDULES)
 def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
-    library: Library, bundle: Bundle, sampler: Sampler
+    machine: Callable[..., Library], bundle: Bundle, sampler: Sampler, eager: tuple[int, ...]
 ) -> None:
+    library = machine(eager=eager)
     ways: list[dict[str, Any]] = [
         {"n": 3, "label": [1, 2, None], "solver": "ddpm", "steps": 5},
         {"n": 1, "label": 4, "solver": "dpmpp_2m", "steps": 4, "guidance": 3.0},
@@ -131,7 +81,7 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
             "n": 4,
             "label": 7,
             "solver": "ddpm",
-            "steps": 6,
+            "steps": 11,
             "guidance": 2.0,
             "guidance_interval": (0.3, 2.0),
         },
@@ -148,11 +98,116 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
         assert ran.timings[0].bucket == 4
         assert ran.timings[0].how == "a graph a row"
         assert not ran.timings[0].captured
+        assert ran.timings[0].device_ms == 1.5
         assert found.sample_requests(mixed).tobytes() == sampler.sample_requests(mixed).tobytes()
         # Both graphs at buckets 1, 2 and 4 at most, in both directions of the state.
-        assert len(library.graphs) <= 12
+        assert library.captures <= 12
     with pytest.raises(BackendError, match="was closed"):
         found.sample(1)
+    found.close()
+    assert not library.world.held()
+
+
+def test_every_thread_uses_the_same_graphs(
+    library: Library, bundle: Bundle, sampler: Sampler
+) -> None:
+    """ONNX Runtime's graphs belong to a thread: each new one would capture again."""
+    way: dict[str, Any] = {"n": 2, "label": 1, "solver": "ddpm", "steps": 3, "guidance": 1.0}
+    expected = sampler.sample(**way).tobytes()
+    seen = list[bytes]()
+    with Sampler(bundle, "onnxruntime-cuda") as found:
+        found.sample(**way)
+        captures, used = library.captures, library.world.used
+        for _ in range(4):
+            thread = threading.Thread(target=lambda: seen.append(found.sample(**way).tobytes()))
+            thread.start()
+            thread.join()
+        found.sample(**way, on_step=lambda _: None)
+        assert library.captures == captures == 2
+        assert library.world.used == used
+        assert len(library.threads) == 1
+    assert seen == [expected] * 4
+
+
+def test_a_graph_survives_another_batch_size(
+    library: Library, bundle: Bundle, sampler: Sampler
+) -> None:
+    """A session rebuilds cuDNN's plans if the batch changes, so each size has its own sessions."""
+    with Sampler(bundle, "onnxruntime-cuda") as found:
+        for n in (1, 4, 1, 4, 2, 1):
+            way: dict[str, Any] = {"n": n, "label": 1, "steps": 3, "guidance": 2.0}
+            assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes()
+    assert not library.world.held()
+
+
+def test_no_other_backend_allocates_while_one_captures(library: Library, bundle: Bundle) -> None:
+    """ONNX Runtime captures in CUDA's global mode."""
+    other = Cuda(Cudart(library.world))
+    waited = list[bool]()
+
+    def allocate() -> None:
+        with ExitStack() as owner:
+            other.memory(16, owner)
+
+    def meanwhile() -> None:
+        thread = threading.Thread(target=allocate)
+        thread.start()
+        thread.join(0.1)
+        waited.append(thread.is_alive())
+        started.append(thread)
+
+    started = list[threading.Thread]()
+    library.meanwhile = meanwhile
+    with Sampler(bundle, "onnxruntime-cuda") as found:
+        found.sample(1, label=1, steps=2, guidance=1.0)
+    for thread in started:
+        thread.join()
+    assert waited == [True, True]
+    assert not library.world.held()
+
+
+def test_rows_wait_for_nothing(library: Library, bundle: Bundle) -> None:
+    """One wait and as many uploads for any number of rows; what a row needs is copied on the
+    device."""
+    counts = list[tuple[int, int]]()
+    with Sampler(bundle, "onnxruntime-cuda") as found:
+        for steps in (3, 3, 40):
+            library.world.calls.clear()
+            library.world.copies.clear()
+            found.sample(2, label=1, steps=steps, guidance=1.0)
+            waits = library.world.calls.count("cudaStreamSynchronize")
+            counts.append((waits, library.world.copies["cudaMemcpyHostToDevice"]))
+    assert counts[1] == counts[2]
+    assert counts[1][0] == 1
+
+
+def test_what_a_call_reports_includes_weights_and_arena(library: Library, bundle: Bundle) -> None:
+    with Sampler(bundle, "onnxruntime-cuda") as found:
+        ran = found.run(found.requests(2, label=1, steps=3, guidance=2.0))
+        assert ran.timings[0].device_bytes == library.world.used
+        assert found.backend.device_memory["sessions"] == library.held > 0
+
+
+def test_full_memory_frees_other_batch_sizes(
+    library: Library, bundle: Bundle, sampler: Sampler
+) -> None:
+    world = library.world
+    with Sampler(bundle, "onnxruntime-cuda") as found:
+        found.sample(4, label=1, steps=2)
+        world.capacity = world.used + 1000
+        assert (
+            found.sample(2, label=1, steps=2).tobytes()
+            == sampler.sample(2, label=1, steps=2).tobytes()
+        )
+        world.capacity = 100
+        with pytest.raises(GpuMemoryError, match=r"batch of 1 does not fit .* smaller max_batch"):
+            found.sample(1, label=1, steps=2)
+        world.capacity = 2**30
+        assert (
+            found.sample(1, label=1, steps=2).tobytes()
+            == sampler.sample(1, label=1, steps=2).tobytes()
+        )
+    assert not world.held()
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +250,49 @@ def test_who_looks_at_the_steps_gets_them_one_by_one(
     )
 
 
+def test_what_is_missing_is_said_before_a_session_is_opened(
+    machine: Callable[..., Library], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(driver=0)
+    with pytest.raises(NoDriverError, match="no NVIDIA driver is installed"):
+        Sampler(bundle, "onnxruntime-cuda")
+    machine(gpus=0)
+    with pytest.raises(NoGpuError, match="CUDA_VISIBLE_DEVICES"):
+        Sampler(bundle, "onnxruntime-cuda")
+    library = machine()
+    library.absent = {"libcudnn.so.9", "libcublasLt.so.13"}
+    said = r"needs libcublasLt.so.13, libcudnn.so.9, .* pip install 'unnoise\[cuda\]'"
+    with pytest.raises(CudaLibraryError, match=said):
+        Sampler(bundle, "onnxruntime-cuda")
+    assert not library.opened
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "onnxruntime", library)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(BackendError, match=r"cuda.bindings .* pip install 'unnoise\[cuda\]'"):
+        Sampler(bundle, "onnxruntime-cuda")
+
+
+def test_preloading_prints_nothing(
+    machine: Callable[..., Library], bundle: Bundle, capsys: pytest.CaptureFixture
+) -> None:
+    machine()
+    Sampler(bundle, "onnxruntime-cuda").close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_extra_installs_cuda_and_cudnn() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(r.startswith("onnxruntime-gpu[cuda,cudnn]") for r in extra["cuda"])
+    assert any(r.startswith("cuda-bindings") for r in extra["cuda"])
+
+
+def test_a_backend_that_does_not_open_leaves_nothing(library: Library, bundle: Bundle) -> None:
+    library.refuses = True
+    with pytest.raises(BackendError):
+        Sampler(bundle, "onnxruntime-cuda")
+    assert not library.world.held()
+
+
 def test_nothing_falls_back_to_the_cpu(library: Library, bundle: Bundle) -> None:
     library.providers = ["CPUExecutionProvider"]
     with pytest.raises(
@@ -202,7 +300,7 @@ def test_nothing_falls_back_to_the_cpu(library: Library, bundle: Bundle) -> None
     ):
         Sampler(bundle, "onnxruntime-cuda")
     library.refuses = True
-    with pytest.raises(BackendError, match=r"CUDA provider does not take it: CUDA failure 35"):
+    with pytest.raises(BackendError, match=r"CUDA provider does not take it: CUDA failure 999"):
         Sampler(bundle, "onnxruntime-cuda")
     library.available = ["CPUExecutionProvider"]
     with pytest.raises(
@@ -216,13 +314,52 @@ def test_nothing_falls_back_to_the_cpu(library: Library, bundle: Bundle) -> None
 
 def test_a_run_that_fails_is_a_typed_error(library: Library, bundle: Bundle) -> None:
     found = Sampler(bundle, "onnxruntime-cuda")
-    library.fails = True
-    with pytest.raises(
-        GpuError, match=r"could not run a batch of 2: Failed to allocate .* smaller max_batch"
-    ):
+    library.fails = "CUDNN_STATUS_EXECUTION_FAILED"
+    with pytest.raises(GpuError, match="could not run: CUDNN_STATUS_EXECUTION_FAILED"):
         found.sample(2, label=1, steps=2)
-    with pytest.raises(GpuError, match="could not run a batch of 2"):
+    library.fails = "Failed to allocate memory for requested buffer of size 8"
+    with pytest.raises(GpuMemoryError, match=r"Failed to allocate"):
         found.sample(2, label=1, steps=2, on_step=lambda p: None)
+    library.fails = ""
+    assert len(found.sample(2, label=1, steps=2)) == 2
+    found.close()
+    assert not library.world.held()
+
+
+def use(bundle: Bundle) -> list[bytes]:
+    """Load, run a loop with and without guidance, run a step from the host, and close."""
+    with Sampler(bundle, "onnxruntime-cuda") as found:
+        looped = found.sample(
+            1, label=1, guidance=2.0, guidance_interval=(0.0, 0.5), solver="ddpm", steps=2
+        )
+        stepped = found.sample(1, label=1, steps=1, guidance=1.0, on_step=lambda p: None)
+    return [looped.tobytes(), stepped.tobytes()]
+
+
+FREES = {"cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaEventDestroy"}
+
+
+def test_every_call_in_turn_fails_and_nothing_leaks(library: Library, bundle: Bundle) -> None:
+    """Any failing call gives the typed error. Everything is released, except what could not be."""
+    expected, calls = use(bundle), list(library.world.calls)
+    assert not library.world.held()
+    assert {"cudaMemcpy2DAsync", "cudaEventElapsedTime", "cudaStreamWaitEvent"} <= set(calls)
+    for i, name in enumerate(calls):
+        library.world.__init__()
+        library.world.fail_at = i
+        # A message that cannot be read is no error of its own.
+        if name == "cudaGetErrorString":
+            assert use(bundle) == expected
+            continue
+        with pytest.raises(BackendError) as caught:
+            use(bundle)
+        assert isinstance(caught.value, GpuError), (i, name, caught.value)
+        del caught
+        # The error's frames hold sessions; collecting takes long.
+        if library.world.held() and name not in FREES:
+            gc.collect()
+        lost = sum(library.world.held().values())
+        assert lost <= (name in FREES), (i, name, library.world.held())
 
 
 def test_the_real_library_knows_the_keys_that_it_would_take_in_silence() -> None:
@@ -232,7 +369,7 @@ def test_the_real_library_knows_the_keys_that_it_would_take_in_silence() -> None
     code = next(
         p for p in folder.iterdir() if p.name.startswith("onnxruntime_pybind11_state")
     ).read_bytes()
-    for key in (*SESSION, "gpu_graph_id"):
+    for key in (*SESSION, *RUN, "gpu_graph_id"):
         assert key.encode() in code
 
 

@@ -5,6 +5,8 @@ What the fakes hold: tests/runtime/backends/nvidia/fake_cuda.py, fake_tensorrt.p
 tests/runtime/backends/nvidia/test_gpu.py.
 """
 
+import contextlib
+import gc
 import logging
 import re
 import threading
@@ -17,13 +19,13 @@ import pytest
 
 from runtime import BackendError, Bundle, Cancelled, Request, RequestError, Sampler
 from runtime.backends.base import Timing
-from runtime.backends.nvidia import cuda, device_loop, tensorrt
+from runtime.backends.nvidia import cuda, device_loop, device_noise, tensorrt
 from runtime.backends.nvidia import engine_cache as engines
 from runtime.backends.nvidia.engine_cache import LIBRARIES, Gpu, Recipe
 from runtime.backends.onnxfile import with_weights
 from runtime.errors import EngineError, GpuError, GpuMemoryError, NoDriverError, NoGpuError
 
-from . import fake_cuda
+from . import fake_cuda, fake_tensorrt
 from .fake_cuda import RETURNED, Cudart, World
 from .fake_tensorrt import Library, Strict, plan, real
 
@@ -86,7 +88,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> Callable[..., Wo
     def make(library: str, engines_for: tuple[int, ...] = BUCKETS, **world: Any) -> World:
         made = World(**world)
         monkeypatch.setattr(cuda, "cudart", lambda: Cudart(made))
-        monkeypatch.setattr(tensorrt, "cudart", lambda: Cudart(made))
+        monkeypatch.setattr(tensorrt, "cudart", lambda _: Cudart(made))
         monkeypatch.setattr(
             tensorrt, "load_library", lambda name: Library(made, LIBRARIES[name], VERSION)
         )
@@ -148,7 +150,7 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
             ran = found.run(found.requests(**way))
             assert ran.samples.tobytes() == sampler.sample(**way).tobytes(), way
             assert ran.timings
-            assert all(t.how == "one graph" and not t.note for t in ran.timings)
+            assert all(t.how.endswith(("graph", "graphs")) and not t.note for t in ran.timings)
         assert found.sample_requests(MIXED).tobytes() == sampler.sample_requests(MIXED).tobytes()
     assert not world.held()
 
@@ -185,64 +187,113 @@ def test_a_batch_is_padded_to_its_bucket_and_split_where_none_is_large_enough(
         found.backend.bind(5)
 
 
-def test_a_graph_is_launched_again_for_another_program_of_as_many_rows(
+def test_a_few_graphs_serve_any_number_of_rows(
+    gpu: tuple[Sampler, World], sampler: Sampler
+) -> None:
+    """1, 2, 4, 8, 16 and 32 rows: no later program captures."""
+    found, world = gpu
+    for steps in (63, 31, 5, 44, 150):
+        way = {"n": 2, "label": 1, "steps": steps, "solver": "ddim", "guidance": 1.0}
+        ran = found.run(found.requests(**way, seed=steps))
+        assert ran.samples.tobytes() == sampler.sample(**way, seed=steps).tobytes()
+        assert ran.timings[0].captured == (steps == 63)
+        assert ran.timings[0].how == f"{steps // 32 + (steps % 32).bit_count()} graphs"
+    assert world.calls.count("cudaStreamBeginCapture") == 6
+    assert world.held()["Executable"] == 6
+    assert world.held()["Graph"] == 0
+
+
+def test_the_longest_graph_does_not_grow_with_the_steps(gpu: tuple[Sampler, World]) -> None:
+    found, world = gpu
+    found.sample(1, label=1, steps=100, guidance=1.0)
+    graphs = [g for g in world.handles.values() if isinstance(g, fake_cuda.Executable)]
+    assert max(len(g.ops) for g in graphs) == device_loop.WINDOW == 32
+
+
+def test_a_graph_is_launched_again_for_another_program(
     gpu: tuple[Sampler, World], sampler: Sampler
 ) -> None:
     found, world = gpu
-    ways = [
-        {
-            "n": 2,
-            "label": 1,
-            "steps": 4,
-            "solver": solver,
-            "guidance": 1.0,
-            "seed": seed,
-            "grid": grid,
-        }
-        for seed, (solver, grid) in enumerate(
-            [("ddim", None), ("dpmpp_2m", None), ("euler", "trailing"), ("ddim", None)]
-        )
-    ]
-    for way in ways:
+    way: dict[str, Any] = {"n": 2, "label": 1, "steps": 4, "guidance": 1.0}
+    for seed, (solver, grid) in enumerate(
+        [("ddim", None), ("dpmpp_2m", None), ("euler", "trailing"), ("ddim", None)]
+    ):
+        way |= {"solver": solver, "seed": seed, "grid": grid}
         assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes()
     assert world.calls.count("cudaStreamBeginCapture") == 1
     found.sample(2, label=1, steps=4, solver="ddpm", guidance=1.0)  # takes noise: another graph
     found.sample(2, label=1, steps=4, solver="ddim", guidance=2.0)  # guided
-    found.sample(2, label=1, steps=5, solver="ddim", guidance=1.0)
-    assert world.calls.count("cudaStreamBeginCapture") == 4
+    assert world.calls.count("cudaStreamBeginCapture") == 3
+
+
+def test_rows_are_cut_into_powers_of_two_that_are_alike() -> None:
+    guided = np.array([False] * 3 + [True] * 37 + [False] * 2)
+    noisy = np.zeros(42, bool)
+    noisy[40] = True
+    cut = list(device_loop.windows(guided, noisy, 16))
+    assert [(w.first, w.kind.length) for w in cut] == [
+        (0, 2), (2, 1), (3, 16), (19, 16), (35, 4), (39, 1), (40, 2)
+    ]  # fmt: skip
+    assert [w.kind.guided for w in cut] == [False] * 2 + [True] * 4 + [False]
+    assert [w.kind.parity for w in cut] == [0, 0, 1, 1, 1, 1, 0]
+    assert [w.kind.noisy for w in cut] == [False] * 6 + [True]
 
 
 @pytest.mark.parametrize("eager", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("steps", [5, 6, 9])
-def test_noise_that_is_too_much_travels_in_chunks_while_the_loop_runs(
+@pytest.mark.parametrize("piece", [1, 2, 8])
+def test_noise_travels_in_pieces_while_the_loop_runs(
     machine: Callable[..., World], bundle: Bundle, sampler: Sampler, monkeypatch: pytest.MonkeyPatch,
-    eager: tuple[int, ...], steps: int,
+    eager: tuple[int, ...], piece: int,
 ) -> None:  # fmt: skip
-    """Twice, so that both halves and both pieces are written again."""
-    slice_ = device_loop.stride(2 * 64)
-    monkeypatch.setattr(device_loop, "NOISE_BYTES", 4 * slice_)
-    monkeypatch.setattr(device_loop, "PIECE_BYTES", slice_)
+    """Every piece is written again while the device may still use it."""
+    monkeypatch.setattr(device_noise, "PIECE_BYTES", piece * device_noise.stride(2 * 64))
     world = machine("tensorrt", eager=eager)
     with Sampler(bundle, "tensorrt") as found:
-        for seed in (0, 10):
-            way = {
-                "n": 2,
-                "seed": seed,
-                "label": 1,
-                "solver": "ddpm",
-                "steps": steps,
-                "guidance": 1.0,
-            }
+        for seed, steps in ((0, 9), (10, 6), (20, 37)):
+            way = {"n": 2, "seed": seed, "label": 1, "solver": "ddpm", "steps": steps}
+            way["guidance"] = 1.0
             ran = found.run(found.requests(**way))
             assert ran.samples.tobytes() == sampler.sample(**way).tobytes()
-            assert ran.timings[0].how == f"{-(-steps // 2)} graphs"
+            launches = steps // piece + (steps % piece).bit_count()
+            assert ran.timings[0].how == f"{launches} graphs"
     assert not world.held()
+
+
+def test_the_first_launch_waits_for_one_piece_of_noise_only(
+    machine: Callable[..., World], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = machine("tensorrt")
+    drawn = list[int]()
+    real_draw = device_noise.Noise.send
+
+    def send(self: Any, rows: Any, first: int, count: int) -> int:
+        drawn.append(world.calls.count("cudaGraphLaunch"))
+        return real_draw(self, rows, first, count)
+
+    monkeypatch.setattr(device_noise.Noise, "send", send)
+    with Sampler(bundle, "tensorrt") as found:
+        found.sample(1, label=1, solver="ddpm", steps=32, guidance=1.0)
+    assert drawn == [0, 1, 2, 3]
+
+
+def test_only_one_register_of_the_state_travels(gpu: tuple[Sampler, World]) -> None:
+    found, _ = gpu
+    with pytest.MonkeyPatch.context() as patch:
+        moved = list[tuple[int, ...]]()
+        plain = fake_cuda.cudaMemcpy2DAsync
+        patch.setattr(
+            fake_cuda, "cudaMemcpy2DAsync", lambda w, *a: moved.append(a[:6]) or plain(w, *a)
+        )
+        found.sample(4, label=1, steps=2)
+    register = 64 * 4
+    columns = [(a[1], a[3], a[4], a[5]) for a in moved if a[5] > 1]
+    assert columns == [(4 * register, register, register, 4), (register, 4 * register, register, 4)]
 
 
 REFUSED = {
     "cudaStreamBeginCapture": fake_cuda.E.cudaErrorStreamCaptureUnsupported,
     "cudaStreamEndCapture": fake_cuda.E.cudaErrorStreamCaptureInvalidated,
-    "cudaGraphInstantiate": fake_cuda.E.cudaErrorMemoryAllocation,
+    "cudaGraphInstantiate": fake_cuda.E.cudaErrorUnknown,
     "is_stream_capturable": True,
 }
 
@@ -346,16 +397,93 @@ def test_threads_take_turns(gpu: tuple[Sampler, World], sampler: Sampler) -> Non
     assert all(results[i][1][0].rows == 3 + i % 2 for i in range(6))
 
 
-def test_loops_that_were_not_used_for_long_are_given_back(
-    gpu: tuple[Sampler, World], sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+def test_a_full_device_under_capture_frees_other_loops_and_captures_again(
+    machine: Callable[..., World], bundle: Bundle, sampler: Sampler
 ) -> None:
-    monkeypatch.setattr(tensorrt, "LOOPS", 2)
-    found, world = gpu
-    for steps in (2, 3, 4, 2):
-        assert found.sample(1, steps=steps).tobytes() == sampler.sample(1, steps=steps).tobytes()
-        assert world.held()["Executable"] <= 2
-        assert world.held()["Graph"] == 0
-    assert world.calls.count("cudaStreamBeginCapture") == 4
+    """It is no reason for plain enqueues, which would stay for good."""
+    world = machine("tensorrt")
+    full = fake_cuda.E.cudaErrorMemoryAllocation
+    plain = world.fails
+    with Sampler(bundle, "tensorrt") as found:
+        found.sample(4, label=1, steps=3)
+        before = world.held()["Executable"]
+        once = iter([True])
+        world.fails = lambda name: (
+            plain(name) or (full if name == "cudaGraphInstantiate" and next(once, False) else None)
+        )
+        ran = found.run(found.requests(2, label=1, steps=3))
+        assert ran.samples.tobytes() == sampler.sample(2, label=1, steps=3).tobytes()
+        assert ran.timings[0].captured
+        assert not ran.timings[0].note
+        assert world.held()["Executable"] == before  # those of four samples are gone
+        world.fails = lambda name: plain(name) or (full if name == "cudaGraphInstantiate" else None)
+        with pytest.raises(GpuMemoryError, match="cudaGraphInstantiate"):
+            found.sample(1, label=1, steps=3)
+        world.fails = plain
+        assert (
+            found.sample(1, label=1, steps=3).tobytes()
+            == sampler.sample(1, label=1, steps=3).tobytes()
+        )
+    assert not world.held()
+
+
+def test_a_context_that_lacks_memory_is_a_memory_error(
+    machine: Callable[..., World], library: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = machine(library)
+    refuse = fake_tensorrt.Engine.create_execution_context
+
+    def context(engine: Any, how: Any) -> Any:
+        made = refuse(engine, how)
+        if made is None:
+            logger = engine._logger
+            logger.log(real.ILogger.Severity.ERROR, "[defaultAllocator] Error 1 (out of memory)")
+        return made
+
+    monkeypatch.setattr(fake_tensorrt.Engine, "create_execution_context", context)
+    with Sampler(bundle, library) as found:
+        world.fail_named["create_execution_context"] = True
+        with pytest.raises(GpuMemoryError, match="out of memory"):
+            found.sample(1, label=1, steps=2)
+        monkeypatch.setattr(fake_tensorrt.Engine, "create_execution_context", refuse)
+        with pytest.raises(GpuError, match="no reason given") as caught:
+            found.sample(1, label=1, steps=2)
+        assert not isinstance(caught.value, GpuMemoryError)
+        world.fail_named.clear()
+
+
+def test_garbage_is_not_collected_under_capture(machine: Callable[..., World]) -> None:
+    """A forgotten object that frees device memory would break the capture."""
+    world = machine("tensorrt", engines_for=())
+    device = cuda.Cuda(Cudart(world))
+    with contextlib.ExitStack() as owner:
+        stream = device.stream(owner)
+
+        class Forgotten:
+            def __init__(self) -> None:
+                self.me = self
+                self.memory = contextlib.ExitStack()
+                device.memory(16, self.memory)
+
+            def __del__(self) -> None:
+                self.memory.close()
+
+        alive = [Forgotten()]
+
+        def enqueue() -> None:
+            alive.clear()
+            kept = [[i] for i in range(1000)]  # many objects, which start a collection
+            assert len(kept) == 1000
+
+        thresholds = gc.get_threshold()
+        gc.set_threshold(1, 1, 1)
+        try:
+            device.destroy(device.capture(enqueue, stream))
+        finally:
+            gc.set_threshold(*thresholds)
+        assert gc.isenabled()
+        gc.collect()
+    assert not world.held()
 
 
 def test_what_was_closed_is_of_no_use_and_closing_twice_is_no_error(
@@ -416,13 +544,13 @@ def test_full_memory_says_what_was_needed_and_what_would_fit(
     assert not world.held()
 
 
-def test_memory_that_kept_graphs_hold_is_given_to_new_ones(
+def test_memory_that_another_loop_holds_is_given_to_a_new_one(
     machine: Callable[..., World], bundle: Bundle, sampler: Sampler
 ) -> None:
     world = machine("tensorrt")
     with Sampler(bundle, "tensorrt") as found:
-        found.sample(2, steps=9)
-        world.capacity = world.used + 100
+        found.sample(4, steps=8)
+        world.capacity = world.used + 3000
         assert found.sample(2, steps=8).tobytes() == sampler.sample(2, steps=8).tobytes()
         assert world.held()["Executable"] == 1
     assert not world.held()
@@ -558,7 +686,7 @@ def test_a_network_without_labels_on_samples_of_any_shape(
         ):
             ran = found.run(found.requests(**way))
             assert ran.samples.tobytes() == sampler.sample(**way).tobytes()
-            assert ran.timings[0].how == "one graph"
+            assert not ran.timings[0].note
     assert not world.held()
 
 
@@ -641,6 +769,7 @@ def test_every_fake_of_cuda_answers_with_as_many_values_as_the_real_call() -> No
     run = api.cudaGraphExec_t(0)
     arguments: dict[str, tuple[Any, ...]] = {
         "cudaGetDeviceProperties": (0,), "cudaGetErrorString": (api.cudaError_t.cudaSuccess,), "cudaMalloc": (1,), "cudaFree": (0,),
+        "cudaMemcpy2DAsync": (1, 1, 1, 1, 1, 1, api.cudaMemcpyKind.cudaMemcpyHostToDevice, stream),
         "cudaMallocHost": (1,), "cudaFreeHost": (0,), "cudaMemcpyAsync": (1, 1, 0, api.cudaMemcpyKind.cudaMemcpyHostToDevice, stream),
         "cudaMemsetAsync": (1, 0, 0, stream), "cudaStreamCreateWithFlags": (1,), "cudaStreamDestroy": (stream,),
         "cudaStreamSynchronize": (stream,), "cudaStreamWaitEvent": (stream, event, 0), "cudaEventCreateWithFlags": (0,),
