@@ -16,7 +16,7 @@ from trainer.networks.cost import make_network
 from trainer.runs.weights import as_like, weights_of
 
 from ..errors import ExportError
-from .model import Model
+from .torch_model import TorchModel
 
 
 def is_bundle(folder: Path) -> bool:
@@ -24,7 +24,7 @@ def is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def from_bundle(folder: Path) -> Model:
+def from_bundle(folder: Path) -> TorchModel:
     """Return the model that was exported; its weights are read from the float32 graph by name.
 
     Raises:
@@ -55,7 +55,7 @@ def from_bundle(folder: Path) -> Model:
             )
         state[name] = weight
     network.load_state_dict(state)
-    return Model(
+    return TorchModel(
         module=network.eval().requires_grad_(False),
         provenance={k: v for k, v in bundle.provenance.items() if k != "versions"},
         **bundle.spec_fields(),

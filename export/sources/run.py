@@ -15,7 +15,7 @@ from trainer.runs.folder import commit, read_starts
 from trainer.runs.weights import SHA256
 
 from ..errors import ExportError
-from .model import Model
+from .torch_model import TorchModel
 
 
 def newest_run(runs: Path) -> Path:
@@ -34,7 +34,7 @@ def newest_run(runs: Path) -> Path:
     return max(paths, key=lambda run: checkpoints.found(run / "checkpoints")[-1].stat().st_mtime)
 
 
-def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
+def from_run(run: Path, guidance: float, weights: str = "ema") -> TorchModel:
     """Return the newest checkpoint of a run as a model.
 
     Args:
@@ -73,7 +73,7 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
     network.load_state_dict(getattr(checkpoint, weights))
     # Labels are dropped in training to teach the null label; without dropout it was never seen.
     null_trained = config.label_dropout > 0 and bool(classes)
-    return Model(
+    return TorchModel(
         name=config.name,
         module=network.eval().requires_grad_(False),
         sample_shape=shape,

@@ -15,8 +15,9 @@ from runtime.diffusion.schedule import Schedule
 from runtime.errors import RequestError
 from runtime.errors.arguments import text
 
-from ..model import Model, bundle_name, json_object
+from ..model import bundle_name, json_object
 from ..module import from_module
+from ..torch_model import TorchModel
 from .config import Config
 from .folder import Folder, existing_folder, parts_of
 from .network import UNet, load_network, network_of, sample_shape
@@ -37,7 +38,7 @@ def from_diffusers(
     grid: str | None = None,
     guidance: float = 2.0,
     provenance: Mapping[str, Any] | None = None,
-) -> Model:
+) -> TorchModel:
     """Read the network and the scheduler that `save_pretrained` wrote.
 
     Args:
