@@ -163,17 +163,15 @@ def build_bundle(
         out: The bundle's folder [bundles/ and the name].
         bounds, plan, precisions, calibration, winograd, same_bytes, proof_minutes: See `build`.
         described: What the module is: sample_shape, prediction, schedule, and what else
-            `export.sources.module.from_module` takes; for a file `from_onnx` of
-            `export.sources.onnx_file.model`.
+            `export.sources.settings.fields_of` takes; for a file, also what `from_onnx` of
+            `export.sources.onnx_file.model` does.
 
     Raises:
         RequestError: An argument is invalid.
         ExportError: See `build`.
     """
     described_by = _source_of(module)
-    known = option_names(described_by, 1)
-    if described_by is from_onnx:
-        known = [*known[:-1], *option_names(fields_of, 0)]
+    known = [*option_names(described_by, 1)[:-1], *option_names(fields_of, 0)]
     check_options("build_bundle", described, known, option_names(build_bundle, 1)[:-1])
     for name, value, kind in (
         ("bounds", bounds, Bounds),

@@ -217,7 +217,7 @@ def _free_reshapes(
 ) -> None:
     """Let every Reshape to a constant shape keep the batch, in place.
 
-    At a batch of one the first axis is the batch, or the batch and heads: whatever is left.
+    At a batch of one the first axis is the batch, or the batch and heads.
     """
     stored = {t.name: t for t in graph.initializer}
     for node in body:

@@ -42,7 +42,8 @@ def from_bundle(folder: Path) -> TorchModel:
     # Samples of a trained bundle have three axes: the config's network refuses any others.
     config = Config.from_json(record)
     shape = bundle.sample_shape
-    network = make_network(config, shape, bundle.num_classes)  # type: ignore[arg-type]
+    conditions = bundle.conditions
+    network = make_network(config, shape, bundle.num_classes, conditions)  # type: ignore[arg-type]
     stored = weights_of(bundle)
     # The graph may hold a weight in another shape, so it is shaped as the module's own.
     state: dict[str, Tensor] = {}

@@ -5,16 +5,11 @@ The module is called before anything is converted, so that faults are named earl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from runtime.bundle.conditions import Condition
-from runtime.diffusion.arrays import Array
-from runtime.diffusion.schedule import Schedule
 
 from .checks import check_outputs, check_parameters
 from .loading import check_module
@@ -43,71 +38,27 @@ class Reordered(nn.Module):
 def from_module(
     module: nn.Module,
     *,
-    sample_shape: Sequence[int],
-    prediction: str,
-    schedule: Schedule | str,
     name: str | None = None,
-    num_classes: int = 0,
     null_label: int | None = None,
-    label_names: Sequence[str] | None = None,
-    conditions: Sequence[Condition] = (),
-    nulls: Mapping[str, Array] | None = None,
-    examples: Mapping[str, Array] | None = None,
-    clip: float | None = None,
-    sample_range: Sequence[float] = (-1.0, 1.0),
-    solver: str = "ddim",
-    steps: int | None = None,
-    grid: str = "trailing",
-    options: Mapping[str, Any] | None = None,
-    guidance: float = 2.0,
-    provenance: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> TorchModel:
     """Describe module(x [B, *S], time [B], label [B], **conditions) → F [B, *S].
 
     Args:
         module: In evaluation mode, on the CPU, in float32. Without classes it takes no label.
-        sample_shape: *S, 1 to 4 integers.
-        prediction: What F is, see `runtime.diffusion.program.precondition`.
-        schedule: A `Schedule` or the name of one.
         name: The bundle's name [the module's class].
-        num_classes, label_names: The classes in the module's order, without the null label.
         null_label: The label that means no label, if trained, in 0 … num_classes.
-        conditions: What the module takes by name besides, [B, *shape] each.
-        nulls, examples: See `Model`; examples are random by default.
-        clip: The bound on the denoised estimate [none]. Images in -1 … 1 need 1.
-        sample_range: The least and the largest value of the data.
-        solver, steps, grid, options, guidance: The bundle's defaults.
-        provenance: What the model card says, such as {"data": {"name": …, "licence": …}}.
+        settings: sample_shape, prediction, schedule, and what else
+            `export.sources.settings.fields_of` takes.
 
     Raises:
         RequestError: An argument is invalid.
         ExportError: The module does not compute this.
     """
     check_module(module)
-    model = TorchModel(
-        module=module,
-        **fields_of(
-            name=bundle_name(type(module).__name__.lower()) if name is None else name,
-            sample_shape=sample_shape,
-            prediction=prediction,
-            schedule=schedule,
-            num_classes=num_classes,
-            null_label=null_label,
-            label_names=label_names,
-            conditions=conditions,
-            nulls=nulls,
-            examples=examples,
-            clip=clip,
-            sample_range=sample_range,
-            solver=solver,
-            steps=steps,
-            grid=grid,
-            options=options,
-            guidance=guidance,
-            provenance=provenance,
-        ),
-    )
-    return _checked(model, null_label)
+    name = bundle_name(type(module).__name__.lower()) if name is None else name
+    fields = fields_of(name=name, null_label=null_label, **settings)
+    return _checked(TorchModel(module=module, **fields), null_label)
 
 
 def _checked(model: TorchModel, null_label: int | None) -> TorchModel:

@@ -53,7 +53,21 @@ def fields_of(
     guidance: float = 2.0,
     provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the fields of `Model` that these settings are, see `from_module`.
+    """Return the fields of `Model` that these settings are.
+
+    Args:
+        name: The bundle's name.
+        sample_shape: *S, 1 to 4 integers.
+        prediction: What F is, see `runtime.diffusion.program.precondition`.
+        schedule: A `Schedule` or the name of one.
+        num_classes, label_names: The classes in the network's order, without the null label.
+        null_label: The label that means no label, if trained, in 0 … num_classes.
+        conditions: What the network takes by name besides, [B, *shape] each.
+        nulls, examples: See `Model`; examples are random by default.
+        clip: The bound on the denoised estimate [none]. Images in -1 … 1 need 1.
+        sample_range: The least and the largest value of the data.
+        solver, steps, grid, options, guidance: The bundle's defaults.
+        provenance: What the model card says, such as {"data": {"name": …, "licence": …}}.
 
     Raises:
         RequestError: A setting is invalid.

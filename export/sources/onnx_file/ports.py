@@ -105,7 +105,7 @@ def find_ports(
         labelled: Whether the network has classes, so that an input may be their label.
 
     Raises:
-        RequestError: `inputs` or `output` names what is not there.
+        RequestError: The file has no input or output of a name.
         ExportError: The inputs or outputs are not those of a network, or it is not clear which.
     """
     stored = {tensor.name for tensor in graph.initializer}
