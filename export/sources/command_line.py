@@ -36,6 +36,7 @@ ACCEPTS = {
         "null_label",
         "label_names",
         "variant",
+        "condition",
         *DEFAULTS,
     ),
     MODULE: (
@@ -101,6 +102,7 @@ def _diffusers(folder: Path, given: argparse.Namespace) -> Model:
 
     options = _taken(given, DIFFUSERS)
     say(f"the network in {printable(folder)}, a diffusers folder")
+    options |= described(options.pop("condition", ()))
     return from_diffusers(folder, schedule=_schedule(options), **options)
 
 

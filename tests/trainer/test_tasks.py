@@ -57,7 +57,8 @@ def test_its_samples_follow_an_image(bundle: Bundle, tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 200, np.uint8)).save(tmp_path / "small.png")
     words = [str(bundle.path), "--n", "2", "--steps", "2", "--out", str(tmp_path / "out.png")]
     assert main([*words, "--condition", f"low_res={tmp_path / 'small.png'}"]) == 0
-    assert Image.open(tmp_path / "out.png").size[0] > 0
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size[0] > 0
     sampler = Sampler(bundle)
     with pytest.raises(RequestError, match="low_res"):
         sampler.sample(1)

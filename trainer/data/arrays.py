@@ -11,7 +11,7 @@ from ..errors import DataError
 from .decode import describe
 from .labels import listed, named, numbered, whole_number
 from .memory import Pictures
-from .vectors import vectors_of
+from .vectors import condition_name, vectors_of
 
 Arrays = dict[str, np.ndarray]
 
@@ -50,7 +50,9 @@ def npz(path: Path, size: int = 0, mode: str = "", vectors: str = "") -> Picture
         classes, labels = numbered(values)
     if "classes" in arrays:
         classes, labels = _renamed(path, classes, labels, _column(path, "classes", arrays))
-    given = {vectors: _vectors(path, vectors, arrays, len(images))} if vectors else {}
+    given = (
+        {condition_name(vectors): _vectors(path, vectors, arrays, len(images))} if vectors else {}
+    )
     return Pictures(path.stem, images, labels, classes, "not stated", note, given)
 
 

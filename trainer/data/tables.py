@@ -21,7 +21,7 @@ from .image_files import Names, open_images, stamp_of
 from .labels import listed, named, numbered
 from .stream import Stream
 from .unreadable import too_many
-from .vectors import vectors_of
+from .vectors import condition_name, vectors_of
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _vectors(place: str, table: Any, column: str) -> dict[str, Any]:
         raise DataError(
             f"{place}: the column {column!r} cannot be read ({type(error).__name__}: {error})."
         ) from error
-    return {column: vectors_of(values, f"{place}, column {column!r}")}
+    return {condition_name(column): vectors_of(values, f"{place}, column {column!r}")}
 
 
 def _report_missing(place: str, rows: Any, column: str) -> None:

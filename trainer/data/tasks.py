@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -155,7 +154,7 @@ def _given_condition(
 ) -> Condition:
     if array.ndim == 2:
         return Condition(
-            identifier(name), (array.shape[1],), meaning=f"{name} of the data", null=null
+            identifier(name), (array.shape[1],), meaning="numbers that the data gives", null=null
         )
     _, h, w, c = array.shape
     _, H, W = sample_shape
@@ -165,9 +164,3 @@ def _given_condition(
             "be the same whole multiple of the given. Resize one or the other."
         )
     return _image(name, (c, h, w), "the image given", null)
-
-
-def identifier(name: str) -> str:
-    """Return the name of a column as a condition can have it."""
-    plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
-    return plain if re.match("[A-Za-z]", plain) else f"given_{plain}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from .labels import listed
 
 MOST = 4096
 """Numbers of a vector."""
+
+
+def condition_name(column: str) -> str:
+    """Return the name of a column or an array as a condition can have it."""
+    plain = re.sub(r"\W+", "_", column, flags=re.ASCII).strip("_")
+    return plain if re.match("[A-Za-z]", plain) else f"given_{plain}"
 
 
 def vectors_of(values: Sequence[object], where: str) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""A diffusers folder as a `Model`: DDPMPipeline, DDIMPipeline, or a bare UNet2DModel.
+"""A diffusers folder as a `Model`: DDPMPipeline, DDIMPipeline, or a bare network.
 
 Only files on disk are read. Every setting is mapped to its counterpart here; unsupported ones raise
 an error that names them. diffusers itself is imported when it is needed, and loads the weights.
@@ -11,16 +11,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.bundle.conditions import Condition
+from runtime.diffusion.arrays import Array
 from runtime.diffusion.schedule import Schedule
 from runtime.errors import RequestError
 from runtime.errors.arguments import text
 
+from ..conditions import declared_conditions
 from ..model import bundle_name, json_object
 from ..module import from_module
 from ..torch_model import TorchModel
 from .config import Config
 from .folder import Folder, existing_folder, parts_of
-from .network import UNet, load_network, network_of, sample_shape
+from .network import (
+    CONDITIONAL,
+    ConditionalUNet,
+    UNet,
+    load_network,
+    network_of,
+    sample_shape,
+    texts_of,
+)
 from .scheduler import PIPELINE_STEPS, Scheduler, most_steps, scheduler_of
 
 
@@ -33,6 +44,9 @@ def from_diffusers(
     null_label: int | None = None,
     label_names: Sequence[str] | None = None,
     variant: str | None = None,
+    conditions: Sequence[Condition] = (),
+    nulls: Mapping[str, Array] | None = None,
+    examples: Mapping[str, Array] | None = None,
     solver: str | None = None,
     steps: int | None = None,
     grid: str | None = None,
@@ -50,6 +64,8 @@ def from_diffusers(
         null_label: The label among num_class_embeds that means no label, if one was trained.
         label_names: The names of the classes, without the null label [their numbers].
         variant: As in diffusers, such as "fp16". The network is computed in float32.
+        conditions: encoder_hidden_states of a UNet2DConditionModel [77 tokens, no null value].
+        nulls, examples: As in `from_module`.
         solver, steps, grid: The bundle's defaults [the scheduler's].
         guidance, provenance: As in `from_module`.
 
@@ -62,13 +78,15 @@ def from_diffusers(
     parts = parts_of(existing_folder(folder))
     network = network_of(parts)
     shape = sample_shape(network)
+    texts = texts_of(network, declared_conditions(conditions))
     config, read = scheduler_of(parts, schedule, prediction)
     classes = _classes(parts, network, null_label, label_names)
     # After all checks of settings, because it takes longest.
-    unet, version = load_network(parts.unet, variant)
+    unet, version = load_network(parts.unet, variant, network.kind)
+    wrapper = ConditionalUNet if network.kind == CONDITIONAL else UNet
     own_solver = solver in (None, read.solver)
     return from_module(
-        UNet(unet).eval(),
+        wrapper(unet).eval(),
         name=bundle_name(parts.path.resolve().name) if name is None else name,
         sample_shape=shape,
         prediction=read.prediction,
@@ -77,6 +95,9 @@ def from_diffusers(
         num_classes=classes - (null_label is not None),
         null_label=null_label,
         label_names=label_names,
+        conditions=texts,
+        nulls=nulls,
+        examples=examples,
         solver=read.solver if solver is None else solver,
         options=read.options if own_solver else {},
         steps=_steps(read, own_solver) if steps is None else steps,
@@ -111,7 +132,7 @@ def _provenance(
 ) -> dict[str, object]:
     mapped = list(scheduler.mapped) if scheduler else []
     return {
-        "source": f"diffusers, {parts.pipeline or 'UNet2DModel'}",
+        "source": f"diffusers, {parts.pipeline or network.kind}",
         "unet": network.public(),
         "scheduler": scheduler and scheduler.public(),
         **({"mapped": mapped} if mapped else {}),

@@ -42,7 +42,7 @@ class OnnxFile:
     """A file that was read.
 
     Attributes:
-        path: Where it is.
+        path: Of the file.
         proto: The graph, with its weights inside, in float32.
         computes_half: Whether the file itself computes in float16. Otherwise it has float32 values
             alone, and perhaps stores some weights in float16.
