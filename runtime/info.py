@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from .backends.processor import cpuinfo, processor_name, usable_cores
+from .backends.processor import flags, processor_name, usable_cores
 from .backends.registry import BACKENDS, GPU, offered
 from .bundle.bundle import Bundle
 from .bundle.manifest import Figures
@@ -81,12 +80,11 @@ class Facts(TypedDict):
 
 def machine() -> Machine:
     """Return the facts of this machine; instruction sets are read on Linux only."""
-    listed = re.search(r"^flags\s*:(.+)$", cpuinfo(), re.MULTILINE)
-    flags = set(re.findall(r"\w+", listed[0] if listed else ""))
+    here = flags()
     return {
         "processor": processor_name(),
         "cores": usable_cores(),
-        "instructions": [shown for flag, shown in INSTRUCTIONS.items() if flag in flags],
+        "instructions": [shown for flag, shown in INSTRUCTIONS.items() if flag in here],
     }
 
 
@@ -109,15 +107,14 @@ def _backend(name: str) -> BackendState:
     lacking = None
     if kind.gpu and (lacking := _no_gpu(name)):
         precisions = []
-    # Only OpenVINO itself knows whether it computes in bf16 on this processor.
     if name == "openvino":
         import openvino
 
-        from .backends.openvino import capabilities
+        from .backends.openvino import lacks
 
-        if "BF16" not in capabilities(openvino):
-            precisions.remove("bf16")
-            lacking = "bf16 needs a processor that has it"
+        said = {precision: lacks(precision, openvino) for precision in precisions}
+        precisions = [precision for precision in precisions if not said[precision]]
+        lacking = "; ".join(one.partition(" (")[0] for one in said.values() if one) or None
     return {"version": version or "?", "precisions": precisions, "missing": lacking}
 
 

@@ -32,9 +32,9 @@ async def cancel(request: Request) -> Response:
     """Cancel a job; drop one that has ended. No other job is touched."""
     service = service_of(request)
     job = _job(request)
-    ended = job.ended is not None
-    job.cancel()
-    if ended:
+    if job.ended is None:
+        service.jobs.cancel(job)
+    else:
         service.jobs.forget(job)
     return JSONResponse(await service.predict(job.to_json), headers=NO_STORE)
 

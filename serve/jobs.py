@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import OrderedDict
 
 from .events import Last, status_json
 from .problems import Problem, problem_of
@@ -72,13 +71,6 @@ class Job:
         error = self.run.future.exception() if self.run.done else None
         return {**found, "error": problem_of(error).to_json()} if error else found
 
-    def cancel(self) -> None:
-        """Stop it. Others who wait for the same run keep it."""
-        if not self.run.done and not self.cancelled:
-            self.cancelled = True
-            self.ended = time.monotonic()
-            self.run.leave()
-
     def check_result(self) -> None:
         """Raises Problem (409) unless its result is there."""
         if self.cancelled:
@@ -92,7 +84,10 @@ class Jobs:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._jobs: dict[str, Job] = {}
+        self._ended: dict[str, int] = {}
+        """The bytes that their results hold, in the order in which they ended."""
+        self._held = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -107,8 +102,8 @@ class Jobs:
         # The job leaves its run when that ends, unless it has left before.
         def end(_: object) -> None:
             if not job.cancelled:
-                job.ended = time.monotonic()
                 job.run.leave()
+            self._end(job)
 
         job.run.future.add_done_callback(end)
 
@@ -125,18 +120,31 @@ class Jobs:
             )
         return job
 
+    def cancel(self, job: Job) -> None:
+        """Stop a job. Others who wait for the same run keep it."""
+        if not job.run.done and not job.cancelled:
+            job.cancelled = True
+            self._end(job)
+            job.run.leave()
+
     def forget(self, job: Job) -> None:
         """Drop a job."""
         self._jobs.pop(job.id, None)
+        self._held -= self._ended.pop(job.id, 0)
+
+    def _end(self, job: Job) -> None:
+        """Note when it ended, and what its result holds."""
+        job.ended = job.ended or time.monotonic()
+        if job.id in self._jobs:
+            # A run may go on for others after the job was cancelled, and hold a result later.
+            self._held += job.bytes - self._ended.get(job.id, 0)
+            self._ended[job.id] = job.bytes
 
     def _sweep(self) -> None:
         """Drop jobs that ended too long ago; and the oldest results, if they hold too much."""
-        ended = [job for job in self._jobs.values() if job.ended is not None]
         oldest = time.monotonic() - self._settings.job_s
-        held = sum(job.bytes for job in ended)
-        for job in ended:
-            # Jobs are in order of their start, so the oldest go first.
-            if (job.ended or 0.0) >= oldest and held <= self._settings.job_bytes:
-                continue
-            held -= job.bytes
+        while self._ended:
+            job = self._jobs[next(iter(self._ended))]
+            if (job.ended or 0.0) >= oldest and self._held <= self._settings.job_bytes:
+                return
             self.forget(job)

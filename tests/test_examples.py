@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from runtime import Sampler
+from runtime.info import backends
 
 from .root import ROOT
 from .small_pipeline import save_small_pipeline
@@ -120,7 +121,8 @@ def test_any_callable(tmp_path: Path) -> None:
 
 
 def test_int8_openvino(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
+    if "int8" not in backends()["openvino"]["precisions"]:
+        pytest.skip("this CPU does not compute int8 exactly")
     said = _run("int8_openvino.py", tmp_path)
     assert float(re.findall(r"median (\S+) dB", said)[0]) > 25
 

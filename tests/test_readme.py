@@ -96,8 +96,10 @@ COMMANDS = [c for c in commands() if c.startswith("python ") and c not in IN_TUR
 def test_a_command_of_the_docs_runs(
     command: str, folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    if "bf16" in command and "bf16" not in backends()["openvino"]["precisions"]:
-        pytest.skip("this CPU does not compute in bf16")
+    if "openvino" in command:
+        asked = re.findall(r"--precision (\w+)", command)
+        if not {*asked} <= {*backends()["openvino"]["precisions"]}:
+            pytest.skip(f"this CPU does not compute {asked[0]} on openvino")
     if "export" in command:
         request.getfixturevalue("networks")
     run(command, folder)

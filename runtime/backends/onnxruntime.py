@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property, partial
 from threading import Lock
 from typing import cast
@@ -21,6 +22,11 @@ from .onnxruntime_api import OnnxRuntimeLibrary, Port, Session
 from .ports import dtype_of, optional_ports, shapes
 from .processor import usable_cores
 from .streams import StreamBuffers
+
+LEAST_ROUNDED = 2
+"""The smallest batch without guidance in int8. A lone sample runs next to an empty one: its
+convolutions would be cut among the threads, which sum in another order. Graphs in float32 are
+written so that they are not cut (`export.graph.rounding`)."""
 
 
 class OnnxRuntime:
@@ -151,14 +157,21 @@ class OnnxRuntimeBuffers(StreamBuffers):
 
     def __init__(self, backend: OnnxRuntime, batch: int) -> None:
         threads = backend.threads or usable_cores()
-        super().__init__(backend.bundle, backend.guard, batch, threads, backend.streams)
+        spare = LEAST_ROUNDED - 1
+        super().__init__(backend.bundle, backend.guard, batch, threads, backend.streams, spare)
         self._backend = backend
+
+    def _least(self, guided: bool) -> int:
+        # A guided graph runs two rows a sample. One thread cuts nothing.
+        exact = self._backend.precision == "fp32" or self._threads == 1
+        return 1 if guided or exact else LEAST_ROUNDED
 
     def _bind_part(self, part: Call) -> Callable[[], object]:
         backend = self._backend
         threads = backend.threads if part.streams == 1 else self.threads_of(part.streams)
         session = backend.session(part.guided, threads)
-        arrays = self._arrays(part)
+        # The spare sample of the allocation fills the batch next to a single one.
+        arrays = self._arrays(replace(part, count=max(part.count, self._least(part.guided))))
         binding = session.io_binding()
         for bind, ports in (
             (binding.bind_input, session.get_inputs()),

@@ -27,11 +27,13 @@ from .onnxfile import refuse_endless, with_weights
 from .openvino_api import CompiledModel, Config, Memory, Model, OpenVinoLibrary, Port
 from .openvino_parts import PARTS, split
 from .ports import shapes
-from .processor import usable_cores
+from .processor import flags, usable_cores
 from .streams import StreamBuffers
 
 CACHED = 1
 """Version of the cached models. Raise it if graphs are cut or compiled in another way."""
+EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""Instruction sets, by Linux's names, that add the products of int8 in 32 bits."""
 LEAST_GUIDED = 2
 """The smallest guided batch in int8. A lone sample runs next to an empty one, because OpenVINO
 2026.4 computes it slightly differently alone than in a batch."""
@@ -70,6 +72,21 @@ def capabilities(library: object) -> frozenset[str]:
         return frozenset(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
+def lacks(precision: str, library: object) -> str:
+    """Say what this CPU lacks for a precision of the module openvino; "" if nothing."""
+    # Only OpenVINO itself knows whether it computes in bf16.
+    if precision == "bf16" and "BF16" not in capabilities(library):
+        return "this CPU does not compute in bf16 (it has neither AVX-512 BF16 nor AMX): use fp32"
+    # Older x86 instructions add pairs of products in 16 bits, where large sums are cut off.
+    here = flags()
+    if precision == "int8" and "sse2" in here and not here & EXACT_INT8:
+        return (
+            "this CPU does not compute int8 exactly (it has neither VNNI nor AMX): use fp32, or "
+            "int8 on onnxruntime"
+        )
+    return ""
+
+
 class OpenVino:
     """The step graphs of one precision, compiled for a batch size when first needed.
 
@@ -80,7 +97,7 @@ class OpenVino:
         streams: Into how many parts every call is cut; None leaves it to the caller.
 
     Raises:
-        BackendError: openvino is missing, or the CPU has no bf16.
+        BackendError: openvino is missing, or the CPU lacks what the precision needs.
         BundleError: openvino cannot load a graph.
     """
 
@@ -98,10 +115,8 @@ class OpenVino:
         self.guard = ForkGuard(self.name, self)
         self.threads = None if threads is None else integer("threads", threads, 1, 1024)
         self.streams = streams
-        if precision == "bf16" and "BF16" not in capabilities(openvino):
-            raise BackendError(
-                "this CPU does not compute in bf16 (it has neither AVX-512 BF16 nor AMX): use fp32."
-            )
+        if lacking := lacks(precision, openvino):
+            raise BackendError(f"{lacking}.")
         self._library = cast(OpenVinoLibrary, openvino)
         self._core = self._library.Core()
         self._lock = Lock()

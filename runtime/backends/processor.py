@@ -25,6 +25,12 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def flags() -> frozenset[str]:
+    """Return this processor's instruction sets by Linux's names; nothing on other systems."""
+    found = re.search(r"^(?:flags|Features)\s*:(.+)$", cpuinfo(), re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
+
+
 def usable_cores() -> int:
     """Count the cores that this process may use: containers and taskset allow it fewer."""
     if hasattr(os, "sched_getaffinity"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -74,3 +75,10 @@ class CostCurve:
         cap = self.cap(True)
         sizes = range(1, cap)
         return any(allowed.merges(p, g) for p in sizes for g in range(1, cap - p + 1))
+
+
+def no_cheaper(found: Sequence[tuple[int, float]]) -> bool:
+    """Whether neither of the last two sizes is notably cheaper a sample than a smaller one."""
+    each = [seconds / size for size, seconds in found]
+    worse = [i > 0 and WITHIN * each[i] > min(each[:i]) for i in range(len(each))]
+    return len(each) > 2 and all(worse[-2:])

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -20,14 +20,14 @@ from ..backends.processor import processor_name, usable_cores
 from ..backends.registry import BACKENDS
 from ..bundle.bundle import Bundle
 from ..errors import BackendError
-from .cost import WITHIN, CostCurve, Points
-from .probe import LEAST_CALLS, Clock, Point, Probe
+from .cost import CostCurve, Points, no_cheaper
+from .probe import HEAVY_S, LEAST_CALLS, Clock, Interrupted, Point, Probe
 
 T = TypeVar("T")
-FORMAT = 2
+FORMAT = 3
 """Of the cached entries: a change makes older entries unknown."""
-BUDGET_S = 0.8
-"""Seconds for each graph of a curve. Three sizes are measured in any case."""
+ROUGH_S = 0.3
+"""Seconds for each graph of a rough curve. Three sizes are measured in any case."""
 POINT_S = 0.4
 """Seconds for a single size."""
 
@@ -48,16 +48,19 @@ class Costs:
         self._clock = clock
         self._lock = RLock()
         self._points: dict[tuple[bool, int], Point] = {}
-        self._unknown: list[tuple[bool, int]] = []
+        self._absent: set[tuple[bool, int]] = set()
         self._fixed: int | None = getattr(backend, "streams", None)
+        self._sizes: list[int] = [1]
+        self._rough: CostCurve | None = None
 
     def curve(self, max_batch: int) -> CostCurve:
-        """Return the curve up to a batch size: from the cache, or measured and then cached."""
+        """Return the whole curve up to a batch size from the cache, or measure a rough one."""
+        largest = min(max_batch, getattr(self._backend, "largest", None) or max_batch)
         with self._lock:
-            found = self._load(_curve, "curve", max_batch)
+            self._sizes = sorted({largest, *(2**k for k in range(largest.bit_length()))})
+            found = self._load(_curve, "curve", largest)
             if found is None:
-                found = self.measure(max_batch)
-                self._store(found, "curve", max_batch)
+                found = self._rough = self.measure()
             return found
 
     def streams(self, guided: bool, count: int) -> int:
@@ -82,42 +85,79 @@ class Costs:
         return point.streams if even <= point.gain * count else 1
 
     def known_streams(self, guided: bool, count: int) -> int:
-        """Return what `streams` does, but 1 if it was not measured yet: `learn` does that later."""
-        key = guided, _size(count)
+        """Return what `streams` does, but 1 for a size that was not measured yet."""
         with self._lock:
-            if key in self._unknown:
-                return 1
-            if not (self._fixed or key in self._points or self._load(_point, "point", *key)):
-                self._unknown.append(key)
-                return 1
-        return self.streams(guided, count)
+            known = self._fixed or self._known(guided, _size(count))
+        return self.streams(guided, count) if known else 1
 
-    def learn(self) -> bool:
-        """Measure a size that `known_streams` did not know. Returns whether there was one."""
+    @property
+    def learning(self) -> bool:
+        """Whether the curve is rough, and `learn` makes a whole one."""
+        return self._rough is not None
+
+    def learn(self, busy: Callable[[], bool]) -> CostCurve | None:
+        """Measure one more size of the whole curve, with its cuts.
+
+        Args:
+            busy: Asked before each call of the network. If it is true, the measurement stops.
+
+        Returns:
+            The whole curve, once all sizes were measured; it is cached. None before.
+        """
         with self._lock:
-            if not self._unknown:
-                return False
-            key = self._unknown.pop(0)
+            if self._rough is None:
+                return None
             try:
-                self._point(*key)
-            except Exception:  # whole calls work, so they go on
-                self._points[key] = Point(float("inf"), 1)
-            return True
+                found = self._whole(self._rough, busy)
+            except Interrupted:
+                return None
+            except Exception:  # the rough curve works, so it goes on to be used
+                found = self._rough
+            if found is not None:
+                self._rough = None
+            return found
+
+    def _whole(self, rough: CostCurve, busy: Callable[[], bool]) -> CostCurve | None:
+        """The whole curve; None if a size was measured that lacked."""
+        # A longer call would hold up who comes meanwhile. It is not cut, either.
+        if rough.seconds(4, True) > HEAVY_S:
+            return rough
+        graphs: list[Points] = []
+        settled = True
+        for guided in (False, True) if self._bundle.can_guide else (False,):
+            found: list[tuple[int, float]] = []
+            for size in self._sizes:
+                if not self._known(guided, size):
+                    self._point(guided, size, busy=busy)
+                    return None
+                point = self._points[guided, size]
+                settled &= point.settled
+                found.append((size, point.seconds))
+                if no_cheaper(found) or 2 * point.seconds > HEAVY_S:
+                    break
+            graphs.append(tuple(found))
+        curve = replace(rough, plain=graphs[0], guided=graphs[-1], settled=settled)
+        # Plain rows were compared in both graphs up to the rough cap alone.
+        if curve.cap(True) > rough.cap(True):
+            curve = replace(curve, mergeable=False)
+        self._store(curve, "curve", self._sizes[-1])
+        return curve
 
     def lone(self, seconds: float) -> Point:
         """Return the cost of a call of one sample, measured for at most so many seconds."""
         with self._lock:
             return self._point(False, 1, seconds)
 
-    def measure(self, max_batch: int) -> CostCurve:
-        """Run both graphs at 1, 2, 4, … samples, until a larger batch is no cheaper a sample."""
+    def measure(self) -> CostCurve:
+        """Run both graphs at 1, 2, 4, … samples, until a larger batch is no cheaper a sample.
+
+        Calls are whole, unless the backend cuts all of them: sessions for parts take time to open.
+        """
         probe = Probe(self._bundle, self._backend, self._clock)
-        largest = min(max_batch, getattr(self._backend, "largest", None) or max_batch)
-        sizes = sorted({largest, *(2**k for k in range(largest.bit_length()))})
-        plain, same_bytes, settled = self._sizes(probe, sizes, False)
+        plain, same_bytes, settled = self._measure(probe, False)
         guided = plain
         if self._bundle.can_guide:
-            guided, same_too, settled_too = self._sizes(probe, sizes, True)
+            guided, same_too, settled_too = self._measure(probe, True)
             same_bytes &= same_too
             settled &= settled_too
         unmerged = CostCurve(plain, guided)
@@ -128,42 +168,53 @@ class Costs:
         )
         return CostCurve(plain, guided, mergeable, same_bytes, settled)
 
-    def _sizes(self, probe: Probe, sizes: list[int], guided: bool) -> tuple[Points, bool, bool]:
+    def _measure(self, probe: Probe, guided: bool) -> tuple[Points, bool, bool]:
         """(samples, seconds) of a graph; whether rows had the same bytes at all sizes, and whether
         all were settled."""
-        end = self._clock() + BUDGET_S
+        end = self._clock() + ROUGH_S
         found: list[tuple[int, float]] = []
         before: list[Float32] = []
         same_bytes = True
         settled = True
-        no_cheaper = 0
-        for size in sizes:
-            # Cuts are learned later: opening their sessions would double the time to be ready.
+        for size in self._sizes:
             point, rows = probe.point(size, guided, end, cut=self._fixed is not None)
-            if self._fixed:
-                self._points[guided, size] = point
             pairs = zip(before, rows, strict=False)
             same_bytes &= all(a.tobytes() == b.tobytes() for a, b in pairs)
             settled &= point.settled
             before = list(rows)
-            best = min((seconds / n for n, seconds in found), default=float("inf"))
-            no_cheaper = no_cheaper + 1 if WITHIN * point.seconds / size > best else 0
             found.append((size, point.seconds))
             # The next size takes about twice as long.
             late = self._clock() + 2 * (1 + LEAST_CALLS) * point.seconds > end
-            if len(found) > 2 and (no_cheaper > 1 or late):
+            if len(found) > 2 and (no_cheaper(found) or late):
                 break
         return tuple(found), same_bytes, settled
 
-    def _point(self, guided: bool, size: int, seconds: float = POINT_S) -> Point:
-        """The cost of a call of one size."""
+    def _known(self, guided: bool, size: int) -> bool:
+        """Whether a size was measured with its cuts, on this machine."""
         key = guided, size
-        if key not in self._points:
-            found = self._load(_point, "point", *key)
-            if found is None:
-                probe = Probe(self._bundle, self._backend, self._clock)
-                found, _ = probe.point(size, guided, self._clock() + seconds)
-                self._store(found, "point", *key)
+        if key in self._points:
+            return True
+        # The cache is read once for each size.
+        found = None if key in self._absent else self._load(_point, "point", *key)
+        if found is None:
+            self._absent.add(key)
+            return False
+        self._points[key] = found
+        return True
+
+    def _point(
+        self,
+        guided: bool,
+        size: int,
+        seconds: float = POINT_S,
+        busy: Callable[[], bool] = lambda: False,
+    ) -> Point:
+        """The cost of a call of one size. Raises Interrupted if `busy` is true meanwhile."""
+        key = guided, size
+        if not self._known(guided, size):
+            probe = Probe(self._bundle, self._backend, self._clock, busy)
+            found, _ = probe.point(size, guided, self._clock() + seconds)
+            self._store(found, "point", *key)
             self._points[key] = found
         return self._points[key]
 

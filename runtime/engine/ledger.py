@@ -76,6 +76,12 @@ class Ledger:
         self._states: Counter[State] = Counter()
         self._rejected: Counter[str] = Counter()
 
+    def adopt(self, curve: CostCurve) -> None:
+        """Use another curve. There must be no orders."""
+        self.curve = curve
+        self._queue = FairQueue(curve, self.limits.live)
+        self._forecast = None
+
     def check(self, order: Order, running: float) -> None:
         """Raise the error of a ticket that is not accepted.
 

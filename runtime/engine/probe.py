@@ -51,10 +51,23 @@ class Point:
     same_bytes: bool = True
 
 
+class Interrupted(Exception):
+    """Somebody needs the backend."""
+
+
 class Probe:
     """Runs rows of the bundle's default program, each sample at another row."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, clock: Clock = time.perf_counter) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        clock: Clock = time.perf_counter,
+        busy: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Call nothing yet. Before each call, `busy` is asked; if it is true, `Interrupted` is
+        raised."""
+        self._busy = busy
         self._bundle = bundle
         self._backend = backend
         self._clock = clock
@@ -125,6 +138,8 @@ class Probe:
 
     def _call(self, buffers: Buffers, state: Float32, guided: bool, streams: int = 1) -> float:
         """Run the rows in so many streams. Returns the seconds."""
+        if self._busy():
+            raise Interrupted
         size = len(state)
         if isinstance(buffers, StreamBuffers):
             buffers.cut = fixed(streams)

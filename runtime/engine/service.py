@@ -60,7 +60,8 @@ class Engine:
     Attributes:
         bundle, backend: Those of the sampler.
         limits: How much work is accepted.
-        curve: What a tick costs.
+        curve: What a tick costs. If nothing was cached, it is rough until the engine had time to
+            measure more.
     """
 
     @named
@@ -101,11 +102,8 @@ class Engine:
         self._clock = clock
         self._on_tick = on_tick if on_tick is None else function("on_tick", on_tick)
         self._planner = Planner(self.bundle)
-        room = max(self.curve.cap(False), self.curve.cap(True))
         self._ledger = Ledger(self.curve, self.limits)
-        shape = self.bundle.sample_shape
-        cut = self._costs.known_streams
-        self._runner = Runner(self.backend, shape, self._ledger.slots, room, cut)
+        self._runner = self._new_runner()
         self._tickets = itertools.count(1)
         self._keys = itertools.count()
         self._begun: float | None = None
@@ -260,14 +258,30 @@ class Engine:
             self._tell(endings)
             raise
 
+    def _adopt(self, curve: CostCurve) -> None:
+        """Use another curve, unless work has come."""
+        with self._changed:
+            if not self._wanted():
+                self.curve = curve
+                self._ledger.adopt(curve)
+                self._runner = self._new_runner()
+
+    def _new_runner(self) -> Runner:
+        """An empty batch with room for the largest call."""
+        room = max(self.curve.cap(False), self.curve.cap(True))
+        shape = self.bundle.sample_shape
+        cut = self._costs.known_streams
+        return Runner(self.backend, shape, self._ledger.slots, room, cut)
+
     def _wanted(self) -> bool:
         """Whether the inference thread has something to do."""
         return bool(self._stopped or self._ledger.orders or self._ledger.gone)
 
     def _tick(self) -> bool:
         """Wait for work and run one network call. Returns False if the engine is to stop."""
-        while not self._wanted() and self._costs.learn():
-            pass
+        while self._costs.learning and not self._wanted():
+            if found := self._costs.learn(self._wanted):
+                self._adopt(found)
         with self._changed:
             ledger = self._ledger
             self._changed.wait_for(self._wanted)

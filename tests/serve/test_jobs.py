@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -122,6 +123,23 @@ def test_results_are_dropped(small: Sampler, settings: Settings) -> None:
         jobs = client.app.state.service.jobs  # type: ignore[attr-defined]
         until(lambda: all(job.ended for job in jobs._jobs.values()))
         assert client.get(path).status_code == 404
+        assert not jobs._held
+        assert not jobs._ended
+
+
+def test_the_oldest_results_are_dropped_first(small: Sampler) -> None:
+    one = 4 * int(np.prod(small.bundle.sample_shape))
+    with client_of([small], Settings(job_bytes=3 * one)) as client:
+        jobs = client.app.state.service.jobs  # type: ignore[attr-defined]
+        paths = []
+        for n in (1, 1, 2):
+            paths.append(start(client, {"n": n, "steps": 3, "seed": len(paths)}))
+            until(lambda: all(job.ended for job in jobs._jobs.values()))
+        assert jobs._held == 4 * one
+        assert [client.get(path).status_code for path in paths] == [404, 200, 200]
+        assert jobs._held == 3 * one
+        client.delete(paths[1])
+        assert jobs._held == 2 * one
 
 
 def test_an_unknown_job(client: TestClient) -> None:

@@ -12,8 +12,9 @@ from onnx import external_data_helper
 
 from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
 from runtime.backends import cache as cache_module
+from runtime.backends import openvino as openvino_backend
 from runtime.backends.onnxfile import refuse_endless, with_weights
-from runtime.backends.openvino import OpenVino
+from runtime.backends.openvino import OpenVino, lacks
 from runtime.backends.openvino_parts import split
 from runtime.backends.ports import shapes
 from runtime.backends.registry import offered, open_backend
@@ -23,9 +24,8 @@ from runtime.diffusion.program import R
 openvino = pytest.importorskip("openvino")
 BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 PRECISIONS = [
-    "fp32",
-    pytest.param("bf16", marks=pytest.mark.skipif(not BF16, reason="this processor has no bf16")),
-    "int8",
+    pytest.param(p, marks=pytest.mark.skipif(bool(lacks(p, openvino)), reason=lacks(p, openvino)))
+    for p in ("fp32", "bf16", "int8")
 ]
 
 
@@ -97,6 +97,8 @@ def test_float32_agrees_with_onnx_runtime(precise: Path, sampler: Sampler) -> No
 
 def test_int8_is_offered_where_it_was_checked_and_nowhere_else(precise: Path, edited) -> None:
     bundle = Bundle.load(precise)
+    checked = {**bundle.report["int8"], "openvino": bundle.report["int8"]["onnxruntime"]}
+    object.__setattr__(bundle, "report", {**bundle.report, "int8": checked})
     assert ("openvino", "int8") in offered(bundle)
     unchecked = {
         p: {b: w for b, w in entry.items() if b != "openvino"} for p, entry in bundle.report.items()
@@ -119,6 +121,35 @@ def test_a_processor_without_bf16_is_told(precise: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(openvino, "Core", Core)
     with pytest.raises(BackendError, match=r"does not compute in bf16 .*: use fp32"):
         open_backend(Bundle.load(precise), "openvino", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("found", "exact"),
+    [
+        ("fpu sse2 avx2 fma", False),
+        ("fpu sse2 avx2 avx512f avx512bw", False),
+        ("fpu sse2 avx2 avx_vnni", True),
+        ("fpu sse2 avx2 avx512f avx512_vnni", True),
+        ("fpu sse2 avx2 avx512f amx_tile amx_int8", True),
+        ("fp asimd asimddp", True),
+        ("", True),
+    ],
+)
+def test_int8_needs_a_processor_that_adds_its_products_exactly(
+    precise: Path, monkeypatch: pytest.MonkeyPatch, found: str, exact: bool
+) -> None:
+    """On one with AVX2 alone, 64·9 products of 1 · 1 added up to 291 instead of 576."""
+    monkeypatch.setattr(openvino_backend, "flags", lambda: frozenset(found.split()))
+    assert not lacks("fp32", openvino)
+    assert bool(lacks("int8", openvino)) is not exact
+    bundle = Bundle.load(precise)
+    checked = {**bundle.report["int8"], "openvino": bundle.report["int8"]["onnxruntime"]}
+    object.__setattr__(bundle, "report", {**bundle.report, "int8": checked})
+    if exact:
+        open_backend(bundle, "openvino", "int8")
+    else:
+        with pytest.raises(BackendError, match=r"does not compute int8 exactly .*: use fp32, or"):
+            open_backend(bundle, "openvino", "int8")
 
 
 def test_a_missing_library_says_how_to_install_it(
@@ -287,7 +318,7 @@ def test_what_is_no_onnx_is_refused(data: bytes) -> None:
 def test_what_missed_its_bounds_is_not_offered(precise: Path) -> None:
     bundle = Bundle.load(precise)
     report = {p: {b: dict(e) for b, e in entries.items()} for p, entries in bundle.report.items()}
-    report["int8"]["openvino"]["missed"] = 2
+    report["int8"]["openvino"] = {**report["int8"]["onnxruntime"], "missed": 2}
     object.__setattr__(bundle, "report", report)
     assert ("openvino", "int8") not in offered(bundle)
     with pytest.raises(

@@ -15,11 +15,17 @@ from ...small_bundle import SmallBackend, SmallBuffers, write_small_bundle
 
 
 def measure(bundle: Bundle, backend: Backend, largest: int, *clock: "Clock") -> CostCurve:
-    return Costs(bundle, backend, *clock).measure(largest)
+    """The curve with which an engine starts."""
+    return Costs(bundle, backend, *clock).curve(largest)
 
 
-def cost_curve(bundle: Bundle, backend: Backend, largest: int, clock: "Clock") -> CostCurve:
-    return Costs(bundle, backend, clock).curve(largest)
+def learn(bundle: Bundle, backend: Backend, largest: int, clock: "Clock") -> CostCurve:
+    """The curve that it has after a while without work."""
+    costs = Costs(bundle, backend, clock)
+    curve = costs.curve(largest)
+    while costs.learning:
+        curve = costs.learn(lambda: False) or curve
+    return curve
 
 
 class Clock:
@@ -99,10 +105,10 @@ def test_a_curve_of_a_busy_machine_is_not_kept(bundle: Bundle) -> None:
 
     backend.clock.now = 1e-3
     backend.bind = lambda batch: Busy(backend, batch)
-    assert not cost_curve(bundle, backend, 4, backend.clock).settled
+    assert not learn(bundle, backend, 4, backend.clock).settled
     calls = backend.clock.calls
     backend.clock.now = 1e-3
-    cost_curve(bundle, backend, 4, backend.clock)
+    measure(bundle, backend, 4, backend.clock)
     assert backend.clock.calls > calls
 
 
@@ -142,14 +148,51 @@ def test_bytes_that_depend_on_the_batch_are_noticed(bundle: Bundle) -> None:
 
 
 def test_a_curve_is_measured_once(bundle: Bundle) -> None:
-    backend = TimedBackend(bundle, 1.0, 0.125)
-    first = cost_curve(bundle, backend, 8, backend.clock)
+    backend = TimedBackend(bundle, 1e-3, 1e-4)
+    first = learn(bundle, backend, 8, backend.clock)
     calls = backend.clock.calls
     assert calls > 0
-    assert cost_curve(bundle, backend, 8, backend.clock) == first
+    assert measure(bundle, backend, 8, backend.clock) == first
     assert backend.clock.calls == calls
-    cost_curve(bundle, backend, 4, backend.clock)
+    measure(bundle, backend, 4, backend.clock)
     assert backend.clock.calls > calls
+
+
+def test_a_rough_curve_gets_whole_where_there_is_time(bundle: Bundle) -> None:
+    """0.3 s are enough for sizes up to 8 here."""
+    backend = TimedBackend(bundle, 2**-6, 2**-10)
+    costs = Costs(bundle, backend, backend.clock)
+    rough = costs.curve(32)
+    assert [size for size, _ in rough.plain] == [1, 2, 4, 8]
+    calls = backend.clock.calls
+    assert costs.learn(lambda: True) is None
+    assert backend.clock.calls == calls
+    assert costs.learning
+    answers = iter([False, True])
+    assert costs.learn(answers.__next__) is None  # stopped between two calls
+    assert backend.clock.calls == calls + 1
+    whole = learn(bundle, backend, 32, backend.clock)
+    assert [size for size, _ in whole.plain] == [1, 2, 4, 8, 16, 32]
+    assert whole.plain[:4] == rough.plain
+    assert not Costs(bundle, backend, backend.clock).learning
+
+
+def test_a_long_call_is_not_learned(bundle: Bundle) -> None:
+    backend = TimedBackend(bundle, 1.0, 0.125)
+    costs = Costs(bundle, backend, backend.clock)
+    rough = costs.curve(8)
+    calls = backend.clock.calls
+    assert costs.learn(lambda: False) == rough
+    assert backend.clock.calls == calls
+
+
+def test_what_cannot_be_learned_leaves_the_rough_curve(bundle: Bundle) -> None:
+    backend = TimedBackend(bundle, 2**-6, 2**-10)
+    costs = Costs(bundle, backend, backend.clock)
+    rough = costs.curve(8)
+    backend.bind = None
+    assert costs.learn(lambda: False) == rough
+    assert not costs.learning
 
 
 @pytest.mark.parametrize("entry", [b"", b"{}", b'{"plain": [], "guided": []}', b"[1]", b"\xff"])
@@ -158,8 +201,8 @@ def test_an_entry_that_is_no_curve_is_measured_anew(
 ) -> None:
     monkeypatch.setattr(cache, "key", lambda *_: "entry")
     cache.store("entry", [entry])
-    backend = TimedBackend(bundle, 1.0, 0.125)
-    assert cost_curve(bundle, backend, 2, backend.clock).plain[0] == (1, 1.125)
+    backend = TimedBackend(bundle, 2**-6, 2**-9)
+    assert learn(bundle, backend, 2, backend.clock).plain[0] == (1, 2**-6 + 2**-9)
     assert cache.load("entry")[0].tobytes() != entry
 
 

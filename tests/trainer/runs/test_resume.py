@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from runtime.files import from_json, to_json
 from trainer.config import Config
+from trainer.distill import student_of
 from trainer.fit import fit
 from trainer.runs.folder import read_run
 from trainer.runs.log import TIME_COLUMNS
@@ -141,6 +142,18 @@ def test_two_processes_killed_five_times_end_with_the_same_bytes(
     root: Path, tmp_path: Path, pictures: Path
 ) -> None:
     killed(root, tmp_path, config_for(pictures, workers=1, steps=30), kills=5, processes=2)
+
+
+@pytest.mark.slow
+def test_a_student_killed_three_times_ends_with_the_same_bytes(
+    root: Path, tmp_path: Path, tiny_run: Path
+) -> None:
+    """Killed while the teacher is sampled, and while the student is trained."""
+    paths = {"trajectories": 150, "solver_steps": 16, "guidance": 2.0}
+    options = {"steps": 30, "batch": 8, "checkpoint_every": 7, "log_every": 4, "sample_every": 15}
+    config = student_of(str(tiny_run), paths, {**options, "name": "fast", "device": "cpu"})
+    killed(root, tmp_path, config, kills=3, processes=1)
+    assert (tmp_path / "whole" / "fast" / "samples").exists()
 
 
 def test_a_run_of_the_first_release_resumes_to_the_weights_of_its_own_code(
