@@ -153,9 +153,8 @@ def _given_condition(
     name: str, array: NDArray[np.generic], sample_shape: tuple[int, ...], null: float | None
 ) -> Condition:
     if array.ndim == 2:
-        return Condition(
-            identifier(name), (array.shape[1],), meaning="numbers that the data gives", null=null
-        )
+        meaning = "numbers that the data gives"
+        return Condition(name, (array.shape[1],), meaning=meaning, null=null)
     _, h, w, c = array.shape
     _, H, W = sample_shape
     if H % h or W % w or H // h != W // w:
