@@ -16,7 +16,6 @@ from onnx import ModelProto, helper
 
 from runtime.bundle.spec import ModelSpec
 from runtime.diffusion.arrays import Array
-from runtime.diffusion.program import Network as Module
 from runtime.errors.messages import described
 
 from ..errors import ExportError
@@ -102,11 +101,8 @@ Network = Callable[[Inputs], Float32]
 """F [n, *S] of inputs."""
 
 
-def whole_inputs(model: ModelSpec, module: Module) -> Network:
-    """Return a network of `runtime.run` as one of whole inputs.
-
-    It raises ExportError if the module or the graph fails.
-    """
+def whole_inputs(model: ModelSpec, module: Callable[..., Float32]) -> Network:
+    """Return a network of `runtime.run` as one of whole inputs, which fails with ExportError."""
 
     def network(inputs: Inputs) -> Float32:
         try:

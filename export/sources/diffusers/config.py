@@ -233,16 +233,13 @@ def make_config(
 
 def conditional_config(path: Path, found: Mapping[str, object]) -> Config:
     """Return a UNet2DConditionModel's config. Raises ExportError for conditions besides texts."""
-    kind = "UNet2DConditionModel"
-    config = make_config(path, found, kind, CONDITIONAL_RULES, HARMLESS_FOR_NETWORKS)
+    rules = CONDITIONAL_RULES
+    config = make_config(path, found, "UNet2DConditionModel", rules, HARMLESS_FOR_NETWORKS)
     for key, plain in PLAIN_SETTINGS.items():
         if config.values[key] != plain:
-            raise config.refused(
-                key, f"encoder_hidden_states is the one condition: {in_json(plain)}"
-            )
-    for key in CONDITIONAL_RULES:
-        if key != "sample_size":
-            config.get(key)
+            raise config.refused(key, f"only texts condition it: it must be {in_json(plain)}")
+    for key in set(rules) - {"sample_size"}:
+        config.get(key)
     return config
 
 

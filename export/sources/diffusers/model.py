@@ -23,15 +23,7 @@ from ..module import from_module
 from ..torch_model import TorchModel
 from .config import Config
 from .folder import Folder, existing_folder, parts_of
-from .network import (
-    CONDITIONAL,
-    ConditionalUNet,
-    UNet,
-    load_network,
-    network_of,
-    sample_shape,
-    texts_of,
-)
+from .network import load_network, network_of, sample_shape, texts_of, wrapped
 from .scheduler import PIPELINE_STEPS, Scheduler, most_steps, scheduler_of
 
 
@@ -61,11 +53,9 @@ def from_diffusers(
             unet_ema/ of a diffusers training checkpoint.
         name: The bundle's name [the folder's].
         schedule, prediction: For a network alone, whose files say neither.
-        null_label: The label among num_class_embeds that means no label, if one was trained.
-        label_names: The names of the classes, without the null label [their numbers].
+        null_label, label_names: As in `from_module`, among num_class_embeds.
         variant: As in diffusers, such as "fp16". The network is computed in float32.
-        conditions: encoder_hidden_states of a UNet2DConditionModel [77 tokens, no null value].
-        nulls, examples: As in `from_module`.
+        conditions, nulls, examples: encoder_hidden_states, if the network takes it [77 tokens].
         solver, steps, grid: The bundle's defaults [the scheduler's].
         guidance, provenance: As in `from_module`.
 
@@ -83,28 +73,36 @@ def from_diffusers(
     classes = _classes(parts, network, null_label, label_names)
     # After all checks of settings, because it takes longest.
     unet, version = load_network(parts.unet, variant, network.kind)
-    wrapper = ConditionalUNet if network.kind == CONDITIONAL else UNet
-    own_solver = solver in (None, read.solver)
     return from_module(
-        wrapper(unet).eval(),
+        wrapped(unet, network).eval(),
         name=bundle_name(parts.path.resolve().name) if name is None else name,
         sample_shape=shape,
-        prediction=read.prediction,
-        schedule=read.schedule,
-        clip=read.clip,
         num_classes=classes - (null_label is not None),
         null_label=null_label,
         label_names=label_names,
         conditions=texts,
         nulls=nulls,
         examples=examples,
-        solver=read.solver if solver is None else solver,
-        options=read.options if own_solver else {},
-        steps=_steps(read, own_solver) if steps is None else steps,
-        grid=read.grid if grid is None else grid,
+        **_sampling(read, solver, steps, grid),
         guidance=guidance,
         provenance={**_provenance(parts, network, config, version), **extra},
     )
+
+
+def _sampling(
+    read: Scheduler, solver: str | None, steps: int | None, grid: str | None
+) -> dict[str, Any]:
+    """Return the settings of a scheduler for `from_module`, with the caller's in their place."""
+    own_solver = solver in (None, read.solver)
+    return {
+        "prediction": read.prediction,
+        "schedule": read.schedule,
+        "clip": read.clip,
+        "solver": read.solver if solver is None else solver,
+        "options": read.options if own_solver else {},
+        "steps": _steps(read, own_solver) if steps is None else steps,
+        "grid": read.grid if grid is None else grid,
+    }
 
 
 def _classes(

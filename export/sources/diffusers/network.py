@@ -1,4 +1,4 @@
-"""A UNet2DModel, or one conditioned on texts, as module(x, time[, label]) → F: its config, its sample shape, its weights."""
+"""A UNet2DModel or UNet2DConditionModel as a module: its config, sample shape and weights."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ class ConditionalUNet(UNet):
 
     def forward(self, x: Tensor, time: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         return self.unet(x, time, encoder_hidden_states, return_dict=False)[0]
+
+
+def wrapped(unet: nn.Module, config: Config) -> UNet:
+    """Return a network of diffusers as a module that exports."""
+    return ConditionalUNet(unet) if config.kind == CONDITIONAL else UNet(unet)
 
 
 def texts_of(network: Config, declared: Sequence[Condition]) -> list[Condition]:
