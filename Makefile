@@ -1,11 +1,11 @@
-# make demo: train, export, sample, in five minutes.   make test: every test but the slow ones; make test-all: every test.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.   make docs: the site, in out/site.
+# make demo: train, export, sample.   make test: every test but the slow ones; make test-all: every test, with Ray.   make test-scale: those of Ray and Triton.   make lint: what CI checks before.   make test-gpu: on an NVIDIA GPU.   make docs: the site, in out/site.
 # make bench: the benchmarks in a quarter of an hour (the first time in half), into docs/ and README.md; in full, an hour and a half: make bench QUICK=
 VENV ?= .venv
 PYTHON ?= python3
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PY = $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-all test-gpu lint docs bench clean
+.PHONY: demo test test-slow test-scale test-all test-gpu lint docs bench clean
 
 $(VENV)/.export: pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
@@ -16,6 +16,12 @@ $(VENV)/.export: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.export
 	@echo "installing what the tests need"
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+# Ray is large, and needed by the tests of Ray alone: they skip without it.
+$(VENV)/.ray: $(VENV)/.dev
+	@echo "installing Ray (850 MB)"
+	@$(PIP) --editable '.[ray]'
 	@touch $@
 
 # $(call timed,TITLE,COMMAND): run it, and note how long it took.
@@ -42,7 +48,13 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow
 
-test-all: test test-slow
+# What needs Ray, or an unpacked Triton server, see docs/scale.md. Triton's client brings libraries of its own, which must not meet Ray's.
+test-scale: $(VENV)/.ray
+	$(PY) -m pytest -m slow -rs tests/runtime/generation/test_ray.py tests/serve/test_ray.py tests/test_kuberay.py
+	PYTHONPATH=$(TRITON_CLIENT) $(PY) -m pytest -m slow -rs tests/export/test_triton.py
+
+# With Ray from the start, so that no test of it is skipped.
+test-all: $(VENV)/.ray test test-slow
 
 test-gpu: $(VENV)/.dev
 	$(PY) -m pytest -m gpu -rs tests/runtime/backends/nvidia/test_gpu.py

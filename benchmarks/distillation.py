@@ -2,8 +2,9 @@
 
 For each number of network calls, the Fréchet distance of `trainer.evaluate` between 1,024 samples
 and as many training images, with the data's labels; for the teacher by several solvers, without
-guidance and with its own. Precision, recall, and how far samples of one label differ from each other. A sheet
-shows the same seeds and labels by 1, 2 and 4 calls of the student and 50 of the teacher.
+guidance and with the student's. Precision, recall, and how far samples of one label differ from
+each other. A sheet shows the same seeds and labels by 1, 2 and 4 calls of the student and 50 of the
+teacher, with the student's guidance.
 Results are kept in out/distillation, so that a stopped measurement continues.
 --write refreshes docs/distillation.md and its two images. Takes an hour on two cores.
 """
@@ -34,11 +35,11 @@ from trainer.quality.judge import Judge
 SAMPLES = 1024
 CALLS: Mapping[str, tuple[int, ...]] = {
     "unipc": (2, 5, 10, 20, 50),
-    "dpmpp_2m": (5, 10),
-    "ddim": (10, 50),
+    "dpmpp_2m": (10,),
+    "ddim": (50,),
 }
 """The teacher's numbers of steps without guidance; `tuned` has those of the bundle."""
-CALLS_GUIDED: Mapping[str, tuple[int, ...]] = {"unipc": (5, 10, 20)}
+CALLS_GUIDED: Mapping[str, tuple[int, ...]] = {"unipc": (5, 10)}
 SOLVERS: Mapping[str, Mapping[str, Any]] = {
     "tuned": {"solver": "tuned"},
     "unipc": {"solver": "unipc", "grid": "log_snr(6)"},
@@ -79,10 +80,18 @@ def ways(teacher: Sampler, student: Sampler) -> Iterator[Way]:
     for calls in sorted(student.bundle.distilled.levels):
         yield Way("student", "lcm", calls, 1.0)
     tuned = tuple(sorted(teacher.bundle.tuned))
-    for guidance, by_solver in ((1.0, CALLS), (teacher.bundle.defaults.guidance, CALLS_GUIDED)):
+    for guidance, by_solver in {built_in(student): CALLS_GUIDED, 1.0: CALLS}.items():
         for solver, numbers in ({"tuned": tuned} | dict(by_solver)).items():
             for calls in numbers:
                 yield Way("teacher", solver, calls, guidance)
+
+
+def built_in(student: Sampler) -> float:
+    """Return the guidance that a student was taught."""
+    assert student.bundle.distilled is not None
+    guidance = student.bundle.distilled.made["guidance"]
+    assert isinstance(guidance, float)
+    return guidance
 
 
 def spread(judge: Judge, sampler: Sampler, way: Way) -> float:
@@ -176,7 +185,8 @@ def sheet(samplers: Mapping[str, Sampler]) -> NDArray[np.uint8]:
         student.pictures(len(labels), seed=7, label=labels, steps=calls)
         for calls in sorted(student.bundle.distilled.levels)
     ]
-    rows.append(teacher.pictures(len(labels), seed=7, label=labels, solver="ddim", steps=50))
+    how = {"solver": "ddim", "steps": 50, "guidance": built_in(student)}
+    rows.append(teacher.pictures(len(labels), seed=7, label=labels, **how))
     return tile(np.concatenate(rows), len(labels))
 
 

@@ -5,7 +5,7 @@
 A program is timed from the solver's name to the frozen, proved table. Every solver runs with its
 defaults on the bundle's default grid; the median of several builds is reported. Noise and loop are
 ratios to the step graph's own time: both sides in turn, medians of ratios within a round.
---write puts the table between the markers of docs/design.md.
+--write puts the table between the markers of docs/programs.md.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
-    parser.add_argument("--write", action="store_true", help="refresh docs/design.md")
+    parser.add_argument("--write", action="store_true", help="refresh docs/programs.md")
     given = parser.parse_args()
     sampler = Sampler.load(given.bundle)
     with Progress("measuring", len(BUILD_BOUND_MS) * len(SOLVERS) + 2 * ROUNDS) as bar:
@@ -121,7 +121,7 @@ def main() -> None:
         )
     print(table(found), source, json.dumps({"bundle": sampler.bundle.name, **found}), sep="\n")
     if given.write:
-        fill(Path("docs/design.md"), "overhead", f"{table(found)}\n\n{source}")
+        fill(Path("docs/programs.md"), "overhead", f"{table(found)}\n\n{source}")
 
 
 if __name__ == "__main__":

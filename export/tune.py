@@ -17,6 +17,7 @@ from pathlib import Path
 
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import REPORT
+from runtime.bundle.hub import is_snapshot
 from runtime.bundle.shipped import INSTALLED
 from runtime.diffusion.program import Network
 from runtime.diffusion.tuned import Tuned
@@ -100,6 +101,11 @@ def _check_tunable(bundle: Bundle) -> None:
         raise ExportError(
             f"{bundle.path} is the copy inside the installed package, which tuning would rewrite. "
             f"Copy the folder and tune the copy."
+        )
+    if is_snapshot(bundle.path):
+        raise ExportError(
+            f"{bundle.path} is in the cache of the Hugging Face Hub, which tuning would change. "
+            "Copy the folder and tune the copy."
         )
     if bundle.conditions:
         raise ExportError(

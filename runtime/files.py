@@ -24,7 +24,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         # Renaming before the data is on the disk could leave an empty file after a power cut.
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
     except BaseException:  # Ctrl-C too must leave nothing behind
         temporary.unlink(missing_ok=True)
@@ -47,18 +47,27 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                _flush(file)
+                flush(file)
         if path.exists():
             path.rename(aside)
         temporary.rename(path)
         # The rename itself is on the disk only when the parent folder is.
-        _flush(path.parent)
+        flush(path.parent)
         shutil.rmtree(aside, ignore_errors=True)
     except BaseException:  # Ctrl-C too must leave the old folder in its place
         if aside.exists() and not path.exists():
             aside.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def lock(path: Path, wait: bool = False) -> IO[bytes]:
@@ -107,14 +116,6 @@ def from_json(text: str | bytes) -> Any:
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sibling(path: Path) -> Path:

@@ -25,7 +25,7 @@ from .errors import RequestError
 from .errors.arguments import integer
 from .errors.messages import reason, shown
 from .files import replacing
-from .images import picture_format, save, tile, to_uint8
+from .images import is_image, picture_format, save, tile, to_uint8
 from .sampler import Sampler
 from .terminal.output import say
 from .terminal.progress import Progress
@@ -241,7 +241,7 @@ def check_out(
     if given.out.suffix == ".npy":
         return
     shape = bundle.sample_shape
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if not is_image(shape):
         raise RequestError(
             f"the samples of {bundle.name} are {'×'.join(map(str, shape))}, and an image has 1 "
             f"or 3 channels by height by width. Write the samples themselves: --out samples.npy."

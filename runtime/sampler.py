@@ -108,8 +108,8 @@ class Sampler(Animating):
         """Open a bundle.
 
         Args:
-            path: The folder, made by `python -m export.build`; or a shipped bundle's name, such as
-                "emoji32".
+            path: The folder, made by `python -m export.build`; a shipped bundle's name, such as
+                "emoji32"; or "hf:USER/NAME@REVISION", a bundle of the Hugging Face Hub.
             backend: The inference library, see `runtime.backends.registry.BACKENDS`; "auto" is
                 onnxruntime. "fastest" times the CPU's for at most 2 seconds, keeps the answer in
                 the cache, and says in `chosen` what it chose.

@@ -136,7 +136,7 @@ class Jobs:
         """Note when it ended, and what its result holds."""
         job.ended = job.ended or time.monotonic()
         if job.id in self._jobs:
-            # A run may go on for others after the job was cancelled, and hold a result later.
+            # A run may continue for others after the job was cancelled, and hold a result later.
             self._held += job.bytes - self._ended.get(job.id, 0)
             self._ended[job.id] = job.bytes
 

@@ -18,7 +18,7 @@ from runtime.diffusion.solvers import SOLVERS
 from runtime.engine.request import Planner
 from runtime.engine.stats import TickReport
 from runtime.errors import BackendError, RequestError, unknown
-from runtime.files import to_json
+from runtime.images import is_image
 
 from .problems import Problem
 from .settings import Settings
@@ -66,8 +66,7 @@ class Model:
     @property
     def shows_images(self) -> bool:
         """Whether its samples are images."""
-        shape = self.bundle.sample_shape
-        return len(shape) == 3 and shape[0] in (1, 3)
+        return is_image(self.bundle.sample_shape)
 
     def close(self) -> None:
         """Stop the engine. The sampler stays open."""
@@ -140,7 +139,7 @@ def _fingerprint(sampler: Sampler) -> str:
     kind = BACKENDS.get(backend.name)
     library = sys.modules.get(kind.module) if kind else None
     parts = (
-        to_json(sampler.bundle.to_json()),
+        sampler.bundle.sha256,
         backend.name,
         backend.precision,
         getattr(backend, "threads", None),

@@ -1,9 +1,9 @@
 """The Open Inference Protocol (KServe's v2), in JSON.
 
-Inputs of a model: `seed` INT64 [n], and optionally `label` INT64 or BYTES [n] and `guidance` FP32
-[n]. A model with conditions needs `condition_NAME` [n, …] of each. Parameters: solver, steps, grid,
-guidance_interval, options, deadline. Outputs: `sample` FP32 [n, *S], and if it is asked for `image`
-UINT8 [n, H, W, C].
+Inputs of a model: `seed` INT64 [n], and optionally `label` INT64 or BYTES [n], below 0 for the null
+label, and `guidance` FP32 [n]. A model with conditions needs `condition_NAME` [n, …] of each.
+Parameters: solver, steps, grid, guidance_interval, options, deadline; a list or an object may be
+its JSON. Outputs: `sample` FP32 [n, *S], and if it is asked for `image` UINT8 [n, H, W, C].
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from runtime.bundle.conditions import PREFIX
 from runtime.diffusion.arrays import Array
+from runtime.engine.tensors import label_of, setting_of
 from runtime.errors import RequestError
 from runtime.errors.arguments import choice, integer
 from runtime.images import to_uint8
@@ -98,7 +99,7 @@ async def infer(request: Request) -> Response:
     service = service_of(request)
     service.check_accepting()
     found = _model(request)
-    body = check_all("the body", INFER, await read_json(request, service.settings))
+    body = check_all("the body", INFER, _read(await read_json(request, service.settings)))
     tensors = cast("Sequence[Tensor]", body["inputs"])
     most = service.settings.samples
     conditions = _conditions(found, tensors, most)
@@ -121,6 +122,14 @@ async def infer(request: Request) -> Response:
     name = cast("str | None", body.get("id"))
     data = await service.encode(_response, found, samples, wanted, name)
     return Response(data, headers=timing, media_type="application/json")
+
+
+def _read(body: object) -> object:
+    """Return a body whose parameters are read as Triton's are. Raises RequestError."""
+    given = body.get("parameters") if isinstance(body, Mapping) else None
+    if not isinstance(body, Mapping) or not isinstance(given, Mapping):
+        return body
+    return {**body, "parameters": {name: setting_of(name, v) for name, v in given.items()}}
 
 
 def _model(request: Request) -> Model:
@@ -146,6 +155,8 @@ def _inputs(tensors: Sequence[Tensor], most: int) -> dict[str, list[object]]:
             raise RequestError(f"`{name}` must have shape [n] and n entries, got {shape}.")
         integer("n", len(data), 1, most)
         found[name] = [_entry(name, kind, entry) for entry in data]
+        if name == "label":
+            found[name] = [label_of(entry) for entry in found[name]]
     return found
 
 

@@ -98,6 +98,8 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=protocol,
+        # Signals and connections are handled as this loop does, also if uvloop is installed.
+        loop="asyncio",
         ws="none",
         lifespan="on",
         log_config=None,

@@ -14,6 +14,7 @@ DOCS = sorted({*(ROOT / "docs").glob("*.md")} - {SERVING})
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS)
 SET_UP = {
     "pip install '.[cpu]'",
+    "pip install '.[export]'",
     "python3 -m venv .venv && . .venv/bin/activate",
 }
 IN_TURN = (
@@ -48,7 +49,7 @@ def run(command: str, folder: Path) -> str:
 
 def clone(path: Path) -> Path:
     """Give a folder what a clone has, so that the commands leave nothing in this one."""
-    for name in ("runtime", "trainer", "export", "docs"):
+    for name in ("runtime", "trainer", "export", "docs", "examples"):
         (path / name).symlink_to(ROOT / name)
     (path / "bundles").mkdir()
     (path / "bundles" / "emoji32").symlink_to(ROOT / "bundles" / "emoji32")

@@ -29,8 +29,12 @@ ELSEWHERE = {
     "bundles/README.md": "bundles.md",
     "bundles/emoji32/README.md": "emoji32.md",
     "examples/README.md": "examples/index.md",
+    "docs/README.md": "pages.md",
 }
-"""Pages from outside docs/: where they lie in the repository, and in the site."""
+"""Pages from outside docs/: where they lie in the repository, and in the site.
+
+MkDocs would make docs/README.md the site's first page, which is the project's README instead.
+"""
 EXAMPLES = {".py": "python", ".cpp": "cpp"}
 """The programs of examples/ that get a page, and their languages."""
 LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s]+)(?P<after>\))")

@@ -47,7 +47,7 @@ class Step(nn.Module):
     """One row of any program: network, denoised estimate, update.
 
     It is `runtime.diffusion.program`'s denoise and advance in torch, because it is traced. A guided
-    step also computes the network under the null values. See docs/design.md, the step graph.
+    step also computes the network under the null values. See docs/bundle-format.md, the step graph.
     """
 
     def __init__(self, model: TorchModel, guided: bool) -> None:

@@ -23,6 +23,7 @@ from ..errors.messages import shown
 from ..files import from_json, to_json
 from .conditions import Condition
 from .format import MANIFEST, STEP, null_file
+from .hub import hub_folder, is_hub_name, stores
 from .manifest import File, Manifest, Report, read_manifest
 from .shipped import bundle_folder
 from .spec import ModelSpec
@@ -54,14 +55,17 @@ class Bundle(ModelSpec):
         """Read and check the bundle.json of a folder. Other files are checked when they are read.
 
         Args:
-            path: The folder, or the name of a shipped bundle, such as "emoji32".
+            path: The folder; the name of a shipped bundle, such as "emoji32"; or
+                "hf:USER/NAME@REVISION", a bundle of the Hugging Face Hub.
 
         Raises:
             RequestError: `path` is not a path.
             BundleError: The folder or bundle.json is missing or not JSON, its format is newer, or
-                fields are missing or invalid. The message names every fault.
+                fields are missing or invalid. The message names every fault. Or it cannot be
+                fetched from the Hub.
         """
-        path = bundle_folder(path_of("path", path))
+        given = path_of("path", path)
+        path = hub_folder(given) if is_hub_name(given) else bundle_folder(given)
         manifest = path / MANIFEST
         try:
             value = from_json(manifest.read_bytes())
@@ -145,6 +149,12 @@ class Bundle(ModelSpec):
         names = {name.split("/")[0] for name in self.files if name.endswith(f"/{STEP}")}
         return tuple(sorted(names, key=lambda name: (name != "fp32", name)))
 
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of bundle.json, which holds the hashes of all files."""
+        # Of its content: the same fields with other blanks are the same bundle.
+        return hashlib.sha256(to_json(self.to_json()).encode()).hexdigest()
+
     def read(self, name: str) -> bytes:
         """Return the bytes of a file that bundle.json lists.
 
@@ -159,7 +169,8 @@ class Bundle(ModelSpec):
         path = self.path / name
         expected = self.files[name]
         # bundle.json confines names, but a symbolic link in the folder may still lead elsewhere.
-        if not path.resolve().is_relative_to(self.path.resolve()):
+        roots = (self.path, *stores(self.path))
+        if not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
             raise BundleError(
                 f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use "
                 "it."

@@ -111,7 +111,7 @@ class Costs:
                 found = self._whole(self._rough, busy)
             except Interrupted:
                 return None
-            except Exception:  # the rough curve works, so it goes on to be used
+            except Exception:  # the rough curve works, so it stays in use
                 found = self._rough
             if found is not None:
                 self._rough = None

@@ -1,6 +1,6 @@
 """Images: arrays of pixels and samples, and files. Pillow is imported on first use."""
 
-from .arrays import Float32, UInt8, from_uint8, tile, to_uint8
+from .arrays import Float32, UInt8, from_uint8, is_image, tile, to_uint8
 from .read import ImageSource, ImageSources, eight_bits, read
 from .write import animation_format, picture_format, save, save_animation
 
@@ -12,6 +12,7 @@ __all__ = [
     "animation_format",
     "eight_bits",
     "from_uint8",
+    "is_image",
     "picture_format",
     "read",
     "save",

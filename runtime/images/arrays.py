@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,11 @@ MAX_BYTES = 2**28
 """The most bytes of one sheet or enlarged image."""
 
 
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether samples of the shape *S, without the batch, are images."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
 def to_uint8(samples: np.ndarray, low: float = -1.0, high: float = 1.0) -> UInt8:
     """Convert samples [n, C, H, W] in low … high to images [n, H, W, C] of 0 … 255.
 
@@ -29,7 +35,7 @@ def to_uint8(samples: np.ndarray, low: float = -1.0, high: float = 1.0) -> UInt8
     """
     low, high = value_range(low, high)
     samples = _numbers(samples)
-    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+    if samples.ndim != 4 or not is_image(samples.shape[1:]):
         raise RequestError(f"images need samples [n, 1 or 3, H, W], got shape {samples.shape}.")
     # A cast would silently turn NaN into a random pixel.
     if (broken := np.isnan(samples).any(axis=(1, 2, 3))).any():

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import RequestError
 from ..errors.arguments import enough_memory, flag, path_of, size_of
 from ..errors.messages import reason, shown, shown_path
-from .arrays import Float32, UInt8, from_uint8, value_range
+from .arrays import Float32, UInt8, from_uint8, is_image, value_range
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -91,7 +91,7 @@ def _sample(
     """Return one image as a sample [*shape]."""
     if isinstance(picture, np.ndarray) and picture.dtype.kind == "f":
         return _float_sample(picture, name, shape, low, high)
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if not is_image(shape):
         raise RequestError(
             f"samples of shape {shape} are not images. Pass float arrays of that shape."
         )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from runtime import Sampler
+from runtime import Bundle, Sampler
+from serve import create_app
+
+from ..open_inference import check_server
+from .services import running
 
 INFER = "/v2/models/small/infer"
 
@@ -81,3 +87,9 @@ def test_nonsense_is_refused(client: TestClient, body: dict, sentence: str) -> N
     got = client.post(INFER, json=body)
     assert got.status_code == 400
     assert sentence in got.json()["error"]
+
+
+def test_the_client_that_talks_to_triton_talks_to_the_service(first_release: Path) -> None:
+    bundle = Bundle.load(first_release / "bundle")
+    with running(create_app([Sampler(bundle, threads=1)])) as address:
+        check_server(address, bundle)

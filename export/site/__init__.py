@@ -1,0 +1,1 @@
+"""A bundle as a static web site that samples in the browser."""
