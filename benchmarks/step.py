@@ -28,11 +28,10 @@ from onnx.utils import Extractor
 from export.graph.precision import scope
 from runtime import Sampler
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.format import REQUIRED, sampler_file, step_file
+from runtime.bundle.format import NETWORK, REQUIRED, sampler_file, step_file
 from runtime.diffusion.noise import Stream, noise
 from runtime.diffusion.program import D
 from runtime.terminal.progress import Progress
-from trainer.runs.weights import NETWORK
 
 STEPS = 10
 

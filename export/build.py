@@ -1,7 +1,7 @@
 """Export a network as a bundle, and prove it: python -m export.build RUN --out DIR
 
 RUN is a run of trainer.fit, a bundle made from one, or a diffusers folder; with --module the
-network is any PyTorch module.
+network is any PyTorch module, and with --onnx one in an ONNX file.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST, REPORT_IMAGE
@@ -28,7 +26,7 @@ from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
 from . import engines
-from .convert import converted
+from .convert import batched, converted
 from .errors import ExportError
 from .graph.calibrate import QUICK_CALIBRATION, Calibration
 from .proof.budget import MINUTES, fitting
@@ -36,12 +34,17 @@ from .proof.card import proof_lines
 from .proof.check import check
 from .proof.documents import write_documents
 from .proof.folder import bundle_in
-from .proof.independence import require_independent, torch_inputs
+from .proof.independence import require_independent, whole_inputs
 from .proof.plan import QUICK, Bounds, Plan
-from .sources.command_line import add_options, named
+from .sources.command_line import named
 from .sources.model import Model
-from .sources.module import from_module
+from .sources.onnx_file.model import from_onnx
+from .sources.options import add_options
+from .sources.settings import fields_of
 from .tuning.record import kept
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PRECISIONS = ("fp16", "int8")
 """What can be asked for alongside fp32."""
@@ -91,7 +94,9 @@ def build(
     bounds = bounds or Bounds()
     fitted = fitting(model, precisions, proof_minutes, plan=plan)
     # Checked on the module, where the cause of mixed samples can still be named.
-    require_independent(model, torch_inputs(model), bounds.answer, fitted.independent)
+    require_independent(
+        model, whole_inputs(model, batched(model)), bounds.answer, fitted.independent
+    )
     model = replace(model, tuned=model.tuned or kept(model, out))
     # A hidden sibling of `out`, renamed at the end: a failure leaves the old folder unchanged.
     with replacing_folder(out) as folder:
@@ -138,7 +143,7 @@ def _with_advice(error: ExportError) -> ExportError:
 
 
 def build_bundle(
-    module: nn.Module,
+    module: nn.Module | str | Path,
     out: str | Path | None = None,
     *,
     bounds: Bounds | None = None,
@@ -150,22 +155,24 @@ def build_bundle(
     proof_minutes: float = MINUTES,
     **described: Any,
 ) -> Bundle:
-    """Export any PyTorch module as a bundle, and prove it.
+    """Export any PyTorch module or ONNX file as a bundle, and prove it.
 
     Args:
-        module: module(x [B, *S], time [B] float32[, label [B] int64], **conditions) → F [B, *S].
+        module: module(x [B, *S], time [B] float32[, label [B] int64], **conditions) → F [B, *S], or
+            the path of an ONNX file of such a network. PyTorch is not imported for a file.
         out: The bundle's folder [bundles/ and the name].
         bounds, plan, precisions, calibration, winograd, same_bytes, proof_minutes: See `build`.
         described: What the module is: sample_shape, prediction, schedule, and what else
-            `export.sources.module.from_module` takes.
+            `export.sources.settings.fields_of` takes; for a file, also what `from_onnx` of
+            `export.sources.onnx_file.model` does.
 
     Raises:
         RequestError: An argument is invalid.
         ExportError: See `build`.
     """
-    check_options(
-        "build_bundle", described, option_names(from_module, 1), option_names(build_bundle, 1)[:-1]
-    )
+    described_by = _source_of(module)
+    known = [*option_names(described_by, 1)[:-1], *option_names(fields_of, 0)]
+    check_options("build_bundle", described, known, option_names(build_bundle, 1)[:-1])
     for name, value, kind in (
         ("bounds", bounds, Bounds),
         ("plan", plan, Plan),
@@ -181,11 +188,21 @@ def build_bundle(
     winograd = flag("winograd", winograd)
     same_bytes = flag("same_bytes", same_bytes)
     folder = None if out is None else file_path("out", out)
-    model = from_module(module, **described)
+    model = described_by(module, **described)
     folder = folder or Path("bundles") / model.name
     return build(
         model, folder, bounds, plan, chosen, calibration, winograd, same_bytes, proof_minutes
     )
+
+
+def _source_of(network: object) -> Callable[..., Model]:
+    """Return what describes a network: that of ONNX files for a path, or that of modules."""
+    if isinstance(network, (str, Path)):
+        return from_onnx
+    # Imports PyTorch.
+    from .sources.module import from_module
+
+    return from_module
 
 
 def _parser() -> argparse.ArgumentParser:

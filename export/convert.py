@@ -8,8 +8,9 @@ from pathlib import Path
 from onnx import ModelProto
 
 from runtime.bundle.format import STEP, step_file
+from runtime.diffusion.program import Network
 
-from .graph import trace as graph
+from .graph import fuse
 from .graph.calibrate import Calibration, ranges
 from .graph.folding import fold_upsampling
 from .graph.pixels.rewrite import pixels_first
@@ -23,6 +24,7 @@ from .proof.headroom import headroom
 from .proof.plan import Bounds
 from .proof.report import Conversion
 from .sources.model import Model
+from .sources.onnx_file.model import OnnxModel
 
 INT8 = {"int8": False, "int8-trt": True}
 """The kinds of int8 and whether their activations are signed, as TensorRT asks."""
@@ -37,7 +39,7 @@ def converted(
     winograd: bool,
 ) -> tuple[Conversion, bool]:
     """Write every precision's graphs; return how they were made, and if a CPU variant exists."""
-    steps = {name: same_in_any_batch(step) for name, step in graph.steps(model).items()}
+    steps = {name: same_in_any_batch(step) for name, step in _steps(model).items()}
     faster = _for_cpus(steps) if winograd else {}
     # Folding and groups hold for float32 only, so the other precisions start from `steps`.
     folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
@@ -46,6 +48,23 @@ def converted(
     del folded, faster
     conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
     return conversion, has_faster
+
+
+def batched(model: Model) -> Network:
+    """Return the model's network as it computes whole batches, to be checked for mixing samples."""
+    return fuse.batched(model) if isinstance(model, OnnxModel) else model.reference()
+
+
+def _steps(model: Model) -> Mapping[str, ModelProto]:
+    """Return the step graphs by file name, of a PyTorch module or of an ONNX file."""
+    if isinstance(model, OnnxModel):
+        return fuse.steps(model)
+    # Imports PyTorch, which the export of an ONNX file does without.
+    from .graph import trace
+    from .sources.torch_model import TorchModel
+
+    assert isinstance(model, TorchModel)
+    return trace.steps(model)
 
 
 def _for_cpus(steps: Mapping[str, ModelProto]) -> dict[str, ModelProto]:

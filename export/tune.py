@@ -30,8 +30,8 @@ from runtime.terminal.verbs import program, run_verb
 from .errors import ExportError
 from .proof.card import card
 from .proof.folder import write_card, write_manifest, write_report
-from .sources.command_line import add_options, named
-from .sources.model import torch_network
+from .sources.command_line import named
+from .sources.options import add_options
 from .tuning.gauss_newton import LOSSES
 from .tuning.record import checks_to_json, draw_tuned, tuned_checks
 from .tuning.reference import network_of, probe, same
@@ -204,7 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _act(given: argparse.Namespace) -> None:
     bundle = Bundle.load(given.bundle)
-    network = None if given.run is None and given.module is None else torch_network(named(given))
+    stated = any(source is not None for source in (given.run, given.module, given.onnx))
+    network = named(given).reference() if stated else None
     begun = time.perf_counter()
     settings = Settings(**{name: getattr(given, name) for name in SETTINGS}, loss=given.loss)
     found = tune(bundle, given.calls, network, settings, given.work, given.threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runtime.bundle.rules import MAX_RANK
 from runtime.diffusion.grid import GRIDS
 from runtime.diffusion.noise import MAX_SEED
 from runtime.diffusion.solvers import SOLVERS
@@ -33,6 +34,8 @@ FORMATS = (*IMAGE_FORMATS, "npy", "json")
 ANIMATION_FORMATS = (*IMAGE_FORMATS, "gif")
 """Formats of an animation as an image; PNG and WebP are lossless."""
 MOST_SAMPLES = 10_000
+MOST_ENTRIES = 10_000_000
+"""Numbers of a condition of all samples; the size of the body bounds them further."""
 """Entries of a list in a request; the settings may allow fewer samples."""
 MOST_TIMES = 10_000
 MOST_URL_TIMES = 1000
@@ -219,10 +222,15 @@ OPENAI_EDITS = (
 OPENAI_PARTS = {"image": True, "mask": False}
 """The files of POST /v1/images/edits."""
 TENSOR: tuple[Field, ...] = (
-    Field("name", text(), "seed, label or guidance.", required=True),
+    Field("name", text(), "seed, label, guidance or condition_NAME.", required=True),
     Field("datatype", text(20), "INT64, FP32 or BYTES.", required=True),
-    Field("shape", many(integer(0, MOST_SAMPLES), 1, 2), "[n].", required=True),
-    Field("data", many(scalar(), 1, MOST_SAMPLES), "n entries.", required=True),
+    Field(
+        "shape",
+        many(integer(0, MOST_SAMPLES), 1, 1 + MAX_RANK),
+        "[n], or [n, …] of a condition.",
+        required=True,
+    ),
+    Field("data", many(scalar(), 1, MOST_ENTRIES), "The entries, row by row.", required=True),
     Field("parameters", named(scalar(), 20), "Ignored."),
 )
 """An input of POST /v2/models/{model}/infer."""

@@ -149,6 +149,12 @@ def _model_of(service: Service, given: Mapping[str, object]) -> Model:
     model = service.models.get(cast("str | None", given.get("model")))
     if not model.shows_images:
         raise RequestError(f"the samples of {model.name} are no images. See /v1/samples.")
+    if model.bundle.conditions:
+        names = ", ".join(condition.name for condition in model.bundle.conditions)
+        raise RequestError(
+            f"{model.name} needs conditions ({names}), which this API cannot pass. Send them to "
+            "/v1/samples."
+        )
     size = given.get("size", "auto")
     if size not in ("auto", size_of(model)):
         raise RequestError(f'`size` must be "auto" or "{size_of(model)}", got {size!r}.')

@@ -1,13 +1,14 @@
 """The Open Inference Protocol (KServe's v2), in JSON.
 
 Inputs of a model: `seed` INT64 [n], and optionally `label` INT64 or BYTES [n], below 0 for the null
-label, and `guidance` FP32 [n]. Parameters: solver, steps, grid, guidance_interval, options,
-deadline; a list or an object may be its JSON. Outputs: `sample` FP32 [n, *S], and if it is asked
-for `image` UINT8 [n, H, W, C].
+label, and `guidance` FP32 [n]. A model with conditions needs `condition_NAME` [n, …] of each.
+Parameters: solver, steps, grid, guidance_interval, options, deadline; a list or an object may be
+its JSON. Outputs: `sample` FP32 [n, *S], and if it is asked for `image` UINT8 [n, H, W, C].
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from runtime.bundle.conditions import PREFIX
+from runtime.diffusion.arrays import Array
 from runtime.engine.tensors import label_of, setting_of
 from runtime.errors import RequestError
 from runtime.errors.arguments import choice, integer
@@ -34,6 +37,8 @@ from .service import flow_of, note_facts, service_of
 INPUTS = {"seed": ("INT64",), "label": ("INT64", "BYTES"), "guidance": ("FP32",)}
 """The data types that each input may have."""
 WHOLE = ("INT64",)
+KINDS = {"float32": "FP32", "int64": "INT64"}
+"""The data type of a condition's input."""
 Tensor = Mapping[str, object]
 """A tensor of a body that `INFER` has checked."""
 
@@ -64,6 +69,8 @@ async def model(request: Request) -> Response:
     inputs = [{"name": "seed", "datatype": "INT64", "shape": [-1]}]
     inputs += [label] if found.bundle.labels else []
     inputs += [guidance] if found.bundle.can_guide else []
+    for condition in found.bundle.conditions:
+        inputs.append(_tensor(condition.port, KINDS[condition.dtype], [-1, *condition.shape]))
     outputs = [_tensor("sample", "FP32", [-1, *found.bundle.sample_shape])]
     if found.shows_images:
         outputs.append(_tensor("image", "UINT8", [-1, *_image_shape(found)]))
@@ -93,13 +100,16 @@ async def infer(request: Request) -> Response:
     service.check_accepting()
     found = _model(request)
     body = check_all("the body", INFER, _read(await read_json(request, service.settings)))
-    inputs = _inputs(cast("Sequence[Tensor]", body["inputs"]), service.settings.samples)
+    tensors = cast("Sequence[Tensor]", body["inputs"])
+    most = service.settings.samples
+    conditions = _conditions(found, tensors, most)
+    inputs = _inputs([t for t in tensors if not _is_condition(t)], most)
     if "seed" not in inputs:
         raise RequestError("an inference needs the input `seed`, INT64 [n].")
     given = cast("Mapping[str, object]", body.get("parameters", {}))
     seeds = inputs.pop("seed")
     wanted = _outputs(found, cast("Sequence[Tensor]", body.get("outputs", [])))
-    requests = requests_of(found, len(seeds), seeds, {**given, **inputs})
+    requests = requests_of(found, len(seeds), seeds, {**given, **inputs}, conditions)
     work = await service.runs.plan(found, requests)
     deadline = cast("float | None", given.get("deadline"))
     run = service.runs.start(work, flow_of(request), deadline)
@@ -147,6 +157,33 @@ def _inputs(tensors: Sequence[Tensor], most: int) -> dict[str, list[object]]:
         found[name] = [_entry(name, kind, entry) for entry in data]
         if name == "label":
             found[name] = [label_of(entry) for entry in found[name]]
+    return found
+
+
+def _is_condition(tensor: Tensor) -> bool:
+    return str(tensor["name"]).startswith(PREFIX)
+
+
+def _conditions(model: Model, tensors: Sequence[Tensor], most: int) -> dict[str, Array]:
+    """The conditions [n, …] among the input tensors, by name. Raises RequestError."""
+    known = {condition.port: condition for condition in model.bundle.conditions}
+    found: dict[str, Array] = {}
+    for tensor in filter(_is_condition, tensors):
+        name = choice("name", tensor["name"], known, "input")
+        condition = known[name]
+        kind = choice("datatype", tensor["datatype"], (KINDS[condition.dtype],))
+        shape = cast("list[int]", tensor["shape"])
+        data = cast("list[object]", tensor["data"])
+        if condition.name in found:
+            raise RequestError(f"the input `{name}` is given twice. Give it once.")
+        if tuple(shape[1:]) != condition.shape or len(data) != math.prod(shape):
+            raise RequestError(
+                f"`{name}` must have shape {['n', *condition.shape]} and its entries row by row, "
+                f"got {shape} and {len(data)} entries."
+            )
+        integer("n", shape[0], 1, most)
+        entries = [_entry(name, kind, entry) for entry in data]
+        found[condition.name] = np.array(entries, condition.kind).reshape(shape)
     return found
 
 

@@ -112,6 +112,14 @@ def test_own_solver(tmp_path: Path) -> None:
     assert "emoji: (4, 3, 32, 32)" in said
 
 
+def test_any_callable(tmp_path: Path) -> None:
+    said = _run("any_callable.py", tmp_path, steps=60)
+    distances = [float(number) for number in re.findall(r"a mean (\S+),", said)]
+    assert len(distances) == 4
+    # Two dimensions of spread 0.3 are 0.42 from their mean; 60 steps come close.
+    assert max(abs(distance - 0.3 * 2**0.5) for distance in distances) < 0.1
+
+
 def test_int8_openvino(tmp_path: Path) -> None:
     if "int8" not in backends()["openvino"]["precisions"]:
         pytest.skip("this CPU does not compute int8 exactly")

@@ -13,7 +13,7 @@ from unittest import mock
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from export.sources.model import Model
+    from export.sources.torch_model import TorchModel
 
 DIGEST = "sha256.txt"
 
@@ -55,7 +55,7 @@ class Traces:
         self.folder = folder
 
     @staticmethod
-    def write(model: Model, folder: Path) -> None:
+    def write(model: TorchModel, folder: Path) -> None:
         """Trace a model into a folder."""
         from export.graph import trace  # imports torch, which few tests need
 
@@ -81,14 +81,14 @@ class Traces:
         steps = trace.steps
         digest = (self.folder / DIGEST).read_text()
 
-        def read_or_trace(model: Model) -> dict[str, ModelProto]:
+        def read_or_trace(model: TorchModel) -> dict[str, ModelProto]:
             return self.read() if _digest(model) == digest else steps(model)
 
         with mock.patch.object(trace, "steps", read_or_trace):
             yield
 
 
-def _digest(model: Model) -> str:
+def _digest(model: TorchModel) -> str:
     """Return the SHA-256 of the weights and of their names."""
     digest = hashlib.sha256()
     for name, weight in model.module.state_dict().items():

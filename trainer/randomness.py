@@ -84,7 +84,7 @@ ORDER = NumpyStream(lambda seed, epoch: (seed, epoch))
 CROPS = NumpyStream(lambda seed, step: (seed, 2**63 + step))
 
 # Counter: the step. For the whole batch, in this order: which labels are dropped, the noise levels,
-# which images are mirrored.
+# which images are mirrored, and with a task which conditions are dropped.
 STEP = TorchStream(lambda seed, step: mixed(seed, 0, step))
 
 # Counter: the place of the image among all that the run trains on. The noise that is added to it.
@@ -92,6 +92,10 @@ NOISE = TorchStream(lambda seed, place: mixed(seed, 1, place))
 
 # Counter: see `dropout_counter`. The activations that dropout sets to zero.
 DROPOUT = TorchStream(lambda seed, counter: mixed(seed, 2, counter))
+
+# Counter: the place of the image among all that the run trains on. The part that --task inpaint
+# leaves out.
+MASKS = TorchStream(lambda seed, place: mixed(seed, 3, place))
 
 # DataLoader draws a seed for its workers, which draw nothing. A generator of its own keeps it from
 # advancing the global one. The number is the seed of a new torch.Generator.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from trainer.runs.weights import NETWORK
+from runtime.bundle.format import NETWORK
 
 from .dims import Dims
 from .edit import drop_unused, with_inner
@@ -16,12 +17,17 @@ OUTSIDE = "step"
 """The first part of a node's name outside the network."""
 
 
-def clean(proto: ModelProto) -> ModelProto:
+def clean(
+    proto: ModelProto, modules: Callable[[GraphProto], list[str]] | None = None
+) -> ModelProto:
     """Change a traced graph in place: remove what reveals the build machine, freeze shapes.
 
     Stack traces and paths go. Shapes that are known except for the batch become constants. A node
     is named after the module that it came from, as in network.down.0.residual.conv1/Conv_12;
     nodes outside the network are named as in step/Add_3.
+
+    Args:
+        modules: The path of each node's module [as torch's exporter noted it].
 
     Returns:
         `proto`.
@@ -37,7 +43,7 @@ def clean(proto: ModelProto) -> ModelProto:
     # Shapes first: what computed them is then unused and goes.
     _freeze_shapes(proto)
     drop_unused(graph)
-    for i, (node, module) in enumerate(zip(graph.node, _modules(graph), strict=True)):
+    for i, (node, module) in enumerate(zip(graph.node, (modules or _modules)(graph), strict=True)):
         node.name = f"{module}/{node.op_type}_{i}"
     # Stack traces hold paths and source lines of the machine that traced the module.
     for item in [*graph.node, *graph.input, *graph.output, *graph.initializer]:

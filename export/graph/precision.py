@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from trainer.runs.weights import NETWORK
+from runtime.bundle.format import NETWORK
 
 from .edit import copy_of, drop_unused
 

@@ -17,13 +17,12 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from runtime.bundle.conditions import LABEL, LEARNED, Condition
-from runtime.bundle.format import step_file
+from runtime.bundle.format import NETWORK, step_file
 from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
 from runtime.errors.messages import described
-from trainer.runs.weights import NETWORK
 
 from ..errors import ExportError
-from ..sources.model import Model
+from ..sources.torch_model import TorchModel
 from .clean import clean
 from .edit import with_inner
 
@@ -51,7 +50,7 @@ class Step(nn.Module):
     step also computes the network under the null values. See docs/bundle-format.md, the step graph.
     """
 
-    def __init__(self, model: Model, guided: bool) -> None:
+    def __init__(self, model: TorchModel, guided: bool) -> None:
         super().__init__()
         self.network = model.module
         self.shape = model.sample_shape
@@ -125,7 +124,7 @@ class Step(nn.Module):
         return (update @ known).reshape(-1, R, *self.shape), D
 
 
-def steps(model: Model) -> dict[str, ModelProto]:
+def steps(model: TorchModel) -> dict[str, ModelProto]:
     """Return the step graphs by file name: the plain one, and the guided one if there is one.
 
     A model has a guided graph if its null label was trained, or a condition has a null value.
@@ -134,7 +133,7 @@ def steps(model: Model) -> dict[str, ModelProto]:
     return {step_file(guided): trace(model, guided) for guided in kinds}
 
 
-def trace(model: Model, guided: bool) -> ModelProto:
+def trace(model: TorchModel, guided: bool) -> ModelProto:
     """Return the step graph as ONNX with a dynamic batch, and every weight inside.
 
     Nothing in it reveals the machine that made it.

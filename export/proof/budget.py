@@ -11,7 +11,7 @@ import numpy as np
 from runtime.errors.arguments import number
 from runtime.terminal.output import say
 
-from ..sources.model import Model, torch_network
+from ..sources.model import Model
 from .independence import BATCH
 from .plan import LADDER, Plan
 
@@ -125,7 +125,7 @@ def work_of(model: Model, backends: int) -> Work:
 
 def seconds_of(model: Model, clock: Callable[[], float] = time.perf_counter) -> float:
     """Time a pass of PyTorch on one sample: the faster of two. 0 if the module fails."""
-    network = torch_network(model)
+    network = model.reference()
     x = np.zeros((1, *model.sample_shape), np.float32)
     times = model.schedule.time[-1:].astype(np.float32)
     label = [np.zeros(1, np.int64)] if model.num_labels else []

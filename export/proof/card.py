@@ -10,7 +10,7 @@ from runtime.bundle.format import MANIFEST, REPORT, REPORT_IMAGE, SAMPLES_IMAGE
 from runtime.terminal.progress import clock
 
 from ..tuning.record import tuned_lines
-from .figure import can_be_shown, in_words
+from .figure import can_be_shown, compared_with, in_words
 from .plan import Bounds
 
 MOST_CALLS = 100
@@ -51,7 +51,7 @@ def proof_lines(bundle: Bundle, bounds: Bounds) -> str:
         for backend, worst in entries.items():
             lines.append(
                 f"{precision} on {backend}: {in_words(worst['ms_a_call'])} ms a call; agrees with "
-                "PyTorch, largest differences:"
+                f"{compared_with(bundle)}, largest differences:"
             )
             # Other precisions differ from PyTorch on purpose; only their images have a bound.
             if precision == "fp32":
@@ -157,7 +157,7 @@ def _checked(bundle: Bundle) -> list[str]:
     lines = [
         "## Checked",
         "",
-        f"Largest differences from PyTorch (see `{REPORT}` and `{REPORT_IMAGE}`):",
+        f"Largest differences from {compared_with(bundle)} (see `{REPORT}` and `{REPORT_IMAGE}`):",
         "",
         "| precision | backend | network's output F | next state | whole trajectory | PSNR to "
         "fp32, dB |",

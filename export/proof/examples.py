@@ -24,7 +24,7 @@ from runtime.diffusion.program import (
     run,
 )
 
-from ..sources.model import Model, torch_network
+from ..sources.model import Model
 from .plan import Plan
 
 ROUNDING = 4 * 2.0**-24
@@ -83,7 +83,7 @@ class Examples:
         self.model = model
         self.bundle = bundle
         self.plan = plan
-        self.network = torch_network(model)
+        self.network = model.reference()
         self.count = max(plan.batches)
         self._conditions = model.draw_conditions(self.count)
         # The first sample has the null values, as it has the null label at turn 0.

@@ -13,6 +13,7 @@ from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import step_name
 from runtime.images import to_uint8
 
+from ..sources.model import ONNX_FILE
 from .check import PYTORCH, Proof
 from .report import PrecisionCheck, Report
 
@@ -58,6 +59,11 @@ def draw(path: Path, bundle: Bundle, proof: Proof) -> None:
     plt.close(figure)
 
 
+def compared_with(bundle: Bundle) -> str:
+    """Return what the graphs were compared with, for people: PyTorch, or the file."""
+    return "the ONNX file" if ONNX_FILE in bundle.provenance else "PyTorch"
+
+
 def in_words(ms_a_call: Mapping[str, float]) -> str:
     """Return milliseconds by batch size in words."""
     return ", ".join(f"{spent:.1f} at batch {batch}" for batch, spent in ms_a_call.items())
@@ -91,7 +97,7 @@ def _draw_steps(axes: Axes, name: str, report: Report) -> None:
         va="bottom",
         fontsize=8,
     )
-    axes.set(yscale="log", xlabel="timestep", ylabel="largest difference from PyTorch")
+    axes.set(yscale="log", xlabel="timestep", ylabel="largest difference from the original")
     axes.set_title(f"{name}: one step")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -117,7 +123,7 @@ def _draw_images(
     """Draw PyTorch's final images, then each precision's and their difference, enlarged."""
     reference = images[PYTORCH]
     rows = [reference]
-    names = ["PyTorch"]
+    names = [compared_with(bundle)]
     for precision in precisions:
         # Differences are invisible unless enlarged; the label says by how much.
         delta = images[precision] - reference
@@ -143,7 +149,7 @@ def _draw_signals(axes: Axes, samples: Mapping[str, NDArray[np.float32]]) -> Non
     """Draw the first sample of each side as lines, one a channel, over each other."""
     for name, style in zip(samples, LINE_STYLES, strict=False):
         channels = samples[name][0].reshape(-1, samples[name].shape[-1])[:CHANNELS]
-        label = "PyTorch" if name == PYTORCH else f"ONNX {name}"
+        label = "original" if name == PYTORCH else f"ONNX {name}"
         for i, values in enumerate(channels):
             axes.plot(values, style, color=f"C{i}", linewidth=1, label=label if i == 0 else None)
     axes.set_axis_on()
@@ -155,7 +161,7 @@ def _draw_trajectories(axes: Axes, report: Report) -> None:
         f"{t.trajectory}: largest difference {t.error:.1e}, {t.psnr_db:.0f} dB"
         for t in report.checks[0].trajectories
     ]
-    text = "\n".join(["fp32 and PyTorch:", *lines, *_conversion_lines(report)])
+    text = "\n".join(["fp32 and the original:", *lines, *_conversion_lines(report)])
     axes.set_axis_off()
     axes.text(0, 1, text, va="top", fontsize=9)
 

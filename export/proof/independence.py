@@ -21,7 +21,6 @@ from runtime.errors.messages import described
 from ..errors import ExportError
 from ..graph.calibrate import session
 from ..graph.edit import copy_of
-from ..sources.model import Model, torch_network
 
 Float32 = NDArray[np.float32]
 BATCH = 4
@@ -102,16 +101,14 @@ Network = Callable[[Inputs], Float32]
 """F [n, *S] of inputs."""
 
 
-def torch_inputs(model: Model) -> Network:
-    """Return the PyTorch module as a network of whole inputs.
-
-    The network raises ExportError if the module fails.
-    """
-    module = torch_network(model)
+def whole_inputs(model: ModelSpec, module: Callable[..., Float32]) -> Network:
+    """Return a network of `runtime.run` as one of whole inputs, which fails with ExportError."""
 
     def network(inputs: Inputs) -> Float32:
         try:
             found = module(*inputs.arguments(), **inputs.conditions)
+        except ExportError:
+            raise
         except Exception as error:  # the module's own code may raise anything
             raise ExportError(
                 f"{model.name}: the module fails on a batch of {_samples(len(inputs))} "
@@ -203,7 +200,7 @@ def largest(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
 
 def require_independent(
-    model: Model, network: Network, tolerance: float, count: int = BATCH
+    model: ModelSpec, network: Network, tolerance: float, count: int = BATCH
 ) -> None:
     """Check the PyTorch module before anything is converted.
 

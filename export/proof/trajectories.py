@@ -22,7 +22,7 @@ from runtime.diffusion.program import GUIDANCE, Program, run
 from runtime.sampler import Sampler
 
 from ..graph.sensitivity import median_psnr
-from ..sources.model import Model, torch_network, ways_of
+from ..sources.model import Model, ways_of
 from .plan import Plan
 from .report import TrajectoryCheck
 from .steps import difference
@@ -153,7 +153,7 @@ def _by_pytorch(
     """Run the module along the program, see `run_loop_graph`. Returns samples [B, *S]."""
     return run(
         program,
-        torch_network(model),
+        model.reference(),
         x,
         z,
         label=label,

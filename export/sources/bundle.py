@@ -16,7 +16,7 @@ from trainer.networks.cost import make_network
 from trainer.runs.weights import as_like, weights_of
 
 from ..errors import ExportError
-from .model import Model
+from .torch_model import TorchModel
 
 
 def is_bundle(folder: Path) -> bool:
@@ -24,7 +24,7 @@ def is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def from_bundle(folder: Path) -> Model:
+def from_bundle(folder: Path) -> TorchModel:
     """Return the model that was exported; its weights are read from the float32 graph by name.
 
     Raises:
@@ -42,7 +42,8 @@ def from_bundle(folder: Path) -> Model:
     # Samples of a trained bundle have three axes: the config's network refuses any others.
     config = Config.from_json(record)
     shape = bundle.sample_shape
-    network = make_network(config, shape, bundle.num_classes)  # type: ignore[arg-type]
+    conditions = bundle.conditions
+    network = make_network(config, shape, bundle.num_classes, conditions)  # type: ignore[arg-type]
     stored = weights_of(bundle)
     # The graph may hold a weight in another shape, so it is shaped as the module's own.
     state: dict[str, Tensor] = {}
@@ -55,7 +56,7 @@ def from_bundle(folder: Path) -> Model:
             )
         state[name] = weight
     network.load_state_dict(state)
-    return Model(
+    return TorchModel(
         module=network.eval().requires_grad_(False),
         provenance={k: v for k, v in bundle.provenance.items() if k != "versions"},
         **bundle.spec_fields(),

@@ -9,7 +9,7 @@ from runtime.errors.messages import described
 
 from ..errors import ExportError
 from .loading import type_name
-from .model import Model
+from .torch_model import TorchModel
 
 
 def check_parameters(name: str, module: nn.Module) -> None:
@@ -37,7 +37,7 @@ def check_parameters(name: str, module: nn.Module) -> None:
             )
 
 
-def check_outputs(model: Model) -> None:
+def check_outputs(model: TorchModel) -> None:
     """Call the module at both ends of the schedule, with its first and its last label.
 
     Its conditions are drawn, see `Model`.

@@ -1,4 +1,4 @@
-"""The command line's source as a `Model`: a run, a bundle, a diffusers folder, or a module."""
+"""The command line's source as a `Model`: a run, a bundle, a diffusers folder, a module, a file."""
 
 from __future__ import annotations
 
@@ -8,25 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle.shipped import named_folder
-from runtime.diffusion.schedule import SCHEDULES, Schedule, make_schedule
+from runtime.diffusion.schedule import Schedule, make_schedule
 from runtime.errors import RequestError, unknown
 from runtime.errors.messages import printable
-from runtime.options import assignment, integers
 from runtime.terminal.output import say
 
-from .bundle import from_bundle, is_bundle
-from .conditions import add_condition_option, described
+from .conditions import described
 from .diffusers.folder import is_diffusers
-from .diffusers.model import from_diffusers
-from .loading import load_module, load_weights
 from .model import Model, bundle_name
-from .module import from_module
-from .run import from_run, newest_run
+from .onnx_file.model import from_onnx
+from .options import EXAMPLE, ONNX_EXAMPLE
 
 RUN = "a run"
 BUNDLE = "a bundle"
 DIFFUSERS = "a diffusers folder"
 MODULE = "--module"
+ONNX = "--onnx"
 DEFAULTS = ("guidance", "solver", "steps", "grid")
 ACCEPTS = {
     RUN: ("runs", "weights", "guidance"),
@@ -39,6 +36,7 @@ ACCEPTS = {
         "null_label",
         "label_names",
         "variant",
+        "condition",
         *DEFAULTS,
     ),
     MODULE: (
@@ -55,6 +53,7 @@ ACCEPTS = {
         *("num_classes", "null_label", "label_names", "condition", "option", *DEFAULTS),
     ),
 }
+ACCEPTS[ONNX] = ("input", "output", *(key for key in ACCEPTS[MODULE] if key != "weights"))
 """The options that each kind of source takes; the others are refused, so that none is ignored."""
 
 
@@ -65,13 +64,20 @@ def named(given: argparse.Namespace) -> Model:
         RequestError: Options contradict each other.
         ExportError: See `from_run`, `from_bundle`, `from_diffusers` and `from_module`.
     """
+    sources = {"a folder": given.run, MODULE: given.module, ONNX: given.onnx}
+    stated = [f"{kind} {value}" for kind, value in sources.items() if value is not None]
+    if len(stated) > 1:
+        raise RequestError(f"give a folder, --module or --onnx, got {' and '.join(stated)}.")
     if given.module is not None:
-        if given.run is not None:
-            raise RequestError(
-                f"give a folder or --module, not both: found {given.run} and --module "
-                f"{given.module}."
-            )
         return _module(given)
+    return _onnx(given) if given.onnx is not None else _folder(given)
+
+
+def _folder(given: argparse.Namespace) -> Model:
+    # Here and below, because they import PyTorch, which the export of an ONNX file does without.
+    from .bundle import from_bundle, is_bundle
+    from .run import newest_run
+
     run = named_folder(given.run) if given.run else newest_run(given.runs or Path("runs"))
     if is_bundle(run):
         _taken(given, BUNDLE)
@@ -81,6 +87,8 @@ def named(given: argparse.Namespace) -> Model:
 
 
 def _run(run: Path, given: argparse.Namespace) -> Model:
+    from .run import from_run
+
     options = _taken(given, RUN)
     weights = options.get("weights", "ema")
     if weights not in ("ema", "weights"):
@@ -90,20 +98,22 @@ def _run(run: Path, given: argparse.Namespace) -> Model:
 
 
 def _diffusers(folder: Path, given: argparse.Namespace) -> Model:
+    from .diffusers.model import from_diffusers
+
     options = _taken(given, DIFFUSERS)
     say(f"the network in {printable(folder)}, a diffusers folder")
+    options |= described(options.pop("condition", ()))
     return from_diffusers(folder, schedule=_schedule(options), **options)
 
 
 def _module(given: argparse.Namespace) -> Model:
+    from .loading import load_module, load_weights
+    from .module import from_module
+
     options = _taken(given, MODULE)
     schedule = _schedule(options)
     weights = options.pop("weights", None)
-    missing = [flag for flag in ("sample_shape", "prediction") if flag not in options]
-    missing += [] if schedule else ["schedule"]
-    if missing:
-        flags = ", ".join("--" + flag.replace("_", "-") for flag in missing)
-        raise RequestError(f"--module needs {flags} too, for instance {EXAMPLE}.")
+    _require(MODULE, ("sample_shape", "prediction"), options, schedule, EXAMPLE)
     module = load_module(given.module)
     if weights is not None:
         load_weights(module, Path(weights))
@@ -115,7 +125,30 @@ def _module(given: argparse.Namespace) -> Model:
     return from_module(module.requires_grad_(False), schedule=schedule or "", name=name, **options)
 
 
-EXAMPLE = "--sample-shape 3,32,32 --prediction epsilon --schedule linear_raw"
+def _onnx(given: argparse.Namespace) -> Model:
+    options = _taken(given, ONNX)
+    schedule = _schedule(options)
+    _require(ONNX, ("prediction",), options, schedule, ONNX_EXAMPLE)
+    say(f"the network in {printable(given.onnx)}")
+    options["options"] = _together("--option", options.pop("option", ()))
+    options["inputs"] = _together("--input", options.pop("input", ()))
+    options |= described(options.pop("condition", ()))
+    return from_onnx(given.onnx, schedule=schedule or "", **options)
+
+
+def _require(
+    kind: str,
+    flags: Sequence[str],
+    options: dict[str, Any],
+    schedule: Schedule | None,
+    example: str,
+) -> None:
+    """Raises RequestError for a source without an option that it needs."""
+    missing = [flag for flag in flags if flag not in options]
+    missing += [] if schedule else ["schedule"]
+    if missing:
+        named = ", ".join("--" + flag.replace("_", "-") for flag in missing)
+        raise RequestError(f"{kind} needs {named} too, for instance {example}.")
 
 
 def _taken(given: argparse.Namespace, kind: str) -> dict[str, Any]:
@@ -154,140 +187,3 @@ def _together(flag: str, assignments: Sequence[tuple[str, Any]]) -> dict[str, An
             raise RequestError(f"{flag} must give each name once, got {name!r} twice. Remove one.")
         values[name] = value
     return values
-
-
-def _range(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be two numbers with a comma between them, such as -1,1, got {text!r}"
-        ) from None
-    return low, high
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
-
-
-def add_options(parser: argparse.ArgumentParser, flag: str | None = None) -> None:
-    """Add the options that say what is exported; each is None unless it is given.
-
-    Args:
-        parser: Of a command.
-        flag: The flag for RUN; None makes it a positional argument.
-    """
-    what = "a run's, a bundle's or a diffusers folder, or a shipped bundle's name"
-    if flag:
-        parser.add_argument(flag, dest="run", help=what, type=Path, metavar="RUN")
-    else:
-        text = f"{what} [the newest run under runs/]"
-        parser.add_argument("run", nargs="?", help=text, type=Path, metavar="RUN")
-    _add_run_options(parser.add_argument_group("runs of trainer.fit"))
-    _add_module_options(
-        parser.add_argument_group("any PyTorch module", f"needs {EXAMPLE} or the like")
-    )
-    _add_network_options(
-        parser.add_argument_group("modules, and diffusers networks without a scheduler")
-    )
-    _add_diffusers_options(parser.add_argument_group("diffusers folders"))
-    _add_label_options(parser.add_argument_group("labels of modules and diffusers folders"))
-    _add_bundle_options(parser.add_argument_group("the bundle"))
-
-
-def _add_run_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--runs", type=Path, metavar="DIR", help="the folder that holds the runs [runs]")
-    add(
-        "--weights",
-        metavar="WHICH",
-        help="ema, the moving average, or weights, the last step's own [ema]; with --module, a "
-        ".safetensors file",
-    )
-
-
-def _add_module_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--module",
-        metavar="PACKAGE.FILE:FACTORY",
-        help="called without arguments, returns module(x, time[, label], **conditions) → F. This "
-        "runs the code in that file",
-    )
-    add(
-        "--sample-shape",
-        type=integers,
-        metavar="C,H,W",
-        help="without the batch; any rank from 1 to 4",
-    )
-    add(
-        "--sample-range",
-        type=_range,
-        metavar="LOW,HIGH",
-        help="of the data [-1,1]; write --sample-range=LOW,HIGH",
-    )
-    add(
-        "--clip",
-        type=float,
-        metavar="BOUND",
-        help="on the denoised estimate; 1 for images [none]",
-    )
-    add("--num-classes", type=int, metavar="N", help="without the null label [0, no labels]")
-    add_condition_option(group)
-    add(
-        "--option",
-        type=assignment,
-        action="append",
-        metavar="NAME=VALUE",
-        help="of the default solver",
-    )
-
-
-def _add_network_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--prediction", metavar="KIND", help="what F is: epsilon, v, x0, flow or edm")
-    add("--schedule", metavar="NAME", help=", ".join(sorted(set(SCHEDULES) - {"from_betas"})))
-    add(
-        "--schedule-option",
-        type=assignment,
-        action="append",
-        metavar="NAME=VALUE",
-        help="such as T=500",
-    )
-
-
-def _add_diffusers_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--variant",
-        metavar="NAME",
-        help="of the weights, such as fp16; they are computed in float32",
-    )
-
-
-def _add_label_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--null-label",
-        type=int,
-        metavar="N",
-        help="the number that means no label, if one was trained",
-    )
-    add(
-        "--label-names",
-        type=_names,
-        metavar="A,B,…",
-        help="of the classes, without the null label [their numbers]",
-    )
-
-
-def _add_bundle_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--name", help="[the folder's, or the factory's]")
-    add(
-        "--guidance",
-        type=float,
-        help="the default guidance scale, 1 for none [2 if a null label was trained]",
-    )
-    add("--solver", metavar="NAME", help="the default one [the scheduler's; ddim]")
-    add("--steps", type=int, metavar="N", help="the default number [the scheduler's; 50]")
-    add("--grid", metavar="NAME", help="the default one [the scheduler's; trailing]")

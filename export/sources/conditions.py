@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from runtime.bundle.conditions import LABEL, LEARNED, MAX_CONDITIONS, Condition
 from runtime.diffusion.arrays import Array
@@ -90,8 +89,9 @@ def _array(what: str, value: object, condition: Condition, many: bool) -> Array:
     sizes = ["m", *condition.shape] if many else [*condition.shape]
     rule = f"finite numbers of shape [{', '.join(map(str, sizes))}] in {condition.dtype}"
     try:
-        # A parameter of the module needs a gradient, which an array cannot have.
-        plain = value.detach() if isinstance(value, Tensor) else value
+        # A torch parameter needs a gradient, which an array cannot have.
+        detach = getattr(value, "detach", None)
+        plain = detach() if callable(detach) else value
         array = array_of(plain).astype(condition.kind, casting="same_kind")
     except Exception:  # the value is the caller's class
         raise refused(what, rule, value) from None

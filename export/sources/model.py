@@ -1,18 +1,16 @@
-"""What can be exported: a PyTorch module, with everything that a bundle says of it."""
+"""What can be exported: a network, with everything that a bundle says of it."""
 
 from __future__ import annotations
 
 import platform
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
 
 from runtime.bundle.conditions import Condition
 from runtime.bundle.spec import Labels, ModelSpec
@@ -23,27 +21,34 @@ from runtime.errors.arguments import elements, integer
 from runtime.errors.messages import described, printable, refused, shown
 from runtime.files import to_json
 
+ONNX_FILE = "onnx_file"
+"""The entry of the provenance of a network that was read from an ONNX file."""
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
 """The libraries that make and check an export."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model(ModelSpec):
-    """A module(x [B, *S], time [B], label [B], **conditions) → F [B, *S] and its description.
+    """A network's description, and the network itself as a function of arrays.
 
-    It takes a label only if there are classes.
+    `TorchModel` has a PyTorch module, `OnnxModel` an ONNX file.
 
     Attributes:
-        module: In evaluation mode, on the CPU, in float32.
         provenance: The model's origin, for the model card.
         nulls: The learned null values [*shape] of conditions, by name.
         examples: Real conditions [m, *shape] by name, for checks and calibration.
     """
 
-    module: nn.Module
     provenance: Mapping[str, Any]
     nulls: Mapping[str, Array] = field(default_factory=dict)
     examples: Mapping[str, Array] = field(default_factory=dict)
+
+    def reference(self) -> Network:
+        """Return what every graph is compared with.
+
+        It is F [n, *S] of x [n, *S], time [n], label [n] if any, and conditions [n, …] by name.
+        """
+        raise NotImplementedError
 
     def learned_null(self, condition: Condition) -> Array:
         """Return the learned null value of a condition, [*shape]."""
@@ -143,27 +148,9 @@ def make_labels(count: int, null_label: int | None, names: Sequence[str] | None)
     return Labels(tuple(names), null_label is not None)
 
 
-def torch_network(model: Model) -> Network:
-    """Return the module as a network of `runtime.run`.
-
-    It is F [n, *S] of x [n, *S], time [n], label [n] if any, and conditions [n, …] by name.
-    """
-
-    def tensor(array: NDArray[Any]) -> torch.Tensor:
-        # Contiguous and writable, as torch takes arrays.
-        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-    def network(*inputs: NDArray[Any], **conditions: NDArray[Any]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            named = {name: tensor(array) for name, array in conditions.items()}
-            return model.module(*map(tensor, inputs), **named).numpy()
-
-    return network
-
-
 def versions() -> dict[str, str]:
-    """Return the versions that make and check an export."""
+    """Return the versions of what makes and checks an export: of the libraries in use."""
     return {
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in LIBRARIES},
+        **{name: metadata.version(name) for name in LIBRARIES if sys.modules.get(name)},
     }

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from runtime.bundle.conditions import Condition
 from runtime.bundle.distilled import Distilled
 from runtime.bundle.spec import Defaults, Labels
+from runtime.diffusion.arrays import Array
 from runtime.errors.arguments import number
 from runtime.files import from_json
 from trainer.config import Config
 from trainer.networks.cost import make_network
 from trainer.runs import checkpoint as checkpoints
-from trainer.runs.folder import commit, read_starts
+from trainer.runs.folder import EXAMPLES, commit, read_starts
 from trainer.runs.weights import SHA256
 
 from ..errors import ExportError
-from .model import Model
+from .torch_model import TorchModel
 
 
 def newest_run(runs: Path) -> Path:
@@ -34,7 +40,7 @@ def newest_run(runs: Path) -> Path:
     return max(paths, key=lambda run: checkpoints.found(run / "checkpoints")[-1].stat().st_mtime)
 
 
-def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
+def from_run(run: Path, guidance: float, weights: str = "ema") -> TorchModel:
     """Return the newest checkpoint of a run as a model.
 
     Args:
@@ -47,21 +53,11 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
         CheckpointError: Its checkpoint is damaged.
     """
     guidance = number("guidance", guidance, -1e3, 1e3)
-    try:
-        record = from_json((run / "config.json").read_bytes())
-        data = record.pop("data_record")
-        shape = tuple(record.pop("sample_shape"))
-        classes = tuple(record.pop("classes"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ExportError(
-            f"{run} is not a run: it has no config.json. python -m trainer.fit makes runs under "
-            "runs/. (Nor is it a diffusers folder, which has a model_index.json or a UNet2DModel's "
-            "config.json.)"
-        ) from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ExportError(
-            f"{run / 'config.json'} is not a run's config ({type(error).__name__}: {error})."
-        ) from error
+    record = _record(run)
+    data = record.pop("data_record")
+    shape = record.pop("sample_shape")
+    classes = record.pop("classes")
+    conditions = record.pop("conditions")
     config = Config.from_json(record)
     checkpoint = checkpoints.newest(run / "checkpoints")
     if checkpoint is None:
@@ -69,11 +65,11 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
             f"{run} has no checkpoint yet. Run python -m trainer.fit with its options until it "
             "writes one."
         )
-    network = make_network(config, shape, len(classes))
+    network = make_network(config, shape, len(classes), conditions)
     network.load_state_dict(getattr(checkpoint, weights))
     # Labels are dropped in training to teach the null label; without dropout it was never seen.
     null_trained = config.label_dropout > 0 and bool(classes)
-    return Model(
+    return TorchModel(
         name=config.name,
         module=network.eval().requires_grad_(False),
         sample_shape=shape,
@@ -81,6 +77,8 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
         schedule=config.make_schedule(),
         clip=1.0,
         labels=Labels(classes, null_trained) if classes else None,
+        conditions=conditions,
+        examples=_examples(run, conditions),
         defaults=_defaults(config, guidance if null_trained else 1.0),
         distilled=_distilled(run, config),
         provenance={
@@ -94,6 +92,53 @@ def from_run(run: Path, guidance: float, weights: str = "ema") -> Model:
             "commit": commit(),
         },
     )
+
+
+def _record(run: Path) -> dict[str, Any]:
+    """Return a run's config.json, with its shape, classes and conditions as a `Model` has them.
+
+    Raises:
+        ExportError: `run` is not a run.
+    """
+    try:
+        record = from_json((run / "config.json").read_bytes())
+        return {
+            **record,
+            "data_record": record["data_record"],
+            "sample_shape": tuple(record["sample_shape"]),
+            "classes": tuple(record["classes"]),
+            "conditions": tuple(map(Condition.from_json, record.get("conditions", []))),
+        }
+    except (FileNotFoundError, NotADirectoryError):
+        raise ExportError(
+            f"{run} is not a run: it has no config.json. python -m trainer.fit makes runs under "
+            "runs/. (Nor is it a diffusers folder, which has a model_index.json or a UNet2DModel's "
+            "config.json.)"
+        ) from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ExportError(
+            f"{run / 'config.json'} is not a run's config ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _examples(run: Path, conditions: Sequence[Condition]) -> dict[str, Array]:
+    """Return the conditions of its data that a run keeps, [m, *shape] by name; {} if it has none.
+
+    Raises:
+        ExportError: They are damaged.
+    """
+    path = run / EXAMPLES
+    if not conditions or not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {c.name: np.asarray(file[c.name], c.kind) for c in conditions}
+        for condition in conditions:
+            if found[condition.name].shape[1:] != condition.shape:
+                raise ValueError(f"{condition.name} has another shape")
+    except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged files
+        raise ExportError(f"{path} is damaged ({error}). Delete it to export without.") from error
+    return found
 
 
 def _defaults(config: Config, guidance: float) -> Defaults:

@@ -16,7 +16,7 @@ from runtime.errors import BundleError
 from runtime.files import to_json
 from runtime.terminal.output import say
 
-from ..sources.model import Model, torch_network
+from ..sources.model import Model
 from .reference import probe, same
 
 
@@ -34,7 +34,7 @@ def kept(model: Model, out: Path) -> Mapping[int, Tuned]:
         return {}
     if not old.tuned or model.conditions:
         return {}
-    now = probe(torch_network(model), model)
+    now = probe(model.reference(), model)
     # The same network under another description would be sampled otherwise, so that must agree too.
     facts = [
         (b.prediction, b.clip, b.sample_shape, to_json(b.schedule.to_json())) for b in (old, model)

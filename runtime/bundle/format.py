@@ -17,6 +17,8 @@ REPORT_IMAGE = "report.png"
 SAMPLES_IMAGE = "samples.png"
 TUNED_IMAGE = "tuned.png"
 WEIGHTS = "weights.bin"
+NETWORK = "network."
+"""Before the names of the network's weights and nodes in graphs."""
 PIXELS = "_pixels"
 """Suffix of a step graph that computes the same values faster on a CPU. The CPU backend prefers
 it; other backends ignore it."""

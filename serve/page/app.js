@@ -96,6 +96,11 @@ function chooseModel(name) {
   $("facts").textContent =
     (models.length > 1 ? "" : `${model.name} · `) +
     `${width}×${height} · ${model.backend} ${model.precision}`;
+  // The page has no fields for them: the service then names what is missing, and this says where.
+  const conditions = model.conditions.map(({ name }) => name);
+  if (conditions.length) {
+    $("facts").textContent += ` · needs ${conditions.join(", ")}: send them to /v1/samples`;
+  }
   document.body.classList.toggle("pixels", Math.max(width, height) < PIXEL_ART);
   document.body.style.setProperty("--shape", `${width} / ${height}`);
   const labels = (model.labels ?? []).map((label) => [label, label]);

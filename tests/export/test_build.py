@@ -22,7 +22,6 @@ from export.proof.plan import QUICK, Bounds, Plan
 from export.proof.report import NONE, PrecisionCheck, Report, StepCheck, Worst
 from export.proof.steps import difference
 from export.proof.verdict import judge
-from export.sources.model import torch_network
 from export.sources.run import from_run, newest_run
 from runtime import Bundle, Sampler, run
 from runtime.diffusion.noise import Stream, noise
@@ -43,7 +42,7 @@ def test_the_runtimes_pictures_are_pytorchs(tiny_run: Path, sampler: Sampler) ->
 
     expected = run(
         program,
-        torch_network(model),
+        model.reference(),
         draw(Stream.INITIAL, 0),
         lambda k: draw(Stream.STEP, k),
         label=label,

@@ -153,3 +153,46 @@ def test_a_client_learns_what_a_model_takes(server: TestClient) -> None:
     assert set(content["content"]) == {"application/json", "multipart/form-data"}
     # A sample under conditions is found again by its request alone, not by a URL.
     assert server.get("/v1/samples?seed=1&label=1").status_code == 400
+
+
+def tensors(given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Conditions as inputs of the Open Inference Protocol."""
+    kinds = {"f": "FP32", "i": "INT64"}
+    return [
+        {
+            "name": f"condition_{name}",
+            "datatype": kinds[np.asarray(values).dtype.kind],
+            "shape": list(np.shape(values)),
+            "data": np.ravel(values).tolist(),
+        }
+        for name, values in given.items()
+    ]
+
+
+def test_the_open_inference_protocol_takes_conditions(
+    server: TestClient, conditioned: Sampler, given: dict[str, Any]
+) -> None:
+    (name,) = [entry["name"] for entry in server.get("/v1/info").json()["models"]]
+    listed = server.get(f"/v2/models/{name}").json()["inputs"]
+    shapes = {entry["name"]: entry["shape"] for entry in listed}
+    assert shapes["condition_low_res"] == [-1, 1, 8, 8]
+    seed = {"name": "seed", "datatype": "INT64", "shape": [2], "data": [3, 8]}
+    body = {"inputs": [seed, *tensors(given)], "parameters": {"steps": 3}}
+    got = server.post(f"/v2/models/{name}/infer", json=body)
+    assert got.status_code == 200, got.text
+    (output,) = got.json()["outputs"]
+    expected = conditioned.sample(2, [3, 8], conditions=given, steps=3)
+    found = np.array(output["data"], np.float32).reshape(output["shape"])
+    assert found.tobytes() == expected.tobytes()
+    missing = server.post(f"/v2/models/{name}/infer", json={"inputs": [seed]})
+    assert missing.status_code == 400
+    assert "low_res" in missing.text
+    wrong = tensors({"low_res": np.ones((2, 1, 8, 7), np.float32)})
+    refused = server.post(f"/v2/models/{name}/infer", json={"inputs": [seed, *wrong]})
+    assert "must have shape ['n', 1, 8, 8]" in refused.json()["error"]
+
+
+def test_the_openai_api_refuses_conditions_by_name(server: TestClient) -> None:
+    found = server.post("/v1/images/generations", json={"prompt": "1"})
+    assert found.status_code == 400
+    assert "needs conditions (low_res, text, style)" in found.text

@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 
+from runtime.bundle.conditions import Condition
 from trainer.config import Config
 from trainer.networks.cost import Cost
 from trainer.training import run
@@ -19,10 +20,15 @@ def _counted_once() -> Iterator[None]:
     count = run.cost
     counted: dict[tuple[object, ...], Cost] = {}
 
-    def cost(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -> Cost:
-        key = (*(getattr(config, name) for name in NETWORK), sample_shape, num_classes)
+    def cost(
+        config: Config,
+        sample_shape: tuple[int, int, int],
+        num_classes: int,
+        conditions: tuple[Condition, ...] = (),
+    ) -> Cost:
+        key = (*(getattr(config, name) for name in NETWORK), sample_shape, num_classes, conditions)
         if key not in counted:
-            counted[key] = count(config, sample_shape, num_classes)
+            counted[key] = count(config, sample_shape, num_classes, conditions)
         return counted[key]
 
     with mock.patch.object(run, "cost", cost):

@@ -19,6 +19,9 @@ from .distillation import Distillation, require_readable, with_lists
 from .options import Options
 from .validation import checked
 
+OF_CONDITIONS = ("task", "factor", "condition_column", "condition_dropout")
+"""Options that a run without conditions does not record."""
+
 
 @dataclass(frozen=True)
 class Config(Options):
@@ -50,8 +53,18 @@ class Config(Options):
         if self.distillation:
             self.distillation.require_fitting(self.T, len(self.ema_half_life))
             require_readable(self.prediction, self.make_schedule())
+        if self.distillation and self.conditioned:
+            raise RequestError(
+                "a network with conditions cannot be distilled yet: leave --task, "
+                "--condition-column and --data pairs out."
+            )
         # Now, because the first grid would find a wrong solver hours later.
         self.sample_program()
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the network is conditioned on more than a class."""
+        return bool(self.task or self.condition_column) or self.data.startswith("pairs:")
 
     def make_schedule(self) -> Schedule:
         """Return the runtime's schedule that this config names."""
@@ -83,6 +96,9 @@ class Config(Options):
         value = dataclasses.asdict(self)
         # Runs that learn from the data alone keep the record that they always had.
         del value["distillation"]
+        if not self.conditioned:
+            for name in OF_CONDITIONS:
+                del value[name]
         more = {"distillation": self.distillation.to_json()} if self.distillation else {}
         return with_lists(value) | more
 

@@ -38,8 +38,8 @@ class Options:
     # Data.
     data: str = option(
         "emoji",
-        "emoji, digits, folder:PATH (a class per subfolder), npz:FILE, hf:NAME_OR_PATH, or "
-        "wds:SHARDS",
+        "emoji, digits, folder:PATH (a class per subfolder), pairs:PATH (source/ and target/), "
+        "npz:FILE, hf:NAME_OR_PATH, or wds:SHARDS",
     )
     name: str = option("", "the run's name, its folder under runs/ (default: the data's name)")
     split: str = option(
@@ -74,6 +74,22 @@ class Options:
     )
     label_column: str = option(
         "", "hf, wds: the column or ending that holds the class (default: label or cls, if there)"
+    )
+    task: str = option(
+        "",
+        "what the network is conditioned on: superres, the image made smaller by --factor; "
+        "colorize, the grey image; inpaint, the image with a hole; restyle, the same in another "
+        "style",
+        ("", "superres", "colorize", "inpaint", "restyle"),
+    )
+    factor: int = option(2, "superres: how often the image is larger on each side")
+    condition_column: str = option(
+        "",
+        "vectors to condition on: hf, a column; npz, an array; folder, a JSON file that gives "
+        "each image's",
+    )
+    condition_dropout: float = option(
+        0.1, "share of images whose conditions are 0, which guidance needs"
     )
     in_memory_mb: int = option(
         64, "files: decode all at the start if they take less than this, otherwise stream them"

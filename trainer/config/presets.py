@@ -26,6 +26,7 @@ DATA: Mapping[str, Mapping[str, Any]] = {
         "checkpoint_every": 200,
     },
     "folder": {},
+    "pairs": {},
     "npz": {},
     "hf": {},
     "wds": {},

@@ -17,6 +17,7 @@ KINDS = {
     "emoji": "",
     "digits": "",
     "folder": "a folder with a subfolder of pictures per class",
+    "pairs": "a folder with source/ and target/, images of the same names",
     "npz": "a file with arrays images [N, H, W, C] and perhaps labels [N]",
     "hf": "a dataset's name on the Hub, its saved folder, or a parquet file",
     "wds": "tar shards, such as data/{000..099}.tar",
@@ -30,6 +31,7 @@ MANY = 10**12
 
 COUNTS = {
     "size": (0, 2**14),
+    "factor": (2, 64),
     "in_memory_mb": (0, 2**24),
     "cache_mb": (0, 2**24),
     "workers": (-1, 256),
@@ -59,6 +61,7 @@ NUMBERS = {
     "gradient_clip": (1e-12, 1e12),
     "weight_decay": (0.0, 1e3),
     "label_dropout": (0.0, 1.0),
+    "condition_dropout": (0.0, 1.0),
     "dropout": (0.0, 0.95),
     "min_snr_gamma": (1e-6, 1e9),
     "time_mean": (-20.0, 20.0),
@@ -160,13 +163,24 @@ def _checked_data(options: Options) -> str:
     if KINDS[kind] and not place.strip(":"):
         raise RequestError(
             f"data {kind!r} needs a place: --data "
-            f"{kind}:{'PATH' if kind == 'folder' else 'PLACE'}, {KINDS[kind]}."
+            f"{kind}:{'PATH' if kind in ('folder', 'pairs') else 'PLACE'}, {KINDS[kind]}."
+        )
+    if kind == "pairs" and options.crop != "centre":
+        raise RequestError("--data pairs needs --crop centre: both images must be cropped alike.")
+    if options.condition_column and kind not in ("hf", "npz", "folder"):
+        raise RequestError(
+            f"--condition-column is for --data hf, npz and folder, got {kind}. Leave it out."
+        )
+    if options.task == "restyle" and kind not in ("emoji", "pairs"):
+        raise RequestError(
+            "--task restyle needs pairs of images: --data emoji, whose two styles are pairs, or "
+            "--data pairs:PATH."
         )
     return _default_name(kind, place).lstrip(".") or "run"
 
 
 def _default_name(kind: str, place: str) -> str:
-    if kind == "folder":
+    if kind in ("folder", "pairs"):
         return os.path.basename(os.path.realpath(place))  # of `.` and of links
     return Path(place.split("{")[0]).stem if place else kind
 

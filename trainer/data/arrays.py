@@ -11,11 +11,12 @@ from ..errors import DataError
 from .decode import describe
 from .labels import listed, named, numbered, whole_number
 from .memory import Pictures
+from .vectors import condition_name, vectors_of
 
 Arrays = dict[str, np.ndarray]
 
 
-def npz(path: Path, size: int = 0, mode: str = "") -> Pictures:
+def npz(path: Path, size: int = 0, mode: str = "", vectors: str = "") -> Pictures:
     """Read the arrays of a NumPy file.
 
     Args:
@@ -23,11 +24,12 @@ def npz(path: Path, size: int = 0, mode: str = "") -> Pictures:
             `labels`, [N] whole numbers from 0 or text; and `classes`, the name of each number.
         size: 0, or the height and width that the images must have.
         mode: "", or the mode that they must have: images are taken as they are.
+        vectors: "", or the name of an array [N] or [N, k] of vectors.
 
     Raises:
         DataError: The file is damaged, or its arrays are not these.
     """
-    arrays = _arrays(path)
+    arrays = _arrays(path, vectors)
     images = _images(path, arrays)
     shape = images.shape[1:]
     if shape != (size or shape[0], size or shape[1], {"RGB": 3, "L": 1}.get(mode, shape[2])):
@@ -48,10 +50,13 @@ def npz(path: Path, size: int = 0, mode: str = "") -> Pictures:
         classes, labels = numbered(values)
     if "classes" in arrays:
         classes, labels = _renamed(path, classes, labels, _column(path, "classes", arrays))
-    return Pictures(path.stem, images, labels, classes, "not stated", note)
+    given = (
+        {condition_name(vectors): _vectors(path, vectors, arrays, len(images))} if vectors else {}
+    )
+    return Pictures(path.stem, images, labels, classes, "not stated", note, given)
 
 
-def _arrays(path: Path) -> Arrays:
+def _arrays(path: Path, vectors: str = "") -> Arrays:
     """Return the arrays of the file that are of use."""
     try:
         # Opened here, because numpy leaves the file open if it is not a zip file.
@@ -59,12 +64,21 @@ def _arrays(path: Path) -> Arrays:
             loaded = np.load(opened, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array; numpy.savez writes .npz files")
-            names = [n for n in ("images", "labels", "classes") if n in loaded.files]
+            names = [n for n in ("images", "labels", "classes", vectors) if n in loaded.files]
             return {name: loaded[name] for name in names}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
         raise DataError(
             f"{path} cannot be read as an .npz file ({type(error).__name__}: {error})."
         ) from error
+
+
+def _vectors(path: Path, name: str, arrays: Arrays, count: int) -> NDArray[np.float32]:
+    if name not in arrays or len(arrays[name]) != count:
+        raise DataError(
+            f"{path} needs an array {name!r} of a vector for each of {count} images. Name another "
+            "one with --condition-column."
+        )
+    return vectors_of(arrays[name], f"{path}, {name}")
 
 
 def _images(path: Path, arrays: Arrays) -> NDArray[np.uint8]:

@@ -20,11 +20,12 @@ def held_out(count: int) -> NDArray[np.bool_]:
     return np.arange(count) % 10 == 0
 
 
-def emoji(split: str = "train") -> Pictures:
+def emoji(split: str = "train", paired: bool = False) -> Pictures:
     """Return emoji in two styles, 32×32 RGB on white, labelled style/category.
 
     Args:
         split: "train" leaves the held-out tenth out, "all" has all 1,906 emoji.
+        paired: Whether each image comes with the same emoji in the other style, its source.
     """
     with np.load(EMOJI, allow_pickle=False) as file:
         images = file["images"]
@@ -38,9 +39,12 @@ def emoji(split: str = "train") -> Pictures:
     # are held out together, or neither.
     labels = category[:, None] + len(categories) * np.arange(len(STYLES))
     kept = np.ones(len(images), bool) if split == "all" else ~held_out(len(images))
+    wanted = images[kept].reshape(-1, *images.shape[2:])
+    others = images[kept][:, ::-1].reshape(-1, *images.shape[2:])
     return Pictures(
         name="emoji",
-        images=images[kept].reshape(-1, *images.shape[2:]),
+        images=wanted,
+        given={"source": others} if paired else {},
         labels=labels[kept].reshape(-1),
         classes=classes,
         licence="Noto Emoji: Copyright Google LLC, Apache License 2.0. Twemoji: Copyright "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -22,6 +22,7 @@ class Batch:
     Attributes:
         images: [b, C, H, W] uint8.
         labels: [b] int64.
+        indices: Which images these are, [b].
         bad: Indices of images that could not be read. Other images take their places.
         error: Why there is no batch, "" if there is one. A worker cannot raise: DataLoader would
             turn the message into a page of traceback.
@@ -30,6 +31,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     bad: tuple[int, ...] = ()
+    indices: tuple[int, ...] = ()
     error: str = ""
 
     def pin_memory(self) -> Batch:
@@ -73,6 +75,11 @@ class Dataset(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, () if the network is not conditioned on them."""
+        ...
+
+    @property
+    def given(self) -> Mapping[str, NDArray[np.generic]]:
+        """What the data gives each image by name: images [N, h, w, c] uint8, vectors [N, k]."""
         ...
 
     @property

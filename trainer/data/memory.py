@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ class Pictures:
         labels: [N] int64, indices into `classes`.
         licence: For the model card.
         note: One phrase for the model card.
+        given: See `Dataset.given`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Pictures:
     classes: tuple[str, ...]
     licence: str
     note: str
+    given: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,6 +52,9 @@ class Pictures:
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
         digest.update(np.ascontiguousarray(self.images).tobytes())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
+        for name, array in self.given.items():
+            digest.update(f"{name}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def describe(self) -> DataRecord:
@@ -89,7 +94,8 @@ class MemoryReader:
         # Crops are drawn for streams alone: these images have been cropped.
         indices = batch_indices(self.config.seed, step, self.config.batch, len(self._images))
         index = torch.from_numpy(indices[self.mine])
-        return Batch(self._images[index].contiguous(), self._labels[index])
+        images = self._images[index].contiguous()
+        return Batch(images, self._labels[index], indices=tuple(index.tolist()))
 
     def close(self) -> None:
         """Do nothing: no worker reads ahead."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,9 @@ from .builtin import digits, emoji
 from .dataset import Dataset
 from .labels import class_name, listed, unused
 from .memory import Pictures
+from .pairs import pairs
+from .tasks import task_of
+from .vectors import by_name
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +33,8 @@ def load(config: Config) -> Dataset:
             not text that JSON can hold.
     """
     dataset = _load(config)
+    if config.conditioned:
+        task_of(config, dataset)  # refuses images that do not suit the task
     # Without labels no class is checked: folders may then have any names.
     if not config.labels:
         return dataset.unlabelled()
@@ -43,9 +50,11 @@ def _load(config: Config) -> Dataset:
     if kind == "digits":
         return digits()
     if kind == "emoji":
-        return emoji(config.split)
+        return emoji(config.split, paired=config.task == "restyle")
     if kind == "npz":
-        return npz(Path(place), config.size, config.mode)
+        return npz(Path(place), config.size, config.mode, config.condition_column)
+    if kind == "pairs":
+        return pairs(Path(place), config)
     # Imported if asked for, because few runs need them.
     if kind == "hf":
         from .tables import stream
@@ -73,6 +82,11 @@ def folder(path: Path, config: Config) -> Dataset:
     listing, images = folders.folder(path, config)
     decoded_bytes = len(images) * int(np.prod(images.shape))
     # A random crop differs in every epoch, so decoded images would be of no use.
+    if config.condition_column:
+        # Streamed, because images that cannot be read would shift the vectors of others.
+        relative = [os.path.relpath(name, path) for name in listing.names]
+        vectors = by_name(Path(config.condition_column), relative)
+        return replace(folders.stream(config, listing, images), given={"vector": vectors})
     if config.crop == "random" or decoded_bytes > config.in_memory_mb * MEGABYTE:
         return folders.stream(config, listing, images)
     pixels, labels, bad = folders.read_all(listing, config, images)

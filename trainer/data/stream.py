@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ class Stream:
         stamp: A sha256 over names and sizes, not over pixels; see `stamp_of`.
         licence: For the model card.
         note: One phrase for the model card.
+        given: See `Dataset.given`.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Stream:
     stamp: str
     licence: str = "not stated"
     note: str = ""
+    given: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,12 +50,18 @@ class Stream:
         return C, H, W
 
     def fingerprint(self) -> str:
-        """Return the stamp."""
-        return self.stamp
+        """Return the stamp, and with vectors a sha256 over both."""
+        if not self.given:
+            return self.stamp
+        digest = hashlib.sha256(self.stamp.encode())
+        for name, array in self.given.items():
+            digest.update(f"{name}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def describe(self) -> DataRecord:
         """Return what a run and a bundle state about the data."""
-        return DataRecord(self.name, len(self), self.stamp, self.licence, self.note)
+        return DataRecord(self.name, len(self), self.fingerprint(), self.licence, self.note)
 
     def unlabelled(self) -> Stream:
         """Return the same images without classes."""

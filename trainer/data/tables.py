@@ -21,6 +21,7 @@ from .image_files import Names, open_images, stamp_of
 from .labels import listed, named, numbered
 from .stream import Stream
 from .unreadable import too_many
+from .vectors import condition_name, vectors_of
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,23 @@ def stream(place: str, config: Config) -> Stream:
         stamp=stamp_of([version], [len(table)], labels, images.decoding, config.crop),
         licence=str(table.info.license or "not stated"),
         note=f"{len(table)} rows of {Path(place).name}",
+        given=_vectors(place, table, config.condition_column),
     )
+
+
+def _vectors(place: str, table: Any, column: str) -> dict[str, Any]:
+    """Return the vectors of a column by its name; {} if none is asked for."""
+    if not column:
+        return {}
+    if column not in table.features:
+        raise unknown("condition column", column, table.features)
+    try:
+        values = list(table.select_columns([column])[:][column])
+    except Exception as error:  # pyarrow raises a dozen kinds for damaged files
+        raise DataError(
+            f"{place}: the column {column!r} cannot be read ({type(error).__name__}: {error})."
+        ) from error
+    return {condition_name(column): vectors_of(values, f"{place}, column {column!r}")}
 
 
 def _report_missing(place: str, rows: Any, column: str) -> None:

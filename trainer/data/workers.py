@@ -103,6 +103,7 @@ class Reading(torch_data.Dataset[Batch]):
             torch.from_numpy(np.ascontiguousarray(images)),
             torch.from_numpy(self.labels[indices]),
             tuple(sorted(set(bad))),
+            tuple(indices.tolist()),
         )
         if get_worker_info() is not None:
             # DataLoader would do this later, in a thread whose errors nobody sees.

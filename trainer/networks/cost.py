@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from runtime.bundle.conditions import Condition
 
 from ..config import Config
 from ..randomness import WEIGHTS
@@ -14,12 +17,23 @@ from .dit import DiT
 from .unet import UNet
 
 
-def make_network(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def make_network(
+    config: Config,
+    sample_shape: tuple[int, int, int],
+    num_classes: int,
+    conditions: Sequence[Condition] = (),
+) -> nn.Module:
     """Return the network of this config. Its first weights are a function of config.seed."""
     WEIGHTS.reset_global(config.seed)
     if config.network == "dit":
         network = DiT(
-            sample_shape, config.patch, config.width, config.depth, config.heads, num_classes
+            sample_shape,
+            config.patch,
+            config.width,
+            config.depth,
+            config.heads,
+            num_classes,
+            conditions,
         )
     else:
         network = UNet(
@@ -29,6 +43,7 @@ def make_network(config: Config, sample_shape: tuple[int, int, int], num_classes
             config.attention,
             num_classes,
             dropout=config.dropout,
+            conditions=conditions,
         )
     network.checkpointing = config.checkpointing
     return network
@@ -47,16 +62,22 @@ class Cost(NamedTuple):
     flops: int
 
 
-def cost(config: Config, sample_shape: tuple[int, int, int], num_classes: int) -> Cost:
+def cost(
+    config: Config,
+    sample_shape: tuple[int, int, int],
+    num_classes: int,
+    conditions: Sequence[Condition] = (),
+) -> Cost:
     """Return the size of a config's network. Convolutions and products of matrices are counted."""
     from torch.utils.flop_counter import FlopCounterMode
 
     # On tensors without memory, so that a network that does not fit is counted too.
     with torch.device("meta"):
-        network = make_network(config, sample_shape, num_classes).to("meta").eval()
+        network = make_network(config, sample_shape, num_classes, conditions).to("meta").eval()
+        given = {c.name: torch.empty(1, *c.shape) for c in conditions}
         inputs = (torch.empty(1, *sample_shape), torch.empty(1), torch.empty(1, dtype=torch.int64))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(*inputs)
+        network(*inputs, **given)
     return Cost(sum(w.numel() for w in network.parameters()), counter.get_total_flops())
 
 

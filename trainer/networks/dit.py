@@ -8,11 +8,14 @@ weight that keeps its name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runtime.bundle.conditions import Condition
 from runtime.errors import RequestError
 
 from .unet import Conditioned, TimeEmbedding
@@ -82,6 +85,7 @@ class DiT(Conditioned):
         depth: Blocks.
         heads: Of attention.
         num_classes: 0 for none. The label num_classes is the null label.
+        conditions: Images and vectors that it takes by name.
 
     Raises:
         RequestError: patch does not divide H and W.
@@ -97,6 +101,7 @@ class DiT(Conditioned):
         depth: int,
         heads: int,
         num_classes: int = 0,
+        conditions: Sequence[Condition] = (),
     ) -> None:
         super().__init__()
         C, H, W = sample_shape
@@ -110,7 +115,9 @@ class DiT(Conditioned):
         self.width = width
         self.channels = C
         tokens = self.grid[0] * self.grid[1]
-        self.first = nn.Linear(C * patch * patch, width)
+        seen = self._take(conditions, sample_shape, width)
+        self.seen = C + seen
+        self.first = nn.Linear(self.seen * patch * patch, width)
         self.position: Tensor
         self.register_buffer("position", positions(*self.grid, width), persistent=False)
         self.time = TimeEmbedding(256, width)
@@ -139,12 +146,14 @@ class DiT(Conditioned):
                 nn.init.zeros_(module.modulation.weight)
         nn.init.zeros_(self.last.weight)
 
-    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, label: Tensor | None = None, **given: Tensor
+    ) -> Tensor:
         rows, columns = self.grid
         p = self.patch
         C = self.channels
-        embedding = self._embed(time, label)
-        h = self._tokens(x)
+        embedding = self._embed(time, label, given)
+        h = self._tokens(self._seen(x, given))
         for block in self.blocks:
             h = self._through(block, h, embedding)
         scale, shift = self.modulation(embedding).reshape(-1, 1, 2 * self.width).chunk(2, dim=2)
@@ -155,7 +164,7 @@ class DiT(Conditioned):
 
     def features(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> list[Tensor]:
         """Return the tokens after each block of the first half, [B, N, width] each."""
-        embedding = self._embed(time, label)
+        embedding = self._embed(time, label, {})
         found = [self._tokens(x)]
         for block in self.blocks[: len(self.blocks) // 2]:
             found.append(self._through(block, found[-1], embedding))
@@ -164,7 +173,7 @@ class DiT(Conditioned):
     def _tokens(self, x: Tensor) -> Tensor:
         rows, columns = self.grid
         p = self.patch
-        C = self.channels
+        C = self.seen
         # [B, C, H, W] → a row of C·p·p pixels for each patch.
         patches = (
             x.reshape(-1, C, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, C * p * p)

@@ -7,12 +7,14 @@ batch is always written as -1, and upsampling is by a factor.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from runtime.bundle.conditions import Condition
 from runtime.errors import RequestError
 
 
@@ -110,22 +112,59 @@ class Level(nn.Module):
 
 
 class Conditioned(nn.Module):
-    """What the networks share: an embedding of time and label, and blocks that use it.
+    """What the networks share: an embedding of time, label and vectors, and blocks that use it.
+
+    Conditions that are images are concatenated to x, enlarged to its size.
 
     Attributes:
         time: Embeds the time.
         label: Embeds the label; None without labels.
+        vectors: Embeds each condition that is a vector.
+        images: The name of each condition that is an image, and how often x is larger.
         checkpointing: Whether activations are computed again in the backward pass.
     """
 
     time: nn.Module
     label: nn.Embedding | None
+    vectors: nn.ModuleDict
+    images: dict[str, float]
     checkpointing: bool
 
-    def _embed(self, time: Tensor, label: Tensor | None) -> Tensor:
+    def _take(
+        self, conditions: Sequence[Condition], sample_shape: tuple[int, int, int], width: int
+    ) -> int:
+        """Make what the conditions need, and return how many channels they add to x."""
+        self.vectors = nn.ModuleDict()
+        self.images = {}
+        channels = 0
+        # Nothing is made without conditions: older checkpoints have no weights for it.
+        for condition in conditions:
+            if len(condition.shape) == 3:
+                self.images[condition.name] = sample_shape[1] / condition.shape[1]
+                channels += condition.shape[0]
+            else:
+                layers = (nn.Linear(condition.shape[0], width), nn.SiLU(), nn.Linear(width, width))
+                self.vectors[condition.name] = nn.Sequential(*layers)
+        return channels
+
+    def _seen(self, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Return x with the images that it is conditioned on, as further channels."""
+        if not self.images:
+            return x
+        parts = [x]
+        for name, factor in self.images.items():
+            image = given[name]
+            if factor != 1:
+                image = F.interpolate(image, scale_factor=factor, mode="nearest")
+            parts.append(image)
+        return torch.cat(parts, dim=1)
+
+    def _embed(self, time: Tensor, label: Tensor | None, given: Mapping[str, Tensor]) -> Tensor:
         embedding = self.time(time)
         if self.label is not None:
             embedding = embedding + self.label(label)
+        for name, layers in self.vectors.items():
+            embedding = embedding + layers(given[name])
         return F.silu(embedding)
 
     def _through(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
@@ -135,7 +174,7 @@ class Conditioned(nn.Module):
 
 
 class UNet(Conditioned):
-    """F(x, time, label): x [B, C, H, W], time [B] float, label [B] int64 → [B, C, H, W].
+    """F(x, time, label, **conditions): x [B, C, H, W], time [B], label [B] → [B, C, H, W].
 
     It is the network of Ho et al. 2020 with the blocks of Dhariwal & Nichol 2021.
 
@@ -146,6 +185,7 @@ class UNet(Conditioned):
         attention: Heights of the resolutions that have attention.
         num_classes: 0 for none. The label num_classes is the null label.
         dropout: The share of activations that are dropped in training.
+        conditions: Images and vectors that it takes by name.
 
     Raises:
         RequestError: H or W cannot be halved often enough.
@@ -161,6 +201,7 @@ class UNet(Conditioned):
         attention: tuple[int, ...],
         num_classes: int = 0,
         dropout: float = 0.0,
+        conditions: Sequence[Condition] = (),
     ) -> None:
         super().__init__()
         self.checkpointing = False
@@ -174,6 +215,7 @@ class UNet(Conditioned):
         embedding = 4 * channels[0]
         self.time = TimeEmbedding(channels[0], embedding)
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
+        seen = self._take(conditions, sample_shape, embedding)
 
         def level(inputs: int, outputs: int, depth: int, attend: bool | None = None) -> Level:
             height = H >> depth
@@ -181,7 +223,7 @@ class UNet(Conditioned):
             attend = height in attention if attend is None else attend
             return Level(inputs, outputs, embedding, height * width if attend else None, dropout)
 
-        self.first = nn.Conv2d(C, channels[0], 3, padding=1)
+        self.first = nn.Conv2d(C + seen, channels[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.downsample = nn.ModuleList()
         skips = [channels[0]]
@@ -210,10 +252,12 @@ class UNet(Conditioned):
         self.last_norm = norm(width)
         self.last = zeroed(nn.Conv2d(width, C, 3, padding=1))
 
-    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        embedding = self._embed(time, label)
+    def forward(
+        self, x: Tensor, time: Tensor, label: Tensor | None = None, **given: Tensor
+    ) -> Tensor:
+        embedding = self._embed(time, label, given)
         # Every output on the way down is kept for the block of the same size on the way up.
-        skips = self._down(x, embedding)
+        skips = self._down(self._seen(x, given), embedding)
         h = skips[-1]
         for block in self.middle:
             h = self._through(block, h, embedding)
@@ -228,7 +272,7 @@ class UNet(Conditioned):
 
     def features(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> list[Tensor]:
         """Return the maps on the way down, [B, channels, h, w] each, the largest first."""
-        return self._down(x, self._embed(time, label))
+        return self._down(x, self._embed(time, label, {}))
 
     def _down(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         maps = [h := self.first(x)]

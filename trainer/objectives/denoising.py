@@ -40,7 +40,8 @@ class Denoising:
         x0, label, t, eps = draws
         process = self.process
         x_t = process.jump(x0, t, eps)
-        F = networks.student(process.network_input(x_t, t), process.time[t], label)
+        x_in = process.network_input(x_t, t)
+        F = networks.student(x_in, process.time[t], label, **draws.given)
         return (F - process.target(x0, t, eps)).square().flatten(1).mean(1)
 
     def weights(self, t: Tensor) -> Tensor:

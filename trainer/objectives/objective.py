@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""F(x [b, C, H, W], time [b], label [b]) → [b, C, H, W] float32."""
+Network = Callable[..., Tensor]
+"""F(x [b, C, H, W], time [b], label [b], **conditions) → [b, C, H, W] float32."""
 Features = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
 """What a network computes on the way to F, from the same inputs: each [b, …] float32."""
 
@@ -54,12 +54,14 @@ class Draws:
         label: [b] int64; the number of classes is the null label.
         t: Noise levels as indices of the schedule, [b] int64.
         eps: The noise, like x0.
+        given: Further conditions by name, [b, …] each.
     """
 
     x0: Tensor
     label: Tensor
     t: Tensor
     eps: Tensor
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.x0, self.label, self.t, self.eps))
@@ -67,7 +69,9 @@ class Draws:
     def part(self, i: int, count: int) -> Draws:
         """Return part i of `count` equal parts."""
         size = len(self.t) // count
-        return Draws(*(v[i * size : (i + 1) * size] for v in self))
+        mine = slice(i * size, (i + 1) * size)
+        given = {name: value[mine] for name, value in self.given.items()}
+        return Draws(*(v[mine] for v in self), given=given)
 
 
 class Objective(Protocol):

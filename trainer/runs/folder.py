@@ -7,12 +7,16 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.files import from_json, lock, to_json, write_text
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.bundle.conditions import Condition
+from runtime.files import from_json, lock, replacing, to_json, write_text
 
 from ..config import Config
 from ..config.options import FREE
@@ -53,16 +57,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def record_of(config: Config, dataset: Dataset) -> dict[str, Any]:
+def record_of(
+    config: Config, dataset: Dataset, conditions: Sequence[Condition] = ()
+) -> dict[str, Any]:
     """Return what config.json holds: the resolved config, and what the network must fit."""
     return {
         **config.to_json(),
         "data_record": dataset.describe().to_json(),
         "sample_shape": list(dataset.sample_shape),
         "classes": list(dataset.classes),
+        # Runs without conditions keep the record that they always had.
+        **({CONDITIONS: [c.to_json() for c in conditions]} if conditions else {}),
     }
 
 
+CONDITIONS = "conditions"
+EXAMPLES = "examples.npz"
+"""Conditions of the data, for the exporter."""
 OF_DATA = ("data_record", "sample_shape", "classes")
 
 
@@ -80,6 +91,8 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
         if not isinstance(record, dict):
             raise ValueError("it is not a JSON object")
         rest = {key: record.pop(key) for key in OF_DATA}
+        if CONDITIONS in record:
+            rest[CONDITIONS] = record.pop(CONDITIONS)
         _check_rest(rest)
         return Config.from_json(record), rest
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -111,7 +124,16 @@ def _check_rest(rest: Mapping[str, object]) -> None:
         raise ValueError("its classes are not a list of names")
 
 
-def open_run(folder: Path, config: Config, dataset: Dataset) -> None:
+def write_examples(folder: Path, examples: Mapping[str, NDArray[np.generic]]) -> None:
+    """Write conditions of the data [m, …] by name, which the exporter compares graphs under."""
+    # Kept with the run, because its data may not be on the machine that exports it.
+    with replacing(folder / EXAMPLES) as temporary, temporary.open("wb") as file:
+        np.savez(file, **examples)
+
+
+def open_run(
+    folder: Path, config: Config, dataset: Dataset, conditions: Sequence[Condition] = ()
+) -> None:
     """Write the run's config.json, or check that the one there is the same.
 
     What a kill left half-written is removed. A run that has no checkpoint yet starts over: it has
@@ -120,7 +142,7 @@ def open_run(folder: Path, config: Config, dataset: Dataset) -> None:
     Raises:
         CheckpointError: A run with another config is there.
     """
-    record = record_of(config, dataset)
+    record = record_of(config, dataset, conditions)
     path = folder / "config.json"
     changed = _changes(folder, record) if path.exists() else []
     if changed and any(any((folder / name).glob("step-*")) for name in KEPT):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.bundle.bundle import MANIFEST, Bundle
+from runtime.bundle.format import NETWORK
 from runtime.bundle.shipped import named_folder
 
 from ..errors import CheckpointError
@@ -20,8 +21,6 @@ from .folder import read_run
 STEP = "fp32/step.onnx"
 WEIGHTS = "fp32/weights.bin"
 LABELS = "label.weight"
-NETWORK = "network."
-"""What stands before a weight's name in a bundle's graphs."""
 SHA256 = "start_sha256"
 """The entry of starts.json that identifies the weights that a run began with."""
 

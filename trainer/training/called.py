@@ -30,13 +30,14 @@ class Called:
     layout: torch.memory_format
     weights: Tensors | None = None
 
-    def __call__(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        """Return F(x [b, C, H, W], time [b], label [b]), [b, C, H, W] float32."""
+    def __call__(self, x: Tensor, time: Tensor, label: Tensor, **given: Tensor) -> Tensor:
+        """Return F(x [b, C, H, W], time [b], label [b], **conditions), [b, C, H, W] float32."""
         inputs = (x.contiguous(memory_format=self.layout), time, label)
         with self.autocast:
             if self.weights is None:
-                return self.module(*inputs).float()
-            return torch.func.functional_call(self.module, self.weights, inputs).float()
+                return self.module(*inputs, **given).float()
+            called = torch.func.functional_call(self.module, self.weights, inputs, given)
+            return called.float()
 
     def features(self, x: Tensor, time: Tensor, label: Tensor) -> list[Tensor]:
         """Return what the module computes on the way to F, each [b, …] float32."""

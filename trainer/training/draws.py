@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import Config
 from ..data.dataset import Dataset
 from ..data.loader import batch_indices, share_of
+from ..data.tasks import Task
 from ..objectives.objective import Draws, Objective
 from ..parallel.processes import Processes
 from ..randomness import NOISE, STEP
@@ -54,10 +55,16 @@ class NoisedImages:
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, processes: Processes, objective: Objective
+        self,
+        config: Config,
+        dataset: Dataset,
+        processes: Processes,
+        objective: Objective,
+        task: Task | None = None,
     ) -> None:
         self.config = config
         self.device = processes.device
+        self.task = task
         self.objective = objective
         self.null_label = len(dataset.classes)
         self.mine = share_of(config, processes)
@@ -81,7 +88,7 @@ class NoisedImages:
         batch = self.reader.take(step)
         self.waited += time.perf_counter() - begun
         self.bad.update(batch.bad)
-        # The order of these three draws decides their values.
+        # The order of these draws decides their values.
         generator = STEP.generator(c.seed, step)
         dropped = torch.rand(c.batch, generator=generator)[mine] < c.label_dropout
         t = self.objective.draw_times(generator)[mine]
@@ -90,8 +97,16 @@ class NoisedImages:
         if c.flips:
             x0 = torch.where(mirrored.to(self.device)[:, None, None, None], x0.flip(3), x0)
         label = torch.where(dropped, self.null_label, batch.labels)
-        eps = self._noise(step * c.batch + mine.start, x0)
-        return Draws(x0, label.to(self.device), t.to(self.device), eps)
+        first = step * c.batch + mine.start
+        eps = self._noise(first, x0)
+        given: dict[str, Tensor] = {}
+        if self.task:
+            places = range(first, first + len(x0))
+            given = self.task.of(x0, batch.indices, places, mirrored if c.flips else None)
+            # Drawn last, so that runs without conditions draw what they always did.
+            drop = (torch.rand(c.batch, generator=generator) < c.condition_dropout)[mine]
+            given = self.task.dropped(given, drop.to(self.device))
+        return Draws(x0, label.to(self.device), t.to(self.device), eps, given)
 
     def _noise(self, first: int, x0: Tensor) -> Tensor:
         """Return standard normal noise like x0, whose first image has the place `first`."""

@@ -15,12 +15,19 @@ from runtime.diffusion.program import run
 from runtime.images import tile, to_uint8
 
 from ..config import Config
+from ..data.tasks import Task
 from ..randomness import SAMPLE_START, SAMPLE_STEPS
 
 UNLABELLED_GRID = 64
 """Samples of a grid if there are no classes, or too many for a grid that shows each."""
 MOST_CLASSES_SHOWN = 32
 SEEDS_PER_CLASS = 2
+COMPARED = 24
+"""Images of a grid that shows conditions."""
+ACROSS = 3
+"""Images to a row of that grid, with what belongs to each."""
+STRIDE = 97
+"""Between the images that are shown, so that they differ: data is often sorted by class."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,31 @@ class Preview:
     device: torch.device
     sample_shape: tuple[int, int, int]
     num_classes: int
+    task: Task | None = None
+
+    def shown(
+        self, count: int, seed: int = 0
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+        """Return images of the data [n, H, W, C], their labels [n], and their conditions by name.
+
+        Args:
+            seed: Of the first; it selects the image.
+        """
+        assert self.task is not None
+        dataset = self.task.dataset
+        places = np.arange(seed, seed + count)
+        images, indices = dataset.gather(places * STRIDE % len(dataset))
+        # Images that cannot be read are left out: the others are taken again.
+        turns = np.resize(np.arange(len(indices)), count)
+        images = images[turns]
+        indices = indices[turns]
+        x0 = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        given = self.task.of(x0, indices.tolist(), places.tolist())
+        return images, dataset.labels[indices], {k: v.numpy() for k, v in given.items()}
+
+    def examples(self, count: int) -> dict[str, NDArray[np.float32]]:
+        """Return conditions [n, …] of images of the data, by name."""
+        return self.shown(count)[2]
 
     @torch.no_grad()
     def sample(
@@ -65,13 +97,20 @@ class Preview:
         # Split weights were gathered on the CPU.
         weights = {name: tensor.to(self.device) for name, tensor in weights.items()}
 
-        def network(x: np.ndarray, time: np.ndarray, *label: np.ndarray) -> np.ndarray:
+        def network(
+            x: np.ndarray, time: np.ndarray, *label: np.ndarray, **given: np.ndarray
+        ) -> np.ndarray:
             inputs = tuple(torch.from_numpy(a).to(self.device) for a in (x, time, *label))
-            prediction = torch.func.functional_call(self.network, weights, inputs)
+            named = {k: torch.from_numpy(a).to(self.device) for k, a in given.items()}
+            prediction = torch.func.functional_call(self.network, weights, inputs, named)
             return prediction.float().cpu().numpy()
 
         seeds = [seed + i for i in range(count)]
-        if label is None:
+        conditions: dict[str, NDArray[np.float32]] = {}
+        if self.task:
+            # The label is that of the image whose conditions are given.
+            _, label, conditions = self.shown(count, seed)
+        elif label is None:
             label = np.arange(count) % max(1, self.num_classes)
         x = noises(seeds, SAMPLE_START, 0, self.sample_shape) * np.float32(program.start)
         self.network.eval()  # no dropout, and no activations computed again
@@ -81,12 +120,18 @@ class Preview:
             x,
             lambda row: noises(seeds, SAMPLE_STEPS, row, self.sample_shape),
             label=np.asarray(label, np.int64) if self.num_classes else None,
+            conditions=conditions,
         )
         self.network.train()
         return to_uint8(samples)
 
     def grid(self, weights: Mapping[str, Tensor]) -> NDArray[np.uint8]:
-        """Return one sheet of samples, [H, W, C]: each class with its seeds, if they are few."""
+        """Return one sheet of samples, [H, W, C]: each class with its seeds, if they are few.
+
+        If the network is conditioned on images, each is between its condition and the original.
+        """
+        if self.task and self.task.conditions:
+            return self._compared(weights)
         shown = 1 < self.num_classes <= MOST_CLASSES_SHOWN
         count = SEEDS_PER_CLASS * self.num_classes if shown else UNLABELLED_GRID
         classes = max(1, self.num_classes)
@@ -97,3 +142,18 @@ class Preview:
             for seeds in np.split(np.arange(count), range(size, count, size))
         ]
         return tile(np.concatenate(parts))
+
+    def _compared(self, weights: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+        """Return one sheet: conditions that are images, samples, and the data's own images."""
+        images, _, given = self.shown(COMPARED)
+        _, H, W = self.sample_shape
+        columns = []
+        for condition in self.task.conditions if self.task else ():
+            if condition.is_image:
+                small = to_uint8(given[condition.name], *(condition.range or (-1, 1)))
+                large = small.repeat(H // small.shape[1], 1).repeat(W // small.shape[2], 2)
+                columns.append(np.broadcast_to(large, images.shape))
+        columns += [self.sample(COMPARED, weights), images]
+        # What belongs together stands side by side.
+        each = np.stack(columns, axis=1)
+        return tile(each.reshape(-1, *images.shape[1:]), columns=len(columns) * ACROSS)

@@ -16,13 +16,14 @@ from runtime.terminal.progress import Progress, clock
 
 from ..config import Config
 from ..data.sources import load
+from ..data.tasks import task_of
 from ..data.unreadable import require_few
 from ..networks.cost import cost, peak_flops
 from ..parallel.processes import Processes
 from ..quality.judge import Judge, require_comparable
 from ..runs import checkpoint as checkpoints
 from ..runs.checkpoint import Checkpoint
-from ..runs.folder import claim, note_start, open_run
+from ..runs.folder import claim, note_start, open_run, write_examples
 from ..runs.log import BUCKET_COLUMNS, Log
 from .limits import require_memory
 from .start import start, teach
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 STARVED = 0.1
 """Share of the time spent waiting for images above which the run warns."""
+EXAMPLES = 16
+"""Conditions of the data that a run keeps, for its bundle's proof and int8."""
 PASSES = 3
 """A step in forward passes: the backward pass has twice the operations of the forward pass."""
 GRID_PIXELS = 512
@@ -61,7 +64,8 @@ class Run:
         self.dataset = load(config)
         if config.quality_every:
             require_comparable(config, self.dataset)
-        self.cost = cost(config, self.dataset.sample_shape, len(self.dataset.classes))
+        conditions = task_of(config, self.dataset).conditions if config.conditioned else ()
+        self.cost = cost(config, self.dataset.sample_shape, len(self.dataset.classes), conditions)
         require_memory(self.cost, processes)
         self.trainer = Trainer(config, self.dataset, processes)
         checkpoint = checkpoints.newest(folder / "checkpoints")
@@ -70,7 +74,9 @@ class Run:
         if processes.main:
             if not is_old:
                 held.enter_context(claim(folder))
-            open_run(folder, config, self.dataset)
+            open_run(folder, config, self.dataset, conditions)
+            if conditions and checkpoint is None:
+                write_examples(folder, self.trainer.preview.examples(EXAMPLES))
         processes.wait()  # until config.json is there, or this process is alone: it was refused
         teach(self.trainer, folder, resumed=checkpoint is not None)
         self.written = self._resume(checkpoint)

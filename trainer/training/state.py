@@ -5,11 +5,12 @@ Weights, averages, the optimizer and the loss scale; the step; and the counters 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from runtime.bundle.conditions import Condition
 from runtime.errors import RequestError
 
 from ..config import Config
@@ -93,6 +94,7 @@ class TrainingState:
         sample_shape: tuple[int, int, int],
         num_classes: int,
         processes: Processes,
+        conditions: Sequence[Condition] = (),
     ) -> None:
         self.config = config
         self.processes = processes
@@ -102,7 +104,8 @@ class TrainingState:
             device.type, enabled=self.precision == torch.float16
         )
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.network = make_network(config, sample_shape, num_classes).to(device)
+        self.network = make_network(config, sample_shape, num_classes, conditions)
+        self.network.to(device)
         # The same network, unless its weights are split: FSDP's cannot be called with others.
         self.plain = self.network
         if processes.sharding:

@@ -15,6 +15,7 @@ from runtime.diffusion.schedule import Schedule
 
 from ..config import Config
 from ..data.dataset import Dataset
+from ..data.tasks import task_of
 from ..errors import TrainingError
 from ..objectives.denoising import Denoising
 from ..objectives.distillation import Consistency, Endpoint
@@ -64,13 +65,22 @@ class Trainer:
         self.device = self.processes.device
         require_shares(config, self.processes)
         self.num_classes = len(dataset.classes)
-        self.state = TrainingState(config, dataset.sample_shape, self.num_classes, self.processes)
+        self.task = task_of(config, dataset) if config.conditioned else None
+        self.conditions = self.task.conditions if self.task else ()
+        self.state = TrainingState(
+            config, dataset.sample_shape, self.num_classes, self.processes, self.conditions
+        )
         self.schedule = config.make_schedule()
         self.objective = make_objective(config, self.schedule, self.device, self.num_classes)
         self.teacher: Teacher | None = None
         self._source: Source | None = None
         self.preview = Preview(
-            config, self.state.plain, self.device, dataset.sample_shape, self.num_classes
+            config,
+            self.state.plain,
+            self.device,
+            dataset.sample_shape,
+            self.num_classes,
+            self.task,
         )
         precision = self.state.precision
         self.autocast = torch.autocast(
@@ -82,7 +92,9 @@ class Trainer:
     def source(self) -> Source:
         """What steps are trained on; it is opened when it is first asked for."""
         if self._source is None:
-            self._source = NoisedImages(self.config, self.dataset, self.processes, self.objective)
+            self._source = NoisedImages(
+                self.config, self.dataset, self.processes, self.objective, self.task
+            )
         return self._source
 
     def learn_from(self, teacher: Teacher, folder: Path) -> None:
@@ -135,7 +147,9 @@ class Trainer:
         label = torch.zeros(1, dtype=torch.int64, device=self.device)
         time = torch.as_tensor(self.schedule.time[:1].copy(), dtype=torch.float32)
         with self.autocast:
-            F = wrapped(x, time.to(self.device), label)
+            # DDP lays out only what takes part in the pass, so the conditions do.
+            given = {c.name: torch.zeros(1, *c.shape, device=self.device) for c in self.conditions}
+            F = wrapped(x, time.to(self.device), label, **given)
         F.float().sum().backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 

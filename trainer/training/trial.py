@@ -12,6 +12,7 @@ from runtime.terminal.progress import clock
 
 from ..config import Config
 from ..data.sources import load
+from ..data.tasks import task_of
 from ..networks.cost import Cost, cost
 from ..parallel.processes import join
 from ..quality.judge import require_comparable
@@ -59,7 +60,8 @@ def try_out(config: Config) -> None:
     dataset = load(config)
     if config.quality_every:
         require_comparable(config, dataset)
-    spent = cost(config, dataset.sample_shape, len(dataset.classes))
+    conditions = task_of(config, dataset).conditions if config.conditioned else ()
+    spent = cost(config, dataset.sample_shape, len(dataset.classes), conditions)
     processes = join(config.device)
     require_memory(spent, processes)
     trainer = Trainer(config, dataset, processes)

@@ -21,10 +21,12 @@ from runtime.errors.messages import shown
 
 from ...errors import ExportError
 from .rules import (
+    CONDITIONAL_RULES,
     HARMLESS_FOR_NETWORKS,
     HARMLESS_FOR_SCHEDULERS,
     NETWORK_RULES,
     NEUTRAL,
+    PLAIN_SETTINGS,
     RENAMED,
     SCHEDULER_RULES,
     Rule,
@@ -227,6 +229,18 @@ def make_config(
                 f"{key!r}={in_json(value)}. {hint}Remove it if it does not change the result."
             )
     return Config(path, kind, {**defaults, **stated, "_class_name": kind}, defaults, rules, mapped)
+
+
+def conditional_config(path: Path, found: Mapping[str, object]) -> Config:
+    """Return a UNet2DConditionModel's config. Raises ExportError for conditions besides texts."""
+    rules = CONDITIONAL_RULES
+    config = make_config(path, found, "UNet2DConditionModel", rules, HARMLESS_FOR_NETWORKS)
+    for key, plain in PLAIN_SETTINGS.items():
+        if config.values[key] != plain:
+            raise config.refused(key, f"only texts condition it: it must be {in_json(plain)}")
+    for key in set(rules) - {"sample_size"}:
+        config.get(key)
+    return config
 
 
 def network_config(path: Path, found: Mapping[str, object]) -> Config:

@@ -1,4 +1,4 @@
-"""A diffusers folder as a `Model`: DDPMPipeline, DDIMPipeline, or a bare UNet2DModel.
+"""A diffusers folder as a `Model`: DDPMPipeline, DDIMPipeline, or a bare network.
 
 Only files on disk are read. Every setting is mapped to its counterpart here; unsupported ones raise
 an error that names them. diffusers itself is imported when it is needed, and loads the weights.
@@ -11,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.bundle.conditions import Condition
+from runtime.diffusion.arrays import Array
 from runtime.diffusion.schedule import Schedule
 from runtime.errors import RequestError
 from runtime.errors.arguments import text
 
-from ..model import Model, bundle_name, json_object
+from ..conditions import declared_conditions
+from ..model import bundle_name, json_object
 from ..module import from_module
+from ..torch_model import TorchModel
 from .config import Config
 from .folder import Folder, existing_folder, parts_of
-from .network import UNet, load_network, network_of, sample_shape
+from .network import load_network, network_of, sample_shape, texts_of, wrapped
 from .scheduler import PIPELINE_STEPS, Scheduler, most_steps, scheduler_of
 
 
@@ -32,12 +36,15 @@ def from_diffusers(
     null_label: int | None = None,
     label_names: Sequence[str] | None = None,
     variant: str | None = None,
+    conditions: Sequence[Condition] = (),
+    nulls: Mapping[str, Array] | None = None,
+    examples: Mapping[str, Array] | None = None,
     solver: str | None = None,
     steps: int | None = None,
     grid: str | None = None,
     guidance: float = 2.0,
     provenance: Mapping[str, Any] | None = None,
-) -> Model:
+) -> TorchModel:
     """Read the network and the scheduler that `save_pretrained` wrote.
 
     Args:
@@ -46,9 +53,9 @@ def from_diffusers(
             unet_ema/ of a diffusers training checkpoint.
         name: The bundle's name [the folder's].
         schedule, prediction: For a network alone, whose files say neither.
-        null_label: The label among num_class_embeds that means no label, if one was trained.
-        label_names: The names of the classes, without the null label [their numbers].
+        null_label, label_names: As in `from_module`, among num_class_embeds.
         variant: As in diffusers, such as "fp16". The network is computed in float32.
+        conditions, nulls, examples: encoder_hidden_states, if the network takes it [77 tokens].
         solver, steps, grid: The bundle's defaults [the scheduler's].
         guidance, provenance: As in `from_module`.
 
@@ -61,28 +68,41 @@ def from_diffusers(
     parts = parts_of(existing_folder(folder))
     network = network_of(parts)
     shape = sample_shape(network)
+    texts = texts_of(network, declared_conditions(conditions))
     config, read = scheduler_of(parts, schedule, prediction)
     classes = _classes(parts, network, null_label, label_names)
     # After all checks of settings, because it takes longest.
-    unet, version = load_network(parts.unet, variant)
-    own_solver = solver in (None, read.solver)
+    unet, version = load_network(parts.unet, variant, network.kind)
     return from_module(
-        UNet(unet).eval(),
+        wrapped(unet, network).eval(),
         name=bundle_name(parts.path.resolve().name) if name is None else name,
         sample_shape=shape,
-        prediction=read.prediction,
-        schedule=read.schedule,
-        clip=read.clip,
         num_classes=classes - (null_label is not None),
         null_label=null_label,
         label_names=label_names,
-        solver=read.solver if solver is None else solver,
-        options=read.options if own_solver else {},
-        steps=_steps(read, own_solver) if steps is None else steps,
-        grid=read.grid if grid is None else grid,
+        conditions=texts,
+        nulls=nulls,
+        examples=examples,
+        **_sampling(read, solver, steps, grid),
         guidance=guidance,
         provenance={**_provenance(parts, network, config, version), **extra},
     )
+
+
+def _sampling(
+    read: Scheduler, solver: str | None, steps: int | None, grid: str | None
+) -> dict[str, Any]:
+    """Return the settings of a scheduler for `from_module`, with the caller's in their place."""
+    own_solver = solver in (None, read.solver)
+    return {
+        "prediction": read.prediction,
+        "schedule": read.schedule,
+        "clip": read.clip,
+        "solver": read.solver if solver is None else solver,
+        "options": read.options if own_solver else {},
+        "steps": _steps(read, own_solver) if steps is None else steps,
+        "grid": read.grid if grid is None else grid,
+    }
 
 
 def _classes(
@@ -110,7 +130,7 @@ def _provenance(
 ) -> dict[str, object]:
     mapped = list(scheduler.mapped) if scheduler else []
     return {
-        "source": f"diffusers, {parts.pipeline or 'UNet2DModel'}",
+        "source": f"diffusers, {parts.pipeline or network.kind}",
         "unet": network.public(),
         "scheduler": scheduler and scheduler.public(),
         **({"mapped": mapped} if mapped else {}),

@@ -1,19 +1,36 @@
-"""A UNet2DModel as module(x, time[, label]) → F: its config, its sample shape, its weights."""
+"""A UNet2DModel or UNet2DConditionModel as a module: its config, sample shape and weights."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from runtime.bundle.conditions import Condition
+from runtime.errors import RequestError
 from runtime.errors.messages import described
 
 from ...errors import ExportError
 from ..loading import mismatch
-from .config import Config, class_name, diffusers_module, in_json, network_config, read_json
+from .config import (
+    Config,
+    class_name,
+    conditional_config,
+    diffusers_module,
+    in_json,
+    network_config,
+    read_json,
+)
 from .folder import WEIGHTS, Folder
+
+CONDITIONAL = "UNet2DConditionModel"
+TEXTS = "encoder_hidden_states"
+"""The condition of such a network: what a text encoder made of a text."""
+TOKENS = 77
+"""Of a text, as CLIP counts them."""
 
 
 class UNet(nn.Module):
@@ -27,21 +44,63 @@ class UNet(nn.Module):
         return self.unet(x, time, *label, return_dict=False)[0]
 
 
+class ConditionalUNet(UNet):
+    """A UNet2DConditionModel as a module of x [B, *S], time [B] and embeddings [B, tokens, k]."""
+
+    def forward(self, x: Tensor, time: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        return self.unet(x, time, encoder_hidden_states, return_dict=False)[0]
+
+
+def wrapped(unet: nn.Module, config: Config) -> UNet:
+    """Return a network of diffusers as a module that exports."""
+    return ConditionalUNet(unet) if config.kind == CONDITIONAL else UNet(unet)
+
+
+def texts_of(network: Config, declared: Sequence[Condition]) -> list[Condition]:
+    """Return the conditions of a network: its texts' embeddings, as declared or 77 tokens.
+
+    Raises:
+        RequestError: Something else is declared.
+    """
+    if network.kind != CONDITIONAL:
+        if declared:
+            raise RequestError(
+                f"{network.path}: a {network.kind} takes no further conditions, got "
+                f"{declared[0].name!r}. Leave them out."
+            )
+        return []
+    width = network.get("cross_attention_dim")
+    if not declared:
+        return [Condition(TEXTS, (TOKENS, width), meaning="the embedding of each token of a text")]
+    (texts,) = declared if len(declared) == 1 else (None,)
+    if texts is None or texts.name != TEXTS or texts.shape[1:] != (width,):
+        raise RequestError(
+            f"{network.path}: the one condition is {TEXTS}, [tokens, {width}], got "
+            f"{declared[0]}. Declare --condition {TEXTS}:{TOKENS},{width}."
+        )
+    return [texts]
+
+
 def network_of(parts: Folder) -> Config:
-    """Read the config of a UNet2DModel. Raises ExportError for other networks."""
+    """Read the config of a UNet2DModel or a UNet2DConditionModel.
+
+    Raises ExportError for other networks.
+    """
     path = parts.unet / "config.json"
     found = read_json(path)
     kind = class_name(path, found, parts.classes.get("unet"))
+    if kind == CONDITIONAL:
+        return conditional_config(path, found)
     if kind != "UNet2DModel":
         raise ExportError(
-            f"{path}: _class_name must be UNet2DModel, got {in_json(kind)}. "
+            f"{path}: _class_name must be UNet2DModel or {CONDITIONAL}, got {in_json(kind)}. "
             "Export any other network as a PyTorch module, with --module."
         )
     return network_config(path, found)
 
 
 def sample_shape(config: Config) -> tuple[int, int, int]:
-    """Return [C, H, W] of a UNet2DModel's config. Raises ExportError for unsupported settings."""
+    """Return [C, H, W] of a network's config. Raises ExportError for unsupported settings."""
     values = config.values
     channels = config.get("in_channels")
     out = config.get("out_channels")
@@ -79,7 +138,9 @@ def sample_shape(config: Config) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def load_network(folder: Path, variant: str | None) -> tuple[nn.Module, str]:
+def load_network(
+    folder: Path, variant: str | None, kind: str = "UNet2DModel"
+) -> tuple[nn.Module, str]:
     """Load the network in float32 and evaluation mode; return it and diffusers' version.
 
     Raises ExportError unless every weight is there, as safetensors.
@@ -88,7 +149,7 @@ def load_network(folder: Path, variant: str | None) -> tuple[nn.Module, str]:
     _find_weights(folder, variant)
     diffusers = diffusers_module()
     try:
-        unet, info = diffusers.UNet2DModel.from_pretrained(
+        unet, info = getattr(diffusers, kind).from_pretrained(
             folder,
             variant=variant,
             use_safetensors=True,

@@ -120,6 +120,30 @@ NETWORK_RULES: Mapping[str, Rule] = {
     "num_train_timesteps": or_null(whole(1)),
 }
 
+CONDITIONAL_RULES: Mapping[str, Rule] = {
+    "sample_size": SIZE,
+    "in_channels": whole(1, 65536),
+    "out_channels": whole(1, 65536),
+    "center_input_sample": FLAG,
+    "cross_attention_dim": whole(1, 65536),
+    "num_class_embeds": or_null(whole(1)),
+}
+
+PLAIN_SETTINGS: Mapping[str, object] = {
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "addition_embed_type": None,
+    "addition_time_embed_dim": None,
+    "num_class_embeds": None,
+    "time_cond_proj_dim": None,
+    "projection_class_embeddings_input_dim": None,
+    "attention_type": "default",
+    "class_embeddings_concat": False,
+    "timestep_post_act": None,
+    "time_embedding_act_fn": None,
+}
+"""Settings of a UNet2DConditionModel that has no condition besides encoder_hidden_states."""
+
 HARMLESS_FOR_NETWORKS = frozenset(
     (
         # EMAModel.save_pretrained writes the state of the average into unet_ema/config.json.

@@ -12,7 +12,7 @@ from runtime.diffusion.schedule import Schedule, from_betas, make_schedule
 from runtime.errors import RequestError
 
 from ...errors import ExportError
-from ..module import schedule_of
+from ..settings import schedule_of
 from .config import Config, class_name, in_json, read_json, scheduler_config
 from .convert import advice
 from .folder import Folder

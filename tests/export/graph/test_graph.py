@@ -13,7 +13,7 @@ from export.graph import trace as graph
 from export.graph.edit import constants_of
 from export.graph.write import write_all
 from export.proof.trajectories import run_loop_graph
-from export.sources.model import Model
+from export.sources.torch_model import TorchModel
 from runtime import Bundle, Sampler, make_schedule
 from runtime.bundle.spec import Defaults
 from runtime.diffusion.noise import Stream, noise
@@ -149,7 +149,7 @@ class Signal(torch.nn.Module):
 
 def test_samples_of_another_rank_without_labels_export_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Model(
+    model = TorchModel(
         name="signal",
         module=Signal().eval(),
         sample_shape=(2, 16),

@@ -17,7 +17,7 @@ from export import ExportError, build_bundle
 from export.graph import trace as graph
 from export.proof.plan import Plan
 from export.sources.loading import load_module, load_weights
-from export.sources.model import make_labels, torch_network
+from export.sources.model import make_labels
 from export.sources.module import from_module
 from runtime import Sampler, make_schedule, run
 from runtime.diffusion.noise import Stream, noise
@@ -86,7 +86,7 @@ def test_signals_are_sampled_as_pytorch_does(bundle: Path) -> None:
 
     program = sampler.bundle.program("ddpm", 12)
     expected = run(
-        program, torch_network(model), draw(Stream.INITIAL, 0), lambda k: draw(Stream.STEP, k)
+        program, model.reference(), draw(Stream.INITIAL, 0), lambda k: draw(Stream.STEP, k)
     )
     found = sampler.sample(3, 5, solver="ddpm", steps=12)
     assert found.shape == (3, 2, 64)

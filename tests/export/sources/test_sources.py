@@ -228,7 +228,10 @@ def test_weights_that_can_run_code_are_not_opened(
             ["--module", "mine.nets:net"],
             "--module needs --sample-shape, --prediction, --schedule too",
         ),
-        (["somewhere", "--module", "mine.nets:net"], "give a folder or --module, not both"),
+        (
+            ["somewhere", "--module", "mine.nets:net"],
+            "give a folder, --module or --onnx, got a folder",
+        ),
         (
             ["--module", "mine.nets:net", *DESCRIBED, "--variant", "fp16"],
             "--variant is for a diffusers folder, and",
@@ -248,7 +251,10 @@ def test_weights_that_can_run_code_are_not_opened(
         (["--module", "mine.nets:net", *DESCRIBED, "--name", ""], "name must be"),
         (["nowhere"], "nowhere is not a run"),
         (["RUN", "--weights", "emma"], "Did you mean 'ema'?"),
-        (["RUN", "--clip", "1"], "--clip is for --module, and this is a run: leave it out"),
+        (
+            ["RUN", "--clip", "1"],
+            "--clip is for --module and --onnx, and this is a run: leave it out",
+        ),
         (
             ["FOLDER", "--weights", "ema"],
             "--weights is for a run and --module, and this is a diffusers folder",

@@ -12,7 +12,6 @@ import pytest
 from export.errors import ExportError
 from export.proof.trajectories import run_loop_graph
 from export.sources.bundle import from_bundle
-from export.sources.model import torch_network
 from export.sources.run import from_run
 from export.tune import helps, main, tune
 from export.tuning import search as tuning
@@ -178,9 +177,9 @@ def test_the_run_and_the_bundle_are_one_network_and_another_is_not(
 ) -> None:
     bundle, model = Bundle.load(tiny_bundle), from_run(tiny_run, 2.0)
     ours = probe(network_of(bundle), bundle)
-    assert same(ours, probe(torch_network(model), model))
-    assert same(ours, probe(torch_network(from_bundle(tiny_bundle)), model))
-    assert not same(ours, probe(torch_network(from_run(tiny_run, 2.0, "weights")), model))
+    assert same(ours, probe(model.reference(), model))
+    assert same(ours, probe(from_bundle(tiny_bundle).reference(), model))
+    assert not same(ours, probe(from_run(tiny_run, 2.0, "weights").reference(), model))
 
 
 def test_exporting_again_keeps_it_for_the_same_network_alone(

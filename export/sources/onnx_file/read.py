@@ -1,0 +1,212 @@
+"""An ONNX file as a graph in float32 with its weights inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    TensorProto,
+    inliner,
+    numpy_helper,
+    version_converter,
+)
+
+from runtime.errors.messages import described, printable
+
+from ...errors import ExportError
+
+OPSET = 20
+"""Graphs of an earlier opset are converted to this one, which traced modules have too."""
+IR_VERSION = 10
+LARGEST = 2**31 - 2**20
+"""Bytes of a graph with its weights inside, which protobuf and ONNX Runtime can take."""
+STANDARD = ("", "ai.onnx")
+UNSUPPORTED: dict[int, str] = {
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT8E4M3FN: "float8",
+    TensorProto.FLOAT8E5M2: "float8",
+}
+"""Types that a network may not compute in: not all libraries do."""
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxFile:
+    """A file that was read.
+
+    Attributes:
+        path: Of the file.
+        proto: The graph, with its weights inside, in float32.
+        computes_half: Whether the file itself computes in float16. Otherwise it has float32 values
+            alone, and perhaps stores some weights in float16.
+        opset: The file's own.
+    """
+
+    path: Path
+    proto: ModelProto
+    computes_half: bool
+    opset: int
+
+
+def read(path: Path) -> OnnxFile:
+    """Read a file, and the files of its weights.
+
+    Raises:
+        ExportError: It cannot be read, or holds what cannot be exported.
+    """
+    where = printable(path)
+    proto = _loaded(path, where)
+    _require_standard(proto, where)
+    opset = next((o.version for o in proto.opset_import if o.domain in STANDARD), 1)
+    if proto.functions:
+        proto = inliner.inline_local_functions(proto)
+    proto = _in_new_opset(proto, opset, where)
+    _constants_stored(proto.graph)
+    computes_half = _computes_half(proto.graph)
+    to_float32(proto)
+    _require_float32(proto, where)
+    proto.ir_version = IR_VERSION
+    return OnnxFile(path, proto, computes_half, opset)
+
+
+def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
+    """Yield a graph and those inside its nodes, which are branches and loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from graphs_of(attribute.g)
+
+
+def _loaded(path: Path, where: str) -> ModelProto:
+    if not path.is_file():
+        raise ExportError(
+            f"{where}: there is no such file. --onnx takes the path of an .onnx file."
+        )
+    try:
+        light = onnx.load(str(path), load_external_data=False)
+        onnx.load_external_data_for_model(light, str(path.parent))
+    except Exception as error:  # protobuf and onnx raise errors of many kinds
+        raise ExportError(
+            f"{where} cannot be read as ONNX ({described(error)}). If its weights are in a file of "
+            "their own, that file must lie where the graph expects it: next to it."
+        ) from error
+    if not light.graph.node:
+        raise ExportError(f"{where} cannot be read as ONNX: it has no operators. Copy it again.")
+    size = sum(len(tensor.raw_data) for tensor in light.graph.initializer)
+    if size > LARGEST:
+        raise ExportError(
+            f"{where} has {size / 1e9:.1f} GB of weights, at most 2 GB are supported. Export the "
+            "PyTorch module itself, with --module."
+        )
+    return light
+
+
+def _require_standard(proto: ModelProto, where: str) -> None:
+    """Raises ExportError for operators that ONNX itself does not define."""
+    own = {(f.domain, f.name) for f in proto.functions}
+    for graph in graphs_of(proto.graph):
+        for node in graph.node:
+            if node.domain not in STANDARD and (node.domain, node.op_type) not in own:
+                raise ExportError(
+                    f"{where} uses {node.op_type} of {node.domain}, an operator of one library. "
+                    "Export again without that library's optimizations or quantization."
+                )
+
+
+def _in_new_opset(proto: ModelProto, opset: int, where: str) -> ModelProto:
+    if opset >= OPSET:
+        return proto
+    try:
+        return version_converter.convert_version(proto, OPSET)
+    except Exception as error:  # the converter raises what its C++ code throws
+        raise ExportError(
+            f"{where} has opset {opset}, and ONNX cannot convert it to {OPSET} "
+            f"({described(error)}). Export it again with opset_version=18."
+        ) from error
+
+
+def _constants_stored(graph: GraphProto) -> None:
+    """Turn Constant nodes into stored constants, which later changes of the graph look for."""
+    kept = []
+    for node in graph.node:
+        value = next((a for a in node.attribute if a.name.startswith("value")), None)
+        if node.op_type != "Constant" or value is None or value.name == "value_string":
+            kept.append(node)
+            continue
+        if value.name == "value":
+            tensor = TensorProto()
+            tensor.CopyFrom(value.t)
+        else:
+            whole = value.name.startswith("value_int")
+            numbers = onnx.helper.get_attribute_value(value)
+            tensor = numpy_helper.from_array(np.array(numbers, np.int64 if whole else np.float32))
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _computes_half(graph: GraphProto) -> bool:
+    """Whether float16 is more than how weights are stored: anything but a Cast reads such."""
+    for inner in graphs_of(graph):
+        half = {t.name for t in inner.initializer if t.data_type == TensorProto.FLOAT16}
+        for port in inner.input:
+            if port.type.tensor_type.elem_type == TensorProto.FLOAT16:
+                return True
+        for node in inner.node:
+            to = next((a.i for a in node.attribute if a.name == "to"), 0)
+            if to == TensorProto.FLOAT16:
+                return True
+            if node.op_type != "Cast" and half.intersection(node.input):
+                return True
+    return False
+
+
+def to_float32(proto: ModelProto) -> None:
+    """Change a graph of float16 values, in place, into one of float32 values.
+
+    Weights keep their values: every float16 number is a float32 number.
+    """
+    half = TensorProto.FLOAT16
+    for graph in graphs_of(proto.graph):
+        for tensor in graph.initializer:
+            _widened(tensor)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type == half:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.name in ("to", "dtype") and attribute.i == half:
+                    attribute.i = TensorProto.FLOAT
+                if attribute.type == AttributeProto.TENSOR:
+                    _widened(attribute.t)
+
+
+def _widened(tensor: TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT16:
+        array = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def _require_float32(proto: ModelProto, where: str) -> None:
+    """Raises ExportError for a graph that computes in a type that not all libraries have."""
+    remedy = "Export the network in float32: module.float()."
+    for graph in graphs_of(proto.graph):
+        for tensor in graph.initializer:
+            if tensor.data_type in UNSUPPORTED:
+                name = UNSUPPORTED[tensor.data_type]
+                raise ExportError(f"{where}: {tensor.name} is {name}. {remedy}")
+        for node in graph.node:
+            to = next((a.i for a in node.attribute if a.name == "to"), 0)
+            # float64 may be a step on the way: PyTorch computes some scales in it.
+            if to in UNSUPPORTED and to != TensorProto.DOUBLE:
+                name = UNSUPPORTED[to]
+                raise ExportError(f"{where}: {node.name} converts to {name}. {remedy}")

@@ -1,0 +1,165 @@
+"""What a network is conditioned on besides a class: made of each image, or given with the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from runtime.bundle.conditions import Condition
+from runtime.errors import RequestError
+
+from ..config import Config
+from ..errors import DataError
+from ..randomness import MASKS
+from .dataset import Dataset
+
+LUMA = (0.299, 0.587, 0.114)
+"""What red, green and blue count in a grey image (ITU-R BT.601)."""
+HOLE = (0.25, 0.75)
+"""The sides of the part that is to be filled in, as shares of the image's."""
+Given = Mapping[str, Tensor]
+"""Conditions [b, …] by name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The conditions of a run, and how they are made.
+
+    Attributes:
+        conditions: As the bundle will declare them; () for a run without.
+    """
+
+    config: Config
+    dataset: Dataset
+    conditions: tuple[Condition, ...]
+
+    def of(
+        self,
+        x0: Tensor,
+        indices: Sequence[int],
+        places: Sequence[int],
+        mirrored: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the conditions of images, by name.
+
+        Args:
+            x0: The images [b, C, H, W] in -1 … 1, as they are trained on.
+            indices: Which of the data they are, [b].
+            places: Their places among all that the run trains on, which decide what is random.
+            mirrored: Whether an image was mirrored, [b]; what is given is then mirrored, too.
+        """
+        found = self._given(indices, mirrored, x0.device)
+        kind = self.config.task
+        if kind == "superres":
+            # The mean of each square of pixels, which is what a smaller image shows.
+            found["low_res"] = F.avg_pool2d(x0, self.config.factor)
+        elif kind == "colorize":
+            weights = torch.tensor(LUMA, device=x0.device).reshape(1, 3, 1, 1)
+            found["grey"] = (x0 * weights).sum(1, keepdim=True).clamp(-1, 1)
+        elif kind == "inpaint":
+            # A hole of its own for each time an image is seen, or the network learns the holes.
+            mask = self._masks(places, x0.shape[2:]).to(x0.device)
+            found["mask"] = mask
+            found["known"] = x0 * (1 - mask)
+        return found
+
+    def _given(
+        self, indices: Sequence[int], mirrored: Tensor | None, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Return what the data gives, by name: images in -1 … 1, and vectors."""
+        found: dict[str, Tensor] = {}
+        for name, array in self.dataset.given.items():
+            values = torch.from_numpy(array[np.asarray(indices, np.int64)]).to(device)
+            if array.ndim == 4:
+                values = values.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+                if mirrored is not None:
+                    where = mirrored.to(device)[:, None, None, None]
+                    values = torch.where(where, values.flip(3), values)
+            found[name] = values
+        return found
+
+    def _masks(self, places: Sequence[int], size: Sequence[int]) -> Tensor:
+        """Return a rectangle of ones for each image, [b, 1, H, W]: the part to fill in."""
+        masks = torch.zeros(len(places), 1, *size)
+        for mask, place in zip(masks, places, strict=True):
+            generator = MASKS.generator(self.config.seed, int(place))
+            # Two sides, and where each begins.
+            draws = torch.rand(4, generator=generator).tolist()
+            stretches = []
+            for length, share, start in zip(size, draws[:2], draws[2:], strict=True):
+                side = max(1, round(length * (HOLE[0] + (HOLE[1] - HOLE[0]) * share)))
+                first = int(start * (length - side + 1))
+                stretches.append(slice(first, first + side))
+            mask[0, stretches[0], stretches[1]] = 1
+        return masks
+
+    def dropped(self, given: Given, drop: Tensor) -> dict[str, Tensor]:
+        """Return conditions with the null value, 0, for the images that `drop` [b] selects."""
+        return {
+            name: value * (~drop).to(value).reshape(-1, *[1] * (value.ndim - 1))
+            for name, value in given.items()
+        }
+
+
+def task_of(config: Config, dataset: Dataset) -> Task:
+    """Return what a run's network is conditioned on besides a class.
+
+    Raises:
+        RequestError: The images do not suit the task.
+        DataError: Images that are given cannot be enlarged to those that are wanted.
+    """
+    C, H, W = dataset.sample_shape
+    # Without dropout the network never saw the null value, so nothing is declared.
+    null = 0.0 if config.condition_dropout else None
+    found: list[Condition] = []
+    for name, array in dataset.given.items():
+        found.append(_given_condition(name, array, (C, H, W), null))
+    if config.task == "superres":
+        f = config.factor
+        if H % f or W % f:
+            raise RequestError(
+                f"--factor must divide the images' sides, {H} and {W}, got {f}. Pass another one."
+            )
+        meaning = f"the image at 1/{f} of its size"
+        found.append(_image("low_res", (C, H // f, W // f), meaning, null))
+    elif config.task == "colorize":
+        if C != 3:
+            raise RequestError(
+                "--task colorize needs RGB images, and these are grey. Leave it out."
+            )
+        found.append(_image("grey", (1, H, W), "the image without its colours", null))
+    elif config.task == "inpaint":
+        found.append(Condition("mask", (1, H, W), "float32", (0, 1), "1 to fill in", null))
+        found.append(_image("known", (C, H, W), "the image, 0 where the mask is 1", null))
+    elif config.task == "restyle" and "source" not in dataset.given:
+        raise RequestError(
+            "--task restyle needs pairs of images: --data emoji, whose two styles are pairs, or "
+            "--data pairs:PATH."
+        )
+    return Task(config, dataset, tuple(found))
+
+
+def _image(name: str, shape: tuple[int, ...], meaning: str, null: float | None) -> Condition:
+    return Condition(name, shape, "float32", (-1, 1), meaning, null)
+
+
+def _given_condition(
+    name: str, array: NDArray[np.generic], sample_shape: tuple[int, ...], null: float | None
+) -> Condition:
+    if array.ndim == 2:
+        meaning = "numbers that the data gives"
+        return Condition(name, (array.shape[1],), meaning=meaning, null=null)
+    _, h, w, c = array.shape
+    _, H, W = sample_shape
+    if H % h or W % w or H // h != W // w:
+        raise DataError(
+            f"the images given are {w}x{h}, and those wanted {W}x{H}: the sides of the wanted must "
+            "be the same whole multiple of the given. Resize one or the other."
+        )
+    return _image(name, (c, h, w), "the image given", null)
