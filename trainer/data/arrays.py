@@ -78,7 +78,7 @@ def _vectors(path: Path, name: str, arrays: Arrays, count: int) -> NDArray[np.fl
             f"{path} needs an array {name!r} of a vector for each of {count} images. Name another "
             "one with --condition-column."
         )
-    return vectors_of(arrays[name], f"{path}, {name}")
+    return vectors_of(list(arrays[name]), f"{path}, {name}")
 
 
 def _images(path: Path, arrays: Arrays) -> NDArray[np.uint8]:

@@ -128,7 +128,7 @@ def write_examples(folder: Path, examples: Mapping[str, NDArray[np.generic]]) ->
     """Write conditions of the data [m, …] by name, which the exporter compares graphs under."""
     # Kept with the run, because its data may not be on the machine that exports it.
     with replacing(folder / EXAMPLES) as temporary, temporary.open("wb") as file:
-        np.savez(file, **examples)
+        np.savez(file, allow_pickle=False, **examples)
 
 
 def open_run(

@@ -159,7 +159,7 @@ class TeacherPaths:
         number = (t[:, None] == self.levels).int().argmax(1)
         x0, eps = (torch.from_numpy(a) for a in self.paths.take(indices, number.numpy()))
         label = torch.from_numpy(self.paths.labels[indices])
-        return Draws(*(part.to(device) for part in (x0, label, t, eps)))
+        return Draws(x0.to(device), label.to(device), t.to(device), eps.to(device))
 
     def close(self) -> None:
         """Do nothing: nothing reads ahead."""

@@ -44,14 +44,18 @@ class UNet(nn.Module):
         return self.unet(x, time, *label, return_dict=False)[0]
 
 
-class ConditionalUNet(UNet):
+class ConditionalUNet(nn.Module):
     """A UNet2DConditionModel as a module of x [B, *S], time [B] and embeddings [B, tokens, k]."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
 
     def forward(self, x: Tensor, time: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         return self.unet(x, time, encoder_hidden_states, return_dict=False)[0]
 
 
-def wrapped(unet: nn.Module, config: Config) -> UNet:
+def wrapped(unet: nn.Module, config: Config) -> UNet | ConditionalUNet:
     """Return a network of diffusers as a module that exports."""
     return ConditionalUNet(unet) if config.kind == CONDITIONAL else UNet(unet)
 
