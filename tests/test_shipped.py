@@ -57,6 +57,24 @@ def test_its_samples_keep_the_same_bytes_in_a_batch(shipped: Bundle) -> None:
     assert sampler.sample(1, seed=3, label=17, steps=2).tobytes() == batch[3].tobytes()
 
 
+def test_the_student_is_whole_small_and_has_not_seen_more_than_its_teacher(
+    root: Path, shipped: Bundle
+) -> None:
+    student = Bundle.load(root / "bundles" / "emoji32-fast")
+    files = [path for path in student.path.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 16e6
+    assert all(student.read(name) for name in student.files)
+    assert student.provenance["data"] == shipped.provenance["data"]
+    assert student.distilled is not None
+    assert sorted(student.distilled.levels) == [1, 2, 4]
+    with (root / "bundles" / "emoji32-fast.log.csv").open(newline="") as file:
+        assert int([*csv.DictReader(file)][-1]["pictures"]) == student.provenance["pictures_seen"]
+    sampler = Sampler(student)
+    for steps in (1, 2, 4):
+        batch = sampler.sample(3, seed=0, label=[0, 9, 17], steps=steps)
+        assert sampler.sample(1, seed=2, label=17, steps=steps).tobytes() == batch[2].tobytes()
+
+
 @pytest.mark.slow
 def test_translating_emoji_that_it_never_saw_brings_them_nearer_to_their_counterparts(
     shipped: Bundle,

@@ -102,14 +102,22 @@ Network = Callable[[Inputs], Float32]
 
 
 def whole_inputs(model: ModelSpec, module: Callable[..., Float32]) -> Network:
-    """Return a network of `runtime.run` as one of whole inputs, which fails with ExportError."""
+    """Return a network of `runtime.run` as one of whole inputs.
+
+    Args:
+        module: Called with x [n, *S], time [n], the label [n] if there is one, and the conditions
+            [n, …] by name; it returns F [n, *S].
+
+    Returns:
+        A network that raises ExportError where `module` fails, or returns another shape.
+    """
 
     def network(inputs: Inputs) -> Float32:
         try:
             found = module(*inputs.arguments(), **inputs.conditions)
         except ExportError:
             raise
-        except Exception as error:  # the module's own code may raise anything
+        except Exception as error:
             raise ExportError(
                 f"{model.name}: the module fails on a batch of {_samples(len(inputs))} "
                 f"({described(error)}), and a batch may have any size. Take it from "

@@ -20,7 +20,7 @@ from .options import Options
 from .validation import checked
 
 OF_CONDITIONS = ("task", "factor", "condition_column", "condition_dropout")
-"""Options that a run without conditions does not record."""
+"""Options that a run without conditions does not record, unless they were set."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Config(Options):
         del value["distillation"]
         if not self.conditioned:
             for name in OF_CONDITIONS:
-                del value[name]
+                if value[name] == getattr(Options, name):
+                    del value[name]
         more = {"distillation": self.distillation.to_json()} if self.distillation else {}
         return with_lists(value) | more
 
