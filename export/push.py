@@ -72,6 +72,7 @@ def push(upload: Upload) -> str:
     ]
     try:
         api = hub.HfApi(library_name="unnoise")
+        # One commit for all files: nobody can download half a bundle.
         api.create_repo(upload.repo, private=upload.private, exist_ok=True)
         commit = api.create_commit(
             upload.repo,

@@ -87,6 +87,7 @@ def write_repository(repository: Repository, out: Path) -> list[str]:
     bundle = repository.bundle
     backend = choice("backend", repository.backend, BACKENDS)
     choice("precision", repository.precision, BACKENDS[backend].folders)
+    # The name becomes a folder and a part of URLs.
     if any(not character.isalnum() and character not in "-_." for character in bundle.name):
         raise RequestError(
             f"Triton needs a name of letters, digits, '-', '_' and '.', got {bundle.name!r}."
@@ -98,6 +99,7 @@ def write_repository(repository: Repository, out: Path) -> list[str]:
         )
     if out.exists() and not out.is_dir():
         raise RequestError(f"{shown_path(out)} is a file. Choose a folder.")
+    # A server that polls the repository sees a whole model or none.
     with replacing_folder(out / bundle.name) as folder:
         _write_model(repository, folder)
     names = [bundle.name]

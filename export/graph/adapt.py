@@ -43,8 +43,10 @@ def adapted(model: OnnxModel) -> ModelProto:
     """
     proto = copy_of(model.file.proto)
     graph = proto.graph
+    # Shapes are known under the file's own names, so before these change.
     sizes = _sizes_at_one(proto, model) if model.ports.fixed_batch else {}
     _prefixed(graph)
+    # They hold the file's batch, which becomes free.
     del graph.value_info[:]
     ports = _inputs(model)
     nodes: list[NodeProto] = []
@@ -110,6 +112,7 @@ def _converted(
         )
         yield helper.make_node("Gather", [order, value], [f"{name}.order"], name=f"{scope}/Gather")
         value = f"{name}.order"
+    # A float16 input is float32 by now: the whole file was widened when it was read.
     to = TensorProto.FLOAT if port.is_float else port.dtype
     if is_time and len(port.dims) == 2:
         column = f"{scope}.column"
@@ -159,6 +162,7 @@ def _with_times(body: list[NodeProto], graph: GraphProto, time: str, rank: int) 
         rank: 0 for a file that takes [], 1 for [1].
     """
     small = {t.name: t for t in graph.initializer if len(t.dims) == 1 and t.dims[0] < MOST_AXES}
+    # Values that are still one number a sample: the first operator that widens one ends the search.
     times = {time}
     changed = []
     for node in body:
@@ -225,6 +229,7 @@ def _free_reshapes(
             continue
         shape = numpy_helper.to_array(stored[node.input[1]]).tolist()
         known = sizes.get(node.output[0], [])
+        # A shape that begins with -1 or 0 follows the batch already.
         if len(shape) < 2 or shape[0] <= 0 or len(known) != len(shape):
             continue
         # One axis may be left open, and that is now the first.

@@ -117,7 +117,7 @@ def whole_inputs(model: ModelSpec, module: Callable[..., Float32]) -> Network:
             found = module(*inputs.arguments(), **inputs.conditions)
         except ExportError:
             raise
-        except Exception as error:
+        except Exception as error:  # the module's own code may raise anything
             raise ExportError(
                 f"{model.name}: the module fails on a batch of {_samples(len(inputs))} "
                 f"({described(error)}), and a batch may have any size. Take it from "

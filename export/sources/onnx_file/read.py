@@ -65,6 +65,7 @@ def read(path: Path) -> OnnxFile:
     proto = _loaded(path, where)
     _require_standard(proto, where)
     opset = next((o.version for o in proto.opset_import if o.domain in STANDARD), 1)
+    # Functions are inlined first: the converter of opsets does not look into them.
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     proto = _in_new_opset(proto, opset, where)
@@ -91,6 +92,7 @@ def _loaded(path: Path, where: str) -> ModelProto:
             f"{where}: there is no such file. --onnx takes the path of an .onnx file."
         )
     try:
+        # In two steps, so that weights are looked for next to the file alone.
         light = onnx.load(str(path), load_external_data=False)
         onnx.load_external_data_for_model(light, str(path.parent))
     except Exception as error:  # protobuf and onnx raise errors of many kinds
@@ -98,6 +100,7 @@ def _loaded(path: Path, where: str) -> ModelProto:
             f"{where} cannot be read as ONNX ({described(error)}). If its weights are in a file of "
             "their own, that file must lie where the graph expects it: next to it."
         ) from error
+    # An empty or cut-off file may parse as a model without content.
     if not light.graph.node:
         raise ExportError(f"{where} cannot be read as ONNX: it has no operators. Copy it again.")
     size = sum(len(tensor.raw_data) for tensor in light.graph.initializer)
