@@ -80,6 +80,7 @@ class Ledger:
         """Use another curve. There must be no orders."""
         self.curve = curve
         self._queue = FairQueue(curve, self.limits.live)
+        self.slots = self._queue.live
         self._forecast = None
 
     def check(self, order: Order, running: float) -> None:
