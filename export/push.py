@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 
 from runtime.bundle.bundle import Bundle
@@ -19,7 +18,7 @@ from runtime.errors.messages import reason
 from runtime.files import to_json
 from runtime.images import is_image
 from runtime.terminal.output import say
-from runtime.terminal.verbs import program, run_verb
+from runtime.terminal.verbs import add_bundle, program, run_verb
 
 from .errors import ExportError
 
@@ -138,13 +137,8 @@ def _run(given: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("export.push"), description=__doc__)
+    add_bundle(parser)
     add = parser.add_argument
-    add(
-        "bundle",
-        type=Path,
-        metavar="BUNDLE",
-        help="a bundle's folder, made by python -m export.build; or a shipped bundle: emoji32",
-    )
     add("repo", metavar="USER/NAME", help="the repository; it is made if there is none")
     add("--branch", metavar="NAME", help="a branch that exists [main]")
     add("--private", action="store_true", help="make the repository a private one")

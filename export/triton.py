@@ -18,7 +18,7 @@ from runtime.errors.messages import shown_path
 from runtime.files import replacing_folder
 from runtime.images import is_image
 from runtime.terminal.output import say
-from runtime.terminal.verbs import program, run_verb
+from runtime.terminal.verbs import add_bundle, program, run_verb
 
 # Triton's Python is often not that of the environment with unnoise.
 MODEL = """\
@@ -204,13 +204,8 @@ def _run(given: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("export.triton"), description=__doc__)
+    add_bundle(parser)
     add = parser.add_argument
-    add(
-        "bundle",
-        type=Path,
-        metavar="BUNDLE",
-        help="a bundle's folder, made by python -m export.build; or a shipped bundle: emoji32",
-    )
     add("--out", type=Path, required=True, metavar="DIR", help="the model repository")
     add("--backend", default="onnxruntime", help="inference library [onnxruntime]")
     add("--precision", default="fp32", help="one that the bundle holds [fp32]")

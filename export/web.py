@@ -10,7 +10,7 @@ from runtime.bundle.bundle import Bundle
 from runtime.diffusion.solvers import SOLVERS
 from runtime.options import integers
 from runtime.terminal.output import say
-from runtime.terminal.verbs import program, run_verb
+from runtime.terminal.verbs import add_bundle, program, run_verb
 
 from .site.libraries import VERSION
 from .site.tables import STEPS
@@ -42,13 +42,8 @@ def _run(given: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("export.web"), description=__doc__)
+    add_bundle(parser)
     add = parser.add_argument
-    add(
-        "bundle",
-        type=Path,
-        metavar="BUNDLE",
-        help="a bundle's folder, made by python -m export.build; or a shipped bundle: emoji32",
-    )
     add("--out", type=Path, required=True, metavar="DIR", help="the folder of the site")
     add("--precision", default="fp32", help=f"{', '.join(PRECISIONS)} [fp32]")
     add("--solvers", metavar="NAMES", help=f"of {', '.join(SOLVERS)}, tuned [all of them]")

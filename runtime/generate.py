@@ -13,7 +13,7 @@ from .generation.plan import Plan
 from .generation.run import Summary, generate, usable_workers
 from .generation.settings import Settings
 from .terminal.output import say
-from .terminal.verbs import program, run_verb
+from .terminal.verbs import add_bundle, program, run_verb
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,13 +68,8 @@ def _part(text: str) -> tuple[int, int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("runtime.generate"), description=__doc__)
+    add_bundle(parser)
     add = parser.add_argument
-    add(
-        "bundle",
-        type=Path,
-        metavar="BUNDLE",
-        help="a bundle's folder, made by python -m export.build; or a shipped bundle: emoji32",
-    )
     add("--n", type=int, required=True, help="samples of all shards")
     add("--out", type=Path, required=True, metavar="DIR", help="the folder of shards")
     add("--plan", type=Path, metavar="FILE", help="labels, solver, steps, … [the bundle's]")

@@ -29,19 +29,15 @@ from .images import is_image, picture_format, save, tile, to_uint8
 from .sampler import Sampler
 from .terminal.output import say
 from .terminal.progress import Progress
+from .terminal.verbs import add_bundle
 
 Label = TypeVar("Label", str, int | str)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add the bundle, and the options that decide its samples, apart from their labels."""
+    add_bundle(parser)
     add = parser.add_argument
-    add(
-        "bundle",
-        type=Path,
-        metavar="BUNDLE",
-        help="a bundle's folder, made by python -m export.build; or a shipped bundle: emoji32",
-    )
     add("--seed", type=int, default=0, help="seed of the first; the next ones follow [0]")
     add("--steps", type=int, help="grid intervals [the bundle's]")
     add(

@@ -7,10 +7,11 @@ from typing import Any
 
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST, REPORT, REPORT_IMAGE, SAMPLES_IMAGE
+from runtime.images import is_image
 from runtime.terminal.progress import clock
 
 from ..tuning.record import tuned_lines
-from .figure import can_be_shown, compared_with, in_words
+from .figure import compared_with, in_words
 from .plan import Bounds
 
 MOST_CALLS = 100
@@ -81,14 +82,14 @@ def _description(bundle: Bundle) -> list[str]:
         f"{len(bundle.schedule)} knots.",
         "",
     ]
-    if can_be_shown(bundle.sample_shape):
+    if is_image(bundle.sample_shape):
         lines += [f"![samples]({SAMPLES_IMAGE})", ""]
     return lines
 
 
 def _usage(bundle: Bundle) -> list[str]:
     defaults = bundle.defaults
-    images = can_be_shown(bundle.sample_shape)
+    images = is_image(bundle.sample_shape)
     noun = "pictures" if images else "samples"
     method = "pictures" if images else "sample"
     label = ", label=0" if bundle.labels else ""

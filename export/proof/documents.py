@@ -7,14 +7,14 @@ from dataclasses import replace
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import REPORT_IMAGE, SAMPLES_IMAGE
 from runtime.bundle.spec import ModelSpec
-from runtime.images import UInt8, save, tile
+from runtime.images import UInt8, is_image, save, tile
 from runtime.sampler import Sampler
 
 from ..sources.model import versions
 from ..tuning.record import draw_tuned, tuned_checks
 from .card import card, sheet_settings
 from .check import Proof
-from .figure import can_be_shown, draw
+from .figure import draw
 from .folder import write_card, write_manifest, write_report
 
 SHEET_WIDTH = 512
@@ -41,7 +41,7 @@ def write_documents(name: str, model: ModelSpec, bundle: Bundle, proof: Proof) -
         draw_tuned(folder, bundle.name, report.tuned)
     # The samples are drawn as a user will draw them, so the bundle must state its precisions first.
     bundle = replace(bundle, report=report.summary(), same_bytes=report.same_bytes)
-    if can_be_shown(bundle.sample_shape):
+    if is_image(bundle.sample_shape):
         save(folder / SAMPLES_IMAGE, _sheet(model, bundle, report.plan.samples), least=SHEET_WIDTH)
     write_card(folder, card(replace(bundle, name=name)))
     # Last, because bundle.json lists every file with its hash.

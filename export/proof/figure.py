@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import step_name
-from runtime.images import to_uint8
+from runtime.images import is_image, to_uint8
 
 from ..sources.model import ONNX_FILE
 from .check import PYTORCH, Proof
@@ -26,11 +26,6 @@ LEAST = 1e-9
 LINE_STYLES = ("-", "--", ":", "-.")
 CHANNELS = 4
 """How many channels of a signal are drawn."""
-
-
-def can_be_shown(shape: Sequence[int]) -> bool:
-    """Whether samples of this shape, without the batch, are images."""
-    return len(shape) == 3 and shape[0] in (1, 3)
 
 
 def draw(path: Path, bundle: Bundle, proof: Proof) -> None:
@@ -107,7 +102,7 @@ def _draw_samples(
     axes: Axes, bundle: Bundle, report: Report, samples: Mapping[str, NDArray[np.float32]]
 ) -> None:
     axes.set_axis_off()
-    if can_be_shown(bundle.sample_shape):
+    if is_image(bundle.sample_shape):
         _draw_images(axes, bundle, report.precisions, samples)
     elif len(bundle.sample_shape) <= 2:
         _draw_signals(axes, samples)

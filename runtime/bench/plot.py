@@ -15,7 +15,7 @@ import numpy as np
 from ..backends.base import missing
 from ..errors import RequestError
 from ..files import replacing
-from ..images import to_uint8
+from ..images import is_image, to_uint8
 from .facts import Facts
 from .results import Result
 
@@ -112,7 +112,7 @@ def styles_of(results: Sequence[Result]) -> dict[str, Style]:
 
 def pictured(results: Sequence[Result], shape: Sequence[int]) -> bool:
     """Whether samples of this shape are images, and were kept."""
-    return len(shape) == 3 and shape[0] in (1, 3) and all(r.samples is not None for r in results)
+    return is_image(shape) and all(r.samples is not None for r in results)
 
 
 def latency(axis: Axes, results: Sequence[Result], styles: Mapping[str, Style]) -> None:

@@ -65,7 +65,7 @@ def hub_library() -> ModuleType:
 
 
 def hub_folder(path: Path) -> Path:
-    """Return the folder of a bundle in the Hub's cache; what is missing there is downloaded.
+    """Return the folder of a bundle in the Hub's cache; download the files that it lacks.
 
     Raises:
         RequestError: It does not have the form of a name.

@@ -1,4 +1,4 @@
-"""Generate the samples of a plan into a folder of shards. A restart makes what is missing."""
+"""Generate the samples of a plan into a folder of shards. A restart makes the missing ones."""
 
 from __future__ import annotations
 

@@ -73,6 +73,16 @@ def program(module: str) -> str:
     return f"python -m {module}"
 
 
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add the bundle that a command reads."""
+    parser.add_argument(
+        "bundle",
+        type=Path,
+        metavar="BUNDLE",
+        help="a bundle's folder, made by python -m export.build; or a shipped bundle: emoji32",
+    )
+
+
 def run_verb(
     parser: argparse.ArgumentParser,
     act: Callable[[argparse.Namespace], int | None],

@@ -1,4 +1,4 @@
-"""Pairs of images: what is given in `source/`, and what is wanted in `target/`, by their names."""
+"""Pairs of images by name: the conditions in `source/`, the images to learn in `target/`."""
 
 from __future__ import annotations
 

@@ -84,13 +84,18 @@ def _vectors(place: str, table: Any, column: str) -> dict[str, Any]:
         return {}
     if column not in table.features:
         raise unknown("condition column", column, table.features)
+    values = _values(place, table, column)
+    return {condition_name(column): vectors_of(values, f"{place}, column {column!r}")}
+
+
+def _values(place: str, table: Any, column: str) -> list[Any]:
+    """Return a column's values. Raises DataError if they cannot be read."""
     try:
-        values = list(table.select_columns([column])[:][column])
+        return list(table.select_columns([column])[:][column])
     except Exception as error:  # pyarrow raises a dozen kinds for damaged files
         raise DataError(
             f"{place}: the column {column!r} cannot be read ({type(error).__name__}: {error})."
         ) from error
-    return {condition_name(column): vectors_of(values, f"{place}, column {column!r}")}
 
 
 def _report_missing(place: str, rows: Any, column: str) -> None:
@@ -207,12 +212,7 @@ def _labels(place: str, table: Any, wanted: str) -> tuple[tuple[str, ...], np.nd
             f"{place}: labels must be text or whole numbers, and the column {column!r} holds "
             f"{kind}. Name another one with --label-column, or use --no-labels."
         )
-    try:
-        values = list(table.select_columns([column])[:][column])
-    except Exception as error:  # pyarrow raises a dozen kinds for damaged files
-        raise DataError(
-            f"{place}: the column {column!r} cannot be read ({type(error).__name__}: {error})."
-        ) from error
+    values = _values(place, table, column)
     # A ClassLabel stores -1 for a row without a label.
     has_names = isinstance(kind, datasets.ClassLabel) and kind.names
     if without := [i for i, v in enumerate(values) if v is None or bool(has_names and v < 0)]:

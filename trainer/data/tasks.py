@@ -52,7 +52,7 @@ class Task:
             x0: The images [b, C, H, W] in -1 … 1, as they are trained on.
             indices: Which of the data they are, [b].
             places: Their places among all that the run trains on, which decide what is random.
-            mirrored: Whether an image was mirrored, [b]; what is given is then mirrored, too.
+            mirrored: Whether an image was mirrored, [b]; its condition is then mirrored, too.
         """
         found = self._given(indices, mirrored, x0.device)
         kind = self.config.task

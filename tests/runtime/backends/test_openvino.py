@@ -95,10 +95,16 @@ def test_float32_agrees_with_onnx_runtime(precise: Path, sampler: Sampler) -> No
     assert np.abs(other.sample(4, 0, **settings) - sampler.sample(4, 0, **settings)).max() < 2e-3
 
 
-def test_int8_is_offered_where_it_was_checked_and_nowhere_else(precise: Path, edited) -> None:
-    bundle = Bundle.load(precise)
+def checked_on_openvino(folder: Path) -> Bundle:
+    """A bundle whose int8 was checked on OpenVINO, on any processor."""
+    bundle = Bundle.load(folder)
     checked = {**bundle.report["int8"], "openvino": bundle.report["int8"]["onnxruntime"]}
     object.__setattr__(bundle, "report", {**bundle.report, "int8": checked})
+    return bundle
+
+
+def test_int8_is_offered_where_it_was_checked_and_nowhere_else(precise: Path, edited) -> None:
+    bundle = checked_on_openvino(precise)
     assert ("openvino", "int8") in offered(bundle)
     unchecked = {
         p: {b: w for b, w in entry.items() if b != "openvino"} for p, entry in bundle.report.items()
@@ -142,9 +148,7 @@ def test_int8_needs_a_processor_that_adds_its_products_exactly(
     monkeypatch.setattr(openvino_backend, "flags", lambda: frozenset(found.split()))
     assert not lacks("fp32", openvino)
     assert bool(lacks("int8", openvino)) is not exact
-    bundle = Bundle.load(precise)
-    checked = {**bundle.report["int8"], "openvino": bundle.report["int8"]["onnxruntime"]}
-    object.__setattr__(bundle, "report", {**bundle.report, "int8": checked})
+    bundle = checked_on_openvino(precise)
     if exact:
         open_backend(bundle, "openvino", "int8")
     else:
