@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ipaddress
+import socket
 import sys
 from pathlib import Path
+from threading import Thread
 
 from runtime.errors import RequestError
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
-from . import log
-from .app import create_app
 from .auth import host_name, read_tokens
-from .server import Server, listen
+from .models import Models
 from .settings import Settings
 
 SWITCH_S = 0.0005
@@ -31,8 +32,15 @@ def serve(given: argparse.Namespace) -> int:
     settings = settings_of(given)
     # First, so that a port in use is reported before any bundle is loaded.
     listener = listen(given.host, given.port)
+    models = Models(given.bundles, settings)
+    # Graphs are loaded and measured while the web server's modules are imported.
+    Thread(target=_open, args=(models,), daemon=True).start()
+    from . import log
+    from .app import app_of
+    from .server import Server
+
     log.to_stderr()
-    server = Server(create_app(given.bundles, settings))
+    server = Server(app_of(models))
     port = listener.getsockname()[1]
     host = f"[{given.host}]" if ":" in given.host else given.host
     say(f"http://{host}:{port}", flush=True)
@@ -45,6 +53,28 @@ def serve(given: argparse.Namespace) -> int:
     if failure is not None:
         raise failure
     return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises OSError if the address cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's delay of 40 ms off only for sockets that name their protocol.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        # A restart need not wait for the connections of the last process.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(2048)
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def _open(models: Models) -> None:
+    # The server asks again, and reports what this raises.
+    with contextlib.suppress(Exception):
+        models.open()
 
 
 def settings_of(given: argparse.Namespace) -> Settings:

@@ -33,7 +33,7 @@ from runtime.errors import UnnoiseError
 
 from . import edits, health, job_endpoints, log, openai, openapi, protocol, samples
 from .middleware import Gate, Observe
-from .models import Source
+from .models import Models, Source
 from .problems import ClientGone, Problem, respond
 from .service import Service
 from .settings import Settings
@@ -78,7 +78,12 @@ def create_app(bundles: Iterable[Source], settings: Settings | None = None) -> S
     Raises:
         RequestError: There is no bundle.
     """
-    service = Service(bundles, settings or Settings())
+    return app_of(Models(bundles, settings or Settings()))
+
+
+def app_of(models: Models) -> Starlette:
+    """Return the ASGI application of models, which may be opening."""
+    service = Service(models)
     handled = (Problem, UnnoiseError, ClientGone, HTTPException)
     app = Starlette(
         routes=_routes(),

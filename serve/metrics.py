@@ -86,17 +86,11 @@ class Metrics:
         """Report the engines' own figures, too."""
         self.registry.register(_Engines(models))
 
-    def ticks_of(self, model: str) -> Callable[[TickReport], object]:
-        """Return a function that counts the network calls of a model."""
-        # Looked up once, because it is called at every tick, in the inference thread.
-        ticks = [self._tick.labels(model, graph) for graph in ("plain", "guided")]
-        batches = [self._batch.labels(model, graph) for graph in ("plain", "guided")]
-
-        def count(report: TickReport) -> None:
-            ticks[report.guided].observe(report.seconds)
-            batches[report.guided].observe(report.samples)
-
-        return count
+    def tick(self, model: str, report: TickReport) -> None:
+        """Enter a network call of a model."""
+        graph = "guided" if report.guided else "plain"
+        self._tick.labels(model, graph).observe(report.seconds)
+        self._batch.labels(model, graph).observe(report.samples)
 
     def count(self, endpoint: str, code: int, seconds: float, queue_s: float | None) -> None:
         """Enter a request that has ended.

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -161,18 +162,24 @@ def version() -> str:
 
 
 class Models:
-    """The models by name. They are opened in a thread of their own, while the service answers."""
+    """The models by name. They are opened in a thread of their own, while the service answers.
+
+    Attributes:
+        on_tick: Called with a model's name after each of its network calls, in its thread.
+        opened: Whether all are open.
+        failure: What opening them has raised.
+    """
 
     def __init__(
         self,
         sources: Iterable[Source],
         settings: Settings,
-        on_tick: Callable[[str], Callable[[TickReport], object]] | None = None,
     ) -> None:
         """sources: bundles' folders, or samplers, which the service does not close."""
         self._sources = list(sources)
-        self._settings = settings
-        self._on_tick = on_tick
+        self.settings = settings
+        self.on_tick: Callable[[str, TickReport], object] | None = None
+        self._lock = Lock()
         self._models: dict[str, Model] = {}
         self._own: list[Sampler] = []
         self.opened = False
@@ -185,22 +192,35 @@ class Models:
         return dict(self._models)
 
     def open(self) -> None:
-        """Open all. Raises UnnoiseError for a bundle that cannot be served."""
-        try:
-            for source in self._sources:
-                sampler = self._sampler(source)
-                name = sampler.bundle.name
-                # Requests name a model by its bundle.
-                if name in self._models:
-                    raise RequestError(
-                        f"two bundles are named {name!r}. Serve them in two processes."
-                    )
-                counted = self._on_tick(name) if self._on_tick else None
-                self._models[name] = Model(sampler, self._settings, counted)
-            self.opened = True
-        except BaseException as error:
-            self.failure = error
-            raise
+        """Open all, unless that was done before; a second caller waits for the first.
+
+        Raises:
+            UnnoiseError: A bundle cannot be served.
+        """
+        with self._lock:
+            if self.failure is not None:
+                raise self.failure
+            try:
+                while len(self._models) < len(self._sources):
+                    self._open(self._sources[len(self._models)])
+                self.opened = True
+            except BaseException as error:
+                self.failure = error
+                raise
+
+    def _open(self, source: Source) -> None:
+        sampler = self._sampler(source)
+        name = sampler.bundle.name
+        # Requests name a model by its bundle.
+        if name in self._models:
+            raise RequestError(f"two bundles are named {name!r}. Serve them in two processes.")
+
+        def ticked(report: TickReport) -> None:
+            # Looked up at each tick: the service may come after the models.
+            if self.on_tick is not None:
+                self.on_tick(name, report)
+
+        self._models[name] = Model(sampler, self.settings, ticked)
 
     def close(self) -> None:
         """Stop all engines, and close the samplers that were opened here."""
@@ -215,7 +235,7 @@ class Models:
             return "a model cannot be opened. The log has the reason."
         if not self.opened:
             return "the models are being opened."
-        reasons = (model.unready(self._settings.hung_s) for model in self._models.values())
+        reasons = (model.unready(self.settings.hung_s) for model in self._models.values())
         return " ".join(filter(None, reasons))
 
     def get(self, name: str | None) -> Model:
@@ -241,7 +261,7 @@ class Models:
     def _sampler(self, source: Source) -> Sampler:
         if isinstance(source, Sampler):
             return source
-        settings = self._settings
+        settings = self.settings
         sampler = Sampler.load(
             source,
             settings.backend,

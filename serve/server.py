@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 from collections.abc import Iterator
 
 import uvicorn
@@ -112,19 +111,3 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
         limit_concurrency=2 * settings.connections,
         timeout_graceful_shutdown=LAST_S,
     )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises OSError if the address cannot be used."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's delay of 40 ms off only for sockets that name their protocol.
-    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        # A restart need not wait for the connections of the last process.
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
-        found.listen(2048)
-    except BaseException:
-        found.close()
-        raise
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,10 +12,9 @@ from starlette.requests import Request
 
 from .jobs import Jobs
 from .metrics import Metrics
-from .models import Models, Source
+from .models import Models
 from .problems import Problem
 from .runs import Run, Runs
-from .settings import Settings
 
 T = TypeVar("T")
 
@@ -30,9 +29,9 @@ class Service:
         editing: Runs edits, which wait for the engine in their own threads.
     """
 
-    def __init__(self, sources: Iterable[Source], settings: Settings) -> None:
-        """sources: bundles' folders, or samplers."""
-        self.settings = settings
+    def __init__(self, models: Models) -> None:
+        """models: which the service opens, unless that is under way, and closes at the end."""
+        self.settings = settings = models.settings
         self.draining = False
         # Two threads each: more would only take the processor from the network calls.
         self.planning = ThreadPoolExecutor(2, "unnoise-plan")
@@ -41,8 +40,9 @@ class Service:
         self.edits = 0
         self.uploads = asyncio.Semaphore(settings.uploads)
         self.metrics = Metrics()
-        self.models = Models(sources, settings, self.metrics.ticks_of)
-        self.metrics.watch(self.models)
+        self.models = models
+        models.on_tick = self.metrics.tick
+        self.metrics.watch(models)
         self.runs = Runs(settings, self.planning)
         self.jobs = Jobs(settings)
         self.started = time.time()

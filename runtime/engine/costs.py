@@ -21,13 +21,13 @@ from ..backends.registry import BACKENDS
 from ..bundle.bundle import Bundle
 from ..errors import BackendError
 from .cost import CostCurve, Points, no_cheaper
-from .probe import HEAVY_S, LEAST_CALLS, Clock, Interrupted, Point, Probe
+from .probe import HEAVY_S, Clock, Interrupted, Point, Probe
 
 T = TypeVar("T")
 FORMAT = 3
 """Of the cached entries: a change makes older entries unknown."""
-ROUGH_S = 0.3
-"""Seconds for each graph of a rough curve. Three sizes are measured in any case."""
+ROUGH_S = 0.15
+"""Seconds for each graph of a rough curve. Three sizes are measured in any case, by a call each."""
 POINT_S = 0.4
 """Seconds for a single size."""
 
@@ -177,14 +177,14 @@ class Costs:
         same_bytes = True
         settled = True
         for size in self._sizes:
-            point, rows = probe.point(size, guided, end, cut=self._fixed is not None)
+            point, rows = probe.point(size, guided, end, cut=self._fixed is not None, least=1)
             pairs = zip(before, rows, strict=False)
             same_bytes &= all(a.tobytes() == b.tobytes() for a, b in pairs)
             settled &= point.settled
             before = list(rows)
             found.append((size, point.seconds))
-            # The next size takes about twice as long.
-            late = self._clock() + 2 * (1 + LEAST_CALLS) * point.seconds > end
+            # The next size takes about twice as long, and is called twice.
+            late = self._clock() + 4 * point.seconds > end
             if len(found) > 2 and (no_cheaper(found) or late):
                 break
         return tuple(found), same_bytes, settled

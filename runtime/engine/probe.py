@@ -73,12 +73,20 @@ class Probe:
         self._clock = clock
         self._program = bundle.program()
 
-    def point(self, size: int, guided: bool, end: float, cut: bool = True) -> tuple[Point, Float32]:
+    def point(
+        self,
+        size: int,
+        guided: bool,
+        end: float,
+        cut: bool = True,
+        least: int = LEAST_CALLS,
+    ) -> tuple[Point, Float32]:
         """Measure a call; return its cost, and the state after it, [size, R, *S].
 
         Args:
-            end: When to stop repeating. The least number of calls is made in any case.
+            end: When to stop repeating.
             cut: Whether calls that are cut into streams are measured, too.
+            least: Calls that are made in any case.
         """
         scale = GUIDANCE_SCALE if guided else 1.0
         buffers, state = self._fill(size, scale)
@@ -90,7 +98,7 @@ class Probe:
             cuts = ()
         unlike = [n for n in cuts if not self._alike(buffers, state, guided, n, rows)]
         spent.update((n, []) for n in cuts if n not in unlike)
-        while not self._enough(spent, end):
+        while not self._enough(spent, end, least):
             # In turn, so that what else the machine does affects all cuts equally.
             for streams, times in spent.items():
                 times.append(self._call(buffers, state, guided, streams))
@@ -157,9 +165,9 @@ class Probe:
         self._call(buffers, state, guided, streams)
         return buffers.state[: len(state)].tobytes() == rows.tobytes()
 
-    def _enough(self, spent: dict[int, list[float]], end: float) -> bool:
+    def _enough(self, spent: dict[int, list[float]], end: float, least: int) -> bool:
         fewest = min(map(len, spent.values()))
-        if fewest < LEAST_CALLS:
+        if fewest < least:
             return False
         return _agree(_fastest(spent)) or fewest >= MOST_CALLS or self._clock() >= end
 
@@ -171,5 +179,5 @@ def _fastest(spent: dict[int, list[float]]) -> list[float]:
 
 def _agree(spent: Sequence[float]) -> bool:
     """Whether the fastest two calls took about as long."""
-    fastest, second = sorted(spent)[:2]
-    return second <= AGREE * fastest
+    fastest = sorted(spent)[:2]
+    return len(fastest) == 2 and fastest[1] <= AGREE * fastest[0]

@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from runtime import Sampler
 from serve import Settings, create_app
-from serve.server import Server, listen
+from serve.__main__ import listen
+from serve.server import Server
 
 from ..small_bundle import SmallBackend, SmallBuffers, write_small_bundle
 

@@ -20,8 +20,8 @@ import pytest
 
 from runtime import Sampler
 from serve import Settings, create_app
-from serve.__main__ import main
-from serve.server import Server, listen
+from serve.__main__ import listen, main
+from serve.server import Server
 
 from .services import WAIT_S, events_of, gate_of, running, until
 from .test_edits import IMAGE, png

@@ -159,8 +159,8 @@ def test_a_curve_is_measured_once(bundle: Bundle) -> None:
 
 
 def test_a_rough_curve_gets_whole_where_there_is_time(bundle: Bundle) -> None:
-    """0.3 s are enough for sizes up to 8 here."""
-    backend = TimedBackend(bundle, 2**-6, 2**-10)
+    """0.15 s are enough for sizes up to 8 here."""
+    backend = TimedBackend(bundle, 2**-7, 2**-11)
     costs = Costs(bundle, backend, backend.clock)
     rough = costs.curve(32)
     assert [size for size, _ in rough.plain] == [1, 2, 4, 8]
