@@ -25,6 +25,7 @@ from runtime.terminal.verbs import program, run_verb
 
 from .config import Config
 from .data.sources import load
+from .data.tasks import task_of
 from .parallel.processes import join
 from .quality.judge import Judge
 from .runs import checkpoint as checkpoints
@@ -108,17 +109,22 @@ def of_bundle(
         )
     config = (changes or Changes()).applied(Config.from_json(record))
     dataset = load(config)
-    labelled = bool(sampler.bundle.num_classes)
+    task = task_of(config, dataset) if config.conditioned else None
 
     def sample(n: int, seed: int, label: NDArray[np.int64]) -> NDArray[np.uint8]:
+        conditions: Mapping[str, NDArray[np.float32]] = {}
+        if task:
+            # The label is that of the image whose conditions are given, as in a run's grids.
+            _, label, conditions = task.shown(n, seed)
         # Without guidance the conditional network samples, as it does in a run's own measurements.
         return sampler.pictures(
             n,
             seed=seed,
             solver=config.sample_solver,
             steps=config.sample_steps,
-            label=label.tolist() if labelled else None,
-            guidance=(guidance or 1.0) if labelled else None,
+            label=label.tolist() if sampler.bundle.num_classes else None,
+            guidance=(guidance or 1.0) if sampler.bundle.can_guide else None,
+            conditions=conditions or None,
         )
 
     judge = Judge(config, dataset, None, join(device).device)

@@ -16,6 +16,7 @@ from runtime import Bundle, Sampler
 from runtime.errors import RequestError
 from runtime.sample import main
 from trainer.config import Config
+from trainer.evaluate import Changes, of_bundle, of_run
 from trainer.fit import fit
 from trainer.runs import checkpoint as checkpoints
 from trainer.training.run import EXAMPLES
@@ -73,6 +74,14 @@ def test_the_bundle_is_exported_again(bundle: Bundle) -> None:
     label = np.array([0, 1])
     found = model.reference()(x, time, label, **given)
     assert found.shape == x.shape
+
+
+def test_a_bundle_is_measured_as_its_run_is(run: Path, bundle: Bundle) -> None:
+    """Under the same conditions and labels: other ones give other samples."""
+    changes = Changes(quality_samples=24)
+    expected = of_run(run, best=False, device="cpu", changes=changes).distances
+    found = of_bundle(bundle.path, None, "cpu", changes).distances
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_run_resumes_to_the_same_weights(run: Path, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ LUMA = (0.299, 0.587, 0.114)
 """What red, green and blue count in a grey image (ITU-R BT.601)."""
 HOLE = (0.25, 0.75)
 """The sides of the part that is to be filled in, as shares of the image's."""
+STRIDE = 97
+"""Between the images that are shown, so that they differ: data is often sorted by class."""
 Given = Mapping[str, Tensor]
 """Conditions [b, …] by name."""
 
@@ -68,6 +70,24 @@ class Task:
             found["mask"] = mask
             found["known"] = x0 * (1 - mask)
         return found
+
+    def shown(
+        self, count: int, seed: int = 0
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+        """Return images of the data [n, H, W, C], their labels [n], and their conditions by name.
+
+        Args:
+            seed: Of the first; it selects the image.
+        """
+        places = np.arange(seed, seed + count)
+        images, indices = self.dataset.gather(places * STRIDE % len(self.dataset))
+        # Images that cannot be read are left out: the others are taken again.
+        turns = np.resize(np.arange(len(indices)), count)
+        images = images[turns]
+        indices = indices[turns]
+        x0 = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        given = self.of(x0, indices.tolist(), places.tolist())
+        return images, self.dataset.labels[indices], {k: v.numpy() for k, v in given.items()}
 
     def _given(
         self, indices: Sequence[int], mirrored: Tensor | None, device: torch.device

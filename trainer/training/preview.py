@@ -26,8 +26,6 @@ COMPARED = 24
 """Images of a grid that shows conditions."""
 ACROSS = 3
 """Images to a row of that grid, with what belongs to each."""
-STRIDE = 97
-"""Between the images that are shown, so that they differ: data is often sorted by class."""
 
 
 @dataclass(frozen=True)
@@ -46,30 +44,6 @@ class Preview:
     sample_shape: tuple[int, int, int]
     num_classes: int
     task: Task | None = None
-
-    def shown(
-        self, count: int, seed: int = 0
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, NDArray[np.float32]]]:
-        """Return images of the data [n, H, W, C], their labels [n], and their conditions by name.
-
-        Args:
-            seed: Of the first; it selects the image.
-        """
-        assert self.task is not None
-        dataset = self.task.dataset
-        places = np.arange(seed, seed + count)
-        images, indices = dataset.gather(places * STRIDE % len(dataset))
-        # Images that cannot be read are left out: the others are taken again.
-        turns = np.resize(np.arange(len(indices)), count)
-        images = images[turns]
-        indices = indices[turns]
-        x0 = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        given = self.task.of(x0, indices.tolist(), places.tolist())
-        return images, dataset.labels[indices], {k: v.numpy() for k, v in given.items()}
-
-    def examples(self, count: int) -> dict[str, NDArray[np.float32]]:
-        """Return conditions [n, …] of images of the data, by name."""
-        return self.shown(count)[2]
 
     @torch.no_grad()
     def sample(
@@ -109,7 +83,7 @@ class Preview:
         conditions: dict[str, NDArray[np.float32]] = {}
         if self.task:
             # The label is that of the image whose conditions are given.
-            _, label, conditions = self.shown(count, seed)
+            _, label, conditions = self.task.shown(count, seed)
         elif label is None:
             label = np.arange(count) % max(1, self.num_classes)
         x = noises(seeds, SAMPLE_START, 0, self.sample_shape) * np.float32(program.start)
@@ -145,10 +119,11 @@ class Preview:
 
     def _compared(self, weights: Mapping[str, Tensor]) -> NDArray[np.uint8]:
         """Return one sheet: conditions that are images, samples, and the data's own images."""
-        images, _, given = self.shown(COMPARED)
+        assert self.task is not None
+        images, _, given = self.task.shown(COMPARED)
         _, H, W = self.sample_shape
         columns = []
-        for condition in self.task.conditions if self.task else ():
+        for condition in self.task.conditions:
             if condition.is_image:
                 small = to_uint8(given[condition.name], *(condition.range or (-1, 1)))
                 large = small.repeat(H // small.shape[1], 1).repeat(W // small.shape[2], 2)

@@ -64,7 +64,8 @@ class Run:
         self.dataset = load(config)
         if config.quality_every:
             require_comparable(config, self.dataset)
-        conditions = task_of(config, self.dataset).conditions if config.conditioned else ()
+        task = task_of(config, self.dataset) if config.conditioned else None
+        conditions = task.conditions if task else ()
         self.cost = cost(config, self.dataset.sample_shape, len(self.dataset.classes), conditions)
         require_memory(self.cost, processes)
         self.trainer = Trainer(config, self.dataset, processes)
@@ -75,8 +76,8 @@ class Run:
             if not is_old:
                 held.enter_context(claim(folder))
             open_run(folder, config, self.dataset, conditions)
-            if conditions and checkpoint is None:
-                write_examples(folder, self.trainer.preview.examples(EXAMPLES))
+            if task and checkpoint is None:
+                write_examples(folder, task.shown(EXAMPLES)[2])
         processes.wait()  # until config.json is there, or this process is alone: it was refused
         teach(self.trainer, folder, resumed=checkpoint is not None)
         self.written = self._resume(checkpoint)
