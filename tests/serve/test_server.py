@@ -80,10 +80,10 @@ def test_a_client_that_leaves_an_edit(small: Sampler) -> None:
         files = {"image": ("a.png", png(IMAGE))}
         data = {"params": json.dumps({"steps": 50, "stream": True})}
         with client.stream("POST", f"{address}/v1/edits/invert", files=files, data=data) as got:
+            # Kept until the assertion: httpx closes the connection of an iterator that is dropped.
             lines = got.iter_lines()
             assert next(lines) == "event: status"
-            # If it has ended, its stream says why.
-            assert service.edits == 1, [*lines]
+            assert service.edits == 1
         client.close()
         gate_of(small).open()
         until(lambda: not service.runs.live and not service.edits)
