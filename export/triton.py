@@ -12,6 +12,7 @@ from runtime.backends.registry import BACKENDS
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST, STEP, STEP_GUIDED, WEIGHTS, inside
 from runtime.diffusion.program import R
+from runtime.engine.tensors import KINDS
 from runtime.errors import RequestError
 from runtime.errors.arguments import choice, integer
 from runtime.errors.messages import shown_path
@@ -92,11 +93,6 @@ def write_repository(repository: Repository, out: Path) -> list[str]:
         raise RequestError(
             f"Triton needs a name of letters, digits, '-', '_' and '.', got {bundle.name!r}."
         )
-    if bundle.conditions:
-        raise RequestError(
-            f"{bundle.name} has conditions ({', '.join(c.name for c in bundle.conditions)}), which "
-            "a Triton model has no inputs for yet. Serve it: unnoise serve."
-        )
     if out.exists() and not out.is_dir():
         raise RequestError(f"{shown_path(out)} is a file. Choose a folder.")
     # A server that polls the repository sees a whole model or none.
@@ -119,6 +115,7 @@ def _write_model(repository: Repository, folder: Path) -> None:
     inputs = [_port("seed", "INT64", [-1])]
     inputs += [_port("label", "INT64", [-1], optional=True)] if bundle.labels else []
     inputs += [_port("guidance", "FP32", [-1], optional=True)] if bundle.can_guide else []
+    inputs += [_port(c.port, KINDS[c.dtype], [-1, *c.shape]) for c in bundle.conditions]
     outputs = [_port("sample", "FP32", [-1, *bundle.sample_shape])]
     shape = bundle.sample_shape
     if is_image(shape):
@@ -159,6 +156,11 @@ def _write_step(repository: Repository, name: str, file: str, folder: Path) -> N
     ]
     if bundle.labels:
         inputs.append(_port("label", "INT64", [1], reshape=True))
+    for condition in bundle.conditions:
+        # Triton knows no tensor without axes.
+        dims = condition.shape or (1,)
+        kind = KINDS[condition.dtype]
+        inputs.append(_port(condition.port, kind, dims, reshape=not condition.shape))
     outputs = [_port("next_state", "FP32", [R, *S]), _port("denoised", "FP32", list(S))]
     config = STEP_CONFIG.format(
         name=name,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 
+from .diffusion.arrays import Array
 from .engine.admission import Limits
 from .engine.request import Request
 from .engine.service import Engine
@@ -121,20 +123,40 @@ class TritonPythonModel:
         scales: list[float | None] = [*self._input(request, "guidance")] or [None] * count
         if {len(labels), len(scales)} != {count}:
             raise RequestError(f"`label` and `guidance` must have {count} entries, as `seed` has.")
+        conditions = self._conditions(request, count)
         given = json.loads(request.parameters() or "{}")
         check_options("the parameters", given, PARAMETERS)
         settings = {name: setting_of(name, value) for name, value in given.items()}
-        return [
-            Request.from_json({"seed": seed, "label": label, "guidance": scale, **settings})
-            for seed, label, scale in zip(seeds, labels, scales, strict=True)
-        ]
+        found: list[Request] = []
+        for i, (seed, label, scale) in enumerate(zip(seeds, labels, scales, strict=True)):
+            fields = {"seed": seed, "label": label, "guidance": scale, **settings}
+            own = {name: values[i] for name, values in conditions.items()}
+            found.append(replace(Request.from_json(fields), conditions=own))
+        return found
+
+    def _conditions(self, request: Asked, count: int) -> dict[str, Array]:
+        """Return the conditions [n, *shape] that a request has, by name. Raises RequestError."""
+        found: dict[str, Array] = {}
+        for condition in self._sampler.bundle.conditions:
+            values = self._array(request, condition.port)
+            if values is None:
+                continue
+            if len(values) != count:
+                raise RequestError(f"`{condition.port}` must have {count} entries, as `seed` has.")
+            # Triton's memory is its own again once the request has been answered.
+            found[condition.name] = values.copy()
+        return found
 
     def _input(self, request: Asked, name: str) -> list[float]:
         """Return the entries of an input tensor [n] or [n, 1]; [] without one."""
+        values = self._array(request, name)
+        return [] if values is None else cast("list[float]", values.reshape(-1).tolist())
+
+    def _array(self, request: Asked, name: str) -> Array | None:
+        """Return an input tensor; None without one."""
         tensor = self._library.get_input_tensor_by_name(request, name)
         # `as_numpy` of old stubs repeats the first entry if numpy is 2. DLPack always works.
-        values = np.empty(0) if tensor is None else np.from_dlpack(cast(Any, tensor))
-        return cast("list[float]", values.reshape(-1).tolist())
+        return None if tensor is None else np.from_dlpack(cast(Any, tensor))
 
     def _respond(self, ticket: Ticket, sender: Sender, outputs: list[str]) -> None:
         """Send the response of a ticket, which is final. In the inference thread."""

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from runtime.bundle.conditions import PREFIX
 from runtime.diffusion.arrays import Array
-from runtime.engine.tensors import label_of, setting_of
+from runtime.engine.tensors import KINDS, label_of, setting_of
 from runtime.errors import RequestError
 from runtime.errors.arguments import choice, integer
 from runtime.images import to_uint8
@@ -37,8 +37,6 @@ from .service import flow_of, note_facts, service_of
 INPUTS = {"seed": ("INT64",), "label": ("INT64", "BYTES"), "guidance": ("FP32",)}
 """The data types that each input may have."""
 WHOLE = ("INT64",)
-KINDS = {"float32": "FP32", "int64": "INT64"}
-"""The data type of a condition's input."""
 Tensor = Mapping[str, object]
 """A tensor of a body that `INFER` has checked."""
 
@@ -102,10 +100,10 @@ async def infer(request: Request) -> Response:
     body = check_all("the body", INFER, _read(await read_json(request, service.settings)))
     tensors = cast("Sequence[Tensor]", body["inputs"])
     most = service.settings.samples
-    conditions = _conditions(found, tensors, most)
     inputs = _inputs([t for t in tensors if not _is_condition(t)], most)
     if "seed" not in inputs:
         raise RequestError("an inference needs the input `seed`, INT64 [n].")
+    conditions = _conditions(found, tensors, len(inputs["seed"]))
     given = cast("Mapping[str, object]", body.get("parameters", {}))
     seeds = inputs.pop("seed")
     wanted = _outputs(found, cast("Sequence[Tensor]", body.get("outputs", [])))
@@ -164,8 +162,8 @@ def _is_condition(tensor: Tensor) -> bool:
     return str(tensor["name"]).startswith(PREFIX)
 
 
-def _conditions(model: Model, tensors: Sequence[Tensor], most: int) -> dict[str, Array]:
-    """The conditions [n, …] among the input tensors, by name. Raises RequestError."""
+def _conditions(model: Model, tensors: Sequence[Tensor], count: int) -> dict[str, Array]:
+    """The conditions [count, …] among the input tensors, by name. Raises RequestError."""
     known = {condition.port: condition for condition in model.bundle.conditions}
     found: dict[str, Array] = {}
     for tensor in filter(_is_condition, tensors):
@@ -176,12 +174,12 @@ def _conditions(model: Model, tensors: Sequence[Tensor], most: int) -> dict[str,
         data = cast("list[object]", tensor["data"])
         if condition.name in found:
             raise RequestError(f"the input `{name}` is given twice. Give it once.")
-        if tuple(shape[1:]) != condition.shape or len(data) != math.prod(shape):
+        wanted = [count, *condition.shape]
+        if shape != wanted or len(data) != math.prod(shape):
             raise RequestError(
-                f"`{name}` must have shape {['n', *condition.shape]} and its entries row by row, "
+                f"`{name}` must have shape {wanted}, as many as `seed`, and its entries row by row, "
                 f"got {shape} and {len(data)} entries."
             )
-        integer("n", shape[0], 1, most)
         entries = [_entry(name, kind, entry) for entry in data]
         found[condition.name] = np.array(entries, condition.kind).reshape(shape)
     return found

@@ -33,13 +33,18 @@ class Client:
 
     def infer(
         self,
-        inputs: Mapping[str, tuple[str, list]],
+        inputs: Mapping[str, tuple[str, list | np.ndarray]],
         outputs: tuple[str, ...] = ("sample",),
         **parameters: object,
     ) -> httpx.Response:
         """inputs: data type and entries of each tensor."""
         tensors = [
-            {"name": name, "datatype": kind, "shape": [len(data)], "data": data}
+            {
+                "name": name,
+                "datatype": kind,
+                "shape": list(np.shape(data)),
+                "data": np.ravel(data).tolist(),
+            }
             for name, (kind, data) in inputs.items()
         ]
         body = {
@@ -68,6 +73,34 @@ def check_server(address: str, bundle: Bundle) -> None:
         check_metadata(client, bundle)
         check_samples(client, Sampler(bundle, threads=1))
         check_errors(client)
+
+
+def check_conditions(address: str, bundle: Bundle) -> None:
+    """Check that a server passes conditions on, and the bytes of its samples."""
+    values = {**bundle.draw_conditions(2), "style": np.array([1, 3])}
+    kinds = {"low_res": "FP32", "text": "FP32", "style": "INT64"}
+    inputs = {f"condition_{name}": (kind, values[name]) for name, kind in kinds.items()}
+    rest = {"seed": ("INT64", [5, 6]), "label": ("INT64", [2, 0])}
+    with Client(address, bundle.name) as client:
+        described = client.get(f"/models/{client.model}").json()["inputs"]
+        assert {
+            "name": "condition_text",
+            "datatype": "FP32",
+            "shape": [-1, 3, 4],
+        } in described
+        response = client.infer({**rest, **inputs}, steps=3)
+        expected = Sampler(bundle, threads=1).sample(
+            2, [5, 6], label=[2, 0], steps=3, conditions=values
+        )
+        assert arrays_of(response)["sample"].tobytes() == expected.tobytes()
+        for changed, message in (
+            (("FP32", values["text"][:1]), "condition_text"),
+            (("FP32", values["text"][:, :1]), "[2, 3, 4]|[-1,3,4]"),
+        ):
+            response = client.infer({**rest, **inputs, "condition_text": changed}, steps=3)
+            assert response.status_code == 400, response.text
+            error = response.json()["error"]
+            assert any(part in error for part in message.split("|")), error
 
 
 def check_metadata(client: Client, bundle: Bundle) -> None:

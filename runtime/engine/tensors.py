@@ -6,6 +6,9 @@ import json
 
 from ..errors import RequestError
 
+KINDS = {"float32": "FP32", "int64": "INT64"}
+"""The data type of a condition's input."""
+
 
 def label_of(value: object) -> object:
     """Return the label of an entry: a tensor of integers has no word for the null label but -1."""

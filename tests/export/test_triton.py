@@ -30,7 +30,7 @@ import pytest
 from export.triton import Repository, main, write_repository
 from runtime import Bundle, Sampler
 
-from ..open_inference import check_server
+from ..open_inference import check_conditions, check_server
 
 SERVER = "TRITON_SERVER"
 WAIT_S = 600
@@ -57,6 +57,18 @@ def test_the_repository_holds_the_bundle_and_its_tensors(bundle: Bundle, tmp_pat
     copy = Bundle.load(tmp_path / "digits" / "1" / "bundle")
     assert copy.sha256 == bundle.sha256
     assert Sampler(copy, threads=1).sample(1, steps=1).shape == (1, 1, 8, 8)
+
+
+def test_conditions_have_their_shapes(second_format: Path, tmp_path: Path) -> None:
+    bundle = Bundle.load(second_format / "bundle")
+    names = write_repository(Repository(bundle=bundle, steps=True), tmp_path)
+    config = (tmp_path / names[0] / "config.pbtxt").read_text()
+    assert 'name: "condition_text", data_type: TYPE_FP32, dims: [-1, 3, 4] }' in config
+    assert 'name: "condition_style", data_type: TYPE_INT64, dims: [-1] }' in config
+    step = (tmp_path / names[1] / "config.pbtxt").read_text()
+    assert 'name: "condition_text", data_type: TYPE_FP32, dims: [3, 4] }' in step
+    style = 'name: "condition_style", data_type: TYPE_INT64, dims: [1], reshape: { shape: [] } }'
+    assert style in step
 
 
 def test_step_graphs_take_a_batch_in_front(bundle: Bundle, tmp_path: Path) -> None:
@@ -98,16 +110,17 @@ class Addresses(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(
-    bundle: Bundle, root: Path, tmp_path_factory: pytest.TempPathFactory
+    bundle: Bundle, second_format: Path, root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Addresses]:
-    """A server of the bundle."""
+    """A server of the bundle, and of one with conditions."""
     if SERVER not in os.environ:
         pytest.skip(f"{SERVER} names no unpacked server")
     pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
     folder = Path(os.environ[SERVER])
     repository = tmp_path_factory.mktemp("triton") / "repository"
     paths = [str(root), sysconfig.get_path("purelib")]
-    write_repository(Repository(bundle=bundle, threads=1, python_path=paths), repository)
+    for served in (bundle, Bundle.load(second_format / "bundle")):
+        write_repository(Repository(bundle=served, threads=1, python_path=paths), repository)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = "triton_python_backend_stub"
     # The wheel keeps the stubs of all Pythons elsewhere, and the backend looks for one here.
@@ -179,7 +192,7 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
     with grpc.InferenceServerClient(address) as client:
         while process.poll() is None:
             try:
-                if client.is_model_ready("digits"):
+                if client.is_server_ready():
                     return
             except grpc.InferenceServerException:
                 pass
@@ -250,6 +263,11 @@ def test_the_client_that_talks_to_the_service_talks_to_triton(
     server: Addresses, bundle: Bundle
 ) -> None:
     check_server(server.http, bundle)
+
+
+@pytest.mark.slow
+def test_conditions_are_inputs(server: Addresses, second_format: Path) -> None:
+    check_conditions(server.http, Bundle.load(second_format / "bundle"))
 
 
 @pytest.mark.slow

@@ -189,7 +189,7 @@ def test_the_open_inference_protocol_takes_conditions(
     assert "low_res" in missing.text
     wrong = tensors({"low_res": np.ones((2, 1, 8, 7), np.float32)})
     refused = server.post(f"/v2/models/{name}/infer", json={"inputs": [seed, *wrong]})
-    assert "must have shape ['n', 1, 8, 8]" in refused.json()["error"]
+    assert "must have shape [2, 1, 8, 8]" in refused.json()["error"]
 
 
 def test_the_openai_api_refuses_conditions_by_name(server: TestClient) -> None:

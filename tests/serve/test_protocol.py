@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from runtime import Bundle, Sampler
 from serve import create_app
 
-from ..open_inference import check_server
+from ..open_inference import check_conditions, check_server
 from .services import running
 
 INFER = "/v2/models/small/infer"
@@ -93,3 +93,9 @@ def test_the_client_that_talks_to_triton_talks_to_the_service(first_release: Pat
     bundle = Bundle.load(first_release / "bundle")
     with running(create_app([Sampler(bundle, threads=1)])) as address:
         check_server(address, bundle)
+
+
+def test_its_conditions_are_those_of_triton(second_format: Path) -> None:
+    bundle = Bundle.load(second_format / "bundle")
+    with running(create_app([Sampler(bundle, threads=1)])) as address:
+        check_conditions(address, bundle)
