@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .diffusion.arrays import Array
 from .engine.admission import Limits
 from .engine.request import Request
 from .engine.service import Engine
@@ -134,9 +134,9 @@ class TritonPythonModel:
             found.append(replace(Request.from_json(fields), conditions=own))
         return found
 
-    def _conditions(self, request: Asked, count: int) -> dict[str, Array]:
+    def _conditions(self, request: Asked, count: int) -> dict[str, NDArray[Any]]:
         """Return the conditions [n, *shape] that a request has, by name. Raises RequestError."""
-        found: dict[str, Array] = {}
+        found: dict[str, NDArray[Any]] = {}
         for condition in self._sampler.bundle.conditions:
             values = self._array(request, condition.port)
             if values is None:
@@ -152,7 +152,7 @@ class TritonPythonModel:
         values = self._array(request, name)
         return [] if values is None else cast("list[float]", values.reshape(-1).tolist())
 
-    def _array(self, request: Asked, name: str) -> Array | None:
+    def _array(self, request: Asked, name: str) -> NDArray[Any] | None:
         """Return an input tensor; None without one."""
         tensor = self._library.get_input_tensor_by_name(request, name)
         # `as_numpy` of old stubs repeats the first entry if numpy is 2. DLPack always works.

@@ -177,8 +177,8 @@ def _conditions(model: Model, tensors: Sequence[Tensor], count: int) -> dict[str
         wanted = [count, *condition.shape]
         if shape != wanted or len(data) != math.prod(shape):
             raise RequestError(
-                f"`{name}` must have shape {wanted}, as many as `seed`, and its entries row by row, "
-                f"got {shape} and {len(data)} entries."
+                f"`{name}` must have shape {wanted}, as many as `seed`, and its entries row by "
+                f"row, got {shape} and {len(data)} entries."
             )
         entries = [_entry(name, kind, entry) for entry in data]
         found[condition.name] = np.array(entries, condition.kind).reshape(shape)
