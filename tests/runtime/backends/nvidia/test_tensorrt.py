@@ -468,16 +468,17 @@ def test_garbage_is_not_collected_under_capture(machine: Callable[..., World]) -
             def __del__(self) -> None:
                 self.memory.close()
 
-        alive = [Forgotten()]
-
         def enqueue() -> None:
             alive.clear()
+            gc.set_threshold(1)
             kept = [[i] for i in range(1000)]  # many objects, which start a collection
             assert len(kept) == 1000
 
         thresholds = gc.get_threshold()
-        gc.set_threshold(1, 1, 1)
+        # No collection before: it would keep the object among the old, which are rarely looked at.
+        gc.set_threshold(0)
         try:
+            alive = [Forgotten()]
             device.destroy(device.capture(enqueue, stream))
         finally:
             gc.set_threshold(*thresholds)
