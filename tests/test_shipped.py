@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, Sampler
+from runtime.images import from_uint8
 from trainer.config import Config
 from trainer.data.builtin import EMOJI, emoji
 
@@ -73,6 +74,35 @@ def test_the_student_is_whole_small_and_has_not_seen_more_than_its_teacher(
     for steps in (1, 2, 4):
         batch = sampler.sample(3, seed=0, label=[0, 9, 17], steps=steps)
         assert sampler.sample(1, seed=2, label=17, steps=steps).tobytes() == batch[2].tobytes()
+
+
+def test_super_resolution_agrees_with_its_input_on_emoji_that_it_never_saw(
+    root: Path, shipped: Bundle
+) -> None:
+    """docs/conditions.md has 43 dB after 4 steps, and an RMS of 0.088 where bicubic has 0.148."""
+    bundle = Bundle.load("emoji-superres")
+    files = [path for path in bundle.path.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 6e6
+    assert all(bundle.read(name) for name in bundle.files)
+    assert bundle.provenance["data"]["pictures"] == shipped.provenance["data"]["pictures"]
+    with (root / "bundles" / "emoji-superres.log.csv").open(newline="") as file:
+        assert int([*csv.DictReader(file)][-1]["pictures"]) == bundle.provenance["pictures_seen"]
+    with np.load(EMOJI) as file:
+        x0 = from_uint8(file["images"][::160].reshape(-1, 32, 32, 3))
+    low_res = halved(x0)
+    sampler = Sampler(bundle)
+    found = sampler.sample(len(x0), conditions={"low_res": low_res}, steps=4)
+    assert np.square(halved(found) - low_res).mean() < 4 / 10**4
+    nearest = low_res.repeat(2, 2).repeat(2, 3)
+    assert np.square(found - x0).mean() < 0.4 * np.square(nearest - x0).mean()
+    alone = sampler.sample(1, seed=2, conditions={"low_res": low_res[2]}, steps=4)
+    assert alone.tobytes() == found[2].tobytes()
+
+
+def halved(x: np.ndarray) -> np.ndarray:
+    """The mean of each 2x2 pixels of [n, C, H, W]."""
+    n, C, H, W = x.shape
+    return x.reshape(n, C, H // 2, 2, W // 2, 2).mean((3, 5)).astype(np.float32)
 
 
 @pytest.mark.slow

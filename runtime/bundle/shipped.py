@@ -1,7 +1,7 @@
 """The bundles that ship with the project, by name: `Sampler.load("emoji32")`.
 
-A wheel holds reduced copies in runtime/shipped/, which setup.py lays there. A checkout holds the
-bundles whole in bundles/, next to the packages.
+A wheel holds a reduced copy of `emoji32` in runtime/shipped/, which setup.py lays there. A checkout
+holds all of them whole in bundles/, next to the packages.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from ..errors import BundleError, nearest
 from ..errors.messages import shown_path
 from .format import MANIFEST
 
-NAMES = ("emoji32",)
-"""Every bundle that ships."""
+NAMES = ("emoji32", "emoji32-fast", "emoji-superres")
 _PACKAGE = Path(__file__).parents[1]
 INSTALLED = _PACKAGE / "shipped"
 CHECKOUT = _PACKAGE.parent / "bundles"
