@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from runtime.bundle.shipped import NAMES
+
 from .root import ROOT
 
 SERVING = ROOT / "docs" / "serving.md"
@@ -52,5 +54,6 @@ def clone(path: Path) -> Path:
     for name in ("runtime", "trainer", "export", "docs", "examples"):
         (path / name).symlink_to(ROOT / name)
     (path / "bundles").mkdir()
-    (path / "bundles" / "emoji32").symlink_to(ROOT / "bundles" / "emoji32")
+    for name in NAMES:
+        (path / "bundles" / name).symlink_to(ROOT / "bundles" / name)
     return path
