@@ -21,6 +21,11 @@ from .folder import read_run
 STEP = "fp32/step.onnx"
 WEIGHTS = "fp32/weights.bin"
 LABELS = "label.weight"
+FIRST = "first.weight"
+"""Its second axis is what the network sees: x, and then the images that it is conditioned on."""
+VECTORS = "vectors."
+"""The layers of conditions that are vectors."""
+LAST_OF_VECTOR = "2"
 SHA256 = "start_sha256"
 """The entry of starts.json that identifies the weights that a run began with."""
 
@@ -91,6 +96,25 @@ def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:
     if value is None or [n for n in value.shape if n != 1] != [n for n in like.shape if n != 1]:
         return None
     return value.reshape(like.shape)
+
+
+def widened(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights `found` with zeros for the conditions that only the wanted network has.
+
+    It then begins as the other network, whatever its conditions are, and learns to use them.
+    """
+    widened = dict(found)
+    first = found.get(FIRST)
+    if first is not None and FIRST in wanted and first.shape[1] < wanted[FIRST].shape[1]:
+        missing = wanted[FIRST].shape[1] - first.shape[1]
+        zeros = first.new_zeros(first.shape[0], missing, *first.shape[2:])
+        widened[FIRST] = torch.cat([first, zeros], dim=1)
+    for name, weight in wanted.items():
+        if name.startswith(VECTORS) and name not in found:
+            # The last of a vector's layers is 0; those before it keep their first values.
+            is_last = name.split(".")[-2] == LAST_OF_VECTOR
+            widened[name] = torch.zeros_like(weight) if is_last else weight
+    return widened
 
 
 def fitting(

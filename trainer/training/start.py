@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..runs import checkpoint as checkpoints
 from ..runs.folder import read_starts
-from ..runs.weights import SHA256, fitting, start_of
+from ..runs.weights import SHA256, fitting, start_of, widened
 from .step import Trainer
 from .teacher import Teacher
 
@@ -31,7 +31,7 @@ def start(trainer: Trainer) -> dict[str, str]:
     weights, classes = start_of(place)
     wanted = trainer.state.weights
     same_classes = classes == tuple(trainer.dataset.classes)
-    taken = fitting(weights, wanted, place, same_classes)
+    taken = fitting(widened(weights, wanted), wanted, place, same_classes)
     trainer.state.start_from(taken)
     if trainer.processes.main:
         without = "" if len(taken) == len(wanted) else ", but for the labels, which are others"

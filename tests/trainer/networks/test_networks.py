@@ -2,17 +2,20 @@
 result; costs are counted correctly."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from runtime.bundle.conditions import Condition
 from runtime.errors import RequestError
 from trainer.config import Config
 from trainer.config.presets import PRESETS
 from trainer.data import sources as data
 from trainer.networks.cost import cost, make_network, peak_flops
 from trainer.networks.dit import DiT, positions
+from trainer.runs.weights import fitting, widened
 from trainer.training.step import Trainer
 
 SHAPE = (3, 8, 12)
@@ -78,6 +81,32 @@ def test_patches_are_put_back_where_they_were() -> None:
     answer = made(x, torch.zeros(1))
     patch = h.reshape(4, 6, 32)[1, 2, :12].reshape(3, 2, 2)  # the output of row 1, column 2
     torch.testing.assert_close(answer[0, :, 2:4, 4:6], patch)
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_a_network_begins_as_one_without_its_conditions(kind: str) -> None:
+    """Whatever the conditions are; and it can learn to use them."""
+    small = {"channels": (8, 16), "attention": (), "width": 32, "depth": 2, "heads": 2}
+    config = Config(network=kind, **small)
+    conditions = [Condition("low_res", (3, 4, 4)), Condition("pose", (5,))]
+    torch.manual_seed(0)
+    plain = make_network(config, (3, 8, 8), 4)
+    network = make_network(config, (3, 8, 8), 4, conditions)
+    with torch.no_grad():
+        for weight in plain.parameters():  # a new transformer predicts 0, whatever it sees
+            weight.normal_(0, 0.1)
+    wanted = dict(network.named_parameters())
+    found = dict(plain.named_parameters())
+    network.load_state_dict(fitting(widened(found, wanted), wanted, Path("there")), strict=False)
+    x, time, label = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0]), torch.tensor([0, 4])
+    given = {"low_res": torch.randn(2, 3, 4, 4), "pose": torch.randn(2, 5)}
+    answer = network(x, time, label, **given)
+    assert torch.allclose(answer, plain(x, time, label), atol=1e-5)
+    answer.square().mean().backward()
+    for name in ("first.weight", "vectors.pose.2.weight"):
+        gradient = wanted[name].grad
+        assert gradient is not None
+        assert gradient.abs().sum() > 0, name
 
 
 def test_a_patch_that_does_not_divide_is_refused() -> None:
