@@ -85,7 +85,7 @@ def test_patches_are_put_back_where_they_were() -> None:
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])
 def test_a_network_begins_as_one_without_its_conditions(kind: str) -> None:
-    """Whatever the conditions are; and it can learn to use them."""
+    """Its answers do not depend on them yet, and it can learn to use them."""
     small = {"channels": (8, 16), "attention": (), "width": 32, "depth": 2, "heads": 2}
     config = Config(network=kind, **small)
     conditions = [Condition("low_res", (3, 4, 4)), Condition("pose", (5,))]
@@ -93,7 +93,7 @@ def test_a_network_begins_as_one_without_its_conditions(kind: str) -> None:
     plain = make_network(config, (3, 8, 8), 4)
     network = make_network(config, (3, 8, 8), 4, conditions)
     with torch.no_grad():
-        for weight in plain.parameters():  # a new transformer predicts 0, whatever it sees
+        for weight in plain.parameters():  # a new transformer predicts 0 for all inputs
             weight.normal_(0, 0.1)
     wanted = dict(network.named_parameters())
     found = dict(plain.named_parameters())
