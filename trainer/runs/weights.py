@@ -101,7 +101,8 @@ def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:
 def widened(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights `found` with zeros for the conditions that only the wanted network has.
 
-    It then begins as the other network: its answers do not depend on the conditions yet.
+    It then begins as the other network: its answers do not depend on the conditions yet. The first
+    layer's weights [width, channels, …] get zeros for further channels.
     """
     widened = dict(found)
     first = found.get(FIRST)
