@@ -11,6 +11,7 @@ from runtime.bundle.format import STEP, step_file
 from runtime.diffusion.program import Network
 
 from .graph import fuse
+from .graph.adapt import adapted
 from .graph.calibrate import Calibration, ranges
 from .graph.folding import fold_upsampling
 from .graph.pixels.rewrite import pixels_first
@@ -58,7 +59,7 @@ def batched(model: Model) -> Network:
 def _steps(model: Model) -> Mapping[str, ModelProto]:
     """Return the step graphs by file name, of a PyTorch module or of an ONNX file."""
     if isinstance(model, OnnxModel):
-        return fuse.steps(model)
+        return fuse.steps(model, adapted(model))
     # Imports PyTorch, which the export of an ONNX file does without.
     from .graph import trace
     from .sources.torch_model import TorchModel

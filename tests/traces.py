@@ -1,4 +1,4 @@
-"""Graphs that are traced once: tracing the tiny network is most of the time that an export takes."""
+"""Networks that are traced once: tracing the tiny network is most of the time that an export takes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from export.sources.torch_model import TorchModel
 
 DIGEST = "sha256.txt"
+NETWORK = "network.onnx"
 
 
 @contextlib.contextmanager
@@ -49,7 +50,7 @@ def operators_read_once() -> Iterator[None]:
 
 
 class Traces:
-    """The step graphs of one model, in a folder."""
+    """The network of one model, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,31 +62,37 @@ class Traces:
 
         folder.mkdir(parents=True)
         with operators_read_once():
-            graphs = trace.steps(model)
-        for name, graph in graphs.items():
-            (folder / name).write_bytes(graph.SerializeToString())
+            network = trace.traced(model)
+        (folder / NETWORK).write_bytes(network.SerializeToString())
         (folder / DIGEST).write_text(_digest(model))
 
-    def read(self) -> dict[str, ModelProto]:
-        """Return the graphs by file name, as `export.graph.trace.steps` does."""
+    def read(self) -> ModelProto:
+        """Return the network, as `export.graph.trace.traced` does."""
         from onnx import ModelProto
 
-        files = sorted(self.folder.glob("*.onnx"))
-        return {file.name: ModelProto.FromString(file.read_bytes()) for file in files}
+        return ModelProto.FromString((self.folder / NETWORK).read_bytes())
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Have exports take these graphs for this model. Any other model is traced."""
+        """Have exports take this network for this model. Any other model is traced."""
         from export.graph import trace
 
-        steps = trace.steps
+        traced = trace.traced
         digest = (self.folder / DIGEST).read_text()
 
-        def read_or_trace(model: TorchModel) -> dict[str, ModelProto]:
-            return self.read() if _digest(model) == digest else steps(model)
+        def read_or_trace(model: TorchModel) -> ModelProto:
+            return self.read() if _digest(model) == digest else traced(model)
 
-        with mock.patch.object(trace, "steps", read_or_trace):
+        with mock.patch.object(trace, "traced", read_or_trace):
             yield
+
+
+def traced_step(model: TorchModel, guided: bool) -> ModelProto:
+    """Return one step graph of a model."""
+    from export.graph.fuse import fused
+    from export.graph.trace import traced
+
+    return fused(model, traced(model), guided)
 
 
 def _digest(model: TorchModel) -> str:

@@ -1,7 +1,4 @@
-"""An ONNX network → ONNX: the step graphs around it, each one row of any program.
-
-The same graph as `export.graph.trace` makes of a module, without PyTorch.
-"""
+"""An ONNX network → ONNX: the step graphs around it, each one row of any program."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME,
 from runtime.errors.messages import described
 
 from ..errors import ExportError
+from ..sources.model import Model
 from ..sources.onnx_file.model import OnnxModel
 from .adapt import IN, F, adapted
 from .calibrate import session
@@ -50,9 +48,14 @@ class _Nodes:
         return name
 
 
-def steps(model: OnnxModel) -> dict[str, ModelProto]:
-    """Return the step graphs by file name, see `export.graph.trace.steps`."""
-    network = adapted(model)
+def steps(model: Model, network: ModelProto) -> dict[str, ModelProto]:
+    """Return the step graphs by file name: the plain one, and the guided one if there is one.
+
+    A model has a guided graph if its null label was trained, or a condition has a null value.
+
+    Args:
+        network: F [B, *S] of in.x [B, *S], in.time [B] and the model's further inputs.
+    """
     kinds = (False, True) if model.can_guide else (False,)
     return {step_file(guided): fused(model, network, guided) for guided in kinds}
 
@@ -85,10 +88,11 @@ def batched(model: OnnxModel) -> Network:
     return network
 
 
-def fused(model: OnnxModel, network: ModelProto, guided: bool) -> ModelProto:
-    """Return the step graph around an adapted network, with every weight inside.
+def fused(model: Model, network: ModelProto, guided: bool) -> ModelProto:
+    """Return the step graph around a network, with every weight inside.
 
-    It is `runtime.diffusion.program`'s denoise and advance, as in `export.graph.trace.Step`.
+    It is `runtime.diffusion.program`'s denoise and advance. A guided step also computes the network
+    under the null values. See docs/bundle-format.md, the step graph.
     """
     nodes = _Nodes()
     shape = list(model.sample_shape)
@@ -131,7 +135,7 @@ def _column(nodes: _Nodes, i: int, rank: int) -> str:
     return nodes.add("Reshape", [part, shape], f"{STEP}column_{i}")
 
 
-def _null(nodes: _Nodes, condition: Condition, model: OnnxModel) -> str:
+def _null(nodes: _Nodes, condition: Condition, model: Model) -> str:
     """Return the null value of an input [B, …], or the input itself if it has none."""
     port = condition.port
     if condition.null is None:
@@ -181,7 +185,7 @@ def _network(graph: GraphProto, instead: dict[str, str]) -> list[NodeProto]:
     return list(copied.node)
 
 
-def _model(model: OnnxModel, network: ModelProto, nodes: _Nodes) -> ModelProto:
+def _model(model: Model, network: ModelProto, nodes: _Nodes) -> ModelProto:
     value = helper.make_tensor_value_info
     shape = model.sample_shape
     inputs = [

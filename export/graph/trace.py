@@ -1,14 +1,13 @@
-"""PyTorch → ONNX: the step graphs, each one row of any program."""
+"""PyTorch → ONNX: a network, around which `export.graph.fuse` writes the step graphs."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import math
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +15,23 @@ import torch
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from runtime.bundle.conditions import LABEL, LEARNED, Condition
-from runtime.bundle.format import NETWORK, step_file
-from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, CLIP, GUIDANCE, TIME, R
+from runtime.bundle.conditions import LABEL
+from runtime.bundle.format import NETWORK
 from runtime.errors.messages import described
 
 from ..errors import ExportError
 from ..sources.torch_model import TorchModel
+from . import fuse
+from .adapt import IN, F
 from .clean import clean
 from .edit import with_inner
 
 OPSET = 20
 """From 21 on, GroupNorm becomes an op that ONNX Runtime's CPU kernels lack."""
-TRACED_BATCH = 31
+TRACED_BATCH = 63
 """The largest batch of the trace; the graph accepts any.
 
-diffusers branches at 64. A guided batch of twice this bound stays below, so PyTorch does not meet
-the branch and traces once.
+diffusers branches at 64: PyTorch does not meet the branch and traces once.
 """
 UNSUPPORTED: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
@@ -43,99 +42,31 @@ UNSUPPORTED: dict[int, str] = {
 """Types that a network may not compute in."""
 
 
-class Step(nn.Module):
-    """One row of any program: network, denoised estimate, update.
+class Named(nn.Module):
+    """A module by the name that its weights and nodes have in a step graph."""
 
-    It is `runtime.diffusion.program`'s denoise and advance in torch, because it is traced. A guided
-    step also computes the network under the null values. See docs/bundle-format.md, the step graph.
-    """
-
-    def __init__(self, model: TorchModel, guided: bool) -> None:
+    def __init__(self, model: TorchModel) -> None:
         super().__init__()
         self.network = model.module
-        self.shape = model.sample_shape
-        self.guided = guided
         self.inputs = model.inputs
-        self.labelled = bool(model.labels)
-        for condition in self.inputs:
-            if condition.null == LEARNED:
-                null = torch.from_numpy(model.learned_null(condition))
-                self.register_buffer(f"null_{condition.name}", null)
-        self.size = math.prod(model.sample_shape)
 
-    def _column(self, call: Tensor, i: int) -> Tensor:
-        return call[:, i : i + 1].reshape(-1, *[1] * len(self.shape))
-
-    def _predicted(self, x: Tensor, time: Tensor, given: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, *given: Tensor) -> Tensor:
         """Return F [B, *S] of x [B, *S], time [B] and the model's inputs [B, …], in their order."""
         named = {c.name: value for c, value in zip(self.inputs, given, strict=True)}
-        label = [named.pop(LABEL)] if self.labelled else []
-        return self.network(x, time, *label, **named)
-
-    def _null(self, condition: Condition, value: Tensor) -> Tensor:
-        """Return the null value of an input [B, …], or the input itself if it has none."""
-        if condition.null is None:
-            return value
-        # Computed from the input, so that the graph takes its size from the batch.
-        if isinstance(condition.null, str):
-            return value * 0 + self.get_buffer(f"null_{condition.name}")
-        return value * 0 + condition.null
-
-    def answer(self, x: Tensor, call: Tensor, given: Sequence[Tensor]) -> Tensor:
-        """Return F [B, *S] under guidance, of x [B, *S], call [B, 6] and the inputs [B, …]."""
-        time = call[:, TIME]
-        if not self.guided:
-            return self._predicted(x, time, given)
-        # Both halves as one batch, which is faster than two calls.
-        pairs = zip(self.inputs, given, strict=True)
-        doubled = [torch.cat([value, self._null(c, value)]) for c, value in pairs]
-        both = self._predicted(torch.cat([x, x]), torch.cat([time, time]), doubled).reshape(
-            2, -1, *self.shape
-        )
-        return both[0] + (self._column(call, GUIDANCE) - 1) * (both[0] - both[1])
-
-    def forward(
-        self, state: Tensor, noise: Tensor, call: Tensor, update: Tensor, *given: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return (next_state [B, R, *S], D [B, *S]).
-
-        Args:
-            state: The registers [B, R, *S].
-            noise: z [B, *S].
-            call: [B, 6], see `runtime.diffusion.program.Program`.
-            update: M [B, R, R+2].
-            given: The model's inputs, [B, …] each: the label if it has classes, and conditions.
-        """
-        x = state[:, 0]
-        F = self.answer(self._column(call, C_IN) * x, call, given)
-        D = self._column(call, C_SKIP) * x + self._column(call, C_OUT) * F
-        bound = self._column(call, CLIP)
-        # ONNX's Clip takes scalar bounds only, and each row has its own.
-        D = torch.maximum(torch.minimum(D, bound), -bound)
-        # One batched product [R, R+2] @ [R+2, size] for all registers.
-        known = torch.cat(
-            [
-                state.reshape(-1, R, self.size),
-                D.reshape(-1, 1, self.size),
-                noise.reshape(-1, 1, self.size),
-            ],
-            dim=1,
-        )
-        return (update @ known).reshape(-1, R, *self.shape), D
+        label = [named.pop(LABEL)] if LABEL in named else []
+        # Of that shape, also if the module returns another one of as many values.
+        return self.network(x, time, *label, **named).reshape(x.shape)
 
 
 def steps(model: TorchModel) -> dict[str, ModelProto]:
-    """Return the step graphs by file name: the plain one, and the guided one if there is one.
-
-    A model has a guided graph if its null label was trained, or a condition has a null value.
-    """
-    kinds = (False, True) if model.can_guide else (False,)
-    return {step_file(guided): trace(model, guided) for guided in kinds}
+    """Return the step graphs by file name, see `fuse.steps`."""
+    return fuse.steps(model, traced(model))
 
 
-def trace(model: TorchModel, guided: bool) -> ModelProto:
-    """Return the step graph as ONNX with a dynamic batch, and every weight inside.
+def traced(model: TorchModel) -> ModelProto:
+    """Return the network as ONNX with a dynamic batch, and every weight inside.
 
+    It is F [B, *S] of in.x [B, *S], in.time [B] and further inputs, as `adapt.adapted` returns it.
     Nothing in it reveals the machine that made it.
 
     Raises:
@@ -143,13 +74,7 @@ def trace(model: TorchModel, guided: bool) -> ModelProto:
     """
     # Not 1, which torch.export takes for a size that cannot vary.
     B = 2
-    shape = model.sample_shape
-    inputs = {
-        "state": torch.randn(B, R, *shape),
-        "noise": torch.randn(B, *shape),
-        "call": torch.rand(B, 6),
-        "update": torch.randn(B, R, R + 2),
-    }
+    inputs = {"x": torch.randn(B, *model.sample_shape), "time": torch.rand(B)}
     for condition in model.inputs:
         zeros = np.zeros((B, *condition.shape), condition.kind)
         inputs[condition.port] = torch.from_numpy(zeros)
@@ -158,13 +83,13 @@ def trace(model: TorchModel, guided: bool) -> ModelProto:
     try:
         with _quiet():
             program = torch.onnx.export(
-                Step(model, guided).eval(),
+                Named(model).eval(),
                 tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(inputs),
-                output_names=["next_state", "denoised"],
-                dynamic_shapes=(*[batched] * 4, *([given] if given else [])),
+                input_names=[f"{IN}{name}" for name in inputs],
+                output_names=[F],
+                dynamic_shapes=(batched, batched, *([given] if given else [])),
                 external_data=False,
                 verbose=False,
             )
@@ -175,8 +100,9 @@ def trace(model: TorchModel, guided: bool) -> ModelProto:
     # A module that computes with Python numbers of the batch is traced, at one size.
     fixed = [i.name for i in proto.graph.input if i.type.tensor_type.shape.dim[0].dim_value]
     if fixed:
+        name = fixed[0].removeprefix(IN)
         raise ExportError(
-            f"{model.name}: the module works at one size of the batch only (its {fixed[0]} was "
+            f"{model.name}: the module works at one size of the batch only (its {name} was "
             f"traced at {B}). "
             "Take the batch from x.shape[0], and make no Python number of it."
         )

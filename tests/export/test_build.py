@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto
 from PIL import Image
 
 from export import build as building
@@ -113,14 +114,14 @@ class Wrong:
 def test_a_missed_bound_fails_the_build_names_the_worst_case_and_writes_nothing(
     tiny_run: Path, traced: Traces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = trace.steps
+    right = trace.traced
 
-    def swap(model) -> dict:
-        traced = steps(model)
+    def swap(model) -> ModelProto:
+        network = right(model)
         object.__setattr__(model, "module", Wrong(model.module))
-        return traced
+        return network
 
-    monkeypatch.setattr(trace, "steps", swap)
+    monkeypatch.setattr(trace, "traced", swap)
     with pytest.raises(
         ExportError, match=r"answer: 0\.001.* > 0\.0001 at step\.onnx, time .*, batch"
     ):

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from export import Condition, ExportError, build_bundle
 from export.build import main
 from export.graph.calibrate import Calibration, Trajectories
-from export.graph.trace import trace
 from export.sources.module import from_module
 from export.tune import tune
 from runtime import Bundle, RequestError, Sampler
 from runtime.bundle.conditions import PREFIX
 
 from ..conditioned import CONDITIONS, NULL, SHAPE, described, net, write_conditioned
+from ..traces import traced_step
 
 EXAMPLES = {"low_res": np.random.default_rng(0).uniform(-1, 1, (5, *SHAPE)).astype(np.float32)}
 CALIBRATION = Calibration(pictures=2, steps=4, judged=2, ranked=1, ways=(("ddim", 4),))
@@ -147,7 +147,7 @@ def test_a_network_without_null_values_has_no_guided_graph() -> None:
     model = modeled(conditions=plain, nulls=None)
     assert not model.can_guide
     assert model.defaults.guidance == 1.0
-    ports = [port.name for port in trace(model, guided=False).graph.input]
+    ports = [port.name for port in traced_step(model, guided=False).graph.input]
     assert ports[4:] == ["condition_low_res", "condition_text", "condition_style"]
 
 

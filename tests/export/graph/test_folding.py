@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from export.graph import trace as graph
 from export.graph.folding import fold_upsampling
 from export.sources.module import from_module
+
+from ...traces import traced_step
 
 
 class Up(nn.Module):
@@ -36,7 +37,7 @@ class Up(nn.Module):
 def step_of(module: nn.Module) -> onnx.ModelProto:
     torch.manual_seed(0)
     described = {"prediction": "v", "schedule": "cosine", "clip": 1.0, "name": "up"}
-    return graph.trace(from_module(module.eval(), sample_shape=(4, 6, 8), **described), False)
+    return traced_step(from_module(module.eval(), sample_shape=(4, 6, 8), **described), False)
 
 
 def run(proto: onnx.ModelProto, batch: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 from export.build import build
 from export.errors import ExportError
-from export.graph import trace as graph
+from export.graph import fuse
 from export.graph.calibrate import QUICK_CALIBRATION, Trajectories, best, ranges, session
 from export.graph.precision import NORMS, network_nodes, scope, to_float16
 from export.graph.quantization import Layer, Range, layers, quantize, weight_scales
@@ -25,7 +25,7 @@ from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.diffusion.program import R
 from runtime.files import from_json
 
-from ...traces import Traces
+from ...traces import Traces, traced_step
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def steps(traces: Traces) -> dict[str, onnx.ModelProto]:
-    return traces.read()
+def steps(traces: Traces, tiny_run: Path) -> dict[str, onnx.ModelProto]:
+    return fuse.steps(from_run(tiny_run, 2.0), traces.read())
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_int8_is_q_dq_with_a_scale_an_output_and_float_biases(
     assert median_psnr(pictures(proto, bundle), pictures(step, bundle), bundle.sample_range) > 25
 
 
-def test_weights_are_rounded_by_less_than_half_a_step_of_their_own_output() -> None:
+def test_weights_are_rounded_by_less_than_half_a_traced_step_their_own_output() -> None:
     weight = (
         np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32)
         * np.logspace(-3, 3, 5)[:, None, None, None]
@@ -165,7 +165,7 @@ def test_multiply_adds_are_those_of_the_layers() -> None:
     model = from_module(
         Net().eval(), sample_shape=(3, 8, 8), prediction="epsilon", schedule="linear", name="net"
     )
-    found = layers(graph.trace(model, False))
+    found = layers(traced_step(model, False))
     assert [(layer.name, layer.multiply_adds) for layer in found] == [
         ("network.a", 64 * 8 * 27),
         ("network.b", 64 * 3 * 8),
@@ -271,7 +271,7 @@ def test_what_float16_cannot_hold_fails_the_build_and_names_the_layer(tmp_path: 
     assert list(tmp_path.iterdir()) == []
     quiet = from_module(Loud(3.0).eval(), **described)
     found = build(quiet, tmp_path / "out", Bounds(), QUICK, ("fp16",), QUICK_CALIBRATION)
-    assert not headroom(graph.trace(quiet, False), found, QUICK_CALIBRATION).beyond
+    assert not headroom(traced_step(quiet, False), found, QUICK_CALIBRATION).beyond
 
 
 def test_an_unknown_precision_is_refused_before_anything_is_done(

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from export import ExportError, build_bundle
-from export.graph import trace as graph
 from export.proof.plan import Plan
 from export.sources.loading import load_module, load_weights
 from export.sources.model import make_labels
@@ -25,6 +24,8 @@ from runtime.diffusion.schedule import Schedule
 from runtime.errors import RequestError
 from runtime.files import from_json
 from runtime.sample import main as sample_command
+
+from ...traces import traced_step
 
 QUICK = Plan(
     batches=(1, 3),
@@ -225,7 +226,7 @@ class Littered(Signal):
 
 def test_shapes_that_a_module_asks_for_are_constants_in_the_graph() -> None:
     model = from_module(Littered().eval(), sample_shape=(2, 16), **EPSILON)
-    kinds = {node.op_type for node in graph.trace(model, False).graph.node}
+    kinds = {node.op_type for node in traced_step(model, False).graph.node}
     assert "Softmax" in kinds
     assert not kinds & {"Shape", "Expand"}
 

@@ -13,13 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from export import build_bundle
-from export.graph import trace as graph
 from export.graph.pixels.rewrite import pixels_first
 from export.graph.pixels.winograd import TILE, winograd
 from export.proof.plan import Plan
 from export.sources.module import from_module
 from runtime import Bundle, Sampler
 from trainer.networks.unet import UNet
+
+from ....traces import traced_step
 
 DESCRIBED = {"prediction": "v", "schedule": "cosine", "clip": 1.0, "name": "wide"}
 TINY_PLAN = Plan(
@@ -69,7 +70,7 @@ def step_of(
     make: Callable[[], nn.Module], shape: tuple[int, ...], guided: bool = False, **more: object
 ) -> onnx.ModelProto:
     torch.manual_seed(0)
-    return graph.trace(from_module(make().eval(), sample_shape=shape, **DESCRIBED, **more), guided)
+    return traced_step(from_module(make().eval(), sample_shape=shape, **DESCRIBED, **more), guided)
 
 
 def run(proto: onnx.ModelProto, shape: tuple[int, ...], batch: int) -> np.ndarray:
