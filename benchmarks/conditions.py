@@ -29,6 +29,7 @@ from figures import fill, machine, markdown
 from judges import Emoji, Judges, Made, Scores, emoji
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional as F
 from translate import Maker, chosen, methods, mixed, picture, setting, untouched
 
 from runtime import Sampler
@@ -109,8 +110,7 @@ def restyle(given: argparse.Namespace) -> None:
 
 def halved(x: NDArray[Any]) -> NDArray[np.float32]:
     """The mean of each 2x2 pixels of [n, C, H, W]."""
-    n, C, H, W = x.shape
-    return x.reshape(n, C, H // 2, 2, W // 2, 2).mean((3, 5)).astype(np.float32)
+    return F.avg_pool2d(torch.from_numpy(x), 2).numpy()
 
 
 def bicubic(small: UInt8) -> UInt8:

@@ -201,8 +201,8 @@ class Models:
             if self.failure is not None:
                 raise self.failure
             try:
-                while len(self._models) < len(self._sources):
-                    self._open(self._sources[len(self._models)])
+                for source in self._sources[len(self._models) :]:
+                    self._open(source)
                 self.opened = True
             except BaseException as error:
                 self.failure = error

@@ -1,4 +1,4 @@
-"""Networks that are traced once: tracing the tiny network is most of the time that an export takes."""
+"""Networks that are traced once: tracing the tiny one is most of the time that an export takes."""
 
 from __future__ import annotations
 

@@ -54,8 +54,7 @@ class Named(nn.Module):
         """Return F [B, *S] of x [B, *S], time [B] and the model's inputs [B, …], in their order."""
         named = {c.name: value for c, value in zip(self.inputs, given, strict=True)}
         label = [named.pop(LABEL)] if LABEL in named else []
-        # Of that shape, also if the module returns another one of as many values.
-        return self.network(x, time, *label, **named).reshape(x.shape)
+        return self.network(x, time, *label, **named)
 
 
 def steps(model: TorchModel) -> dict[str, ModelProto]:

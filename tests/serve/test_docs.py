@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -123,8 +124,9 @@ def test_the_dockerfile_fits_the_project(root: Path) -> None:
     copied = {source for name, rest in found if name == "COPY" for source in rest.split()[:-1]}
     own = project["project"]
     needed = {own["readme"], *own["license-files"], "runtime", "serve", "setup.py"}
-    served = json.loads(dict(found)["CMD"])[0]
-    assert needed | {f"bundles/{served}"} <= copied
+    # What setup.py lays into the wheel.
+    (laid,) = re.findall(r"^SHIPPED = (\{.*\})$", (root / "setup.py").read_text(), re.MULTILINE)
+    assert needed | {f"bundles/{name}" for name in ast.literal_eval(laid)} <= copied
     from serve.__main__ import _parser
 
     given = _parser().parse_args([*command[2:], *json.loads(dict(found)["CMD"])])

@@ -15,6 +15,7 @@ from runtime.bundle.format import NETWORK
 from runtime.bundle.shipped import named_folder
 
 from ..errors import CheckpointError
+from ..parallel.sharding import whole
 from . import checkpoint as checkpoints
 from .folder import read_run
 
@@ -104,18 +105,18 @@ def widened(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[s
     It then begins as the other network: its answers do not depend on the conditions yet. The first
     layer's weights [width, channels, …] get zeros for further channels.
     """
-    widened = dict(found)
+    more = dict(found)
     first = found.get(FIRST)
     if first is not None and FIRST in wanted and first.shape[1] < wanted[FIRST].shape[1]:
-        missing = wanted[FIRST].shape[1] - first.shape[1]
-        zeros = first.new_zeros(first.shape[0], missing, *first.shape[2:])
-        widened[FIRST] = torch.cat([first, zeros], dim=1)
+        further = wanted[FIRST].shape[1] - first.shape[1]
+        zeros = first.new_zeros(first.shape[0], further, *first.shape[2:])
+        more[FIRST] = torch.cat([first, zeros], dim=1)
     for name, weight in wanted.items():
         if name.startswith(VECTORS) and name not in found:
             # The last of a vector's layers is 0; those before it keep their first values.
             is_last = name.split(".")[-2] == LAST_OF_VECTOR
-            widened[name] = torch.zeros_like(weight) if is_last else weight
-    return widened
+            more[name] = torch.zeros(weight.shape) if is_last else whole(weight)
+    return more
 
 
 def fitting(

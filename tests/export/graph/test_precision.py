@@ -119,7 +119,7 @@ def test_int8_is_q_dq_with_a_scale_an_output_and_float_biases(
     assert median_psnr(pictures(proto, bundle), pictures(step, bundle), bundle.sample_range) > 25
 
 
-def test_weights_are_rounded_by_less_than_half_a_traced_step_their_own_output() -> None:
+def test_weights_are_rounded_by_less_than_half_a_step_of_their_own_output() -> None:
     weight = (
         np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32)
         * np.logspace(-3, 3, 5)[:, None, None, None]
