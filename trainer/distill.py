@@ -35,6 +35,7 @@ TRAINING: Mapping[str, Any] = {
     "ema_power": (),
     "dropout": 0.0,
     "label_dropout": 0.0,
+    "condition_dropout": 0.0,
     "flips": False,
     "compile": False,
     "sample_solver": "lcm",

@@ -24,6 +24,7 @@ from trainer import fit as fitting
 from trainer.config import Config
 from trainer.config.distillation import Distillation
 from trainer.data.sources import load
+from trainer.data.tasks import task_of
 from trainer.distill import main, student_of
 from trainer.errors import CheckpointError, TrainingError
 from trainer.fit import fit
@@ -84,7 +85,8 @@ def finished(student: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def teacher_of(config: Config) -> Teacher:
     dataset = load(config)
-    return Teacher(config, dataset.sample_shape, dataset.classes, torch.device("cpu"))
+    conditions = task_of(config, dataset).conditions
+    return Teacher(config, dataset.sample_shape, dataset.classes, torch.device("cpu"), conditions)
 
 
 def alone(index: int = 0, count: int = 1) -> Processes:
@@ -247,13 +249,14 @@ def test_perceptual_distance_is_that_of_the_teacher_s_features_without_noise(
         # At the lowest level an image is its own x_t, but for alpha, which is nearly 1.
         return teacher.module.features(image, torch.zeros(3), label)
 
-    distances = perceptual_distance(process, teacher.module.features, found, wanted, label)
+    draws = Draws(wanted, label, torch.full((3,), 500), torch.zeros(3, 1, 8, 8))
+    distances = perceptual_distance(process, teacher.module.features, found, wanted, draws)
     pairs = list(zip(features(found), features(wanted), strict=True))
     expected = [
         np.mean([float((f[i] - g[i]).norm() / g[i].norm()) for f, g in pairs]) for i in range(3)
     ]
     np.testing.assert_allclose(distances, expected, rtol=2e-2)
-    nothing = perceptual_distance(process, teacher.module.features, wanted, wanted, label)
+    nothing = perceptual_distance(process, teacher.module.features, wanted, wanted, draws)
     assert float(nothing.max()) < 1e-3
 
 
@@ -320,7 +323,7 @@ def test_consistency_compares_with_one_ddim_step_of_the_guided_teacher(tiny_run:
     )
     assert config.ema_half_life == (5000, 900)
     schedule = config.make_schedule()
-    objective = Consistency(config, schedule, torch.device("cpu"), null_label=10)
+    objective = Consistency(config, schedule, torch.device("cpu"))
     generator = torch.Generator().manual_seed(3)
     x0 = torch.rand(4, 1, 8, 8, generator=generator) * 2 - 1
     eps = torch.randn(4, 1, 8, 8, generator=generator)
@@ -338,7 +341,8 @@ def test_consistency_compares_with_one_ddim_step_of_the_guided_teacher(tiny_run:
 
     label = torch.tensor([1, 2, 3, 4])
     draws = Draws(x0, label, torch.full((4,), t), eps)
-    networks = Networks(lambda *_: torch.zeros_like(x0), {"ema-900": average}, teacher, pixels)
+    guided = teacher_of(config).guided(teacher)
+    networks = Networks(lambda *_: torch.zeros_like(x0), {"ema-900": average}, guided, pixels)
     losses = objective.losses(networks, draws)
 
     grid = make_grid(schedule, [float(schedule.time[t]), float(schedule.time[s])])
@@ -369,7 +373,7 @@ def test_consistency_compares_with_one_ddim_step_of_the_guided_teacher(tiny_run:
 
 def test_consistency_ends_with_the_teacher_s_own_answer(tiny_run: Path) -> None:
     config = student_of(str(tiny_run), {"method": "consistency", "guidance": 1.0}, SHORT)
-    objective = Consistency(config, config.make_schedule(), torch.device("cpu"), null_label=10)
+    objective = Consistency(config, config.make_schedule(), torch.device("cpu"))
     lowest = torch.full((2,), int(objective.levels[0]))
     x0 = torch.zeros(2, 1, 8, 8)
     eps = torch.ones(2, 1, 8, 8)
@@ -512,7 +516,7 @@ def test_consistency_learns_the_levels_at_which_it_is_called(
 ) -> None:
     config = student_of(str(tiny_run), {"method": "consistency", "calls": calls}, SHORT)
     assert config.distillation is not None
-    objective = Consistency(config, config.make_schedule(), torch.device("cpu"), null_label=10)
+    objective = Consistency(config, config.make_schedule(), torch.device("cpu"))
     learned = set(objective.levels.tolist())
     assert learned >= {knot for n in calls for knot in config.distillation.knots(n, 1000)}
     assert objective.levels.tolist() == sorted(learned)

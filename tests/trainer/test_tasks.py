@@ -6,20 +6,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn.functional import avg_pool2d
 
 from export.build import build
 from export.proof.plan import LEAST
 from export.sources.bundle import from_bundle
 from export.sources.run import from_run
 from runtime import Bundle, Sampler
+from runtime.diffusion.noise import noises
+from runtime.diffusion.program import run as run_program
 from runtime.errors import RequestError
 from runtime.sample import main
 from trainer.config import Config
+from trainer.data.sources import load
+from trainer.data.tasks import task_of
+from trainer.distill import student_of
 from trainer.evaluate import Changes, of_bundle, of_run
 from trainer.fit import fit
+from trainer.parallel.processes import Processes
+from trainer.randomness import FIRST_TRAJECTORY_SEED, TRAJECTORY_START
 from trainer.runs import checkpoint as checkpoints
 from trainer.training.run import EXAMPLES
+from trainer.training.teacher import Teacher
+from trainer.training.trajectories import Trajectories
 
 OPTIONS = {
     "data": "digits",
@@ -82,6 +93,57 @@ def test_a_bundle_is_measured_as_its_run_is(run: Path, bundle: Bundle) -> None:
     expected = of_run(run, best=False, device="cpu", changes=changes).distances
     found = of_bundle(bundle.path, None, "cpu", changes).distances
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["endpoint", "consistency"])
+def test_it_is_distilled(run: Path, tmp_path: Path, method: str) -> None:
+    student = student_of(
+        str(run),
+        {"method": method, "trajectories": 20, "solver_steps": 8, "guidance": 2.0},
+        {"steps": 2, "batch": 8, "sample_every": 2, "device": "cpu", "name": "fast"},
+    )
+    assert fit(student, tmp_path)
+    assert (tmp_path / "fast" / "samples" / "step-00000002.png").is_file()
+    model = from_run(tmp_path / "fast", 1.0)
+    assert not model.can_guide, "the guidance is built in"
+    assert [condition.null for condition in model.conditions] == [None]
+    before = from_run(run, 1.0).module.state_dict()
+    assert any(not w.equal(before[name]) for name, w in model.module.state_dict().items())
+
+
+def test_a_teacher_s_paths_have_the_conditions_of_their_images(run: Path, tmp_path: Path) -> None:
+    """And end where the runtime's own loop ends, guided away from no label and no conditions."""
+    student = student_of(
+        str(run), {"trajectories": 6, "solver_steps": 8, "guidance": 2.0}, {"name": "fast"}
+    )
+    dataset = load(student)
+    task = task_of(student, dataset)
+    device = torch.device("cpu")
+    shape, classes = dataset.sample_shape, dataset.classes
+    teacher = Teacher(student, shape, classes, device, task.conditions)
+    paths = Trajectories(student, dataset, teacher, tmp_path, task)
+    assert paths.make(Processes(0, 1, device), lambda: False)
+    places = np.arange(6)
+    given = paths.conditions(places)
+    image = torch.from_numpy(dataset.gather(paths.images)[0]).permute(0, 3, 1, 2) / 127.5 - 1
+    np.testing.assert_allclose(given["low_res"], avg_pool2d(image, 2), atol=1e-6)
+
+    def network(*inputs: np.ndarray, **named: np.ndarray) -> np.ndarray:
+        tensors = {name: torch.tensor(value) for name, value in named.items()}
+        with torch.no_grad():
+            return teacher.module(*map(torch.from_numpy, inputs), **tensors).numpy()
+
+    expected = run_program(
+        teacher.program,
+        network,
+        noises((FIRST_TRAJECTORY_SEED + places).tolist(), TRAJECTORY_START, 0, shape),
+        label=paths.labels,
+        null_label=len(classes),
+        conditions=given,
+        null_conditions={"low_res": np.zeros((1, 4, 4), np.float32)},
+    )
+    ends, _ = paths.take(places, np.zeros(6, np.int64))
+    np.testing.assert_allclose(ends, expected, atol=2e-3)
 
 
 def test_a_run_resumes_to_the_same_weights(run: Path, tmp_path: Path) -> None:

@@ -53,11 +53,6 @@ class Config(Options):
         if self.distillation:
             self.distillation.require_fitting(self.T, len(self.ema_half_life))
             require_readable(self.prediction, self.make_schedule())
-        if self.distillation and self.conditioned:
-            raise RequestError(
-                "a network with conditions cannot be distilled yet: leave --task, "
-                "--condition-column and --data pairs out."
-            )
         # Now, because the first grid would find a wrong solver hours later.
         self.sample_program()
 

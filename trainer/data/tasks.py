@@ -18,6 +18,7 @@ from ..config import Config
 from ..errors import DataError
 from ..randomness import MASKS
 from .dataset import Dataset
+from .labels import listed
 
 LUMA = (0.299, 0.587, 0.114)
 """What red, green and blue count in a grey image (ITU-R BT.601)."""
@@ -85,9 +86,33 @@ class Task:
         turns = np.resize(np.arange(len(indices)), count)
         images = images[turns]
         indices = indices[turns]
+        given = self._of_pixels(images, indices, places.tolist())
+        return images, self.dataset.labels[indices], given
+
+    def of_data(
+        self, indices: NDArray[np.int64], places: Sequence[int]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the conditions of the data's images, by name.
+
+        Args:
+            indices: [n], which images.
+            places: Their places among all, see `of`.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
+        images, found = self.dataset.gather(indices)
+        if len(found) < len(indices):
+            bad = sorted(set(indices.tolist()) - set(found.tolist()))
+            names = listed(self.dataset.image_names(bad), 3)
+            raise DataError(f"{len(bad)} images cannot be read: {names}. Remove them.")
+        return self._of_pixels(images, indices, places)
+
+    def _of_pixels(
+        self, images: NDArray[np.uint8], indices: NDArray[np.int64], places: Sequence[int]
+    ) -> dict[str, NDArray[np.float32]]:
         x0 = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        given = self.of(x0, indices.tolist(), places.tolist())
-        return images, self.dataset.labels[indices], {k: v.numpy() for k, v in given.items()}
+        return {k: v.numpy() for k, v in self.of(x0, indices.tolist(), places).items()}
 
     def _given(
         self, indices: Sequence[int], mirrored: Tensor | None, device: torch.device

@@ -162,10 +162,12 @@ class DiT(Conditioned):
         # Back from [B, rows, columns, C, p, p] to an image.
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, C, rows * p, columns * p)
 
-    def features(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> list[Tensor]:
+    def features(
+        self, x: Tensor, time: Tensor, label: Tensor | None = None, **given: Tensor
+    ) -> list[Tensor]:
         """Return the tokens after each block of the first half, [B, N, width] each."""
-        embedding = self._embed(time, label, {})
-        found = [self._tokens(x)]
+        embedding = self._embed(time, label, given)
+        found = [self._tokens(self._seen(x, given))]
         for block in self.blocks[: len(self.blocks) // 2]:
             found.append(self._through(block, found[-1], embedding))
         return found

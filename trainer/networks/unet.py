@@ -270,9 +270,11 @@ class UNet(Conditioned):
                 )
         return self.last(F.silu(self.last_norm(h)))
 
-    def features(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> list[Tensor]:
+    def features(
+        self, x: Tensor, time: Tensor, label: Tensor | None = None, **given: Tensor
+    ) -> list[Tensor]:
         """Return the maps on the way down, [B, channels, h, w] each, the largest first."""
-        return self._down(x, self._embed(time, label, {}))
+        return self._down(self._seen(x, given), self._embed(time, label, given))
 
     def _down(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         maps = [h := self.first(x)]

@@ -61,16 +61,16 @@ def contrast(x: Tensor) -> Tensor:
 
 
 def perceived(
-    process: ForwardProcess, features: Features, image: Tensor, label: Tensor
+    process: ForwardProcess, features: Features, image: Tensor, draws: Draws
 ) -> list[Tensor]:
     """Return the teacher's features of images x_0 [b, C, H, W] at the lowest noise level."""
-    t = torch.zeros_like(label)
+    t = torch.zeros_like(draws.t)
     x = process.jump(image, t, torch.zeros_like(image))
-    return features(process.network_input(x, t), process.time[t], label)
+    return features(process.network_input(x, t), process.time[t], draws.label, **draws.given)
 
 
 def perceptual_distance(
-    process: ForwardProcess, features: Features, found: Tensor, wanted: Tensor, label: Tensor
+    process: ForwardProcess, features: Features, found: Tensor, wanted: Tensor, draws: Draws
 ) -> Tensor:
     """Return how differently the teacher sees images and those wanted, [b] float32.
 
@@ -82,14 +82,14 @@ def perceptual_distance(
         features: Of the teacher.
         found: Estimates of x_0, [b, C, H, W].
         wanted: The same shape. No gradient flows to it.
-        label: [b] int64.
+        draws: Whose labels and conditions the images have.
     """
     with torch.no_grad():
-        targets = perceived(process, features, wanted, label)
+        targets = perceived(process, features, wanted, draws)
     distances = [
         # The small numbers keep the root's slope finite where both are equal, and a feature of 0.
         (mean_square(f - g) / (mean_square(g) + 1e-8) + 1e-8).sqrt()
-        for f, g in zip(perceived(process, features, found, label), targets, strict=True)
+        for f, g in zip(perceived(process, features, found, draws), targets, strict=True)
     ]
     return torch.stack(distances).mean(0)
 
@@ -120,10 +120,9 @@ class Endpoint:
 
     def losses(self, networks: Networks, draws: Draws) -> Tensor:
         """Return each image's distance from the path's end, [b] float32."""
-        x0, label, t, eps = draws
-        x_t = self.process.jump(x0, t, eps)
-        D = estimate(self.process, networks.student, x_t, t, label)
-        return loss(self.process, networks, D, x0, label)
+        x_t = self.process.jump(draws.x0, draws.t, draws.eps)
+        D = estimate(self.process, networks.student, x_t, draws.t, draws)
+        return loss(self.process, networks, D, draws.x0, draws)
 
     def weights(self, t: Tensor) -> Tensor:
         """Return 1 for each of the noise levels t [b], float32: the shares weigh them."""
@@ -138,13 +137,9 @@ class Consistency:
     teacher gives it (Song et al. 2023, Algorithm 2; guided as in Luo et al. 2023, Algorithm 1).
     """
 
-    def __init__(
-        self, config: Config, schedule: Schedule, device: torch.device, null_label: int
-    ) -> None:
+    def __init__(self, config: Config, schedule: Schedule, device: torch.device) -> None:
         assert config.distillation is not None
         self.batch = config.batch
-        self.guidance = config.distillation.guidance
-        self.null_label = null_label
         self.target = f"ema-{config.ema_half_life[1]}"
         self.process = ForwardProcess(schedule, config.prediction, device)
         T = config.T
@@ -163,25 +158,24 @@ class Consistency:
 
     def losses(self, networks: Networks, draws: Draws) -> Tensor:
         """Return each image's distance from the answer one step on, [b] float32."""
-        x0, label, t, eps = draws
         process = self.process
-        x_t = process.jump(x0, t, eps)
+        x_t = process.jump(draws.x0, draws.t, draws.eps)
         with torch.no_grad():
-            target = self._target(networks, x_t, t, label)
-        D = estimate(process, networks.student, x_t, t, label)
-        return loss(process, networks, D, target, label)
+            target = self._target(networks, x_t, draws)
+        D = estimate(process, networks.student, x_t, draws.t, draws)
+        return loss(process, networks, D, target, draws)
 
-    def _target(self, networks: Networks, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    def _target(self, networks: Networks, x_t: Tensor, draws: Draws) -> Tensor:
         """Return the answer that the student learns at x_t, [b, C, H, W]."""
         assert networks.teacher is not None
         process = self.process
-        teacher = guided(networks.teacher, self.guidance, self.null_label)
-        D = estimate(process, teacher, x_t, t, label).clamp(-1, 1)
+        t = draws.t
+        D = estimate(process, networks.teacher, x_t, t, draws).clamp(-1, 1)
         s = self.below[t]
         # At the clean end there is no level for the student: D replaces the answer at another one.
         inner = s.clamp_min(0)
         x_s = process.jump(D, inner, process.noise_of(x_t, t, D))
-        found = estimate(process, networks.averages[self.target], x_s, inner, label).clamp(-1, 1)
+        found = estimate(process, networks.averages[self.target], x_s, inner, draws).clamp(-1, 1)
         return torch.where((s < 0)[:, None, None, None], D, found)
 
     def weights(self, t: Tensor) -> Tensor:
@@ -190,30 +184,22 @@ class Consistency:
 
 
 def loss(
-    process: ForwardProcess, networks: Networks, D: Tensor, wanted: Tensor, label: Tensor
+    process: ForwardProcess, networks: Networks, D: Tensor, wanted: Tensor, draws: Draws
 ) -> Tensor:
     """Return what both objectives minimize, [b] float32: how far D is from the images wanted."""
     assert networks.features is not None
-    seen = perceptual_distance(process, networks.features, D, wanted, label)
+    seen = perceptual_distance(process, networks.features, D, wanted, draws)
     return distance(D, wanted) + SEEN * seen
 
 
 def estimate(
-    process: ForwardProcess, network: Network, x_t: Tensor, t: Tensor, label: Tensor
+    process: ForwardProcess, network: Network, x_t: Tensor, t: Tensor, draws: Draws
 ) -> Tensor:
-    """Return a network's estimate D of x_0 from x_t [b, C, H, W], like x_t."""
-    F = network(process.network_input(x_t, t), process.time[t], label)
+    """Return a network's estimate D of x_0 from x_t [b, C, H, W], like x_t.
+
+    Args:
+        t: The noise levels of x_t, [b] int64, which may be others than those drawn.
+        draws: Whose labels and conditions the images have.
+    """
+    F = network(process.network_input(x_t, t), process.time[t], draws.label, **draws.given)
     return process.estimate(x_t, t, F)
-
-
-def guided(network: Network, guidance: float, null_label: int) -> Network:
-    """Return the network with guidance: F_c + (g - 1)(F_c - F_u) (Ho & Salimans 2022, eq. 6)."""
-    if guidance == 1:
-        return network
-
-    def call(x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        F = network(x, time, label)
-        F_u = network(x, time, torch.full_like(label, null_label))
-        return F + (guidance - 1) * (F - F_u)
-
-    return call

@@ -15,7 +15,7 @@ from torch import Tensor
 
 Network = Callable[..., Tensor]
 """F(x [b, C, H, W], time [b], label [b], **conditions) → [b, C, H, W] float32."""
-Features = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
+Features = Callable[..., list[Tensor]]
 """What a network computes on the way to F, from the same inputs: each [b, …] float32."""
 
 
@@ -35,7 +35,8 @@ class Networks:
         student: The network in training. Gradients flow through it.
         averages: The network with averaged weights, by the average's name. With FSDP they cannot
             be called, since each process holds a part of the weights.
-        teacher: The network that is distilled, None if there is none.
+        teacher: The network that is distilled, with the guidance that is built in; None if there is
+            none.
         features: Those of the teacher.
     """
 

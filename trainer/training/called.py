@@ -39,9 +39,9 @@ class Called:
             called = torch.func.functional_call(self.module, self.weights, inputs, given)
             return called.float()
 
-    def features(self, x: Tensor, time: Tensor, label: Tensor) -> list[Tensor]:
+    def features(self, x: Tensor, time: Tensor, label: Tensor, **given: Tensor) -> list[Tensor]:
         """Return what the module computes on the way to F, each [b, …] float32."""
         module = cast("UNet | DiT", self.module)
         with self.autocast:
-            found = module.features(x.contiguous(memory_format=self.layout), time, label)
+            found = module.features(x.contiguous(memory_format=self.layout), time, label, **given)
         return [entry.float() for entry in found]

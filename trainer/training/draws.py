@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -18,7 +17,6 @@ from ..data.tasks import Task
 from ..objectives.objective import Draws, Objective
 from ..parallel.processes import Processes
 from ..randomness import NOISE, STEP
-from .teacher import Teacher
 from .trajectories import Trajectories
 
 
@@ -90,22 +88,21 @@ class NoisedImages:
         self.bad.update(batch.bad)
         # The order of these draws decides their values.
         generator = STEP.generator(c.seed, step)
-        dropped = torch.rand(c.batch, generator=generator)[mine] < c.label_dropout
+        # One draw for both: guidance contrasts with an image that has neither.
+        share = torch.rand(c.batch, generator=generator)[mine]
         t = self.objective.draw_times(generator)[mine]
         mirrored = (torch.rand(c.batch, generator=generator) < 0.5)[mine]
         x0 = batch.images.to(self.device, non_blocking=True).float().div_(127.5).sub_(1)
         if c.flips:
             x0 = torch.where(mirrored.to(self.device)[:, None, None, None], x0.flip(3), x0)
-        label = torch.where(dropped, self.null_label, batch.labels)
+        label = torch.where(share < c.label_dropout, self.null_label, batch.labels)
         first = step * c.batch + mine.start
         eps = self._noise(first, x0)
         given: dict[str, Tensor] = {}
         if self.task:
             places = range(first, first + len(x0))
             given = self.task.of(x0, batch.indices, places, mirrored if c.flips else None)
-            # Drawn last, so that runs without conditions draw what they always did.
-            drop = (torch.rand(c.batch, generator=generator) < c.condition_dropout)[mine]
-            given = self.task.dropped(given, drop.to(self.device))
+            given = self.task.dropped(given, (share < c.condition_dropout).to(self.device))
         return Draws(x0, label.to(self.device), t.to(self.device), eps, given)
 
     def _noise(self, first: int, x0: Tensor) -> Tensor:
@@ -130,11 +127,9 @@ class TeacherPaths:
     def __init__(
         self,
         config: Config,
-        dataset: Dataset,
         processes: Processes,
         objective: Objective,
-        teacher: Teacher,
-        folder: Path,
+        paths: Trajectories,
     ) -> None:
         assert config.distillation is not None
         self.config = config
@@ -142,7 +137,7 @@ class TeacherPaths:
         self.objective = objective
         self.mine = share_of(config, processes)
         self.levels = torch.tensor(config.distillation.levels)
-        self.paths = Trajectories(config, dataset, teacher, folder)
+        self.paths = paths
         self.bad = set[int]()
         self.waited = 0.0
 
@@ -159,7 +154,11 @@ class TeacherPaths:
         number = (t[:, None] == self.levels).int().argmax(1)
         x0, eps = (torch.from_numpy(a) for a in self.paths.take(indices, number.numpy()))
         label = torch.from_numpy(self.paths.labels[indices])
-        return Draws(x0.to(device), label.to(device), t.to(device), eps.to(device))
+        given = {
+            name: torch.from_numpy(value).to(device)
+            for name, value in self.paths.conditions(indices).items()
+        }
+        return Draws(x0.to(device), label.to(device), t.to(device), eps.to(device), given)
 
     def close(self) -> None:
         """Do nothing: nothing reads ahead."""

@@ -55,7 +55,9 @@ def teach(trainer: Trainer, folder: Path, resumed: bool = False) -> None:
     if not config.distillation:
         return
     dataset = trainer.dataset
-    teacher = Teacher(config, dataset.sample_shape, dataset.classes, trainer.device)
+    teacher = Teacher(
+        config, dataset.sample_shape, dataset.classes, trainer.device, trainer.conditions
+    )
     starts = read_starts(folder) if resumed else []
     known = {entry[SHA256] for entry in starts if SHA256 in entry}
     if known and teacher.sha256 not in known:

@@ -30,6 +30,7 @@ from .draws import NoisedImages, Source, TeacherPaths
 from .preview import Preview
 from .state import TrainingState, buckets
 from .teacher import Teacher
+from .trajectories import Trajectories
 
 SMALLEST_LOSS_SCALE = 1e-3
 """Below this scale, gradients that overflow in fp16 are not the scale's fault."""
@@ -71,7 +72,7 @@ class Trainer:
             config, dataset.sample_shape, self.num_classes, self.processes, self.conditions
         )
         self.schedule = config.make_schedule()
-        self.objective = make_objective(config, self.schedule, self.device, self.num_classes)
+        self.objective = make_objective(config, self.schedule, self.device)
         self.teacher: Teacher | None = None
         self._source: Source | None = None
         self.preview = Preview(
@@ -101,9 +102,8 @@ class Trainer:
         """Distil a teacher. Its paths, if the objective learns from these, are kept in a folder."""
         self.teacher = teacher
         if isinstance(self.objective, Endpoint):
-            self._source = TeacherPaths(
-                self.config, self.dataset, self.processes, self.objective, teacher, folder
-            )
+            paths = Trajectories(self.config, self.dataset, teacher, folder, self.task)
+            self._source = TeacherPaths(self.config, self.processes, self.objective, paths)
 
     def draw(self, step: int) -> Draws:
         """Return this process's share of what a step is trained on, on its device."""
@@ -128,11 +128,12 @@ class Trainer:
 
             state = self.state
             self._module = cast("nn.Module", compiled)
-            teacher = called(self.teacher.module) if self.teacher else None
+            learned = self.teacher
+            teacher = called(learned.module) if learned else None
             self._networks = Networks(
                 student=called(self._module),
                 averages={name: called(state.plain, of) for name, of in state.averages.of.items()},
-                teacher=teacher,
+                teacher=learned.guided(teacher) if learned and teacher else None,
                 features=teacher.features if teacher else None,
             )
         return self._networks
@@ -247,15 +248,13 @@ class Trainer:
         return self.preview.sample(count, weights or self.state.ema, seed, label, solver, steps)
 
 
-def make_objective(
-    config: Config, schedule: Schedule, device: torch.device, num_classes: int
-) -> Objective:
+def make_objective(config: Config, schedule: Schedule, device: torch.device) -> Objective:
     """Return what a config's run learns."""
     if config.distillation is None:
         return Denoising(config, schedule, device)
     if config.distillation.method == "endpoint":
         return Endpoint(config, schedule, device)
-    return Consistency(config, schedule, device, null_label=num_classes)
+    return Consistency(config, schedule, device)
 
 
 def require_shares(config: Config, processes: Processes) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from runtime.bundle.bundle import MANIFEST, Bundle
+from runtime.bundle.conditions import Condition
 from runtime.bundle.shipped import named_folder
 from runtime.diffusion.arrays import Float32, Float64
 from runtime.diffusion.noise import noises
@@ -25,6 +27,7 @@ from ..config import Config
 from ..config.distillation import Distillation, wanted_knots
 from ..errors import CheckpointError
 from ..networks.cost import make_network
+from ..objectives.objective import Network
 from ..randomness import TRAJECTORY_START
 from ..runs import checkpoint as checkpoints
 from ..runs.folder import read_run
@@ -38,7 +41,7 @@ class Origin:
     Attributes:
         config: That which it was trained with.
         bundle: None for a run.
-        can_guide: Whether its null label was trained.
+        can_guide: Whether it was trained without a label or conditions, too.
         guidance: The scale that it is sampled with by default.
     """
 
@@ -73,6 +76,7 @@ class Origin:
         else:
             config, rest = read_run(folder)
             can_guide = config.label_dropout > 0 and bool(rest["classes"])
+            can_guide |= config.condition_dropout > 0 and config.conditioned
             found = cls(config, None, can_guide, 1.0)
         if found.config.distillation:
             raise RequestError(f"{place} is distilled itself. Distil the network it came from.")
@@ -86,8 +90,8 @@ class Origin:
         """
         if wanted.guidance != 1 and not self.can_guide:
             raise RequestError(
-                f"guidance {wanted.guidance:g} cannot be built in: the teacher's null label was "
-                "not trained. Use --guidance 1."
+                f"guidance {wanted.guidance:g} cannot be built in: the teacher was not trained "
+                "without a label or conditions. Use --guidance 1."
             )
         program = self._program(wanted)
         if wanted.method == "endpoint" and program.noisy.any():
@@ -158,7 +162,8 @@ class Teacher:
         module: In evaluation mode, on the run's device.
         sha256: Of its weights.
         program: How it samples.
-        null_label: The number of the label that guidance contrasts with.
+        null_label: The number of the label that guidance contrasts with; None keeps the label.
+        nulls: The values of conditions that guidance contrasts with, by name, [*shape] each.
     """
 
     def __init__(
@@ -167,6 +172,7 @@ class Teacher:
         sample_shape: tuple[int, int, int],
         classes: Sequence[str],
         device: torch.device,
+        conditions: Sequence[Condition] = (),
     ) -> None:
         """Read the teacher that `config.start_from` names.
 
@@ -178,8 +184,13 @@ class Teacher:
         self.config = config
         self.sample_shape = sample_shape
         self.device = device
-        self.null_label = len(classes)
-        self.program = Origin.of(place).program(config.distillation)
+        origin = Origin.of(place)
+        self.program = origin.program(config.distillation)
+        # Only what the teacher was trained without; the student is never.
+        without = origin.config
+        self.null_label = len(classes) if without.label_dropout else None
+        dropped = conditions if without.condition_dropout else ()
+        self.nulls = {c.name: np.zeros(c.shape, np.float32) for c in dropped}
         levels = config.distillation.levels
         self._rows = rows_of(self.program, config.make_schedule(), levels)
         weights, known = start_of(place)
@@ -187,7 +198,7 @@ class Teacher:
             raise CheckpointError(
                 f"{place} has other classes than the data: a student learns those of its teacher."
             )
-        self.module = make_network(config, sample_shape, len(classes))
+        self.module = make_network(config, sample_shape, len(classes), conditions)
         taken = fitting(weights, dict(self.module.named_parameters()), place)
         self.sha256 = hashlib.sha256(checkpoints.to_bytes(taken)).hexdigest()
         self.module.load_state_dict(taken, strict=False)
@@ -195,13 +206,38 @@ class Teacher:
         if config.channels_last:
             self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
+    def guided(self, network: Network) -> Network:
+        """Return a network with the guidance that is built in: F_c + (g - 1)(F_c - F_u).
+
+        See Ho & Salimans 2022, eq. 6.
+        """
+        assert self.config.distillation is not None
+        guidance = self.config.distillation.guidance
+        if guidance == 1:
+            return network
+
+        def call(x: Tensor, time: Tensor, label: Tensor, **given: Tensor) -> Tensor:
+            F = network(x, time, label, **given)
+            null = label if self.null_label is None else torch.full_like(label, self.null_label)
+            # What is dropped in training is 0.
+            without = {k: torch.zeros_like(v) if k in self.nulls else v for k, v in given.items()}
+            return F + (guidance - 1) * (F - network(x, time, null, **without))
+
+        return call
+
     @torch.no_grad()
-    def paths(self, seeds: Sequence[int], label: NDArray[np.int64]) -> NDArray[np.float16]:
+    def paths(
+        self,
+        seeds: Sequence[int],
+        label: NDArray[np.int64],
+        conditions: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> NDArray[np.float16]:
         """Sample, and return where each path ends and the noise that leads there.
 
         Args:
             seeds: [n], of the samples.
             label: [n].
+            conditions: [n, …] each, by name.
 
         Returns:
             [n, 1 + L, C, H, W]: the end x_0; and for each level of the student, noisiest first,
@@ -214,7 +250,10 @@ class Teacher:
         points: list[Float32] = []
         for k in range(len(program)):
             points.append(state[:, 0].copy())
-            D = denoise(program.call[k], self._network, state[:, 0], label, self.null_label)
+            x = state[:, 0]
+            D = denoise(
+                program.call[k], self._network, x, label, self.null_label, conditions, self.nulls
+            )
             state = advance(program.update[k], state, D)
         end = state[:, 0]
         found = [end]
@@ -223,6 +262,10 @@ class Teacher:
             found.append((points[row] - alpha * end) / sigma)
         return np.stack(found, axis=1).astype(np.float16)
 
-    def _network(self, x: Float32, time: Float32, label: NDArray[np.int64]) -> Float32:
+    def _network(
+        self, x: Float32, time: Float32, label: NDArray[np.int64], **given: Float32
+    ) -> Float32:
         inputs = (torch.from_numpy(array).to(self.device) for array in (x, time, label))
-        return self.module(*inputs).float().cpu().numpy()
+        # Copied: null values are broadcast, which PyTorch cannot share.
+        named = {name: torch.tensor(value, device=self.device) for name, value in given.items()}
+        return self.module(*inputs, **named).float().cpu().numpy()

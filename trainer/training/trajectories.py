@@ -1,6 +1,8 @@
 """Paths of the teacher from noise to image, made once and kept in the run's folder.
 
-runs/NAME/trajectories/IDENTITY/00000.npy    float16 [n, 1 + L, C, H, W], see `Teacher.paths`
+runs/NAME/trajectories/IDENTITY/
+  00000.npy            float16 [n, 1 + L, C, H, W], see `Teacher.paths`
+  00000.low_res.npy    float32 [n, …], a condition of theirs, for each that the network has
 
 Each is a function of the teacher, the config's seed and its number, so a run that was killed
 continues with the same paths.
@@ -12,6 +14,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,7 @@ from runtime.terminal.progress import Progress
 from ..config import Config
 from ..data.dataset import Dataset
 from ..data.loader import batch_indices
+from ..data.tasks import Task
 from ..errors import TrainingError
 from ..parallel.processes import Processes
 from ..randomness import FIRST_TRAJECTORY_SEED
@@ -42,16 +46,27 @@ class Trajectories:
         labels: [N] int64, those of the data in their proportions.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, teacher: Teacher, folder: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        teacher: Teacher,
+        folder: Path,
+        task: Task | None = None,
+    ) -> None:
         assert config.distillation is not None
         self.config = config
         self.teacher = teacher
         self.count = config.distillation.trajectories
         self.chunk = max(CHUNK, -(-self.count // MOST_FILES))
-        # Place i has the label of the i-th image of the epochs laid end to end.
-        self.labels = dataset.labels[batch_indices(config.seed, 0, self.count, len(dataset))]
+        self.task = task
+        self.shapes = {c.name: c.shape for c in task.conditions} if task else {}
+        # Place i has the label and the conditions of the i-th image of the epochs laid end to end.
+        self.images = batch_indices(config.seed, 0, self.count, len(dataset))
+        self.labels = dataset.labels[self.images]
         self.folder = folder / identity(config, teacher, self.labels)
         self._parts: list[NDArray[np.float16]] = []
+        self._given: list[dict[str, NDArray[np.float32]]] = []
 
     def make(self, processes: Processes, stop: Callable[[], bool]) -> bool:
         """Make the paths that are not there yet. Every process calls this.
@@ -75,7 +90,15 @@ class Trajectories:
                 if bar is not None:
                     bar.advance(self.chunk * min(processes.count, len(missing) - first))
         processes.wait()
-        self._parts = [self._read(i) for i in chunks]
+        assert self.config.distillation is not None
+        levels = len(self.config.distillation.levels)
+        self._parts = [
+            self._read(self._path(i), i, (1 + levels, *self.teacher.sample_shape)) for i in chunks
+        ]
+        self._given = [
+            {name: self._read(self._path(i, name), i, s) for name, s in self.shapes.items()}
+            for i in chunks
+        ]
         return True
 
     def take(
@@ -92,22 +115,34 @@ class Trajectories:
         noise = np.stack([row[1 + k] for row, k in zip(rows, levels.tolist(), strict=True)])
         return ends.astype(np.float32), noise.astype(np.float32)
 
+    def conditions(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+        """Return the conditions of paths by name, [b, …] each. indices: [b]."""
+        return {
+            name: np.stack([self._given[i // self.chunk][name][i % self.chunk] for i in indices])
+            for name in self.shapes
+        }
+
     def _make_chunk(self, chunk: int) -> None:
         places = np.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, self.count))
+        given = self.task.of_data(self.images[places], places.tolist()) if self.task else {}
         paths = [
-            self.teacher.paths((FIRST_TRAJECTORY_SEED + part).tolist(), self.labels[part])
-            for part in np.split(places, range(TOGETHER, len(places), TOGETHER))
+            self.teacher.paths(
+                (FIRST_TRAJECTORY_SEED + places[part]).tolist(),
+                self.labels[places[part]],
+                {name: value[part] for name, value in given.items()},
+            )
+            for part in np.split(np.arange(len(places)), range(TOGETHER, len(places), TOGETHER))
         ]
-        with replacing(self._path(chunk)) as temporary, temporary.open("wb") as file:
-            np.save(file, np.concatenate(paths))
+        # The paths come last: a chunk that has them is whole.
+        for name, value in given.items():
+            _write(self._path(chunk, name), value)
+        _write(self._path(chunk), np.concatenate(paths))
 
-    def _path(self, chunk: int) -> Path:
-        return self.folder / f"{chunk:05d}.npy"
+    def _path(self, chunk: int, condition: str = "") -> Path:
+        return self.folder / f"{chunk:05d}{'.' if condition else ''}{condition}.npy"
 
-    def _read(self, chunk: int) -> NDArray[np.float16]:
-        path = self._path(chunk)
-        assert self.config.distillation is not None
-        levels = len(self.config.distillation.levels)
+    def _read(self, path: Path, chunk: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the array [n, *shape] of a chunk."""
         count = min(self.chunk, self.count - chunk * self.chunk)
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -115,12 +150,17 @@ class Trajectories:
             raise TrainingError(
                 f"{path} cannot be read ({error}). Delete it and give the same command again."
             ) from error
-        if found.shape != (count, 1 + levels, *self.teacher.sample_shape):
+        if found.shape != (count, *shape):
             raise TrainingError(
                 f"{path} holds {found.shape}, which is not what this run wrote. Delete it and give "
                 "the same command again."
             )
         return found
+
+
+def _write(path: Path, array: NDArray[np.generic]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def identity(config: Config, teacher: Teacher, labels: NDArray[np.int64]) -> str:
