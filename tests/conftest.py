@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST
@@ -13,7 +14,7 @@ from runtime.files import from_json, lock, to_json
 from runtime.sampler import Sampler
 
 from .root import ROOT
-from .traces import Traces
+from .traces import Traces, operators_once
 
 TINY = {
     "data": "digits",
@@ -121,6 +122,27 @@ def traces(tiny_run: Path, made_once: Make) -> Traces:
         Traces.write(from_run(tiny_run, guidance=2.0), folder)
 
     return Traces(made_once("traces", trace))
+
+
+@pytest.fixture(scope="session")
+def operators_read_once() -> Iterator[None]:
+    """Have torch's exporter read its tables once; see tests/traces.py."""
+    with operators_once():
+        yield
+
+
+@pytest.fixture
+def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an export within a test leave out the figure, a third of the work on a small network.
+
+    Bundles of fixtures that live longer than a test have theirs, and tests look at those.
+    """
+    from export.proof import documents
+
+    def blank(path: Path, *_: object) -> None:
+        Image.new("L", (1, 1)).save(path)
+
+    monkeypatch.setattr(documents, "draw", blank)
 
 
 @pytest.fixture

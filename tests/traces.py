@@ -20,7 +20,7 @@ NETWORK = "network.onnx"
 
 
 @contextlib.contextmanager
-def operators_read_once() -> Iterator[None]:
+def operators_once() -> Iterator[None]:
     """Have torch's exporter build its tables of operators once, not for every graph.
 
     The tables depend on the opset alone. Building them is most of what a small network needs.
@@ -61,7 +61,7 @@ class Traces:
         from export.graph import trace  # imports torch, which few tests need
 
         folder.mkdir(parents=True)
-        with operators_read_once():
+        with operators_once():
             network = trace.traced(model)
         (folder / NETWORK).write_bytes(network.SerializeToString())
         (folder / DIGEST).write_text(_digest(model))

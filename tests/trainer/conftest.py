@@ -14,6 +14,11 @@ NETWORK = ("network", "patch", "width", "depth", "heads", "channels", "blocks", 
 """The options that decide the size of a network."""
 
 
+@pytest.fixture(autouse=True)
+def _quick_exports(operators_read_once: None, no_figure: None) -> None:
+    pass
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _counted_once() -> Iterator[None]:
     """Have runs of the same network count its operations once: a quarter of a short run."""

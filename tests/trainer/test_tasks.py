@@ -26,6 +26,7 @@ from trainer.distill import student_of
 from trainer.evaluate import Changes, of_bundle, of_run
 from trainer.fit import fit
 from trainer.parallel.processes import Processes
+from trainer.quality import features
 from trainer.randomness import FIRST_TRAJECTORY_SEED, TRAJECTORY_START
 from trainer.runs import checkpoint as checkpoints
 from trainer.training.run import EXAMPLES
@@ -87,8 +88,11 @@ def test_the_bundle_is_exported_again(bundle: Bundle) -> None:
     assert found.shape == x.shape
 
 
-def test_a_bundle_is_measured_as_its_run_is(run: Path, bundle: Bundle) -> None:
+def test_a_bundle_is_measured_as_its_run_is(
+    run: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Under the same conditions and labels: other ones give other samples."""
+    monkeypatch.setattr(features, "STEPS", 5)  # any features show whether samples are the same
     changes = Changes(quality_samples=24)
     expected = of_run(run, best=False, device="cpu", changes=changes).distances
     found = of_bundle(bundle.path, None, "cpu", changes).distances
