@@ -30,6 +30,7 @@ from trainer.quality import features
 from trainer.randomness import FIRST_TRAJECTORY_SEED, TRAJECTORY_START
 from trainer.runs import checkpoint as checkpoints
 from trainer.training.run import EXAMPLES
+from trainer.training.step import Trainer
 from trainer.training.teacher import Teacher
 from trainer.training.trajectories import Trajectories
 
@@ -97,6 +98,19 @@ def test_a_bundle_is_measured_as_its_run_is(
     expected = of_run(run, best=False, device="cpu", changes=changes).distances
     found = of_bundle(bundle.path, None, "cpu", changes).distances
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_guidance_contrasts_with_images_that_have_neither_label_nor_conditions() -> None:
+    """Dropped on their own, both would be missing together for one image in a hundred."""
+    config = Config(**{**OPTIONS, "batch": 64, "label_dropout": 0.3, "condition_dropout": 0.3})
+    trainer = Trainer(config, load(config))
+    dropped = []
+    for step in range(4):
+        draws = trainer.draw(step)
+        without = (draws.given["low_res"] == 0).flatten(1).all(1)
+        assert torch.equal(without, draws.label == trainer.num_classes)
+        dropped.append(without)
+    assert 0.2 < torch.cat(dropped).float().mean() < 0.4
 
 
 @pytest.mark.parametrize("method", ["endpoint", "consistency"])
