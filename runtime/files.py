@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -53,11 +51,11 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         temporary.rename(path)
         # The rename itself is on the disk only when the parent folder is.
         flush(path.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove_folder(aside)
     except BaseException:  # Ctrl-C too must leave the old folder in its place
         if aside.exists() and not path.exists():
             aside.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_folder(temporary)
         raise
 
 
@@ -118,11 +116,18 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def _remove_folder(path: Path) -> None:
+    # Here, because sampling never needs it, and importing it takes time.
+    from shutil import rmtree
+
+    rmtree(path, ignore_errors=True)
+
+
 def _sibling(path: Path) -> Path:
     """Return an unused hidden name alongside `path`, and make its parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename across file systems would be a copy.
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    return path.with_name(f".{path.name}.{os.urandom(6).hex()}")
 
 
 def _refuse(constant: str) -> NoReturn:

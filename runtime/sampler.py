@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -14,7 +15,6 @@ from .backends.registry import BACKENDS, open_backend
 from .bundle.bundle import Bundle
 from .bundle.sampling import SolverOptions
 from .editing.animation import Animating
-from .engine.costs import Costs
 from .engine.expand import MAX_SAMPLES, callback_of, check_memory, expand, listed
 from .engine.loop import Loop, Result, StepCallback
 from .engine.request import Planner, Request
@@ -27,6 +27,7 @@ from .images import UInt8, to_uint8
 # For type checkers alone: making the TypedDicts would slow `import runtime`.
 if TYPE_CHECKING:
     from .engine.conditions import Conditions
+    from .engine.costs import Costs
     from .engine.fastest import Choice
     from .engine.keywords import RequestKeywords, SampleKeywords
 
@@ -89,9 +90,19 @@ class Sampler(Animating):
                 "backend", "a name or a Backend", backend, f"Pass one of {', '.join(BACKENDS)}."
             )
         self.backend = backend
-        self.costs = Costs(bundle, backend)
-        self._loop = Loop(self.backend, bundle.sample_shape, self.max_batch, self.costs.streams)
+        self._loop = Loop(self.backend, bundle.sample_shape, self.max_batch, self._cut)
         self._planner = Planner(bundle)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What calls of the network cost on this machine, and how they are cut."""
+        # Here, because a lone sample needs none, and importing it takes time.
+        from .engine.costs import Costs
+
+        return Costs(self.bundle, self.backend)
+
+    def _cut(self, guided: bool, count: int) -> int:
+        return self.costs.streams(guided, count)
 
     @classmethod
     @named

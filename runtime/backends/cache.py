@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -76,7 +75,7 @@ def store(name: str, parts: Sequence[Buffer]) -> None:
     with contextlib.suppress(OSError):
         if (place := private(make=True)) is None:
             return
-        temporary = place / f".{secrets.token_hex(8)}"
+        temporary = place / f".{os.urandom(8).hex()}"
         try:
             with temporary.open("wb") as file:
                 file.writelines([_digest(lengths, parts), lengths, *parts])

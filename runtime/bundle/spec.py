@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, Unpack
 
@@ -13,7 +12,7 @@ from ..diffusion.program import Program
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import SOLVERS, make_program, options_of
 from ..diffusion.tuned import TUNED, Tuned
-from ..errors import RequestError
+from ..errors import RequestError, nearest
 from ..errors.arguments import choice, flag, integer, number
 from ..errors.keywords import check_options
 from ..errors.messages import refused, shown
@@ -92,7 +91,7 @@ class ModelSpec(Conditioned):
         name = self.defaults.solver if solver is None else choice("solver", solver, self.solvers)
         if name == TUNED:
             # Misspelled arguments only; `resolve` refuses the rest with a better reason.
-            mistaken = [option for option in options if get_close_matches(str(option), arguments)]
+            mistaken = [option for option in options if nearest(str(option), arguments)]
             check_options(f"solver {name!r}", mistaken, [], arguments)
         else:
             check_options(f"solver {name!r}", options, options_of(name), arguments)

@@ -1,6 +1,5 @@
 """The errors that unnoise raises. A message names the thing, the rule, the value and the remedy."""
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -82,7 +81,10 @@ class ClosedError(BackendError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest of the known names, or "" if none is near."""
-    near = difflib.get_close_matches(name, [*known], n=1)
+    # Here, because only mistakes need it, and importing it takes time.
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, [*known], n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
