@@ -53,7 +53,7 @@ QUICK = Plan(
 )
 
 LEARNING = {
-    "steps": 100,
+    "steps": 70,
     "batch": 32,
     "learning_rate": 3e-3,
     "warmup": 5,
