@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from runtime.engine.probe import HEAVY_S
 from runtime.errors.arguments import number
 from runtime.terminal.output import say
 
 from ..sources.model import Model
+from .card import sheet_steps
 from .independence import BATCH
 from .plan import LADDER, Plan
 
@@ -42,16 +44,20 @@ class Work:
     steps: int
 
 
-def passes(plan: Plan, work: Work) -> float:
-    """Return about how many passes of one sample a proof takes, PyTorch's and the graphs'."""
+def passes(plan: Plan, work: Work, heavy: bool = False) -> float:
+    """Return about how many passes of one sample a proof takes, PyTorch's and the graphs'.
+
+    heavy: Whether calls are never cut into streams, see `check_steps`.
+    """
     count = max(plan.batches)
+    cuts = 1 if heavy else 2
     # PyTorch: images, F at every level under the label and the null label, and trajectories.
     images = count * min(IMAGES_STEPS, plan.steps)
     answers = plan.times * count * work.graphs
     runs = work.trajectories * plan.pictures * plan.steps
     # A guided pass is two. Every batch runs twice, for the state and for F.
     per_level = 2 * (3 + sum(plan.batches)) * (1 if work.graphs == 1 else 3)
-    sizes = 2 * (count + 2 * sum((*plan.sizes, *plan.batches))) * (1 if work.graphs == 1 else 3)
+    sizes = 2 * (count + cuts * sum((*plan.sizes, *plan.batches))) * (1 if work.graphs == 1 else 3)
     judged = plan.judged * sum(steps for _, steps in plan.ways)
     each = plan.times * per_level + sizes + runs + judged
     # The loop graph of the reference runs the trajectories again.
@@ -112,7 +118,9 @@ def largest(seconds: float, work: Work, minutes: float) -> Plan:
         seconds: Of a pass of one sample.
         minutes: For the whole proof.
     """
-    fits = (plan for plan in LADDER if passes(plan, work) * seconds <= 60 * minutes)
+    work = replace(work, steps=sheet_steps(work.steps, seconds))
+    heavy = seconds > HEAVY_S
+    fits = (plan for plan in LADDER if passes(plan, work, heavy) * seconds <= 60 * minutes)
     return next(fits, LADDER[-1])
 
 

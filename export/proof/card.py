@@ -16,6 +16,10 @@ from .plan import Bounds
 
 MOST_CALLS = 100
 """More network calls than this an image of the card is not worth."""
+MOST_SECONDS = 60.0
+"""For all calls of an image of the card."""
+FEWEST = 10
+"""Steps of an image of the card, however long a call takes."""
 UNLIKE = (
     "**A seed may give other last bits in another batch**: an inference library rounds a node of "
     "this network differently there. The bundle declares `same_bytes: false`."
@@ -24,7 +28,17 @@ UNLIKE = (
 
 def sheet_settings(bundle: Bundle) -> dict[str, Any]:
     """Return how the card's image is sampled: by the defaults, or faster if they are slow."""
-    return {"solver": "ddim", "steps": 50} if bundle.defaults.steps > MOST_CALLS else {}
+    entries = [entry for pairs in bundle.report.values() for entry in pairs.values()]
+    seconds = [entry.get("ms_a_call", {}).get("1", 0.0) / 1e3 for entry in entries]
+    steps = sheet_steps(bundle.defaults.steps, min(seconds, default=0.0))
+    return {} if steps == bundle.defaults.steps else {"solver": "ddim", "steps": steps}
+
+
+def sheet_steps(steps: int, seconds: float) -> int:
+    """Return the steps of the card's image. seconds: of one call."""
+    if steps <= MOST_CALLS and steps * seconds <= MOST_SECONDS:
+        return steps
+    return min(steps, 50, max(FEWEST, int(MOST_SECONDS / max(seconds, 1e-3))))
 
 
 def card(bundle: Bundle) -> str:
@@ -97,7 +111,8 @@ def _usage(bundle: Bundle) -> list[str]:
     given = f", conditions={{{named}}}" if named else ""
     options = ", ".join(f"{name}={value}" for name, value in defaults.options.items())
     solver = f"{defaults.solver}({options})" if options else defaults.solver
-    faster = " The image: `ddim`, 50 steps." if images and sheet_settings(bundle) else ""
+    settings = sheet_settings(bundle) if images else {}
+    faster = f" The image: `ddim`, {settings['steps']} steps." if settings else ""
     return [
         "```python",
         "from runtime import Sampler",

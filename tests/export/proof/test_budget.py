@@ -6,12 +6,20 @@ import pytest
 from torch import Tensor, nn
 
 from export import build_bundle
+from export.proof import steps
 from export.proof.budget import PAIR, Work, fitting, largest, passes
+from export.proof.card import sheet_steps
+from export.proof.examples import Examples
 from export.proof.independence import BATCH
-from export.proof.plan import LADDER, LEAST, Plan
+from export.proof.plan import LADDER, LEAST, Bounds, Plan
 from export.sources.module import from_module
+from export.sources.run import from_run
+from runtime import Bundle
+from runtime.backends.onnxruntime import OnnxRuntime
+from runtime.backends.streams import fixed
 from runtime.errors import RequestError
 from runtime.files import from_json
+from runtime.terminal.progress import Progress
 
 PLAIN = Work(graphs=1, trajectories=2, backends=3, steps=50)
 GUIDED = Work(graphs=2, trajectories=4, backends=7, steps=50)
@@ -33,6 +41,31 @@ def test_each_plan_of_the_ladder_is_less_work(work: Work) -> None:
     assert found == sorted(found, reverse=True)
     assert found[-1] < 1300
     assert found[0] > 20 * found[-1]
+
+
+def test_calls_that_are_never_cut_are_not_compared_in_streams(
+    tiny_run: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    examples = Examples(from_run(tiny_run, 2.0), bundle, LEAST)
+    cut: list[int] = []
+    monkeypatch.setattr(steps, "fixed", lambda streams: cut.append(streams) or fixed(streams))
+    for heavy_s, most in ((1e3, 2), (0.0, 0)):
+        cut.clear()
+        monkeypatch.setattr(steps, "HEAVY_S", heavy_s)
+        backend = OnnxRuntime(bundle, "fp32", threads=2)
+        found = steps.check_steps(examples, backend, False, Bounds(), Progress("checking", 9))
+        assert found.batch_invariant
+        assert max(cut, default=0) == most
+    assert passes(LEAST, PLAIN, heavy=True) < passes(LEAST, PLAIN)
+
+
+def test_the_cards_image_of_a_slow_network_has_few_steps() -> None:
+    assert sheet_steps(50, 0.02) == 50
+    assert sheet_steps(1000, 0.02) == 50
+    assert sheet_steps(50, 2.0) == 30
+    assert sheet_steps(50, 60.0) == 10
+    assert sheet_steps(4, 60.0) == 4
 
 
 def test_the_largest_plan_that_fits() -> None:
