@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
@@ -90,16 +90,22 @@ class Sampler(Animating):
                 "backend", "a name or a Backend", backend, f"Pass one of {', '.join(BACKENDS)}."
             )
         self.backend = backend
+        self._costs: Costs | None = None
+        self._lock = Lock()
         self._loop = Loop(self.backend, bundle.sample_shape, self.max_batch, self._cut)
         self._planner = Planner(bundle)
 
-    @cached_property
+    @property
     def costs(self) -> Costs:
         """What calls of the network cost on this machine, and how they are cut."""
-        # Here, because a lone sample needs none, and importing it takes time.
-        from .engine.costs import Costs
+        # One for all threads: two that measure at once would disturb each other.
+        with self._lock:
+            if self._costs is None:
+                # Here, because a lone sample needs none, and importing it takes time.
+                from .engine.costs import Costs
 
-        return Costs(self.bundle, self.backend)
+                self._costs = Costs(self.bundle, self.backend)
+            return self._costs
 
     def _cut(self, guided: bool, count: int) -> int:
         return self.costs.streams(guided, count)
