@@ -39,7 +39,7 @@ demo:
 	@printf '\nhow long each part took:\n' && cat out/times.txt
 	@printf '\nlook at:\n  out/digits.png          ten columns, the digits 0 to 9 in order\n  out/emoji.png           one column per category, rows alternate between the two styles\n  out/digits/report.png   how far ONNX and PyTorch differ\n'
 
-# A worker per core, each with one thread, so that they do not wait for each other. A file's tests stay together: they share what it sets up. The order is that of tests/conftest.py.
+# A worker per core, each with one thread, so that they do not wait for each other. Bytecode is kept, since many tests start processes. A file's tests stay together: they share what it sets up. The order is that of tests/conftest.py.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev

@@ -334,7 +334,8 @@ def table(found: Mapping[str, Any]) -> str:
     limit = exact if math.isfinite(found["limit"]) else ""
     marks = (
         f"The mark: Fréchet distance {mark:.2f} ± {spread:.2f}, of {found['pictures']} images "
-        f"by DDPM with {calls:,} calls.{limit} A setting with at most {mark + spread:.2f} counts as equally good."
+        f"by DDPM with {calls:,} calls.{limit} A setting with at most {mark + spread:.2f} counts as "
+        "equally good."
     )
     return f"{marks}\n\n{markdown(head, rows)}"
 

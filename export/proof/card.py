@@ -13,6 +13,7 @@ from runtime.terminal.progress import clock
 from ..tuning.record import tuned_lines
 from .figure import compared_with, in_words
 from .plan import Bounds
+from .verdict import REFERENCE
 
 MOST_CALLS = 100
 """More network calls than this an image of the card is not worth."""
@@ -28,9 +29,10 @@ UNLIKE = (
 
 def sheet_settings(bundle: Bundle) -> dict[str, Any]:
     """Return how the card's image is sampled: by the defaults, or faster if they are slow."""
-    entries = [entry for pairs in bundle.report.values() for entry in pairs.values()]
-    seconds = [entry.get("ms_a_call", {}).get("1", 0.0) / 1e3 for entry in entries]
-    steps = sheet_steps(bundle.defaults.steps, min(seconds, default=0.0))
+    # That of the pair which samples it.
+    checked = bundle.report.get("fp32", {}).get(REFERENCE, {})
+    seconds = checked.get("ms_a_call", {}).get("1", 0.0) / 1e3
+    steps = sheet_steps(bundle.defaults.steps, seconds)
     return {} if steps == bundle.defaults.steps else {"solver": "ddim", "steps": steps}
 
 

@@ -150,12 +150,12 @@ def check_steps(
         # Libraries switch kernels at sizes and thread counts that are not known, so more sizes at
         # one level, and every batch cut into streams as well.
         if turn == 0:
+            # `_run` makes two calls; one that is heavy is never cut.
+            cut = min(spent) <= 2 * HEAVY_S
             sizes = plan.quantized_sizes if "int8" in backend.precision else plan.sizes
             shuffled = [np.resize(generator.permutation(examples.count), size) for size in sizes]
             for who in [*shuffled, *(order[:batch] for batch in plan.batches)]:
                 lent = backend.bind(len(who))
-                # `_run` makes two calls; one that is heavy is never cut.
-                cut = min(spent) <= 2 * HEAVY_S
                 for streams in _cuts(lent, guided, len(who)) if cut else [1]:
                     comparison.same(who, _run(lent, example, who, guided), alone, streams)
     check = comparison.result(float(examples.guidances(guided).max()))

@@ -162,6 +162,11 @@ def test_a_teacher_s_paths_have_the_conditions_of_their_images(run: Path, tmp_pa
     )
     ends, _ = paths.take(places, np.zeros(6, np.int64))
     np.testing.assert_allclose(ends, expected, atol=2e-3)
+    # A file of conditions that is deleted is made again.
+    (paths.folder / "00000.low_res.npy").unlink()
+    again = Trajectories(student, dataset, teacher, tmp_path, task)
+    assert again.make(Processes(0, 1, device), lambda: False)
+    np.testing.assert_array_equal(again.conditions(places)["low_res"], given["low_res"])
 
 
 def test_a_run_resumes_to_the_same_weights(run: Path, tmp_path: Path) -> None:

@@ -58,9 +58,10 @@ class Trajectories:
         self.config = config
         self.teacher = teacher
         self.count = config.distillation.trajectories
-        self.chunk = max(CHUNK, -(-self.count // MOST_FILES))
         self.task = task
         self.shapes = {c.name: c.shape for c in task.conditions} if task else {}
+        files = 1 + len(self.shapes)
+        self.chunk = max(CHUNK, -(-self.count * files // MOST_FILES))
         # Place i has the label and the conditions of the i-th image of the epochs laid end to end.
         self.images = batch_indices(config.seed, 0, self.count, len(dataset))
         self.labels = dataset.labels[self.images]
@@ -76,7 +77,8 @@ class Trajectories:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         chunks = range(-(-self.count // self.chunk))
-        missing = [i for i in chunks if not self._path(i).exists()]
+        names = ("", *self.shapes)
+        missing = [i for i in chunks if not all(self._path(i, name).exists() for name in names)]
         # All processes have the same list before any of them writes.
         processes.wait()
         done = self.count - len(missing) * self.chunk
@@ -133,7 +135,6 @@ class Trajectories:
             )
             for part in np.split(np.arange(len(places)), range(TOGETHER, len(places), TOGETHER))
         ]
-        # The paths come last: a chunk that has them is whole.
         for name, value in given.items():
             _write(self._path(chunk, name), value)
         _write(self._path(chunk), np.concatenate(paths))
