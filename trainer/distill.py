@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.diffusion.tuned import TUNED
+from runtime.errors import RequestError
 from runtime.terminal.verbs import program
 
 from .config import Config
@@ -89,12 +90,19 @@ def student_of(place: str, distillation: Mapping[str, Any], options: Mapping[str
         RequestError: It cannot be distilled so.
     """
     teacher = Origin.of(Path(place))
-    wanted = Distillation(**{**defaults_of(teacher, distillation.get("solver")), **distillation})
+    wanted = Distillation(**{**defaults_of(teacher, distillation), **distillation})
     rows = teacher.program(wanted)
     config = teacher.config
+    given = {**TRAINING, **options}
     if wanted.method == "endpoint":
         wanted = replace(wanted, levels=levels_of(rows, config, wanted.calls))
-    given = {**TRAINING, **options}
+    elif wanted.method == "data":
+        if not config.conditioned:
+            raise RequestError(
+                f"--method data needs a network with conditions that say what the image is, and "
+                f"{place} has none. Use --method endpoint."
+            )
+        given["flips"] = config.flips
     lives = given["ema_half_life"]
     if wanted.method == "consistency" and isinstance(lives, tuple) and len(lives) == 1:
         # Half of the only one, if that is as short: two equal averages would share a name.
@@ -109,16 +117,17 @@ def student_of(place: str, distillation: Mapping[str, Any], options: Mapping[str
     )
 
 
-def defaults_of(teacher: Origin, solver: str | None) -> dict[str, Any]:
+def defaults_of(teacher: Origin, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what fits a teacher: the guidance and the solver that it samples with best.
 
     Args:
         teacher: What is distilled.
-        solver: The one that is given, if any.
+        given: Fields of `Distillation` that are given.
     """
-    found: dict[str, Any] = {"guidance": teacher.guidance if teacher.can_guide else 1.0}
+    guided = teacher.can_guide and given.get("method") != "data"
+    found: dict[str, Any] = {"guidance": teacher.guidance if guided else 1.0}
     # A tuned solver has numbers of calls of its own, which fit no other solver.
-    if teacher.bundle and teacher.bundle.tuned and solver in (None, TUNED):
+    if teacher.bundle and teacher.bundle.tuned and given.get("solver") in (None, TUNED):
         found |= {"solver": TUNED, "solver_steps": max(teacher.bundle.tuned)}
     return found
 

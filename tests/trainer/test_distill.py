@@ -483,6 +483,8 @@ def test_the_config_goes_to_json_and_back(student: Config) -> None:
         ({"solver": "dpmp_2m"}, "Did you mean 'dpmpp_2m'"),
         ({"solver_steps": 3}, "too few to learn 4 levels"),
         ({"trajectories": 0}, "trajectories"),
+        ({"method": "data"}, "needs a network with conditions"),
+        ({"method": "data", "guidance": 2.0}, "guidance 2 cannot be built in"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,19 @@ from runtime.diffusion.program import run as run_program
 from runtime.errors import RequestError
 from runtime.sample import main
 from trainer.config import Config
+from trainer.config.distillation import wanted_knots
 from trainer.data.sources import load
 from trainer.data.tasks import task_of
 from trainer.distill import student_of
 from trainer.evaluate import Changes, of_bundle, of_run
 from trainer.fit import fit
+from trainer.objectives.forward import ForwardProcess
 from trainer.parallel.processes import Processes
 from trainer.quality import features
 from trainer.randomness import FIRST_TRAJECTORY_SEED, TRAJECTORY_START
 from trainer.runs import checkpoint as checkpoints
 from trainer.training.run import EXAMPLES
+from trainer.training.start import teach
 from trainer.training.step import Trainer
 from trainer.training.teacher import Teacher
 from trainer.training.trajectories import Trajectories
@@ -113,11 +117,13 @@ def test_guidance_contrasts_with_images_that_have_neither_label_nor_conditions()
     assert 0.2 < torch.cat(dropped).float().mean() < 0.4
 
 
-@pytest.mark.parametrize("method", ["endpoint", "consistency"])
-def test_it_is_distilled(run: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "guidance"), [("endpoint", 2.0), ("consistency", 2.0), ("data", 1.0)]
+)
+def test_it_is_distilled(run: Path, tmp_path: Path, method: str, guidance: float) -> None:
     student = student_of(
         str(run),
-        {"method": method, "trajectories": 20, "solver_steps": 8, "guidance": 2.0},
+        {"method": method, "trajectories": 20, "solver_steps": 8, "guidance": guidance},
         {"steps": 2, "batch": 8, "sample_every": 2, "device": "cpu", "name": "fast"},
     )
     assert fit(student, tmp_path)
@@ -127,6 +133,26 @@ def test_it_is_distilled(run: Path, tmp_path: Path, method: str) -> None:
     assert [condition.null for condition in model.conditions] == [None]
     before = from_run(run, 1.0).module.state_dict()
     assert any(not w.equal(before[name]) for name, w in model.module.state_dict().items())
+
+
+def test_data_learns_the_images_of_the_conditions(run: Path, tmp_path: Path) -> None:
+    """Flipped if the teacher's were, called where a sample is, and without paths of the teacher."""
+    student = student_of(str(run), {"method": "data", "calls": (1, 2)}, {"batch": 64, "name": "d"})
+    assert student.flips == OPTIONS.get("flips", False)
+    trainer = Trainer(student, load(student))
+    teach(trainer, tmp_path)
+    draws = trainer.draw(0)
+    assert torch.equal(draws.given["low_res"], avg_pool2d(draws.x0, 2))
+    T = student.T
+    assert sorted(set(draws.t.tolist()), reverse=True) == list(wanted_knots((1, 2), T))
+    assert not any(tmp_path.iterdir())
+    process = ForwardProcess(student.make_schedule(), student.prediction, torch.device("cpu"))
+
+    F = process.target(draws.x0, draws.t, draws.eps)
+    networks = replace(trainer.prepare(), student=lambda *_, **__: F)
+    assert trainer.objective.losses(networks, draws).max() < 1e-3
+    wrong = replace(networks, student=lambda *_, **__: F + 1)
+    assert trainer.objective.losses(wrong, draws).min() > 0.1
 
 
 def test_a_teacher_s_paths_have_the_conditions_of_their_images(run: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from runtime.errors.arguments import choice, elements, integer, number
 
 from .options import option
 
-METHODS = ("endpoint", "consistency")
+METHODS = ("endpoint", "consistency", "data")
 MOST_CALLS = 64
 STEEPEST = 10.0
 """The largest factor by which D may change with F where a sample starts."""
@@ -32,7 +32,7 @@ class Distillation:
 
     Attributes:
         levels: endpoint: the knots at which the student is called, noisiest first, one for each
-            of `wanted_knots`; () for consistency, which is called at those.
+            of `wanted_knots`; () for the other methods, which are called at those.
 
     Raises:
         RequestError: A value has the wrong type or is out of range.
@@ -41,7 +41,8 @@ class Distillation:
     calls: tuple[int, ...] = option((1, 2, 4), "numbers of network calls that the student is for")
     method: str = option(
         "endpoint",
-        "endpoint: learn where the teacher's samples end; consistency: one answer along each path",
+        "endpoint: learn where the teacher's samples end; consistency: one answer along each path; "
+        "data: the data's own images, by their conditions",
         METHODS,
     )
     guidance: float = option(1.0, "the guidance scale that is built in")
@@ -70,6 +71,11 @@ class Distillation:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.method == "data" and self.guidance != 1:
+            raise RequestError(
+                f"guidance {self.guidance:g} cannot be built in: the method data learns from "
+                "images, not from the teacher's samples. Use --guidance 1."
+            )
 
     def knots(self, calls: int, T: int) -> tuple[int, ...]:
         """Return the knots at which the student is called, noisiest first.

@@ -26,7 +26,7 @@ SEEN = 1.0
 FAINT = 1e-3
 """Variance below which differences in contrast fade."""
 FROM_NOISE = 0.4
-"""endpoint: share of the images that start from pure noise, which every sample passes through."""
+"""endpoint, data: share of the images that start from pure noise, as every sample does."""
 INTERVALS = 32
 """consistency: steps of the path that neighbouring answers are compared on."""
 
@@ -95,18 +95,22 @@ def perceptual_distance(
 
 
 class Endpoint:
-    """From points on the teacher's paths, learn where the paths end (an `Objective`).
+    """From a point x_t, learn the image x_0 that it belongs to (an `Objective`).
 
-    The path from one noise is fixed, so its end is a function of every point on it (Luhman & Luhman
-    2021, from the noise alone; Zhou et al. 2024, from all points). `Draws` holds a path's end as
-    x0, and as eps the noise that makes x_t of it.
+    endpoint: the points are those of the teacher's paths. The path from one noise is fixed, so its
+    end is a function of every point on it (Luhman & Luhman 2021, from the noise alone; Zhou et al.
+    2024, from all points). `Draws` holds a path's end as x0, and as eps the noise that makes x_t of
+    it.
+
+    data: the points are noised images of the data. Conditions, not the noise, determine the image.
     """
 
     def __init__(self, config: Config, schedule: Schedule, device: torch.device) -> None:
         assert config.distillation is not None
         self.batch = config.batch
         self.process = ForwardProcess(schedule, config.prediction, device)
-        self.levels = torch.tensor(config.distillation.levels)
+        learned = config.distillation
+        self.levels = torch.tensor(learned.levels or wanted_knots(learned.calls, config.T))
         count = len(self.levels)
         others = (1 - FROM_NOISE) / max(1, count - 1)
         shares = torch.tensor([1 - others * (count - 1), *[others] * (count - 1)])
@@ -119,7 +123,7 @@ class Endpoint:
         return self.levels[torch.searchsorted(self._bounds, u, right=True)]
 
     def losses(self, networks: Networks, draws: Draws) -> Tensor:
-        """Return each image's distance from the path's end, [b] float32."""
+        """Return each image's distance from the one wanted, [b] float32."""
         x_t = self.process.jump(draws.x0, draws.t, draws.eps)
         D = estimate(self.process, networks.student, x_t, draws.t, draws)
         return loss(self.process, networks, D, draws.x0, draws)

@@ -101,7 +101,8 @@ class Trainer:
     def learn_from(self, teacher: Teacher, folder: Path) -> None:
         """Distil a teacher. Its paths, if the objective learns from these, are kept in a folder."""
         self.teacher = teacher
-        if isinstance(self.objective, Endpoint):
+        assert self.config.distillation is not None
+        if self.config.distillation.paths:
             paths = Trajectories(self.config, self.dataset, teacher, folder, self.task)
             self._source = TeacherPaths(self.config, self.processes, self.objective, paths)
 
@@ -252,9 +253,9 @@ def make_objective(config: Config, schedule: Schedule, device: torch.device) -> 
     """Return what a config's run learns."""
     if config.distillation is None:
         return Denoising(config, schedule, device)
-    if config.distillation.method == "endpoint":
-        return Endpoint(config, schedule, device)
-    return Consistency(config, schedule, device)
+    if config.distillation.method == "consistency":
+        return Consistency(config, schedule, device)
+    return Endpoint(config, schedule, device)
 
 
 def require_shares(config: Config, processes: Processes) -> None:
