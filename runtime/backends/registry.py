@@ -10,7 +10,7 @@ from ..errors import RequestError, UnnoiseError, unknown
 from .base import Backend
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A backend as a user chooses it.
 

@@ -29,7 +29,7 @@ RESERVED = ("x", "time")
 """Names of a network's other arguments."""
 LARGEST = {"float32": 1e30, "int64": 2.0**53}
 """The bound on values, either way: floats that cannot overflow, integers that JSON can hold."""
-_NAME = re.compile("[A-Za-z][A-Za-z0-9_]{0,62}")
+_NAME = "[A-Za-z][A-Za-z0-9_]{0,62}"
 _FIELDS = ("name", "shape", "dtype", "range", "meaning", "null")
 
 
@@ -60,7 +60,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         name = text("name", self.name, "low_res")
-        if not _NAME.fullmatch(name) or name in RESERVED:
+        if not re.fullmatch(_NAME, name) or name in RESERVED:
             rule = (
                 f"up to 63 letters, digits and '_', first a letter, and not {' or '.join(RESERVED)}"
             )

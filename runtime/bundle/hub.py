@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from ..errors import BundleError, RequestError, UnnoiseError
 from ..errors.messages import reason, shown
@@ -21,11 +21,10 @@ from .manifest import File, read_manifest
 
 PREFIX = "hf:"
 _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-_NAME = re.compile(rf"{PREFIX}(?P<repo>{_REPO})(@(?P<revision>[\w./-]+))?", re.ASCII)
+_NAME = rf"{PREFIX}(?P<repo>{_REPO})(@(?P<revision>[\w./-]+))?"
 
 
-@dataclass(frozen=True)
-class HubName:
+class HubName(NamedTuple):
     """A bundle on the Hub.
 
     Attributes:
@@ -39,7 +38,7 @@ class HubName:
     @classmethod
     def read(cls, text: str) -> HubName:
         """Parse hf:USER/NAME or hf:USER/NAME@REVISION. Raises RequestError for anything else."""
-        found = _NAME.fullmatch(text)
+        found = re.fullmatch(_NAME, text, re.ASCII)
         if found is None:
             raise RequestError(
                 f"a bundle of the Hub is named hf:USER/NAME or hf:USER/NAME@REVISION, got "

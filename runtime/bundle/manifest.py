@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..diffusion.program import PREDICTIONS
 from ..diffusion.schedule import Schedule
@@ -37,8 +37,7 @@ _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*"
 _AGAIN = "Fetch or export the bundle again."
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """The size in bytes and the sha256 of one file, from bundle.json."""
 
     sha256: str
@@ -85,7 +84,7 @@ class Manifest:
             "same_bytes": self.same_bytes,
             "report": dict(self.report),
             "provenance": dict(self.provenance),
-            "files": {name: vars(file) for name, file in sorted(self.files.items())},
+            "files": {name: file._asdict() for name, file in sorted(self.files.items())},
             "schedule": spec.schedule.to_json(),
         }
 
