@@ -1,7 +1,9 @@
 """Every solver on every schedule, grid and prediction raises an error with a reason, or is finite
 and ends as declared."""
 
+import functools
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime import Program, RequestError, make_program, make_schedule, run
-from runtime.diffusion.grid import GRIDS, make_grid
+from runtime.diffusion.grid import GRIDS, Grid, make_grid
 from runtime.diffusion.program import C_IN, C_OUT, C_SKIP, PREDICTIONS, D, R, advance, denoise
 from runtime.diffusion.solvers import SOLVERS
 
@@ -48,22 +50,36 @@ CALLS = {"heun": 2, "edm": 2, "kdpm2": 2, "dpmpp_2s": 2, "dpmpp_2s_sde": 2, "dpm
 """Network calls per interval, of the solvers that take more than one."""
 
 
-def ends_where_it_says(program: Program) -> None:
-    """Run it with a network that knows x_0 and predicts from x: the end must be the declared
-    level."""
+def runs_to_its_end(program: Program) -> None:
+    """Run it with two networks at once: two samples with a perfect one, two with a bounded one.
+
+    The perfect network knows x_0 and predicts from x: the end must be the declared level. With any
+    bounded network all numbers must be finite, the program's own in the step graph's type.
+    """
+    assert np.isfinite(program.update.astype(np.float32)).all()
     random = np.random.Generator(np.random.Philox(key=9))
-    x0, noises = random.uniform(-0.9, 0.9, (2, 3)), random.standard_normal((len(program), 2, 3))
+    x0 = random.uniform(-0.9, 0.9, (2, 3))
+    noises = random.standard_normal((len(program), 4, 3))
     row = iter(range(len(program)))
 
-    def perfect(scaled: np.ndarray, time: np.ndarray) -> np.ndarray:
+    def network(scaled: np.ndarray, time: np.ndarray) -> np.ndarray:
         k = next(row)
         (alpha, sigma), answer = program.level[k], program.answer[k]
-        return answer[0] * x0 + answer[1] * (scaled / program.call[k, C_IN] - alpha * x0) / sigma
+        x = scaled[:2] / program.call[k, C_IN]
+        perfect = answer[0] * x0 + answer[1] * (x - alpha * x0) / sigma
+        return np.concatenate([perfect, bounded(scaled[2:], time[2:])])
 
-    start = program.level[0, 0] * x0 + program.level[0, 1] * random.standard_normal(x0.shape)
-    found = run(program, perfect, start, lambda k: noises[k])
+    exact = program.level[0, 0] * x0 + program.level[0, 1] * random.standard_normal(x0.shape)
+    noise = program.start * random.standard_normal(x0.shape)
+    found = run(program, network, np.concatenate([exact, noise]), lambda k: noises[k])
     assert program.moments[-1, 0].tolist() == [1, 0]
-    assert np.abs(found - x0).max() <= largest_error(program)
+    assert np.abs(found[:2] - x0).max() <= largest_error(program)
+    assert np.isfinite(found).all()
+
+
+def bounded(x: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """An arbitrary network whose output is at most 1."""
+    return np.tanh(x + 0.001 * time[:, None])
 
 
 def largest_error(program: Program) -> float:
@@ -78,46 +94,54 @@ def largest_error(program: Program) -> float:
     return rounding + allowed
 
 
-def end_where_they_say(programs: list[Program]) -> None:
+def run_to_their_ends(programs: Iterable[Program]) -> None:
     """Run programs of one length as one batch, each sample on the rows of its own program.
 
-    The check is that of `ends_where_it_says`, at the cost of one program.
+    The checks are those of `runs_to_its_end`, at the cost of one program per length.
     """
+    by_length = defaultdict[int, list[Program]](list)
+    for program in programs:
+        by_length[len(program)].append(program)
+    for alike in by_length.values():
+        _run_as_one(alike)
+
+
+def _run_as_one(programs: list[Program]) -> None:
     random = np.random.Generator(np.random.Philox(key=9))
-    x0 = random.uniform(-0.9, 0.9, (len(programs), 6))
+    count = len(programs)
+    x0 = random.uniform(-0.9, 0.9, (count, 6))
     call = np.stack([program.call for program in programs], 1)
     update = np.stack([program.update for program in programs], 1)
     level = np.stack([program.level for program in programs], 1)[..., None]
     answer = np.stack([program.answer for program in programs], 1)[..., None]
-    state = np.zeros((len(programs), R, 6))
-    state[:, 0] = level[0, :, 0] * x0 + level[0, :, 1] * random.standard_normal(x0.shape)
+    assert np.isfinite(update.astype(np.float32)).all()
+    # The first half has the perfect network, the second half the bounded one.
+    start = np.array([[program.start] for program in programs])
+    state = np.zeros((2 * count, R, 6))
+    state[:count, 0] = level[0, :, 0] * x0 + level[0, :, 1] * random.standard_normal(x0.shape)
+    state[count:, 0] = start * random.standard_normal(x0.shape)
+    call = np.concatenate([call, call], 1)
+    update = np.concatenate([update, update], 1)
     for k in range(len(call)):
 
-        def perfect(scaled: np.ndarray, time: np.ndarray, k: int = k) -> np.ndarray:
-            x = scaled / call[k][:, [C_IN]]
-            return answer[k, :, 0] * x0 + answer[k, :, 1] * (
-                (x - level[k, :, 0] * x0) / level[k, :, 1]
-            )
+        def network(scaled: np.ndarray, time: np.ndarray, k: int = k) -> np.ndarray:
+            x = scaled[:count] / call[k, :count, [C_IN]].T
+            eps = (x - level[k, :, 0] * x0) / level[k, :, 1]
+            perfect = answer[k, :, 0] * x0 + answer[k, :, 1] * eps
+            return np.concatenate([perfect, bounded(scaled[count:], time[count:])])
 
-        denoised = denoise(call[k], perfect, state[:, 0])
-        state = advance(update[k], state, denoised, random.standard_normal(x0.shape))
-    for program, found, expected in zip(programs, state[:, 0], x0, strict=True):
+        denoised = denoise(call[k], network, state[:, 0])
+        state = advance(update[k], state, denoised, random.standard_normal(denoised.shape))
+    assert np.isfinite(state[:, 0]).all()
+    for program, found, expected in zip(programs, state[:count, 0], x0, strict=True):
         assert program.moments[-1, 0].tolist() == [1, 0]
         assert np.abs(found - expected).max() <= largest_error(program)
 
 
-def stays_finite(program: Program) -> None:
-    """With an arbitrary bounded network, in the step graph's type."""
-    assert np.isfinite(program.update.astype(np.float32)).all()
-    random = np.random.Generator(np.random.Philox(key=10))
-    x = program.start * random.standard_normal((2, 3))
-    found = run(
-        program,
-        lambda x, t: np.tanh(x + 0.001 * t[:, None]),
-        x,
-        lambda k: random.standard_normal((2, 3)),
-    )
-    assert np.isfinite(found).all()
+@functools.cache
+def grid_of(name: str, spacing: str, steps: int) -> Grid:
+    """The grid of a schedule of SCHEDULES, made once for all solvers."""
+    return make_grid(SCHEDULES[name], spacing, steps)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +155,12 @@ def stays_finite(program: Program) -> None:
 def test_one_two_three_and_all_steps_on_every_grid(solver: str, name: str) -> None:
     schedule = SCHEDULES[name]
     T = len(schedule)
+    short = []
     for options, steps, grid in product(
         OPTIONS.get(solver, [{}]), (1, 2, 3, T), [*GRIDS, "karras(3)", "log_snr(7)"]
     ):
-        program = make_program(schedule, "v", solver, steps, grid, **options)
+        visited = grid_of(name, grid, steps)
+        program = make_program(schedule, "v", solver, steps, visited, **options)
         assert program.moments[-1, 0].tolist() == [1, 0]
         assert np.isfinite(program.update).all()
         if solver != "lcm":
@@ -142,44 +168,43 @@ def test_one_two_three_and_all_steps_on_every_grid(solver: str, name: str) -> No
                 "the step onto sigma = 0 is x = D"
             )
         calls = CALLS.get(solver, 1)
-        noise_start = int(make_grid(schedule, grid, steps).alpha[0] == 0)
+        noise_start = int(visited.alpha[0] == 0)
         full = max(
             steps - 1 - noise_start, 0
         )  # but for the steps from pure noise and onto the clean end
         once = steps + full * (calls - 1) + (solver == "plms" and full > 0)
         assert len(program) == once * options.get("resample", 4 if solver == "repaint" else 1)
         if steps <= 3:
-            ends_where_it_says(program)
+            short.append(program)
+    run_to_their_ends(short)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_all_steps_end_where_they_say(solver: str) -> None:
-    by_length = defaultdict[int, list[Program]](list)
-    for schedule, options in product(SCHEDULES.values(), OPTIONS.get(solver, [{}])):
-        program = make_program(schedule, "v", solver, len(schedule), "trailing", **options)
-        by_length[len(program)].append(program)
-    for programs in by_length.values():
-        end_where_they_say(programs)
+    run_to_their_ends(
+        make_program(schedule, "v", solver, len(schedule), "trailing", **options)
+        for schedule, options in product(SCHEDULES.values(), OPTIONS.get(solver, [{}]))
+    )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_one_two_three_and_all_steps_for_every_prediction(solver: str, prediction: str) -> None:
-    for name in ("cosine", "flow", "edm"):
-        schedule = make_schedule(name, T=40)
-        if prediction == "epsilon" and schedule.alpha[-1] == 0:
-            continue  # refused, see test_program
-        for steps in (1, 2, 3, 40):
-            program = make_program(schedule, prediction, solver, steps)
-            ends_where_it_says(program)
-            stays_finite(program)
+    schedules = [make_schedule(name, T=40) for name in ("cosine", "flow", "edm")]
+    run_to_their_ends(
+        make_program(schedule, prediction, solver, steps)
+        for schedule, steps in product(schedules, (1, 2, 3, 40))
+        # That pair is refused, see test_program.
+        if prediction != "epsilon" or schedule.alpha[-1] != 0
+    )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_long_program_ends_where_it_says(solver: str) -> None:
-    for name in ("linear", "zero", "edm"):
-        ends_where_it_says(make_program(SCHEDULES[name], "v", solver, 60, "karras"))
-        stays_finite(make_program(SCHEDULES[name], "v", solver, 60, "trailing"))
+    run_to_their_ends(
+        make_program(SCHEDULES[name], "v", solver, 60, grid)
+        for name, grid in product(("linear", "zero", "edm"), ("karras", "trailing"))
+    )
 
 
 KNOTS = st.integers(2, 400)
@@ -306,8 +331,7 @@ def test_any_request_is_refused_with_a_reason_or_runs_to_its_end(solver: str, sp
             assert "not finite" not in refusal
             return
         ran += 1
-        ends_where_it_says(program)
-        stays_finite(program)
+        runs_to_its_end(program)
         whole = "all" if len(schedule) == request["steps"] else "some"
         for kind, found in zip(
             RAN, (solver, name, request["prediction"], spacing, whole), strict=True
