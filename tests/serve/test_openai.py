@@ -5,20 +5,25 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 from PIL import Image
 
 from runtime import Engine, Sampler, Ticket
 from serve import create_app
 
+from ..lazily import Lazy
 from .services import running
 from .test_edits import IMAGE, MASK, png
 from .test_samples import pixels
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = Lazy("openai")
 
 
 @pytest.fixture

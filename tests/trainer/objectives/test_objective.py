@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from runtime.diffusion.program import precondition
 from runtime.diffusion.schedule import make_schedule
@@ -16,6 +15,10 @@ from trainer.objectives.denoising import draw_knots, loss_weights
 from trainer.runs.log import BUCKETS
 from trainer.training.state import buckets
 from trainer.training.step import Trainer
+
+from ...lazily import Lazy
+
+stats = Lazy("scipy.stats")
 
 CONFIG = Config(data="digits", channels=(8, 16), attention=(), batch=16, steps=200, device="cpu")
 

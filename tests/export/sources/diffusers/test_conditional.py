@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,10 @@ from export.sources.diffusers.model import from_diffusers
 from runtime import RequestError, Sampler
 from runtime.diffusion.noise import Stream, noise
 from runtime.files import from_json, to_json
+
+from ....lazily import Lazy
+
+diffusers = Lazy("diffusers")
 
 TEXTS = "encoder_hidden_states"
 NETWORK: dict[str, Any] = {

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,10 @@ from export.sources.diffusers.scheduler import read_schedule, read_scheduler
 from runtime import Sampler
 from runtime.diffusion.noise import Stream, noise
 from runtime.errors import RequestError
+
+from ....lazily import Lazy
+
+diffusers = Lazy("diffusers")
 
 CIFAR10 = {
     "sample_size": 32,
