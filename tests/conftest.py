@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST
 from runtime.files import from_json, lock, to_json
 from runtime.sampler import Sampler
 
+from .quick import quick_proof
 from .root import ROOT
 from .traces import Traces, operators_once
 
@@ -132,17 +132,13 @@ def operators_read_once() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have an export within a test leave out the figure, a third of the work on a small network.
+def quickly_proved() -> Iterator[None]:
+    """Have an export within a test prove less; see tests/quick.py.
 
-    Bundles of fixtures that live longer than a test have theirs, and tests look at those.
+    Bundles of fixtures that live longer than a test are proved in full, and tests look at those.
     """
-    from export.proof import documents
-
-    def blank(path: Path, *_: object) -> None:
-        Image.new("L", (1, 1)).save(path)
-
-    monkeypatch.setattr(documents, "draw", blank)
+    with quick_proof():
+        yield
 
 
 @pytest.fixture

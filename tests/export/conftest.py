@@ -4,5 +4,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _quick_exports(operators_read_once: None, no_figure: None) -> None:
+def _quick_exports(operators_read_once: None, quickly_proved: None) -> None:
     pass

@@ -15,7 +15,7 @@ NETWORK = ("network", "patch", "width", "depth", "heads", "channels", "blocks", 
 
 
 @pytest.fixture(autouse=True)
-def _quick_exports(operators_read_once: None, no_figure: None) -> None:
+def _quick_exports(operators_read_once: None, quickly_proved: None) -> None:
     pass
 
 

@@ -25,6 +25,7 @@ from runtime.diffusion.noise import Stream, noise
 from runtime.errors import RequestError
 
 from ....lazily import Lazy
+from ....quick import quick_proof
 
 diffusers = Lazy("diffusers")
 
@@ -159,9 +160,9 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sampler]:
     pipeline.save_config(folder)
     # By default it would take 1000 steps, and 50 for the card's image: too many for a test of this
     # size.
-    return pipeline, Sampler(
-        build(from_diffusers(folder, steps=4), folder.parent / "bundle", plan=QUICK)
-    )
+    with quick_proof():
+        bundle = build(from_diffusers(folder, steps=4), folder.parent / "bundle", plan=QUICK)
+    return pipeline, Sampler(bundle)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,8 @@ def celeba_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def celeba(celeba_folder: Path) -> tuple[Any, Sampler]:
-    bundle = build(from_diffusers(celeba_folder), celeba_folder.parent / "bundle", plan=QUICK)
+    with quick_proof():
+        bundle = build(from_diffusers(celeba_folder), celeba_folder.parent / "bundle", plan=QUICK)
     return diffusers.DDIMPipeline.from_pretrained(celeba_folder), Sampler(bundle)
 
 
@@ -205,9 +207,9 @@ def classes(
         network({**SMALL, **request.param, "num_class_embeds": 5}), scheduler
     )
     pipeline.save_pretrained(folder)
-    return pipeline, Sampler(
-        build(from_diffusers(folder, null_label=0), folder.parent / "bundle", plan=QUICK)
-    )
+    with quick_proof():
+        bundle = build(from_diffusers(folder, null_label=0), folder.parent / "bundle", plan=QUICK)
+    return pipeline, Sampler(bundle)
 
 
 @pytest.mark.slow
