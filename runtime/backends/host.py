@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from ..diffusion.arrays import Array, Float32, Int64
 from ..errors import BundleError, UnnoiseError
 from .forks import ForkGuard
 from .ports import dtype_of, shapes
+
+BINDINGS = 256
+"""The number of bindings that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,6 @@ class HostBuffers:
     spare: Samples of room beyond the batch.
     """
 
-    BINDINGS = 256
-    """The number of bindings that are kept."""
-
     def __init__(self, bundle: Bundle, guard: ForkGuard, batch: int, spare: int = 0) -> None:
         guard.check()
         guard.keep(self)
@@ -66,6 +66,7 @@ class HostBuffers:
         }
         self.denoised: Float32 = self._whole["denoised"][:batch]
         self._bound: dict[Call, Callable[[], object]] = {}
+        self._bindings = BINDINGS
 
     @property
     def state(self) -> Float32:
@@ -90,9 +91,7 @@ class HostBuffers:
         self._guard.check()
         call = Call(guided, self._current, first, count, self.streams(guided, count))
         if call not in self._bound:
-            # The oldest binding goes: samples that join and leave make ever new slices.
-            if len(self._bound) >= self.BINDINGS:
-                del self._bound[next(iter(self._bound))]
+            self._make_room()
             self._bound[call] = self._bind(call)
         try:
             self._bound[call]()
@@ -104,6 +103,15 @@ class HostBuffers:
                 f"{self._said(error)}. Fetch or export the bundle again. If the bundle is intact, "
                 "the batch may be too large for this machine's memory: pass a smaller max_batch."
             ) from error
+
+    def _make_room(self) -> None:
+        """Drop the oldest binding if there is no room for another one."""
+        # Samples that join and leave make ever new slices.
+        if len(self._bound) >= self._bindings:
+            oldest = next(iter(self._bound))
+            del self._bound[oldest]
+            # Its twin in the other direction goes too, and with both what only they hold.
+            self._bound.pop(replace(oldest, current=1 - oldest.current), None)
 
     def streams(self, guided: bool, count: int) -> int:
         """Return into how many parts a call is cut: one, unless a backend overrides this."""

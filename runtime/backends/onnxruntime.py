@@ -17,6 +17,7 @@ from ..errors.arguments import integer
 from .base import missing
 from .forks import ForkGuard
 from .host import Call
+from .memory import is_heavy, trim
 from .onnxfile import refuse_endless
 from .onnxruntime_api import OnnxRuntimeLibrary, Port, Session
 from .ports import dtype_of, optional_ports, shapes
@@ -59,6 +60,7 @@ class OnnxRuntime:
         self.threads = integer("threads", threads, 1, 1024) if threads is not None else 0
         self._library = cast(OnnxRuntimeLibrary, onnxruntime)
         self._lock = Lock()
+        self._heavy = is_heavy(bundle, precision)
         self.streams = streams
         # Opened at once, for its errors; whether it has been used.
         self._sessions = {(False, self.threads): self.open(False, self.threads)}
@@ -66,6 +68,9 @@ class OnnxRuntime:
 
     @cached_property
     def _weights(self) -> bytes:
+        return self._read_weights()
+
+    def _read_weights(self) -> bytes:
         return self.bundle.read(inside(self.precision, WEIGHTS))
 
     def open(self, guided: bool, threads: int) -> Session:
@@ -82,10 +87,12 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # A pattern is one block for all values of a call, on top of those of the first call.
+        options.enable_mem_pattern = not self._heavy
+        # A session has its own copy, so large weights are read again for the next one.
+        weights = self._read_weights() if self._heavy else self._weights
         # From memory, under the name that the graph gives: no path in the file is ever followed.
-        options.add_external_initializers_from_files_in_memory(
-            [WEIGHTS], [self._weights], [len(self._weights)]
-        )
+        options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         model = self.bundle.read(path)
         try:
             refuse_endless(model)
@@ -95,6 +102,9 @@ class OnnxRuntime:
                 f"{self.bundle.path / path}: onnxruntime cannot load it: {error}"
             ) from error
         check_ports(self.bundle, path, session.get_inputs(), session.get_outputs())
+        del options, weights
+        if self._heavy:
+            trim()
         return session
 
     def session(self, guided: bool, threads: int) -> Session:

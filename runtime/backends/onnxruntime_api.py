@@ -62,6 +62,7 @@ class Session(Protocol):
 
 
 class SessionOptions(Protocol):
+    enable_mem_pattern: bool
     intra_op_num_threads: int
     log_severity_level: int
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import cast
+from weakref import WeakValueDictionary
 
 from ..bundle.bundle import Bundle
 from ..bundle.format import STEP, WEIGHTS, inside, step_file
@@ -23,6 +24,7 @@ from . import cache
 from .base import missing
 from .forks import ForkGuard
 from .host import Call
+from .memory import is_heavy, trim
 from .onnxfile import refuse_endless, with_weights
 from .openvino_api import CompiledModel, Config, Memory, Model, OpenVinoLibrary, Port
 from .openvino_parts import PARTS, split
@@ -34,6 +36,10 @@ CACHED = 1
 """Version of the cached models. Raise it if graphs are cut or compiled in another way."""
 EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Instruction sets, by Linux's names, that add the products of int8 in 32 bits."""
+BINDINGS = 8
+HEAVY_BINDINGS = 4
+"""The number of bindings that are kept: a request holds the network's intermediate values, and
+that of a large network also a copy of the weights. Four are two slices in both directions."""
 LEAST_GUIDED = 2
 """The smallest guided batch in int8. A lone sample runs next to an empty one, because OpenVINO
 2026.4 computes it slightly differently alone than in a batch."""
@@ -87,10 +93,24 @@ def lacks(precision: str, library: object) -> str:
     return ""
 
 
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A step graph for one batch size.
+
+    Attributes:
+        models: It, or its parts in the order in which they run.
+        memory: What models from the cache read their weights from.
+    """
+
+    models: Sequence[CompiledModel]
+    memory: Sequence[Array] = ()
+
+
 class OpenVino:
     """The step graphs of one precision, compiled for a batch size when first needed.
 
-    Compiled models are kept in the cache.
+    Compiled models are kept in the cache. Those of a large network are in memory only while buffers
+    are bound to them, because each has its own copy of the weights.
 
     Args:
         threads: Of one call; None for one a core.
@@ -121,9 +141,10 @@ class OpenVino:
         self._core = self._library.Core()
         self._lock = Lock()
         self._models: dict[str, Model] = {}
-        self._compiled: dict[tuple[str, int, int], list[CompiledModel]] = {}
-        # Memory that compiled models from the cache read their weights from.
-        self._kept: list[Array] = []
+        self.heavy = is_heavy(bundle, self._folder)
+        self._compiled: MutableMapping[tuple[str, int, int], Compiled] = (
+            WeakValueDictionary() if self.heavy else {}
+        )
         with own_signal_stack():
             self._read_once()
 
@@ -138,8 +159,8 @@ class OpenVino:
         """Allocate memory for `batch` samples, bound to the requests."""
         return OpenVinoBuffers(self, batch)
 
-    def compiled(self, guided: bool, batch: int, streams: int = 1) -> list[CompiledModel]:
-        """Return the step graph for this batch size, or its parts in the order in which they run.
+    def compiled(self, guided: bool, batch: int, streams: int = 1) -> Compiled:
+        """Return the step graph for this batch size.
 
         streams: How many requests run at once.
 
@@ -148,9 +169,13 @@ class OpenVino:
         """
         key = (step_file(guided), batch, streams)
         with self._lock, own_signal_stack():
-            if key not in self._compiled:
-                self._compiled[key] = self._from_cache(*key) or self._compile(*key)
-            return self._compiled[key]
+            found = self._compiled.get(key)
+            if found is None:
+                found = self._from_cache(*key) or self._compile(*key)
+                self._compiled[key] = found
+                if self.heavy:
+                    trim()
+            return found
 
     def tensor(self, array: Array) -> Memory:
         """Wrap the memory of an array of any shape as OpenVINO's tensor."""
@@ -180,15 +205,20 @@ class OpenVino:
         The weights are put inside, so no path in the file is ever followed.
         """
         if file not in self._models:
-            graph, weights = (
-                self.bundle.read(inside(self._folder, name)) for name in (file, WEIGHTS)
-            )
+            graph = self.bundle.read(inside(self._folder, file))
+            weights = self.bundle.read(inside(self._folder, WEIGHTS))
             with self.blaming(file):
                 refuse_endless(graph)
-                self._models[file] = self._core.read_model(with_weights(graph, weights))
+                whole = with_weights(graph, weights)
+                # OpenVINO makes two more copies meanwhile.
+                del weights
+                self._models[file] = self._core.read_model(whole)
+            del whole
+            if self.heavy:
+                trim()
         return self._models[file]
 
-    def _compile(self, file: str, batch: int, streams: int) -> list[CompiledModel]:
+    def _compile(self, file: str, batch: int, streams: int) -> Compiled:
         """Compile for a batch size, and put the result into the cache."""
         model = self._model(file)
         with self.blaming(file):
@@ -204,10 +234,10 @@ class OpenVino:
             ]
         blobs = [part.export_model().getbuffer() for part in compiled]
         cache.store(self._key(file, batch, streams), blobs)
-        return compiled
+        return Compiled(compiled)
 
-    def _from_cache(self, file: str, batch: int, streams: int) -> list[CompiledModel]:
-        """What `_compile` made before, or an empty list."""
+    def _from_cache(self, file: str, batch: int, streams: int) -> Compiled | None:
+        """What `_compile` made before, or None."""
         key = self._key(file, batch, streams)
         blobs = cache.load(key) or []
         try:
@@ -218,9 +248,8 @@ class OpenVino:
         # OpenVINO's errors share no base class. It may refuse what it wrote, as after an update.
         except Exception:
             cache.forget(key)
-            return []
-        self._kept += blobs
-        return compiled
+            return None
+        return Compiled(compiled, blobs) if compiled else None
 
     def _key(self, file: str, batch: int, streams: int) -> str:
         files = [self.bundle.files.get(inside(self._folder, name)) for name in (file, WEIGHTS)]
@@ -265,9 +294,7 @@ class OpenVinoBuffers(StreamBuffers):
         spare = LEAST_GUIDED - 1
         super().__init__(backend.bundle, backend.guard, batch, threads, backend.streams, spare)
         self._backend = backend
-
-    BINDINGS = 8
-    """A request holds the network's intermediate values."""
+        self._bindings = HEAVY_BINDINGS if backend.heavy else BINDINGS
 
     def _least(self, guided: bool) -> int:
         return LEAST_GUIDED if guided and self._backend.precision == "int8" else 1
@@ -279,7 +306,8 @@ class OpenVinoBuffers(StreamBuffers):
         arrays = self._arrays(replace(part, count=size))
         tensors = {name: self._backend.tensor(array) for name, array in arrays.items()}
         requests = []
-        for model in self._backend.compiled(part.guided, size, part.streams):
+        compiled = self._backend.compiled(part.guided, size, part.streams)
+        for model in compiled.models:
             request = model.create_infer_request()
             with self._backend.blaming(step_file(part.guided)):
                 for port in model.inputs:
@@ -292,7 +320,8 @@ class OpenVinoBuffers(StreamBuffers):
                         tensors[name] = request.get_tensor(port)
             requests.append(request)
 
-        def run() -> None:
+        # It keeps what was compiled, and with it the memory of the weights.
+        def run(_: Compiled = compiled) -> None:
             for request in requests:
                 request.start_async()  # not `infer`, which copies the outputs
                 request.wait()

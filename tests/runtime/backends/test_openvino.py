@@ -14,7 +14,7 @@ from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
 from runtime.backends import cache as cache_module
 from runtime.backends import openvino as openvino_backend
 from runtime.backends.onnxfile import refuse_endless, with_weights
-from runtime.backends.openvino import OpenVino, lacks
+from runtime.backends.openvino import Compiled, OpenVino, lacks
 from runtime.backends.openvino_parts import split
 from runtime.backends.ports import shapes
 from runtime.backends.registry import offered, open_backend
@@ -243,10 +243,11 @@ def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
     assert all(i.any_name.startswith("cut") for i in network.inputs)
     assert [o.shape for o in network.outputs] == [[(1 + guided) * len(STATE), 1, 8, 8]]
     assert "Convolution" not in {n.get_type_name() for part in (head, tail) for n in part.get_ops()}
-    backend._compiled[step_file(guided), len(STATE), 1] = [
+    parts = [
         backend._core.compile_model(part, "CPU", config)
         for part, config in zip((head, network, tail), backend._configs(3, 1), strict=True)
     ]
+    backend._compiled[step_file(guided), len(STATE), 1] = Compiled(parts)
     assert [a.tobytes() for a in one_row(backend, STATE, guided)] == [w.tobytes() for w in whole]
 
 
