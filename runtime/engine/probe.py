@@ -94,8 +94,12 @@ class Probe:
         rows = buffers.state[:size].copy()
         spent = {1: [self._call(buffers, state, guided)]}
         cuts = buffers.choices(guided, size)[1:] if isinstance(buffers, StreamBuffers) else ()
-        if spent[1][0] > HEAVY_S or not cut:
+        heavy = spent[1][0] > HEAVY_S
+        if heavy or not cut:
             cuts = ()
+        # There is nothing to choose between, and another call would take as long.
+        if heavy:
+            least = 1
         unlike = [n for n in cuts if not self._alike(buffers, state, guided, n, rows)]
         spent.update((n, []) for n in cuts if n not in unlike)
         while not self._enough(spent, end, least):
