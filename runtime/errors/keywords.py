@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar
 
 from . import RequestError, nearest
@@ -14,9 +14,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def option_names(function: Callable[..., object], skip: int) -> list[str]:
+# Every program asks for its solver's; few functions are ever asked for.
+@lru_cache(maxsize=256)
+def option_names(function: Callable[..., object], skip: int) -> tuple[str, ...]:
     """Return the names of a function's parameters after the first `skip`."""
-    return [p.name for p in inspect.signature(function).parameters.values()][skip:]
+    return tuple(inspect.signature(function).parameters)[skip:]
 
 
 def check_options(

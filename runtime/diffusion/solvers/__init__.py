@@ -33,7 +33,7 @@ ARGUMENTS = ("solver", "steps", "grid", "clip", "guidance", "guidance_interval")
 """What `make_program` takes besides a solver's own options."""
 
 
-def options_of(solver: str) -> list[str]:
+def options_of(solver: str) -> tuple[str, ...]:
     """List the names of a solver's own options."""
     return option_names(SOLVERS[solver], 1)
 
