@@ -7,6 +7,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from runtime.backends.memory import trim
 from runtime.bundle.format import STEP, step_file
 from runtime.diffusion.program import Network
 
@@ -20,6 +21,7 @@ from .graph.quantization import quantize
 from .graph.rounding.batches import same_in_any_batch
 from .graph.rounding.convolutions import same_alone
 from .graph.sensitivity import Choice, Judge, choose
+from .graph.weights import Weights
 from .graph.write import write_all
 from .proof.headroom import headroom
 from .proof.plan import Bounds
@@ -40,14 +42,28 @@ def converted(
     winograd: bool,
 ) -> tuple[Conversion, bool]:
     """Write every precision's graphs; return how they were made, and if a CPU variant exists."""
-    steps = {name: same_in_any_batch(step) for name, step in _steps(model).items()}
+    # Give back what the checks of the module freed.
+    trim()
+    outside = Weights()
+    network = outside.take(_network(model))
+    steps = {name: same_in_any_batch(step) for name, step in fuse.steps(model, network).items()}
+    del network
     faster = _for_cpus(steps) if winograd else {}
     # Folding and groups hold for float32 only, so the other precisions start from `steps`.
     folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
-    write_all(folded, model.sample_shape, folder / "fp32", faster)
+    write_all(folded, model.sample_shape, folder / "fp32", faster, outside)
     has_faster = bool(faster)
     del folded, faster
+    if not precisions:
+        del steps, outside
+        trim()
+        return Conversion(), has_faster
+    # They change the weights, or run the graphs.
+    steps = {name: outside.put_back(step) for name, step in steps.items()}
+    del outside
     conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
+    del steps
+    trim()
     return conversion, has_faster
 
 
@@ -56,16 +72,16 @@ def batched(model: Model) -> Network:
     return fuse.batched(model) if isinstance(model, OnnxModel) else model.reference()
 
 
-def _steps(model: Model) -> Mapping[str, ModelProto]:
-    """Return the step graphs by file name, of a PyTorch module or of an ONNX file."""
+def _network(model: Model) -> ModelProto:
+    """Return the network of a PyTorch module or of an ONNX file, see `adapt.adapted`."""
     if isinstance(model, OnnxModel):
-        return fuse.steps(model, adapted(model))
+        return adapted(model)
     # Imports PyTorch, which the export of an ONNX file does without.
     from .graph import trace
     from .sources.torch_model import TorchModel
 
     assert isinstance(model, TorchModel)
-    return trace.steps(model)
+    return trace.traced(model)
 
 
 def _for_cpus(steps: Mapping[str, ModelProto]) -> dict[str, ModelProto]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import traceback
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
@@ -134,26 +136,28 @@ def _name_weights(graph: GraphProto, module: nn.Module) -> None:
 
     A bundle's weights can then be read from its graphs by name.
     """
-    named = {
-        f"{NETWORK}{name}": p.detach().numpy().tobytes() for name, p in module.named_parameters()
-    }
-    # Parameters that lost their name, by their bytes, which reshaping keeps.
+    named = {f"{NETWORK}{name}": p for name, p in module.named_parameters()}
+    # Parameters that lost their name, by the hash of their bytes, which reshaping keeps.
     taken = {i.name for i in graph.initializer}
     names: dict[bytes, list[str]] = {}
-    for name, raw in named.items():
+    for name, parameter in named.items():
         if name not in taken:
-            names.setdefault(raw, []).append(name)
+            names.setdefault(_hash(parameter.detach().numpy()), []).append(name)
     # A constant with the bytes of such a parameter is that parameter.
     renamed: dict[str, str] = {}
     for tensor in graph.initializer:
         if tensor.name not in named and tensor.data_type == TensorProto.FLOAT:
-            same = names.get(numpy_helper.to_array(tensor).tobytes())
+            same = names.get(_hash(numpy_helper.to_array(tensor)))
             if same:
                 renamed[tensor.name] = tensor.name = same.pop(0)
     for node in graph.node:
         for reader in with_inner(node):
             for i, name in enumerate(reader.input):
                 reader.input[i] = renamed.get(name, name)
+
+
+def _hash(values: NDArray[np.generic]) -> bytes:
+    return hashlib.sha256(values.tobytes()).digest()
 
 
 def _why_not(name: str, error: BaseException) -> str:

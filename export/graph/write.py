@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
 from runtime.bundle.format import STEP, STEP_GUIDED, WEIGHTS, sampler_file
 
 from ..errors import ExportError
 from .edit import constants_of, copy_of
 from .loop import loop
+from .weights import Weights, clear
 
 INLINE = 1024
 """Constants of fewer bytes stay in the graph."""
@@ -28,6 +29,7 @@ def write_all(
     sample_shape: tuple[int, ...],
     folder: Path,
     beside: Mapping[str, ModelProto] | None = None,
+    outside: Weights | None = None,
 ) -> None:
     """Write each step graph, the loop around it, and the models `beside`, with shared weights.
 
@@ -36,15 +38,16 @@ def write_all(
         sample_shape: *S.
         folder: The precision's folder in a bundle.
         beside: Further graphs by file name, without a loop.
+        outside: The constants that were taken out of the graphs.
     """
     models = dict(beside or {})
     for name, step in steps.items():
         models[name] = step
         models[SAMPLERS[name]] = loop(step, sample_shape)
-    write(models, folder)
+    write(models, folder, outside or Weights())
 
 
-def write(models: Mapping[str, ModelProto], folder: Path) -> None:
+def write(models: Mapping[str, ModelProto], folder: Path, outside: Weights) -> None:
     """Write models by file name; large constants go into one weights file.
 
     A constant that several graphs hold is stored once. The models given are not changed.
@@ -60,13 +63,14 @@ def write(models: Mapping[str, ModelProto], folder: Path) -> None:
         for model in copies.values():
             for tensor in constants_of(model.graph):
                 # The graphs share nearly all weights: one copy on disk, and in the page cache.
-                raw = numpy_helper.to_array(tensor).tobytes()
+                raw = outside.values(tensor)
                 if len(raw) < INLINE:
                     continue
                 key = hashlib.sha256(raw).digest()
                 if key not in offsets:
                     offsets[key] = -(-end // ALIGNMENT) * ALIGNMENT
-                    weights.write(b"\0" * (offsets[key] - end) + raw)
+                    weights.write(b"\0" * (offsets[key] - end))
+                    weights.write(raw)
                     end = offsets[key] + len(raw)
                 _make_external(tensor, offsets[key], len(raw))
     for name, model in copies.items():
@@ -80,9 +84,7 @@ def write(models: Mapping[str, ModelProto], folder: Path) -> None:
 
 
 def _make_external(tensor: TensorProto, offset: int, length: int) -> None:
-    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
-        tensor.ClearField(name)
+    clear(tensor)
     tensor.data_location = TensorProto.EXTERNAL
-    del tensor.external_data[:]
     for key, value in (("location", WEIGHTS), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
