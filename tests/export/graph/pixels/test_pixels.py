@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
@@ -131,6 +132,24 @@ def test_odd_sides_and_unknown_operations() -> None:
 def test_what_is_small_stays_as_it_is() -> None:
     """The same network on 8×8 pixels: a convolution of 64 is not worth it."""
     assert pixels_first(step_of(Odd, (2, 8, 8))) is None
+
+
+@pytest.mark.parametrize(("side", "channels", "gained"), [(16, 512, 0), (32, 512, 1), (16, 384, 1)])
+def test_many_channels_need_more_pixels(side: int, channels: int, gained: int) -> None:
+    """Their transformed kernels are four times the weights, and save little of a small map."""
+    shape = ["batch", channels, side, side]
+    weight = numpy_helper.from_array(np.zeros((channels, channels, 3, 3), np.float32), "w")
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="network.a/Conv_0", pads=[1, 1, 1, 1])
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node],
+        "step",
+        [value("x", TensorProto.FLOAT, shape)],
+        [value("y", TensorProto.FLOAT, shape)],
+        [weight],
+    )
+    made = pixels_first(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    assert bool(made) == bool(gained)
 
 
 @pytest.mark.slow
