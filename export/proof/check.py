@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from runtime.backends.base import Backend
+from runtime.backends.memory import trim
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.registry import BACKENDS
-from runtime.backends.streams import bind
+from runtime.backends.streams import bind, whole
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import step_name
+from runtime.engine.probe import HEAVY_S
 from runtime.errors import BackendError, BundleError
 from runtime.sampler import Sampler
 from runtime.terminal.output import say
@@ -21,15 +24,18 @@ from ..graph.sensitivity import median_psnr
 from ..sources.model import Model
 from .examples import Examples
 from .plan import Bounds, Plan
-from .report import Conversion, PrecisionCheck, Report
+from .report import Conversion, PrecisionCheck, Report, StepCheck
 from .steps import check_steps, graphs_of, identity_holds
 from .trajectories import (
+    Compared,
     Float32,
     Trajectory,
+    by_pytorch,
     check_trajectory,
     judged_images,
     milliseconds,
     trajectories,
+    with_loop_graphs,
 )
 from .verdict import REFERENCE, judge
 
@@ -78,24 +84,45 @@ def check(
     runs = trajectories(bundle, plan)
     checks: list[PrecisionCheck] = []
     images: dict[str, Float32] = {}
-    known: dict[str, Float32] = {}
-    expected: dict[str, Float32] = {}
+    expected: Mapping[str, Float32] = {}
     batches = len(graphs_of(bundle)) * len(examples) * len(plan.batches)
-    with Progress("checking", len(_pairs(bundle)) * (batches + len(runs) * UNITS)) as bar:
+    # All of PyTorch's results come first: its memory is free before a backend takes some.
+    known = by_pytorch(model, bundle, runs, plan.pictures)
+    for guided in graphs_of(bundle):
+        examples.prepare(guided)
+    _free()
+    pairs = _pairs(bundle)
+    units = batches + len(runs) * UNITS
+    with Progress("checking", len(pairs) * units) as bar:
         # One at a time: each holds the weights.
-        for backend in candidates(bundle):
-            sampler = Sampler(bundle, backend)
-            compared, shown = _compare(examples, sampler, runs, bounds, bar, known)
+        for name, precision in pairs:
+            backend = opened(bundle, name, precision)
+            if backend is None:
+                # The bar counts those that can be opened.
+                bar.total -= units
+                continue
+            one = _compare(examples, Sampler(bundle, backend), runs, bounds, bar, known)
+            # What it held is free before the next one opens.
+            del backend
+            _free()
+            compared = one.trajectories
+            if name == REFERENCE:
+                compared = with_loop_graphs(model, bundle, precision, runs, compared)
+                _free()
             # The reference backend comes first, in fp32, and its images are the ones that are
             # shown and that others are compared with.
-            for name, samples in shown.items():
-                images.setdefault(name, samples)
-            judged = judged_images(model, sampler, plan)
-            expected = expected or judged
-            checks.append(_against_fp32(compared, sampler, judged, expected, plan))
-            del backend, sampler
+            images.setdefault(PYTORCH, compared[0].expected)
+            images.setdefault(precision, compared[0].samples)
+            expected = expected or one.judged
+            checks.append(one.check(compared, expected, bundle))
     report = Report(bounds, plan, tuple(checks), conversion or Conversion())
     return Proof(judge(report, same_bytes), images)
+
+
+def _free() -> None:
+    """Free a sampler, which its own loop refers to, and what its backend held."""
+    gc.collect()
+    trim()
 
 
 def _pairs(bundle: Bundle) -> list[tuple[str, str]]:
@@ -109,8 +136,8 @@ def _pairs(bundle: Bundle) -> list[tuple[str, str]]:
     return pairs
 
 
-def candidates(bundle: Bundle) -> Iterator[Backend]:
-    """Open every precision of the bundle on every backend of this machine, the reference first.
+def opened(bundle: Bundle, name: str, precision: str) -> Backend | None:
+    """Open a precision of the bundle on a backend of this machine; None if the backend lacks it.
 
     GPU backends are left out: engines are built once the bundle is written (export.engines), and
     tests/runtime/backends/nvidia/test_gpu.py compares them. If its CPU kernels have no fp16 or
@@ -119,22 +146,65 @@ def candidates(bundle: Bundle) -> Iterator[Backend]:
     Raises:
         ExportError: ONNX Runtime cannot run a graph.
     """
-    for name, precision in _pairs(bundle):
-        try:
-            # The registry offers on the reference only what a user can choose there.
-            if name == REFERENCE:
-                yield OnnxRuntime(bundle, precision, None)
-            else:
-                yield BACKENDS[name].open(bundle, precision, None, None)
-        except (BackendError, BundleError) as error:
-            if name == REFERENCE:
-                # The runtime's remedy is for users of a bundle; an exporter needs the cause alone.
-                reason = str(error).partition("onnxruntime cannot load it: ")[2] or str(error)
-                raise ExportError(
-                    f"{bundle.name}: ONNX Runtime cannot run the {precision} network: {reason}"
-                ) from error
-            # A precision that another library lacks is not a failure: it is not offered there.
-            say(f"not checked: {precision} on {name}: {error}")
+    try:
+        # The registry offers on the reference only what a user can choose there.
+        if name == REFERENCE:
+            return OnnxRuntime(bundle, precision, None)
+        return BACKENDS[name].open(bundle, precision, None, None)
+    except (BackendError, BundleError) as error:
+        if name == REFERENCE:
+            # The runtime's remedy is for users of a bundle; an exporter needs the cause alone.
+            reason = str(error).partition("onnxruntime cannot load it: ")[2] or str(error)
+            raise ExportError(
+                f"{bundle.name}: ONNX Runtime cannot run the {precision} network: {reason}"
+            ) from error
+        # A precision that another library lacks is not a failure: it is not offered there.
+        say(f"not checked: {precision} on {name}: {error}")
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """What one backend computed.
+
+    Attributes:
+        steps: The comparisons of its step graphs, by name.
+        trajectories: Its trajectories, without the loop graph.
+        identity: Whether an identity row changes nothing.
+        judged: Its images, by solver and steps.
+        ms_a_call: By batch size.
+    """
+
+    precision: str
+    backend: str
+    steps: Mapping[str, StepCheck]
+    trajectories: list[Compared]
+    identity: bool
+    judged: Mapping[str, Float32]
+    ms_a_call: Mapping[str, float]
+
+    def check(
+        self, compared: list[Compared], expected: Mapping[str, Float32], bundle: Bundle
+    ) -> PrecisionCheck:
+        """Return the check, with the PSNR of the images against fp32's.
+
+        Args:
+            compared: The trajectories.
+            expected: fp32's images, by solver and steps.
+        """
+        psnr = {
+            name: median_psnr(samples, expected[name], bundle.sample_range)
+            for name, samples in self.judged.items()
+        }
+        return PrecisionCheck(
+            self.precision,
+            self.backend,
+            self.steps,
+            tuple(one.check for one in compared),
+            self.identity,
+            psnr,
+            self.ms_a_call,
+        )
 
 
 def _compare(
@@ -143,49 +213,42 @@ def _compare(
     runs: list[Trajectory],
     bounds: Bounds,
     bar: Progress,
-    known: dict[str, Float32],
-) -> tuple[PrecisionCheck, dict[str, Float32]]:
-    """Return one backend's check, and the final images of the first trajectory."""
+    known: list[Float32],
+) -> _Pair:
+    """Compare one backend, with buffers of one size of batches at a time."""
     bundle = examples.bundle
     backend = sampler.backend
+    model = examples.model
+    plan = examples.plan
     steps = {
         step_name(guided): check_steps(examples, backend, guided, bounds, bar)
         for guided in graphs_of(bundle)
     }
-    compared = []
-    for run in runs:
-        compared.append(
-            check_trajectory(
-                examples.model, sampler, run, bounds.trajectory, examples.plan.pictures, known
-            )
-        )
+    identity = identity_holds(bundle, backend)
+    compared: list[Compared] = []
+    for run, samples in zip(runs, known, strict=True):
+        compared.append(check_trajectory(model, sampler, run, bounds.trajectory, samples))
         bar.advance(UNITS)
-    first = compared[0]
-    check = PrecisionCheck(
+    judged = judged_images(model, sampler, plan)
+    # Its buffers are freed.
+    sampler.close()
+    return _Pair(
         backend.precision,
         backend.name,
         steps,
-        tuple(trajectory.check for trajectory in compared),
-        identity_holds(bundle, backend),
+        compared,
+        identity,
+        judged,
+        _ms_a_call(sampler, plan),
     )
-    return check, {PYTORCH: first.expected, backend.precision: first.samples}
 
 
-def _against_fp32(
-    check: PrecisionCheck,
-    sampler: Sampler,
-    images: Mapping[str, Float32],
-    expected: Mapping[str, Float32],
-    plan: Plan,
-) -> PrecisionCheck:
-    """Return the check with the PSNR of final images against fp32's, and the time of a call."""
-    bundle = sampler.bundle
-    psnr = {
-        name: median_psnr(samples, expected[name], bundle.sample_range)
-        for name, samples in images.items()
-    }
-    spent = {
-        str(batch): milliseconds(bind(sampler.backend, batch, sampler.costs.streams))
-        for batch in (1, max(plan.batches))
-    }
-    return replace(check, psnr_db=psnr, ms_a_call=spent)
+def _ms_a_call(sampler: Sampler, plan: Plan) -> dict[str, float]:
+    """Return the time of a call by batch size: of one sample, and of the largest batch."""
+    spent = {"1": milliseconds(bind(sampler.backend, 1, whole))}
+    largest = max(plan.batches)
+    if largest > 1:
+        # How calls are cut is measured, unless they are too heavy to be cut at all.
+        cut = whole if spent["1"] > 1e3 * HEAVY_S else sampler.costs.streams
+        spent[str(largest)] = milliseconds(bind(sampler.backend, largest, cut))
+    return spent

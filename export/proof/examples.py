@@ -136,6 +136,11 @@ class Examples:
         # Also 1, where the guided graph must return F_c, and 0, where it must return F_u.
         return np.resize([largest, 1.5, 1.0, 0.0, largest / 2], self.count)
 
+    def prepare(self, guided: bool) -> None:
+        """Compute what PyTorch returns in all examples, and keep it."""
+        for turn in range(len(self)):
+            self.at(turn, guided)
+
     def at(self, turn: int, guided: bool) -> Example:
         """Return example `turn`: for each sample an ancestral row, halfway down from its level."""
         schedule = self.bundle.schedule

@@ -24,8 +24,9 @@ def listed(folder: Path) -> dict[str, File]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST:
-            data = path.read_bytes()
-            files[name] = File(hashlib.sha256(data).hexdigest(), len(data))
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[name] = File(digest, path.stat().st_size)
     return files
 
 

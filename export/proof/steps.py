@@ -4,11 +4,10 @@ batches."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from runtime.backends.base import Backend, Buffers
@@ -16,20 +15,18 @@ from runtime.backends.streams import StreamBuffers, fixed
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.conditions import PREFIX
 from runtime.bundle.format import inside, step_file
-from runtime.diffusion.program import C_OUT, C_SKIP, CLIP, TIME, R
+from runtime.diffusion.program import C_OUT, C_SKIP, CLIP, R
 from runtime.diffusion.schedule import Schedule
 from runtime.engine.probe import HEAVY_S
 from runtime.terminal.progress import Progress
 
 from .examples import Example, Examples
-from .independence import BATCH, Dependency, Inputs, neighbours, unsteady_node
+from .explain import PORTS, explained
 from .plan import Bounds
 from .report import NONE, LevelError, StepCheck, Worst
-from .verdict import REFERENCE
 
 ALONE = 3
 """Samples of a batch that are also run alone, except at the first level, where all are."""
-PORTS = ("state", "noise", "label", "call", "update")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,47 +116,108 @@ class _Comparison:
         )
 
 
+@dataclass(frozen=True)
+class _Turns:
+    """Which samples run together, drawn once for all sizes.
+
+    Attributes:
+        orders: For each level all samples [n] in another order; a batch takes the first ones.
+        further: Samples of batches of further sizes, at the first level.
+    """
+
+    orders: list[NDArray[np.int64]]
+    further: list[NDArray[np.int64]]
+
+
+def _turns(examples: Examples, sizes: Sequence[int]) -> _Turns:
+    generator = np.random.Generator(np.random.Philox(key=0))
+
+    def order() -> NDArray[np.int64]:
+        return generator.permutation(examples.count)
+
+    first = order()
+    further = [np.resize(order(), size) for size in sizes]
+    return _Turns([first, *(order() for _ in range(len(examples) - 1))], further)
+
+
 def check_steps(
     examples: Examples, backend: Backend, guided: bool, bounds: Bounds, bar: Progress
 ) -> StepCheck:
-    """Compare one graph with PyTorch, and every sample with itself alone, in shuffled batches."""
+    """Compare one graph with PyTorch, and every sample with itself alone, in shuffled batches.
+
+    One size of batches at a time: a library may hold the weights once for each size.
+    """
     plan = examples.plan
-    buffers = {size: backend.bind(size) for size in {1, *plan.batches}}
     comparison = _Comparison(step_file(guided), bounds, examples.bundle.schedule)
-    generator = np.random.Generator(np.random.Philox(key=0))
-    everyone = np.arange(examples.count)
-    for turn in range(len(examples)):
+    turns = _turns(examples, plan.quantized_sizes if "int8" in backend.precision else plan.sizes)
+    room = _Room(backend)
+    alone, cut = _check_alone(examples, room, guided, turns, comparison)
+    first = examples.at(0, guided)
+
+    def check_cuts(who: NDArray[np.int64]) -> None:
+        # Of a call that is never cut, there is only the whole.
+        for streams in _cuts(room.of(len(who)), guided, len(who)) if cut else [1]:
+            output = _run(room.of(len(who)), first, who, guided)
+            comparison.same(who, output, alone[0], streams)
+
+    for batch in plan.batches:
+        for turn, order in enumerate(turns.orders):
+            example = examples.at(turn, guided)
+            who = order[:batch]
+            output = _run(room.of(batch), example, who, guided)
+            comparison.compare(example, who, output)
+            comparison.same(who, output, alone[turn])
+            bar.advance()
+        if cut:
+            check_cuts(turns.orders[0][:batch])
+    # Libraries switch kernels at sizes and thread counts that are not known, so more sizes at one
+    # level, and every batch cut into streams as well.
+    for who in turns.further:
+        check_cuts(who)
+    check = comparison.result(float(examples.guidances(guided).max()))
+    return check if check.batch_invariant else explained(check, examples, backend, guided)
+
+
+class _Room:
+    """Buffers of one size at a time."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._size = 0
+        self._buffers: Buffers | None = None
+
+    def of(self, size: int) -> Buffers:
+        """Return buffers of a size. Those of another size are freed first, so keep none."""
+        if self._buffers is None or size != self._size:
+            self._buffers = None
+            self._buffers = self._backend.bind(size)
+            self._size = size
+        return self._buffers
+
+
+def _check_alone(
+    examples: Examples, room: _Room, guided: bool, turns: _Turns, comparison: _Comparison
+) -> tuple[list[dict[int, Output]], bool]:
+    """Run samples alone, and compare them with PyTorch.
+
+    Returns:
+        For each level what the graph computes for a sample alone, and whether calls are cut into
+        streams.
+    """
+    found: list[dict[int, Output]] = []
+    spent: list[float] = []
+    for turn, order in enumerate(turns.orders):
         example = examples.at(turn, guided)
-        order = generator.permutation(examples.count)
         # Batches of one are slow: all samples run alone at the first level, then a few.
-        lone = everyone if turn == 0 else order[:ALONE]
-        alone: dict[int, Output] = {}
-        spent: list[float] = []
+        lone = order[:ALONE] if turn else np.arange(examples.count)
+        found.append({})
         for i in lone.tolist():
             begun = time.perf_counter()
-            alone[i] = _run(buffers[1], example, np.array([i]), guided)
+            found[turn][i] = _run(room.of(1), example, np.array([i]), guided)
             spent.append(time.perf_counter() - begun)
-        for i, output in alone.items():
-            comparison.compare(example, np.array([i]), output)
-        for batch in plan.batches:
-            who = order[:batch]
-            output = _run(buffers[batch], example, who, guided)
-            comparison.compare(example, who, output)
-            comparison.same(who, output, alone)
-            bar.advance()
-        # Libraries switch kernels at sizes and thread counts that are not known, so more sizes at
-        # one level, and every batch cut into streams as well.
-        if turn == 0:
-            # `_run` makes two calls; one that is heavy is never cut.
-            cut = min(spent) <= 2 * HEAVY_S
-            sizes = plan.quantized_sizes if "int8" in backend.precision else plan.sizes
-            shuffled = [np.resize(generator.permutation(examples.count), size) for size in sizes]
-            for who in [*shuffled, *(order[:batch] for batch in plan.batches)]:
-                lent = backend.bind(len(who))
-                for streams in _cuts(lent, guided, len(who)) if cut else [1]:
-                    comparison.same(who, _run(lent, example, who, guided), alone, streams)
-    check = comparison.result(float(examples.guidances(guided).max()))
-    return check if check.batch_invariant else _explained(check, examples, backend, guided)
+            comparison.compare(example, np.array([i]), found[turn][i])
+    # `_run` makes two calls; one that is heavy is never cut.
+    return found, min(spent) <= 2 * HEAVY_S
 
 
 def _cuts(buffers: Buffers, guided: bool, size: int) -> Iterator[int]:
@@ -189,71 +247,6 @@ def _run(buffers: Buffers, example: Example, who: NDArray[np.int64], guided: boo
     buffers.call[:, [C_SKIP, C_OUT, CLIP]] = 0, 1, np.inf
     buffers.step(guided)
     return Output(state, buffers.denoised.copy())
-
-
-def _explained(check: StepCheck, examples: Examples, backend: Backend, guided: bool) -> StepCheck:
-    """Return the check of a graph whose samples depend on their batch, with what they depend on."""
-    # Mixed samples first: they are a fault of the network, and rounding is one of the library.
-    dependency = _dependency(examples, backend, guided)
-    if dependency is not None:
-        return replace(
-            check, unlike_alone=f"{check.unlike_alone}; {dependency}", mixes_samples=True
-        )
-    node = _rounding_node(examples, backend, guided)
-    if node is None:
-        return check
-    return replace(
-        check,
-        unlike_alone=f"{check.unlike_alone}; the first node that rounds otherwise there is {node}",
-    )
-
-
-def _dependency(examples: Examples, backend: Backend, guided: bool) -> Dependency | None:
-    """Return on what the graph's samples depend besides their own inputs; None for rounding."""
-    example = examples.at(0, guided)
-    count = min(BATCH, examples.count)
-    buffers = backend.bind(count)
-
-    # The same rows at every call, so that only the inputs of the other samples change.
-    def network(inputs: Inputs) -> NDArray[np.float32]:
-        buffers.state[:] = inputs.x
-        buffers.call[:] = example.call[:count]
-        buffers.call[:, TIME] = inputs.time
-        buffers.update[:] = example.update[:count]
-        buffers.noise[:] = example.noise[:count]
-        if inputs.label is not None:
-            buffers.label[:] = inputs.label
-        for name, array in buffers.conditions.items():
-            array[:] = inputs.conditions[name.removeprefix(PREFIX)]
-        buffers.step(guided)
-        return buffers.denoised.copy()
-
-    def inputs(first: int) -> Inputs:
-        who = (np.arange(count) + first) % examples.count
-        label = example.label[who] if examples.bundle.labels else None
-        time = example.call[who, TIME].astype(np.float32)
-        conditions = {name: array[who] for name, array in example.conditions.items()}
-        return Inputs(example.state[who], time, label, conditions)
-
-    return neighbours(network, inputs(0), inputs(1))
-
-
-def _rounding_node(examples: Examples, backend: Backend, guided: bool) -> str | None:
-    """Return the first node that rounds a sample differently in a batch, if ONNX Runtime shows
-    it."""
-    # Only ONNX Runtime can output every value inside a graph.
-    if backend.name != REFERENCE:
-        return None
-    example = examples.at(0, guided)
-    folder = examples.bundle.path / backend.precision
-    path = folder / step_file(guided, pixels=True)
-    graph = onnx.load(path if path.exists() else folder / step_file(guided))
-    feeds = {name: getattr(example, name) for name in PORTS}
-    for name in ("call", "update"):
-        feeds[name] = feeds[name].astype(np.float32)
-    feeds |= {f"{PREFIX}{name}": array for name, array in example.conditions.items()}
-    inputs = {port.name for port in graph.graph.input}
-    return unsteady_node(graph, {name: feeds[name] for name in feeds if name in inputs})
 
 
 def identity_holds(bundle: Bundle, backend: Backend) -> bool:

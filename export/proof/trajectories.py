@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from runtime.backends.base import Buffers
+from runtime.backends.memory import is_heavy
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.conditions import LABEL
 from runtime.bundle.format import sampler_file
@@ -26,7 +27,6 @@ from ..sources.model import Model, ways_of
 from .plan import Plan
 from .report import TrajectoryCheck
 from .steps import difference
-from .verdict import REFERENCE
 
 FIRST_JUDGED = 500
 """The first seed of the images by which precisions are compared with fp32."""
@@ -87,49 +87,29 @@ def check_trajectory(
     sampler: Sampler,
     trajectory: Trajectory,
     bound: float,
-    count: int,
-    known: dict[str, Float32],
+    expected: Float32,
 ) -> Compared:
-    """Compare the final samples of the seeds 0 … count-1 with PyTorch's.
+    """Compare the final samples of the seeds 0 … n-1 with PyTorch's.
 
     Args:
         bound: The largest difference that passes, see `Bounds.trajectory`.
-        known: PyTorch's samples [n, *S] by trajectory, the same for every backend.
+        expected: PyTorch's samples [n, *S], see `by_pytorch`.
     """
+    count = len(expected)
     bundle = sampler.bundle
-    program = trajectory.program(bundle)
-    classes = bundle.num_classes
-    label = np.arange(count) % classes if classes else None
-    labels = None if label is None else label.tolist()
-    conditions = model.draw_conditions(count)
-    seeds = range(count)
-    shape = bundle.sample_shape
-    start = np.float32(program.start) * np.stack(
-        [noise(seed, Stream.INITIAL, 0, shape) for seed in seeds]
-    )
-
-    def z(k: int) -> Float32:
-        return np.stack([noise(seed, Stream.STEP, k, shape) for seed in seeds])
-
+    given = _given(model, bundle, trajectory, count)
+    labels = None if given.label is None else given.label.tolist()
     # The same start and the same noise on both sides: what differs is rounding.
-    if (name := str(trajectory)) not in known:
-        known[name] = _by_pytorch(model, program, start, z, label, conditions)
-    expected = known[name]
     samples = sampler.sample(
         count,
         0,
         label=labels,
-        conditions=conditions,
+        conditions=given.conditions,
         guidance=trajectory.guidance,
         solver=trajectory.solver,
         steps=trajectory.steps,
         **trajectory.options,
     )
-    loop_error = None
-    if sampler.backend.name == REFERENCE:
-        precision = sampler.backend.precision
-        looped = run_loop_graph(bundle, precision, program, start, z, label, conditions)
-        loop_error = difference(looped, samples)
     # Unclipped samples may be larger than the data, and so may their rounding errors.
     largest = float(np.abs(expected).max())
     check = TrajectoryCheck(
@@ -137,30 +117,76 @@ def check_trajectory(
         error=difference(samples, expected),
         bound=bound * (max(1.0, largest) if np.isfinite(largest) else 1.0),
         psnr_db=median_psnr(samples[None], expected[None], bundle.sample_range),
-        loop_graph=loop_error,
     )
     return Compared(check, expected, samples)
 
 
-def _by_pytorch(
-    model: Model,
-    program: Program,
-    x: Float32,
-    z: Callable[[int], Float32],
-    label: NDArray[np.int64] | None,
-    conditions: Mapping[str, Array],
-) -> Float32:
-    """Run the module along the program, see `run_loop_graph`. Returns samples [B, *S]."""
-    return run(
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a trajectory starts from, see `run_loop_graph`."""
+
+    program: Program
+    x: Float32
+    z: Callable[[int], Float32]
+    label: NDArray[np.int64] | None
+    conditions: Mapping[str, Array]
+
+
+def _given(model: Model, bundle: Bundle, trajectory: Trajectory, count: int) -> _Given:
+    program = trajectory.program(bundle)
+    classes = bundle.num_classes
+    seeds = range(count)
+    shape = bundle.sample_shape
+    start = np.stack([noise(seed, Stream.INITIAL, 0, shape) for seed in seeds])
+
+    def z(k: int) -> Float32:
+        return np.stack([noise(seed, Stream.STEP, k, shape) for seed in seeds])
+
+    return _Given(
         program,
-        model.reference(),
-        x,
+        np.float32(program.start) * start,
         z,
-        label=label,
-        null_label=model.null_label,
-        conditions=conditions,
-        null_conditions=model.null_conditions(),
+        np.arange(count) % classes if classes else None,
+        model.draw_conditions(count),
     )
+
+
+def by_pytorch(model: Model, bundle: Bundle, runs: list[Trajectory], count: int) -> list[Float32]:
+    """Return the module's samples [count, *S] of each trajectory."""
+    found: list[Float32] = []
+    for trajectory in runs:
+        given = _given(model, bundle, trajectory, count)
+        found.append(
+            run(
+                given.program,
+                model.reference(),
+                given.x,
+                given.z,
+                label=given.label,
+                null_label=model.null_label,
+                conditions=given.conditions,
+                null_conditions=model.null_conditions(),
+            )
+        )
+    return found
+
+
+def with_loop_graphs(
+    model: Model, bundle: Bundle, precision: str, runs: list[Trajectory], compared: list[Compared]
+) -> list[Compared]:
+    """Return compared trajectories with the loop graph's differences from their samples.
+
+    A loop graph holds the weights too, so this comes when the step graph is closed.
+    """
+    found: list[Compared] = []
+    for trajectory, one in zip(runs, compared, strict=True):
+        given = _given(model, bundle, trajectory, len(one.samples))
+        looped = run_loop_graph(
+            bundle, precision, given.program, given.x, given.z, given.label, given.conditions
+        )
+        check = replace(one.check, loop_graph=difference(looped, one.samples))
+        found.append(replace(one, check=check))
+    return found
 
 
 def run_loop_graph(
@@ -192,7 +218,9 @@ def run_loop_graph(
     # By path, as a user of the file alone would: ONNX Runtime takes weights from memory for a main
     # graph only, not for a Loop's body.
     path = bundle.path / precision / sampler_file(guided)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.enable_mem_pattern = not is_heavy(bundle, precision)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feeds: dict[str, NDArray[np.generic]] = {
         "x": x,
         "noise": noises,
