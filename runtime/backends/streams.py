@@ -34,6 +34,40 @@ def fixed(streams: int) -> Cut:
     return lambda guided, count: streams
 
 
+class Workers:
+    """Threads that run the parts of a call.
+
+    A bound call refers to them instead of the buffers. Buffers that nobody uses are then freed at
+    once, with the models that they are bound to.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._room = 0  # threads
+
+    def at_once(self, calls: Sequence[Callable[[], object]]) -> None:
+        """Run calls at once. If some raise, the first error is raised when all have ended."""
+        from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+        if self._pool is None or self._room < len(calls) - 1:
+            self._room = len(calls) - 1
+            self._pool = ThreadPoolExecutor(self._room, "unnoise-stream")
+        here = [calls[0]]
+        others: list[Future[object]] = []
+        for call in calls[1:]:
+            try:
+                others.append(self._pool.submit(call))
+            except RuntimeError:  # the interpreter is ending, and starts nothing new
+                here.append(call)
+        try:
+            for call in here:
+                call()
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+
+
 class StreamBuffers(HostBuffers):
     """Buffers whose calls may be cut into streams.
 
@@ -61,8 +95,7 @@ class StreamBuffers(HostBuffers):
         self.cut: Cut = fixed(streams) if streams else whole
         self._threads = threads
         self._asked = streams
-        self._workers: ThreadPoolExecutor | None = None
-        self._room = 0  # workers
+        self._workers = Workers()
 
     def streams(self, guided: bool, count: int) -> int:
         """Return into how many parts a call is cut, none of them smaller than the least."""
@@ -94,33 +127,11 @@ class StreamBuffers(HostBuffers):
             end = call.count * (i + 1) // call.streams
             part = replace(call, first=call.first + start, count=end - start)
             calls.append(self._bind_part(part))
-        return calls[0] if call.streams == 1 else partial(self._at_once, calls)
+        return calls[0] if call.streams == 1 else partial(self._workers.at_once, calls)
 
     def _bind_part(self, part: Call) -> Callable[[], object]:
         """Return the function that runs a graph on one part of a call."""
         raise NotImplementedError
-
-    def _at_once(self, calls: Sequence[Callable[[], object]]) -> None:
-        """Run calls at once. If some raise, the first error is raised when all have ended."""
-        from concurrent.futures import Future, ThreadPoolExecutor, wait
-
-        if self._workers is None or self._room < len(calls) - 1:
-            self._room = len(calls) - 1
-            self._workers = ThreadPoolExecutor(self._room, "unnoise-stream")
-        here = [calls[0]]
-        others: list[Future[object]] = []
-        for call in calls[1:]:
-            try:
-                others.append(self._workers.submit(call))
-            except RuntimeError:  # the interpreter is ending, and starts nothing new
-                here.append(call)
-        try:
-            for call in here:
-                call()
-        finally:
-            wait(others)
-        for other in others:
-            other.result()
 
 
 def bind(backend: Backend, batch: int, cut: Cut) -> Buffers:

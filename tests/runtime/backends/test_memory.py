@@ -1,6 +1,7 @@
 """Backends of a large network keep one copy of its weights, and compute the same bytes."""
 
 import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from runtime.backends.base import Backend
 from runtime.backends.host import HostBuffers
 from runtime.backends.memory import is_heavy, trim
 from runtime.backends.registry import open_backend
+from runtime.backends.streams import StreamBuffers, fixed
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +114,23 @@ def test_the_oldest_binding_goes_in_both_directions(
             buffers.turn()
     buffers.run(False, 0, 3)
     assert sorted(call.count for call in buffers._bound) == [2, 2, 3]
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_buffers_are_freed_at_once(precise: Path, streams: int) -> None:
+    """Without a search for cycles of objects, also if their calls were cut."""
+    pytest.importorskip("onnxruntime")
+    buffers = open_backend(Bundle.load(precise), "onnxruntime", "fp32", 2).bind(2)
+    assert isinstance(buffers, StreamBuffers)
+    buffers.cut = fixed(streams)
+    buffers.step(False)
+    freed = weakref.ref(buffers)
+    gc.disable()
+    try:
+        del buffers
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_memory_can_be_given_back_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
