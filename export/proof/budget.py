@@ -50,14 +50,15 @@ def passes(plan: Plan, work: Work, heavy: bool = False) -> float:
     heavy: Whether calls are never cut into streams, see `check_steps`.
     """
     count = max(plan.batches)
-    cuts = 1 if heavy else 2
+    # Cut calls are compared at all sizes, whole ones again at further sizes alone.
+    further = sum(plan.sizes) if heavy else 2 * sum((*plan.sizes, *plan.batches))
     # PyTorch: images, F at every level under the label and the null label, and trajectories.
     images = count * min(IMAGES_STEPS, plan.steps)
     answers = plan.times * count * work.graphs
     runs = work.trajectories * plan.pictures * plan.steps
     # A guided pass is two. Every batch runs twice, for the state and for F.
     per_level = 2 * (3 + sum(plan.batches)) * (1 if work.graphs == 1 else 3)
-    sizes = 2 * (count + cuts * sum((*plan.sizes, *plan.batches))) * (1 if work.graphs == 1 else 3)
+    sizes = 2 * (count + further) * (1 if work.graphs == 1 else 3)
     judged = plan.judged * sum(steps for _, steps in plan.ways)
     each = plan.times * per_level + sizes + runs + judged
     # The loop graph of the reference runs the trajectories again.
