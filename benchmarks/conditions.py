@@ -6,8 +6,9 @@
 Restyling, by the judges of docs/translation.md: each held-out emoji in one style is given, and the
 other is wanted. Compared are a network that was trained on pairs; one of the same size that was
 trained on pairs to predict the image at once (`--prediction x0`, pure noise alone); and `translate`
-and SDEdit with `emoji32`, which saw no pairs. The guidance of the first is chosen on every second
-emoji and reported on the others, as in translate.py, whose choices the last two have.
+and SDEdit with `emoji32`, which saw no pairs. The guidance of the first, or its steps if it is
+distilled, are chosen on every second emoji and reported on the others, as in translate.py, whose
+choices the last two have.
 
 Super-resolution from 16 to 32 pixels, of the same emoji in both styles: the Fréchet distance of the
 results to the originals; their RMS distance; and how well they agree with the input after
@@ -30,7 +31,7 @@ from judges import Emoji, Judges, Made, Scores, emoji
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
-from translate import Maker, chosen, methods, mixed, picture, setting, untouched
+from translate import Maker, Setting, chosen, methods, mixed, picture, setting, untouched
 
 from runtime import Sampler
 from runtime.images import from_uint8, save, tile, to_uint8
@@ -68,22 +69,30 @@ def restyled(sampler: Sampler, held: Emoji, guidance: float, steps: int) -> Made
     return np.stack(made)
 
 
+def tried(sampler: Sampler) -> dict[Setting, tuple[float, int]]:
+    """Guidance and steps by their setting."""
+    if sampler.bundle.distilled:
+        return {
+            setting("sample", steps=n): (1.0, n) for n in sorted(sampler.bundle.distilled.levels)
+        }
+    return {setting("sample", guidance=g, steps=STEPS): (g, STEPS) for g in GUIDANCES}
+
+
 def restyle(given: argparse.Namespace) -> None:
     train, held = emoji()
     judges = Judges(train, held)
     sampler = Sampler.load(given.restyle)
     unpaired = Maker(Sampler.load("emoji32"), held)
-    swept = {g: restyled(sampler, held, g, STEPS) for g in GUIDANCES}
-    settings = {setting("sample", guidance=g, steps=STEPS): g for g in GUIDANCES}
-    scores = {s: judges(swept[g]) for s, g in settings.items()}
-    pair = chosen(list(settings), scores)
+    swept = {s: restyled(sampler, held, *how) for s, how in tried(sampler).items()}
+    scores = {s: judges(images) for s, images in swept.items()}
+    pair = chosen(list(swept), scores)
     made: dict[str, Made] = {
         "SDEdit": unpaired(SDEDIT),
         "translate": unpaired(TRANSLATE),
     }
     if given.regression:
         made["regression"] = restyled(Sampler.load(given.regression), held, 1.0, 1)
-    made["pairs"] = mixed(*(swept[settings[s]] for s in pair))
+    made["pairs"] = mixed(*(swept[s] for s in pair))
     names = {
         "SDEdit": "SDEdit, chosen",
         "translate": "`translate`, chosen",
@@ -91,7 +100,7 @@ def restyle(given: argparse.Namespace) -> None:
     }
     rows: dict[str, Scores] = {"left alone": judges(untouched(held))}
     rows |= {names[name]: judges(images) for name, images in made.items() if name != "pairs"}
-    rows |= {f"trained on pairs, guidance {g:g}": scores[s] for s, g in settings.items()}
+    rows |= {f"trained on pairs, {s}": scores[s] for s in swept} if len(swept) > 1 else {}
     rows["trained on pairs, chosen"] = judges(made["pairs"])
     rows["the counterpart itself"] = judges(untouched(held)[::-1])
     hits = {name: 100 * score.hit.mean() for name, score in rows.items()}
