@@ -25,7 +25,7 @@ MADE_BY_CI = {"make demo", "make test", "make lint"}
 ON_A_GPU = 'backend="tensorrt"'
 SLOW_COMMANDS = re.compile(
     r"trainer\.|export\.|runtime\.bench|edit (inpaint|interpolate|variations)|animate .*--n"
-    r"|precision int8|--n 8 |--steps 50|solver unipc"
+    r"|precision int8|--n 8 |--steps 50|solver (unipc|tuned)|runtime\.generate"
 )
 """Commands that take more than five seconds of a processor. `make test` parses them."""
 SLOW_PROGRAMS = re.compile(r"build_bundle|sampler\.sample\(8")
