@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from runtime.backends.base import Backend
-from runtime.backends.memory import trim
+from runtime.backends.memory import is_heavy, trim
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.registry import BACKENDS
 from runtime.backends.streams import bind, whole
@@ -90,7 +90,7 @@ def check(
     known = by_pytorch(model, bundle, runs, plan.pictures)
     for guided in graphs_of(bundle):
         examples.prepare(guided)
-    _free()
+    _free(bundle)
     pairs = _pairs(bundle)
     units = batches + len(runs) * UNITS
     with Progress("checking", len(pairs) * units) as bar:
@@ -104,11 +104,11 @@ def check(
             one = _compare(examples, Sampler(bundle, backend), runs, bounds, bar, known)
             # What it held is free before the next one opens.
             del backend
-            _free()
+            _free(bundle)
             compared = one.trajectories
             if name == REFERENCE:
                 compared = with_loop_graphs(model, bundle, precision, runs, compared)
-                _free()
+                _free(bundle)
             # The reference backend comes first, in fp32, and its images are the ones that are
             # shown and that others are compared with.
             images.setdefault(PYTORCH, compared[0].expected)
@@ -119,10 +119,14 @@ def check(
     return Proof(judge(report, same_bytes), images)
 
 
-def _free() -> None:
-    """Free a sampler, which its own loop refers to, and what its backend held."""
-    gc.collect()
-    trim()
+def _free(bundle: Bundle) -> None:
+    """Free a sampler, which its own loop refers to, and what its backend held.
+
+    Python frees small ones in its own time: looking for them takes as long as their proof.
+    """
+    if is_heavy(bundle, "fp32"):
+        gc.collect()
+        trim()
 
 
 def _pairs(bundle: Bundle) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from export.proof import check, trajectories
 from export.proof.plan import LEAST
 from export.sources.run import from_run
 from runtime import BackendError, Bundle
+from runtime.backends import memory
 from runtime.backends.host import HostBuffers
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.registry import BACKENDS, Kind
@@ -47,6 +48,7 @@ class Living:
 def test_one_backend_and_one_size_at_a_time(
     tiny_run: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(memory, "HEAVY_BYTES", 0)
     kinds = [OnnxRuntime]
     monkeypatch.setattr(check, "BACKENDS", BACKENDS)
     try:
@@ -82,9 +84,9 @@ def test_one_backend_and_one_size_at_a_time(
     assert all(run.loop_graph is not None for run in proof.report.checks[0].trajectories)
 
 
-def _ended(free: Callable[[], None], backends: Living) -> Callable[[], None]:
-    def freed() -> None:
-        free()
+def _ended(free: Callable[[Bundle], None], backends: Living) -> Callable[[Bundle], None]:
+    def freed(bundle: Bundle) -> None:
+        free(bundle)
         assert not backends.marks()
 
     return freed
