@@ -23,7 +23,6 @@ from runtime.errors.messages import described
 
 from ..errors import ExportError
 from ..sources.torch_model import TorchModel
-from . import fuse
 from .adapt import IN, F
 from .clean import clean
 from .edit import with_inner
@@ -57,11 +56,6 @@ class Named(nn.Module):
         named = {c.name: value for c, value in zip(self.inputs, given, strict=True)}
         label = [named.pop(LABEL)] if LABEL in named else []
         return self.network(x, time, *label, **named)
-
-
-def steps(model: TorchModel) -> dict[str, ModelProto]:
-    """Return the step graphs by file name, see `fuse.steps`."""
-    return fuse.steps(model, traced(model))
 
 
 def traced(model: TorchModel) -> ModelProto:
