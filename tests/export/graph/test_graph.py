@@ -9,8 +9,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.graph import trace as graph
+from export.graph import fuse
 from export.graph.edit import constants_of
+from export.graph.trace import OPSET, traced
 from export.graph.write import write_all
 from export.proof.trajectories import run_loop_graph
 from export.sources.torch_model import TorchModel
@@ -87,7 +88,7 @@ def test_inputs_are_those_that_the_design_names(tiny_bundle: Path, name: str, in
         for i in model.graph.input
     }
     assert found == inputs
-    assert model.opset_import[0].version == graph.OPSET
+    assert model.opset_import[0].version == OPSET
 
 
 def test_the_weights_lie_in_one_file_once(tiny_bundle: Path) -> None:
@@ -160,7 +161,7 @@ def test_samples_of_another_rank_without_labels_export_too(tmp_path: Path) -> No
         defaults=Defaults(),
         provenance={},
     )
-    write_all(graph.steps(model), model.sample_shape, tmp_path)
+    write_all(fuse.steps(model, traced(model)), model.sample_shape, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"step.onnx", "sampler.onnx", "weights.bin"}
     proto = onnx.load(tmp_path / "step.onnx")
     assert [i.name for i in proto.graph.input] == ["state", "noise", "call", "update"]
