@@ -1,7 +1,8 @@
 """Distil a network into one of few calls: python -m trainer.distill RUN_OR_BUNDLE
 
-The student has the teacher's network and data, and starts from its averaged weights. It is a run
-like any other: re-run the same command to resume it, then evaluate and export it.
+The student has the teacher's data and network, or a smaller one, and starts from its averaged
+weights. It is a run like any other: re-run the same command to resume it, then evaluate and export
+it.
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ INHERITED = (
     "log_every",
     "data",
     "workers",
+    "network",
+    "channels",
+    "blocks",
+    "attention",
+    "patch",
+    "width",
+    "depth",
+    "heads",
 )
 """Options of the teacher's run that another value may be given for, besides those of TRAINING."""
 OWN = (

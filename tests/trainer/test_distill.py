@@ -40,7 +40,10 @@ from trainer.objectives.forward import ForwardProcess
 from trainer.objectives.objective import Draws, Networks
 from trainer.parallel.processes import Processes, join
 from trainer.runs import checkpoint as checkpoints
+from trainer.runs.folder import read_starts
+from trainer.runs.weights import SHA256
 from trainer.training import trajectories
+from trainer.training.start import start
 from trainer.training.step import Trainer, require_shares
 from trainer.training.teacher import Teacher, levels_of
 from trainer.training.trajectories import Trajectories
@@ -453,6 +456,30 @@ def test_a_step_s_draws_do_not_depend_on_the_number_of_processes(
     whole = drawn(0, 1)
     for part, halves in zip(whole, zip(drawn(0, 2), drawn(1, 2), strict=True), strict=True):
         assert torch.equal(part, torch.cat(halves))
+
+
+def test_a_smaller_student_takes_the_weights_that_fit_and_the_teacher_s_features(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    options = {**SHORT, "steps": 2, "channels": (8, 8), "name": "smaller"}
+    config = student_of(str(tiny_run), {**FEW, "trajectories": 20}, options)
+    teacher = teacher_of(config)
+    trainer = Trainer(config, load(config), alone())
+    start(trainer)
+    theirs = dict(teacher.module.named_parameters())
+    first = make_network(config, (1, 8, 8), 10).state_dict()
+    fits = {
+        name for name, weight in trainer.state.weights.items() if weight.shape == theirs[name].shape
+    }
+    assert 0 < len(fits) < len(theirs)
+    for name, weight in trainer.state.weights.items():
+        assert torch.equal(weight, theirs[name] if name in fits else first[name])
+
+    assert fit(config, tmp_path)
+    assert read_starts(tmp_path / "smaller")[0][SHA256] == teacher.sha256
+    last = checkpoints.newest(tmp_path / "smaller" / "checkpoints")
+    assert last is not None
+    assert {name: w.shape for name, w in last.ema.items()} == {n: w.shape for n, w in first.items()}
 
 
 def test_a_teacher_that_changed_is_refused(student: Config, finished: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Run:
             if task and checkpoint is None:
                 write_examples(folder, task.shown(EXAMPLES)[2])
         processes.wait()  # until config.json is there, or this process is alone: it was refused
-        teach(self.trainer, folder, resumed=checkpoint is not None)
+        self.started |= teach(self.trainer, folder, resumed=checkpoint is not None)
         self.written = self._resume(checkpoint)
         self.peak = peak_flops(self.trainer.device, self.trainer.state.precision)
         if processes.main:

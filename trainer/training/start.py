@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..runs import checkpoint as checkpoints
 from ..runs.folder import read_starts
-from ..runs.weights import SHA256, fitting, start_of, widened
+from ..runs.weights import SHA256, as_like, fitting, start_of, widened
 from .step import Trainer
 from .teacher import Teacher
 
@@ -18,6 +18,8 @@ PATHS = "trajectories"
 
 def start(trainer: Trainer) -> dict[str, str]:
     """Begin with the weights that the config's start_from names, if it does.
+
+    A student of another network than its teacher's takes those that are alike in both.
 
     Returns:
         The identity of these weights, for starts.json; others may have the same path.
@@ -31,15 +33,20 @@ def start(trainer: Trainer) -> dict[str, str]:
     weights, classes = start_of(place)
     wanted = trainer.state.weights
     same_classes = classes == tuple(trainer.dataset.classes)
-    taken = fitting(widened(weights, wanted), wanted, place, same_classes)
+    if trainer.config.distillation:
+        alike = {name: as_like(weights.get(name), weight) for name, weight in wanted.items()}
+        taken = {name: value for name, value in alike.items() if value is not None}
+        without = f" where the networks agree, {len(taken)} of {len(wanted)}"
+    else:
+        taken = fitting(widened(weights, wanted), wanted, place, same_classes)
+        without = ", but for the labels, which are others"
     trainer.state.start_from(taken)
     if trainer.processes.main:
-        without = "" if len(taken) == len(wanted) else ", but for the labels, which are others"
-        print(f"starting from the weights of {place}{without}")
+        print(f"starting from the weights of {place}{without * (len(taken) < len(wanted))}")
     return {SHA256: hashlib.sha256(checkpoints.to_bytes(taken)).hexdigest()}
 
 
-def teach(trainer: Trainer, folder: Path, resumed: bool = False) -> None:
+def teach(trainer: Trainer, folder: Path, resumed: bool = False) -> dict[str, str]:
     """Give a distilled run its teacher; nothing for other runs.
 
     Args:
@@ -47,13 +54,16 @@ def teach(trainer: Trainer, folder: Path, resumed: bool = False) -> None:
         folder: The run's.
         resumed: Whether the run has learned something from its teacher.
 
+    Returns:
+        The identity of its weights, for starts.json.
+
     Raises:
         CheckpointError: It is not there, is another network, or is not the teacher that the run in
             this folder began with.
     """
     config = trainer.config
     if not config.distillation:
-        return
+        return {}
     dataset = trainer.dataset
     teacher = Teacher(
         config, dataset.sample_shape, dataset.classes, trainer.device, trainer.conditions
@@ -66,3 +76,4 @@ def teach(trainer: Trainer, folder: Path, resumed: bool = False) -> None:
             "changed. Put the old one back, or choose another --name."
         )
     trainer.learn_from(teacher, folder / PATHS)
+    return {SHA256: teacher.sha256}

@@ -1,4 +1,4 @@
-"""The teacher of a distilled run: the network that the run starts from, and its samples."""
+"""The teacher of a distilled run: the network that it learns from, and its samples."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _angle(alpha: Float64, sigma: Float64) -> Float64:
 
 
 class Teacher:
-    """The network that a student starts from, frozen.
+    """The network that a student learns from, frozen.
 
     Attributes:
         module: In evaluation mode, on the run's device.
@@ -174,10 +174,10 @@ class Teacher:
         device: torch.device,
         conditions: Sequence[Condition] = (),
     ) -> None:
-        """Read the teacher that `config.start_from` names.
+        """Read the teacher that `config.start_from` names; it has the network of its own config.
 
         Raises:
-            CheckpointError: There is none, or it is another network.
+            CheckpointError: There is none, or it is not the network that its config says.
         """
         assert config.distillation is not None
         place = Path(config.start_from)
@@ -198,7 +198,7 @@ class Teacher:
             raise CheckpointError(
                 f"{place} has other classes than the data: a student learns those of its teacher."
             )
-        self.module = make_network(config, sample_shape, len(classes), conditions)
+        self.module = make_network(origin.config, sample_shape, len(classes), conditions)
         taken = fitting(weights, dict(self.module.named_parameters()), place)
         self.sha256 = hashlib.sha256(checkpoints.to_bytes(taken)).hexdigest()
         self.module.load_state_dict(taken, strict=False)
