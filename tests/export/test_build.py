@@ -171,6 +171,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_no_bundle(tmp_path: Path, root: Path) -> None:
     """After SIGKILL in the middle of a conversion, the files on disk cannot be mistaken for a
     bundle."""

@@ -209,6 +209,7 @@ def small(tiny_bundle: Path) -> Bundle:
     return Bundle.load(tiny_bundle)
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_once_and_again_where_it_is_stale_or_damaged_and_the_log_says_why(
     small: Bundle,
     place: Path,

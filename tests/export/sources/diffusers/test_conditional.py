@@ -73,6 +73,7 @@ def by_diffusers(folder: Path, x: np.ndarray, texts: np.ndarray, null: np.ndarra
     return sample.numpy()
 
 
+@pytest.mark.slow  # PyTorch takes most of a quarter of a minute to trace it
 def test_images_are_those_of_diffusers(folder: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     null = generator.standard_normal((5, 12)).astype(np.float32)
