@@ -192,13 +192,13 @@ def taught(bundle: Bundle, walker: Walker, samples: Samples, folder: Path, name:
         TEACHER["solver"], min(TEACHER["steps"], len(bundle.schedule)), TEACHER["grid"]
     )
     batches = samples.batches()
+    paths = [folder / f"{name}-{i:03}.npy" for i in range(len(batches))]
+    steps = len(program)
+    there = sum(path.exists() for path in paths)
     targets = []
-    with Progress(f"teacher, {name}", len(batches) * len(program)) as bar:
-        for i, part in enumerate(batches):
-            path = folder / f"{name}-{i:03}.npy"
-            if path.exists():
-                bar.advance(len(program))
-            else:
+    with Progress(f"teacher, {name}", steps * len(paths), steps * there) as bar:
+        for path, part in zip(paths, batches, strict=True):
+            if not path.exists():
                 found = walker.walk(
                     program.call, program.update, part, seen=lambda *_: bar.advance()
                 )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from runtime.diffusion.program import run
 from runtime.diffusion.schedule import make_schedule
 from runtime.diffusion.solvers import make_program
 from runtime.errors import RequestError, UnnoiseError
+from runtime.terminal.progress import Progress
 from trainer import fit as fitting
 from trainer.config import Config
 from trainer.config.distillation import Distillation
@@ -172,8 +174,15 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_paths_are_the_same_after_a_stop_and_by_two_processes(
-    student: Config, tmp_path: Path
+    student: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bars: list[Progress] = []
+
+    def bar(*given: Any) -> Progress:
+        bars.append(Progress(*given))
+        return bars[-1]
+
+    monkeypatch.setattr(trajectories, "Progress", bar)
     dataset = load(student)
     teacher = teacher_of(student)
 
@@ -195,6 +204,14 @@ def test_paths_are_the_same_after_a_stop_and_by_two_processes(
     assert files(tmp_path / "two") == files(tmp_path / "whole")
     written = sorted((tmp_path / "whole").rglob("*.npy"))
     assert [len(np.load(path)) for path in written] == [16, 16, 8]
+    # Whole, stopped, resumed, the first of two, and what the second left.
+    assert [(b._start, b.done, b.total) for b in bars] == [
+        (0, 40, 40),
+        (0, 16, 40),
+        (16, 40, 40),
+        (0, 40, 40),
+        (24, 40, 40),
+    ]
 
 
 def test_another_teacher_has_other_paths(student: Config, tmp_path: Path) -> None:

@@ -81,16 +81,17 @@ class Trajectories:
         missing = [i for i in chunks if not all(self._path(i, name).exists() for name in names)]
         # All processes have the same list before any of them writes.
         processes.wait()
-        done = self.count - len(missing) * self.chunk
-        bar = Progress("sampling the teacher", self.count, max(0, done)) if processes.main else None
+        done = self.count - sum(len(self._places(i)) for i in missing)
+        bar = Progress("sampling the teacher", self.count, done) if processes.main else None
         with bar or nullcontext():
             for first in range(0, len(missing), processes.count):
                 if processes.any(stop()):
                     return False
-                for chunk in missing[first:][processes.index : processes.index + 1]:
+                turn = missing[first : first + processes.count]
+                for chunk in turn[processes.index : processes.index + 1]:
                     self._make_chunk(chunk)
                 if bar is not None:
-                    bar.advance(self.chunk * min(processes.count, len(missing) - first))
+                    bar.advance(sum(len(self._places(i)) for i in turn))
         processes.wait()
         assert self.config.distillation is not None
         levels = len(self.config.distillation.levels)
@@ -124,8 +125,12 @@ class Trajectories:
             for name in self.shapes
         }
 
+    def _places(self, chunk: int) -> NDArray[np.int64]:
+        """Return the numbers of the paths in a file, [n]."""
+        return np.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, self.count))
+
     def _make_chunk(self, chunk: int) -> None:
-        places = np.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, self.count))
+        places = self._places(chunk)
         given = self.task.of_data(self.images[places], places.tolist()) if self.task else {}
         paths = [
             self.teacher.paths(
@@ -144,7 +149,7 @@ class Trajectories:
 
     def _read(self, path: Path, chunk: int, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the array [n, *shape] of a chunk."""
-        count = min(self.chunk, self.count - chunk * self.chunk)
+        count = len(self._places(chunk))
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
