@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from math import isinf
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -137,7 +138,7 @@ def _refuse(constant: str) -> NoReturn:
 def _finite(text: str) -> float:
     value = float(text)
     # Python reads 1e999 as infinity, which other JSON readers do not.
-    if value in (float("inf"), float("-inf")):
+    if isinf(value):
         raise ValueError(f"{text} is too large for a number")
     return value
 

@@ -213,6 +213,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview
 
 
 def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+    # Almost all are of one byte, and a graph has thousands.
+    if at < len(data) and (value := data[at]) < 128:
+        return value, at + 1
     value = 0
     for shift, byte in enumerate(data[at : at + 10]):
         value |= (byte & 127) << 7 * shift
