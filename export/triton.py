@@ -28,6 +28,7 @@ import sys
 sys.path[:0] = {paths!r}
 from runtime.triton import TritonPythonModel  # noqa: E402, F401
 """
+CONFIG_FILE = "config.pbtxt"
 CONFIG = """\
 name: "{name}"
 backend: "python"
@@ -82,7 +83,7 @@ def write_repository(repository: Repository, out: Path) -> list[str]:
     """Write a model repository, or add a model to one. Returns the names of its models.
 
     Raises:
-        RequestError: A setting cannot be used.
+        RequestError: A setting cannot be used, or a folder there is no model of Triton.
         BundleError: A file of the bundle is damaged.
     """
     bundle = repository.bundle
@@ -95,17 +96,24 @@ def write_repository(repository: Repository, out: Path) -> list[str]:
         )
     if out.exists() and not out.is_dir():
         raise RequestError(f"{shown_path(out)} is a file. Choose a folder.")
+    steps = {
+        f"{bundle.name}_{Path(file).stem}": file
+        for file in (STEP, STEP_GUIDED)
+        if repository.steps and inside(repository.precision, file) in bundle.files
+    }
+    names = [bundle.name, *steps]
+    for place in (out / name for name in names):
+        if place.exists() and not (place / CONFIG_FILE).is_file():
+            raise RequestError(
+                f"{shown_path(place)} is no model of Triton, so it is not replaced. Choose another "
+                "folder with --out."
+            )
     # A server that polls the repository sees a whole model or none.
     with replacing_folder(out / bundle.name) as folder:
         _write_model(repository, folder)
-    names = [bundle.name]
-    if repository.steps:
-        for file in (STEP, STEP_GUIDED):
-            if inside(repository.precision, file) in bundle.files:
-                name = f"{bundle.name}_{Path(file).stem}"
-                with replacing_folder(out / name) as folder:
-                    _write_step(repository, name, file, folder)
-                names.append(name)
+    for name, file in steps.items():
+        with replacing_folder(out / name) as folder:
+            _write_step(repository, name, file, folder)
     return names
 
 
@@ -128,7 +136,7 @@ def _write_model(repository: Repository, folder: Path) -> None:
         precision=repository.precision,
         threads=repository.threads or "",
     )
-    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
     version = folder / "1"
     version.mkdir()
     code = MODEL.format(paths=list(repository.python_path))
@@ -169,7 +177,7 @@ def _write_step(repository: Repository, name: str, file: str, folder: Path) -> N
         inputs=",\n".join(inputs),
         outputs=",\n".join(outputs),
     )
-    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
     version = folder / "1"
     version.mkdir()
     for part in (file, WEIGHTS):

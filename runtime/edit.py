@@ -83,19 +83,31 @@ def _stylize(run: Edit) -> str:
     x = run.read()
     given = run.given
     after = run.sampler.stylize(
-        x, given.strength, given.seed, label=run.label(), on_step=run.on_step, **run.how
+        x,
+        given.strength,
+        given.seed,
+        convert=given.convert,
+        label=run.label(),
+        on_step=run.on_step,
+        **run.how,
     )
     return run.write_pairs(x, after)
 
 
 def _invert(run: Edit) -> str:
     x = run.read()
+    given = run.given
     found = run.sampler.invert(
-        x, strength=run.given.strength, label=run.label(), on_step=run.on_step, **run.how
+        x,
+        convert=given.convert,
+        strength=given.strength,
+        label=run.label(),
+        on_step=run.on_step,
+        **run.how,
     )
     errors = ", ".join(f"{error:.4f}" for error in found.error)
     note = f"RMS difference after the way back: {errors}"
-    if run.given.out.suffix == ".npy":
+    if given.out.suffix == ".npy":
         run.write(found.noise)
         return f"{note}. The noise"
     return f"{note}. {run.write_pairs(x, found.back)}"
@@ -103,10 +115,15 @@ def _invert(run: Edit) -> str:
 
 def _translate(run: Edit) -> str:
     x = run.read()
-    source = in_turn(run.given.source, len(x))
-    target = in_turn(run.given.target, len(x))
+    given = run.given
     after = run.sampler.translate(
-        x, source, target, strength=run.given.strength, on_step=run.on_step, **run.how
+        x,
+        in_turn(given.source, len(x)),
+        in_turn(given.target, len(x)),
+        convert=given.convert,
+        strength=given.strength,
+        on_step=run.on_step,
+        **run.how,
     )
     return run.write_pairs(x, after)
 
@@ -161,6 +178,7 @@ def _variations(run: Edit) -> str:
         given.n,
         given.amount,
         given.seed,
+        convert=given.convert,
         label=run.label(),
         on_step=run.on_step,
         **run.how,
@@ -176,7 +194,14 @@ def _animate(run: Edit) -> str:
     # Noising an image needs no network, and refuses a label.
     if (label := run.label()) is not None:
         how["label"] = label
-    frames = run.sampler.animate(given.n, given.seed, pictures=pictures, on_step=run.on_step, **how)
+    frames = run.sampler.animate(
+        given.n,
+        given.seed,
+        pictures=pictures,
+        convert=given.convert,
+        on_step=run.on_step,
+        **how,
+    )
     if given.out.suffix == ".npy":
         run.write(frames)
     else:
@@ -263,7 +288,10 @@ def _add_labels(verb: str, parser: argparse.ArgumentParser) -> None:
                 help=f"{what}; {several}",
             )
     else:
-        text = f"a label's name or number; {several} [the null label]"
+        text = "a label's name or number"
+        if verb not in ("interpolate", "variations"):
+            text += f"; {several}"
+        text += " [the null label]"
         parser.add_argument("--label", action="append", help=text)
 
 

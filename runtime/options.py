@@ -201,8 +201,8 @@ def progress(title: str, sampler: Sampler) -> Iterator[StepCallback | None]:
     bars: list[Progress] = []
 
     def count(preview: Preview) -> None:
-        # A step that goes back belongs to the next batch, or to the way back of an inversion.
-        if not bars or preview.step < bars[-1].done:
+        # A step that is not a later one belongs to the next batch, or to an inversion's way back.
+        if not bars or preview.step <= bars[-1].done:
             if bars:
                 bars[-1].__exit__()
             bars.append(Progress(title, preview.steps))

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 from runtime.errors import RequestError
+from runtime.errors.arguments import integer
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 def serve(given: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
     settings = settings_of(given)
+    integer("port", given.port, 0, 65535)
     # First, so that a port in use is reported before any bundle is loaded.
     listener = listen(given.host, given.port)
     models = Models(given.bundles, settings)

@@ -128,6 +128,11 @@ ONE_SAMPLE: tuple[Field, ...] = (
 """GET /v1/samples. A solver's options are options.NAME there."""
 
 _INVERTING = (*SOLVING, GUIDANCE)
+_ONE_LABEL = (
+    Field("label", LABEL, "The name or number of a label."),
+    *SOLVING,
+    Field("guidance", SCALE, GUIDANCE.doc),
+)
 _COUNT = Field("n", integer(1, MOST_SAMPLES), "The number of samples.", default=8)
 EDITS: dict[str, tuple[Field, ...]] = {
     "stylize": (
@@ -152,15 +157,13 @@ EDITS: dict[str, tuple[Field, ...]] = {
         Field("first", integer(0, MAX_SEED), "A seed to start at, if `image` is not sent."),
         Field("last", integer(0, MAX_SEED), "A seed to end at, if `image2` is not sent."),
         Field("n", integer(2, MOST_SAMPLES), "The number of samples.", default=8),
-        LABELS,
-        *_INVERTING,
+        *_ONE_LABEL,
     ),
     "variations": (
         _COUNT,
         Field("amount", number(0, 1), "From the image itself, 0, to other samples, 1.", 0.3),
         Field("seed", integer(0, MAX_SEED), "Variation i turns toward seed + i.", default=0),
-        LABELS,
-        *_INVERTING,
+        *_ONE_LABEL,
     ),
     "animate": (
         Field("n", integer(1, MOST_SAMPLES), "The number of samples.", default=1),

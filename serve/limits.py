@@ -10,6 +10,7 @@ from runtime import Bundle, Request, ResolvedRequest, resolve
 from runtime.bundle.spec import ResolvedOptions
 from runtime.diffusion.solvers import most_rows
 from runtime.errors import RequestError
+from runtime.errors.messages import shown
 
 from .settings import Settings
 
@@ -38,7 +39,7 @@ def checked_rows(options: ResolvedOptions, settings: Settings) -> int:
     rows = rows_of(options)
     if rows > settings.rows:
         raise RequestError(
-            f"a sample may have at most {settings.rows} rows, got {rows} of solver "
+            f"a sample may have at most {settings.rows} rows, got {shown(rows)} of solver "
             f"{options.solver!r}. Take fewer steps, or a smaller `resample`."
         )
     return rows
@@ -86,3 +87,16 @@ def checked(bundle: Bundle, requests: Sequence[Request], settings: Settings) -> 
             "Take fewer steps or fewer samples."
         )
     return Checked(resolved, total)
+
+
+def check_job(bundle: Bundle, n: int, settings: Settings) -> None:
+    """Refuse a job of n samples whose result would not be kept, and would push out all others.
+
+    Raises RequestError.
+    """
+    size = 4 * math.prod(bundle.sample_shape) * n
+    if size > settings.job_bytes:
+        raise RequestError(
+            f"the result of a job may have at most {settings.job_bytes} bytes as float32, got "
+            f"{size}. Take fewer samples, or wait for the result without a job."
+        )

@@ -78,6 +78,8 @@ async def _events(service: Service, run: Run, asked: Asked) -> AsyncGenerator[by
         if not await run.change(seen, service.settings.heartbeat_s):
             yield HEARTBEAT
             continue
+        # Previews that arrive while one is encoded belong to the next round.
+        version = run.version
         for sample, view in sorted(run.views.items()):
             # The last step's preview is the image itself.
             if view.version <= seen or sent.get(sample, 0) >= most or view.step == view.steps:
@@ -90,7 +92,7 @@ async def _events(service: Service, run: Run, asked: Asked) -> AsyncGenerator[by
             yield event(
                 name, {"type": name, "b64_json": image, "partial_image_index": index, **common}
             )
-        seen = run.version
+        seen = version
     name = f"{asked.verb}.completed"
     try:
         samples = await run.result()

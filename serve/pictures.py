@@ -28,6 +28,8 @@ MEDIA_TYPES = {
     "jpeg": "image/jpeg",
     "gif": "image/gif",
 }
+MOST_SIDE = {"webp": 16_383, "jpeg": 65_500, "gif": 65_535}
+"""Pixels of an image's longer side that a format allows; PNG allows any."""
 GAP = 2
 """Pixels between the images of a sheet."""
 
@@ -99,7 +101,12 @@ def as_base64(model: Model, samples: Float32, kind: str = "png") -> list[str]:
 
 
 def image_bytes(picture: UInt8, kind: str) -> bytes:
-    """Return an image [H, W, C] as the bytes of a file. WebP is lossless."""
+    """Return an image [H, W, C] as the bytes of a file. WebP is lossless.
+
+    Raises:
+        RequestError: It is too large for the format.
+    """
+    _check_side(picture, kind)
     file = io.BytesIO()
     image = _pillow(picture)
     if kind == "webp":
@@ -112,7 +119,12 @@ def image_bytes(picture: UInt8, kind: str) -> bytes:
 
 
 def animation_bytes(frames: Sequence[UInt8], kind: str) -> bytes:
-    """Return frames [H, W, C] as the bytes of an animation that repeats: APNG, WebP or GIF."""
+    """Return frames [H, W, C] as the bytes of an animation that repeats: APNG, WebP or GIF.
+
+    Raises:
+        RequestError: They are too large for the format.
+    """
+    _check_side(frames[0], kind)
     file = io.BytesIO()
     images = [_pillow(frame) for frame in frames]
     options = {"lossless": True} if kind == "webp" else {}
@@ -150,6 +162,17 @@ def animation_as_json(model: Model, frames: Float32) -> dict[str, object]:
         samples = [animation_bytes(list(pixels[:, i]), "png") for i in range(pixels.shape[1])]
         found["images"] = [base64.b64encode(sample).decode() for sample in samples]
     return found
+
+
+def _check_side(picture: UInt8, kind: str) -> None:
+    """Raise RequestError if an image [H, W, C] is too large for a format."""
+    height, width, _ = picture.shape
+    most = MOST_SIDE.get(kind)
+    if most is not None and max(height, width) > most:
+        raise RequestError(
+            f"an image has at most {most} pixels a side as {kind}, and this one has {width}×{height}. "
+            "Ask for png, for fewer samples, or for other `columns`."
+        )
 
 
 def _pillow(picture: UInt8) -> Image.Image:

@@ -181,7 +181,12 @@ def _conditions(model: Model, tensors: Sequence[Tensor], count: int) -> dict[str
                 f"row, got {shape} and {len(data)} entries."
             )
         entries = [_entry(name, kind, entry) for entry in data]
-        found[condition.name] = np.array(entries, condition.kind).reshape(shape)
+        try:
+            found[condition.name] = np.array(entries, condition.kind).reshape(shape)
+        except OverflowError:
+            raise RequestError(
+                f"the data of `{name}` must be {kind}, and a number of it is too large."
+            ) from None
     return found
 
 

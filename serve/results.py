@@ -15,11 +15,12 @@ from runtime.engine.json_arrays import array_to_json
 from . import pictures
 from .events import EventStream, Last, run_events, unless_gone
 from .jobs import Job
+from .limits import check_job
 from .models import Model
 from .pictures import Float32
 from .problems import to_bytes
 from .runs import Run
-from .service import Service, flow_of, note_facts
+from .service import Service, flow_of, note_facts, service_of
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,24 @@ class Output:
 
     @classmethod
     def of(cls, request: Request, model: Model, given: Mapping[str, object]) -> Output:
-        """Read the fields `fields.OUTPUT` and the headers Accept and Prefer."""
+        """Read the fields `fields.OUTPUT` and the headers Accept and Prefer.
+
+        Raises:
+            RequestError: The samples are no images, and an image was asked for; or a job's result
+                is larger than what is kept.
+        """
         accept = request.headers.get("accept", "")
+        is_job = "respond-async" in request.headers.get("prefer", "")
+        if is_job:
+            n = cast("int", given.get("n", 1))
+            check_job(model.bundle, n, service_of(request).settings)
         return cls(
             kind=pictures.format_of(given.get("format"), accept, model),
             columns=cast("int | None", given.get("columns")),
             stream=bool(given.get("stream")) or "text/event-stream" in accept,
             every=cast("int", given.get("every", 1)),
             deadline=cast("float | None", given.get("deadline")),
-            is_job="respond-async" in request.headers.get("prefer", ""),
+            is_job=is_job,
         )
 
 

@@ -127,7 +127,7 @@ def requests_of(
     start = how.get("start")
     if isinstance(start, np.ndarray) and start.ndim == len(model.bundle.sample_shape):
         # One start [*S] for all samples.
-        how["start"] = start[None]
+        how["start"] = np.broadcast_to(start, (n, *start.shape))
     return expand(model.bundle, n, seed, {**how, "conditions": conditions or {}})
 
 

@@ -8,6 +8,7 @@ writes RUN-ema-0.070, a run like any other: to be evaluated, sampled and exporte
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from runtime.terminal.verbs import program, run_verb
 from .errors import CheckpointError
 from .runs import checkpoint as checkpoints
 from .runs.checkpoint import Tensors
-from .runs.folder import read_run
+from .runs.folder import EXAMPLES, read_run
 from .training.averages import combination, exponent
 
 
@@ -98,6 +99,8 @@ def write_run(run: Path, width: float) -> Path:
     if {k: v.shape for k, v in average.items()} != {k: v.shape for k, v in checkpoint.ema.items()}:
         raise CheckpointError(f"the snapshots of {run} are of another network than its checkpoint.")
     checkpoints.write(out / "checkpoints", replace(checkpoint, ema=average), keep=1)
+    if (run / EXAMPLES).is_file():
+        shutil.copyfile(run / EXAMPLES, out / EXAMPLES)
     write_text(out / "config.json", to_json(record))
     return out
 

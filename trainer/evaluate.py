@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle.bundle import MANIFEST
+from runtime.bundle.shipped import named_folder
 from runtime.errors import RequestError
 from runtime.files import to_json, write_text
 from runtime.terminal.output import say
@@ -123,7 +124,7 @@ def of_bundle(
             solver=config.sample_solver,
             steps=config.sample_steps,
             label=label.tolist() if sampler.bundle.num_classes else None,
-            guidance=(guidance or 1.0) if sampler.bundle.can_guide else None,
+            guidance=1.0 if guidance is None else guidance,
             conditions=conditions or None,
         )
 
@@ -137,8 +138,9 @@ def evaluate(what: Path, best: bool, guidance: float | None, device: str, change
     Raises:
         RequestError: Guidance was given for a run.
     """
-    if (what / MANIFEST).is_file():
-        return to_json(of_bundle(what, guidance, device, changes).to_json())
+    folder = named_folder(what)
+    if (folder / MANIFEST).is_file():
+        return to_json(of_bundle(folder, guidance, device, changes).to_json())
     if guidance is not None:
         raise RequestError("--guidance is for bundles: a run is sampled without.")
     result = to_json(of_run(what, best, device, changes).to_json())

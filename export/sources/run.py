@@ -17,8 +17,8 @@ from runtime.files import from_json
 from trainer.config import Config
 from trainer.networks.cost import make_network
 from trainer.runs import checkpoint as checkpoints
-from trainer.runs.folder import EXAMPLES, commit, read_starts
-from trainer.runs.weights import SHA256
+from trainer.runs.folder import EXAMPLES, commit
+from trainer.runs.weights import started_from
 
 from ..errors import ExportError
 from .torch_model import TorchModel
@@ -158,7 +158,7 @@ def _distilled(run: Path, config: Config) -> Distilled | None:
         calls: tuple(schedule.time[list(distillation.knots(calls, config.T))].tolist())
         for calls in distillation.calls
     }
-    starts = [entry[SHA256] for entry in read_starts(run) if SHA256 in entry]
+    starts = started_from(run)
     made = {
         "method": distillation.method,
         "guidance": distillation.guidance,

@@ -212,6 +212,11 @@ class Inverting(ABC):
         """Return x_T [*S] of a seed, or of one image."""
         given = unwrapped(end)
         if isinstance(given, int):
+            if settings.get("strength", 1.0) != 1:
+                raise RequestError(
+                    "`strength` is for images: the noise of a seed is at the top of the grid. "
+                    "Leave it out."
+                )
             # Other noise needs no steps, and its seed is given here.
             own = {name: v for name, v in settings.items() if name not in ("on_step", "seed")}
             request = expand(self.bundle, 1, given, own)[0]

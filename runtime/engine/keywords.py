@@ -68,7 +68,9 @@ class EditKeywords(LabelKeywords, total=False):
 
 
 class WalkKeywords(EditKeywords, total=False):
-    """`invert`, `interpolate` and `variations`, which may use a part of the grid."""
+    """`invert`, `interpolate` and `variations`. The first, and the second between images, may use a
+    part of the grid.
+    """
 
     strength: float
 

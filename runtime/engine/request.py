@@ -78,7 +78,7 @@ class Request(SamplingOptions):
             elif entry.name in MAPPINGS:
                 if value:
                     found[entry.name] = {name: _to_json(v) for name, v in value.items()}
-            elif value is not None and value != entry.default:
+            elif getattr(value, "ndim", 0) or (value is not None and value != entry.default):
                 # numpy scalars and arrays have `tolist`; a grid's times may be any sequence.
                 many = getattr(value, "tolist", lambda v=value: list(v))
                 found[entry.name] = value if isinstance(value, (int, float, str)) else many()

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 
 from export.triton import Repository, main, write_repository
-from runtime import Bundle, Sampler
+from runtime import Bundle, RequestError, Sampler
 
 from ..open_inference import check_conditions, check_server
 
@@ -57,6 +57,20 @@ def test_the_repository_holds_the_bundle_and_its_tensors(bundle: Bundle, tmp_pat
     copy = Bundle.load(tmp_path / "digits" / "1" / "bundle")
     assert copy.sha256 == bundle.sha256
     assert Sampler(copy, threads=1).sample(1, steps=1).shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_step"])
+def test_what_is_no_model_of_triton_is_not_replaced(
+    bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    repository = Repository(bundle=bundle, steps=True)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "bundle.json").write_text("precious")
+    with pytest.raises(RequestError, match=f"{name} is no model of Triton, so it is not replaced"):
+        write_repository(repository, tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")] == [f"{name}/bundle.json"]
+    shutil.rmtree(tmp_path / name)
+    assert write_repository(repository, tmp_path) == write_repository(repository, tmp_path)
 
 
 def test_conditions_have_their_shapes(second_format: Path, tmp_path: Path) -> None:

@@ -1,10 +1,17 @@
 """runtime.options: what the commands' options mean."""
 
 import argparse
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 
-from runtime.options import assignment
+import runtime.options
+from runtime import Sampler
+from runtime.engine.loop import Preview
+from runtime.options import assignment, progress
+from runtime.terminal.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -30,3 +37,33 @@ def test_a_value_is_json_or_a_number_or_text(text: str, value: object) -> None:
 def test_what_is_no_assignment_says_its_form(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="must be NAME=VALUE"):
         assignment(text)
+
+
+@pytest.mark.parametrize(
+    ("passes", "bars"),
+    [
+        # Batches of one step.
+        ([1, 1, 1], [(1, 1)] * 3),
+        # An inversion of one row up and two back.
+        ([1, 2], [(1, 1), (2, 2)]),
+        ([3, 2], [(3, 3), (2, 2)]),
+    ],
+)
+def test_each_pass_has_a_bar_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, passes: list[int], bars: list[tuple[int, int]]
+) -> None:
+    made: list[Progress] = []
+
+    def bar(title: str, total: int) -> Progress:
+        made.append(Progress(title, total))
+        return made[-1]
+
+    monkeypatch.setattr(runtime.options, "Progress", bar)
+    sampler = cast(Sampler, SimpleNamespace(whole=False))
+    nothing = np.zeros((1, 1))
+    with progress("sampling", sampler) as on_step:
+        assert on_step is not None
+        for steps in passes:
+            for step in range(1, steps + 1):
+                on_step(Preview(np.arange(1), step, steps, nothing, nothing))
+    assert [(b.done, b.total) for b in made] == bars

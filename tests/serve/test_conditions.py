@@ -190,6 +190,12 @@ def test_the_open_inference_protocol_takes_conditions(
     wrong = tensors({"low_res": np.ones((2, 1, 8, 7), np.float32)})
     refused = server.post(f"/v2/models/{name}/infer", json={"inputs": [seed, *wrong]})
     assert "must have shape [2, 1, 8, 8]" in refused.json()["error"]
+    for inputs in (tensors(given), tensors(given)):
+        large = inputs[-1]
+        large["data"] = [10**400] * len(large["data"])
+        refused = server.post(f"/v2/models/{name}/infer", json={"inputs": [seed, *inputs]})
+        assert refused.status_code == 400
+        assert "too large" in refused.json()["error"]
 
 
 def test_the_openai_api_refuses_conditions_by_name(server: TestClient) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pytest
 from starlette.testclient import TestClient
 
 from runtime import Sampler
@@ -116,15 +115,25 @@ def test_a_job_belongs_to_its_user(small: Sampler) -> None:
         assert client.get(path, headers=alice).status_code == 200
 
 
-@pytest.mark.parametrize("settings", [Settings(job_s=0.0), Settings(job_bytes=100)])
-def test_results_are_dropped(small: Sampler, settings: Settings) -> None:
-    with client_of([small], settings) as client:
+def test_results_are_dropped(small: Sampler) -> None:
+    with client_of([small], Settings(job_s=0.0)) as client:
         path = start(client, {"n": 4, "steps": 3})
         jobs = client.app.state.service.jobs  # type: ignore[attr-defined]
         until(lambda: all(job.ended for job in jobs._jobs.values()))
         assert client.get(path).status_code == 404
         assert not jobs._held
         assert not jobs._ended
+
+
+def test_a_job_that_would_push_out_all_others_is_refused(small: Sampler) -> None:
+    one = 4 * int(np.prod(small.bundle.sample_shape))
+    with client_of([small], Settings(job_bytes=3 * one)) as client:
+        path = start(client, {"n": 3, "steps": 3})
+        got = client.post("/v1/samples", json={"n": 4}, headers={"prefer": "respond-async"})
+        assert got.status_code == 400
+        assert f"at most {3 * one} bytes" in got.json()["detail"]
+        until(lambda: client.get(path).json()["state"] == "done")
+        assert client.post("/v1/samples", json={"n": 4, "steps": 3}).status_code == 200
 
 
 def test_the_oldest_results_are_dropped_first(small: Sampler) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,7 +15,10 @@ import pytest
 from PIL import Image
 
 from runtime import Engine, Sampler, Ticket
-from serve import create_app
+from runtime.engine.ticket import TicketPreview
+from serve import Settings, create_app, openai_responses
+from serve.openai_responses import Asked
+from serve.runs import Run
 
 from ..lazily import Lazy
 from .services import running
@@ -177,3 +182,33 @@ def test_errors_have_the_clients_shape(service: openai.OpenAI) -> None:
     opaque = np.full((4, 4, 4), 255, np.uint8)
     with pytest.raises(openai.BadRequestError, match="transparent places"):
         service.images.edit(image=("a.png", png(IMAGE)), mask=("m.png", png(opaque)), prompt="one")
+
+
+def test_a_preview_that_comes_while_another_is_encoded_is_sent(small: Sampler) -> None:
+    async def sent() -> list[int]:
+        model: Any = SimpleNamespace(bundle=small.bundle)
+        run = Run(asyncio.get_running_loop(), model).join()
+        nothing = np.zeros((1, *small.bundle.sample_shape), np.float32)
+        encoded = 0
+
+        def show(sample: int) -> None:
+            step, steps = np.array([1]), np.array([5])
+            run.show(TicketPreview(np.array([sample]), step, steps, nothing, nothing))
+
+        async def encode(*_: object) -> list[str]:
+            nonlocal encoded
+            encoded += 1
+            if encoded == 1:
+                show(1)
+            else:
+                run.settle(nothing)
+            return ["image"]
+
+        service: Any = SimpleNamespace(settings=Settings(), encode=encode)
+        show(0)
+        given = {"partial_images": 1, "output_format": "png"}
+        asked = Asked("image_generation", given, run.model, 0, [None, None])
+        events = [e async for e in openai_responses._events(service, run, asked)]
+        return [b"partial_image_index" in event for event in events].count(True)
+
+    assert asyncio.run(sent()) == 2

@@ -73,6 +73,8 @@ def test_an_array_to_start_from(client: TestClient, small: Sampler) -> None:
     got = client.post("/v1/samples", json={"start": field, "strength": 0.5, "format": "npy"})
     assert npy(got.content).tobytes() == small.sample(start=start, strength=0.5).tobytes()
     assert "content-location" not in got.headers
+    many = client.post("/v1/samples", json={"n": 3, "start": field, "format": "npy"})
+    assert npy(many.content).tobytes() == small.sample(3, start=start.repeat(3, 0)).tobytes()
 
 
 def test_the_accept_header_chooses_the_format(client: TestClient) -> None:

@@ -292,3 +292,9 @@ def test_a_port_that_is_taken(root: Path, capsys: pytest.CaptureFixture) -> None
         bundle = str(root / "bundles" / "emoji32")
         assert main([bundle, "--port", str(taken.getsockname()[1])]) == 2
     assert "error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_a_port_that_is_none(root: Path, capsys: pytest.CaptureFixture, port: str) -> None:
+    assert main([str(root / "bundles" / "emoji32"), f"--port={port}"]) == 2
+    assert "`port` must be 0 to 65535" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from trainer.evaluate import Changes, of_run
 from trainer.fit import fit
 from trainer.quality import features
 from trainer.runs import checkpoint as checkpoints
+from trainer.runs.folder import EXAMPLES
 from trainer.training.averages import (
     Averages,
     combination,
@@ -89,8 +90,12 @@ def test_the_command_makes_a_run_of_it(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "STEPS", 20)  # any classifier will do
+    # A run with conditions has some of the data's here, under which it is exported.
+    (run / EXAMPLES).write_bytes(b"conditions")
     assert main([str(run), "--width", "0.07"]) == 0
     out = run.with_name("digits-ema-0.070")
+    assert (out / EXAMPLES).read_bytes() == b"conditions"
+    (run / EXAMPLES).unlink()
     assert str(out) in capsys.readouterr().out
     made = checkpoints.newest(out / "checkpoints")
     assert made is not None

@@ -506,7 +506,13 @@ def test_a_teacher_that_changed_is_refused(student: Config, finished: Path, tmp_
         starts.write_text(before.replace('"start_sha256": "', '"start_sha256": "0'))
         with pytest.raises(CheckpointError, match="not the teacher"):
             fit(student, finished.parent)
+        # A damaged file says nothing, and is moved aside.
+        starts.write_text(before[:-3])
+        assert from_run(finished, 1.0).distilled is not None
+        assert fit(student, finished.parent)
+        assert starts.with_name("starts.json.damaged").read_text() == before[:-3]
     finally:
+        starts.with_name("starts.json.damaged").unlink(missing_ok=True)
         starts.write_text(before)
 
 

@@ -17,6 +17,7 @@ from .decode import UnreadablePicture
 from .image_files import ImageFiles, Names, open_images
 from .labels import listed
 from .memory import Pictures
+from .survey import survey
 
 MEGABYTE = 2**20
 
@@ -44,6 +45,12 @@ def pairs(path: Path, config: Config) -> Pictures:
         raise DataError(
             f"{printable(str(path))}: {len(missing)} images of target/ have none of the same name "
             f"in source/: {listed(missing, 3)}. Add them, or remove these."
+        )
+    alone = sorted(set(survey(path / "source").images()) - set(relative))
+    if alone:
+        raise DataError(
+            f"{printable(str(path))}: {len(alone)} images of source/ have none of the same name in "
+            f"target/: {listed(alone, 3)}. Add them, or remove these."
         )
     given = open_images(config, str(path / "source"), names, lambda i: Path(names[i]))
     needed = len(names) * int(np.prod(wanted.shape) + np.prod(given.shape))

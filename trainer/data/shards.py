@@ -13,6 +13,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ from .tar import indexed
 log = logging.getLogger(__name__)
 
 MOST_SHARDS = 1_000_000
+MOST_OPEN = 256
+"""Files that a process keeps open; most systems allow 1,024."""
 
 
 def stream(urls: str, config: Config) -> Stream:
@@ -102,6 +105,8 @@ def _reader(shards: list[Path], where: np.ndarray) -> Callable[[int], bytes]:
         shard, offset, size = where[i].tolist()
         key = (os.getpid(), shard)
         if key not in opened:
+            if len(opened) >= MOST_OPEN:
+                os.close(opened.pop(next(iter(opened))))
             opened[key] = os.open(shards[shard], os.O_RDONLY)
         return os.pread(opened[key], size, offset)
 
@@ -124,9 +129,15 @@ def _expanded(urls: str) -> list[str]:
     if math.prod(counts) > MOST_SHARDS:
         raise RequestError(f"--data wds: {urls[:200]} names more than {MOST_SHARDS} shards.")
     try:
-        return list(expand_urls(urls))
+        found = list(expand_urls(urls))
     except Exception as error:  # braceexpand and webdataset raise several kinds
         raise RequestError(f"--data wds: {urls[:200]} cannot be expanded ({error}).") from error
+    # webdataset expands braces alone.
+    return [path for url in found for path in (sorted(glob(url)) if _is_pattern(url) else [url])]
+
+
+def _is_pattern(url: str) -> bool:
+    return "*" in url and "://" not in url and not url.startswith("pipe:") and bool(glob(url))
 
 
 def local(url: str) -> Path:

@@ -17,7 +17,7 @@ from runtime.bundle.shipped import named_folder
 from ..errors import CheckpointError
 from ..parallel.sharding import whole
 from . import checkpoint as checkpoints
-from .folder import read_run
+from .folder import read_run, read_starts
 
 STEP = "fp32/step.onnx"
 WEIGHTS = "fp32/weights.bin"
@@ -52,6 +52,15 @@ def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         f"{place} is neither a run with a checkpoint nor a bundle: there is nothing to start from.",
     )
     return checkpoint.ema, tuple(read_run(place)[1]["classes"])
+
+
+def started_from(run: Path) -> list[str]:
+    """Return the identities of the weights that a run began with; none if nothing says so."""
+    try:
+        starts = read_starts(run)
+    except CheckpointError:  # the next start moves the damaged file aside, with a warning
+        return []
+    return [entry[SHA256] for entry in starts if SHA256 in entry]
 
 
 def weights_of(bundle: Bundle) -> dict[str, Tensor]:

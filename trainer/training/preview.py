@@ -127,8 +127,11 @@ class Preview:
             if condition.is_image:
                 small = to_uint8(given[condition.name], *(condition.range or (-1, 1)))
                 large = small.repeat(H // small.shape[1], 1).repeat(W // small.shape[2], 2)
-                columns.append(np.broadcast_to(large, images.shape))
+                columns.append(large)
         columns += [self.sample(COMPARED, weights), images]
+        # A grey image next to a coloured one.
+        C = max(column.shape[3] for column in columns)
+        shown = [np.broadcast_to(column, (*column.shape[:3], C)) for column in columns]
         # What belongs together stands side by side.
-        each = np.stack(columns, axis=1)
-        return tile(each.reshape(-1, *images.shape[1:]), columns=len(columns) * ACROSS)
+        each = np.stack(shown, axis=1)
+        return tile(each.reshape(-1, *each.shape[2:]), columns=len(columns) * ACROSS)

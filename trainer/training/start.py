@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..runs import checkpoint as checkpoints
-from ..runs.folder import read_starts
-from ..runs.weights import SHA256, as_like, fitting, start_of, widened
+from ..runs.weights import SHA256, as_like, fitting, start_of, started_from, widened
 from .step import Trainer
 from .teacher import Teacher
 
@@ -68,8 +67,7 @@ def teach(trainer: Trainer, folder: Path, resumed: bool = False) -> dict[str, st
     teacher = Teacher(
         config, dataset.sample_shape, dataset.classes, trainer.device, trainer.conditions
     )
-    starts = read_starts(folder) if resumed else []
-    known = {entry[SHA256] for entry in starts if SHA256 in entry}
+    known = started_from(folder) if resumed else []
     if known and teacher.sha256 not in known:
         raise CheckpointError(
             f"{config.start_from} is not the teacher that {folder} began with: its weights have "

@@ -152,7 +152,7 @@ class Trajectories:
         count = len(self._places(chunk))
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise TrainingError(
                 f"{path} cannot be read ({error}). Delete it and give the same command again."
             ) from error

@@ -409,6 +409,8 @@ ZEROS = np.zeros((8, 8), np.uint8)
         (lambda s: s.translate(ZEROS, 3, 7, label=3), "`label` is set by this method"),
         (lambda s: s.invert(ZEROS, up=True), "`up` is set by this method"),
         (lambda s: s.stylize(ZEROS, picture=ZEROS), "`picture` is set by this method"),
+        (lambda s: s.interpolate(1, 2, strength=0.5), "`strength` is for images"),
+        (lambda s: s.variations(ZEROS, strength=0.5), "`strength` is for images"),
         (lambda s: s.interpolate(True, 2), "`seed` must be an integer, .* got True"),
         (lambda s: s.interpolate(ZEROS, 2, 3, label=[1, 2, 3]), "`label` must be one value, got 3"),
         (lambda s: s.inpaint(ZEROS, None), "the mask must be a path"),

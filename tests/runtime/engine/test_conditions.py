@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from runtime import Engine, Request, RequestError, Sampler, Stream, noise, resolve
+from runtime import Engine, Request, RequestError, Sampler, Stream, edit, noise, resolve
 from runtime.diffusion.program import run
 from runtime.engine.batch import Batch
 from runtime.engine.request import Planner
@@ -156,6 +156,32 @@ def test_edits_take_conditions(conditioned: Sampler, given: dict[str, Any]) -> N
     np.testing.assert_array_equal(again, inverted.back)
     assert conditioned.interpolate(1, 2, 3, conditions=one, steps=4).shape == (3, *SHAPE)
     assert conditioned.animate(2, conditions=given, steps=3).shape == (4, 2, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("stylize", "0.png"),
+        ("invert", "0.png"),
+        ("translate", "0.png --from 1 --to 2"),
+        ("inpaint", "0.png --mask mask.png"),
+        ("interpolate", "1 2 --n 2"),
+        ("variations", "0.png --n 1"),
+        ("animate", "--n 1"),
+    ],
+)
+def test_every_verb_fits_images_of_conditions(
+    second_format: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("0", (8, 8)), ("mask", (8, 8)), ("large", (20, 16))):
+        Image.new("L", size, 200).save(f"{name}.png")
+    np.save("text.npy", np.ones((3, 4), np.float32))
+    bundle = str(second_format / "bundle")
+    given = "--condition low_res=large.png --condition text=text.npy --condition style=1"
+    asked = [verb, bundle, *words.split(), *given.split(), "--steps", "6", "--out", "out.png"]
+    assert edit.main([*asked, "--convert"]) == 0
+    assert edit.main(asked) == 2
 
 
 def test_the_loop_graph_takes_conditions(

@@ -34,6 +34,11 @@ def test_a_request_goes_to_json_and_back_and_gives_the_same_bytes(
     assert same
 
 
+def test_a_grid_in_an_array_goes_to_json() -> None:
+    request = Request(0, grid=np.array([900.0, 500.0, 10.0]))  # type: ignore[arg-type]
+    assert request.to_json() == {"seed": 0, "grid": [900.0, 500.0, 10.0]}
+
+
 def test_numpy_values_go_to_json() -> None:
     request = Request(np.int64(3), guidance=np.float32(1.5), steps=np.array(4), grid="karras")  # type: ignore[arg-type]
     assert json.loads(json.dumps(request.to_json())) == {

@@ -81,12 +81,14 @@ def test_another_table_is_another_plan_and_another_place_is_not(
         ({"low": "low_res.npy"}, "Did you mean 'low_res'"),
         ({"low_res": "text.npy"}, "`low_res`|'low_res'"),
         ({"style": "empty.npy"}, "a row for each sample"),
+        ({"style": "nothing.npy"}, "cannot be read"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_why(
     bundle: Bundle, plan: Path, conditions: object, message: str
 ) -> None:
     np.save(plan.with_name("empty.npy"), np.zeros(0, np.int64))
+    plan.with_name("nothing.npy").touch()
     value = json.loads(plan.read_text())
     value["conditions"] = conditions
     if isinstance(conditions, dict) and "low" not in conditions:

@@ -3,6 +3,7 @@ datasets and tar files. Bad ones are counted and named."""
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from PIL import Image
 
 from runtime.errors import RequestError
 from trainer.config import Config
+from trainer.data import shards
 from trainer.data import sources as data
 from trainer.data.decode import UnreadablePicture
 from trainer.data.image_files import Names
@@ -298,6 +300,23 @@ def test_tar_files_give_every_picture_with_its_class(tmp_path: Path, more) -> No
     found = load(config_for(f"wds:{tmp_path}/a-{{0..1}}.tar"))
     assert found.classes == ("0", "1", "2")
     assert_holds_all(found, [i % 3 for i in range(N)])
+    assert_holds_all(load(config_for(f"wds:{tmp_path}/a-*.tar")), [i % 3 for i in range(N)])
+
+
+def test_more_shards_than_files_may_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "MOST_OPEN", 2)
+    for i in range(5):
+        shard(tmp_path / f"a-{i}.tar", range(i, N, 5), lambda i: {})
+    opened, closed = [], []
+    open_file, close_file = os.open, os.close
+    monkeypatch.setattr(shards.os, "open", lambda *a: opened.append(open_file(*a)) or opened[-1])
+    monkeypatch.setattr(shards.os, "close", lambda file: closed.append(file) or close_file(file))
+    found = load(config_for(f"wds:{tmp_path}/a-{{0..4}}.tar"))
+    before = len(opened) - len(closed)
+    assert len(found.gather(np.arange(N))) == N
+    assert len(opened) - len(closed) <= before + 2
 
 
 def test_remote_tar_files_are_fetched_once_and_go_on_within_a_shard(

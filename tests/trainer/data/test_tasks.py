@@ -18,6 +18,7 @@ from trainer.data.sources import load
 from trainer.data.tasks import Task, task_of
 from trainer.errors import DataError
 from trainer.networks.cost import make_network
+from trainer.training.step import Trainer
 
 TINY: dict[str, Any] = {"channels": (8, 16), "attention": ()}
 
@@ -110,9 +111,21 @@ def test_pairs_are_matched_by_name(tmp_path: Path) -> None:
     before = made.dataset.fingerprint()
     Image.fromarray(expected[::-1]).save(tmp_path / "source" / "2.png")
     assert task(data=f"pairs:{tmp_path}").dataset.fingerprint() != before
-    (tmp_path / "source" / "1.png").unlink()
-    with pytest.raises(DataError, match=r"1 images of target/ have none of the same name"):
-        task(data=f"pairs:{tmp_path}")
+    for part, other in (("source", "target"), ("target", "source")):
+        kept = (tmp_path / part / "1.png").read_bytes()
+        (tmp_path / part / "1.png").unlink()
+        with pytest.raises(DataError, match=rf"1 images of {other}/ have none of the same name"):
+            task(data=f"pairs:{tmp_path}")
+        (tmp_path / part / "1.png").write_bytes(kept)
+
+
+def test_a_grid_shows_grey_images_next_to_their_coloured_sources(tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    for file in (tmp_path / "target").iterdir():
+        Image.open(file).convert("L").save(file)
+    config = Config(data=f"pairs:{tmp_path}", channels=(8,), attention=(), device="cpu", T=50)
+    trainer = Trainer(config, load(config))
+    assert trainer.preview.grid(trainer.state.ema).shape[2] == 3
 
 
 def test_pairs_must_fit_each_other(tmp_path: Path) -> None:

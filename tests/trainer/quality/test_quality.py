@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from runtime import Sampler
 from runtime.errors import RequestError
 from runtime.files import from_json
 from trainer.config import Config
 from trainer.data import sources as data
 from trainer.data.memory import Pictures
-from trainer.evaluate import main
+from trainer.evaluate import Changes, evaluate, main
 from trainer.fit import fit
 from trainer.quality import distances as quality
 from trainer.quality import features
@@ -289,6 +290,20 @@ def test_the_bundle_of_a_run_is_judged_as_the_run_is(
     of_run, of_bundle = (json.loads("{" + text) for text in capsys.readouterr().out.split("{")[1:])
     for name in ("frechet", "kernel"):  # the same images but for rounding
         assert of_bundle[name] == pytest.approx(of_run[name], rel=0.02)
+
+
+@pytest.mark.parametrize(("given", "guidance"), [(None, 1.0), (0.0, 0.0), (2.0, 2.0)])
+def test_a_bundle_is_sampled_at_the_scale_that_is_given(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, given: float | None, guidance: float
+) -> None:
+    def pictures(*_: object, **how: object) -> None:
+        assert how["guidance"] == guidance
+        raise RequestError("seen")
+
+    monkeypatch.setattr(Sampler, "pictures", pictures)
+    monkeypatch.setattr(features, "STEPS", 2)
+    with pytest.raises(RequestError, match="seen"):
+        evaluate(tiny_bundle, False, given, "cpu", Changes())
 
 
 @pytest.mark.parametrize(("what", "message"), [("nowhere", "is not a run"), ("", "is not a run")])
