@@ -13,7 +13,7 @@ import numpy as np
 
 from .backends.base import Float32
 from .diffusion.noise import MAX_SEED
-from .engine.keywords import GuidedKeywords, LabelKeywords
+from .engine.keywords import GuidedKeywords, Labels
 from .engine.loop import StepCallback
 from .errors import RequestError
 from .images import animation_format, picture_format, read, save_animation, tile
@@ -33,8 +33,22 @@ def edit(given: argparse.Namespace) -> None:
     verb = VERBS[given.verb]
     check_out(given, sampler.bundle, verb.format_of)
     with progress(given.verb, sampler) as on_step:
-        note = verb.act(Edit(sampler, given, settings(given), on_step))
+        note = verb.act(
+            Edit(sampler, given, How(**settings(given), convert=given.convert), on_step)
+        )
     say(f"{note}: {given.out}")
+
+
+class How(GuidedKeywords, total=False):
+    """The arguments of all verbs."""
+
+    convert: bool
+
+
+class Labelled(How, total=False):
+    """The same, and a label."""
+
+    label: Labels
 
 
 class Edit(NamedTuple):
@@ -42,7 +56,7 @@ class Edit(NamedTuple):
 
     sampler: Sampler
     given: argparse.Namespace
-    how: GuidedKeywords
+    how: How
     on_step: StepCallback | None
 
     def label(self) -> str | list[str] | None:
@@ -83,31 +97,19 @@ def _stylize(run: Edit) -> str:
     x = run.read()
     given = run.given
     after = run.sampler.stylize(
-        x,
-        given.strength,
-        given.seed,
-        convert=given.convert,
-        label=run.label(),
-        on_step=run.on_step,
-        **run.how,
+        x, given.strength, given.seed, label=run.label(), on_step=run.on_step, **run.how
     )
     return run.write_pairs(x, after)
 
 
 def _invert(run: Edit) -> str:
     x = run.read()
-    given = run.given
     found = run.sampler.invert(
-        x,
-        convert=given.convert,
-        strength=given.strength,
-        label=run.label(),
-        on_step=run.on_step,
-        **run.how,
+        x, strength=run.given.strength, label=run.label(), on_step=run.on_step, **run.how
     )
     errors = ", ".join(f"{error:.4f}" for error in found.error)
     note = f"RMS difference after the way back: {errors}"
-    if given.out.suffix == ".npy":
+    if run.given.out.suffix == ".npy":
         run.write(found.noise)
         return f"{note}. The noise"
     return f"{note}. {run.write_pairs(x, found.back)}"
@@ -115,15 +117,10 @@ def _invert(run: Edit) -> str:
 
 def _translate(run: Edit) -> str:
     x = run.read()
-    given = run.given
+    source = in_turn(run.given.source, len(x))
+    target = in_turn(run.given.target, len(x))
     after = run.sampler.translate(
-        x,
-        in_turn(given.source, len(x)),
-        in_turn(given.target, len(x)),
-        convert=given.convert,
-        strength=given.strength,
-        on_step=run.on_step,
-        **run.how,
+        x, source, target, strength=run.given.strength, on_step=run.on_step, **run.how
     )
     return run.write_pairs(x, after)
 
@@ -132,13 +129,7 @@ def _inpaint(run: Edit) -> str:
     x = run.read()
     given = run.given
     after = run.sampler.inpaint(
-        x,
-        given.mask,
-        given.seed,
-        convert=given.convert,
-        label=run.label(),
-        on_step=run.on_step,
-        **run.how,
+        x, given.mask, given.seed, label=run.label(), on_step=run.on_step, **run.how
     )
     return run.write_pairs(x, after)
 
@@ -149,7 +140,6 @@ def _interpolate(run: Edit) -> str:
         _end(given.first),
         _end(given.last),
         given.n,
-        convert=given.convert,
         label=run.label(),
         on_step=run.on_step,
         **run.how,
@@ -174,14 +164,7 @@ def _variations(run: Edit) -> str:
     x = run.read()
     given = run.given
     found = run.sampler.variations(
-        x,
-        given.n,
-        given.amount,
-        given.seed,
-        convert=given.convert,
-        label=run.label(),
-        on_step=run.on_step,
-        **run.how,
+        x, given.n, given.amount, given.seed, label=run.label(), on_step=run.on_step, **run.how
     )
     run.write(np.concatenate([x, found]))
     return f"the image and {given.n} variations of it"
@@ -190,18 +173,11 @@ def _variations(run: Edit) -> str:
 def _animate(run: Edit) -> str:
     given = run.given
     pictures = run.read() if given.pictures else None
-    how = LabelKeywords(**run.how)
+    how = Labelled(**run.how)
     # Noising an image needs no network, and refuses a label.
     if (label := run.label()) is not None:
         how["label"] = label
-    frames = run.sampler.animate(
-        given.n,
-        given.seed,
-        pictures=pictures,
-        convert=given.convert,
-        on_step=run.on_step,
-        **how,
-    )
+    frames = run.sampler.animate(given.n, given.seed, pictures=pictures, on_step=run.on_step, **how)
     if given.out.suffix == ".npy":
         run.write(frames)
     else:
@@ -288,10 +264,8 @@ def _add_labels(verb: str, parser: argparse.ArgumentParser) -> None:
                 help=f"{what}; {several}",
             )
     else:
-        text = "a label's name or number"
-        if verb not in ("interpolate", "variations"):
-            text += f"; {several}"
-        text += " [the null label]"
+        more = "" if verb in ("interpolate", "variations") else f"; {several}"
+        text = f"a label's name or number{more} [the null label]"
         parser.add_argument("--label", action="append", help=text)
 
 

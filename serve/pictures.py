@@ -170,8 +170,8 @@ def _check_side(picture: UInt8, kind: str) -> None:
     most = MOST_SIDE.get(kind)
     if most is not None and max(height, width) > most:
         raise RequestError(
-            f"an image has at most {most} pixels a side as {kind}, and this one has {width}×{height}. "
-            "Ask for png, for fewer samples, or for other `columns`."
+            f"an image has at most {most} pixels a side as {kind}, and this one has "
+            f"{width}×{height}. Ask for png, for fewer samples, or for other `columns`."
         )
 
 

@@ -1,4 +1,4 @@
-"""The page in a browser, Chromium without a window. Slow by nature: each test opens it anew."""
+"""The page in a browser, Chromium without a window. Slow by nature: each test opens it for itself."""
 
 from __future__ import annotations
 

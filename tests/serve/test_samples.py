@@ -16,7 +16,9 @@ from starlette.testclient import TestClient
 from runtime import Request, Sampler
 from runtime.bundle.distilled import Distilled
 from runtime.bundle.spec import Defaults
+from runtime.errors import RequestError
 from runtime.images import tile
+from serve.pictures import animation_bytes, image_bytes
 
 from .services import client_of, events_of, gate_of, until
 
@@ -248,3 +250,12 @@ def test_a_student_is_served_with_its_numbers_of_calls(small: Sampler) -> None:
             got = client.post("/v1/samples", json=asked)
             assert got.status_code == 400, got.text
             assert message in got.json()["detail"]
+
+
+@pytest.mark.parametrize(("kind", "side"), [("webp", 16_384), ("jpeg", 65_501), ("gif", 65_536)])
+def test_an_image_too_large_for_its_format_names_another(kind: str, side: int) -> None:
+    picture = np.zeros((side, 1, 1), np.uint8)
+    encode = animation_bytes if kind == "gif" else image_bytes
+    with pytest.raises(RequestError, match=r"at most \d+ pixels a side .* Ask for png"):
+        encode([picture] if kind == "gif" else picture, kind)  # type: ignore[arg-type]
+    assert image_bytes(picture, "png")
