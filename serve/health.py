@@ -47,6 +47,7 @@ async def info(request: Request) -> Response:
     settings = service.settings
     found = {
         "version": version(),
+        "opened": service.models.opened,
         "models": [model.info() for model in service.models.all.values()],
         "formats": list(FORMATS),
         "limits": {

@@ -128,7 +128,8 @@ def test_int8_openvino(tmp_path: Path) -> None:
 
 
 def test_onnx_loop(tmp_path: Path) -> None:
-    """From Python, and from C++ if a compiler and ONNX Runtime's headers are available.
+    """From Python, and from C++ if a compiler and ONNX Runtime's headers are available: otherwise
+    it is skipped after the first half.
 
     ONNXRUNTIME_HOME: a folder with include/ and lib/.
     """
@@ -141,7 +142,7 @@ def test_onnx_loop(tmp_path: Path) -> None:
     home = Path(os.environ.get("ONNXRUNTIME_HOME", "/usr"))
     headers = [*home.glob("include/**/onnxruntime_cxx_api.h")]
     if compiler is None or not headers:
-        return
+        pytest.skip("the C++ half needs a compiler and ONNX Runtime's headers")
     program = tmp_path / "onnx_loop"
     source = EXAMPLES / "onnx_loop.cpp"
     words = [compiler, "-std=c++17", f"-I{headers[0].parent}", source, f"-L{home / 'lib'}"]

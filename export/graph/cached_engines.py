@@ -16,7 +16,7 @@ from runtime.backends.nvidia import engine_cache as engines
 from runtime.backends.nvidia.cuda import Cuda, cudart
 from runtime.backends.nvidia.engine_cache import LIBRARIES, Entry, Gpu, Recipe
 from runtime.backends.nvidia.tensorrt_library import load_library
-from runtime.backends.onnxfile import refuse_endless, with_weights
+from runtime.backends.onnxfile import check_graph, with_weights
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import STEPS, WEIGHTS, inside
 from runtime.errors import BackendError, EngineError, RequestError, unknown
@@ -149,7 +149,7 @@ def ensure(bundle: Bundle, precision: str, graph: str, chosen: Chosen, order: Or
     begun = time.perf_counter()
     path = f"{precision}/{graph}"
     model = bundle.read(path)
-    refuse_endless(model)
+    check_graph(model)
     engine = build(
         chosen,
         with_weights(model, bundle.read(inside(precision, WEIGHTS))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,9 @@ def _allowed(bundle: Bundle, solver: str, counts: Sequence[int]) -> list[int]:
 
 
 def _table(bundle: Bundle, solver: str, steps: int) -> Table | None:
+    default = bundle.defaults
+    options: dict[str, Any] = {**default.options} if solver == default.solver else {}
     try:
-        return Table.of(bundle.program(solver, steps))
+        return Table.of(bundle.program(solver, steps, **options))
     except RequestError:
         return None

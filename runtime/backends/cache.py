@@ -59,7 +59,8 @@ def load(name: str) -> list[UInt8] | None:
             ] and not file.read(1)
         if not whole or digest != _digest(lengths, [part.data for part in parts]):
             raise ValueError
-        path.touch()  # the time of its last use, for _prune
+        with contextlib.suppress(OSError):  # a cache that cannot be written to is of use as well
+            path.touch()  # the time of its last use, for _prune
     except (OSError, ValueError, MemoryError):
         forget(name)
         return None

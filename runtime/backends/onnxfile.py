@@ -35,6 +35,8 @@ _MAKES = 2
 _OPERATOR = 4
 _SMALL = 32
 """Bytes of an attribute that has no room for a graph with a loop."""
+_LOCATION = b"location"
+"""The word that every tensor with external data has."""
 
 # onnx.proto: for each message that may hold a tensor, the fields that may (_HOLDS) and the others
 # (_PLAIN). A field in neither is of a newer format and might hold a tensor too, so it is refused.
@@ -80,11 +82,14 @@ def with_weights(model: bytes, weights: bytes, file: str = WEIGHTS) -> bytes:
     return b"".join(chunks)
 
 
-def refuse_endless(data: bytes | memoryview, kind: str = "Model", depth: int = 0) -> None:
-    """Check that libraries come to an end when they read and run an ONNX model.
+def check_graph(data: bytes | memoryview, kind: str = "Model", depth: int = 0) -> None:
+    """Check that a library comes to an end with an ONNX model, and follows no path in it.
+
+    Initializers of the main graph may be stored outside: libraries take these from memory.
 
     Raises:
-        BundleError: It has a Loop or Scan, or a node before another whose output it reads.
+        BundleError: It has a Loop or Scan, a node before another whose output it reads, or another
+            tensor that is stored outside.
     """
     if depth > DEPTH:
         raise BundleError(f"no step graph: graphs are nested more than {DEPTH} deep.")
@@ -93,8 +98,12 @@ def refuse_endless(data: bytes | memoryview, kind: str = "Model", depth: int = 0
         inner = _HOLDS[kind].get(field)
         if wire == _BYTES and inner == "Node":
             nodes.append(_node(value, depth))
-        elif wire == _BYTES and inner and not inner.endswith("Tensor"):
-            refuse_endless(value, inner, depth + (inner == "Graph"))
+        elif wire == _BYTES and inner == "Tensor" and kind == "Graph" and depth == 1:
+            continue
+        elif wire == _BYTES and inner == "Tensor":
+            _check_inside(value)
+        elif wire == _BYTES and inner:
+            check_graph(value, inner, depth + (inner == "Graph"))
     # Names that a later node in the list produces. The empty name means an absent input.
     later: set[bytes] = set().union(*(makes for _, makes in nodes)) - {b""}
     for reads, makes in nodes:
@@ -117,9 +126,21 @@ def _node(data: memoryview, depth: int) -> tuple[set[bytes], set[bytes]]:
             raise BundleError(
                 f"no step graph: it has a {bytes(value).decode()}, which might not end."
             )
-        elif wire == _BYTES and _HOLDS["Node"].get(field) == "Attribute" and len(value) > _SMALL:
-            refuse_endless(value, "Attribute", depth)
+        elif wire != _BYTES or _HOLDS["Node"].get(field) != "Attribute":
+            continue
+        elif len(value) > _SMALL or _LOCATION in bytes(value):
+            check_graph(value, "Attribute", depth)
     return names[_READS], names[_MAKES]
+
+
+def _check_inside(tensor: memoryview) -> None:
+    """Raise BundleError if a TensorProto is stored outside the model."""
+    for field, _, _, value in _fields(tensor):
+        if field == _EXTERNAL or (field == _WHERE and bytes(value) != b"\0"):
+            raise BundleError(
+                "no step graph: a tensor within it is stored in a file; initializers of the main "
+                "graph alone may be."
+            )
 
 
 class _Walk:
@@ -195,6 +216,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview
     while at < end:
         begun = at
         tag, at = _read_varint(data, at)
+        # Other readers cut a tag to 32 bits, and would see another field than this one.
+        if tag >> 32:
+            raise BundleError("no step graph: a field's number is too large.")
         field = tag >> 3
         wire = tag & 7
         start = at

@@ -18,10 +18,10 @@ from .base import missing
 from .forks import ForkGuard
 from .host import Call
 from .memory import is_heavy, trim
-from .onnxfile import refuse_endless
+from .onnxfile import check_graph
 from .onnxruntime_api import OnnxRuntimeLibrary, Port, Session
 from .ports import dtype_of, optional_ports, shapes
-from .processor import usable_cores
+from .processor import quota, usable_cores
 from .streams import StreamBuffers
 
 LEAST_ROUNDED = 2
@@ -85,7 +85,8 @@ class OnnxRuntime:
         if path not in self.bundle.files:
             path = inside(self.precision, step_file(guided))
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        # Of its own accord it counts the machine's cores, not those of a container.
+        options.intra_op_num_threads = threads or quota() or 0
         options.log_severity_level = 3
         # A pattern is one block for all values of a call, on top of those of the first call.
         options.enable_mem_pattern = not self._heavy
@@ -95,7 +96,7 @@ class OnnxRuntime:
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         model = self.bundle.read(path)
         try:
-            refuse_endless(model)
+            check_graph(model)
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BundleError(

@@ -25,14 +25,14 @@ from .base import missing
 from .forks import ForkGuard
 from .host import Call
 from .memory import is_heavy, trim
-from .onnxfile import refuse_endless, with_weights
+from .onnxfile import check_graph, with_weights
 from .openvino_api import CompiledModel, Config, Memory, Model, OpenVinoLibrary, Port
 from .openvino_parts import PARTS, split
 from .ports import shapes
 from .processor import flags, usable_cores
 from .streams import StreamBuffers
 
-CACHED = 1
+CACHED = 2
 """Version of the cached models. Raise it if graphs are cut or compiled in another way."""
 EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Instruction sets, by Linux's names, that add the products of int8 in 32 bits."""
@@ -208,7 +208,7 @@ class OpenVino:
             graph = self.bundle.read(inside(self._folder, file))
             weights = self.bundle.read(inside(self._folder, WEIGHTS))
             with self.blaming(file):
-                refuse_endless(graph)
+                check_graph(graph)
                 whole = with_weights(graph, weights)
                 # OpenVINO makes two more copies meanwhile.
                 del weights

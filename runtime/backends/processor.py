@@ -33,6 +33,24 @@ def flags() -> frozenset[str]:
 
 def usable_cores() -> int:
     """Count the cores that this process may use: containers and taskset allow it fewer."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return min(cores, quota() or cores)
+
+
+def quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return how many cores' time a container is given, rounded down, at least 1; None for all.
+
+    Args:
+        root: Of Linux's control groups.
+    """
+    try:
+        if (root / "cpu.max").exists():
+            limit, period = (root / "cpu.max").read_text().split()
+        else:
+            limit = (root / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text()
+        given = int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # "max", or no Linux
+        return None
+    return max(1, int(given)) if given > 0 else None

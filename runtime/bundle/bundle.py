@@ -23,7 +23,7 @@ from ..errors.messages import shown
 from ..files import from_json, to_json
 from .conditions import Condition
 from .format import MANIFEST, STEP, null_file
-from .hub import hub_folder, is_hub_name, stores
+from .hub import discard, hub_folder, is_hub_name, stores
 from .manifest import File, Manifest, Report, read_manifest
 from .shipped import bundle_folder
 from .spec import ModelSpec
@@ -179,6 +179,7 @@ class Bundle(ModelSpec):
             # The size is compared first, so that a huge file is never read.
             size = path.stat().st_size
             if size != expected.size:
+                discard(self.path, path)
                 raise BundleError(f"{path} has {size} bytes, {expected.size} expected. {_AGAIN}")
             data = path.read_bytes()
         except OSError as error:
@@ -187,6 +188,7 @@ class Bundle(ModelSpec):
             ) from error
         digest = hashlib.sha256(data).hexdigest()
         if digest != expected.sha256:
+            discard(self.path, path)
             raise BundleError(
                 f"{path} has sha256 {digest}, {expected.sha256} expected: it was changed or "
                 f"damaged. {_AGAIN}"

@@ -90,7 +90,8 @@ def _downloaded(hub: ModuleType, name: HubName) -> Path:
     folder = manifest.parent
     for file, expected in files.items():
         # A snapshot of a commit never changes, so a file that is there needs no network.
-        if not (folder / file).exists():
+        if not (folder / file).exists() or (folder / file).stat().st_size != expected.size:
+            discard(folder, folder / file)
             # By commit: the branch may have moved since bundle.json was read.
             _check(Path(_fetched(hub, name.repo, file, folder.name)), expected)
     return folder
@@ -105,13 +106,26 @@ def _check(path: Path, expected: File) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected.sha256:
-        # The link and what it leads to: the next call must fetch it again.
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
+        _remove(path)
         raise BundleError(
             f"{path.name} has sha256 {found}, {expected.sha256} expected: it was damaged on the "
             "way, or on the Hub. Load the bundle again."
         )
+
+
+def discard(folder: Path, path: Path) -> None:
+    """Remove a damaged file of a snapshot, so that the next load fetches it again.
+
+    Elsewhere nothing is removed.
+    """
+    if is_snapshot(folder):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a link and what it leads to."""
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def is_snapshot(folder: Path) -> bool:

@@ -68,6 +68,13 @@ def interpolated(time: Float64, log_snr: Float64) -> Curve:
 
 def _ending_in_pure_noise(time: Float64, log_snr: Float64) -> Curve:
     """`interpolated` for a schedule whose last log-SNR is -inf."""
+    if len(time) == 1:
+        # One knot of pure noise, and nothing else.
+        noise = variance_preserving(log_snr)
+        return Curve(
+            lambda t: (np.full_like(t, noise[0][0]), np.full_like(t, noise[1][0])),
+            lambda lam: np.full_like(lam, time[0]),
+        )
     inner = time[:-1]
     finite = log_snr[:-1]
     # No line in log-SNR reaches -inf. alpha/sigma falls to 0 at the last knot, so it has a line.

@@ -156,12 +156,14 @@ class Schedule:
         """Shift and scale alpha so that the last knot is pure noise (Lin et al. 2024, Algorithm 1).
 
         Raises:
-            RequestError: The schedule does not preserve variance.
+            RequestError: The schedule does not preserve variance, or has one knot.
         """
         if not self.variance_preserving:
             raise self._refused(
                 "zero_terminal_snr() is defined for variance-preserving schedules only"
             )
+        if len(self) < 2:
+            raise self._refused("zero_terminal_snr() needs two knots: it keeps the first")
         # The map that takes the last alpha to 0 and keeps the first.
         first = self.alpha[0]
         last = self.alpha[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 
 from ..backends.base import missing
+from ..backends.processor import usable_cores
 from ..backends.registry import BACKENDS
 from ..errors import RequestError
 from ..errors.arguments import integer
@@ -102,8 +102,7 @@ def usable_workers(backend: str) -> int:
     """Return the number of workers that use a machine well: one a core, or one for a GPU."""
     if backend in BACKENDS and BACKENDS[backend].gpu:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1
+    return usable_cores()
 
 
 def _begin(settings: Settings) -> Environment:

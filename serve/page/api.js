@@ -29,7 +29,7 @@ export async function call(path, options = {}) {
     try {
       response = await fetch(path, { ...options, headers });
     } catch (error) {
-      if (error.name === "AbortError") throw error;
+      ended(error);
       throw new Refusal("The service cannot be reached. Check that it still runs, and try again.");
     }
     if (response.ok) return response;
@@ -37,7 +37,8 @@ export async function call(path, options = {}) {
     if (response.status !== 401) throw new Refusal(sentence, response.status);
     const given = await askToken(sentence);
     if (!given) throw new Refusal(sentence, 401);
-    sessionStorage.setItem(TOKEN, given);
+    // Other characters fit no header.
+    if (/^[!-~]+$/.test(given)) sessionStorage.setItem(TOKEN, given);
   }
 }
 
@@ -51,12 +52,17 @@ async function sentenceOf(response) {
   return `The service responded with ${response.status} ${response.statusText}.`;
 }
 
+function ended(error) {
+  if (error.name === "AbortError") throw error;
+  return { done: true };
+}
+
 /** Yield the events of a stream as {name, data}. Comments, which keep it alive, are left out. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch(ended);
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();

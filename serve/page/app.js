@@ -83,7 +83,7 @@ async function start() {
 async function info() {
   for (;;) {
     const found = await (await call("/v1/info")).json();
-    if (found.models.length) return found;
+    if (found.opened) return found;
     say("The models are being opened…");
     await new Promise((resolve) => setTimeout(resolve, 500));
   }
@@ -197,10 +197,12 @@ async function submit() {
   const made = { verb, values: forms.read(form), files: { ...files }, model: model.name };
   const count = Math.min(Number(made.values.n) || 1, limits.samples);
   if (verb === "create") {
+    const params = paramsOf(made.values, count);
+    if (params.solver === model.defaults.solver) params.options = model.defaults.options;
     const request = {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: toJson(paramsOf(made.values, count)),
+      body: toJson(params),
     };
     await perform("/v1/samples", request, count, ({ images, urls }) =>
       images.map((image, place) => sampleItem(image, urls[place])),
@@ -471,7 +473,8 @@ async function recall(item) {
   hideError();
   if (item.model !== model.name) chooseModel(item.model);
   restore(item.verb ?? "create", { n: "1", ...item.values });
-  await Promise.all(Object.entries(item.files ?? {}).map((entry) => setFile(...entry)));
+  const slots = item.verb ? ["image", "image2"] : [];
+  await Promise.all(slots.map((slot) => setFile(slot, item.files[slot] ?? null)));
   saveHash();
   await showItems([item]);
   say("");
@@ -480,7 +483,7 @@ async function recall(item) {
 
 async function copyLink() {
   // The page asks for the token, which a link to the image cannot.
-  const path = hasToken() ? `/#create?${new URLSearchParams(selected.values)}` : selected.url;
+  const path = hasToken() ? `/#create?${new URLSearchParams({ model: model.name, ...selected.values })}` : selected.url;
   const link = new URL(path, location).href;
   try {
     await navigator.clipboard.writeText(link);

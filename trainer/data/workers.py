@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
-import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import data as torch_data
 from torch.utils.data import DataLoader, get_worker_info
+
+from runtime.backends.processor import usable_cores
 
 from ..config import Config
 from ..errors import DataError
@@ -232,7 +233,7 @@ class StreamReader:
         if "fork" not in multiprocessing.get_all_start_methods():
             return 0
         if self.config.workers < 0:
-            return min(8, max(1, (os.cpu_count() or 1) // self.processes.count))
+            return min(8, max(1, usable_cores() // self.processes.count))
         return self.config.workers
 
     def _loader(self, first: int) -> DataLoader[Batch]:

@@ -2,10 +2,15 @@
 // until no page of the old one is open: their files may not be mixed.
 // The library is kept when it is first used: of its two variants a device needs one.
 
-const CACHE = `unnoise-${VERSION}`;
+// Another site of this origin has caches of its own.
+const PREFIX = `unnoise-${self.registration.scope}-`;
+const CACHE = PREFIX + VERSION;
+// The browser's own cache may still hold files of the old version.
+const REVALIDATED = { cache: "no-cache" };
 
 self.addEventListener("install", (event) => {
-  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)));
+  const requests = FILES.map((name) => new Request(name, REVALIDATED));
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(requests)));
 });
 
 self.addEventListener("activate", (event) => {
@@ -14,7 +19,7 @@ self.addEventListener("activate", (event) => {
 
 async function removeOthers() {
   const names = await caches.keys();
-  const old = names.filter((name) => name.startsWith("unnoise-") && name !== CACHE);
+  const old = names.filter((name) => name.startsWith(PREFIX) && name !== CACHE);
   await Promise.all(old.map((name) => caches.delete(name)));
 }
 
@@ -28,7 +33,7 @@ async function answer(request) {
   const cache = await caches.open(CACHE);
   const kept = await cache.match(request, { ignoreSearch: true });
   if (kept) return kept;
-  const response = await fetch(request);
+  const response = await fetch(request, REVALIDATED);
   if (response.status === 200) await cache.put(request, response.clone());
   return response;
 }

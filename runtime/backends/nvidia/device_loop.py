@@ -21,7 +21,7 @@ from .cuda_api import Address, Graph, Stream
 from .device_noise import Noise, piece_rows
 from .device_program import Program
 from .device_space import Space, stride
-from .exclusive import capturing
+from .exclusive import capturing, exclusive
 
 WINDOW = 32
 """Most rows of one graph. A longer one would save little: a launch takes some microseconds."""
@@ -124,7 +124,7 @@ class DeviceLoop:
             self._program = Program(cuda, space.bucket, WINDOW, space.stream, attempt)
             self._start = cuda.event(attempt, timed=True)
             self._end = cuda.event(attempt, timed=True)
-            attempt.callback(self._contexts.clear)
+            attempt.callback(self._drop_contexts)
             attempt.callback(lambda: self._held.close())
             attempt.callback(cuda.synchronize, space.stream)  # before any memory is freed
             self._owner = attempt.pop_all()
@@ -228,6 +228,11 @@ class DeviceLoop:
             self.note = str(error)
             self._graphs.clear()
             self._held.close()
+            self._drop_contexts()
+
+    def _drop_contexts(self) -> None:
+        """Free the contexts' memory, which would break a capture by another thread."""
+        with exclusive():
             self._contexts.clear()
 
     def _captured(self, kind: Kind) -> Graph:

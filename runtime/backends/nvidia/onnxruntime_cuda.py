@@ -17,7 +17,7 @@ from ...bundle.format import STEP, STEP_GUIDED, WEIGHTS, inside
 from ...errors import BackendError, GpuMemoryError, RequestError, UnnoiseError
 from ..base import Float32, Rows, Timing, missing
 from ..forks import ForkGuard
-from ..onnxfile import refuse_endless
+from ..onnxfile import check_graph
 from ..onnxruntime import check_ports
 from ..onnxruntime_api import Binding, OnnxRuntimeLibrary, RunOptions, Session
 from .cuda_api import Stream
@@ -236,10 +236,10 @@ class OnnxRuntimeCuda:
         """Drop sessions with their graphs, and then the memory that the graphs use."""
         # Called from the last line to the first.
         with ExitStack() as stack:
+            stack.enter_context(exclusive())
             for loop in self._loops.values():
                 stack.callback(loop.close)
             stack.callback(self._sessions.clear)
-            stack.enter_context(exclusive())
             if self._loops:
                 stack.callback(self.cuda.synchronize, self.stream)
             self._loops = {}
@@ -272,7 +272,7 @@ class OnnxRuntimeCuda:
         weights = self.bundle.read(inside(self.precision, WEIGHTS))
         model = self.bundle.read(path)
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
-        refuse_endless(model)
+        check_graph(model)
         provider = OPTIONS | {"user_compute_stream": str(int(self.stream))}
         try:
             with exclusive(), self._measured():

@@ -125,6 +125,7 @@ def lcm(grid: Grid, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> 
     """
     scaling = number("timestep_scaling", timestep_scaling, 1e-6, 1e6)
     sigma_data = number("sigma_data", sigma_data, 1e-6, 1e6)
+    fresh(intervals(grid))  # which refuses a grid that climbs
     update = Update.blank(levels(grid), grid.time[:-1])
     tau = scaling * grid.knot[:-1]
     norm = np.hypot(tau, sigma_data)

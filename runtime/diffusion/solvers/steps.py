@@ -35,11 +35,15 @@ def exact(here: Float64, there: Float64, sde: bool = False) -> tuple[Float64, Fl
 
     Returns what multiplies x, D and z, each [n].
     """
-    h = half(there) - half(here)
     alpha, sigma = there.T
     keep = sigma / here[:, 1]
+    # Between two levels of pure noise h is no number: x stays, and D adds nothing.
+    with np.errstate(over="ignore", invalid="ignore"):
+        h = np.nan_to_num(half(there) - half(here), nan=0.0, posinf=np.inf, neginf=-np.inf)
+        gain = alpha * -np.expm1(-h)
     if not sde:
-        return keep, alpha * -np.expm1(-h), np.zeros_like(h)
+        # Up to pure noise h is -inf, and the limit is that of alpha' - sigma'/sigma·alpha.
+        return keep, np.where(np.isneginf(h), alpha - keep * here[:, 0], gain), np.zeros_like(h)
     share = fresh(h)
     return keep * np.exp(-h), alpha * share, sigma * np.sqrt(share)
 

@@ -81,6 +81,7 @@ def test_what_is_not_constant_is_little_work(step: onnx.ModelProto, tmp_path: Pa
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     proto = fold_upsampling(step)
+    assert any(n.name.endswith("_taps") for n in proto.graph.node)
     onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -20,6 +20,7 @@ from export.proof.headroom import headroom
 from export.proof.plan import QUICK, Bounds
 from export.sources.module import from_module
 from export.sources.run import from_run
+from export.sources.torch_model import TorchModel
 from runtime import Bundle, RequestError, Sampler
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.diffusion.program import R
@@ -153,19 +154,31 @@ def test_a_lone_outlier_is_cut_off() -> None:
     assert 3.5 < chosen.high < 12.0
 
 
-def test_multiply_adds_are_those_of_the_layers() -> None:
-    class Net(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 1, stride=1)
+class Net(torch.nn.Module):
+    """Two layers."""
 
-        def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            return self.b(torch.relu(self.a(x)) + time[:, None, None, None])
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 1, stride=1)
 
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(x)) + time[:, None, None, None])
+
+
+@pytest.fixture(scope="module")
+def two_layers() -> tuple[TorchModel, onnx.ModelProto]:
+    """The network, and its step graph."""
+    torch.manual_seed(0)
     model = from_module(
         Net().eval(), sample_shape=(3, 8, 8), prediction="epsilon", schedule="linear", name="net"
     )
-    found = layers(traced_step(model, False))
+    return model, traced_step(model, False)
+
+
+def test_multiply_adds_are_those_of_the_layers(
+    two_layers: tuple[TorchModel, onnx.ModelProto],
+) -> None:
+    found = layers(two_layers[1])
     assert [(layer.name, layer.multiply_adds) for layer in found] == [
         ("network.a", 64 * 8 * 27),
         ("network.b", 64 * 3 * 8),
@@ -191,9 +204,11 @@ def test_the_layer_that_does_the_damage_is_the_one_that_stays_float32(
 
 
 def test_where_no_layer_may_be_int8_the_worst_are_named(
-    step: onnx.ModelProto, seen: list[tuple[Range, Range]], bundle: Bundle
+    two_layers: tuple[TorchModel, onnx.ModelProto],
 ) -> None:
-    judge = Judge(step, bundle, QUICK_CALIBRATION)
+    model, step = two_layers
+    seen = ranges(step, model, QUICK_CALIBRATION)
+    judge = Judge(step, model, QUICK_CALIBRATION)
     with pytest.raises(
         ExportError, match=r"int8 misses 150 dB with any layer in it. The worst: network\.\S+ alone"
     ):

@@ -93,12 +93,6 @@ def test_the_report_the_card_and_the_list_of_files_tell_of_it(tuned: Bundle) -> 
     assert "tuned.png" in tuned.files
 
 
-def test_the_same_numbers_every_time(tuned: Bundle, tiny_bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
-    again = tune(Bundle.load(copy), [3], settings=FEW, work=tmp_path / "work")
-    assert again.tuned[3].to_json() == tuned.tuned[3].to_json()
-
-
 def test_a_killed_fit_goes_on_to_the_same_numbers(
     tuned: Bundle, bundle_copy: Path, tmp_path: Path, monkeypatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The cache of compiled models: entries are complete or absent, private to the user, and never
 cause an error."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -28,6 +29,21 @@ def test_what_is_stored_is_loaded(place: Path) -> None:
     cache.forget("a")
     assert cache.load("a") is None
     assert not list(place.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_is_of_use(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.store("entry", [b"parts"])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    found = cache.load("entry")
+    assert found is not None
+    assert found[0].tobytes() == b"parts"
+    assert list(place.iterdir())
 
 
 def test_an_entry_that_was_changed_anywhere_is_none_and_goes(place: Path) -> None:

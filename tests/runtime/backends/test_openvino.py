@@ -4,6 +4,7 @@ memory only, and survives a damaged cache."""
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from onnx import external_data_helper
 from runtime import BackendError, Bundle, BundleError, RequestError, Sampler
 from runtime.backends import cache as cache_module
 from runtime.backends import openvino as openvino_backend
-from runtime.backends.onnxfile import refuse_endless, with_weights
+from runtime.backends.onnxfile import check_graph, with_weights
 from runtime.backends.openvino import Compiled, OpenVino, lacks
 from runtime.backends.openvino_parts import split
 from runtime.backends.ports import shapes
@@ -273,21 +274,66 @@ def test_a_graph_that_may_never_be_read_to_its_end_is_refused(precise: Path) -> 
     """A node before its input, on which OpenVINO hangs; a node that reads itself; a Loop, also
     inside an If."""
     model = onnx.load(precise / "fp32" / "step.onnx", load_external_data=False)
-    refuse_endless(model.SerializeToString())
+    check_graph(model.SerializeToString())
     early = onnx.ModelProto.FromString(model.SerializeToString())
     early.graph.node.insert(0, early.graph.node.pop())
     own = onnx.ModelProto.FromString(model.SerializeToString())
     own.graph.node[-1].input[0] = own.graph.node[-1].output[0]
     for bad in (early, own):
         with pytest.raises(BundleError, match="read before it is made"):
-            refuse_endless(bad.SerializeToString())
+            check_graph(bad.SerializeToString())
     body = onnx.helper.make_graph(
         [onnx.helper.make_node("Loop", ["n", "go"], ["x"])], "then", [], []
     )
     branch = onnx.helper.make_node("If", ["yes"], ["x"], then_branch=body)
     model.graph.node.append(branch)
     with pytest.raises(BundleError, match="it has a Loop"):
-        refuse_endless(model.SerializeToString())
+        check_graph(model.SerializeToString())
+
+
+def in_file(**more: Any) -> onnx.TensorProto:
+    """A tensor whose bytes are in a file that libraries would look for in the working folder."""
+    tensor = onnx.TensorProto(name="t", dims=[1], data_type=onnx.TensorProto.UINT8, **more)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="a")
+    return tensor
+
+
+@pytest.mark.parametrize("place", ["constant", "branch", "sparse", "function"])
+def test_a_tensor_in_a_file_is_refused_wherever_a_library_would_read_it(
+    precise: Path, place: str
+) -> None:
+    model = onnx.load(precise / "fp32" / "step.onnx", load_external_data=False)
+    constant = onnx.helper.make_node("Constant", [], ["c"], value=in_file())
+    if place == "constant":
+        model.graph.node.append(constant)
+    elif place == "function":
+        model.functions.add(name="f", domain="d").node.append(constant)
+    elif place == "branch":
+        body = onnx.helper.make_graph([], "then", [], [], initializer=[in_file()])
+        model.graph.node.append(onnx.helper.make_node("If", ["yes"], ["x"], then_branch=body))
+    else:
+        model.graph.sparse_initializer.add().values.CopyFrom(in_file())
+    with pytest.raises(BundleError, match="stored in a file"):
+        check_graph(model.SerializeToString())
+
+
+def test_a_tag_that_other_readers_would_cut_is_refused(precise: Path) -> None:
+    """They read 32 bits of it: field 13 + 2^29 would be field 13, the tensor's file."""
+    large = ((13 + 2**29) << 3) | 2
+    tag = bytes([large >> 7 * i & 127 | (128 if i < 4 else 0) for i in range(5)])
+    entry = in_file().SerializeToString()
+    tensor = entry[: entry.index(b"\x6a")] + tag + entry[entry.index(b"\x6a") + 1 :]
+    graph = onnx.GraphProto(name="g").SerializeToString()
+    graph += bytes([5 << 3 | 2, len(tensor)]) + tensor
+    model = bytes([7 << 3 | 2, len(graph)]) + graph
+    with pytest.raises(BundleError, match="number is too large"):
+        with_weights(model, b"")
+    node = onnx.helper.make_node("Constant", [], ["c"], value=onnx.TensorProto())
+    hidden = node.SerializeToString() + tag + b"\x00"
+    graph = bytes([1 << 3 | 2, len(hidden)]) + hidden
+    with pytest.raises(BundleError, match="number is too large"):
+        check_graph(bytes([7 << 3 | 2, len(graph)]) + graph)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A batch cut into streams has the bytes of the whole one, on every library."""
 
+import functools
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from runtime.backends.host import Call
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.registry import open_backend
 from runtime.backends.streams import fixed, whole
-from runtime.diffusion.program import GUIDANCE
+from runtime.diffusion.program import GUIDANCE, Program
 from runtime.diffusion.solvers import SOLVERS
 from runtime.engine.costs import Costs
 
@@ -36,10 +37,16 @@ def small(tmp_path: Path) -> Bundle:
     return write_small_bundle(tmp_path / "bundle")
 
 
+@functools.cache
+def programs_of(bundle: Bundle) -> list[Program]:
+    """A program of each solver."""
+    return [bundle.program(solver, steps=4) for solver in SOLVERS]
+
+
 def fill(buffers: Buffers, bundle: Bundle, count: int, guided: bool) -> None:
     """Each sample at a row of another solver, with noise, and registers that hold something."""
     generator = np.random.Generator(np.random.Philox(key=count))
-    programs = [bundle.program(solver, steps=4) for solver in SOLVERS]
+    programs = programs_of(bundle)
     for i in range(count):
         program = programs[i % len(programs)]
         buffers.call[i] = program.call[i % len(program)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import RequestError, Schedule, make_schedule
+from runtime import RequestError, Schedule, make_program, make_schedule
 from runtime.diffusion.schedule import SCHEDULES, log_snr_of
 from runtime.files import from_json, to_json
 
@@ -245,3 +245,11 @@ def test_any_parameters_give_a_schedule_or_a_request_error(data: st.DataObject) 
         parameters.setdefault("T", 30)
     with contextlib.suppress(RequestError):
         assert isinstance(make_schedule(name, **parameters), Schedule)
+
+
+def test_a_schedule_of_one_knot_of_pure_noise() -> None:
+    found = make_schedule("from_betas", betas=[1.0])
+    assert [part.tolist() for part in found.level(np.array([0.0]))] == [[0.0], [1.0]]
+    assert len(make_program(found, "x0", "ddim", 1, clip=None)) == 1
+    with pytest.raises(RequestError, match="needs two knots"):
+        make_schedule("cosine", T=1).zero_terminal_snr()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from runtime import RequestError, make_program, make_schedule, run
-from runtime.diffusion.grid import Grid
+from runtime.diffusion.grid import Grid, make_grid
 from runtime.diffusion.program import D, Z
 from runtime.diffusion.solvers import SOLVERS, ddim
 
@@ -238,3 +238,24 @@ def test_every_solver_says_where_it_is_from() -> None:
     for name, solver in SOLVERS.items():
         assert solver.__doc__, name
         assert "20" in solver.__doc__, f"{name} names no paper"
+
+
+@pytest.mark.parametrize("schedule", ["flow", "cosine"])
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_a_way_up_to_pure_noise_ends_there(solver: str, schedule: str) -> None:
+    """A network that knows x_0 gives the noise of the point that the walk begins at."""
+    found = make_schedule(schedule)
+    found = found.zero_terminal_snr() if schedule == "cosine" else found
+    assert not found.alpha[-1]
+    grid = make_grid(found, "log_snr", 8).climbing()
+    if make_program(found, "x0", solver, 8, clip=None).noisy.any():
+        with pytest.raises(RequestError, match="a grid that climbs"):
+            make_program(found, "x0", solver, grid=grid, clip=None)
+        return
+    # It extrapolates in ρ, which grows so fast here that float32's rounding grows with it.
+    order = {"order": 1} if solver == "lms" else {}
+    program = make_program(found, "x0", solver, grid=grid, clip=None, **order)
+    x0, eps = np.random.default_rng(0).normal(size=(2, 1, 1, 2, 2)).astype(np.float32)
+    alpha, sigma = program.level[0].astype(np.float32)
+    end = run(program, lambda x, *_: np.broadcast_to(x0, x.shape), alpha * x0 + sigma * eps)
+    np.testing.assert_allclose(end, eps * np.float32(found.sigma[-1]), atol=2e-4)
