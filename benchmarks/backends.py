@@ -172,7 +172,8 @@ def distance(bundle: Bundle) -> dict[str, float]:
 def loop_overhead(bundle: Bundle, batch: int, rounds: int, bar: Progress) -> list[float]:
     """Quartiles of: time of sampling through `Sampler` / of as many calls of the bare network in a
     loop with no update."""
-    sampler = Sampler(bundle)
+    # Uncut, as the bare network is: a ratio is to show the loop alone.
+    sampler = Sampler(bundle, streams=1)
     label = (np.arange(batch) % bundle.num_classes).tolist() if bundle.labels else None
     network = ort.InferenceSession(
         bare_network(bundle).SerializeToString(), providers=["CPUExecutionProvider"]
@@ -194,7 +195,9 @@ def loop_overhead(bundle: Bundle, batch: int, rounds: int, bar: Progress) -> lis
         for _ in range(STEPS):
             bare()
 
-    spent = alternate({"ours": ours, "theirs": theirs}, max(1, 8 // batch), rounds, bar)
+    spent = alternate(
+        {"ours": ours, "theirs": theirs}, max(1, 8 // batch), rounds, bar, settle=True
+    )
     return over(spent, "ours", "theirs")
 
 
@@ -239,7 +242,8 @@ def main() -> None:
     with Progress("measuring", given.rounds * 9) as bar:
         for name, (bundle, module, batches) in networks.items():
             for batch, calls in batches:
-                spent = alternate(sides(bundle, module, batch), calls, given.rounds, bar)
+                every = sides(bundle, module, batch)
+                spent = alternate(every, calls, given.rounds, bar, settle=True)
                 parts.append(table(name, batch, spent, distance(bundle)))
                 raw[f"{name} {batch}"] = spent
             for batch in (1, 16):

@@ -12,6 +12,7 @@ import sys
 import time
 from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence, Sized
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from runtime.terminal.progress import Progress
 
 ROUNDS = 15
 WORK = Path("out/benchmarks")
+TIMED = ("torch", "diffusers", "onnxruntime", "openvino", "denoising-diffusion-pytorch")
+"""The packages that figures compare."""
 
 
 def ratio(
@@ -86,6 +89,13 @@ def fill(path: Path, marker: str, text: str) -> None:
     path.write_text(new)
 
 
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def kept(name: str, depends: Sequence[object], make: Callable[[], Any]) -> Any:
     """Return the result of `make` as JSON stores it, from out/benchmarks if the same was measured
     before on this machine with these sources.
@@ -93,9 +103,11 @@ def kept(name: str, depends: Sequence[object], make: Callable[[], Any]) -> Any:
     So a stopped script resumes. depends: all other inputs of the figure. Delete the folder to
     measure again.
     """
-    own = [Path(__file__).with_name(file) for file in ("systems.py", Path(sys.argv[0]).name)]
-    sources = [*sorted(Path("runtime").rglob("*.py")), *(path for path in own if path.exists())]
-    digest = hashlib.sha256(repr((name, machine(), depends)).encode())
+    own = ("figures.py", "backends.py", "systems.py", Path(sys.argv[0]).name)
+    paths = [Path(__file__).with_name(file) for file in own]
+    sources = [*sorted(Path("runtime").rglob("*.py")), *(path for path in paths if path.exists())]
+    versions = [_version(package) for package in TIMED]
+    digest = hashlib.sha256(repr((name, machine(), versions, depends)).encode())
     for path in sources:
         digest.update(path.read_bytes())
     path = WORK / f"{name}-{digest.hexdigest()[:16]}.json"

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/emoji32"))
     parser.add_argument("--write", action="store_true", help="refresh docs/programs.md")
     given = parser.parse_args()
-    sampler = Sampler.load(given.bundle)
+    sampler = Sampler.load(given.bundle, streams=1)
     with Progress("measuring", len(BUILD_BOUND_MS) * len(SOLVERS) + 2 * ROUNDS) as bar:
         found = {"build_ms": builds(sampler.bundle, bar), "ratios": ratios(sampler, bar)}
     source = f"Measured by `benchmarks/overhead.py` on {machine()}. Medians of {BUILDS} builds and of {ROUNDS} rounds."

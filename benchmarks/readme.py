@@ -18,7 +18,7 @@ EAGER = "diffusers, eager"
 COLUMNS: Mapping[str, Callable[[str], bool]] = {
     EAGER: lambda name: name == EAGER,
     "diffusers, fastest in fp32": lambda name: name.startswith("diffusers") and "bf16" not in name,
-    "ONNX Runtime alone": lambda name: name == "raw ONNX Runtime, fp32",
+    "ONNX Runtime alone": lambda name: name.startswith("raw ONNX Runtime, fp32"),
     "unnoise, the default": lambda name: name == "unnoise, onnxruntime fp32",
     "unnoise, int8 on OpenVINO": lambda name: name == "unnoise, openvino int8",
 }

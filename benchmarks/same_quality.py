@@ -105,7 +105,7 @@ def settings(network: Network, quick: bool) -> dict[Setting, Make]:
         module = network.module if "eager" in name else _moved(network.module, layout)
         ways = (
             [("ddim", n) for n in ddim if n <= 50]
-            + [("dpmpp_2m", n) for n in fast if n in (8, 12, 20)]
+            + [("dpmpp_2m", n) for n in fast]
             + [("ddpm", SCALED)]
         )
         for solver, steps in ways:

@@ -1,9 +1,10 @@
 """int8 on OpenVINO next to fp32 on ONNX Runtime: time, and how far the images differ.
 
-    pip install 'unnoise[cpu,openvino]'
+    pip install '.[cpu,openvino]'
     python examples/int8_openvino.py
 
-int8 images are other images: the same seed gives a similar image, not the same bytes.
+int8 images are other images: the same seed gives a similar image, not the same bytes. The processor
+must have VNNI or AMX (`unnoise info` says so).
 """
 
 import os

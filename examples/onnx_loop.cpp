@@ -1,7 +1,8 @@
 // Sample in C++: sampler.onnx is the whole sampling loop, one call of ONNX Runtime.
 //
 //     python examples/onnx_loop.py inputs/          # writes the inputs, prints GRAPH
-//     g++ -std=c++17 examples/onnx_loop.cpp -lonnxruntime -o onnx_loop
+//     H=ort/include L=ort/lib                       # of ONNX Runtime's release, unpacked
+//     g++ -std=c++17 -I$H examples/onnx_loop.cpp -L$L -Wl,-rpath,$L -lonnxruntime -o onnx_loop
 //     ./onnx_loop GRAPH inputs/                     # compares with inputs/sample.bin
 #include <onnxruntime_cxx_api.h>
 

@@ -91,11 +91,24 @@ Make = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """made_once(name, make): a folder that make(folder) fills, once for all processes of a run."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes of a run."""
     base = tmp_path_factory.getbasetemp()
     # Under pytest-xdist each worker has a folder of its own below the run's.
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(shared: Path) -> Iterator[None]:
+    """The run has a cache of its own: what an earlier one measured or compiled is not used."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("UNNOISE_CACHE", str(shared / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def made_once(shared: Path) -> Make:
+    """made_once(name, make): a folder that make(folder) fills, once for all processes of a run."""
 
     def once(name: str, make: Callable[[Path], object]) -> Path:
         folder = shared / name

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from export.push import Upload
-from runtime import Bundle, RequestError, Sampler
+from runtime import Bundle, BundleError, RequestError, Sampler
 from runtime.bundle.hub import HubName
 
 from ..hub_server import Hub, hosted_hub
@@ -156,6 +156,22 @@ def test_a_damaged_file_is_refused_and_fetched_again(
     assert "BundleError: weights.bin has sha256" in ended.stderr
     ended = command("-c", LOAD, f"hf:{REPO}", HF_HOME=home)
     assert ended.stdout.split()[1] == expected, ended.stderr
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data[:-1] + b"?"])
+def test_a_file_that_is_damaged_in_the_cache_is_removed_from_it(
+    first_release: Path, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    snapshot = tmp_path / "models--someone--digits" / "snapshots" / "0123"
+    shutil.copytree(first_release / "bundle", snapshot)
+    for folder, is_kept in ((snapshot, False), (tmp_path / "own", True)):
+        if is_kept:
+            shutil.copytree(first_release / "bundle", folder)
+        weights = folder / "fp32" / "weights.bin"
+        weights.write_bytes(change(weights.read_bytes()))
+        with pytest.raises(BundleError, match=r"Fetch or export the bundle again"):
+            Bundle.load(folder).read("fp32/weights.bin")
+        assert weights.exists() is is_kept
 
 
 @pytest.mark.usefixtures("pushed")

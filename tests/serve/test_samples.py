@@ -211,8 +211,9 @@ def test_several_models(small: Sampler, tmp_path: object) -> None:
 
     other = Sampler(replace(small.bundle, name="other"), GatedBackend(small.bundle))
     with client_of([small, other]) as client:
-        names = [model["name"] for model in client.get("/v1/info").json()["models"]]
-        assert names == ["small", "other"]
+        told = client.get("/v1/info").json()
+        assert [model["name"] for model in told["models"]] == ["small", "other"]
+        assert told["opened"]
         missing = client.post("/v1/samples", json={})
         assert missing.status_code == 400
         assert "`model` must be one of small, other" in missing.json()["detail"]

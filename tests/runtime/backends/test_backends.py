@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from runtime import BackendError, Bundle, RequestError, Sampler
+from runtime.backends import processor
 from runtime.backends.registry import open_backend
 
 
@@ -78,3 +79,25 @@ def test_the_thread_count_is_taken(tiny_bundle: Path, sampler: Sampler) -> None:
     np.testing.assert_allclose(
         one.sample(2, label=1, steps=3), sampler.sample(2, label=1, steps=3), atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_s_quota_bounds_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert processor.quota(tmp_path) == cores
+    monkeypatch.setattr(processor, "quota", lambda: 1)
+    assert processor.usable_cores() == 1
