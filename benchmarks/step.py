@@ -97,7 +97,7 @@ def runner(
 
 def measure(bundle: Bundle) -> dict[str, Any]:
     """The ratios at batch 1 and 16, and by how much the two sides' outputs differ."""
-    # Uncut, as the graphs beside it are.
+    # Uncut, as the graphs next to it are.
     sampler, shape = Sampler(bundle, streams=1), bundle.sample_shape
     network = ort.InferenceSession(
         bare_network(bundle).SerializeToString(), providers=["CPUExecutionProvider"]

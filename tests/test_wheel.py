@@ -183,7 +183,8 @@ def test_an_existing_folder_stays_a_path(empty: Path, monkeypatch) -> None:
 def test_another_name_gets_the_nearest_and_what_is_shipped(name: str, empty, monkeypatch) -> None:
     monkeypatch.chdir(empty)
     with pytest.raises(
-        BundleError, match=r"'emoji32'\? Shipped: emoji32, emoji32-fast, emoji-superres\."
+        BundleError,
+        match=r"'emoji32'\? Shipped: emoji32, emoji32-fast, emoji-superres, emoji-restyle\.",
     ):
         Bundle.load(name)
 

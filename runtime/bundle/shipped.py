@@ -13,7 +13,7 @@ from ..errors import BundleError, nearest
 from ..errors.messages import shown_path
 from .format import MANIFEST
 
-NAMES = ("emoji32", "emoji32-fast", "emoji-superres")
+NAMES = ("emoji32", "emoji32-fast", "emoji-superres", "emoji-restyle")
 _PACKAGE = Path(__file__).parents[1]
 INSTALLED = _PACKAGE / "shipped"
 CHECKOUT = _PACKAGE.parent / "bundles"

@@ -37,7 +37,7 @@ def exact(here: Float64, there: Float64, sde: bool = False) -> tuple[Float64, Fl
     """
     alpha, sigma = there.T
     keep = sigma / here[:, 1]
-    # Between two levels of pure noise h is no number: x stays, and D adds nothing.
+    # Between two levels of pure noise h is undefined: x stays, and D adds nothing.
     with np.errstate(over="ignore", invalid="ignore"):
         h = np.nan_to_num(half(there) - half(here), nan=0.0, posinf=np.inf, neginf=-np.inf)
         gain = alpha * -np.expm1(-h)
