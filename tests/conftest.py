@@ -91,7 +91,7 @@ Make = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of all processes of a run."""
     base = tmp_path_factory.getbasetemp()
     # Under pytest-xdist each worker has a folder of its own below the run's.
@@ -99,24 +99,24 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(shared: Path) -> Iterator[None]:
+def own_cache(run_folder: Path) -> Iterator[None]:
     """The run has a cache of its own: what an earlier one measured or compiled is not used."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("UNNOISE_CACHE", str(shared / "cache"))
+        patched.setenv("UNNOISE_CACHE", str(run_folder / "cache"))
         yield
 
 
 @pytest.fixture(scope="session")
-def made_once(shared: Path) -> Make:
+def made_once(run_folder: Path) -> Make:
     """made_once(name, make): a folder that make(folder) fills, once for all processes of a run."""
 
     def once(name: str, make: Callable[[Path], object]) -> Path:
-        folder = shared / name
-        with lock(shared / f"{name}.lock", wait=True):
-            if not (shared / f"{name}.done").exists():
+        folder = run_folder / name
+        with lock(run_folder / f"{name}.lock", wait=True):
+            if not (run_folder / f"{name}.done").exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 make(folder)
-                (shared / f"{name}.done").touch()
+                (run_folder / f"{name}.done").touch()
         return folder
 
     return once

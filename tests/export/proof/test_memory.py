@@ -45,6 +45,7 @@ class Living:
         return [mark for ref, mark in self._living.values() if ref() is not None]
 
 
+@pytest.mark.slow
 def test_one_backend_and_one_size_at_a_time(
     tiny_run: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,8 @@ def test_winograds_matrices_convolve() -> None:
     )
 
 
-@pytest.mark.parametrize("guided", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("guided", [False, True])
 def test_a_wide_network_answers_the_same_in_any_batch(guided: bool) -> None:
     step = step_of(wide, (3, 16, 16), guided, num_classes=2, null_label=2)
     made = pixels_first(step)
