@@ -29,6 +29,8 @@ from runtime.backends.onnxfile import with_weights
 from runtime.backends.ports import shapes
 from runtime.errors import EngineError, NoDriverError, NoGpuError
 
+from ..traces import traced_step
+
 ADA = Order("tensorrt-rtx", "8.9", (2,))
 trt: Any = pytest.importorskip("tensorrt_rtx")
 
@@ -158,7 +160,6 @@ def test_a_network_of_cifars_shape_builds_in_every_precision(root: Path) -> None
     torch = pytest.importorskip("torch")
     from diffusers import UNet2DModel
 
-    from export.graph import trace as graph
     from export.sources.module import from_module
 
     sys.path.insert(0, str(root / "benchmarks"))
@@ -176,11 +177,10 @@ def test_a_network_of_cifars_shape_builds_in_every_precision(root: Path) -> None
             return self.network(x, time, return_dict=False)[0]
 
     module = Network().eval().requires_grad_(False)
-    step = graph.steps(
-        from_module(
-            module, name="cifar", sample_shape=(3, 32, 32), prediction="epsilon", schedule="linear"
-        )
-    )["step.onnx"]
+    model = from_module(
+        module, name="cifar", sample_shape=(3, 32, 32), prediction="epsilon", schedule="linear"
+    )
+    step = traced_step(model, False)
     found = layers(step)
     assert sum(p.numel() for p in module.parameters()) == 35_746_307
     wanted = {

@@ -8,6 +8,7 @@ from collections import Counter
 import hypothesis
 import jsonschema
 import pytest
+import requests
 import schemathesis
 from openapi_spec_validator import validate
 from schemathesis.checks import not_a_server_error
@@ -31,6 +32,8 @@ CASES = 12
 """Cases of an operation in a normal run: about 400 in all."""
 CASES_SLOW = 150
 """In the slow run: more than 2,000 in all."""
+LONGEST_HEAD = 64 * 1024
+"""Bytes of a request line and headers that are read."""
 REFUSALS = ["400", "404", "405", "409", "413", "415", "422", "429"]
 """Answers to a request that breaks the schema. One that is too large gets 413 before it is read."""
 CHECKS = [
@@ -110,7 +113,13 @@ def attack(api, cases: int) -> Counter[int]:
         )
         @hypothesis.given(case=strategy_of(operation))
         def run(case) -> None:
-            got = case.call(base_url=address)
+            try:
+                got = case.call(base_url=address)
+            except requests.RequestException:
+                # A longer head is refused before its end has come. Then the connection's end may
+                # overtake the answer.
+                assert len(case.as_curl_command()) > LONGEST_HEAD
+                return
             # On a busy machine a deadline may be accepted and then missed: no failure of ours.
             missed = got.status_code == 504 and "the deadline passed" in got.text
             checks = [c for c in CHECKS if not (missed and c is not_a_server_error)]
