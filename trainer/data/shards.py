@@ -7,6 +7,7 @@ exactly as elsewhere. Shards that are not local files are fetched once.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import os
@@ -132,12 +133,13 @@ def _expanded(urls: str) -> list[str]:
         found = list(expand_urls(urls))
     except Exception as error:  # braceexpand and webdataset raise several kinds
         raise RequestError(f"--data wds: {urls[:200]} cannot be expanded ({error}).") from error
-    # webdataset expands braces alone.
-    return [path for url in found for path in (sorted(glob(url)) if _is_pattern(url) else [url])]
+    # webdataset expands braces alone. A pattern of no file is named as it is.
+    every = [(sorted(glob(url)) if _is_local(url) and "*" in url else []) or [url] for url in found]
+    return list(itertools.chain.from_iterable(every))
 
 
-def _is_pattern(url: str) -> bool:
-    return "*" in url and "://" not in url and not url.startswith("pipe:") and bool(glob(url))
+def _is_local(url: str) -> bool:
+    return "://" not in url and not url.startswith("pipe:")
 
 
 def local(url: str) -> Path:
@@ -149,7 +151,7 @@ def local(url: str) -> Path:
         DataError: There is no such file, or it cannot be fetched.
         RequestError: There is no folder for the cache.
     """
-    if "://" not in url and not url.startswith("pipe:"):
+    if _is_local(url):
         if not Path(url).is_file():
             raise DataError(
                 f"there is no file {url}: --data wds:PATTERN, such as wds:data/{{000..099}}.tar."
