@@ -65,6 +65,8 @@ SEED = Field(
 )
 LABELS = Field("label", _each(LABEL), "The name or number of a label, or a list of one a sample.")
 GUIDANCE = Field("guidance", _each(SCALE), "The scale of classifier-free guidance; 1 is none.")
+ONE_LABEL = Field("label", LABEL, "The name or number of a label.")
+ONE_GUIDANCE = Field("guidance", SCALE, GUIDANCE.doc)
 SOLVING: tuple[Field, ...] = (
     Field(
         "guidance_interval",
@@ -119,8 +121,8 @@ SAMPLES: tuple[Field, ...] = (
 ONE_SAMPLE: tuple[Field, ...] = (
     MODEL,
     Field("seed", integer(0, MAX_SEED), "The seed.", default=0),
-    Field("label", LABEL, "The name or number of a label."),
-    Field("guidance", SCALE, GUIDANCE.doc),
+    ONE_LABEL,
+    ONE_GUIDANCE,
     *(_grid(MOST_URL_TIMES) if entry.name == "grid" else entry for entry in SOLVING),
     OUTPUT[0],
     DEADLINE,
@@ -128,11 +130,7 @@ ONE_SAMPLE: tuple[Field, ...] = (
 """GET /v1/samples. A solver's options are options.NAME there."""
 
 _INVERTING = (*SOLVING, GUIDANCE)
-_ONE_LABEL = (
-    Field("label", LABEL, "The name or number of a label."),
-    *SOLVING,
-    Field("guidance", SCALE, GUIDANCE.doc),
-)
+_ONE_EACH = (ONE_LABEL, *SOLVING, ONE_GUIDANCE)
 _COUNT = Field("n", integer(1, MOST_SAMPLES), "The number of samples.", default=8)
 EDITS: dict[str, tuple[Field, ...]] = {
     "stylize": (
@@ -157,13 +155,13 @@ EDITS: dict[str, tuple[Field, ...]] = {
         Field("first", integer(0, MAX_SEED), "A seed to start at, if `image` is not sent."),
         Field("last", integer(0, MAX_SEED), "A seed to end at, if `image2` is not sent."),
         Field("n", integer(2, MOST_SAMPLES), "The number of samples.", default=8),
-        *_ONE_LABEL,
+        *_ONE_EACH,
     ),
     "variations": (
         _COUNT,
         Field("amount", number(0, 1), "From the image itself, 0, to other samples, 1.", 0.3),
         Field("seed", integer(0, MAX_SEED), "Variation i turns toward seed + i.", default=0),
-        *_ONE_LABEL,
+        *_ONE_EACH,
     ),
     "animate": (
         Field("n", integer(1, MOST_SAMPLES), "The number of samples.", default=1),
@@ -211,7 +209,7 @@ OPENAI: tuple[Field, ...] = (
     Field("stream", flag(), "Respond with events.", default=False),
     Field("partial_images", integer(0, 3), "Previews of each image in a stream.", default=0),
     Field("seed", integer(0, MAX_SEED), "Image i has seed + i. Random if it is left out."),
-    Field("guidance", SCALE, GUIDANCE.doc),
+    ONE_GUIDANCE,
     *SOLVING,
     DEADLINE,
     *(Field(name, _PLAIN, "Ignored.") for name in IGNORED),
