@@ -1,6 +1,6 @@
 """The cost of an image at the quality of a thousand calls: distance against wall time by system.
 
-    python benchmarks/same_quality.py [--quick] [--write] [--pictures N]
+    python benchmarks/same_quality.py [--quick] [--write] [--pictures N] [--only PATTERN]
 
 The shipped bundle makes images of each class in turn, without guidance. A setting is a system, a
 solver and a number of steps. `student` is the network distilled from it, if it is there, with its
@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import sys
 import time
@@ -155,12 +156,16 @@ class Rounds:
     """Every setting's time and images, a round at a time; opened, and warm, when the first round is
     asked for. The rounds after the timed ones leave out what is only timed."""
 
-    def __init__(self, network: Network, quick: bool) -> None:
-        self.network, self.quick = network, quick
+    def __init__(self, network: Network, quick: bool, only: str) -> None:
+        self.network, self.quick, self.only = network, quick, only
 
     @cached_property
     def every(self) -> list[tuple[Setting, Make]]:
-        found = list(settings(self.network, self.quick).items())
+        found = [
+            (setting, make)
+            for setting, make in settings(self.network, self.quick).items()
+            if re.search(self.only, " ".join(map(str, setting)))
+        ]
         for make in {setting.system: make for setting, make in reversed(found)}.values():
             make(0)
         return found
@@ -214,10 +219,11 @@ def reference(network: Network, solver: str, calls: int, r: int) -> str:
     return str(path)
 
 
-def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str, Any]:
+def measure(network: Network, quick: bool, rounds: int, calls: int, only: str) -> dict[str, Any]:
     """Time and distances of every setting, and the marks.
 
     rounds: Of BATCH images, the first TIMED of which are timed.
+    only: A pattern of "system solver steps"; "" for every setting.
     """
     timed_rounds = min(rounds, TIMED)
     files = {name: f.sha256 for name, f in network.bundle.files.items()}
@@ -234,9 +240,9 @@ def measure(network: Network, quick: bool, rounds: int, calls: int) -> dict[str,
         ]
         for solver, count in (("ddim", timed_rounds), ("ddpm", rounds))
     )
-    rounds_of = Rounds(network, quick)
+    rounds_of = Rounds(network, quick, only)
     done = [
-        kept(f"same-quality-round-{r}", (quick, timed), lambda r=r: rounds_of(r))
+        kept(f"same-quality-round-{r}", (quick, only, timed), lambda r=r: rounds_of(r))
         for r in range(rounds)
     ]
     data = emoji()
@@ -412,11 +418,16 @@ def main() -> None:
     parser.add_argument(
         "--write", action="store_true", help="refresh docs/benchmarks.md and docs/same-quality.png"
     )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="a pattern of the settings that run, such as 'student|ddpm' [all]",
+    )
     given = parser.parse_args()
     load, network = busy(), emoji32()
     pictures = given.pictures or (96 if given.quick else 256)
     rounds, calls = pictures // BATCH, 250 if given.quick else 1000
-    found = measure(network, given.quick, rounds, calls)
+    found = measure(network, given.quick, rounds, calls, given.only)
     source = (
         f"Measured by `benchmarks/same_quality.py` on {machine()}. {found['pictures']} images "
         f"of the shipped bundle in batches of {BATCH}, all settings interleaved in each of "

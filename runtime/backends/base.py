@@ -94,7 +94,7 @@ class Timing(NamedTuple):
 
     Attributes:
         bucket: Samples that ran, the padding included.
-        how: The launches: "one graph", "3 graphs", "a graph a row" or "plain enqueues".
+        how: The launches: "one graph", "3 graphs" or "plain enqueues".
         note: Why nothing was captured; "" if it was.
         captured: Whether this call captured; False if it launched an earlier call's graph.
         device_ms: From the first row to the last, with the waiting for noise.

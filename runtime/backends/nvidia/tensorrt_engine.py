@@ -33,7 +33,7 @@ class Engine:
         owner: Of the memory for activations.
 
     Attributes:
-        weights: Bytes that it holds there.
+        held: Bytes that it holds there.
 
     Raises:
         EngineError: It cannot be loaded, or is not of a step graph for the bundle's samples.
@@ -75,7 +75,7 @@ class Engine:
         self._engine = engine
         self._activations: tuple[Address, int] | None = None
         # The library allocates weights itself: other processes' allocations may falsify this.
-        self.weights = max(0, before - cuda.free_bytes())
+        self.held = max(0, before - cuda.free_bytes())
         count = engine.num_io_tensors
         self.names: tuple[str, ...] = tuple(engine.get_tensor_name(i) for i in range(count))
         self._shapes = {

@@ -1,15 +1,12 @@
 """A strict fake of onnxruntime-gpu: the real names on a fake machine, see fake_cuda.py. It computes
 with ONNX Runtime's CPU sessions.
 
-As in the real library a CUDA graph belongs to a session and a thread, reads and writes the memory
-that it was captured with, and depends on the plans of the last batch size; a capture is in CUDA's
-global mode; a run on our stream waits for nothing.
+As in the real library a run on our stream waits for nothing, and the first runs of a batch size
+allocate, which a capture does not allow.
 """
 
-import threading
 import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +17,14 @@ from runtime.backends.nvidia.onnxruntime_cuda import OPTIONS, PROVIDER
 from . import fake_cuda
 from .fake_cuda import E, World
 
-KNOWN_OPTIONS = {"device_id", "enable_cuda_graph", "use_tf32", "user_compute_stream"}
+KNOWN_OPTIONS = {"device_id", "use_tf32", "user_compute_stream"}
 """Of the CUDA provider, from its documentation (C API, CUDA execution provider)."""
 KINDS = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 WEIGHTS_BYTES = 3000
 """What a session takes on the device when it is opened."""
 _sessions: dict[bytes, Any] = {}
 ARENA_BYTES = 500
-"""What its first run of a graph takes."""
+"""What its first run of a batch size takes."""
 
 
 class Options(onnxruntime.SessionOptions):
@@ -64,13 +61,6 @@ class Bound:
     bind_output = bind_input
 
 
-class Captured:
-    """A CUDA graph of one run."""
-
-    def __init__(self, run: Callable[[], None], plan: int) -> None:
-        self.run, self.plan = run, plan
-
-
 class Session:
     """A session whose provider is the GPU's."""
 
@@ -91,8 +81,7 @@ class Session:
         self.fake, self.stream, self.memory = fake, stream, list[int]()
         weakref.finalize(self, fake.free, self.memory)
         self.take(WEIGHTS_BYTES)
-        self.graphs = dict[tuple[int, int], Captured]()
-        self.plan, self.batch = 0, 0
+        self.settled = set[int]()
         if model not in _sessions:
             _sessions[model] = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
@@ -104,7 +93,7 @@ class Session:
     def take(self, size: int) -> None:
         answer = fake_cuda.cudaMalloc(self.fake.world, size)
         if not isinstance(answer, tuple):
-            raise RuntimeError(f"CUDA failure 2: out of memory ({answer.name})")
+            raise RuntimeError(f"CUDA failure {int(answer)}: {answer.name}")
         self.memory.append(answer[1])
         self.fake.held += size
 
@@ -116,45 +105,18 @@ class Session:
 
     def run_with_iobinding(self, binding: Bound, options: Any) -> None:
         fake = self.fake
-        number = int(options.get_run_config_entry("gpu_graph_id"))
-        assert number > 0
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
         assert binding.session is self
         assert binding.addresses.keys() == self.ports.keys()
         assert len(set(binding.addresses.values())) == len(self.ports)
         if fake.fails:
             raise RuntimeError(fake.fails)
-        # The plans of the convolutions are rebuilt for another batch size.
-        if binding.batch != self.batch:
-            self.plan, self.batch = self.plan + 1, binding.batch
-        fake.threads.add(threading.get_ident())
-        key = threading.get_ident(), number
-        if key not in self.graphs:
-            self.graphs[key] = self.captured(binding)
-        graph = self.graphs[key]
-
-        def run() -> None:
-            assert graph.plan == self.plan, "the graph's plans were destroyed"
-            graph.run()
-
-        fake.world.enqueue(self.stream, run)
-
-    def captured(self, binding: Bound) -> Captured:
-        fake = self.fake
-        self.take(ARENA_BYTES)
-        assert self.stream.until(None) == E.cudaSuccess
-        marker = fake_cuda.Stream(False)
-        fake.world.others.append(marker)
-        try:
+        addresses, batch, computes = dict(binding.addresses), binding.batch, self.computes
+        if batch not in self.settled:
             fake.meanwhile()
-        finally:
-            fake.world.others.remove(marker)
-        if marker.invalid:
-            raise RuntimeError("CUDA failure 901: operation failed during capture")
-        fake.captures += 1
-        run = partial(compute, fake.world, self.computes, dict(binding.addresses), binding.batch)
-        run()  # what settles the memory before the capture, with the bound inputs and outputs
-        return Captured(run, self.plan)
+            self.take(ARENA_BYTES)
+            self.settled.add(batch)
+        fake.world.enqueue(self.stream, lambda: compute(fake.world, computes, addresses, batch))
 
 
 def compute(world: World, session: Any, addresses: dict[str, int], batch: int) -> None:
@@ -183,8 +145,8 @@ class Library:
         self.world = world
         self.providers, self.available = [PROVIDER], [PROVIDER, "CPUExecutionProvider"]
         self.refuses, self.fails, self.preloaded = False, "", False
-        self.absent, self.threads = set[str](), set[int]()
-        self.captures = self.opened = self.held = 0
+        self.absent = set[str]()
+        self.opened = self.held = 0
         self.meanwhile: Callable[[], object] = lambda: None
 
     def __getattr__(self, name: str) -> Any:

@@ -21,7 +21,7 @@ from runtime import BackendError, Bundle, Cancelled, Request, RequestError, Samp
 from runtime.backends.nvidia import cuda_libraries
 from runtime.backends.nvidia.cuda import Cuda
 from runtime.backends.nvidia.onnxruntime_cuda import PROVIDER, SESSION
-from runtime.backends.nvidia.onnxruntime_loop import RUN
+from runtime.backends.nvidia.onnxruntime_engine import RUN
 from runtime.errors import (
     CudaLibraryError,
     GpuError,
@@ -95,13 +95,14 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
         for way in ways:
             ran = found.run(found.requests(**way))
             assert ran.samples.tobytes() == sampler.sample(**way).tobytes(), way
+        ran = found.run(found.requests(**way))
+        assert ran.samples.tobytes() == sampler.sample(**way).tobytes()
         assert ran.timings[0].bucket == 4
-        assert ran.timings[0].how == "a graph a row"
+        assert ran.timings[0].how == "2 graphs"
         assert not ran.timings[0].captured
         assert ran.timings[0].device_ms == 1.5
         assert found.sample_requests(mixed).tobytes() == sampler.sample_requests(mixed).tobytes()
-        # Both graphs at buckets 1, 2 and 4 at most, in both directions of the state.
-        assert library.captures <= 12
+        assert library.opened == 2  # the plain and the guided session, for all batch sizes
     with pytest.raises(BackendError, match="was closed"):
         found.sample(1)
     found.close()
@@ -111,37 +112,65 @@ def test_the_pictures_are_those_of_onnxruntime_to_the_bit(
 def test_every_thread_uses_the_same_graphs(
     library: Library, bundle: Bundle, sampler: Sampler
 ) -> None:
-    """ONNX Runtime's graphs belong to a thread: each new one would capture again."""
+    """They are ours. ONNX Runtime's own belong to a thread: each new one would capture again."""
     way: dict[str, Any] = {"n": 2, "label": 1, "solver": "ddpm", "steps": 3, "guidance": 1.0}
     expected = sampler.sample(**way).tobytes()
     seen = list[bytes]()
     with Sampler(bundle, "onnxruntime-cuda") as found:
         found.sample(**way)
-        captures, used = library.captures, library.world.used
+        captures, used = library.world.calls.count("cudaStreamBeginCapture"), library.world.used
         for _ in range(4):
             thread = threading.Thread(target=lambda: seen.append(found.sample(**way).tobytes()))
             thread.start()
             thread.join()
-        found.sample(**way, on_step=lambda _: None)
-        assert library.captures == captures == 2
+        assert library.world.calls.count("cudaStreamBeginCapture") == captures == 2
         assert library.world.used == used
-        assert len(library.threads) == 1
     assert seen == [expected] * 4
 
 
-def test_a_graph_survives_another_batch_size(
+def test_one_session_serves_every_batch_size(
     library: Library, bundle: Bundle, sampler: Sampler
 ) -> None:
-    """A session rebuilds cuDNN's plans if the batch changes, so each size has its own sessions."""
     with Sampler(bundle, "onnxruntime-cuda") as found:
         for n in (1, 4, 1, 4, 2, 1):
             way: dict[str, Any] = {"n": n, "label": 1, "steps": 3, "guidance": 2.0}
-            assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes()
+            ran = found.run(found.requests(**way))
+            assert ran.samples.tobytes() == sampler.sample(**way).tobytes()
+            assert not ran.timings[0].note
+    assert library.opened == 2
     assert not library.world.held()
 
 
-def test_no_other_backend_allocates_while_one_captures(library: Library, bundle: Bundle) -> None:
-    """ONNX Runtime captures in CUDA's global mode."""
+def test_a_run_that_allocates_under_capture_is_told(
+    library: Library, bundle: Bundle, sampler: Sampler
+) -> None:
+    """Should ONNX Runtime allocate later than in the first runs, the rows are enqueued plainly."""
+    meanwhile = iter([True])
+
+    def forget() -> None:
+        # The session has settled, and then a capture begins: as if it had not.
+        if library.world.capturing() and next(meanwhile, False):
+            fake_cuda.cudaMalloc(library.world, 16)
+
+    class Never(set[int]):
+        def __contains__(self, _: object) -> bool:
+            forget()
+            return True
+
+    with Sampler(bundle, "onnxruntime-cuda") as found:
+        found.backend.engine(False).session.settled = Never()
+        way: dict[str, Any] = {"n": 2, "label": 1, "steps": 3, "guidance": 1.0}
+        ran = found.run(found.requests(**way))
+        assert ran.samples.tobytes() == sampler.sample(**way).tobytes()
+        assert ran.timings[0].how == "plain enqueues"
+        assert "cudaErrorStreamCaptureInvalidated" in ran.timings[0].note
+    assert not library.world.held()
+
+
+def test_no_other_backend_allocates_while_a_session_settles(
+    library: Library, bundle: Bundle
+) -> None:
+    """A run allocates before it is captured. Then no other thread may be capturing."""
     other = Cuda(Cudart(library.world))
     waited = list[bool]()
 
@@ -162,7 +191,7 @@ def test_no_other_backend_allocates_while_one_captures(library: Library, bundle:
         found.sample(1, label=1, steps=2, guidance=1.0)
     for thread in started:
         thread.join()
-    assert waited == [True, True]
+    assert waited == [True]
     assert not library.world.held()
 
 
@@ -171,14 +200,14 @@ def test_rows_wait_for_nothing(library: Library, bundle: Bundle) -> None:
     device."""
     counts = list[tuple[int, int]]()
     with Sampler(bundle, "onnxruntime-cuda") as found:
-        for steps in (3, 3, 40):
+        for steps in (3, 40, 3, 40):
             library.world.calls.clear()
             library.world.copies.clear()
             found.sample(2, label=1, steps=steps, guidance=1.0)
             waits = library.world.calls.count("cudaStreamSynchronize")
             counts.append((waits, library.world.copies["cudaMemcpyHostToDevice"]))
-    assert counts[1] == counts[2]
-    assert counts[1][0] == 1
+    assert counts[2] == counts[3]
+    assert counts[2][0] == 1
 
 
 def test_what_a_call_reports_includes_weights_and_arena(library: Library, bundle: Bundle) -> None:
@@ -200,7 +229,7 @@ def test_full_memory_frees_other_batch_sizes(
             == sampler.sample(2, label=1, steps=2).tobytes()
         )
         world.capacity = 100
-        with pytest.raises(GpuMemoryError, match=r"batch of 1 does not fit .* smaller max_batch"):
+        with pytest.raises(GpuMemoryError, match=r"batch of 1 .* No smaller batch would fit"):
             found.sample(1, label=1, steps=2)
         world.capacity = 2**30
         assert (
@@ -336,7 +365,21 @@ def use(bundle: Bundle) -> list[bytes]:
     return [looped.tobytes(), stepped.tobytes()]
 
 
-FREES = {"cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaEventDestroy"}
+FREES = {
+    "cudaFree",
+    "cudaFreeHost",
+    "cudaStreamDestroy",
+    "cudaEventDestroy",
+    "cudaGraphDestroy",
+    "cudaGraphExecDestroy",
+}
+HARMLESS = {
+    "cudaGetErrorString",
+    "cudaStreamBeginCapture",
+    "cudaStreamEndCapture",
+    "cudaGraphInstantiate",
+    "cudaGraphDestroy",
+}
 
 
 def test_every_call_in_turn_fails_and_nothing_leaks(library: Library, bundle: Bundle) -> None:
@@ -347,16 +390,14 @@ def test_every_call_in_turn_fails_and_nothing_leaks(library: Library, bundle: Bu
     for i, name in enumerate(calls):
         library.world.__init__()
         library.world.fail_at = i
-        # A message that cannot be read is no error of its own.
-        if name == "cudaGetErrorString":
+        # A message that cannot be read is no error of its own, and capture is optional.
+        if name in HARMLESS:
             assert use(bundle) == expected
-            continue
-        with pytest.raises(BackendError) as caught:
-            use(bundle)
-        assert isinstance(caught.value, GpuError), (i, name, caught.value)
-        del caught
+        else:
+            with pytest.raises(GpuError):
+                use(bundle)
         # The error's frames hold sessions; collecting takes long.
-        if library.world.held() and name not in FREES:
+        if sum(library.world.held().values()) > (name in FREES):
             gc.collect()
         lost = sum(library.world.held().values())
         assert lost <= (name in FREES), (i, name, library.world.held())
@@ -369,7 +410,7 @@ def test_the_real_library_knows_the_keys_that_it_would_take_in_silence() -> None
     code = next(
         p for p in folder.iterdir() if p.name.startswith("onnxruntime_pybind11_state")
     ).read_bytes()
-    for key in (*SESSION, *RUN, "gpu_graph_id"):
+    for key in (*SESSION, *RUN):
         assert key.encode() in code
 
 

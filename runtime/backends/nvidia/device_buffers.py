@@ -1,4 +1,4 @@
-"""A batch that is stepped from the host on a TensorRT engine, for previews and inpainting."""
+"""A batch that is stepped from the host on a GPU, for previews and inpainting."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from ..host import Call, HostBuffers
 from ..ports import inputs_of
 from .cuda import Cuda, Stream
 from .device_space import Space
-from .tensorrt_engine import Context
 
 
 class SteppedEngine(Protocol):
-    """What the buffers need of a TensorRT backend, see `TensorRt`."""
+    """What the buffers need of their backend, see `DeviceBackend`."""
 
     bundle: Bundle
     guard: ForkGuard
@@ -28,12 +27,10 @@ class SteppedEngine(Protocol):
 
     def bucket(self, batch: int) -> int: ...
 
-    def space(self, bucket: int) -> Space: ...
-
-    def step_context(self, bucket: int, guided: bool) -> Context: ...
+    def step(self, bucket: int, guided: bool, fill: Callable[[Space], None]) -> Space: ...
 
 
-class TensorRtBuffers(HostBuffers):
+class DeviceBuffers(HostBuffers):
     """A batch that is stepped from the host, for previews and inpainting.
 
     Every step uploads the state and downloads it.
@@ -52,17 +49,16 @@ class TensorRtBuffers(HostBuffers):
         arrays = self._arrays(call)
         inputs = inputs_of(backend.bundle)
 
+        def fill(space: Space) -> None:
+            # Earlier batches' samples may pad the bucket: samples do not depend on each other.
+            for name in inputs:
+                space.host(name)[:count] = arrays[name]
+            space.upload(*inputs)
+
         def run() -> None:
             with backend.lock:
                 backend.alive()
-                context = backend.step_context(bucket, call.guided)
-                space = backend.space(bucket)
-                # Earlier batches' samples may pad the bucket: samples do not depend on each other.
-                for name in inputs:
-                    space.host(name)[:count] = arrays[name]
-                space.upload(*inputs)
-                context.bind(space.addresses)
-                context.enqueue(backend.stream)
+                space = backend.step(bucket, call.guided, fill)
                 space.download("next_state", "denoised")
                 backend.cuda.synchronize(backend.stream)
                 for name in ("next_state", "denoised"):

@@ -1,0 +1,262 @@
+"""A bundle's step engines on one GPU, whichever library runs them: memory, loops and turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from threading import RLock
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
+
+from ...bundle.bundle import Bundle
+from ...errors import BackendError, GpuMemoryError, RequestError
+from ..base import Float32, Rows, Timing
+from ..forks import ForkGuard
+from .cuda import Cuda
+from .cuda_api import Stream
+from .device_buffers import DeviceBuffers
+from .device_loop import DeviceLoop, StepContext, StepEngine
+from .device_space import Space
+from .exclusive import exclusive
+
+Made = TypeVar("Made")
+
+
+class DeviceEngine(StepEngine, Protocol):
+    """A step engine whose memory is known.
+
+    Attributes:
+        held: Bytes that it holds on the device.
+        lacking: Bytes that its first context will take.
+    """
+
+    @property
+    def held(self) -> int: ...
+    @property
+    def lacking(self) -> int: ...
+
+
+class DeviceBackend:
+    """One GPU, one stream, one batch at a time.
+
+    Calls from other threads wait. `close`, or leaving a `with` block, frees everything. A subclass
+    opens engines, and says for which batch sizes. If its constructor fails it calls `close`.
+
+    Attributes:
+        largest: Samples of the largest batch; None for no limit.
+
+    Raises:
+        RequestError: `threads` is given.
+    """
+
+    kept = "engines"
+    """What the library keeps on the device, as `device_memory` names it."""
+
+    def __init__(self, name: str, bundle: Bundle, precision: str, threads: int | None) -> None:
+        if threads is not None:
+            raise RequestError(
+                f"threads are a CPU backend's, {name} runs on the GPU: leave them out."
+            )
+        self.name = name
+        self.precision = precision
+        self.bundle = bundle
+        self.guard = ForkGuard(name, self)
+        self.largest: int | None = None
+        self.lock = RLock()
+        self._owner = ExitStack()
+        self._closed = False
+        self._streams: list[Stream] = []
+        self._engines: dict[bool, DeviceEngine] = {}
+        self._spaces: dict[int, Space] = {}
+        self._steps: dict[tuple[int, bool], StepContext] = {}
+        self._loops: dict[int, DeviceLoop] = {}
+
+    def _start(self, cuda: Cuda) -> None:
+        """Make the streams: one computes, one uploads noise."""
+        self.cuda = cuda
+        for _ in range(2):
+            self._streams.append(cuda.stream(self._owner))
+        self.stream, self._copying = self._streams
+
+    def _open(self, guided: bool) -> DeviceEngine:
+        """Open a step graph's engine."""
+        raise NotImplementedError
+
+    def bucket(self, batch: int) -> int:
+        """Return the smallest batch size of the engines that holds so many samples.
+
+        Raises:
+            RequestError: None does.
+        """
+        raise NotImplementedError
+
+    def _smaller(self, bucket: int) -> Iterable[int]:
+        """List the engines' batch sizes below one, ascending."""
+        raise NotImplementedError
+
+    @property
+    def device_memory(self) -> dict[str, int]:
+        """Bytes on the device of the engines or sessions, and of batches and programs.
+
+        The former's share is estimated from the device's free memory.
+        """
+        held = sum(engine.held for engine in self._engines.values())
+        return {self.kept: held, "buffers": self.cuda.held}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the device and free its memory. A second call does nothing.
+
+        In a forked child it does nothing either: the device's memory belongs to the parent.
+        """
+        if self.guard.forked:
+            return
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = True
+            # Called from the last line to the first: wait for the device; drop graphs, contexts
+            # and engines; free memory.
+            with ExitStack() as stack:
+                stack.push(self._owner.pop_all())
+                for space in self._spaces.values():
+                    stack.callback(space.close)
+                stack.callback(self._forget)
+                for loop in self._loops.values():
+                    stack.callback(loop.close)
+                for stream in self._streams:
+                    stack.callback(self.cuda.synchronize, stream)
+
+    def _forget(self) -> None:
+        """Drop contexts before engines."""
+        with exclusive():
+            for held in (self._loops, self._steps, self._spaces, self._engines):
+                held.clear()
+
+    def engine(self, guided: bool) -> DeviceEngine:
+        """Return the step graph's engine, or the guided one's, opened on first use.
+
+        Raises:
+            BackendError: It does not open.
+        """
+        if guided not in self._engines:
+            self._engines[guided] = self._open(guided)
+        return self._engines[guided]
+
+    def bind(self, batch: int) -> DeviceBuffers:
+        """Allocate memory for `batch` samples that are stepped from the host."""
+        self.alive()
+        return DeviceBuffers(self, batch)
+
+    def alive(self) -> None:
+        """Raise BackendError after `close`, and in a forked child."""
+        self.guard.check()
+        if self._closed:
+            raise BackendError(f"{self.name} was closed; load the bundle again.")
+
+    def space(self, bucket: int) -> Space:
+        """Return the device memory for a batch size, allocated on first use."""
+        if bucket not in self._spaces:
+            self._spaces[bucket] = Space(self.cuda, self.bundle, bucket, self.stream)
+        return self._spaces[bucket]
+
+    def step(self, bucket: int, guided: bool, fill: Callable[[Space], None]) -> Space:
+        """Enqueue a single step of a batch that `fill` uploads; return where its outputs lie."""
+
+        def run() -> Space:
+            key = bucket, guided
+            space = self.space(bucket)
+            # Captured graphs have contexts of their own.
+            if key not in self._steps:
+                self._steps[key] = self.engine(guided).context(bucket, self.stream)
+            fill(space)
+            self._steps[key].bind(space.addresses)
+            self._steps[key].enqueue(self.stream)
+            return space
+
+        return self._fitting(bucket, 0, False, {guided}, run)
+
+    def run_rows(self, rows: Rows) -> tuple[Float32, Timing]:
+        """Run a batch; return x [B, *S] after the last row, and how it ran.
+
+        Raises:
+            GpuMemoryError: It does not fit, even without the loops that are kept.
+        """
+        self.guard.check()  # before the lock, which a thread of the parent may hold forever
+        with self.lock:
+            self.alive()
+            batch = len(rows.x)
+            K = len(rows.call)
+            noisy = bool(rows.noisy.any())
+            bucket = self.bucket(batch)
+            kinds = {bool(g) for g in rows.guided}
+            captured = self._fitting(bucket, K, noisy, kinds, lambda: self._prepare(bucket, rows))
+            loop = self._loops[bucket]
+            ran = loop.run(rows)
+            held = sum(self.device_memory.values())
+            return ran.x, Timing(
+                batch, bucket, K, ran.how, loop.note, captured, ran.device_ms, held
+            )
+
+    def _prepare(self, bucket: int, rows: Rows) -> bool:
+        """Make a loop ready for a program; return whether it captured graphs."""
+        if bucket not in self._loops:
+            space = self.space(bucket)
+            self._loops[bucket] = DeviceLoop(self.cuda, space, self.engine, self._copying)
+        return self._loops[bucket].prepare(rows)
+
+    def _fitting(
+        self, bucket: int, K: int, noisy: bool, kinds: set[bool], make: Callable[[], Made]
+    ) -> Made:
+        """Call `make`; if the memory is full, once more without the loops that are kept.
+
+        Raises GpuMemoryError with what was needed, and the largest batch that would fit.
+        """
+        for last in (False, True):
+            there = bucket in self._spaces
+            try:
+                return make()
+            except GpuMemoryError as error:
+                self._make_room()
+                if not there and bucket in self._spaces:
+                    self._spaces.pop(bucket).close()
+                if last:
+                    raise self._too_large(bucket, K, noisy, kinds, error) from error
+        raise AssertionError("unreachable")
+
+    def _make_room(self) -> None:
+        """Free the loops that are kept."""
+        while self._loops:
+            self._loops.popitem()[1].close()
+
+    def _too_large(
+        self, bucket: int, K: int, noisy: bool, kinds: set[bool], error: GpuMemoryError
+    ) -> GpuMemoryError:
+        free = self.cuda.free_bytes()
+        needed = self._needed(bucket, K, noisy, kinds)
+        fits = [b for b in self._smaller(bucket) if self._needed(b, K, noisy, kinds) <= free]
+        advice = (
+            f"A batch of {fits[-1]} would fit: give max_batch={fits[-1]}."
+            if fits
+            else "No smaller batch would fit."
+        )
+        return GpuMemoryError(
+            f"a batch of {bucket}{f' over {K} rows' if K else ''} needs {needed / 1e6:.2f} MB "
+            f"more of the GPU's memory, "
+            f"and {free / 1e6:.2f} MB are free. {advice} ({error})"
+        )
+
+    def _needed(self, bucket: int, K: int, noisy: bool, kinds: set[bool]) -> int:
+        """The bytes that a loop takes beyond what is held already."""
+        space = self._spaces.get(bucket)
+        sample = int(np.prod(self.bundle.sample_shape))
+        held = DeviceLoop.bytes(bucket, sample, K, noisy) + (
+            0 if space else Space.bytes(self.bundle, bucket)
+        )
+        return held + sum(self._engines[kind].lacking for kind in kinds & self._engines.keys())
