@@ -1,9 +1,9 @@
 """One thread of the process at a time captures, or allocates on the device.
 
-ONNX Runtime captures in CUDA's global mode: meanwhile an allocation by any thread of the process
-fails, and breaks the capture. TensorRT's loop captures in thread-local mode, and its own thread
-must not allocate. So all GPU backends of a process share one lock. It cannot stop other libraries
-in the same process, such as PyTorch.
+Loops are captured in CUDA's thread-local mode, in which only the capturing thread must not
+allocate. But no library says which of its calls are safe while another thread captures, so all GPU
+backends of a process share one lock. It cannot stop other libraries, and need not: a loop was
+captured next to a thread that allocated and copied all the time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from threading import RLock
 
 _DEVICE = RLock()
-"""Of the process, because CUDA's global capture mode is. A thread may take it again."""
+"""Of the process. A thread may take it again."""
 
 
 @contextmanager

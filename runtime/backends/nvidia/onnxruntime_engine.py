@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from ...bundle.bundle import Bundle
 from ...errors import UnnoiseError
-from ..onnxruntime_api import Binding, OnnxRuntimeLibrary, Session
+from ..onnxruntime_api import Binding, OnnxRuntimeLibrary, RunOptions, Session
 from ..ports import dtype_of, shapes
 from .cuda import Cuda
 from .cuda_api import Address, Stream
@@ -54,7 +54,7 @@ class Engine:
 class Context:
     """Bindings of a session to device memory, for one batch size."""
 
-    def __init__(self, engine: Engine, bucket: int, options: object) -> None:
+    def __init__(self, engine: Engine, bucket: int, options: RunOptions) -> None:
         self._engine = engine
         self._options = options
         self._kinds = shapes(engine.bundle, bucket)
