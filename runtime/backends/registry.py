@@ -157,7 +157,7 @@ def _not_offered(
     else:
         why = (
             f"{precision} of {bundle.name} was not checked on {backend}; "
-            f"export it where {backend} is installed"
+            f"export it where {backend} is installed and the processor computes {precision}"
         )
     there = ", ".join(f"{b} {p}" for b, p in pairs)
     return RequestError(

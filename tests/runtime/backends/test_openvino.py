@@ -113,7 +113,7 @@ def test_int8_is_offered_where_it_was_checked_and_nowhere_else(precise: Path, ed
     object.__setattr__(bundle, "report", unchecked)
     with pytest.raises(
         RequestError,
-        match="int8 of tiny was not checked on openvino; export it where openvino is installed",
+        match="int8 of tiny was not checked on openvino; export it where openvino is installed and the processor computes int8",
     ):
         open_backend(bundle, "openvino", "int8")
     with pytest.raises(RequestError, match="openvino does not compute int8-trt, which is for GPUs"):
