@@ -1,12 +1,14 @@
-"""A student against its teacher: python benchmarks/distillation.py TEACHER STUDENT [--write]
+"""A student against its teacher: python benchmarks/distillation.py TEACHER [STUDENT] [--write]
 
 For each number of network calls, the Fréchet distance of `trainer.evaluate` between 1,024 samples
 and as many training images, with the data's labels; for the teacher by several solvers, without
 guidance and with the student's. Precision, recall, and how far samples of one label differ from
 each other. A sheet shows the same seeds and labels by 1, 2 and 4 calls of the student and 50 of the
 teacher, with the student's guidance.
-Results are kept in out/distillation, so that a stopped measurement continues.
---write refreshes docs/distillation.md and its two images. Takes half an hour on two cores.
+Without a student, the teacher's tuned solvers against its best untuned one, without guidance and
+with the bundle's own.
+Results are kept in out/distillation, so that a stopped measurement continues. --write refreshes
+docs/distillation.md and its two images, or docs/tuned-solvers.md. Takes half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ CALLS: Mapping[str, tuple[int, ...]] = {
 }
 """The teacher's numbers of steps without guidance; `tuned` has those of the bundle."""
 CALLS_GUIDED: Mapping[str, tuple[int, ...]] = {"unipc": (5, 10)}
+UNTUNED = (4, 6, 10, 20)
+"""Steps of the untuned solver that tuned ones are compared with."""
 SOLVERS: Mapping[str, Mapping[str, Any]] = {
     "tuned": {"solver": "tuned"},
     "unipc": {"solver": "unipc", "grid": "log_snr(6)"},
@@ -82,6 +86,13 @@ def ways(teacher: Sampler, student: Sampler) -> Iterator[Way]:
                 yield Way("teacher", solver, calls, guidance)
 
 
+def tuned_ways(teacher: Sampler) -> Iterator[Way]:
+    for guidance in (1.0, teacher.bundle.defaults.guidance):
+        for solver, numbers in {"tuned": sorted(teacher.bundle.tuned), "unipc": UNTUNED}.items():
+            for calls in numbers:
+                yield Way("teacher", solver, calls, guidance)
+
+
 def built_in(student: Sampler) -> float:
     """Return the guidance that a student was taught."""
     assert student.bundle.distilled is not None
@@ -102,10 +113,12 @@ def spread(judge: Judge, sampler: Sampler, way: Way) -> float:
     return float(np.mean(found))
 
 
-def measure(judge: Judge, samplers: Mapping[str, Sampler], folder: Path) -> dict[Way, Any]:
+def measure(
+    judge: Judge, samplers: Mapping[str, Sampler], every: Iterable[Way], folder: Path
+) -> dict[Way, Any]:
     """Return the figures of every way, measuring those that are not in the folder."""
     found = {}
-    for way in ways(samplers["teacher"], samplers["student"]):
+    for way in every:
         sampler = samplers[way.who]
         weights = sampler.bundle.files["fp32/weights.bin"].sha256
         tuned = sampler.bundle.tuned.get(way.calls) if way.solver == "tuned" else None
@@ -145,6 +158,17 @@ def table(found: Mapping[Way, Any]) -> str:
         rows.append([way.who, f"`{way.solver}`", guided, *counts, *figures])
     head = ["", "solver", "guidance", "steps", "network calls", "Fréchet", "precision", "recall"]
     return markdown([*head, "distance within a label"], rows)
+
+
+def tuned_table(found: Mapping[Way, Any]) -> str:
+    """The Fréchet distance by steps and guidance, tuned and untuned next to each other."""
+    guidances = sorted({way.guidance for way in found})
+    columns = [(solver, guidance) for guidance in guidances for solver in ("tuned", "unipc")]
+    rows = []
+    for steps in sorted({way.calls for way in found}):
+        cells = [found.get(Way("teacher", solver, steps, g)) for solver, g in columns]
+        rows.append([str(steps), *(f"{cell['frechet']:.2f}" if cell else "–" for cell in cells)])
+    return markdown(["steps", *(f"`{s}`, guidance {g:g}" for s, g in columns)], rows)
 
 
 def draw(path: Path, found: Mapping[Way, Any], name: str) -> None:
@@ -192,18 +216,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("teacher", type=Path)
-    parser.add_argument("student", type=Path)
-    parser.add_argument("--write", action="store_true", help="refresh docs/distillation.md")
+    parser.add_argument("student", type=Path, nargs="?")
+    parser.add_argument("--write", action="store_true", help="refresh the document")
     given = parser.parse_args()
-    samplers = {name: Sampler.load(getattr(given, name)) for name in ("teacher", "student")}
+    both = {"teacher": given.teacher, "student": given.student}
+    samplers = {name: Sampler.load(path) for name, path in both.items() if path}
     record = samplers["teacher"].bundle.provenance["config"]
     config = dataclasses.replace(Config.from_json(record), quality_samples=SAMPLES)
     judge = Judge(config, load(config), None, torch.device("cpu"))
-    found = measure(judge, samplers, Path("out/distillation"))
+    source = (
+        f"{SAMPLES:,} samples against as many training images, by the classifier of "
+        f"`trainer.evaluate`. Measured by `benchmarks/distillation.py` on {machine()}."
+    )
+    if not given.student:
+        every = tuned_ways(samplers["teacher"])
+        found = measure(judge, samplers, every, Path("out/distillation"))
+        text = f"{tuned_table(found)}\n\nThe Fréchet distance of {source}"
+        print(text)
+        if given.write:
+            fill(Path("docs/tuned-solvers.md"), "judged", text)
+        return
+    every = ways(samplers["teacher"], samplers["student"])
+    found = measure(judge, samplers, every, Path("out/distillation"))
     text = (
-        f"{table(found)}\n\n{SAMPLES:,} samples against as many training images, by the classifier "
-        f"of `trainer.evaluate`. The teacher's rows are its best solver at that number of steps. "
-        f"Measured by `benchmarks/distillation.py` on {machine()}.\n\n"
+        f"{table(found)}\n\nThe teacher's rows are its best solver at that number of steps. "
+        f"{source}\n\n"
         "![Fréchet distance against network calls](distillation.png)\n\n"
         "![The same seeds and labels: the student's calls from few to many, then 50 of the "
         "teacher](distillation-images.png)"

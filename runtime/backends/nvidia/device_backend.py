@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from threading import RLock
-from typing import Protocol, Self, TypeVar
-
-import numpy as np
+from typing import Generic, Protocol, Self, TypeVar
 
 from ...bundle.bundle import Bundle
 from ...errors import BackendError, GpuMemoryError, RequestError
@@ -28,16 +27,15 @@ class DeviceEngine(StepEngine, Protocol):
 
     Attributes:
         held: Bytes that it holds on the device.
-        lacking: Bytes that its first context will take.
     """
 
-    @property
-    def held(self) -> int: ...
-    @property
-    def lacking(self) -> int: ...
+    held: int
 
 
-class DeviceBackend:
+Opened = TypeVar("Opened", bound=DeviceEngine)
+
+
+class DeviceBackend(Generic[Opened]):
     """One GPU, one stream, one batch at a time.
 
     Calls from other threads wait. `close`, or leaving a `with` block, frees everything. A subclass
@@ -61,25 +59,25 @@ class DeviceBackend:
         self.name = name
         self.precision = precision
         self.bundle = bundle
-        self.guard = ForkGuard(name, self)
         self.largest: int | None = None
         self.lock = RLock()
         self._owner = ExitStack()
         self._closed = False
         self._streams: list[Stream] = []
-        self._engines: dict[bool, DeviceEngine] = {}
+        self._engines: dict[bool, Opened] = {}
         self._spaces: dict[int, Space] = {}
         self._steps: dict[tuple[int, bool], StepContext] = {}
         self._loops: dict[int, DeviceLoop] = {}
 
     def _start(self, cuda: Cuda) -> None:
-        """Make the streams: one computes, one uploads noise."""
+        """Begin to use CUDA: make the streams. One computes, one uploads noise."""
+        self.guard = ForkGuard(self.name, self)
         self.cuda = cuda
         for _ in range(2):
             self._streams.append(cuda.stream(self._owner))
         self.stream, self._copying = self._streams
 
-    def _open(self, guided: bool) -> DeviceEngine:
+    def _open(self, guided: bool) -> Opened:
         """Open a step graph's engine."""
         raise NotImplementedError
 
@@ -89,10 +87,6 @@ class DeviceBackend:
         Raises:
             RequestError: None does.
         """
-        raise NotImplementedError
-
-    def _smaller(self, bucket: int) -> Iterable[int]:
-        """List the engines' batch sizes below one, ascending."""
         raise NotImplementedError
 
     @property
@@ -139,7 +133,7 @@ class DeviceBackend:
             for held in (self._loops, self._steps, self._spaces, self._engines):
                 held.clear()
 
-    def engine(self, guided: bool) -> DeviceEngine:
+    def engine(self, guided: bool) -> Opened:
         """Return the step graph's engine, or the guided one's, opened on first use.
 
         Raises:
@@ -223,40 +217,36 @@ class DeviceBackend:
             try:
                 return make()
             except GpuMemoryError as error:
+                # Its frames hold contexts, and so the memory that is to be freed.
+                _forget_frames(error)
                 self._make_room()
                 if not there and bucket in self._spaces:
                     self._spaces.pop(bucket).close()
                 if last:
-                    raise self._too_large(bucket, K, noisy, kinds, error) from error
+                    raise self._too_large(bucket, error, K, noisy, kinds) from error
         raise AssertionError("unreachable")
 
     def _make_room(self) -> None:
-        """Free the loops that are kept."""
+        """Free the loops that are kept, for all batch sizes."""
         while self._loops:
             self._loops.popitem()[1].close()
 
     def _too_large(
-        self, bucket: int, K: int, noisy: bool, kinds: set[bool], error: GpuMemoryError
+        self, bucket: int, error: GpuMemoryError, K: int, noisy: bool, kinds: set[bool]
     ) -> GpuMemoryError:
-        free = self.cuda.free_bytes()
-        needed = self._needed(bucket, K, noisy, kinds)
-        fits = [b for b in self._smaller(bucket) if self._needed(b, K, noisy, kinds) <= free]
-        advice = (
-            f"A batch of {fits[-1]} would fit: give max_batch={fits[-1]}."
-            if fits
-            else "No smaller batch would fit."
-        )
-        return GpuMemoryError(
-            f"a batch of {bucket}{f' over {K} rows' if K else ''} needs {needed / 1e6:.2f} MB "
-            f"more of the GPU's memory, "
-            f"and {free / 1e6:.2f} MB are free. {advice} ({error})"
-        )
+        """Make the error for a batch that does not fit.
 
-    def _needed(self, bucket: int, K: int, noisy: bool, kinds: set[bool]) -> int:
-        """The bytes that a loop takes beyond what is held already."""
-        space = self._spaces.get(bucket)
-        sample = int(np.prod(self.bundle.sample_shape))
-        held = DeviceLoop.bytes(bucket, sample, K, noisy) + (
-            0 if space else Space.bytes(self.bundle, bucket)
-        )
-        return held + sum(self._engines[kind].lacking for kind in kinds & self._engines.keys())
+        Args:
+            K: Its rows; 0 for a step from the host.
+            noisy: Whether it takes noise.
+            kinds: Of its rows: guided, not guided or both.
+        """
+        raise NotImplementedError
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop the local variables of the calls that an error came through, and of its causes."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__

@@ -160,8 +160,9 @@ class DeviceLoop:
         if captured:
             self._capture(lacking)
         if self.note:
+            # A context's first run may allocate, so it is made here, where that can be repeated.
             for kind in kinds:
-                self._context(kind.guided, kind.guided)
+                self._enqueue(self._context(kind.guided, kind.guided), kind, 1)
         return captured and not self.note
 
     def run(self, rows: Rows) -> Ran:
@@ -250,8 +251,16 @@ class DeviceLoop:
             cuda.synchronize(stream)
             if not context.capturable(stream):
                 raise CaptureError("the library says that its work cannot be captured")
+
+            def enqueue() -> None:
+                try:
+                    self._enqueue(context, kind, kind.length)
+                # A library that allocates under capture is refused, however much memory is free.
+                except GpuMemoryError as error:
+                    raise CaptureError(str(error)) from error
+
             try:
-                return cuda.capture(lambda: self._enqueue(context, kind, kind.length), stream)
+                return cuda.capture(enqueue, stream)
             # The caller frees memory and tries again.
             except GpuMemoryError:
                 raise

@@ -6,15 +6,16 @@ itself. It never falls back to the CPU.
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 from ...bundle.bundle import Bundle
 from ...bundle.format import WEIGHTS, inside, step_file
-from ...errors import BackendError
+from ...errors import BackendError, GpuMemoryError
 from ..base import missing
 from ..onnxfile import check_graph
 from ..onnxruntime import check_ports
-from ..onnxruntime_api import OnnxRuntimeLibrary
+from ..onnxruntime_api import OnnxRuntimeLibrary, Session
 from .cuda_errors import library_error
 from .cuda_libraries import ready
 from .device_backend import DeviceBackend
@@ -26,9 +27,12 @@ OPTIONS = {"device_id": "0", "use_tf32": "0"}
 """The provider's options, besides our stream. TF32 would round the products of the update."""
 SESSION = {"session.disable_cpu_ep_fallback": "1"}
 """Entries of a session's configuration, which silently accepts unknown keys."""
+LEAST = (1, 31)
+"""The version that was seen to run in graphs of ours. Before 1.30 a run leaves work in a captured
+graph that frees memory whenever the graph is launched."""
 
 
-class OnnxRuntimeCuda(DeviceBackend):
+class OnnxRuntimeCuda(DeviceBackend[Engine]):
     """Sessions of the step graphs; batches are padded to powers of two.
 
     Raises:
@@ -51,6 +55,12 @@ class OnnxRuntimeCuda(DeviceBackend):
                 "pip install 'unnoise[cuda]'. "
                 "The two are one module and cannot be installed together."
             )
+        version = tuple(int(n) for n in re.findall(r"\d+", onnxruntime.__version__)[:2])
+        if version < LEAST:
+            raise BackendError(
+                f"onnxruntime-gpu {onnxruntime.__version__} cannot run in a CUDA graph; "
+                f"{'.'.join(map(str, LEAST))} can. Install it: pip install 'unnoise[cuda]'."
+            )
         self._ort = cast(OnnxRuntimeLibrary, onnxruntime)
         cuda = ready(self._ort)
         try:
@@ -65,18 +75,27 @@ class OnnxRuntimeCuda(DeviceBackend):
         """Return the power of two that holds so many samples."""
         return 1 << (batch - 1).bit_length()
 
-    def _smaller(self, bucket: int) -> list[int]:
-        return [1 << i for i in range(bucket.bit_length() - 1)]
-
     def _make_room(self) -> None:
-        """Free the loops, and the sessions with their arenas, which never shrink."""
+        """Free all: loops, sessions with their arenas, which never shrink, and spaces."""
         super()._make_room()
         self.cuda.synchronize(self.stream)
         with exclusive():
             self._steps.clear()
             self._engines.clear()
+        while self._spaces:
+            self._spaces.popitem()[1].close()
+
+    def _too_large(self, bucket: int, error: GpuMemoryError, *_: object) -> GpuMemoryError:
+        """Make the error without sizes: what a session needs is not known before it runs."""
+        return GpuMemoryError(
+            f"a batch of {bucket} does not fit in the GPU's memory, of which "
+            f"{self.cuda.free_bytes() / 1e6:.2f} MB are free: pass a smaller max_batch. ({error})"
+        )
 
     def _open(self, guided: bool) -> Engine:
+        return Engine(self._ort, self.cuda, self.bundle, lambda: self._session(guided))
+
+    def _session(self, guided: bool) -> Session:
         ort = self._ort
         path = inside(self.precision, step_file(guided))
         options = ort.SessionOptions()
@@ -89,12 +108,9 @@ class OnnxRuntimeCuda(DeviceBackend):
         check_graph(model)
         provider = OPTIONS | {"user_compute_stream": str(int(self.stream))}
         try:
-            with exclusive():
-                before = self.cuda.free_bytes()
-                session = ort.InferenceSession(
-                    model, options, providers=[(PROVIDER, provider)], enable_fallback=0
-                )
-                held = max(0, before - self.cuda.free_bytes())
+            session = ort.InferenceSession(
+                model, options, providers=[(PROVIDER, provider)], enable_fallback=0
+            )
         except Exception as error:  # onnxruntime's own errors share no base class
             raise library_error(
                 f"{self.bundle.path / path}: onnxruntime's CUDA provider does not take it",
@@ -108,4 +124,4 @@ class OnnxRuntimeCuda(DeviceBackend):
                 "See that CUDA and cuDNN are the versions that its release names."
             )
         check_ports(self.bundle, path, session.get_inputs(), session.get_outputs())
-        return Engine(ort, session, self.cuda, self.bundle, held)
+        return session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from ...bundle.bundle import Bundle
@@ -22,40 +22,62 @@ choice of algorithms, settle in the first runs, and must not be captured."""
 
 
 class Engine:
-    """A session of a step graph. All its contexts share its weights and its arena.
+    """Sessions of a step graph, one for each batch size.
+
+    A session that runs a larger batch moves some of its memory, and plans its convolutions again.
+    A graph that was captured before would read what is gone.
 
     Args:
-        held: Bytes of device memory that opening the session took.
+        make: Opens a session on the stream. It is called at once, for its errors.
 
     Attributes:
-        held: Bytes that it holds on the device, estimated from what is free.
-        lacking: 0; the arena grows in the first runs, by an amount that nothing tells.
+        held: Bytes that the sessions hold on the device, estimated from what is free.
     """
 
-    lacking = 0
-
     def __init__(
-        self, ort: OnnxRuntimeLibrary, session: Session, cuda: Cuda, bundle: Bundle, held: int
+        self, ort: OnnxRuntimeLibrary, cuda: Cuda, bundle: Bundle, make: Callable[[], Session]
     ) -> None:
         self._ort = ort
-        self.session = session
+        self._make = make
+        self._sessions: dict[int, Session] = {}
         self.cuda = cuda
         self.bundle = bundle
-        self.held = held
+        self.held = 0
+        self._first: Session | None = self._opened()
 
     def context(self, bucket: int, stream: Stream) -> Context:
-        """Make a context for a batch size. `stream` is the one that the session was opened with."""
+        """Make a context for a batch size. `stream` is the one that sessions are opened with.
+
+        Raises:
+            GpuError: A session does not open.
+        """
+        if bucket not in self._sessions:
+            self._sessions[bucket] = self._first or self._opened()
+            self._first = None
         options = self._ort.RunOptions()
         for key, value in RUN.items():
             options.add_run_config_entry(key, value)
-        return Context(self, bucket, options)
+        return Context(self, self._sessions[bucket], bucket, options)
+
+    def _opened(self) -> Session:
+        with self.growing():
+            return self._make()
+
+    @contextmanager
+    def growing(self) -> Iterator[None]:
+        """Add what the device's memory loses meanwhile, and let no other backend capture."""
+        with exclusive():
+            before = self.cuda.free_bytes()
+            yield
+            self.held += max(0, before - self.cuda.free_bytes())
 
 
 class Context:
     """Bindings of a session to device memory, for one batch size."""
 
-    def __init__(self, engine: Engine, bucket: int, options: RunOptions) -> None:
+    def __init__(self, engine: Engine, session: Session, bucket: int, options: RunOptions) -> None:
         self._engine = engine
+        self._session = session
         self._options = options
         self._kinds = shapes(engine.bundle, bucket)
         self._bindings: dict[tuple[Address, ...], Binding] = {}
@@ -64,7 +86,7 @@ class Context:
 
     def bind(self, addresses: Mapping[str, Address]) -> None:
         """Set the address of each tensor, for the next runs."""
-        session = self._engine.session
+        session = self._session
         ports = (*session.get_inputs(), *session.get_outputs())
         key = tuple(addresses[port.name] for port in ports)
         if key not in self._bindings:
@@ -82,23 +104,19 @@ class Context:
         engine = self._engine
         with _failing():
             if not self._settled:
-                # It allocates, which would break another backend's capture.
-                with exclusive():
-                    before = engine.cuda.free_bytes()
+                with engine.growing():
                     for _ in range(_SETTLING):
-                        engine.session.run_with_iobinding(self._current, self._options)
+                        self._session.run_with_iobinding(self._current, self._options)
                         engine.cuda.synchronize(stream)
-                    engine.held += max(0, before - engine.cuda.free_bytes())
                 self._settled = True
-            engine.session.run_with_iobinding(self._current, self._options)
+            self._session.run_with_iobinding(self._current, self._options)
 
     def capturable(self, stream: Stream) -> bool:
         """Whether runs can be captured."""
         return True
 
     def _bound(self, addresses: Mapping[str, Address]) -> Binding:
-        engine = self._engine
-        session = engine.session
+        session = self._session
         binding = session.io_binding()
         for bind, ports in (
             (binding.bind_input, session.get_inputs()),
@@ -106,7 +124,7 @@ class Context:
         ):
             for port in ports:
                 name = port.name
-                kind = dtype_of(engine.bundle, name)
+                kind = dtype_of(self._engine.bundle, name)
                 bind(name, "cuda", 0, kind, self._kinds[name], addresses[name])
         return binding
 

@@ -6,12 +6,16 @@ export.engines build` puts it there. docs/gpu.md describes the design.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ...bundle.bundle import Bundle
 from ...bundle.format import step_file
-from ...errors import GpuError, RequestError
+from ...errors import GpuError, GpuMemoryError, RequestError
 from . import engine_cache as engines
 from .cuda import Cuda, cudart
 from .device_backend import DeviceBackend
+from .device_loop import DeviceLoop
+from .device_space import Space
 from .engine_cache import LIBRARIES
 from .exclusive import exclusive
 from .tensorrt_api import NativeRuntime
@@ -19,7 +23,7 @@ from .tensorrt_engine import Engine
 from .tensorrt_library import load_library, logger
 
 
-class TensorRt(DeviceBackend):
+class TensorRt(DeviceBackend[Engine]):
     """A bundle's step engines by TensorRT, for the batch sizes that they were built for.
 
     Args:
@@ -107,5 +111,29 @@ class TensorRt(DeviceBackend):
             )
         return found
 
-    def _smaller(self, bucket: int) -> list[int]:
-        return [size for size in self._buckets if size < bucket]
+    def _too_large(
+        self, bucket: int, error: GpuMemoryError, K: int, noisy: bool, kinds: set[bool]
+    ) -> GpuMemoryError:
+        """Make the error with what was needed, and the largest batch that would fit."""
+        free = self.cuda.free_bytes()
+        needed = self._needed(bucket, K, noisy, kinds)
+        fits = [b for b in self._buckets if b < bucket and self._needed(b, K, noisy, kinds) <= free]
+        advice = (
+            f"A batch of {fits[-1]} would fit: give max_batch={fits[-1]}."
+            if fits
+            else "No smaller batch would fit."
+        )
+        return GpuMemoryError(
+            f"a batch of {bucket}{f' over {K} rows' if K else ''} needs {needed / 1e6:.2f} MB "
+            f"more of the GPU's memory, "
+            f"and {free / 1e6:.2f} MB are free. {advice} ({error})"
+        )
+
+    def _needed(self, bucket: int, K: int, noisy: bool, kinds: set[bool]) -> int:
+        """The bytes that a loop takes beyond what is held already."""
+        space = self._spaces.get(bucket)
+        sample = int(np.prod(self.bundle.sample_shape))
+        held = DeviceLoop.bytes(bucket, sample, K, noisy) + (
+            0 if space else Space.bytes(self.bundle, bucket)
+        )
+        return held + sum(self._engines[kind].lacking for kind in kinds & self._engines.keys())

@@ -66,8 +66,6 @@ class World:
         self.made, self.streams_made = 0, 0
         self.calls: list[str] = []
         self.copies = Counter[str]()
-        self.others: list[Any] = []
-        """Captures in global mode by a library: any thread's unsafe call breaks them."""
         self.fail_at: int | None = None
         self.fail_named: dict[str, Any] = {}
 
@@ -197,17 +195,16 @@ RETURNED = {
 def unsafe(world: World) -> bool:
     """Whether this call is refused because of a capture that is under way, which it breaks.
 
-    A capture in thread-local mode forbids its own thread unsafe calls, one in global mode all
-    threads.
+    In thread-local mode a capture forbids its own thread unsafe calls.
     """
     mine = [
         s
         for s in world.handles.values()
         if isinstance(s, Stream) and s.recording is not None and s.thread == threading.get_ident()
     ]
-    for stream in (*mine, *world.others):
+    for stream in mine:
         stream.invalid = True
-    return bool(mine or world.others)
+    return bool(mine)
 
 
 # Each of these takes the world and the real arguments, and returns a status, or a status and

@@ -1,8 +1,9 @@
 """A strict fake of onnxruntime-gpu: the real names on a fake machine, see fake_cuda.py. It computes
 with ONNX Runtime's CPU sessions.
 
-As in the real library a run on our stream waits for nothing, and the first runs of a batch size
-allocate, which a capture does not allow.
+As in the real library a run on our stream waits for nothing. The first runs allocate, which a
+capture does not allow. Queued and captured runs use the session's memory. A session runs one batch
+size: with another one the real library moves memory that a graph may read.
 """
 
 import weakref
@@ -24,7 +25,9 @@ WEIGHTS_BYTES = 3000
 """What a session takes on the device when it is opened."""
 _sessions: dict[bytes, Any] = {}
 ARENA_BYTES = 500
-"""What its first run of a batch size takes."""
+"""What each of its first runs takes."""
+SETTLED = 2
+"""Runs that allocate."""
 
 
 class Options(onnxruntime.SessionOptions):
@@ -81,7 +84,7 @@ class Session:
         self.fake, self.stream, self.memory = fake, stream, list[int]()
         weakref.finalize(self, fake.free, self.memory)
         self.take(WEIGHTS_BYTES)
-        self.settled = set[int]()
+        self.runs, self.batch = 0, 0
         if model not in _sessions:
             _sessions[model] = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
@@ -93,7 +96,8 @@ class Session:
     def take(self, size: int) -> None:
         answer = fake_cuda.cudaMalloc(self.fake.world, size)
         if not isinstance(answer, tuple):
-            raise RuntimeError(f"CUDA failure {int(answer)}: {answer.name}")
+            # Whatever the reason, it says that no memory could be had.
+            raise RuntimeError(f"Failed to allocate memory for requested buffer of size {size}")
         self.memory.append(answer[1])
         self.fake.held += size
 
@@ -112,11 +116,20 @@ class Session:
         if fake.fails:
             raise RuntimeError(fake.fails)
         addresses, batch, computes = dict(binding.addresses), binding.batch, self.computes
-        if batch not in self.settled:
+        assert self.batch in (0, batch), "the session ran another batch size"
+        self.batch = batch
+        if self.runs < SETTLED:
+            self.runs += 1
             fake.meanwhile()
             self.take(ARENA_BYTES)
-            self.settled.add(batch)
-        fake.world.enqueue(self.stream, lambda: compute(fake.world, computes, addresses, batch))
+        held, world = tuple(self.memory), fake.world
+
+        def run() -> None:
+            for address in held:
+                world.view(address, 1)
+            compute(world, computes, addresses, batch)
+
+        world.enqueue(self.stream, run)
 
 
 def compute(world: World, session: Any, addresses: dict[str, int], batch: int) -> None:

@@ -130,6 +130,14 @@ def test_plain_enqueues_give_what_the_graph_gives(
             assert ran.timings[0].how == "plain enqueues"
 
 
+def test_a_graph_survives_other_batch_sizes(opened: Sampler) -> None:
+    for way in WAYS:
+        first = opened.sample(1, 7, **way).tobytes()
+        for n in (opened.backend.largest or 64, 1, 3, 1):
+            opened.sample(n, 7, **way, on_step=(lambda _: None) if n == 3 else None)
+        assert opened.sample(1, 7, **way).tobytes() == first
+
+
 def test_closing_gives_the_memory_back(
     backend: str, shipped: Bundle, device: Cuda, tmp_path: Path
 ) -> None:
