@@ -85,7 +85,9 @@ class OnnxRuntimeCuda(DeviceBackend[Engine]):
         while self._spaces:
             self._spaces.popitem()[1].close()
 
-    def _too_large(self, bucket: int, error: GpuMemoryError, *_: object) -> GpuMemoryError:
+    def _too_large(
+        self, bucket: int, error: GpuMemoryError, K: int, noisy: bool, kinds: set[bool]
+    ) -> GpuMemoryError:
         """Make the error without sizes: what a session needs is not known before it runs."""
         return GpuMemoryError(
             f"a batch of {bucket} does not fit in the GPU's memory, of which "
