@@ -10,10 +10,10 @@ follow that are not timed, so they may be made next to other work. Quality:
 
 - RMS: distance of the timed images to the output of DDIM with 1,000 calls from the same x_T in
   float32.
-- Fréchet distance of all images to the training images, in the features of a small classifier that
-  is trained on them (benchmarks/tuned.py). The mark to reach is the distance of the same number of
-  images of DDPM with 1,000 calls, by our fp32, plus one standard error. Few images support no finer
-  statement. The distance depends on the number of images, so compare only within a table.
+- Fréchet distance of all images to 1,024 training images of the same labels, by the classifier of
+  `trainer.evaluate`. The mark to reach is the distance of the same number of images of DDPM with
+  1,000 calls, by our fp32, plus one standard error. Few images support no finer statement. The
+  distance depends on the number of images, so compare only within a table.
 
 The time of DDPM with 1,000 calls is twenty times that of 50 steps, timed in the same rounds.
 --write refreshes docs/benchmarks.md and its plot. Needs the extra bench. Takes an hour on two
@@ -40,12 +40,14 @@ import torch
 from figures import WORK, busy, fill, kept, machine, markdown
 from numpy.typing import NDArray
 from systems import Network, diffusers_loop, emoji32
-from tuned import classifier, features, frechet
 
 from runtime import BackendError, Bundle, RequestError, Sampler
-from runtime.images import from_uint8
+from runtime.images import to_uint8
 from runtime.terminal.progress import Progress
-from trainer.data.builtin import emoji
+from trainer.config import Config
+from trainer.data import sources
+from trainer.quality.distances import frechet
+from trainer.quality.judge import Judge
 
 BATCH = 16
 STUDENT = Path("bundles/emoji32-fast")
@@ -53,6 +55,8 @@ SCALED = 50
 """Steps of DDPM that are timed for the thousand; its images are not compared."""
 TIMED = 6
 """Rounds that are timed, at most."""
+REAL = 1024
+"""Training images that all images are compared with."""
 OURS = (("onnxruntime", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
 COLORS = {"diffusers, eager": "#d55e00", "diffusers, channels_last": "#cc79a7"}
 COLORS |= {
@@ -127,10 +131,10 @@ def students(network: Network, system: str, backend: str, precision: str) -> dic
 
 
 def own(network: Network, sampler: Sampler, how: Mapping[str, Any]) -> Make:
-    return lambda r: sampler.sample(BATCH, r * BATCH, label=labels(network), **how)
+    return lambda r: sampler.sample(BATCH, r * BATCH, label=labels_made(network), **how)
 
 
-def labels(network: Network) -> list[int]:
+def labels_made(network: Network) -> list[int]:
     """Every class in turn; the same in each round."""
     return [i % network.bundle.num_classes for i in range(BATCH)]
 
@@ -215,7 +219,7 @@ def reference(network: Network, solver: str, calls: int, r: int) -> str:
             "grid": "trailing",
             "on_step": lambda _: bar.advance(),
         }
-        np.save(path, sampler.sample(BATCH, r * BATCH, label=labels(network), **how))
+        np.save(path, sampler.sample(BATCH, r * BATCH, label=labels_made(network), **how))
     return str(path)
 
 
@@ -245,14 +249,8 @@ def measure(network: Network, quick: bool, rounds: int, calls: int, only: str) -
         kept(f"same-quality-round-{r}", (quick, only, timed), lambda r=r: rounds_of(r))
         for r in range(rounds)
     ]
-    data = emoji()
-    net = classifier(data, WORK)
-    real = features(net, from_uint8(data.images))
+    measured = Distance(network)
     limit = np.concatenate([np.load(path) for path in exact])
-
-    def distance(pictures: NDArray[np.float32]) -> float:
-        return frechet(features(net, pictures), real)
-
     every = list(dict.fromkeys(tuple(one["setting"]) for one in done[0]))
     found = []
     for setting in every:
@@ -266,27 +264,51 @@ def measure(network: Network, quick: bool, rounds: int, calls: int, only: str) -
                 "ms": 1e3 * seconds / BATCH,
                 "rms": float(np.sqrt(np.mean((first - limit) ** 2))),
                 # Of fewer images, a distance says nothing next to the others.
-                "frechet": distance(pictures) if len(each) == rounds else math.inf,
+                "frechet": measured(pictures) if len(each) == rounds else math.inf,
             }
         )
-    marked = features(net, np.concatenate([np.load(path) for path in marks]))
+    marked = np.concatenate([np.load(path) for path in marks])
     return {
         "settings": found,
-        "mark": frechet(marked, real),
-        "spread": standard_error(marked, real),
-        "limit": distance(limit) if timed_rounds == rounds else math.inf,
+        "mark": measured(marked),
+        "spread": measured.standard_error(marked),
+        "limit": measured(limit) if timed_rounds == rounds else math.inf,
         "calls": calls,
         "pictures": rounds * BATCH,
     }
 
 
-def standard_error(
-    found: NDArray[np.float64], real: NDArray[np.float64], draws: int = 200
-) -> float:
-    """Of the Fréchet distance of a few images: its standard deviation over samples of them, drawn
-    with replacement (Efron 1979)."""
-    rng, n = np.random.default_rng(0), len(found)
-    return float(np.std([frechet(found[rng.integers(0, n, n)], real) for _ in range(draws)]))
+class Distance:
+    """The Fréchet distance of images to the data, whose labels are as frequent as the images'."""
+
+    def __init__(self, network: Network) -> None:
+        config = Config.from_json(network.bundle.provenance["config"])
+        data = sources.load(config)
+        self._judge = Judge(config, data, None, torch.device("cpu"))
+        rng = np.random.default_rng(0)
+        labels = np.asarray(data.labels)
+        chosen = []
+        for label in labels_made(network):
+            of_label = np.flatnonzero(labels == label)
+            count = REAL // BATCH
+            chosen.append(rng.choice(of_label, count, replace=len(of_label) < count))
+        self._real = self._judge.features(data.gather(np.concatenate(chosen))[0])
+
+    def __call__(self, images: NDArray[np.float32]) -> float:
+        return self._of(self._features(images))
+
+    def standard_error(self, images: NDArray[np.float32], draws: int = 100) -> float:
+        """Of the distance of a few images: its standard deviation over samples of them, drawn with
+        replacement (Efron 1979)."""
+        found, rng = self._features(images), np.random.default_rng(0)
+        n = len(found)
+        return float(np.std([self._of(found[rng.integers(0, n, n)]) for _ in range(draws)]))
+
+    def _features(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._judge.features(to_uint8(images))
+
+    def _of(self, found: NDArray[np.float32]) -> float:
+        return frechet(self._real, found)
 
 
 def cost(found: Mapping[str, Any], system: str) -> float:
