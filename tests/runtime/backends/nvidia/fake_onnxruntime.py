@@ -96,7 +96,7 @@ class Session:
     def take(self, size: int) -> None:
         answer = fake_cuda.cudaMalloc(self.fake.world, size)
         if not isinstance(answer, tuple):
-            # Whatever the reason, it says that no memory could be had.
+            # Its words for a refusal of any kind.
             raise RuntimeError(f"Failed to allocate memory for requested buffer of size {size}")
         self.memory.append(answer[1])
         self.fake.held += size
