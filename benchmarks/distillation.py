@@ -5,7 +5,7 @@ and as many training images, with the data's labels; for the teacher by several 
 guidance and with the student's. Precision, recall, and how far samples of one label differ from
 each other. A sheet shows the same seeds and labels by 1, 2 and 4 calls of the student and 50 of the
 teacher, with the student's guidance.
-Without a student, the teacher's tuned solvers against its best untuned one, without guidance and
+Without a student, the teacher's tuned solvers against `unipc` on `log_snr(6)`, without guidance and
 with the bundle's own.
 Results are kept in out/distillation, so that a stopped measurement continues. --write refreshes
 docs/distillation.md and its two images, or docs/tuned-solvers.md. Takes half an hour on two cores.
@@ -40,7 +40,7 @@ CALLS: Mapping[str, tuple[int, ...]] = {
 }
 """The teacher's numbers of steps without guidance; `tuned` has those of the bundle."""
 CALLS_GUIDED: Mapping[str, tuple[int, ...]] = {"unipc": (5, 10)}
-UNTUNED = (4, 6, 10, 20)
+UNTUNED = (4, 6, 8, 20)
 """Steps of the untuned solver that tuned ones are compared with."""
 SOLVERS: Mapping[str, Mapping[str, Any]] = {
     "tuned": {"solver": "tuned"},
