@@ -40,7 +40,7 @@ CALLS: Mapping[str, tuple[int, ...]] = {
 }
 """The teacher's numbers of steps without guidance; `tuned` has those of the bundle."""
 CALLS_GUIDED: Mapping[str, tuple[int, ...]] = {"unipc": (5, 10)}
-UNTUNED = (4, 6, 8, 20)
+UNTUNED = (4, 6, 20)
 """Steps of the untuned solver that tuned ones are compared with."""
 SOLVERS: Mapping[str, Mapping[str, Any]] = {
     "tuned": {"solver": "tuned"},
@@ -123,7 +123,8 @@ def measure(
         weights = sampler.bundle.files["fp32/weights.bin"].sha256
         tuned = sampler.bundle.tuned.get(way.calls) if way.solver == "tuned" else None
         solver = tuned.to_json() if tuned else ""
-        key = hashlib.sha256(f"{weights} {way} {solver} {SAMPLES}".encode()).hexdigest()[:16]
+        told = f"{weights} {way} {solver} {SAMPLES} {sorted(samplers)}"
+        key = hashlib.sha256(told.encode()).hexdigest()[:16]
         path = folder / f"{key}.json"
         if not path.exists():
 
@@ -132,10 +133,12 @@ def measure(
             ) -> Any:
                 return sampler.pictures(n, seed=seed, label=label.tolist(), **way.settings())
 
-            figures = {**judge(sample), "spread": spread(judge, sampler, way)}
+            figures = judge(sample)
+            if "student" in samplers:
+                figures |= {"spread": spread(judge, sampler, way)}
             write_text(path, to_json(figures))
         found[way] = from_json(path.read_bytes())
-        print(way, {name: round(found[way][name], 3) for name in FIGURES}, flush=True)
+        print(way, {name: round(value, 3) for name, value in found[way].items()}, flush=True)
     return found
 
 
