@@ -43,14 +43,13 @@ class TensorRt(DeviceBackend[Engine]):
         self._trt = load_library(library)
         cuda = Cuda(cudart("rtx" if library == "tensorrt-rtx" else "tensorrt"))
         self._gpu = cuda.gpu()
-        self._buckets: tuple[int, ...] = ()
         try:
             self._start(cuda)
             self._log = logger(self._trt)
             self._runtime: NativeRuntime | None = self._trt.Runtime(self._log)
             # An engine may bring code for the host. Ours have none, so none is run.
             self._runtime.engine_host_code_allowed = False
-            self.engine(False)
+            self.largest = self.engine(False).buckets[-1]
         except TypeError as error:  # pybind's factory returned nullptr
             self.close()
             raise GpuError(
@@ -81,7 +80,7 @@ class TensorRt(DeviceBackend[Engine]):
             self._trt.__version__,
             self._gpu,
         )
-        engine = Engine(
+        return Engine(
             self._trt,
             self._runtime,
             self._log,
@@ -91,10 +90,6 @@ class TensorRt(DeviceBackend[Engine]):
             self._gpu,
             self._owner,
         )
-        if not guided:
-            self._buckets = engine.buckets
-            self.largest = engine.buckets[-1]
-        return engine
 
     def bucket(self, batch: int) -> int:
         """Return the smallest batch size of the engine that holds so many samples.
@@ -102,7 +97,7 @@ class TensorRt(DeviceBackend[Engine]):
         Raises:
             RequestError: None does.
         """
-        found = next((b for b in self._buckets if b >= batch), None)
+        found = next((b for b in self._engines[False].buckets if b >= batch), None)
         if found is None:
             raise RequestError(
                 f"a batch of {batch} is larger than the engine's largest, {self.largest}: give "
@@ -117,7 +112,11 @@ class TensorRt(DeviceBackend[Engine]):
         """Make the error with what was needed, and the largest batch that would fit."""
         free = self.cuda.free_bytes()
         needed = self._needed(bucket, K, noisy, kinds)
-        fits = [b for b in self._buckets if b < bucket and self._needed(b, K, noisy, kinds) <= free]
+        fits = [
+            b
+            for b in self._engines[False].buckets
+            if b < bucket and self._needed(b, K, noisy, kinds) <= free
+        ]
         advice = (
             f"A batch of {fits[-1]} would fit: give max_batch={fits[-1]}."
             if fits

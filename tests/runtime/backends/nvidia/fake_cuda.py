@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from runtime import Bundle, Sampler
+
 real: Any = pytest.importorskip("cuda.bindings.runtime")
 E = real.cudaError_t
 
@@ -445,3 +447,34 @@ def cudaGraphLaunch(w: World, graph: Any, on: Any) -> Any:
 
     w.enqueue(stream, run)
     return E.cudaSuccess
+
+
+# What a test does whose calls fail in turn, and which of them may.
+
+FREES = {
+    "cudaFree",
+    "cudaFreeHost",
+    "cudaStreamDestroy",
+    "cudaEventDestroy",
+    "cudaGraphDestroy",
+    "cudaGraphExecDestroy",
+}
+"""What is lost if one fails."""
+HARMLESS = {
+    "cudaGetErrorString",
+    "cudaStreamBeginCapture",
+    "cudaStreamEndCapture",
+    "cudaGraphInstantiate",
+    "cudaGraphDestroy",
+}
+"""A message that cannot be read is no error of its own, and capture is optional."""
+
+
+def use_once(bundle: Bundle, library: str) -> list[bytes]:
+    """Load, run a loop with and without guidance, run a step from the host, and close."""
+    with Sampler(bundle, library) as found:
+        looped = found.sample(
+            1, label=1, guidance=2.0, guidance_interval=(0.0, 0.5), solver="ddpm", steps=2
+        )
+        stepped = found.sample(1, label=1, steps=1, guidance=1.0, on_step=lambda p: None)
+    return [looped.tobytes(), stepped.tobytes()]

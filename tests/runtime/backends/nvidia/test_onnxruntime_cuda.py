@@ -32,7 +32,7 @@ from runtime.errors import (
 
 from ....root import ROOT
 from . import fake_cuda, fake_onnxruntime
-from .fake_cuda import Cudart, World
+from .fake_cuda import FREES, HARMLESS, Cudart, World, use_once
 from .fake_onnxruntime import Library
 
 
@@ -370,36 +370,9 @@ def test_a_run_that_fails_is_a_typed_error(library: Library, bundle: Bundle) -> 
     assert not library.world.held()
 
 
-def use(bundle: Bundle) -> list[bytes]:
-    """Load, run a loop with and without guidance, run a step from the host, and close."""
-    with Sampler(bundle, "onnxruntime-cuda") as found:
-        looped = found.sample(
-            1, label=1, guidance=2.0, guidance_interval=(0.0, 0.5), solver="ddpm", steps=2
-        )
-        stepped = found.sample(1, label=1, steps=1, guidance=1.0, on_step=lambda p: None)
-    return [looped.tobytes(), stepped.tobytes()]
-
-
-FREES = {
-    "cudaFree",
-    "cudaFreeHost",
-    "cudaStreamDestroy",
-    "cudaEventDestroy",
-    "cudaGraphDestroy",
-    "cudaGraphExecDestroy",
-}
-HARMLESS = {
-    "cudaGetErrorString",
-    "cudaStreamBeginCapture",
-    "cudaStreamEndCapture",
-    "cudaGraphInstantiate",
-    "cudaGraphDestroy",
-}
-
-
 def test_every_call_in_turn_fails_and_nothing_leaks(library: Library, bundle: Bundle) -> None:
     """Any failing call gives the typed error. Everything is released, except what could not be."""
-    expected, calls = use(bundle), list(library.world.calls)
+    expected, calls = use_once(bundle, "onnxruntime-cuda"), list(library.world.calls)
     assert not library.world.held()
     assert {"cudaMemcpy2DAsync", "cudaEventElapsedTime", "cudaStreamWaitEvent"} <= set(calls)
     for i, name in enumerate(calls):
@@ -407,10 +380,10 @@ def test_every_call_in_turn_fails_and_nothing_leaks(library: Library, bundle: Bu
         library.world.fail_at = i
         # A message that cannot be read is no error of its own, and capture is optional.
         if name in HARMLESS:
-            assert use(bundle) == expected
+            assert use_once(bundle, "onnxruntime-cuda") == expected
         else:
             with pytest.raises(GpuError):
-                use(bundle)
+                use_once(bundle, "onnxruntime-cuda")
         # The error's frames hold sessions; collecting takes long.
         if sum(library.world.held().values()) > (name in FREES):
             gc.collect()
