@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 from runtime import Bundle, Sampler
-from runtime.generation.plan import Plan
-from runtime.generation.run import generate
-from runtime.generation.settings import Settings
+from runtime.generate.plan import Plan
+from runtime.generate.run import generate
+from runtime.generate.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 BUNDLE = ROOT / "bundles" / "emoji32"

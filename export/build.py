@@ -26,9 +26,9 @@ from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
 from . import engines
-from .convert import batched, converted
 from .errors import ExportError
 from .graph.calibrate import QUICK_CALIBRATION, Calibration
+from .graph.convert import batched, converted
 from .proof.budget import MINUTES, fitting
 from .proof.card import proof_lines
 from .proof.check import check
@@ -102,7 +102,9 @@ def build(
     with replacing_folder(out) as folder:
         say("converting", flush=True)
         # In a function of its own: the graphs, with their weights, are gone when the proof begins.
-        conversion, faster = converted(folder, model, precisions, bounds, calibration, winograd)
+        conversion, faster = converted(
+            folder, model, precisions, bounds.psnr, calibration, winograd
+        )
         bundle = bundle_in(folder, model)
         # The proof runs the files on disk, as a user will, not the graphs in memory.
         try:

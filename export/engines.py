@@ -16,7 +16,7 @@ from runtime.backends.nvidia import engine_cache as engines
 from runtime.backends.nvidia.engine_cache import Entry
 from runtime.bundle.bundle import Bundle
 from runtime.errors import BackendError
-from runtime.options import integers
+from runtime.terminal.options import integers
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 

@@ -26,7 +26,7 @@ MODEL = """\
 import sys
 
 sys.path[:0] = {paths!r}
-from runtime.triton import TritonPythonModel  # noqa: E402, F401
+from serve.triton import TritonPythonModel  # noqa: E402, F401
 """
 CONFIG_FILE = "config.pbtxt"
 CONFIG = """\

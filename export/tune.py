@@ -23,7 +23,7 @@ from runtime.diffusion.program import Network
 from runtime.diffusion.tuned import Tuned
 from runtime.errors.arguments import integer
 from runtime.files import from_json, replacing_folder
-from runtime.options import integers
+from runtime.terminal.options import integers
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .diffusion.program import Program, run
     from .diffusion.schedule import Schedule, make_schedule
     from .diffusion.solvers import make_program
-    from .editing.inversion import Inversion
     from .engine.admission import Limits
     from .engine.batch import Batch
     from .engine.loop import Cancelled, Preview
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .images import to_uint8
     from .sampler import Sampler
+    from .sampler.inversion import Inversion
 
 __all__ = [
     "BackendError",
@@ -70,7 +70,7 @@ _HOMES = {
     ".diffusion.program": ["Program", "run"],
     ".diffusion.schedule": ["Schedule", "make_schedule"],
     ".diffusion.solvers": ["make_program"],
-    ".editing.inversion": ["Inversion"],
+    ".sampler.inversion": ["Inversion"],
     ".engine.admission": ["Limits"],
     ".engine.batch": ["Batch"],
     ".engine.loop": ["Cancelled", "Preview"],

@@ -17,8 +17,8 @@ from .engine.keywords import GuidedKeywords, Labels
 from .engine.loop import StepCallback
 from .errors import RequestError
 from .images import animation_format, picture_format, read, save_animation, tile
-from .options import add_options, check_out, in_turn, load, progress, settings, write
 from .sampler import Sampler
+from .terminal.options import add_options, check_out, in_turn, load, progress, settings, write
 from .terminal.output import say
 from .terminal.verbs import program, run_verb
 

@@ -5,43 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from .backends.processor import flags, processor_name, usable_cores
-from .backends.registry import BACKENDS, GPU, offered
+from .backends.registry import GPU, offered
+from .backends.survey import BackendState, Machine, backends, machine
 from .bundle.bundle import Bundle
 from .bundle.manifest import Figures
-from .errors import BackendError
-from .terminal.output import say
+from .terminal.output import columns, say
 from .terminal.verbs import program, run_verb
-
-INSTRUCTIONS = {
-    "avx2": "AVX2",
-    "avx512f": "AVX-512",
-    "avx512_vnni": "VNNI",
-    "avx512_bf16": "bf16",
-    "amx_tile": "AMX",
-}
-"""The instruction sets that decide how fast a processor multiplies, by Linux's names."""
-
-
-class Machine(TypedDict):
-    """A machine: its processor, the cores that this process may use, and instruction sets."""
-
-    processor: str
-    cores: int
-    instructions: list[str]
-
-
-class BackendState(TypedDict):
-    """A backend on this machine. `version` is None if absent, `missing` says how to get it."""
-
-    version: str | None
-    precisions: list[str]
-    missing: str | None
 
 
 class Pair(TypedDict):
@@ -76,78 +48,6 @@ class Facts(TypedDict):
     machine: Machine
     backends: dict[str, BackendState]
     bundle: NotRequired[Contents]
-
-
-def machine() -> Machine:
-    """Return the facts of this machine; instruction sets are read on Linux only."""
-    here = flags()
-    return {
-        "processor": processor_name(),
-        "cores": usable_cores(),
-        "instructions": [shown for flag, shown in INSTRUCTIONS.items() if flag in here],
-    }
-
-
-def backends() -> dict[str, BackendState]:
-    """Return every backend's state on this machine, by name."""
-    return {name: _backend(name) for name in BACKENDS}
-
-
-def _backend(name: str) -> BackendState:
-    kind = BACKENDS[name]
-    install = f"pip install 'unnoise[{kind.extra}]'"
-    if find_spec(kind.module) is None:
-        return {"version": None, "precisions": [], "missing": install}
-    version = _version(name)
-    # onnxruntime-gpu brings a module of the same name as onnxruntime: only the version shows which
-    # one it is.
-    if kind.gpu and version is None:
-        return {"version": None, "precisions": [], "missing": install}
-    precisions = list(kind.folders)
-    lacking = None
-    if kind.gpu and (lacking := _no_gpu(name)):
-        precisions = []
-    if name == "openvino":
-        import openvino
-
-        from .backends.openvino import lacks
-
-        said = {precision: lacks(precision, openvino) for precision in precisions}
-        precisions = [precision for precision in precisions if not said[precision]]
-        lacking = "; ".join(one.partition(" (")[0] for one in said.values() if one) or None
-    return {"version": version or "?", "precisions": precisions, "missing": lacking}
-
-
-DISTRIBUTIONS = {
-    "onnxruntime-cuda": ("onnxruntime-gpu",),
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
-}
-"""The distributions of a backend's module, if they are not named like the backend."""
-
-
-def _version(name: str) -> str | None:
-    for distribution in DISTRIBUTIONS.get(name, (name,)):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def _no_gpu(name: str) -> str | None:
-    """Return why this process cannot use an NVIDIA GPU, in one line; None if it can."""
-    from .backends.nvidia.cuda import Cuda, cudart
-
-    try:
-        api = cudart(BACKENDS[name].extra)
-    except BackendError as error:
-        return str(error)
-    try:
-        Cuda(api)
-    except BackendError as error:
-        return str(error).partition(". ")[0].rstrip(".")
-    return None
 
 
 def contents(bundle: Bundle, here: dict[str, BackendState]) -> Contents:
@@ -233,15 +133,6 @@ def _row(pair: Pair) -> list[str]:
     differs = f"{checked['answer']:.1e}" if "answer" in checked else "not checked"
     here = "yes" if pair["runs_here"] else "no"
     return [pair["precision"], pair["backend"], here, differs, near, ms or "–"]
-
-
-def columns(rows: list[list[str]]) -> list[str]:
-    """Return the rows as lines, with their cells aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

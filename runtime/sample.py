@@ -7,7 +7,7 @@ import sys
 import time
 
 from .errors.arguments import integer
-from .options import add_options, check_out, in_turn, load, progress, settings, write
+from .terminal.options import add_options, check_out, in_turn, load, progress, settings, write
 from .terminal.output import say
 from .terminal.verbs import program, run_verb
 

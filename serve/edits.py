@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from runtime import Cancelled, Inversion, SamplingOptions
-from runtime.editing.animation import Animating
-from runtime.editing.edits import PAINTING
-from runtime.editing.inversion import inverting
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
 from runtime.images import read
+from runtime.sampler.animation import Animating
+from runtime.sampler.edits import PAINTING
+from runtime.sampler.inversion import inverting
 
 from . import limits, results, samples
 from .bodies import Form, decode, read_form

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import Cancelled, Overloaded, Request, Ticket
-from runtime.editing.animation import Animating
 from runtime.engine.loop import Preview, Result, StepCallback
 from runtime.engine.ticket import TicketPreview
+from runtime.sampler.animation import Animating
 
 from . import limits
 from .models import Model

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from runtime import Sampler
-from runtime.info import backends
+from runtime.backends.survey import backends
 
 from .root import ROOT
 from .small_pipeline import save_small_pipeline

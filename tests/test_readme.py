@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.info import backends
+from runtime.backends.survey import backends
 from runtime.terminal import verbs
 
 from .documented import HANGING_S, IN_TURN, blocks, clone, commands, run

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..graph.sensitivity import Choice
+from ..graph.convert import Conversion
 from ..tuning.record import TunedCheck, checks_to_json
 from .plan import Bounds, Plan
 
@@ -158,51 +158,6 @@ class PrecisionCheck:
 
 
 @dataclass(frozen=True)
-class Headroom:
-    """How near the network's float32 values come to float16's largest, 65504.
-
-    Attributes:
-        tensors: How many values were observed.
-        nearest: The share of 65504 that the ten largest reach, by node, the largest first.
-        beyond: Those that reach it, in words.
-    """
-
-    tensors: int
-    nearest: Mapping[str, float]
-    beyond: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, object]:
-        """Return the values as report.json has them."""
-        return {
-            "tensors": self.tensors,
-            "nearest": dict(self.nearest),
-            "beyond": list(self.beyond),
-        }
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """How the other precisions were made.
-
-    Attributes:
-        headroom: For fp16; None if it was not asked for.
-        int8: Which layers stay float32, for each kind of int8.
-    """
-
-    headroom: Headroom | None = None
-    int8: Mapping[str, Choice] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, object]:
-        """Return what report.json says, with keys only for precisions that were made."""
-        value: dict[str, object] = {}
-        if self.headroom is not None:
-            value["headroom"] = self.headroom.to_json()
-        if self.int8:
-            value["int8"] = {name: choice.to_json() for name, choice in self.int8.items()}
-        return value
-
-
-@dataclass(frozen=True)
 class Report:
     """The result of a proof.
 
@@ -215,7 +170,7 @@ class Report:
     bounds: Bounds
     plan: Plan
     checks: tuple[PrecisionCheck, ...]
-    conversion: Conversion = Conversion()
+    conversion: Conversion
     versions: Mapping[str, str] = field(default_factory=dict)
     tuned: Mapping[int, TunedCheck] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from runtime.diffusion.schedule import SCHEDULES
-from runtime.options import assignment, integers
+from runtime.terminal.options import assignment, integers
 
 from .conditions import add_condition_option
 

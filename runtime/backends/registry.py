@@ -77,7 +77,7 @@ BACKENDS: Mapping[str, Kind] = {
 def offered(bundle: Bundle) -> list[tuple[str, str]]:
     """List the (backend, precision) pairs that a bundle can be opened with.
 
-    Whether the machine has what they need is another question, which `runtime.info` answers.
+    Whether the machine has what they need is another question, which `survey.backends` answers.
 
     A precision computed from the fp32 graph needs no check. Any other precision is offered on the
     backends that it was checked on, according to the bundle's report, if it met its bounds there.

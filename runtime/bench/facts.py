@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..backends.survey import BackendState, Machine, machine
 from ..bundle.bundle import Bundle
-from ..info import BackendState, Machine, machine
 from .workload import Effort, Workload
 
 BUSY = 0.5
@@ -81,7 +81,7 @@ def facts_of(
 ) -> Facts:
     """Collect the facts, before anything is measured.
 
-    here: What `info.backends` returned.
+    here: What `backends.survey.backends` returned.
     """
     options = workload.options
     found = machine()

@@ -11,14 +11,14 @@ from itertools import product
 from pathlib import Path
 
 from ..backends.registry import BACKENDS, offered
+from ..backends.survey import BackendState, backends
 from ..bundle.bundle import Bundle
 from ..errors import BackendError, RequestError
 from ..errors.arguments import choice, integer, number
 from ..errors.messages import shown
-from ..info import BackendState, backends, columns
-from ..options import add_sampling, settings
 from ..sampler import Sampler
-from ..terminal.output import say
+from ..terminal.options import add_sampling, settings
+from ..terminal.output import columns, say
 from ..terminal.verbs import program, run_verb
 from . import plot as bench_plot
 from .facts import Facts, facts_of

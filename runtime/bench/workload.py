@@ -12,7 +12,7 @@ from ..engine.job import Table
 from ..engine.keywords import GuidedKeywords, LabelKeywords
 from ..engine.request import resolve
 from ..errors.arguments import enough_memory
-from ..options import in_turn
+from ..terminal.options import in_turn
 
 
 @dataclass(frozen=True)

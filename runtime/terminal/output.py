@@ -113,6 +113,15 @@ def say(*parts: object, end: str = "\n", flush: bool = False, error: bool = Fals
         stream.flush()
 
 
+def columns(rows: list[list[str]]) -> list[str]:
+    """Return the rows as lines, with their cells aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def flush() -> None:
     """Write the buffered text. Raises OSError if that fails."""
     for stream in (sys.stdout, sys.stderr):

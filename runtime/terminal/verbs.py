@@ -46,7 +46,7 @@ VERBS = {
         "runtime.bench.table", "runtime.bench", "measure how fast a bundle samples", "cpu"
     ),
     "generate": Verb(
-        "runtime.generate", "runtime.generate", "many samples as a folder of shards", "cpu"
+        "runtime.generate.__main__", "runtime.generate", "many samples as a folder of shards", "cpu"
     ),
     "serve": Verb("serve.__main__", "serve", "serve bundles over HTTP", "serve"),
     "fit": Verb("trainer.fit", "trainer.fit", "train a network", "train"),
@@ -55,7 +55,9 @@ VERBS = {
     "average": Verb("trainer.average", "trainer.average", "average the weights of a run", "train"),
     "report": Verb("trainer.report", "trainer.report", "one page on a run", "train"),
     "export": Verb("export.build", "export.build", "write a network as a proved bundle", "export"),
-    "export-web": Verb("export.web", "export.web", "a bundle as a site for browsers", "cpu"),
+    "export-web": Verb(
+        "export.web.__main__", "export.web", "a bundle as a site for browsers", "cpu"
+    ),
     "export-triton": Verb("export.triton", "export.triton", "a model repository for Triton", "cpu"),
     "push": Verb("export.push", "export.push", "upload a bundle to the Hugging Face Hub", "hub"),
     "tune": Verb("export.tune", "export.tune", "fit a solver of few calls to a bundle", "export"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from runtime import info
+from runtime.backends import survey
 
 from ..root import ROOT
 
@@ -45,7 +46,7 @@ def test_a_bundle_with_every_pair_and_what_was_checked(
 def test_what_is_missing_is_named_with_the_command_that_brings_it(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(info, "find_spec", lambda name: None)
+    monkeypatch.setattr(survey, "find_spec", lambda name: None)
     assert info.main([]) == 0
     out = capsys.readouterr().out
     assert "pip install 'unnoise[openvino]'" in out

@@ -13,10 +13,10 @@ from export.build import build
 from export.errors import ExportError
 from export.graph import fuse
 from export.graph.calibrate import QUICK_CALIBRATION, Trajectories, best, ranges, session
+from export.graph.headroom import headroom
 from export.graph.precision import NORMS, network_nodes, scope, to_float16
 from export.graph.quantization import Layer, Range, layers, quantize, weight_scales
 from export.graph.sensitivity import Judge, choose, median_psnr
-from export.proof.headroom import headroom
 from export.proof.plan import QUICK, Bounds
 from export.sources.module import from_module
 from export.sources.run import from_run

@@ -11,9 +11,9 @@ from onnx import ModelProto, helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export import convert
 from export.build import build_bundle, main
 from export.errors import ExportError
+from export.graph import convert
 from export.proof.examples import Examples
 from export.proof.plan import Plan
 from runtime import Bundle, Sampler

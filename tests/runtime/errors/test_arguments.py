@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import runtime.images as pictures
-import runtime.sampler
+import runtime.sampler.sampler
 from runtime import (
     Batch,
     Bundle,
@@ -607,7 +607,7 @@ def quick_backend() -> Iterator[None]:
         return SmallBackend(bundle) if usual else open_backend(bundle, backend, precision, *cut)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime.sampler, "open_backend", opened)
+        patch.setattr(runtime.sampler.sampler, "open_backend", opened)
         yield
 
 

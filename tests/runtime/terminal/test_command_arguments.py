@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import runtime.bench.table
-import runtime.sampler
+import runtime.sampler.sampler
 from runtime import Bundle, RequestError, edit, info, sample
 from runtime.backends.registry import open_backend
 
@@ -71,7 +71,7 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def measure(*_: Any) -> Any:
         raise RequestError("nothing is measured here")
 
-    monkeypatch.setattr(runtime.sampler, "open_backend", opened)
+    monkeypatch.setattr(runtime.sampler.sampler, "open_backend", opened)
     monkeypatch.setattr(runtime.bench.table, "measure", measure)
     monkeypatch.chdir(tmp_path)
     return tmp_path

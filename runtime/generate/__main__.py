@@ -6,14 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from .bundle.bundle import Bundle
-from .errors.messages import shown
-from .generation.formats import FORMATS
-from .generation.plan import Plan
-from .generation.run import Summary, generate, usable_workers
-from .generation.settings import Settings
-from .terminal.output import say
-from .terminal.verbs import add_bundle, program, run_verb
+from ..bundle.bundle import Bundle
+from ..errors.messages import shown
+from ..terminal.output import say
+from ..terminal.verbs import add_bundle, program, run_verb
+from .formats import FORMATS
+from .plan import Plan
+from .run import Summary, generate, usable_workers
+from .settings import Settings
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from runtime import BackendError, Bundle, RequestError
-from runtime.generate import main
-from runtime.generation import drafts, environment, maker, run, workers
-from runtime.generation.plan import Plan
-from runtime.generation.records import digest
-from runtime.generation.run import Summary, generate
-from runtime.generation.settings import Settings
+from runtime.generate import drafts, environment, maker, run, workers
+from runtime.generate.__main__ import main
+from runtime.generate.plan import Plan
+from runtime.generate.records import digest
+from runtime.generate.run import Summary, generate
+from runtime.generate.settings import Settings
 
 PLAN = {"labels": "all", "steps": 3, "seed": 2}
 KILLS = 20
@@ -389,7 +389,7 @@ def dying(function):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
     return call
-from runtime.generate import main
+from runtime.generate.__main__ import main
 for name in ("fsync", "replace", "rename", "mkdir", "unlink"):
     setattr(os, name, dying(getattr(os, name)))
 sys.exit(main(sys.argv[2:]))

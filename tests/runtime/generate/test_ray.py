@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from runtime import BackendError, Bundle
-from runtime.generation.maker import Maker
-from runtime.generation.plan import Plan
-from runtime.generation.run import generate
-from runtime.generation.settings import Settings
+from runtime.generate.maker import Maker
+from runtime.generate.plan import Plan
+from runtime.generate.run import generate
+from runtime.generate.settings import Settings
 
 from ...ray_cluster import CPUS, cluster, limited, processes
 from .test_generate import tree
@@ -47,7 +47,7 @@ def test_as_many_actors_as_cpus_end_alike_if_one_is_killed(
     started: None, first_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate(settings_of(first_release, tmp_path / "local"))
-    from runtime.generation import run
+    from runtime.generate import run
 
     killed: list[int] = []
     make = run._on_ray
@@ -72,7 +72,7 @@ def test_as_many_actors_as_cpus_end_alike_if_one_is_killed(
 
 def test_a_node_with_other_versions_is_refused(first_release: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="pip install 'unnoise[ray]'")
-    from runtime.generation.ray_data import ShardActor
+    from runtime.generate.ray_data import ShardActor
 
     settings = settings_of(first_release, tmp_path / "out")
     environment = {**Maker(settings).environment, "numpy": "1.0"}

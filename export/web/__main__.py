@@ -8,13 +8,13 @@ from pathlib import Path
 
 from runtime.bundle.bundle import Bundle
 from runtime.diffusion.solvers import SOLVERS
-from runtime.options import integers
+from runtime.terminal.options import integers
 from runtime.terminal.output import say
 from runtime.terminal.verbs import add_bundle, program, run_verb
 
-from .site.libraries import VERSION
-from .site.tables import STEPS
-from .site.write import PRECISIONS, Site, write_site
+from .libraries import VERSION
+from .tables import STEPS
+from .write import PRECISIONS, Site, write_site
 
 
 def main(arguments: list[str] | None = None) -> int:

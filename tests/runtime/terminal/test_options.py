@@ -1,4 +1,4 @@
-"""runtime.options: what the commands' options mean."""
+"""runtime.terminal.options: what the commands' options mean."""
 
 import argparse
 from types import SimpleNamespace
@@ -7,10 +7,10 @@ from typing import cast
 import numpy as np
 import pytest
 
-import runtime.options
+import runtime.terminal.options
 from runtime import Sampler
 from runtime.engine.loop import Preview
-from runtime.options import assignment, progress
+from runtime.terminal.options import assignment, progress
 from runtime.terminal.progress import Progress
 
 
@@ -58,7 +58,7 @@ def test_each_pass_has_a_bar_of_its_own(
         made.append(Progress(title, total))
         return made[-1]
 
-    monkeypatch.setattr(runtime.options, "Progress", bar)
+    monkeypatch.setattr(runtime.terminal.options, "Progress", bar)
     sampler = cast(Sampler, SimpleNamespace(whole=False))
     nothing = np.zeros((1, 1))
     with progress("sampling", sampler) as on_step:

@@ -16,16 +16,16 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine.admission import Limits
-from .engine.request import Request
-from .engine.service import Engine
-from .engine.stats import TickReport
-from .engine.tensors import label_of, setting_of
-from .engine.ticket import Ticket
-from .errors import ClosedError, Overloaded, RequestError
-from .errors.keywords import check_options
-from .images import Float32, to_uint8
-from .sampler import Sampler
+from runtime.engine.admission import Limits
+from runtime.engine.request import Request
+from runtime.engine.service import Engine
+from runtime.engine.stats import TickReport
+from runtime.engine.tensors import label_of, setting_of
+from runtime.engine.ticket import Ticket
+from runtime.errors import ClosedError, Overloaded, RequestError
+from runtime.errors.keywords import check_options
+from runtime.images import Float32, to_uint8
+from runtime.sampler import Sampler
 
 PARAMETERS = ("solver", "steps", "grid", "guidance_interval", "options")
 """The parameters of a request, besides its tensors."""

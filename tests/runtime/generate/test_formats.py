@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from runtime import Bundle, RequestError, Sampler
-from runtime.generation.entries import Content, Entries
-from runtime.generation.formats import FORMATS
-from runtime.generation.plan import Plan
-from runtime.generation.records import digest
-from runtime.generation.run import generate
-from runtime.generation.settings import Settings
-from runtime.generation.webdataset import TarWriter
+from runtime.generate.entries import Content, Entries
+from runtime.generate.formats import FORMATS
+from runtime.generate.plan import Plan
+from runtime.generate.records import digest
+from runtime.generate.run import generate
+from runtime.generate.settings import Settings
+from runtime.generate.webdataset import TarWriter
 
 PLAN = Plan.from_json({"seed": 5, "labels": [3, None, 8], "steps": 3})
 N = 5
@@ -104,7 +104,7 @@ def test_datasets_reads_the_parquet_files(
 def test_a_row_group_ends_after_so_many_rows_however_they_come(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parquet = pytest.importorskip("runtime.generation.parquet", reason="pip install pyarrow")
+    parquet = pytest.importorskip("runtime.generate.parquet", reason="pip install pyarrow")
     monkeypatch.setattr(parquet, "ROWS", 2)
     one = made(bundle, tmp_path / "one", "parquet", max_batch=1)
     all_at_once = made(bundle, tmp_path / "all", "parquet", max_batch=16)

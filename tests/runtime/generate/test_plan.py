@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime import Bundle, RequestError
 from runtime.diffusion.noise import MAX_SEED
-from runtime.generation.plan import MAX_SHARES, Plan, Series, Share, turns
+from runtime.generate.plan import MAX_SHARES, Plan, Series, Share, turns
 
 LABELS = 10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnx import ModelProto
@@ -11,37 +12,67 @@ from runtime.backends.memory import trim
 from runtime.bundle.format import STEP, step_file
 from runtime.diffusion.program import Network
 
-from .graph import fuse
-from .graph.adapt import adapted
-from .graph.calibrate import Calibration, ranges
-from .graph.folding import fold_upsampling
-from .graph.pixels.rewrite import pixels_first
-from .graph.precision import to_float16
-from .graph.quantization import quantize
-from .graph.rounding.batches import same_in_any_batch
-from .graph.rounding.convolutions import same_alone
-from .graph.sensitivity import Choice, Judge, choose
-from .graph.weights import Weights
-from .graph.write import write_all
-from .proof.headroom import headroom
-from .proof.plan import Bounds
-from .proof.report import Conversion
-from .sources.model import Model
-from .sources.onnx_file.model import OnnxModel
+from ..sources.model import Model
+from ..sources.onnx_file.model import OnnxModel
+from . import fuse
+from .adapt import adapted
+from .calibrate import Calibration, ranges
+from .folding import fold_upsampling
+from .headroom import Headroom, headroom
+from .pixels.rewrite import pixels_first
+from .precision import to_float16
+from .quantization import quantize
+from .rounding.batches import same_in_any_batch
+from .rounding.convolutions import same_alone
+from .sensitivity import Choice, Judge, choose
+from .weights import Weights
+from .write import write_all
 
 INT8 = {"int8": False, "int8-trt": True}
 """The kinds of int8 and whether their activations are signed, as TensorRT asks."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How the other precisions were made.
+
+    Attributes:
+        headroom: For fp16; None if it was not asked for.
+        int8: Which layers stay float32, for each kind of int8.
+    """
+
+    headroom: Headroom | None = None
+    int8: Mapping[str, Choice] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """Return what report.json says, with keys only for precisions that were made."""
+        value: dict[str, object] = {}
+        if self.headroom is not None:
+            value["headroom"] = self.headroom.to_json()
+        if self.int8:
+            value["int8"] = {name: choice.to_json() for name, choice in self.int8.items()}
+        return value
 
 
 def converted(
     folder: Path,
     model: Model,
     precisions: Collection[str],
-    bounds: Bounds,
+    psnr: Mapping[str, float],
     calibration: Calibration | None,
     winograd: bool,
 ) -> tuple[Conversion, bool]:
-    """Write every precision's graphs; return how they were made, and if a CPU variant exists."""
+    """Write every precision's graphs into a folder.
+
+    Args:
+        precisions: "fp16" and "int8", besides fp32.
+        psnr: By kind of int8, the least PSNR in dB of final images compared with fp32's.
+        calibration: How int8 is made; None for the default.
+        winograd: Whether to write the CPU variant, if anything is large enough.
+
+    Returns:
+        How the graphs were made, and whether there is a CPU variant.
+    """
     # Give back what the checks of the module freed.
     trim()
     outside = Weights()
@@ -61,7 +92,7 @@ def converted(
     # They change the weights, or run the graphs.
     steps = {name: outside.put_back(step) for name, step in steps.items()}
     del outside
-    conversion = _other_precisions(folder, model, steps, precisions, bounds, calibration)
+    conversion = _other_precisions(folder, model, steps, precisions, psnr, calibration)
     del steps
     trim()
     return conversion, has_faster
@@ -77,8 +108,8 @@ def _network(model: Model) -> ModelProto:
     if isinstance(model, OnnxModel):
         return adapted(model)
     # Imports PyTorch, which the export of an ONNX file does without.
-    from .graph import trace
-    from .sources.torch_model import TorchModel
+    from ..sources.torch_model import TorchModel
+    from . import trace
 
     assert isinstance(model, TorchModel)
     return trace.traced(model)
@@ -100,7 +131,7 @@ def _other_precisions(
     model: Model,
     steps: Mapping[str, ModelProto],
     precisions: Collection[str],
-    bounds: Bounds,
+    psnr: Mapping[str, float],
     calibration: Calibration | None,
 ) -> Conversion:
     """Write the step graphs in other precisions, and return how they were made."""
@@ -124,7 +155,7 @@ def _other_precisions(
         for name, signed in INT8.items():
             # The layers are chosen on the plain graph; both graphs hold the same ones.
             own = [pair[signed] for pair in pairs]
-            chosen = choose(step, judge, own, signed, bounds.psnr[name])
+            chosen = choose(step, judge, own, signed, psnr[name])
             write(name, lambda proto, r=own, k=chosen.keep, s=signed: quantize(proto, r, k, s))
             choices[name] = chosen
     return Conversion(room, choices)

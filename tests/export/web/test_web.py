@@ -23,11 +23,11 @@ import pytest
 from PIL import Image
 
 from export.errors import ExportError
-from export.site import libraries, write
-from export.site.libraries import VERSION, library
-from export.site.tables import menu
-from export.site.write import PAGE, Site, write_site
-from export.web import main
+from export.web import libraries, write
+from export.web.__main__ import main
+from export.web.libraries import VERSION, library
+from export.web.tables import menu
+from export.web.write import PAGE, Site, write_site
 from runtime import Bundle, RequestError, Sampler, noise
 from runtime.diffusion.program import R
 from runtime.engine.request import Planner, Request

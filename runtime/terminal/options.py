@@ -12,24 +12,24 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from .backends.base import Float32
-from .bundle.bundle import Bundle
-from .diffusion.arrays import Array
-from .diffusion.grid import GRIDS
-from .diffusion.solvers import SOLVERS
-from .engine.conditions import Conditions, ConditionValue
-from .engine.expand import ARGUMENTS
-from .engine.keywords import GuidedKeywords
-from .engine.loop import Preview, StepCallback
-from .errors import RequestError
-from .errors.arguments import integer
-from .errors.messages import reason, shown
-from .files import replacing
-from .images import is_image, picture_format, save, tile, to_uint8
-from .sampler import Sampler
-from .terminal.output import say
-from .terminal.progress import Progress
-from .terminal.verbs import add_bundle
+from ..backends.base import Float32
+from ..bundle.bundle import Bundle
+from ..diffusion.arrays import Array
+from ..diffusion.grid import GRIDS
+from ..diffusion.solvers import SOLVERS
+from ..engine.conditions import Conditions, ConditionValue
+from ..engine.expand import ARGUMENTS
+from ..engine.keywords import GuidedKeywords
+from ..engine.loop import Preview, StepCallback
+from ..errors import RequestError
+from ..errors.arguments import integer
+from ..errors.messages import reason, shown
+from ..files import replacing
+from ..images import is_image, picture_format, save, tile, to_uint8
+from ..sampler import Sampler
+from .output import say
+from .progress import Progress
+from .verbs import add_bundle
 
 Label = TypeVar("Label", str, int | str)
 

@@ -10,8 +10,8 @@ from importlib import metadata
 import numpy as np
 
 from ..backends.registry import BACKENDS
+from ..backends.survey import machine
 from ..errors import BackendError
-from ..info import machine
 from ..sampler import Sampler
 
 Environment = Mapping[str, str | int | None]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.generation import drafts
-from runtime.generation.drafts import clean, draft, is_draft, publish
+from runtime.generate import drafts
+from runtime.generate.drafts import clean, draft, is_draft, publish
 
 
 def names(folder: Path) -> set[str]:
@@ -47,7 +47,7 @@ def test_the_drafts_of_this_process_and_of_running_ones_stay(tmp_path: Path) -> 
 
 def test_the_drafts_of_dead_processes_go(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from runtime.generation.drafts import draft\n"
+        "import os, sys; from pathlib import Path; from runtime.generate.drafts import draft\n"
         "with draft(Path(sys.argv[1])) as path: path.touch(); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], check=True)

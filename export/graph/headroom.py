@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 from runtime.bundle.spec import ModelSpec
 
-from ..graph.calibrate import Calibration, observe
-from ..graph.precision import tensors
-from .report import Headroom
+from .calibrate import Calibration, observe
+from .precision import tensors
 
 LARGEST = 65504
 """The largest finite float16."""
 NAMED = 10
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """How near the network's float32 values come to float16's largest, 65504.
+
+    Attributes:
+        tensors: How many values were observed.
+        nearest: The share of 65504 that the ten largest reach, by node, the largest first.
+        beyond: Those that reach it, in words.
+    """
+
+    tensors: int
+    nearest: Mapping[str, float]
+    beyond: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return the values as report.json has them."""
+        return {
+            "tensors": self.tensors,
+            "nearest": dict(self.nearest),
+            "beyond": list(self.beyond),
+        }
 
 
 def headroom(step: ModelProto, spec: ModelSpec, calibration: Calibration) -> Headroom:

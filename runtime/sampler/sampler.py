@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from .backends.base import Backend, Float32, WholeLoop
-from .backends.registry import BACKENDS, open_backend
-from .bundle.bundle import Bundle
-from .bundle.sampling import SolverOptions
-from .editing.animation import Animating
-from .engine.expand import MAX_SAMPLES, callback_of, check_memory, expand, listed
-from .engine.loop import Loop, Result, StepCallback
-from .engine.request import Planner, Request
-from .errors import RequestError
-from .errors.arguments import choice, enough_memory, instance, integer, number
-from .errors.keywords import named
-from .errors.messages import refused
-from .images import UInt8, to_uint8
+from ..backends.base import Backend, Float32, WholeLoop
+from ..backends.registry import BACKENDS, open_backend
+from ..bundle.bundle import Bundle
+from ..bundle.sampling import SolverOptions
+from ..engine.expand import MAX_SAMPLES, callback_of, check_memory, expand, listed
+from ..engine.loop import Loop, Result, StepCallback
+from ..engine.request import Planner, Request
+from ..errors import RequestError
+from ..errors.arguments import choice, enough_memory, instance, integer, number
+from ..errors.keywords import named
+from ..errors.messages import refused
+from ..images import UInt8, to_uint8
+from .animation import Animating
 
 # For type checkers alone: making the TypedDicts would slow `import runtime`.
 if TYPE_CHECKING:
-    from .engine.conditions import Conditions
-    from .engine.costs import Costs
-    from .engine.fastest import Choice
-    from .engine.keywords import RequestKeywords, SampleKeywords
+    from ..engine.conditions import Conditions
+    from ..engine.costs import Costs
+    from ..engine.fastest import Choice
+    from ..engine.keywords import RequestKeywords, SampleKeywords
 
 
 class Sampler(Animating):
@@ -78,7 +78,7 @@ class Sampler(Animating):
         if isinstance(backend, str):
             choice("backend", backend, ["auto", "fastest", *BACKENDS])
             if backend == "fastest":
-                from .engine.fastest import Wish, fastest
+                from ..engine.fastest import Wish, fastest
 
                 wish = Wish(precision, min_psnr, threads, self._streams)
                 self.chosen, backend = fastest(bundle, wish)
@@ -102,7 +102,7 @@ class Sampler(Animating):
         with self._lock:
             if self._costs is None:
                 # Here, because a lone sample needs none, and importing it takes time.
-                from .engine.costs import Costs
+                from ..engine.costs import Costs
 
                 self._costs = Costs(self.bundle, self.backend)
             return self._costs

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, RequestError, Sampler
-from runtime.generation.plan import Plan, Series
-from runtime.generation.run import generate
-from runtime.generation.settings import Settings
+from runtime.generate.plan import Plan, Series
+from runtime.generate.run import generate
+from runtime.generate.settings import Settings
 
 ROWS = {"low_res": 3, "text": 2, "style": 4}
 N = 5
