@@ -24,12 +24,12 @@ from .cost import CostCurve, Points, no_cheaper
 from .probe import HEAVY_S, Clock, Interrupted, Point, Probe
 
 T = TypeVar("T")
-FORMAT = 3
+FORMAT = 4
 """Of the cached entries: a change makes older entries unknown."""
 ROUGH_S = 0.15
 """Seconds for each graph of a rough curve. Three sizes are measured in any case, by a call each."""
-POINT_S = 0.4
-"""Seconds for a single size."""
+POINT_S = 1.0
+"""Seconds for a single size, if its cuts are nearly as fast as each other."""
 
 
 class Costs:

@@ -22,6 +22,9 @@ MOST_CALLS = 8
 """Calls of each size and cut, after one that is not counted. The fastest counts."""
 AGREE = 1.05
 """Calls are enough once the fastest two differ by no more than this factor."""
+DOUBT = 1.3
+"""Nor are they while another cut's fastest call is within this factor of the fastest: what else the
+machine does for a moment can change times by as much, and the choice is kept."""
 HEAVY_S = 1.0
 """Seconds of a call from which on it is not cut: trying would take long, and gain little."""
 EQUAL = 1.03
@@ -173,12 +176,20 @@ class Probe:
         fewest = min(map(len, spent.values()))
         if fewest < least:
             return False
-        return _agree(_fastest(spent)) or fewest >= MOST_CALLS or self._clock() >= end
+        if fewest >= MOST_CALLS or self._clock() >= end:
+            return True
+        return _agree(_fastest(spent)) and not _in_doubt(spent)
 
 
 def _fastest(spent: dict[int, list[float]]) -> list[float]:
     """The seconds of the calls of the fastest cut."""
     return min(spent.values(), key=min)
+
+
+def _in_doubt(spent: dict[int, list[float]]) -> bool:
+    """Whether more calls could find another cut to be the fastest."""
+    first, *others = sorted(map(min, spent.values()))
+    return bool(others) and others[0] <= DOUBT * first
 
 
 def _agree(spent: Sequence[float]) -> bool:

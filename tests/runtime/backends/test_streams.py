@@ -212,6 +212,17 @@ def test_a_busy_machine_uses_streams_unless_they_are_far_slower(small: Bundle) -
         assert not costs._points[False, 4].settled
 
 
+def test_a_moment_of_other_work_does_not_decide(small: Bundle) -> None:
+    backend = StreamedBackend(small, {1: 0.1, 2: 0.09}, disturbed={2: 4})
+    assert Costs(small, backend, backend.clock).streams(False, 4) == 2
+
+
+def test_cuts_that_differ_much_are_not_compared_for_long(small: Bundle) -> None:
+    backend = StreamedBackend(small, {1: 0.1, 2: 0.05})
+    assert Costs(small, backend, backend.clock).streams(False, 4) == 2
+    assert backend.calls[2] < 4
+
+
 def test_a_heavy_call_is_not_cut(small: Bundle) -> None:
     backend = StreamedBackend(small, {1: 1.5, 2: 0.5})
     assert Costs(small, backend, backend.clock).streams(False, 16) == 1
