@@ -50,7 +50,7 @@ test-slow: $(VENV)/.dev
 
 # What needs Ray, or an unpacked Triton server, see docs/scale.md. Triton's client brings libraries of its own, which must not meet Ray's.
 test-scale: $(VENV)/.ray
-	$(PY) -m pytest -m slow -rs tests/runtime/generation/test_ray.py tests/serve/test_ray.py tests/test_kuberay.py
+	$(PY) -m pytest -m slow -rs tests/runtime/generate/test_ray.py tests/serve/test_ray.py tests/test_kuberay.py
 	PYTHONPATH=$(TRITON_CLIENT) $(PY) -m pytest -m slow -rs tests/export/test_triton.py
 
 # With Ray from the start, so that no test of it is skipped.

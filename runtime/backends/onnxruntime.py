@@ -88,6 +88,9 @@ class OnnxRuntime:
         # Of its own accord it counts the machine's cores, not those of a container.
         options.intra_op_num_threads = threads or quota() or 0
         options.log_severity_level = 3
+        # Its threads would keep the cores busy for a while after a call, and slow the next one if
+        # that is of another session: calls alone and in streams take turns.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         # A pattern is one block for all values of a call, on top of those of the first call.
         options.enable_mem_pattern = not self._heavy
         # A session has its own copy, so large weights are read again for the next one.

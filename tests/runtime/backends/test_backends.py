@@ -1,6 +1,7 @@
 """The ONNX Runtime backend: exact identity rows, buffers bound once, clear errors."""
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,16 @@ def test_the_thread_count_is_taken(tiny_bundle: Path, sampler: Sampler) -> None:
     np.testing.assert_allclose(
         one.sample(2, label=1, steps=3), sampler.sample(2, label=1, steps=3), atol=1e-5
     )
+
+
+def test_threads_rest_between_calls() -> None:
+    """If they kept a core busy for a while, the next call would be slower if it is in streams."""
+    buffers = Sampler.load("emoji32", threads=2).backend.bind(4)
+    for _ in range(3):
+        buffers.step(False)
+    begun = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - begun < 0.02
 
 
 @pytest.mark.parametrize(
