@@ -102,13 +102,11 @@ def build(
     with replacing_folder(out) as folder:
         say("converting", flush=True)
         # In a function of its own: the graphs, with their weights, are gone when the proof begins.
-        conversion, faster = converted(
-            folder, model, precisions, bounds.psnr, calibration, winograd
-        )
+        made, faster = converted(folder, model, precisions, bounds.psnr, calibration, winograd)
         bundle = bundle_in(folder, model)
         # The proof runs the files on disk, as a user will, not the graphs in memory.
         try:
-            proof = check(model, bundle, bounds, fitted.plan, conversion, same_bytes)
+            proof = check(model, bundle, bounds, fitted.plan, made, same_bytes)
         except ExportError as error:
             if faster:
                 raise _with_advice(error) from error

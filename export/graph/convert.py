@@ -24,6 +24,7 @@ from .precision import to_float16
 from .quantization import quantize
 from .rounding.batches import same_in_any_batch
 from .rounding.convolutions import same_alone
+from .scales import fold_scales
 from .sensitivity import Choice, Judge, choose
 from .weights import Weights
 from .write import write_all
@@ -81,7 +82,7 @@ def converted(
     del network
     faster = _for_cpus(steps) if winograd else {}
     # Folding and groups hold for float32 only, so the other precisions start from `steps`.
-    folded = {name: same_alone(fold_upsampling(step)) for name, step in steps.items()}
+    folded = {name: same_alone(fold_scales(fold_upsampling(step))) for name, step in steps.items()}
     write_all(folded, model.sample_shape, folder / "fp32", faster, outside)
     has_faster = bool(faster)
     del folded, faster

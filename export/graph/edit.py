@@ -25,6 +25,15 @@ def with_inner(node: NodeProto) -> Iterator[NodeProto]:
             yield from with_inner(inner)
 
 
+def readers_of(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """Return the nodes that read each value, in order; those inside other nodes do not count."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
 def constants_of(graph: GraphProto) -> Iterator[TensorProto]:
     """Yield the initializers of a graph and of the graphs inside its nodes."""
     yield from graph.initializer

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from .edit import copy_of, drop_unused
+from .dims import Dims
+from .edit import copy_of, drop_unused, readers_of
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Of a pixel of the enlarged image: row and column within the four that came from one."""
@@ -29,10 +30,7 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
     proto = copy_of(step)
     graph = proto.graph
     shapes = {t.name: tuple(t.dims) for t in graph.initializer}
-    readers: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(graph)
     # An enlarged map that something else reads too must be computed anyway.
     enlarged = {
         node.output[0]: node
@@ -41,14 +39,22 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
         and _by_two(node, graph)
         and [r.op_type for r in readers[node.output[0]]] == ["Conv"]
     }
-    nodes: list[NodeProto] = []
-    folded = {name for name in enlarged if _three_by_three(readers[name][0], shapes)}
-    if folded:
+    # Folded, and the height and width before the enlargement.
+    sizes: dict[str, list[int]] = {}
+    dims = Dims(proto) if enlarged else None
+    for name, resize in enlarged.items():
+        small = dims.but_for_the_batch(resize.input[0]) if dims else None
+        if small and _three_by_three(readers[name][0], shapes):
+            sizes[name] = small[2:]
+    if sizes:
         graph.initializer.append(numpy_helper.from_array(_sums(), "step.tap_sums"))
+    nodes: list[NodeProto] = []
     for node in graph.node:
-        if node.op_type == "Conv" and node.input[0] in folded:
-            nodes += _four(node, enlarged[node.input[0]].input[0], shapes[node.input[1]], graph)
-        elif not folded.intersection(node.output):
+        if node.op_type == "Conv" and node.input[0] in sizes:
+            shape = shapes[node.input[1]]
+            nodes += _four(node, enlarged[node.input[0]].input[0], shape, graph)
+            nodes += _interleaved(node, shape[0], sizes[node.input[0]], graph)
+        elif not sizes.keys() & node.output:
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
@@ -105,23 +111,25 @@ def _sums() -> NDArray[np.float32]:
     return found.reshape(9, 16)
 
 
+def _constant(graph: GraphProto, name: str, value: list[int] | int) -> str:
+    """Return the name of a constant, stored once."""
+    if all(t.name != name for t in graph.initializer):
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    return name
+
+
 def _four(
     conv: NodeProto, small: str, shape: tuple[int, ...], graph: GraphProto
 ) -> list[NodeProto]:
-    """Return the nodes of four convolutions, and of their results as one image."""
+    """Return the nodes of four convolutions, one for each phase."""
     name = conv.output[0]
     weight = conv.input[1]
     end = conv.name.rpartition("/")[0]
     outputs, inputs = shape[:2]
 
-    def constant(what: str, value: list[int] | int) -> str:
-        if all(t.name != what for t in graph.initializer):
-            graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), what))
-        return what
-
     # The 2×2 kernels of all phases in one product with the matrix of `_sums`.
-    flat = constant(f"step.taps_{outputs}_{inputs}", [outputs, inputs, 9])
-    square = constant(f"step.phases_{outputs}_{inputs}", [outputs, inputs, 4, 2, 2])
+    flat = _constant(graph, f"step.taps_{outputs}_{inputs}", [outputs, inputs, 9])
+    square = _constant(graph, f"step.phases_{outputs}_{inputs}", [outputs, inputs, 4, 2, 2])
     nodes = [
         helper.make_node("Reshape", [weight, flat], [f"{weight}.flat"], name=f"{end}/Reshape_taps"),
         helper.make_node(
@@ -137,11 +145,9 @@ def _four(
             name=f"{end}/Reshape_phases",
         ),
     ]
-    found = []
     for phase, (a, b) in enumerate(PHASES):
         kernel = f"{weight}.phase{phase}"
-        result = f"{name}.phase{phase}"
-        inputs_ = [f"{weight}.phases", constant(f"step.phase_{phase}", phase)]
+        inputs_ = [f"{weight}.phases", _constant(graph, f"step.phase_{phase}", phase)]
         nodes.append(
             helper.make_node("Gather", inputs_, [kernel], axis=2, name=f"{end}/Gather_{phase}")
         )
@@ -151,16 +157,43 @@ def _four(
             helper.make_node(
                 "Conv",
                 [small, kernel, *conv.input[2:]],
-                [result],
+                [f"{name}.phase{phase}"],
                 name=f"{end}/Conv_{phase}",
                 **pads,
             )
         )
-        found.append(result)
-    # DepthToSpace interleaves channel blocks as rows and columns: DCR puts the phase first.
-    nodes.append(
-        helper.make_node("Concat", found, [f"{name}.phases"], axis=1, name=f"{end}/Concat_phases")
-    )
-    together: Any = {"blocksize": 2, "mode": "DCR", "name": f"{end}/DepthToSpace_phases"}
-    nodes.append(helper.make_node("DepthToSpace", [f"{name}.phases"], [name], **together))
+    return nodes
+
+
+def _interleaved(
+    conv: NodeProto, channels: int, size: list[int], graph: GraphProto
+) -> list[NodeProto]:
+    """Return the nodes that make one image of the four phases of `_four`.
+
+    They do what DepthToSpace does, which ONNX Runtime computes at half the speed: first they move
+    single pixels, those of even and odd columns, and then whole rows. DepthToSpace is faster in
+    OpenVINO, so `runtime.backends.openvino_phases` puts it back there.
+
+    Args:
+        size: Height and width of a phase.
+    """
+    name = conv.output[0]
+    end = conv.name.rpartition("/")[0]
+    height, width = size
+    phases = [f"{name}.phase{phase}" for phase in range(len(PHASES))]
+    nodes = [helper.make_node("Concat", phases, [f"{name}.phases"], axis=1, name=f"{end}/Concat")]
+
+    def add(kind: str, what: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        nodes.append(helper.make_node(kind, inputs, [output], f"{end}/{kind}_{what}", **attributes))
+
+    def shaped(what: str, source: str, shape: list[int], output: str) -> None:
+        constant = _constant(graph, "step.shape_" + "_".join(map(str, shape[1:])), shape)
+        add("Reshape", what, [source, constant], output)
+
+    # As rows: -1 holds the batch and the parity of rows, 2 that of columns.
+    shaped("pixels", f"{name}.phases", [-1, 2, channels * height * width], f"{name}.flat")
+    add("Transpose", "columns", [f"{name}.flat"], f"{name}.columns", perm=[0, 2, 1])
+    shaped("columns", f"{name}.columns", [-1, 2, channels * height, 2 * width], f"{name}.wide")
+    add("Transpose", "rows", [f"{name}.wide"], f"{name}.rows", perm=[0, 2, 1, 3])
+    shaped("rows", f"{name}.rows", [-1, channels, 2 * height, 2 * width], name)
     return nodes

@@ -170,7 +170,7 @@ class Report:
     bounds: Bounds
     plan: Plan
     checks: tuple[PrecisionCheck, ...]
-    conversion: Conversion
+    conversion: Conversion = field(default_factory=Conversion)
     versions: Mapping[str, str] = field(default_factory=dict)
     tuned: Mapping[int, TunedCheck] = field(default_factory=dict)
 

@@ -28,6 +28,7 @@ from .memory import is_heavy, trim
 from .onnxfile import check_graph, with_weights
 from .openvino_api import CompiledModel, Config, Memory, Model, OpenVinoLibrary, Port
 from .openvino_parts import PARTS, split
+from .openvino_phases import join_phases
 from .ports import shapes
 from .processor import flags, usable_cores
 from .streams import StreamBuffers
@@ -213,6 +214,7 @@ class OpenVino:
                 # OpenVINO makes two more copies meanwhile.
                 del weights
                 self._models[file] = self._core.read_model(whole)
+                join_phases(self._models[file])
             del whole
             if self.heavy:
                 trim()

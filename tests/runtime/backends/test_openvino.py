@@ -17,6 +17,7 @@ from runtime.backends import openvino as openvino_backend
 from runtime.backends.onnxfile import check_graph, with_weights
 from runtime.backends.openvino import Compiled, OpenVino, lacks
 from runtime.backends.openvino_parts import split
+from runtime.backends.openvino_phases import join_phases
 from runtime.backends.ports import shapes
 from runtime.backends.registry import offered, open_backend
 from runtime.bundle.format import step_file
@@ -250,6 +251,32 @@ def test_the_parts_together_are_the_whole(precise: Path, guided: bool) -> None:
     ]
     backend._compiled[step_file(guided), len(STATE), 1] = Compiled(parts)
     assert [a.tobytes() for a in one_row(backend, STATE, guided)] == [w.tobytes() for w in whole]
+
+
+@pytest.mark.parametrize(
+    ("phases", "joined"), [((12, 6, 4), True), ((12, 4, 6), False), ((6, 12, 4), False)]
+)
+def test_phases_become_one_operation_with_the_same_bytes(
+    phases: tuple[int, int, int], joined: bool
+) -> None:
+    """The transposes of `export.graph.folding` for three channels of 12×8, and what is cut alike."""
+    from openvino import opset13 as operations
+
+    given = operations.parameter([-1, *phases], np.float32)
+    value = given
+    for shape, order in (([-1, 2, 72], [0, 2, 1]), ([-1, 2, 18, 8], [0, 2, 1, 3])):
+        value = operations.reshape(value, np.array(shape), False)
+        value = operations.transpose(value, np.array(order))
+    image = operations.reshape(value, np.array([-1, 3, 12, 8]), False)
+    model = openvino.Model([operations.result(image)], [given], "phases")
+    x = np.random.default_rng(0).normal(size=(2, *phases)).astype(np.float32)
+    core = openvino.Core()
+    before = core.compile_model(model, "CPU")(x)[0].tobytes()
+    join_phases(model)
+    kinds = [node.get_type_name() for node in model.get_ordered_ops()]
+    assert kinds.count("DepthToSpace") == joined
+    assert kinds.count("Transpose") == 2 * (not joined)
+    assert core.compile_model(model, "CPU")(x)[0].tobytes() == before
 
 
 def test_weights_are_put_inside_byte_for_byte(precise: Path) -> None:
