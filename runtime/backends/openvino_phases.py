@@ -1,4 +1,4 @@
-"""Images whose even and odd rows and columns were computed apart, joined as OpenVINO does it best.
+"""Images whose even and odd rows and columns are computed separately, joined by DepthToSpace.
 
 The step graph moves pixels, then rows, by two transposes, see `export.graph.folding`. ONNX Runtime
 is faster at that than at DepthToSpace. OpenVINO is slower: it would leave its blocked layout.
