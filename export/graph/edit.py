@@ -34,6 +34,17 @@ def readers_of(graph: GraphProto) -> dict[str, list[NodeProto]]:
     return readers
 
 
+def read_inside(graph: GraphProto) -> set[str]:
+    """Return the values that nodes inside other nodes read, such as those of a branch."""
+    return {
+        name
+        for node in graph.node
+        for inner in with_inner(node)
+        if inner is not node
+        for name in inner.input
+    }
+
+
 def constants_of(graph: GraphProto) -> Iterator[TensorProto]:
     """Yield the initializers of a graph and of the graphs inside its nodes."""
     yield from graph.initializer

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from .dims import Dims
-from .edit import copy_of, drop_unused, readers_of
+from .edit import copy_of, drop_unused, read_inside, readers_of
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Of a pixel of the enlarged image: row and column within the four that came from one."""
@@ -31,20 +31,22 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
     graph = proto.graph
     shapes = {t.name: tuple(t.dims) for t in graph.initializer}
     readers = readers_of(graph)
+    needed = {output.name for output in graph.output} | read_inside(graph)
     # An enlarged map that something else reads too must be computed anyway.
     enlarged = {
         node.output[0]: node
         for node in graph.node
         if node.op_type == "Resize"
         and _by_two(node, graph)
-        and [r.op_type for r in readers[node.output[0]]] == ["Conv"]
+        and [r.op_type for r in readers.get(node.output[0], ())] == ["Conv"]
+        and node.output[0] not in needed
     }
     # Folded, and the height and width before the enlargement.
     sizes: dict[str, list[int]] = {}
     dims = Dims(proto) if enlarged else None
     for name, resize in enlarged.items():
         small = dims.but_for_the_batch(resize.input[0]) if dims else None
-        if small and _three_by_three(readers[name][0], shapes):
+        if small and -1 not in small[1:] and _three_by_three(readers[name][0], shapes):
             sizes[name] = small[2:]
     if sizes:
         graph.initializer.append(numpy_helper.from_array(_sums(), "step.tap_sums"))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from onnx import ModelProto, NodeProto, helper
 
 from .dims import Dims
-from .edit import copy_of, readers_of
+from .edit import copy_of, read_inside, readers_of
 
 
 class _Affine(NamedTuple):
@@ -52,7 +52,7 @@ class _Affines:
         self._constants = {t.name: list(t.dims) for t in graph.initializer}
         self._dims = Dims(proto)
         self._readers = readers_of(graph)
-        self._outputs = {output.name for output in graph.output}
+        self._needed = {output.name for output in graph.output} | read_inside(graph)
 
     def affine(self, node: NodeProto | None) -> _Affine | None:
         """Return x · scale + shift, if that is what an Add ends, with values smaller than x."""
@@ -94,7 +94,7 @@ class _Affines:
         return shape
 
     def _is_private(self, name: str) -> bool:
-        return len(self._readers.get(name, ())) == 1 and name not in self._outputs
+        return len(self._readers.get(name, ())) == 1 and name not in self._needed
 
 
 def _folded(inner: _Affine, outer: _Affine) -> list[NodeProto]:

@@ -33,7 +33,7 @@ from .ports import shapes
 from .processor import flags, usable_cores
 from .streams import StreamBuffers
 
-CACHED = 2
+CACHED = 3
 """Version of the cached models. Raise it if graphs are cut or compiled in another way."""
 EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Instruction sets, by Linux's names, that add the products of int8 in 32 bits."""

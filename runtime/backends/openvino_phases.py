@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from .openvino_api import Model, Node, Operations
+from .openvino_api import Model, Node, Operations, Port
 
 PIXELS = [0, 2, 1]
 ROWS = [0, 2, 1, 3]
@@ -27,7 +27,7 @@ def join_phases(model: Model) -> None:
                 reader.replace_source_output(joined.output(0))
 
 
-def _phases(node: Node) -> Node | None:
+def _phases(node: Node) -> Port | None:
     """The four phases [B, 4·C, H, W] of which a node makes an image; None if it does not."""
     image = _constant(node, "Reshape")
     if len(image) != 4 or image[2] % 2 or image[3] % 2:
@@ -40,11 +40,11 @@ def _phases(node: Node) -> Node | None:
         ("Reshape", [-1, 2, channels * height * width]),
     )
     for kind, constant in steps:
-        node = _source(node)
+        node = _source(node).get_node()
         if _constant(node, kind) != constant:
             return None
     phases = _source(node)
-    shape = [phases.output(0).get_partial_shape()[i] for i in (1, 2, 3)]
+    shape = [phases.get_partial_shape()[i] for i in (1, 2, 3)]
     fits = all(axis.is_static for axis in shape) and [axis.get_length() for axis in shape] == [
         4 * channels,
         height,
@@ -53,8 +53,8 @@ def _phases(node: Node) -> Node | None:
     return phases if fits else None
 
 
-def _source(node: Node) -> Node:
-    return node.inputs()[0].get_source_output().get_node()
+def _source(node: Node) -> Port:
+    return node.inputs()[0].get_source_output()
 
 
 def _constant(node: Node, kind: str) -> list[int]:

@@ -58,7 +58,7 @@ def chosen(
     Args:
         backend: Names with commas between. "all" is all that this machine runs, "auto" onnxruntime.
         precision: Likewise; "auto" is fp32.
-        here: What `info.backends` returned.
+        here: What `backends.survey.backends` returned.
 
     Returns:
         The pairs; and for each that was left out, its name and why.

@@ -24,12 +24,14 @@ from .cost import CostCurve, Points, no_cheaper
 from .probe import HEAVY_S, Clock, Interrupted, Point, Probe
 
 T = TypeVar("T")
-FORMAT = 4
+FORMAT = 5
 """Of the cached entries: a change makes older entries unknown."""
 ROUGH_S = 0.15
 """Seconds for each graph of a rough curve. Three sizes are measured in any case, by a call each."""
 POINT_S = 1.0
-"""Seconds for a single size, if its cuts are nearly as fast as each other."""
+"""Seconds for a single size. It ends sooner if a cut is much faster than the others."""
+LEARN_S = 0.4
+"""The same for an engine without work. What is interrupted begins anew, so it must be short."""
 
 
 class Costs:
@@ -128,7 +130,7 @@ class Costs:
             found: list[tuple[int, float]] = []
             for size in self._sizes:
                 if not self._known(guided, size):
-                    self._point(guided, size, busy=busy)
+                    self._point(guided, size, LEARN_S, busy)
                     return None
                 point = self._points[guided, size]
                 settled &= point.settled

@@ -101,3 +101,24 @@ def test_two_scales_become_one(use: Use) -> None:
 def test_anything_else_is_left_alone(use: Use) -> None:
     step = step_of(use)
     assert fold_scales(step).SerializeToString() == step.SerializeToString()
+
+
+def test_what_a_branch_reads_stays() -> None:
+    step = step_of(lambda x, scale, shift: x * (1 + scale) + shift)
+    assert passes(fold_scales(step)) == 2
+    normed = next(n for n in step.graph.node if n.op_type == "Add" and "network.norm" in n.name)
+    value = onnx.helper.make_tensor_value_info
+    branch = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", [normed.output[0]], ["inside"])],
+        "branch",
+        [],
+        [value("inside", onnx.TensorProto.FLOAT, None)],
+    )
+    step.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "step.true"))
+    step.graph.node.append(
+        onnx.helper.make_node(
+            "If", ["step.true"], ["read"], then_branch=branch, else_branch=branch, name="step/If"
+        )
+    )
+    step.graph.output.append(value("read", onnx.TensorProto.FLOAT, None))
+    assert fold_scales(step).SerializeToString() == step.SerializeToString()
