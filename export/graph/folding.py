@@ -41,7 +41,7 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
         and [r.op_type for r in readers.get(node.output[0], ())] == ["Conv"]
         and node.output[0] not in needed
     }
-    # Folded, and the height and width before the enlargement.
+    # Height and width before the enlargement, which the transposes need as constants.
     sizes: dict[str, list[int]] = {}
     dims = Dims(proto) if enlarged else None
     for name, resize in enlarged.items():

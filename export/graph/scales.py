@@ -34,6 +34,7 @@ def fold_scales(step: ModelProto) -> ModelProto:
         outer = found.affine(node)
         inner = found.affine(found.made.get(outer.x)) if outer else None
         if outer and inner and found.folds(inner, outer):
+            # The last of the four stands where all that the new ones read is known.
             for old in (inner.mul, inner.add, outer.mul):
                 instead[old.output[0]] = []
             instead[outer.add.output[0]] = _folded(inner, outer)

@@ -30,8 +30,6 @@ ROUGH_S = 0.15
 """Seconds for each graph of a rough curve. Three sizes are measured in any case, by a call each."""
 POINT_S = 1.0
 """Seconds for a single size. It ends sooner if a cut is much faster than the others."""
-LEARN_S = 0.4
-"""The same for an engine without work. What is interrupted begins anew, so it must be short."""
 
 
 class Costs:
@@ -130,7 +128,7 @@ class Costs:
             found: list[tuple[int, float]] = []
             for size in self._sizes:
                 if not self._known(guided, size):
-                    self._point(guided, size, LEARN_S, busy)
+                    self._point(guided, size, POINT_S / 2, busy)  # interrupted, it starts again
                     return None
                 point = self._points[guided, size]
                 settled &= point.settled
