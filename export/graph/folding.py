@@ -41,11 +41,13 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
         and [r.op_type for r in readers.get(node.output[0], ())] == ["Conv"]
         and node.output[0] not in needed
     }
+    if not enlarged:
+        return proto
     # Height and width before the enlargement, which the transposes need as constants.
     sizes: dict[str, list[int]] = {}
-    dims = Dims(proto) if enlarged else None
+    dims = Dims(proto)
     for name, resize in enlarged.items():
-        small = dims.but_for_the_batch(resize.input[0]) if dims else None
+        small = dims.but_for_the_batch(resize.input[0])
         if small and -1 not in small[1:] and _three_by_three(readers[name][0], shapes):
             sizes[name] = small[2:]
     if sizes:

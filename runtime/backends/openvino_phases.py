@@ -44,13 +44,9 @@ def _phases(node: Node) -> Port | None:
         if _constant(node, kind) != constant:
             return None
     phases = _source(node)
-    shape = [phases.get_partial_shape()[i] for i in (1, 2, 3)]
-    fits = all(axis.is_static for axis in shape) and [axis.get_length() for axis in shape] == [
-        4 * channels,
-        height,
-        width,
-    ]
-    return phases if fits else None
+    axes = list(phases.get_partial_shape())[1:]
+    known = [axis.get_length() if axis.is_static else 0 for axis in axes]
+    return phases if known == [4 * channels, height, width] else None
 
 
 def _source(node: Node) -> Port:

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from export.graph.folding import fold_upsampling
 from export.sources.module import from_module
 
-from ...traces import traced_step
+from ...traces import answer, traced_step
+
+SHAPE = (4, 6, 8)
 
 
 class Up(nn.Module):
@@ -37,18 +39,7 @@ class Up(nn.Module):
 def step_of(module: nn.Module) -> onnx.ModelProto:
     torch.manual_seed(0)
     described = {"prediction": "v", "schedule": "cosine", "clip": 1.0, "name": "up"}
-    return traced_step(from_module(module.eval(), sample_shape=(4, 6, 8), **described), False)
-
-
-def run(proto: onnx.ModelProto, batch: int) -> np.ndarray:
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    r = np.random.default_rng(0)
-    call = np.tile(np.array([3, 1, 0, 1, np.inf, 1], np.float32), (batch, 1))
-    shapes = {"state": (batch, 4, 4, 6, 8), "noise": (batch, 4, 6, 8), "update": (batch, 4, 6)}
-    feeds = {name: r.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return session.run(["denoised"], {**feeds, "call": call})[0]
+    return traced_step(from_module(module.eval(), sample_shape=SHAPE, **described), False)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +63,9 @@ def test_the_folded_graph_computes_the_same_and_keeps_the_weights_names(
     )
     assert "network.inner.weight" in {t.name for t in folded.graph.initializer}
     for batch in (1, 3):
-        np.testing.assert_allclose(run(folded, batch), run(step, batch), rtol=0, atol=2e-6)
+        np.testing.assert_allclose(
+            answer(folded, SHAPE, batch), answer(step, SHAPE, batch), rtol=0, atol=2e-6
+        )
 
 
 def test_what_is_not_constant_is_little_work(step: onnx.ModelProto, tmp_path: Path) -> None:

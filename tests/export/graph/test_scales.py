@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -13,7 +12,9 @@ from torch import nn
 from export.graph.scales import fold_scales
 from export.sources.module import from_module
 
-from ...traces import traced_step
+from ...traces import answer, traced_step
+
+SHAPE = (4, 6, 8)
 
 Use = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -40,19 +41,7 @@ def step_of(use: Use) -> onnx.ModelProto:
     torch.manual_seed(0)
     described = {"prediction": "v", "schedule": "cosine", "clip": 1.0, "name": "modulated"}
     module = Modulated(use).eval()
-    return traced_step(from_module(module, sample_shape=(4, 6, 8), **described), False)
-
-
-def run(proto: onnx.ModelProto, batch: int) -> np.ndarray:
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    r = np.random.default_rng(0)
-    call = np.tile(np.array([3, 1, 0, 1, np.inf, 1], np.float32), (batch, 1))
-    call[:, 0] += np.arange(batch)
-    shapes = {"state": (batch, 4, 4, 6, 8), "noise": (batch, 4, 6, 8), "update": (batch, 4, 6)}
-    feeds = {name: r.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return session.run(["denoised"], {**feeds, "call": call})[0]
+    return traced_step(from_module(module, sample_shape=SHAPE, **described), False)
 
 
 def passes(proto: onnx.ModelProto) -> int:
@@ -84,7 +73,9 @@ def test_two_scales_become_one(use: Use) -> None:
         t.name for t in folded.graph.initializer
     }
     for batch in (1, 3):
-        np.testing.assert_allclose(run(folded, batch), run(step, batch), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            answer(folded, SHAPE, batch), answer(step, SHAPE, batch), rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -21,7 +20,7 @@ from export.sources.module import from_module
 from runtime import Bundle, Sampler
 from trainer.networks.unet import UNet
 
-from ....traces import traced_step
+from ....traces import answer, traced_step
 
 DESCRIBED = {"prediction": "v", "schedule": "cosine", "clip": 1.0, "name": "wide"}
 TINY_PLAN = Plan(
@@ -74,20 +73,6 @@ def step_of(
     return traced_step(from_module(make().eval(), sample_shape=shape, **DESCRIBED, **more), guided)
 
 
-def run(proto: onnx.ModelProto, shape: tuple[int, ...], batch: int) -> np.ndarray:
-    """F, by reading it as the denoised estimate."""
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    r = np.random.default_rng(0)
-    sizes = {"state": (5, 4, *shape), "noise": (5, *shape), "update": (5, 4, 6)}
-    feeds = {name: r.normal(size=size).astype(np.float32)[:batch] for name, size in sizes.items()}
-    feeds["call"] = np.tile(np.array([30, 1, 0, 1, np.inf, 3], np.float32), (batch, 1))
-    if any(i.name == "label" for i in proto.graph.input):
-        feeds["label"] = np.arange(batch) % 2
-    return session.run(["denoised"], feeds)[0]
-
-
 def test_winograds_matrices_convolve() -> None:
     """To rounding in float64; a wrong matrix is off by a tenth or more."""
     outputs, kernels, inputs = winograd()
@@ -113,11 +98,11 @@ def test_a_wide_network_answers_the_same_in_any_batch(guided: bool) -> None:
     ]
     assert "Gather" in kinds
     assert "Conv" not in kinds
-    expected, whole = run(step, (3, 16, 16), 5), run(made, (3, 16, 16), 5)
+    expected, whole = answer(step, (3, 16, 16), 5), answer(made, (3, 16, 16), 5)
     # Values of about 1 after about ten convolutions, each with a rounding of 1e-6.
     np.testing.assert_allclose(whole, expected, rtol=0, atol=3e-5)
     for batch in (1, 2, 3):
-        np.testing.assert_array_equal(run(made, (3, 16, 16), batch), whole[:batch])
+        np.testing.assert_array_equal(answer(made, (3, 16, 16), batch), whole[:batch])
 
 
 def test_odd_sides_and_unknown_operations() -> None:
@@ -125,9 +110,9 @@ def test_odd_sides_and_unknown_operations() -> None:
     made = pixels_first(step)
     assert made is not None
     onnx.checker.check_model(made, full_check=True)
-    expected, whole = run(step, (2, 18, 17), 5), run(made, (2, 18, 17), 5)
+    expected, whole = answer(step, (2, 18, 17), 5), answer(made, (2, 18, 17), 5)
     np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=3e-5)
-    np.testing.assert_array_equal(run(made, (2, 18, 17), 1), whole[:1])
+    np.testing.assert_array_equal(answer(made, (2, 18, 17), 1), whole[:1])
 
 
 def test_what_is_small_stays_as_it_is() -> None:
