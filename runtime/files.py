@@ -6,10 +6,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from math import isinf
 from pathlib import Path
 from typing import IO, Any, NoReturn
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}(\.old)?", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -58,6 +61,12 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             aside.rename(path)
         _remove_folder(temporary)
         raise
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a path has the hidden name of something that is being written, or was left by a
+    kill."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def flush(path: Path) -> None:

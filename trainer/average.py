@@ -92,6 +92,7 @@ def write_run(run: Path, width: float) -> Path:
     checkpoint = checkpoints.required(
         run / "checkpoints", f"{run} has no checkpoint. Train it first: python -m trainer.fit."
     )
+    run = run.resolve()  # "." has no name
     out = run.with_name(f"{run.name}-ema-{width:.3f}")
     config, rest = read_run(run)
     record = replace(config, name=out.name).to_json() | rest

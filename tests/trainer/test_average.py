@@ -92,7 +92,8 @@ def test_the_command_makes_a_run_of_it(
     monkeypatch.setattr(features, "STEPS", 20)  # any classifier will do
     # A run with conditions has some of the data's here, under which it is exported.
     (run / EXAMPLES).write_bytes(b"conditions")
-    assert main([str(run), "--width", "0.07"]) == 0
+    monkeypatch.chdir(run)
+    assert main([".", "--width", "0.07"]) == 0
     out = run.with_name("digits-ema-0.070")
     assert (out / EXAMPLES).read_bytes() == b"conditions"
     (run / EXAMPLES).unlink()
@@ -101,7 +102,9 @@ def test_the_command_makes_a_run_of_it(
     assert made is not None
     assert all(torch.equal(made.ema[k], v) for k, v in post_hoc(run, 0.07, 120).items())
     found = of_run(out, False, "cpu", Changes(quality_samples=20, sample_steps=2))
-    assert found.step == 120
+    assert (found.step, found.samples) == (120, 20)
+    many = of_run(out, False, "cpu", Changes(quality_samples=2000, sample_steps=1))
+    assert many.samples == 1797  # the data has no more images
     assert found.distances["frechet"] > 0
 
 

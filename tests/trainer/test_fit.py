@@ -300,7 +300,7 @@ def test_a_run_that_another_process_trains_is_left_alone_until_that_ends(
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        left = run / ".half-written"  # because another process may be about to rename it
+        left = run / ".log.csv.0123456789ab"  # because another process may be about to rename it
         left.touch()
         with pytest.raises(CheckpointError, match="another process is training in"):
             fit(TINY, stopped)

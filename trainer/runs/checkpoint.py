@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from runtime.files import from_json, replacing_folder, to_json
+from runtime.files import from_json, is_temporary, replacing_folder, to_json
 
 from ..errors import CheckpointError
 from .log import BUCKETS
@@ -85,7 +85,7 @@ def _name(step: int) -> str:
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write the checkpoint under `folder`, then remove all but the newest `keep`.
+    """Write the checkpoint under `folder`, then remove all but it and the newest `keep` - 1 others.
 
     Returns:
         Its folder.
@@ -109,8 +109,9 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         }
         (temporary / "state.json").write_text(to_json(state), encoding="utf-8")
     # Only after the new one is there: a full disk leaves the old ones.
-    left_by_a_kill = folder.glob(".step-*")
-    for old in (*found(folder)[:-keep], *left_by_a_kill):
+    others = [p for p in found(folder) if p != path]
+    left_by_a_kill = filter(is_temporary, folder.glob(".step-*"))
+    for old in (*others[: max(0, len(others) - keep + 1)], *left_by_a_kill):
         shutil.rmtree(old)
     return path
 

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle.conditions import Condition
-from runtime.files import from_json, lock, replacing, to_json, write_text
+from runtime.files import from_json, is_temporary, lock, replacing, to_json, write_text
 
 from ..config import Config
 from ..config.options import FREE
 from ..config.text import printable
 from ..data.dataset import Dataset
+from ..data.labels import listed
 from ..errors import CheckpointError
 from .checkpoint import Environment
 from .log import move_aside
@@ -140,10 +141,12 @@ def open_run(
     learned nothing that another config could spoil.
 
     Raises:
-        CheckpointError: A run with another config is there.
+        CheckpointError: A run with another config is there, or files that are not a run's.
     """
     record = record_of(config, dataset, conditions)
     path = folder / "config.json"
+    if not path.exists():
+        _require_empty(folder)
     changed = _changes(folder, record) if path.exists() else []
     if changed and any(any((folder / name).glob("step-*")) for name in KEPT):
         raise CheckpointError(
@@ -155,13 +158,25 @@ def open_run(
         print(f"{folder} has no checkpoint: starting over with the new config")
         for left in LEFT:
             _remove(folder / left)
-        path.unlink()
-    if not path.exists():
+    if changed or not path.exists():
         write_text(path, to_json(record))
     for place in (folder, *(folder / name for name in ("samples", "snapshots", "best"))):
         _sweep(place)
 
 
+def _require_empty(folder: Path) -> None:
+    """Raise CheckpointError if the folder holds anything: it is no run, which has a config.json."""
+    found = sorted(
+        path.name for path in folder.iterdir() if path.name != LOCK and not is_temporary(path)
+    )
+    if found:
+        raise CheckpointError(
+            f"{printable(str(folder))} is not a run, and not empty: it holds {listed(found, 3)}. "
+            "Choose another --name or --runs."
+        )
+
+
+LOCK = "lock"
 KEPT = ("checkpoints", "best", "snapshots")
 """The entries of a run that hold its results."""
 LEFT = (
@@ -192,7 +207,7 @@ def claim(folder: Path) -> Iterator[None]:
     Raises:
         CheckpointError: Another process has the run, or its folder cannot be made.
     """
-    lock_file = folder / "lock"
+    lock_file = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _locked(lock_file)
@@ -242,12 +257,9 @@ def _changes(folder: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _sweep(place: Path) -> None:
-    """Remove what a kill left half-written: temporary names begin with a dot."""
-    for left in place.glob(".*"):
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
+    """Remove what a kill left half-written, and nothing of the user's own."""
+    for left in filter(is_temporary, place.glob(".*")):
+        _remove(left)
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:

@@ -185,6 +185,23 @@ def test_a_run_that_failed_before_its_first_checkpoint_does_not_block_the_next_t
         fit(replace(TINY, seed=1), tmp_path)
 
 
+def test_files_that_are_not_a_runs_are_left_alone(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "digits" / ".git" / "config"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    with pytest.raises(CheckpointError, match=r"is not a run, and not empty: it holds \.git"):
+        fit(TINY, tmp_path)
+    # The user's own files in a run, and what a kill has left of it.
+    for path in (".gitignore", "samples/.keep", ".log.csv.0123456789ab"):
+        (run / path).parent.mkdir(exist_ok=True)
+        (run / path).touch()
+    assert fit(TINY, run.parent)
+    assert own.exists()
+    assert (run / ".gitignore").exists()
+    assert (run / "samples" / ".keep").exists()
+    assert not (run / ".log.csv.0123456789ab").exists()
+
+
 def test_a_file_in_place_of_the_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "digits").write_text("mine")
     with pytest.raises(CheckpointError, match="cannot be used"):

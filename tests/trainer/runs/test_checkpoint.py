@@ -174,3 +174,14 @@ def test_what_a_kill_left_behind_goes_with_the_next_write(tmp_path: Path) -> Non
     (tmp_path / ".step-00000005.0123456789ab").mkdir()
     write(tmp_path, make(10), keep=3)
     assert names(tmp_path) == ["step-00000010"]
+
+
+def test_the_one_that_was_just_written_stays_even_if_others_are_of_later_steps(
+    tmp_path: Path,
+) -> None:
+    for step in (20, 30):
+        write(tmp_path, make(step), keep=3)
+    write(tmp_path, make(10), keep=3)
+    assert names(tmp_path) == ["step-00000010", "step-00000020", "step-00000030"]
+    write(tmp_path, make(5), keep=1)
+    assert names(tmp_path) == ["step-00000005"]
