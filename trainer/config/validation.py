@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +24,13 @@ KINDS = {
     "wds": "tar shards, such as data/{000..099}.tar",
 }
 """What --data may start with. If a kind has a text, a place follows after a colon."""
+ONLY = {
+    "condition_column": ("hf", "npz", "folder"),
+    "image_column": ("hf", "wds"),
+    "label_column": ("hf", "wds"),
+    "label_file": ("folder", "pairs"),
+}
+"""Options that only some kinds of data have."""
 LONGEST_NAME = 200
 """Bytes of a run's name: file systems allow 255, and temporary names are longer than the name."""
 MOST_LEVELS = 16
@@ -167,10 +175,12 @@ def _checked_data(options: Options) -> str:
         )
     if kind == "pairs" and options.crop != "centre":
         raise RequestError("--data pairs needs --crop centre: both images must be cropped alike.")
-    if options.condition_column and kind not in ("hf", "npz", "folder"):
-        raise RequestError(
-            f"--condition-column is for --data hf, npz and folder, got {kind}. Leave it out."
-        )
+    for name, kinds in ONLY.items():
+        if getattr(options, name) and kind not in kinds:
+            raise RequestError(
+                f"--{name.replace('_', '-')} is for --data {' and '.join(kinds)}, got {kind}. "
+                "Leave it out."
+            )
     if options.task == "restyle" and kind not in ("emoji", "pairs"):
         raise RequestError(
             "--task restyle needs pairs of images: --data emoji, whose two styles are pairs, or "
@@ -182,7 +192,8 @@ def _checked_data(options: Options) -> str:
 def _default_name(kind: str, place: str) -> str:
     if kind in ("folder", "pairs"):
         return os.path.basename(os.path.realpath(place))  # of `.` and of links
-    return Path(place.split("{")[0]).stem if place else kind
+    # What stands before a pattern: the folder of `shards/*.tar`, the beginning of `a-{0..9}.tar`.
+    return Path(re.split(r"[{*?[]", place)[0]).stem if place else kind
 
 
 def _checked_name(name: str) -> str:

@@ -58,12 +58,11 @@ def listing(path: Path, label_file: str = "") -> Listing:
             "--data folder:PATH needs a folder with a subfolder of images per class."
         )
     found = survey(path)
-    if label_file:
-        return _labelled(found, Path(label_file))
-    require_layout(found)
+    if not label_file:
+        require_layout(found)
     if skipped := summary(found):
         log.warning("%s", skipped)
-    return _by_folder(found)
+    return _labelled(found, Path(label_file)) if label_file else _by_folder(found)
 
 
 def _by_folder(found: Survey) -> Listing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from .decode import UnreadablePicture
 from .image_files import ImageFiles, Names, open_images
 from .labels import listed
 from .memory import Pictures
-from .survey import survey
+from .survey import summary, survey
+
+log = logging.getLogger(__name__)
 
 MEGABYTE = 2**20
 
@@ -46,7 +49,10 @@ def pairs(path: Path, config: Config) -> Pictures:
             f"{printable(str(path))}: {len(missing)} images of target/ have none of the same name "
             f"in source/: {listed(missing, 3)}. Add them, or remove these."
         )
-    alone = sorted(set(survey(path / "source").images()) - set(relative))
+    source = survey(path / "source")
+    if skipped := summary(source):
+        log.warning("%s", skipped)
+    alone = sorted(set(source.images()) - set(relative))
     if alone:
         raise DataError(
             f"{printable(str(path))}: {len(alone)} images of source/ have none of the same name in "

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from .decode import UnreadablePicture
 from .image_files import Names, open_images, stamp_of
 from .labels import listed, named, numbered
 from .stream import Stream
+from .survey import SPLIT
 from .unreadable import too_many
 from .vectors import condition_name, vectors_of
 
@@ -61,17 +64,20 @@ def stream(place: str, config: Config) -> Stream:
             raise UnreadablePicture("the row has no image")
         return value["bytes"] if value["bytes"] is not None else Path(value["path"])
 
-    _report_missing(place, rows, column)
+    sizes = _sizes(place, rows, column)
+    _report_missing(place, column, sizes)
     names = Names(f"{place} row {i}" for i in range(len(table)))
     images = open_images(config, place, names, fetch)
     # The fingerprint of `datasets` names a version only for data from the Hub.
-    version = table._fingerprint if _hub(place) else ""
+    stamped: tuple[list[str], list[int]] = ([""] * len(sizes), sizes)
+    if _hub(place):
+        stamped = ([table._fingerprint], [len(table)])
     return Stream(
         name=config.name,
         images=images,
         labels=labels,
         classes=classes,
-        stamp=stamp_of([version], [len(table)], labels, images.decoding, config.crop),
+        stamp=stamp_of(*stamped, labels, images.decoding, config.crop),
         licence=str(table.info.license or "not stated"),
         note=f"{len(table)} rows of {Path(place).name}",
         given=_vectors(place, table, config.condition_column),
@@ -98,37 +104,56 @@ def _values(place: str, table: Any, column: str) -> list[Any]:
         ) from error
 
 
-def _report_missing(place: str, rows: Any, column: str) -> None:
+def _sizes(place: str, rows: Any, column: str) -> list[int]:
+    """Return how many bytes each row's image takes, -1 where a row has none.
+
+    Raises:
+        DataError: The table cannot be read.
+    """
+    found: list[int] = []
+    try:
+        # In blocks: a whole column of images may be larger than the memory.
+        for start in range(0, len(rows), 1000):
+            chunked = rows.with_format("arrow")[start : start + 1000][column]
+            for chunk in chunked.chunks:  # the images themselves are not touched
+                found += _sizes_of(chunk)
+    except Exception as error:
+        raise DataError(f"{place} cannot be read ({type(error).__name__}: {error}).") from error
+    return found
+
+
+def _sizes_of(chunk: Any) -> list[int]:
+    compute: Any = importlib.import_module("pyarrow.compute")  # its functions are made at run time
+    lengths, paths = (compute.struct_field(chunk, name) for name in ("bytes", "path"))
+    # A column without any bytes has the type null, which has no lengths.
+    known = (
+        [None] * len(chunk)
+        if lengths.null_count == len(chunk)
+        else compute.binary_length(lengths).to_pylist()
+    )
+    found = []
+    for size, path in zip(known, paths.to_pylist(), strict=True):
+        if size is None and path is not None:
+            size = Path(path).stat().st_size if Path(path).is_file() else 0
+        found.append(-1 if size is None else size)
+    return found
+
+
+def _report_missing(place: str, column: str, sizes: Sequence[int]) -> None:
     """Count the rows without an image before training begins.
 
     Raises:
         DataError: There are more of them than a run may leave out.
     """
-    compute: Any = importlib.import_module("pyarrow.compute")  # its functions are made at run time
-    missing: list[int] = []
-    try:
-        at = 0
-        # In blocks: a whole column of images may be larger than the memory.
-        for start in range(0, len(rows), 1000):
-            chunked = rows.with_format("arrow")[start : start + 1000][column]
-            for chunk in chunked.chunks:  # the images themselves are not touched
-                files = [
-                    compute.is_null(compute.struct_field(chunk, name)) for name in ("bytes", "path")
-                ]
-                empty = compute.or_(compute.is_null(chunk), compute.and_(*files))
-                missing += [at + i for i, is_empty in enumerate(empty.to_pylist()) if is_empty]
-                at += len(chunk)
-    except Exception as error:
-        raise DataError(f"{place} cannot be read ({type(error).__name__}: {error}).") from error
-    if not missing:
+    names = [f"row {i}" for i, size in enumerate(sizes) if size < 0]
+    if not names:
         return
-    names = [f"row {i}" for i in missing]
-    if len(missing) == len(rows) or too_many(len(missing), len(rows)):
+    if len(names) == len(sizes) or too_many(len(names), len(sizes)):
         raise DataError(
-            f"{place}: {len(missing)} of {len(rows)} rows have no image in the column {column!r}: "
+            f"{place}: {len(names)} of {len(sizes)} rows have no image in the column {column!r}: "
             f"{listed(names)}. Remove these rows."
         )
-    log.warning("%s: left out %d rows without an image: %s", place, len(missing), listed(names))
+    log.warning("%s: left out %d rows without an image: %s", place, len(names), listed(names))
 
 
 def _hub(place: str) -> bool:
@@ -146,7 +171,7 @@ def _opened(place: str) -> Any:
         if path.is_dir() and (path / "dataset_info.json").exists():
             return datasets.load_from_disk(place)
         if path.is_file() or (path.is_dir() and any(path.glob("*.parquet"))):
-            files = [str(path)] if path.is_file() else sorted(map(str, path.glob("*.parquet")))
+            files = [str(path)] if path.is_file() else _train_files(path)
             return datasets.load_dataset("parquet", data_files=files, split="train")
         return datasets.load_dataset(place, split="train")
     except Exception as error:
@@ -155,6 +180,30 @@ def _opened(place: str) -> Any:
             "It is a name on the Hub, a folder of save_to_disk, a parquet file, or a folder of "
             "them."
         ) from error
+
+
+def _train_files(folder: Path) -> list[str]:
+    """Return the parquet files of the train split: all of them, if their names tell no splits.
+
+    Raises:
+        DataError: Their names tell splits, none of which is for training.
+    """
+    # The Hub writes "train-00000-of-00001.parquet".
+    splits: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        splits.setdefault(re.split(r"[-_.]", path.name)[0].lower(), []).append(str(path))
+    if not any(SPLIT.fullmatch(split) for split in splits):
+        return sorted(name for names in splits.values() for name in names)
+    found = splits.get("train", []) + splits.get("training", [])
+    if not found:
+        raise DataError(
+            f"{folder} has no parquet files of a train split, only {listed(list(splits))}. "
+            "Name the one file to train on: --data hf:FILE."
+        )
+    if len(splits) > 1:
+        others = listed([split for split in splits if not split.startswith("train")])
+        log.warning("%s: training on the train split, without %s", folder, others)
+    return found
 
 
 def _image_column(place: str, table: Any, wanted: str) -> str:

@@ -24,7 +24,7 @@ LUMA = (0.299, 0.587, 0.114)
 """What red, green and blue count in a grey image (ITU-R BT.601)."""
 HOLE = (0.25, 0.75)
 """The sides of the part that is to be filled in, as shares of the image's."""
-STRIDE = 97
+STRIDES = (97, 101, 103, 107, 109, 113, 127)
 """Between the images that are shown, so that they differ: data is often sorted by class."""
 Given = Mapping[str, Tensor]
 """Conditions [b, …] by name."""
@@ -81,7 +81,9 @@ class Task:
             seed: Of the first; it selects the image.
         """
         places = np.arange(seed, seed + count)
-        images, indices = self.dataset.gather(places * STRIDE % len(self.dataset))
+        # A stride that divides the number of images would come back to the same few.
+        stride = next((n for n in STRIDES if len(self.dataset) % n), 1)
+        images, indices = self.dataset.gather(places * stride % len(self.dataset))
         # Images that cannot be read are left out: the others are taken again.
         turns = np.resize(np.arange(len(indices)), count)
         images = images[turns]
@@ -186,6 +188,12 @@ def task_of(config: Config, dataset: Dataset) -> Task:
         raise RequestError(
             "--task restyle needs pairs of images: --data emoji, whose two styles are pairs, or "
             "--data pairs:PATH."
+        )
+    names = [condition.name for condition in found]
+    if len(set(names)) < len(names):
+        raise RequestError(
+            f"--task {config.task} makes a condition {names[-1]!r}, and the data gives one of that "
+            "name. Rename the data's."
         )
     return Task(config, dataset, tuple(found))
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from runtime.bundle.conditions import LABEL, RESERVED
 from runtime.files import from_json
 
 from ..errors import DataError
@@ -21,7 +23,9 @@ MOST = 4096
 def condition_name(column: str) -> str:
     """Return the name of a column or an array as a condition can have it."""
     plain = re.sub(r"\W+", "_", column, flags=re.ASCII).strip("_")
-    return plain if re.match("[A-Za-z]", plain) else f"given_{plain}"
+    # A network keeps the layers of vectors in a ModuleDict, whose attributes are no keys.
+    is_free = plain not in (LABEL, *RESERVED) and not hasattr(nn.ModuleDict(), plain)
+    return plain if re.match("[A-Za-z]", plain) and is_free else f"given_{plain}"
 
 
 def vectors_of(values: Sequence[object], where: str) -> NDArray[np.float32]:

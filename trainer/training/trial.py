@@ -57,12 +57,14 @@ def try_out(config: Config) -> None:
     long the run would take. Write nothing."""
     asked = config
     config = few_paths(config)
+    # A stream ends with the last step of a run, and a trial takes a few in any case.
+    config = replace(config, steps=max(config.steps, 1 + TIMED))
     dataset = load(config)
+    processes = join(config.device)
     if config.quality_every:
-        require_comparable(config, dataset)
+        require_comparable(config, dataset, processes.device)
     conditions = task_of(config, dataset).conditions if config.conditioned else ()
     spent = cost(config, dataset.sample_shape, len(dataset.classes), conditions)
-    processes = join(config.device)
     require_memory(spent, processes)
     trainer = Trainer(config, dataset, processes)
     start(trainer)
@@ -81,7 +83,7 @@ def try_out(config: Config) -> None:
         trainer.source.close()
     print(
         f"dry run: loss {losses[-1]:.4f}, {config.batch / step_s:.0f} pictures/s, "
-        f"{clock(step_s * config.steps)} for all {config.steps} steps"
+        f"{clock(step_s * asked.steps)} for all {asked.steps} steps"
         f"{f' after {clock(paths_s)} for the paths of the teacher' if made else ''}; "
         "nothing was written"
     )

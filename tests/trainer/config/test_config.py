@@ -61,6 +61,10 @@ def test_an_unknown_preset_is_refused_with_the_nearest_known_one() -> None:
         ("digits", "digits"),
         ("folder:pets/cats", "cats"),
         ("folder:cats/", "cats"),
+        ("wds:data/shards/*.tar", "shards"),
+        ("wds:data/cats-{000..099}.tar", "cats-"),
+        ("wds:*.tar", "run"),
+        ("hf:data/[ab].parquet", "data"),
     ],
 )
 def test_a_run_is_named_after_its_data(data: str, name: str) -> None:

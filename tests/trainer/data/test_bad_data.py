@@ -293,10 +293,12 @@ def test_images_that_a_label_file_does_not_name_are_counted(
 ) -> None:
     for name in ("a/1.png", "a/2.png", "a/b/c/3.png"):
         put(tmp_path / "data" / name)
+    put(tmp_path / "data" / "a" / "4.heic")
     file = put(tmp_path / "labels.json", b'{"a/1.png": "x"}')
     assert len(load(config_for(f"folder:{tmp_path / 'data'}", label_file=str(file))).labels) == 1
     assert "does not name 2 of the images" in caplog.text
     assert "a/2.png, a/b/c/3.png" in caplog.text
+    assert "left out 1 images with an ending that is not read (a/4.heic)" in caplog.text
 
 
 @pytest.mark.parametrize(

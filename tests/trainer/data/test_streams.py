@@ -28,6 +28,7 @@ from trainer.errors import DataError
 from trainer.fit import fit
 from trainer.parallel.processes import Processes
 from trainer.runs.log import read
+from trainer.training.trial import try_out
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 N = 30
@@ -344,6 +345,13 @@ def test_what_is_no_tar_file_is_refused_and_not_kept(
         load(config_for(f"wds:{tmp_path}/b.tar"))
 
 
+def test_a_trial_of_a_run_of_one_step_takes_its_three(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try_out(config_for(f"folder:{folder}", steps=1))
+    assert "for all 1 steps; nothing was written" in capsys.readouterr().out
+
+
 # --- datasets
 
 
@@ -375,6 +383,31 @@ def test_a_dataset_gives_every_row_with_its_class(table, tmp_path: Path, form: s
     assert_holds_all(found, [i % 3 for i in range(N)])
     with pytest.raises(RequestError, match=r"unknown label column 'knd'\. Did you mean 'kind'"):
         load(config_for(f"hf:{place}", label_column="knd"))
+
+
+def test_of_parquet_files_with_splits_the_train_split_is_taken(
+    table, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "table").mkdir()
+    for split, rows in (("test", range(4)), ("train", range(4, N))):
+        file = tmp_path / "table" / f"{split}-00000-of-00001.parquet"
+        table.select(rows).to_parquet(str(file))
+    assert len(load(config_for(f"hf:{tmp_path / 'table'}"))) == N - 4
+    assert "training on the train split, without test" in caplog.text
+    file.unlink()
+    with pytest.raises(DataError, match="no parquet files of a train split, only test"):
+        load(config_for(f"hf:{tmp_path / 'table'}"))
+
+
+def test_other_images_of_as_many_rows_are_other_data(table, tmp_path: Path) -> None:
+    place = str(tmp_path / "a.parquet")
+    table.to_parquet(place)
+    before = load(config_for(f"hf:{place}")).fingerprint()
+    assert load(config_for(f"hf:{place}")).fingerprint() == before
+    rows = table.to_dict()
+    rows["picture"][4] = {"bytes": png(4)[:-12], "path": None}
+    type(table).from_dict(rows, features=table.features).to_parquet(place)
+    assert load(config_for(f"hf:{place}")).fingerprint() != before
 
 
 def test_a_row_without_a_picture_is_a_bad_one(table, tmp_path: Path) -> None:

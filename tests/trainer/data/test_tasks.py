@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,11 @@ def write_pairs(path: Path, count: int = 3, factor: int = 2) -> None:
             Image.fromarray(pixels).save(path / part / f"{i}.png")
 
 
-def test_pairs_are_matched_by_name(tmp_path: Path) -> None:
+def test_pairs_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_pairs(tmp_path)
+    (tmp_path / "source" / "4.heic").touch()
     made = task(data=f"pairs:{tmp_path}")
+    assert "left out 1 images with an ending that is not read (4.heic)" in caplog.text
     (condition,) = made.conditions
     assert (condition.name, condition.shape) == ("source", (3, 4, 4))
     expected = np.asarray(Image.open(tmp_path / "source" / "2.png"))
@@ -169,7 +172,10 @@ def test_vectors_come_from_json_and_from_arrays(tmp_path: Path) -> None:
         ({"task": "colorize"}, "needs RGB images"),
         ({"task": "restyle"}, "needs pairs of images"),
         ({"task": "upscale"}, "unknown value for --task 'upscale'"),
-        ({"condition_column": "a"}, "--condition-column is for --data hf, npz and folder"),
+        ({"condition_column": "a"}, "--condition-column is for --data hf and npz and folder"),
+        ({"label_column": "a"}, "--label-column is for --data hf and wds, got digits"),
+        ({"image_column": "a"}, "--image-column is for --data hf and wds, got digits"),
+        ({"label_file": "a"}, "--label-file is for --data folder and pairs, got digits"),
         ({"data": "pairs:x", "crop": "random"}, "--data pairs needs --crop centre"),
     ],
 )
@@ -199,3 +205,30 @@ def test_networks_use_their_conditions(network: str) -> None:
     assert found.shape == x.shape
     other = net(x, time, label, low_res=low.flip(0))
     assert not torch.allclose(found, other)
+
+
+@pytest.mark.parametrize("count", [97, 97 * 101, 90])
+def test_the_images_that_are_shown_differ(count: int) -> None:
+    digits = load(Config(data="digits", **TINY))
+    many = replace(
+        digits, images=np.resize(digits.images, (count, 8, 8, 1)), labels=np.arange(count)
+    )
+    shown = Task(Config(data="digits", **TINY), many, ()).shown(24)[1]
+    assert len(set(shown.tolist())) == 24
+
+
+@pytest.mark.parametrize("column", ["values", "type", "training", "label", "x", "time"])
+def test_a_column_may_have_any_name(tmp_path: Path, column: str) -> None:
+    arrays = tmp_path / "data.npz"
+    np.savez(arrays, images=np.zeros((3, 8, 8), np.uint8), **{column: np.arange(3.0)})
+    made = task(data=f"npz:{arrays}", condition_column=column)
+    assert [c.name for c in made.conditions] == [f"given_{column}"]
+    make_network(made.config, (1, 8, 8), 1, made.conditions)
+
+
+def test_two_conditions_of_one_name_are_refused(tmp_path: Path) -> None:
+    arrays = tmp_path / "data.npz"
+    images = np.zeros((3, 8, 8), np.uint8)
+    np.savez(arrays, images=images, low_res=np.arange(3.0))
+    with pytest.raises(RequestError, match="makes a condition 'low_res', and the data gives one"):
+        task(data=f"npz:{arrays}", condition_column="low_res", task="superres")
