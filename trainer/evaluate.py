@@ -88,7 +88,7 @@ def of_run(run: Path, best: bool, device: str, changes: Changes | None = None) -
     trainer.state.resume(checkpoint)
     judge = Judge(config, dataset, run, trainer.device)
     distances = judge(lambda n, seed, label: trainer.sample(n, seed=seed, label=label))
-    return Evaluation(str(run), config.quality_samples, distances, checkpoint.step)
+    return Evaluation(str(run), len(judge.labels), distances, checkpoint.step)
 
 
 def of_bundle(
@@ -129,17 +129,19 @@ def of_bundle(
         )
 
     judge = Judge(config, dataset, None, join(device).device)
-    return Evaluation(str(folder), config.quality_samples, judge(sample))
+    return Evaluation(str(folder), len(judge.labels), judge(sample))
 
 
 def evaluate(what: Path, best: bool, guidance: float | None, device: str, changes: Changes) -> str:
     """Measure a run or a bundle, and return the result as JSON. A run's is written into it.
 
     Raises:
-        RequestError: Guidance was given for a run.
+        RequestError: Guidance was given for a run, or a bundle's best checkpoint was asked for.
     """
     folder = named_folder(what)
     if (folder / MANIFEST).is_file():
+        if best:
+            raise RequestError("--best is for runs: a bundle has one checkpoint's weights.")
         return to_json(of_bundle(folder, guidance, device, changes).to_json())
     if guidance is not None:
         raise RequestError("--guidance is for bundles: a run is sampled without.")
@@ -152,7 +154,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog=program("trainer.evaluate"), description=__doc__)
     found.add_argument("what", type=Path, metavar="RUN_OR_BUNDLE")
     found.add_argument(
-        "--n", type=int, help="samples, and images of the data [the run's quality-samples]"
+        "--n",
+        type=int,
+        help="samples, and images of the data, which has fewer perhaps [the run's quality-samples]",
     )
     found.add_argument("--solver", help="[the run's sample-solver]")
     found.add_argument("--steps", type=int, help="[the run's sample-steps]")

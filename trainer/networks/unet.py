@@ -37,8 +37,9 @@ class TimeEmbedding(nn.Module):
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Return group norm over groups of 8 channels, 32 groups at most."""
-    return nn.GroupNorm(min(32, max(1, channels // 8)), channels)
+    """Return group norm over groups of 8 channels, or of more: 32 groups at most."""
+    most = min(32, max(1, channels // 8))
+    return nn.GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels)
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:

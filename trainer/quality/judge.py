@@ -21,15 +21,16 @@ Sample = Callable[[int, int, NDArray[np.int64]], NDArray[np.uint8]]
 """sample(n, seed, label [n]) → images [n, H, W, C]."""
 
 
-def require_comparable(config: Config, dataset: Dataset) -> None:
+def require_comparable(config: Config, dataset: Dataset, device: torch.device) -> None:
     """Check before training that a `Judge` will be able to measure.
 
     Raises:
-        RequestError: There are too few images, or there is no file of features.
+        RequestError: There are too few images, or the file of features gives none for an image.
     """
     require_enough(min(config.quality_samples, len(dataset)))
-    if config.features and not Path(config.features).is_file():
-        raise RequestError(f"--features {config.features}: there is no such file.")
+    if config.features:
+        C, H, W = dataset.sample_shape
+        features_of(config, dataset, None, device)(np.zeros((1, H, W, C), np.uint8))
 
 
 def require_enough(count: int) -> None:

@@ -30,10 +30,10 @@ def best_row(quality: Log) -> int | None:
     return int(np.nanargmin(frechet)) if np.isfinite(frechet).any() else None
 
 
-def sections(config: Config, log: Log, quality: Log) -> list[Section]:
-    """Return the charts that have something to show, by heading."""
+def sections(config: Config, log: Log, quality: Log, images: int) -> list[Section]:
+    """Return the charts that have something to show, by heading. images: how many the data has."""
     every = [
-        Section("Quality", _quality(config, quality)),
+        Section("Quality", _quality(config, quality, images)),
         Section("Learning", _learning(config, log)),
         Section("Speed", _speed(config, log)),
         Section("Also logged", _others(config, log, quality)),
@@ -42,13 +42,13 @@ def sections(config: Config, log: Log, quality: Log) -> list[Section]:
     return [section for section in drawn if section.charts]
 
 
-def _quality(config: Config, log: Log) -> tuple[Chart, ...]:
+def _quality(config: Config, log: Log, images: int) -> tuple[Chart, ...]:
     best = best_row(log)
 
     def chart(title: str, unit: str, lines: dict[str, Values], note: str) -> Chart:
         return Chart(title, unit, log.step, config.batch, lines, note, by_images=True, best=best)
 
-    of = f"{config.quality_samples:,} samples compared with as many images."
+    of = f"{min(config.quality_samples, images):,} samples compared with as many images."
     star = (
         ""
         if best is None

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.bundle.bundle import MANIFEST, Bundle
+from runtime.bundle.conditions import Condition, read_conditions
 from runtime.bundle.format import NETWORK
 from runtime.bundle.shipped import named_folder
 
 from ..errors import CheckpointError
 from ..parallel.sharding import whole
 from . import checkpoint as checkpoints
-from .folder import read_run, read_starts
+from .folder import CONDITIONS, read_run, read_starts
 
 STEP = "fp32/step.onnx"
 WEIGHTS = "fp32/weights.bin"
@@ -31,10 +33,22 @@ SHA256 = "start_sha256"
 """The entry of starts.json that identifies the weights that a run began with."""
 
 
-def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the averaged weights at `place`, and the names of the classes.
+class Other(NamedTuple):
+    """A network to start from.
 
-    The weights are by name; each has the shape that the network gives it.
+    Attributes:
+        weights: By name; each has the shape that the network gives it.
+        classes: Their names.
+        conditions: What else it is conditioned on.
+    """
+
+    weights: dict[str, Tensor]
+    classes: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+
+
+def start_of(place: Path) -> Other:
+    """Return the network at `place`, with its averaged weights.
 
     Args:
         place: A run, whose newest checkpoint's `ema` is taken; a bundle, or a shipped one's name.
@@ -46,12 +60,17 @@ def start_of(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     folder = named_folder(place)
     if (folder / MANIFEST).is_file():
         bundle = Bundle.load(folder)
-        return weights_of(bundle), bundle.labels.names if bundle.labels else ()
+        classes = bundle.labels.names if bundle.labels else ()
+        return Other(weights_of(bundle), classes, bundle.conditions)
     checkpoint = checkpoints.required(
         place / "checkpoints",
         f"{place} is neither a run with a checkpoint nor a bundle: there is nothing to start from.",
     )
-    return checkpoint.ema, tuple(read_run(place)[1]["classes"])
+    rest = read_run(place)[1]
+    conditions, faults = read_conditions(rest.get(CONDITIONS, []))
+    if faults:
+        raise CheckpointError(f"{place / 'config.json'} is damaged: {'; '.join(faults)}.")
+    return Other(checkpoint.ema, tuple(rest["classes"]), conditions)
 
 
 def started_from(run: Path) -> list[str]:
@@ -108,24 +127,71 @@ def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:
     return value.reshape(like.shape)
 
 
-def widened(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights `found` with zeros for the conditions that only the wanted network has.
+def widened(
+    other: Other, wanted: Mapping[str, Tensor], channels: int, conditions: Sequence[Condition]
+) -> dict[str, Tensor]:
+    """Return the other network's weights, with zeros for the conditions that it lacks.
 
-    It then begins as the other network: its answers do not depend on the conditions yet. The first
-    layer's weights [width, channels, …] get zeros for further channels.
+    The network then begins as the other one: its answers do not depend on these conditions yet.
+
+    Args:
+        other: The network to begin as.
+        wanted: The weights of the network that begins.
+        channels: Of an image without conditions.
+        conditions: Of the network that begins.
+
+    Raises:
+        CheckpointError: The other network has a condition that this one lacks.
     """
-    more = dict(found)
-    first = found.get(FIRST)
-    if first is not None and FIRST in wanted and first.shape[1] < wanted[FIRST].shape[1]:
-        further = wanted[FIRST].shape[1] - first.shape[1]
-        zeros = first.new_zeros(first.shape[0], further, *first.shape[2:])
-        more[FIRST] = torch.cat([first, zeros], dim=1)
+    has = {c.name: _seen(c) for c in conditions}
+    lost = [c.name for c in other.conditions if has.get(c.name) != _seen(c)]
+    if lost:
+        raise CheckpointError(
+            f"the network of --start-from is conditioned on {', '.join(lost)}, and this run is not. "
+            "Start from another one, or train with the same conditions."
+        )
+    more = dict(other.weights)
+    first = more.get(FIRST)
+    if first is not None and FIRST in wanted:
+        # A transformer sees each channel as the pixels of a patch.
+        pixels = wanted[FIRST].shape[1] // (channels + sum(has.values()))
+        more[FIRST] = _by_condition(first, channels, pixels, other.conditions, conditions)
     for name, weight in wanted.items():
-        if name.startswith(VECTORS) and name not in found:
+        if name.startswith(VECTORS) and name not in more:
             # The last of a vector's layers is 0; those before it keep their first values.
             is_last = name.split(".")[-2] == LAST_OF_VECTOR
             more[name] = torch.zeros(weight.shape) if is_last else whole(weight)
     return more
+
+
+def _seen(condition: Condition) -> int:
+    """Return how many channels a condition adds to what the first layer sees."""
+    return condition.shape[0] if len(condition.shape) == 3 else 0
+
+
+def _by_condition(
+    first: Tensor,
+    channels: int,
+    pixels: int,
+    before: Sequence[Condition],
+    after: Sequence[Condition],
+) -> Tensor:
+    """Return the first layer's weights [width, channels · pixels, …] for other conditions."""
+    sizes = [channels, *(_seen(c) for c in before)]
+    if first.shape[1] != pixels * sum(sizes):
+        return first  # of another network, which `fitting` says
+    parts = torch.split(first, [pixels * size for size in sizes], dim=1)
+    known = dict(zip((c.name for c in before), parts[1:], strict=True))
+    return torch.cat(
+        [
+            parts[0],
+            *(
+                known.get(c.name, first.new_zeros(len(first), pixels * _seen(c), *first.shape[2:]))
+                for c in after
+            ),
+        ],
+        dim=1,
+    )
 
 
 def fitting(

@@ -63,7 +63,7 @@ class Run:
         processes.wait()  # otherwise one could read a checkpoint that another does not see yet
         self.dataset = load(config)
         if config.quality_every:
-            require_comparable(config, self.dataset)
+            require_comparable(config, self.dataset, processes.device)
         task = task_of(config, self.dataset) if config.conditioned else None
         conditions = task.conditions if task else ()
         self.cost = cost(config, self.dataset.sample_shape, len(self.dataset.classes), conditions)

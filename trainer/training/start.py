@@ -24,20 +24,23 @@ def start(trainer: Trainer) -> dict[str, str]:
         The identity of these weights, for starts.json; others may have the same path.
 
     Raises:
-        CheckpointError: There are no such weights, or they are of another network.
+        CheckpointError: There are no such weights, or they are of another network, or of one with
+            conditions that the run lacks.
     """
     if not trainer.config.start_from:
         return {}
     place = Path(trainer.config.start_from)
-    weights, classes = start_of(place)
+    other = start_of(place)
     wanted = trainer.state.weights
-    same_classes = classes == tuple(trainer.dataset.classes)
+    same_classes = other.classes == tuple(trainer.dataset.classes)
     if trainer.config.distillation:
-        alike = {name: as_like(weights.get(name), weight) for name, weight in wanted.items()}
+        alike = {name: as_like(other.weights.get(name), weight) for name, weight in wanted.items()}
         taken = {name: value for name, value in alike.items() if value is not None}
         without = f" where the networks agree, {len(taken)} of {len(wanted)}"
     else:
-        taken = fitting(widened(weights, wanted), wanted, place, same_classes)
+        channels = trainer.dataset.sample_shape[0]
+        weights = widened(other, wanted, channels, trainer.conditions)
+        taken = fitting(weights, wanted, place, same_classes)
         without = ", but for the labels, which are others"
     trainer.state.start_from(taken)
     if trainer.processes.main:

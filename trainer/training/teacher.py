@@ -193,13 +193,13 @@ class Teacher:
         self.nulls = {c.name: np.zeros(c.shape, np.float32) for c in dropped}
         levels = config.distillation.levels
         self._rows = rows_of(self.program, config.make_schedule(), levels)
-        weights, known = start_of(place)
-        if known != tuple(classes):
+        other = start_of(place)
+        if other.classes != tuple(classes):
             raise CheckpointError(
                 f"{place} has other classes than the data: a student learns those of its teacher."
             )
         self.module = make_network(origin.config, sample_shape, len(classes), conditions)
-        taken = fitting(weights, dict(self.module.named_parameters()), place)
+        taken = fitting(other.weights, dict(self.module.named_parameters()), place)
         self.sha256 = hashlib.sha256(checkpoints.to_bytes(taken)).hexdigest()
         self.module.load_state_dict(taken, strict=False)
         self.module.to(device).eval().requires_grad_(False)

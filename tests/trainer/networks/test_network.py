@@ -38,6 +38,7 @@ def inputs(shape=(1, 8, 8), batch: int = 3, num_classes: int = 10) -> tuple[Tens
         ((3, 32, 32), (8, 16, 24), 1, (8, 16)),
         ((3, 8, 16), (16, 8), 2, (8, 4)),
         ((1, 12, 4), (8, 8, 8), 1, (3,)),
+        ((1, 8, 8), (136, 200), 1, ()),
     ],
 )
 def test_the_answer_has_the_shape_of_the_question(shape, channels, blocks, attention) -> None:

@@ -13,9 +13,10 @@ from runtime.errors import RequestError
 from trainer.config import Config
 from trainer.config.presets import PRESETS
 from trainer.data import sources as data
+from trainer.errors import CheckpointError
 from trainer.networks.cost import cost, make_network, peak_flops
 from trainer.networks.dit import DiT, positions
-from trainer.runs.weights import fitting, widened
+from trainer.runs.weights import Other, fitting, widened
 from trainer.training.step import Trainer
 
 SHAPE = (3, 8, 12)
@@ -96,8 +97,9 @@ def test_a_network_begins_as_one_without_its_conditions(kind: str) -> None:
         for weight in plain.parameters():  # a new transformer predicts 0 for all inputs
             weight.normal_(0, 0.1)
     wanted = dict(network.named_parameters())
-    found = dict(plain.named_parameters())
-    network.load_state_dict(fitting(widened(found, wanted), wanted, Path("there")), strict=False)
+    other = Other(dict(plain.named_parameters()), (), ())
+    taken = fitting(widened(other, wanted, 3, conditions), wanted, Path("there"))
+    network.load_state_dict(taken, strict=False)
     x, time, label = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0]), torch.tensor([0, 4])
     given = {"low_res": torch.randn(2, 3, 4, 4), "pose": torch.randn(2, 5)}
     answer = network(x, time, label, **given)
@@ -107,6 +109,29 @@ def test_a_network_begins_as_one_without_its_conditions(kind: str) -> None:
         gradient = wanted[name].grad
         assert gradient is not None
         assert gradient.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_a_condition_keeps_its_weights_wherever_it_stands(kind: str) -> None:
+    small = {"channels": (8, 16), "attention": (), "width": 32, "depth": 2, "heads": 2}
+    config = Config(network=kind, **small)
+    low_res = Condition("low_res", (3, 4, 4))
+    grey = Condition("grey", (1, 8, 8))
+    before = make_network(config, (3, 8, 8), 4, [low_res])
+    after = make_network(config, (3, 8, 8), 4, [grey, low_res])
+    with torch.no_grad():
+        for weight in before.parameters():
+            weight.normal_(0, 0.1)
+    wanted = dict(after.named_parameters())
+    other = Other(dict(before.named_parameters()), (), (low_res,))
+    taken = fitting(widened(other, wanted, 3, [grey, low_res]), wanted, Path("there"))
+    after.load_state_dict(taken, strict=False)
+    x, time, label = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0]), torch.tensor([0, 4])
+    image = torch.randn(2, 3, 4, 4)
+    answer = after(x, time, label, low_res=image, grey=torch.randn(2, 1, 8, 8))
+    assert torch.allclose(answer, before(x, time, label, low_res=image), atol=1e-5)
+    with pytest.raises(CheckpointError, match="conditioned on low_res, and this run is not"):
+        widened(other, wanted, 3, [grey])
 
 
 def test_a_patch_that_does_not_divide_is_refused() -> None:

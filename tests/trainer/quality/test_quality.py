@@ -306,6 +306,11 @@ def test_a_bundle_is_sampled_at_the_scale_that_is_given(
         evaluate(tiny_bundle, False, given, "cpu", Changes())
 
 
+def test_a_bundle_has_no_best_checkpoint(tiny_bundle: Path) -> None:
+    with pytest.raises(RequestError, match="--best is for runs"):
+        evaluate(tiny_bundle, True, None, "cpu", Changes())
+
+
 @pytest.mark.parametrize(("what", "message"), [("nowhere", "is not a run"), ("", "is not a run")])
 def test_what_cannot_be_judged_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, message: str
@@ -314,14 +319,18 @@ def test_what_cannot_be_judged_is_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_measured_is_refused_before_training(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"  # a common download, which has no program
+    torch.save({"weight": torch.zeros(2)}, file)
     for options, message in (
         ({"quality_samples": 3}, "3 images are too few"),
         ({"features": "no.pt"}, "no such file"),
+        ({"features": str(file)}, "cannot be loaded as a TorchScript file"),
     ):
         with pytest.raises(RequestError, match=message):
-            fit(replace(CONFIG, **options), tmp_path)
-    assert not list(tmp_path.iterdir())
+            fit(replace(CONFIG, **options), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_too_few_pictures_are_refused() -> None:
