@@ -88,7 +88,12 @@ def write_repository(repository: Repository, out: Path) -> list[str]:
     """
     bundle = repository.bundle
     backend = choice("backend", repository.backend, BACKENDS)
-    choice("precision", repository.precision, BACKENDS[backend].folders)
+    folders = BACKENDS[backend].folders
+    folder = folders[choice("precision", repository.precision, folders)]
+    if folder not in bundle.precisions:
+        raise RequestError(
+            f"{bundle} has no {repository.precision}. It has: {', '.join(bundle.precisions)}."
+        )
     # The name becomes a folder and a part of URLs.
     if any(not character.isalnum() and character not in "-_." for character in bundle.name):
         raise RequestError(

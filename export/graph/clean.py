@@ -12,6 +12,7 @@ from runtime.bundle.format import NETWORK
 
 from .dims import Dims
 from .edit import drop_unused, with_inner
+from .weights import is_outside
 
 OUTSIDE = "step"
 """The first part of a node's name outside the network."""
@@ -120,7 +121,10 @@ def _freeze_shapes(proto: ModelProto) -> None:
 
 
 def _all_ones(tensor: TensorProto | None) -> bool:
-    return tensor is not None and bool((numpy_helper.to_array(tensor) == 1).all())
+    # Ones that the tracer wrote are few: none of them is stored outside.
+    if tensor is None or is_outside(tensor):
+        return False
+    return bool((numpy_helper.to_array(tensor) == 1).all())
 
 
 def _zero_is_zero(reshape: NodeProto) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import onnx
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 SMALL = 1024
 """Constants of up to this many elements are kept for the inference: shapes are among them."""
@@ -21,10 +21,21 @@ class Dims:
     SIZES = (7, 11)
 
     def __init__(self, proto: ModelProto) -> None:
-        self.found = [self._at(proto, size) for size in self.SIZES]
+        self.found: list[dict[str, list[int | None]]] = []
+        self._types: dict[str, int] = {t.name: t.data_type for t in proto.graph.initializer}
+        for size in self.SIZES:
+            values = self._at(proto, size)
+            self.found.append(
+                {
+                    v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim]
+                    for v in values
+                    if v.type.tensor_type.HasField("shape")
+                }
+            )
+            self._types |= {v.name: v.type.tensor_type.elem_type for v in values}
 
     @staticmethod
-    def _at(proto: ModelProto, batch: int) -> dict[str, list[int | None]]:
+    def _at(proto: ModelProto, batch: int) -> list[ValueInfoProto]:
         graph = proto.graph
         light = ModelProto(
             ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions
@@ -44,11 +55,7 @@ class Dims:
                 )
         light.graph.output.extend(helper.make_empty_tensor_value_info(o.name) for o in graph.output)
         inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-        return {
-            v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim]
-            for v in [*inferred.value_info, *inferred.input, *inferred.output]
-            if v.type.tensor_type.HasField("shape")
-        }
+        return [*inferred.value_info, *inferred.input, *inferred.output]
 
     def but_for_the_batch(self, name: str) -> list[int] | None:
         """Return the shape with -1 for the axis that depends on the batch.
@@ -67,3 +74,7 @@ class Dims:
         return all(
             a in dims and dims[a] == dims.get(b) and None not in dims[a] for dims in self.found
         )
+
+    def is_float32(self, name: str) -> bool:
+        """Whether a value is of float32, or of an unknown type."""
+        return self._types.get(name, 0) in (TensorProto.FLOAT, TensorProto.UNDEFINED)

@@ -53,10 +53,15 @@ def fold_upsampling(step: ModelProto) -> ModelProto:
     if sizes:
         graph.initializer.append(numpy_helper.from_array(_sums(), "step.tap_sums"))
     nodes: list[NodeProto] = []
+    summed: set[str] = set()
     for node in graph.node:
         if node.op_type == "Conv" and node.input[0] in sizes:
             shape = shapes[node.input[1]]
-            nodes += _four(node, enlarged[node.input[0]].input[0], shape, graph)
+            # Several convolutions may share their weights.
+            if node.input[1] not in summed:
+                nodes += _kernels(node, shape, graph)
+                summed.add(node.input[1])
+            nodes += _four(node, enlarged[node.input[0]].input[0])
             nodes += _interleaved(node, shape[0], sizes[node.input[0]], graph)
         elif not sizes.keys() & node.output:
             nodes.append(node)
@@ -87,6 +92,7 @@ def _by_two(node: NodeProto, graph: GraphProto) -> bool:
     repeats = floor and place == b"asymmetric"
     return (
         repeats
+        and ("mode" not in found or found["mode"].s == b"nearest")
         and scales is not None
         and numpy_helper.to_array(scales).tolist() == [1.0, 1.0, 2.0, 2.0]
     )
@@ -122,47 +128,51 @@ def _constant(graph: GraphProto, name: str, value: list[int] | int) -> str:
     return name
 
 
-def _four(
-    conv: NodeProto, small: str, shape: tuple[int, ...], graph: GraphProto
-) -> list[NodeProto]:
-    """Return the nodes of four convolutions, one for each phase."""
-    name = conv.output[0]
+def _kernels(conv: NodeProto, shape: tuple[int, ...], graph: GraphProto) -> list[NodeProto]:
+    """Return the nodes that make four 2×2 kernels of a convolution's weights of this shape."""
     weight = conv.input[1]
-    end = conv.name.rpartition("/")[0]
     outputs, inputs = shape[:2]
-
-    # The 2×2 kernels of all phases in one product with the matrix of `_sums`.
+    # All phases in one product with the matrix of `_sums`.
     flat = _constant(graph, f"step.taps_{outputs}_{inputs}", [outputs, inputs, 9])
     square = _constant(graph, f"step.phases_{outputs}_{inputs}", [outputs, inputs, 4, 2, 2])
     nodes = [
-        helper.make_node("Reshape", [weight, flat], [f"{weight}.flat"], name=f"{end}/Reshape_taps"),
+        helper.make_node(
+            "Reshape", [weight, flat], [f"{weight}.flat"], name=f"{conv.name}_Reshape_taps"
+        ),
         helper.make_node(
             "MatMul",
             [f"{weight}.flat", "step.tap_sums"],
             [f"{weight}.sums"],
-            name=f"{end}/MatMul_taps",
+            name=f"{conv.name}_MatMul_taps",
         ),
         helper.make_node(
             "Reshape",
             [f"{weight}.sums", square],
             [f"{weight}.phases"],
-            name=f"{end}/Reshape_phases",
+            name=f"{conv.name}_Reshape_phases",
         ),
     ]
-    for phase, (a, b) in enumerate(PHASES):
-        kernel = f"{weight}.phase{phase}"
+    for phase in range(len(PHASES)):
         inputs_ = [f"{weight}.phases", _constant(graph, f"step.phase_{phase}", phase)]
+        kernel = [f"{weight}.phase{phase}"]
         nodes.append(
-            helper.make_node("Gather", inputs_, [kernel], axis=2, name=f"{end}/Gather_{phase}")
+            helper.make_node("Gather", inputs_, kernel, axis=2, name=f"{conv.name}_Gather_{phase}")
         )
+    return nodes
+
+
+def _four(conv: NodeProto, small: str) -> list[NodeProto]:
+    """Return the nodes of four convolutions of the small image, one for each phase."""
+    nodes = []
+    for phase, (a, b) in enumerate(PHASES):
         # An even row reads the pixel above it, an odd one the pixel below: padding on one side.
         pads: Any = {"kernel_shape": [2, 2], "pads": [1 - a, 1 - b, a, b]}
         nodes.append(
             helper.make_node(
                 "Conv",
-                [small, kernel, *conv.input[2:]],
-                [f"{name}.phase{phase}"],
-                name=f"{end}/Conv_{phase}",
+                [small, f"{conv.input[1]}.phase{phase}", *conv.input[2:]],
+                [f"{conv.output[0]}.phase{phase}"],
+                name=f"{conv.name}_{phase}",
                 **pads,
             )
         )
@@ -182,13 +192,16 @@ def _interleaved(
         size: Height and width of a phase.
     """
     name = conv.output[0]
-    end = conv.name.rpartition("/")[0]
     height, width = size
     phases = [f"{name}.phase{phase}" for phase in range(len(PHASES))]
-    nodes = [helper.make_node("Concat", phases, [f"{name}.phases"], axis=1, name=f"{end}/Concat")]
+    nodes = [
+        helper.make_node("Concat", phases, [f"{name}.phases"], axis=1, name=f"{conv.name}_Concat")
+    ]
 
     def add(kind: str, what: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        nodes.append(helper.make_node(kind, inputs, [output], f"{end}/{kind}_{what}", **attributes))
+        nodes.append(
+            helper.make_node(kind, inputs, [output], f"{conv.name}_{kind}_{what}", **attributes)
+        )
 
     def shaped(what: str, source: str, shape: list[int], output: str) -> None:
         constant = _constant(graph, "step.shape_" + "_".join(map(str, shape[1:])), shape)

@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from runtime.bundle.format import NETWORK
 
-from .edit import copy_of, drop_unused
+from .edit import copy_of, drop_unused, read_inside
 
 HALF = frozenset(
     (
@@ -31,6 +31,10 @@ ONLY_FIRST = frozenset(
     ("Resize", "Reshape", "Slice", "Expand", "Unsqueeze", "Squeeze", "Split", "Pad", "Gather")
 )
 """Operators whose other inputs are shapes, scales or indices."""
+VALUE_OF_PAD = 2
+"""The input of Pad that is a value again."""
+MOVES = frozenset(("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Split", "Slice"))
+"""Operators that compute nothing: their outputs have the type of their input."""
 NORMS = frozenset(
     (
         *("InstanceNormalization", "LayerNormalization", "GroupNormalization"),
@@ -57,14 +61,14 @@ def network_nodes(graph: GraphProto) -> list[NodeProto]:
 
 
 def tensors(step: ModelProto) -> Iterator[str]:
-    """Yield the names of the network's float values that depend on the state.
+    """Yield the names of the network's float32 values that depend on the state.
 
     Values that differ from another one only in shape are left out.
     """
-    shapes = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Split", "Slice"}
+    floats = _float_values(step)
     for node in network_nodes(step.graph):
-        if node.op_type not in shapes:
-            yield from node.output
+        if node.op_type not in MOVES:
+            yield from (name for name in node.output if name in floats)
 
 
 def to_float16(step: ModelProto) -> ModelProto:
@@ -80,6 +84,8 @@ def to_float16(step: ModelProto) -> ModelProto:
     # A norm's affine part has the scope of the norm, and a norm's sums may exceed 65504.
     norm_scopes = {scope(n) for n in inside if n.op_type in NORMS}
     half = {n.name for n in inside if n.op_type in HALF and scope(n) not in norm_scopes}
+    # A branch reads values by their names, which are those of float32.
+    seen_inside = read_inside(graph)
     constants = {t.name: t for t in graph.initializer}
     is_half: set[str] = set()
     casts: dict[tuple[str, bool], str] = {}
@@ -105,9 +111,13 @@ def to_float16(step: ModelProto) -> ModelProto:
         return casts[key]
 
     for node in graph.node:
-        in_half = node.name in half
+        in_half = node.name in half and not seen_inside.intersection(node.output)
+        if node.op_type in MOVES:
+            # ONNX Runtime 1.32 crashes when it loads a conversion, a Transpose and a product.
+            in_half = in_half and node.input[0] in is_half
         for i, name in enumerate(node.input):
-            if name in types and not (i and node.op_type in ONLY_FIRST):
+            is_value = not i or node.op_type not in ONLY_FIRST
+            if name in types and (is_value or (node.op_type, i) == ("Pad", VALUE_OF_PAD)):
                 node.input[i] = wanted(name, in_half)
         nodes.append(node)
         if in_half:

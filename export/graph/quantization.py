@@ -50,6 +50,9 @@ def layers(step: ModelProto) -> list[Layer]:
             and node.input[0] not in constants
         ):
             weight = constants[node.input[1]]
+            # ONNX Runtime has no product of integers with a vector, or with a stack of matrices.
+            if node.op_type == "MatMul" and len(weight.dims) != 2:
+                continue
             # Each output element sums over all weights that lead to its channel.
             elements = math.prod(abs(d) for d in dims.but_for_the_batch(node.output[0]) or [0])
             fan_in = math.prod(weight.dims) // weight.dims[output_axis(node)]

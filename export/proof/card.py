@@ -143,7 +143,7 @@ def _distilled(bundle: Bundle) -> list[str]:
 
 def _origin(provenance: Mapping[str, Any]) -> list[str]:
     """Return the lines on data, licence and training, as far as they are known."""
-    data = provenance.get("data", {})
+    data = _object(provenance, "data")
     note = f": {data['note']}" if "note" in data else ""
     name = f"{data.get('name', 'Not stated.')}{note}"
     if "pictures" in data:
@@ -152,8 +152,9 @@ def _origin(provenance: Mapping[str, Any]) -> list[str]:
     lines = ["## Trained on", "", name]
     lines += ["", f"Licence of the data: {data.get('licence', 'not stated')}", ""]
     if "step" in provenance:
-        config = provenance.get("config", {})
-        spent = clock(provenance.get("training_seconds", 0))
+        config = _object(provenance, "config")
+        seconds = provenance.get("training_seconds")
+        spent = clock(seconds if isinstance(seconds, int | float) else 0)
         start = config.get("start_from")
         started = f", started from the weights that were then in `{start}`" if start else ""
         lines += [
@@ -169,6 +170,12 @@ def _origin(provenance: Mapping[str, Any]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _object(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return an entry of several values. Users may write provenance of any form."""
+    value = provenance.get(name, {})
+    return value if isinstance(value, Mapping) else {"name": value}
 
 
 def _checked(bundle: Bundle) -> list[str]:

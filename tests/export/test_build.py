@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from export.build import build, main
 from export.errors import ExportError
 from export.graph import trace
 from export.proof import documents
+from export.proof.card import card
 from export.proof.check import Proof
 from export.proof.plan import QUICK, Bounds, Plan
 from export.proof.report import NONE, PrecisionCheck, Report, StepCheck, Worst
@@ -98,6 +100,25 @@ def test_the_pictures_and_the_card_can_be_read(tiny_bundle: Path) -> None:
     card = (tiny_bundle / "README.md").read_text()
     for part in ("Sampler.load", "samples.png", "CC-BY 4.0", "## Checked", "1,797"):
         assert part in card
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        {"data": "CIFAR-10"},
+        {"data": ["a"], "step": 5, "config": "x", "training_seconds": "3 hours"},
+    ],
+)
+def test_a_card_is_made_from_provenance_of_any_form(
+    tiny_bundle: Path, provenance: dict[str, object]
+) -> None:
+    bundle = replace(Bundle.load(tiny_bundle), provenance=provenance)
+    text = card(bundle)
+    assert "CIFAR-10" in text or "['a']" in text
+
+
+def test_bounds_that_are_left_out_have_their_defaults() -> None:
+    assert Bounds(psnr={"int8": 5.0}).psnr == {**Bounds().psnr, "int8": 5.0}
 
 
 class Wrong:

@@ -100,6 +100,7 @@ def test_step_graphs_take_a_batch_in_front(bundle: Bundle, tmp_path: Path) -> No
     [
         ("--backend triton", "unknown backend 'triton'"),
         ("--precision fp64", "unknown precision 'fp64'"),
+        ("--precision int8", "has no int8. It has: fp32"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(

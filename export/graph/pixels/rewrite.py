@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..clean import OUTSIDE
 from ..dims import Dims
-from ..edit import copy_of, drop_unused
+from ..edit import copy_of, drop_unused, with_inner
 from ..folding import attributes, is_ordinary
 from .convolution import by_winograd, multiply_first, one_by_one
 from .maps import Map, Writer
@@ -92,8 +92,9 @@ class _Rewriter:
             inside = not node.name.startswith(f"{OUTSIDE}/")
             if not (inside and self.handlers.get(node.op_type, lambda: False)()):
                 # The node stays as it is, and reads its inputs in the old form.
-                for name in node.input:
-                    self.leave(name)
+                for reader in with_inner(node):
+                    for name in reader.input:
+                        self.leave(name)
                 self.writer.nodes.append(node)
         for output in self.graph.output:
             self.leave(output.name)
@@ -232,7 +233,7 @@ class _Rewriter:
         m = self.maps.get(name)
         if m is None or shape is None or shape[0] != -1:
             return False
-        if len(shape) == 3 and self._is_norm(out):
+        if len(shape) == 3 and self._is_norm(out, m):
             self.grouped[out] = m, shape[1]
             return True
         if shape == [-1, m.channels, m.pixels]:
@@ -240,15 +241,27 @@ class _Rewriter:
             return True
         return False
 
-    def _is_norm(self, name: str) -> bool:
-        """Whether only an InstanceNormalization without an affine part of its own reads a value."""
-        readers = [node for node in self.graph.node if name in node.input]
+    def _is_norm(self, name: str, m: Map) -> bool:
+        """Whether only an InstanceNormalization without an affine part of its own reads a value,
+        whose result becomes a map of the size of `m` again."""
+        readers = self._readers(name)
+        if len(readers) != 1 or readers[0].op_type != "InstanceNormalization":
+            return False
+        after = self._readers(readers[0].output[0])
         return (
-            len(readers) == 1
-            and readers[0].op_type == "InstanceNormalization"
-            and self._all(readers[0].input[1], 1)
+            self._all(readers[0].input[1], 1)
             and self._all(readers[0].input[2], 0)
+            and all(node.op_type == "Reshape" for node in after)
+            and all(self.dims.but_for_the_batch(n.output[0]) == [-1, *m.size] for n in after)
         )
+
+    def _readers(self, name: str) -> list[NodeProto]:
+        """Return the nodes that read a value, themselves or in a branch."""
+        return [
+            node
+            for node in self.graph.node
+            if any(name in reader.input for reader in with_inner(node))
+        ]
 
     def _all(self, name: str, value: float) -> bool:
         """Whether a value is a constant that has this value everywhere."""
@@ -260,7 +273,8 @@ class _Rewriter:
         if node.input[0] not in self.grouped:
             return False
         m, groups = self.grouped[node.input[0]]
-        epsilon = attributes(node)["epsilon"].f
+        given = attributes(node)
+        epsilon = given["epsilon"].f if "epsilon" in given else 1e-5
         self.grouped[node.output[0]] = normalized(self.writer, m, groups, epsilon), groups
         return True
 

@@ -6,7 +6,7 @@ batch. Kernels that several threads share are cut at arbitrary places as well. T
 
     tile     each value is repeated 16 times, so that none is left over (Sin, Cos, …)
     compose  the function from operators that round every value alike (Softplus, Elu, …)
-    multiply a sum of values in a row is a product with a column of ones: ONNX Runtime
+    multiply a sum of values in a row is a product with ones: ONNX Runtime
              sums a row in an order that depends on where in memory it begins
 
 `tests/export/graph/rounding/test_rounding.py` tries every operator, one by one.
@@ -37,7 +37,7 @@ def same_in_any_batch(proto: ModelProto) -> ModelProto:
     """Rewrite, in place, the nodes of a step graph that round differently in another batch.
 
     Args:
-        proto: A graph of float32 values whose first input axis is the batch.
+        proto: A graph whose first input axis is the batch. Its float32 values are looked at.
 
     Returns:
         The same object. Graphs without such nodes stay as they are.
@@ -61,6 +61,9 @@ def _rewrite_of(node: NodeProto, dims: Dims, emit: Emitter) -> Callable[[], obje
     """Return what replaces a node, or None for a node that may stay."""
     if not node.input or not _depends_on_batch(shape := dims.but_for_the_batch(node.input[0])):
         return None
+    # Whole numbers round nothing, and the rewrites' constants are of float32.
+    if not dims.is_float32(node.input[0]):
+        return None
     # A large Log may be shared by threads, which cut it anywhere: tiling is not enough then.
     if node.op_type == "Log" and (shape is None or _per_sample(shape) > LARGEST_LOG):
         return lambda: log(node, emit)
@@ -70,10 +73,10 @@ def _rewrite_of(node: NodeProto, dims: Dims, emit: Emitter) -> Callable[[], obje
         return lambda: COMPOSED[node.op_type](node, emit)
     if node.op_type == "Pow" and (exponent := _small_power(node, shape, emit)):
         return lambda: power(node, exponent, emit)
-    if axis := _sum_axis(node, shape, emit):
+    if axes := _summed_axes(node, shape, emit):
         if node.op_type == "InstanceNormalization":
             return lambda: instance_norm(node, shape or [], emit)
-        return lambda: reduce(node, shape or [], axis, emit)
+        return lambda: reduce(node, shape or [], axes, emit)
     return None
 
 
@@ -104,16 +107,20 @@ def _small_power(node: NodeProto, shape: list[int] | None, emit: Emitter) -> int
     return int(values.item()) if values.size == 1 and values.item() in (2, 3) else 0
 
 
-def _sum_axis(node: NodeProto, shape: list[int] | None, emit: Emitter) -> int:
-    """Return the first of the last axes that a node sums over, if samples begin unaligned, or 0."""
+def _summed_axes(node: NodeProto, shape: list[int] | None, emit: Emitter) -> range:
+    """Return the axes that a node sums over if samples begin unaligned and the axes are in a row.
+
+    Other nodes stay as they are: the range is empty.
+    """
+    none = range(0)
     if shape is None or node.op_type not in SUMS or _per_sample(shape) % LANES == 0:
-        return 0
+        return none
     if node.op_type == "InstanceNormalization":
-        return 2
+        return range(2, len(shape))
     axes = emit.constants.get(node.input[1]) if len(node.input) > 1 else None
     if axes is None:
-        return 0
+        return none
     summed = sorted(int(axis) % len(shape) for axis in numpy_helper.to_array(axes).ravel())
-    # Only the last axes lie in a row; a sum over others adds whole rows, in a fixed order.
-    last = list(range(len(shape) - len(summed), len(shape)))
-    return summed[0] if summed == last else 0
+    block = range(summed[0], summed[-1] + 1) if summed else none
+    # A sum over the batch itself mixes samples, which no rewrite mends.
+    return block if list(block) == summed and shape.index(-1) not in block else none

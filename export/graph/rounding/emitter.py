@@ -42,9 +42,11 @@ class Emitter:
         name = "rounding.axes_" + "_".join(map(str, values))
         return self._constant(name, np.array(values, np.int64))
 
-    def ones(self, count: int) -> str:
-        """Return a column of ones, [count, 1]."""
-        return self._constant(f"rounding.ones_{count}", np.ones((count, 1), np.float32))
+    def ones(self, rows: int, columns: int) -> str:
+        """Return a matrix of ones."""
+        return self._constant(
+            f"rounding.ones_{rows}_{columns}", np.ones((rows, columns), np.float32)
+        )
 
     def index(self, value: int) -> str:
         """Return a scalar index."""

@@ -11,20 +11,28 @@ from .emitter import Emitter
 
 def _sum_of_rows(rows: str, count: int, emit: Emitter) -> str:
     """Return the sums […, 1] of rows […, count]."""
-    return emit("MatMul", rows, emit.ones(count))
+    return emit("MatMul", rows, emit.ones(count, 1))
 
 
-def reduce(node: NodeProto, shape: list[int], axis: int, emit: Emitter) -> None:
-    """ReduceSum or ReduceMean over the axes from `axis` on, of a value of this shape."""
-    count = math.prod(shape[axis:])
-    rows = emit("Reshape", node.input[0], emit.integers(*shape[:axis], count))
-    total = _sum_of_rows(rows, count, emit)
+def reduce(node: NodeProto, shape: list[int], axes: range, emit: Emitter) -> None:
+    """ReduceSum or ReduceMean over successive axes, of a value of this shape."""
+    count = math.prod(shape[axes.start : axes.stop])
+    after = shape[axes.stop :]
+    if after:
+        # As rows [count, what follows], of which a row of ones makes one.
+        size = (*shape[: axes.start], count, math.prod(after))
+        rows = emit("Reshape", node.input[0], emit.integers(*size))
+        total = emit("MatMul", emit.ones(1, count), rows)
+    else:
+        rows = emit("Reshape", node.input[0], emit.integers(*shape[: axes.start], count))
+        total = _sum_of_rows(rows, count, emit)
     if node.op_type == "ReduceMean":
         total = emit("Div", total, emit.floats(float(count)))
     # The product leaves one axis of size 1; the node may keep several of them, or none.
     keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
-    ones = [1] * (len(shape) - axis) if keep else []
-    emit("Reshape", total, emit.integers(*shape[:axis], *ones), into=node.output[0])
+    ones = [1] * len(axes) if keep else []
+    size = (*shape[: axes.start], *ones, *after)
+    emit("Reshape", total, emit.integers(*size), into=node.output[0])
 
 
 def instance_norm(node: NodeProto, shape: list[int], emit: Emitter) -> None:

@@ -124,7 +124,13 @@ def find_ports(
     others = {name: port for name, port in chosen.items() if name not in ROLES}
     for port in free:
         if port not in chosen.values():
-            others[re.sub(r"\W+", "_", port.name).strip("_")] = port
+            name = re.sub(r"\W+", "_", port.name).strip("_")
+            if name in others:
+                raise ExportError(
+                    f"{where}: the inputs {others[name].name!r} and {port.name!r} would both be "
+                    f"the condition {name!r}. Name one of them: --input NAME={port.name}."
+                )
+            others[name] = port
     found = Ports(
         x=chosen[X],
         time=chosen[TIME],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,9 @@ from onnx import (
     AttributeProto,
     GraphProto,
     ModelProto,
+    NodeProto,
     TensorProto,
+    helper,
     inliner,
     numpy_helper,
     version_converter,
@@ -70,6 +73,7 @@ def read(path: Path) -> OnnxFile:
         proto = inliner.inline_local_functions(proto)
     proto = _in_new_opset(proto, opset, where)
     _constants_stored(proto.graph)
+    _plain_group_norms(proto)
     computes_half = _computes_half(proto.graph)
     to_float32(proto)
     _require_float32(proto, where)
@@ -149,12 +153,78 @@ def _constants_stored(graph: GraphProto) -> None:
             tensor.CopyFrom(value.t)
         else:
             whole = value.name.startswith("value_int")
-            numbers = onnx.helper.get_attribute_value(value)
+            numbers = helper.get_attribute_value(value)
             tensor = numpy_helper.from_array(np.array(numbers, np.int64 if whole else np.float32))
         tensor.name = node.output[0]
         graph.initializer.append(tensor)
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def _plain_group_norms(proto: ModelProto) -> None:
+    """Write every GroupNormalization as PyTorch's exporter does up to opset 20.
+
+    ONNX cannot infer the shape of its result, and rewrites need the shapes of all values.
+    """
+    graph = proto.graph
+    # Its result has the shape of its input, as that of an Identity, which ONNX does infer.
+    alike = ModelProto()
+    alike.CopyFrom(proto)
+    for node in alike.graph.node:
+        if node.op_type == "GroupNormalization":
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
+    inferred = onnx.shape_inference.infer_shapes(alike).graph
+    shapes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.input)
+    }
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        shape = shapes.get(node.input[0], []) if node.op_type == "GroupNormalization" else []
+        if len(shape) > 2 and shape[1] and {*node.input[1:]} <= stored.keys():
+            nodes += _as_instance_norm(node, shape, graph, stored)
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _as_instance_norm(
+    node: NodeProto, shape: list[int], graph: GraphProto, stored: dict[str, TensorProto]
+) -> list[NodeProto]:
+    """Return the nodes of a group norm of a value of this shape."""
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    groups = given["num_groups"]
+    out = node.output[0]
+    constants = {
+        "rows": np.array([0, groups, -1], np.int64),
+        "ones": np.ones(groups, np.float32),
+        "zeros": np.zeros(groups, np.float32),
+    }
+    for name, source in zip(("scale", "shift"), node.input[1:], strict=True):
+        value = numpy_helper.to_array(stored[source])
+        # Before opset 21 there is one for each group.
+        value = value.repeat(shape[1] // len(value))
+        constants[name] = value.reshape(-1, *[1] * (len(shape) - 2))
+    graph.initializer.extend(
+        numpy_helper.from_array(value, f"{out}.{name}") for name, value in constants.items()
+    )
+
+    def made(kind: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
+        return helper.make_node(kind, inputs, [output], f"{output}/{kind}", **attributes)
+
+    epsilon = given.get("epsilon", 1e-5)
+    factors = [f"{out}.groups", f"{out}.ones", f"{out}.zeros"]
+    return [
+        made("Reshape", [node.input[0], f"{out}.rows"], f"{out}.groups"),
+        made("InstanceNormalization", factors, f"{out}.normal", epsilon=epsilon),
+        made("Shape", [node.input[0]], f"{out}.shape"),
+        made("Reshape", [f"{out}.normal", f"{out}.shape"], f"{out}.back"),
+        made("Mul", [f"{out}.back", f"{out}.scale"], f"{out}.scaled"),
+        made("Add", [f"{out}.scaled", f"{out}.shift"], out),
+    ]
 
 
 def _computes_half(graph: GraphProto) -> bool:

@@ -113,3 +113,35 @@ def test_another_convolution_is_left_alone() -> None:
     step = step_of(Ups(LEFT_ALONE))
     assert sum(node.op_type == "Conv" for node in step.graph.node) == 2 * len(LEFT_ALONE)
     assert fold_upsampling(step).SerializeToString() == step.SerializeToString()
+
+
+class Shared(nn.Module):
+    """Enlarges twice, and convolves with the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        h = F.avg_pool2d(x, 2)
+        for _ in range(2):
+            h = self.inner(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return F.avg_pool2d(h, 2) + time[:, None, None, None]
+
+
+def test_convolutions_may_share_their_weights() -> None:
+    step = step_of(Shared())
+    folded = fold_upsampling(step)
+    onnx.checker.check_model(folded, full_check=True)
+    names = [node.name for node in folded.graph.node]
+    assert len(set(names)) == len(names)
+    assert sum(node.op_type == "Resize" for node in folded.graph.node) == 0
+    np.testing.assert_allclose(answer(folded, SHAPE, 3), answer(step, SHAPE, 3), rtol=0, atol=2e-6)
+
+
+def test_an_enlargement_between_pixels_is_left_alone(step: onnx.ModelProto) -> None:
+    linear = onnx.ModelProto()
+    linear.CopyFrom(step)
+    resize = next(node for node in linear.graph.node if node.op_type == "Resize")
+    next(a for a in resize.attribute if a.name == "mode").s = b"linear"
+    assert fold_upsampling(linear).SerializeToString() == linear.SerializeToString()

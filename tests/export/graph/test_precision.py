@@ -14,7 +14,7 @@ from export.errors import ExportError
 from export.graph import fuse
 from export.graph.calibrate import QUICK_CALIBRATION, Trajectories, best, ranges, session
 from export.graph.headroom import headroom
-from export.graph.precision import NORMS, network_nodes, scope, to_float16
+from export.graph.precision import NORMS, network_nodes, scope, tensors, to_float16
 from export.graph.quantization import Layer, Range, layers, quantize, weight_scales
 from export.graph.sensitivity import Judge, choose, median_psnr
 from export.proof.plan import QUICK, Bounds
@@ -173,6 +173,94 @@ def two_layers() -> tuple[TorchModel, onnx.ModelProto]:
         Net().eval(), sample_shape=(3, 8, 8), prediction="epsilon", schedule="linear", name="net"
     )
     return model, traced_step(model, False)
+
+
+def small_step(
+    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], rank: int = 3
+) -> onnx.ModelProto:
+    """A step graph whose network has these nodes, from state [B, 4, 6] to y."""
+    value = onnx.helper.make_tensor_value_info
+    for i, node in enumerate(nodes):
+        node.name = f"network.n{i}/{node.op_type}_{i}"
+    graph = onnx.helper.make_graph(
+        nodes,
+        "step",
+        [value("state", TensorProto.FLOAT, ["batch", 4, 6])],
+        [value("y", TensorProto.FLOAT, [None] * rank)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    return onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+
+
+def test_float16_of_a_norm_a_transpose_and_a_product_runs() -> None:
+    """ONNX Runtime crashes if the conversion stands before the Transpose."""
+    generator = np.random.default_rng(0)
+    constants = {
+        "scale": np.ones(6, np.float32),
+        "w": generator.standard_normal((6, 6)).astype(np.float32),
+        "half": np.array(0.5, np.float32),
+        "pads": np.array([0, 0, 0, 0, 0, 1]),
+        "yes": np.array(True),
+    }
+    branch = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["h"], ["inside"])],
+        "branch",
+        [],
+        [onnx.helper.make_tensor_value_info("inside", TensorProto.FLOAT, [None] * 3)],
+    )
+    make = onnx.helper.make_node
+    step = small_step(
+        [
+            make("LayerNormalization", ["state", "scale"], ["normal"]),
+            make("Transpose", ["normal"], ["turned"], perm=[1, 0, 2]),
+            make("MatMul", ["turned", "w"], ["product"]),
+            make("Pad", ["product", "pads", "half"], ["padded"]),
+            make("Tanh", ["padded"], ["h"]),
+            make("If", ["yes"], ["branch"], then_branch=branch, else_branch=branch),
+            make("Neg", ["branch"], ["y"]),
+        ],
+        constants,
+    )
+    half = to_float16(step)
+    types = {t.name: t.data_type for t in half.graph.initializer}
+    assert types["w.half"] == types["half.half"] == TensorProto.FLOAT16
+    x = generator.standard_normal((3, 4, 6)).astype(np.float32)
+    found, expected = (session(proto).run(["y"], {"state": x})[0] for proto in (half, step))
+    np.testing.assert_allclose(found, expected, atol=2e-2)
+    assert not np.array_equal(found, expected)
+
+
+def test_values_that_are_not_float32_are_not_observed() -> None:
+    make = onnx.helper.make_node
+    step = small_step(
+        [
+            make("Shape", ["state"], ["shape"]),
+            make("Greater", ["state", "zero"], ["positive"]),
+            make("Where", ["positive", "state", "zero"], ["w"]),
+            make("Expand", ["w", "shape"], ["y"]),
+        ],
+        {"zero": np.array(0, np.float32)},
+    )
+    assert list(tensors(step)) == ["w", "y"]
+
+
+def test_products_with_stacks_and_vectors_are_not_quantized() -> None:
+    make = onnx.helper.make_node
+    step = small_step(
+        [
+            make("MatMul", ["state", "matrix"], ["a"]),
+            make("MatMul", ["a", "stack"], ["b"]),
+            make("MatMul", ["b", "vector"], ["y"]),
+        ],
+        {
+            "matrix": np.zeros((6, 5), np.float32),
+            "stack": np.zeros((1, 5, 5), np.float32),
+            "vector": np.zeros(5, np.float32),
+        },
+        rank=2,
+    )
+    assert [layer.weight for layer in layers(step)] == ["matrix"]
 
 
 def test_multiply_adds_are_those_of_the_layers(

@@ -8,6 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from export.graph import weights
+from export.graph.clean import clean
 from export.graph.edit import copy_of
 from export.graph.folding import fold_upsampling
 from export.graph.rounding.convolutions import same_alone
@@ -74,3 +75,24 @@ def test_equal_weights_are_kept_once(every: None) -> None:
     outside.take(model)
     assert len(outside._values) == 1
     assert [outside.values(t) for t in model.graph.initializer] == 2 * [values.tobytes()]
+
+
+def test_a_large_constant_may_be_repeated_for_every_sample(every: None) -> None:
+    """Such as the positions of tokens: their values are outside when shapes are frozen."""
+    value = onnx.helper.make_tensor_value_info
+    positions = numpy_helper.from_array(np.zeros((1, 32, 32), np.float32), "positions")
+    size = numpy_helper.from_array(np.array([2, 32, 32]), "size")
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Expand", ["positions", "size"], ["p"]),
+            onnx.helper.make_node("Add", ["x", "p"], ["y"]),
+        ],
+        "step",
+        [value("x", onnx.TensorProto.FLOAT, ["batch", 32, 32])],
+        [value("y", onnx.TensorProto.FLOAT, ["batch", 32, 32])],
+        [positions, size],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    light = Weights().take(onnx.helper.make_model(graph, opset_imports=opset))
+    assert is_outside(light.graph.initializer[0])
+    assert [node.op_type for node in clean(light).graph.node] == ["Expand", "Add"]

@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from export import Condition, ExportError, build_bundle
+from export.graph.calibrate import session
+from export.graph.dims import Dims
 from export.graph.fuse import batched
 from export.proof.independence import require_independent, whole_inputs
 from export.sources.onnx_file.model import OnnxModel, from_onnx
+from export.sources.onnx_file.read import read
 from runtime import Bundle, RequestError, Sampler
 
 from ...conditioned import PLAN
@@ -215,3 +218,46 @@ def test_a_network_of_diffusers_is_read(tmp_path: Path) -> None:
     for name, batch in (("fixed", 1), ("varies", None)):
         path = write(tmp_path / f"{name}.onnx", 5, Sample(), batch=batch)
         assert agree(from_onnx(path, **KIND)) <= ROUNDING
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_a_group_norm_has_a_known_shape(tmp_path: Path, opset: int) -> None:
+    """From opset 18 on it is one operator, from 21 on with an affine part for each channel."""
+    generator = np.random.default_rng(0)
+    factors = 8 if opset == 21 else 2
+    constants = {
+        name: generator.standard_normal(factors).astype(np.float32) for name in ("scale", "shift")
+    }
+    make = onnx.helper.make_node
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            make("GroupNormalization", ["x", "scale", "shift"], ["n"], num_groups=2, epsilon=1e-3),
+            make("Sigmoid", ["n"], ["y"]),
+        ],
+        "norm",
+        [value("x", onnx.TensorProto.FLOAT, ["batch", 8, 3, 5])],
+        [value("y", onnx.TensorProto.FLOAT, ["batch", 8, 3, 5])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    file = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.save(file, str(tmp_path / "norm.onnx"))
+    proto = read(tmp_path / "norm.onnx").proto
+    assert "GroupNormalization" not in [node.op_type for node in proto.graph.node]
+    assert Dims(proto).but_for_the_batch("n") == [-1, 8, 3, 5]
+    x = generator.standard_normal((2, 8, 3, 5)).astype(np.float32)
+    groups = x.astype(np.float64).reshape(2, 2, -1)
+    centred = groups - groups.mean(2, keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean(2, keepdims=True) + 1e-3)
+    scale, shift = (array.repeat(8 // factors)[:, None, None] for array in constants.values())
+    expected = 1 / (1 + np.exp(-(normal.reshape(x.shape) * scale + shift)))
+    found = session(proto).run(["y"], {"x": x})[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_inputs_of_one_name_are_refused(tmp_path: Path) -> None:
+    more = {"low.res": torch.randn(2, *SHAPE), "low/res": torch.randn(2, *SHAPE)}
+    path = write(tmp_path / "net.onnx", more=more)
+    with pytest.raises(ExportError, match=r"'low\.res' and 'low/res' would both be the condition"):
+        from_onnx(path, **KIND)

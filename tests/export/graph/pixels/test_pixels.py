@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -136,6 +137,77 @@ def test_many_channels_need_more_pixels(side: int, channels: int, gained: int) -
     )
     made = pixels_first(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
     assert bool(made) == bool(gained)
+
+
+def normed(rank: int = 4, **reader: object) -> onnx.ModelProto:
+    """A large convolution, a norm without epsilon, and a reader of the norm's result."""
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(96, 96, 3, 3), scale=0.03).astype(np.float32)
+    constants = {
+        "w": weight,
+        "rows": np.array([0, 96, 256]),
+        "map": np.array([0, 96, 16, 16]),
+        "ones": np.ones(96, np.float32),
+        "zeros": np.zeros(96, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], name="network.a/Conv_0", pads=[1, 1, 1, 1]),
+        helper.make_node("Reshape", ["h", "rows"], ["r"], name="network.n/Reshape_1"),
+        helper.make_node(
+            "InstanceNormalization", ["r", "ones", "zeros"], ["n"], name="network.n/Norm_2"
+        ),
+        helper.make_node(outputs=["y"], name="network.b/Reader_3", **reader),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "step",
+        [value("x", TensorProto.FLOAT, ["batch", 96, 16, 16])],
+        [value("y", TensorProto.FLOAT, [None] * rank)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        {"op_type": "Reshape", "inputs": ["n", "map"]},
+        {"op_type": "Transpose", "inputs": ["n"], "perm": [0, 2, 1], "rank": 3},
+    ],
+    ids=["as a map", "as rows"],
+)
+def test_a_norms_result_may_be_read_in_any_form(reader: dict[str, object]) -> None:
+    step = normed(**reader)
+    made = pixels_first(step)
+    assert made is not None
+    onnx.checker.check_model(made)
+    x = np.random.default_rng(1).normal(size=(2, 96, 16, 16)).astype(np.float32)
+    found, expected = (
+        onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+        for proto in (made, step)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_a_branch_may_read_a_map() -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Relu", ["h"], ["inside"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inside", TensorProto.FLOAT, [None] * 4)],
+    )
+    step = normed(op_type="If", inputs=["yes"], then_branch=branch, else_branch=branch)
+    step.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    made = pixels_first(step)
+    assert made is not None
+    onnx.checker.check_model(made)
+    x = np.random.default_rng(1).normal(size=(2, 96, 16, 16)).astype(np.float32)
+    found, expected = (
+        onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+        for proto in (made, step)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -142,6 +142,7 @@ def test_a_sum_is_the_same_in_any_batch(op: str, keepdims: int) -> None:
         ((3, 5, 7), (1, 2, 3)),
         ((3, 5, 7), (3,)),
         ((3, 5, 7), (1,)),
+        ((7, 8), (1,)),
         ((3, 5, 7), (2, 3)),
         ((3, 5, 7), (1, 3)),
     ]:
@@ -194,6 +195,15 @@ def test_what_needs_no_rewrite_stays_as_it_is() -> None:
         assert (
             same_in_any_batch(graph_of(op, dims)).SerializeToString() == before.SerializeToString()
         )
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.DOUBLE])
+def test_other_types_stay_as_they_are(kind: int) -> None:
+    for op, extra in (("ReduceSum", np.array([1])), ("Log", None)):
+        proto = graph_of(op, (7,), extra)
+        proto.graph.input[0].type.tensor_type.elem_type = kind
+        before = proto.SerializeToString()
+        assert same_in_any_batch(proto).SerializeToString() == before
 
 
 @pytest.mark.parametrize(
