@@ -17,7 +17,8 @@ from runtime.files import from_json
 from trainer.config import Config
 from trainer.networks.cost import make_network
 from trainer.runs import checkpoint as checkpoints
-from trainer.runs.folder import EXAMPLES, commit
+from trainer.runs.folder import EXAMPLES
+from trainer.runs.starts import commit
 from trainer.runs.weights import started_from
 
 from ..errors import ExportError

@@ -42,7 +42,7 @@ from trainer.objectives.forward import ForwardProcess
 from trainer.objectives.objective import Draws, Networks
 from trainer.parallel.processes import Processes, join
 from trainer.runs import checkpoint as checkpoints
-from trainer.runs.folder import read_starts
+from trainer.runs.starts import read_starts
 from trainer.runs.weights import SHA256
 from trainer.training import trajectories
 from trainer.training.start import start

@@ -23,7 +23,8 @@ from ..config.distillation import Distillation
 from ..config.options import Options
 from ..config.text import printable
 from ..errors import CheckpointError
-from ..runs.folder import read_run, read_starts
+from ..runs.folder import read_run
+from ..runs.starts import read_starts
 from . import curves
 from .charts import item, library
 from .grids import grids

@@ -19,7 +19,8 @@ from runtime.bundle.shipped import named_folder
 from ..errors import CheckpointError
 from ..parallel.sharding import whole
 from . import checkpoint as checkpoints
-from .folder import CONDITIONS, read_run, read_starts
+from .folder import CONDITIONS, read_run
+from .starts import read_starts
 
 STEP = "fp32/step.onnx"
 WEIGHTS = "fp32/weights.bin"

@@ -23,8 +23,9 @@ from ..parallel.processes import Processes
 from ..quality.judge import Judge, require_comparable
 from ..runs import checkpoint as checkpoints
 from ..runs.checkpoint import Checkpoint
-from ..runs.folder import claim, note_start, open_run, write_examples
+from ..runs.folder import claim, open_run, write_examples
 from ..runs.log import BUCKET_COLUMNS, Log
+from ..runs.starts import note_start
 from .limits import require_memory
 from .start import start, teach
 from .step import Trainer

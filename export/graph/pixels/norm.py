@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, numpy_helper
 
 from .maps import Map, Writer
 
 
-def normalized(writer: Writer, m: Map, groups: int, epsilon: float) -> Map:
+def is_plain_norm(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    """Whether a node is an InstanceNormalization without an affine part of its own."""
+    if node.op_type != "InstanceNormalization" or not constants.keys() >= {*node.input[1:]}:
+        return False
+    scale, shift = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+    return bool((scale == 1).all() and (shift == 0).all())
+
+
+def normalized(writer: Writer, m: Map, groups: int) -> Map:
     """Return a map normalized over groups of its channels, which reads the same tensor.
+
+    The writer's node is the norm.
 
     The variance is the mean of squares less the square of the mean, which is exact enough because
     values in networks are centred near zero.
     """
     emit = writer.emit
+    epsilon = next((a.f for a in writer.node.attribute if a.name == "epsilon"), 1e-5)
     # The mean and the mean square of each channel of the tensor alone, [B, C].
     mean = emit("ReduceMean", m.tensor, writer.constant([0]), keepdims=0)
     squares = emit("Mul", m.tensor, m.tensor)

@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 
 from ..clean import OUTSIDE
 from ..dims import Dims
-from ..edit import copy_of, drop_unused, with_inner
+from ..edit import copy_of, drop_unused, read_inside, readers_of, with_inner
 from ..folding import attributes, is_ordinary
 from .convolution import by_winograd, multiply_first, one_by_one
 from .maps import Map, Writer
-from .norm import normalized
+from .norm import is_plain_norm, normalized
 
 UNARY = frozenset(
     (
@@ -69,6 +69,8 @@ class _Rewriter:
         self.dims = Dims(step)
         self.constants: dict[str, TensorProto] = {t.name: t for t in self.graph.initializer}
         self.made_by = {name: node for node in self.graph.node for name in node.output}
+        self.readers = readers_of(self.graph)
+        self.read_inside = read_inside(self.graph)
         self.writer = Writer(self.graph)
         self.maps: dict[str, Map] = {}
         self.old: set[str] = set()
@@ -242,40 +244,24 @@ class _Rewriter:
         return False
 
     def _is_norm(self, name: str, m: Map) -> bool:
-        """Whether only an InstanceNormalization without an affine part of its own reads a value,
-        whose result becomes a map of the size of `m` again."""
-        readers = self._readers(name)
-        if len(readers) != 1 or readers[0].op_type != "InstanceNormalization":
+        """Whether only a norm without an affine part of its own reads a value, whose result becomes
+        a map of the size of `m` again."""
+        norms = self.readers.get(name, [])
+        if len(norms) != 1 or not is_plain_norm(norms[0], self.constants):
             return False
-        after = self._readers(readers[0].output[0])
-        return (
-            self._all(readers[0].input[1], 1)
-            and self._all(readers[0].input[2], 0)
-            and all(node.op_type == "Reshape" for node in after)
-            and all(self.dims.but_for_the_batch(n.output[0]) == [-1, *m.size] for n in after)
+        result = norms[0].output[0]
+        in_branches = self.read_inside.intersection((name, result))
+        return not in_branches and all(
+            n.op_type == "Reshape" and self.dims.but_for_the_batch(n.output[0]) == [-1, *m.size]
+            for n in self.readers.get(result, [])
         )
-
-    def _readers(self, name: str) -> list[NodeProto]:
-        """Return the nodes that read a value, themselves or in a branch."""
-        return [
-            node
-            for node in self.graph.node
-            if any(name in reader.input for reader in with_inner(node))
-        ]
-
-    def _all(self, name: str, value: float) -> bool:
-        """Whether a value is a constant that has this value everywhere."""
-        stored = self.constants.get(name)
-        return stored is not None and bool((numpy_helper.to_array(stored) == value).all())
 
     def normalize(self) -> bool:
         node = self.writer.node
         if node.input[0] not in self.grouped:
             return False
         m, groups = self.grouped[node.input[0]]
-        given = attributes(node)
-        epsilon = given["epsilon"].f if "epsilon" in given else 1e-5
-        self.grouped[node.output[0]] = normalized(self.writer, m, groups, epsilon), groups
+        self.grouped[node.output[0]] = normalized(self.writer, m, groups), groups
         return True
 
     def conv(self) -> bool:
