@@ -16,8 +16,10 @@ from .diffusion.noise import MAX_SEED
 from .engine.keywords import GuidedKeywords, Labels
 from .engine.loop import StepCallback
 from .errors import RequestError
+from .errors.arguments import integer
 from .images import animation_format, picture_format, read, save_animation, tile
 from .sampler import Sampler
+from .terminal.editing import ONE_LABEL, add_editing
 from .terminal.options import add_options, check_out, in_turn, load, progress, settings, write
 from .terminal.output import say
 from .terminal.verbs import program, run_verb
@@ -31,7 +33,8 @@ def edit(given: argparse.Namespace) -> None:
     """Run the command line."""
     sampler, _ = load(given)
     verb = VERBS[given.verb]
-    check_out(given, sampler.bundle, verb.format_of)
+    n, columns = verb.sheet(given)
+    check_out(given, sampler.bundle, n, columns, verb.format_of)
     with progress(given.verb, sampler) as on_step:
         note = verb.act(
             Edit(sampler, given, How(**settings(given), convert=given.convert), on_step)
@@ -61,9 +64,14 @@ class Edit(NamedTuple):
 
     def label(self) -> str | list[str] | None:
         """Return the label of all samples, or one each."""
-        pictures = getattr(self.given, "pictures", None)
+        given = self.given
+        if given.verb in ONE_LABEL and given.label and len(given.label) > 1:
+            raise RequestError(
+                f"{given.verb} takes one label, got {len(given.label)}. Pass --label once."
+            )
+        pictures = getattr(given, "pictures", None)
         listed = pictures if isinstance(pictures, list) else None
-        return in_turn(self.given.label, len(listed) if listed else self.given.n)
+        return in_turn(given.label, len(listed) if listed else given.n)
 
     def read(self) -> Float32:
         """Return the images as samples [n, *S]."""
@@ -76,8 +84,9 @@ class Edit(NamedTuple):
             convert=self.given.convert,
         )
 
-    def write(self, samples: Float32, columns: int | None = None) -> None:
+    def write(self, samples: Float32) -> None:
         """Write samples [n, *S] as one sheet, or as an .npy file."""
+        _, columns = VERBS[self.given.verb].sheet(self.given)
         columns = self.given.columns or columns
         write(self.given.out, samples, self.sampler, columns, self.given.width)
 
@@ -89,7 +98,7 @@ class Edit(NamedTuple):
         if self.given.out.suffix == ".npy":
             self.write(after)
             return f"{len(after)} samples"
-        self.write(np.concatenate([before, after]), len(before))
+        self.write(np.concatenate([before, after]))
         return f"above the input, below the {len(after)} results"
 
 
@@ -144,7 +153,7 @@ def _interpolate(run: Edit) -> str:
         on_step=run.on_step,
         **run.how,
     )
-    run.write(samples, given.n)
+    run.write(samples)
     return f"{given.n} images from {given.first} to {given.last}"
 
 
@@ -186,10 +195,38 @@ def _animate(run: Edit) -> str:
     return f"{len(frames)} frames"
 
 
+def _pairs(given: argparse.Namespace) -> tuple[int, int]:
+    """Images above what became of them."""
+    n = len(given.pictures)
+    return 2 * n, n
+
+
+def _row(given: argparse.Namespace) -> tuple[int, int]:
+    n = integer("n", given.n, 1)
+    return n, n
+
+
+def _image_first(given: argparse.Namespace) -> tuple[int, None]:
+    return 1 + integer("n", given.n, 1), None
+
+
+def _one_frame(given: argparse.Namespace) -> tuple[int, None]:
+    return len(given.pictures) or integer("n", given.n, 1), None
+
+
 class Verb(NamedTuple):
-    """What a verb does, its line in the help, its default output file, and that file's formats."""
+    """A verb of the command.
+
+    Attributes:
+        act: What it does. Returns what to print.
+        sheet: How many images it writes on a sheet, and how many to a row; None is square.
+        help: Its line in the help.
+        out: Its default output file.
+        format_of: What that file's ending selects.
+    """
 
     act: Callable[[Edit], str]
+    sheet: Callable[[argparse.Namespace], tuple[int, int | None]]
     help: str
     out: str = "edited.png"
     format_of: Callable[[Path], str] = picture_format
@@ -198,27 +235,29 @@ class Verb(NamedTuple):
 VERBS: Mapping[str, Verb] = {
     "stylize": Verb(
         _stylize,
+        _pairs,
         "noise images to a chosen strength and denoise them again, under another label if given "
         "(SDEdit)",
     ),
     "invert": Verb(
-        _invert, "find the noise that images come from, and how nearly it returns to them"
+        _invert, _pairs, "find the noise that images come from, and how nearly it returns to them"
     ),
     "translate": Verb(
-        _translate, "invert images under one label and sample them under another: style transfer"
+        _translate,
+        _pairs,
+        "invert images under one label and sample them under another: style transfer",
     ),
-    "inpaint": Verb(_inpaint, "paint the part of images that a mask leaves black"),
-    "interpolate": Verb(_interpolate, "sample the way from one seed or image to another"),
-    "variations": Verb(_variations, "sample variations of an image"),
+    "inpaint": Verb(_inpaint, _pairs, "paint the part of images that a mask leaves black"),
+    "interpolate": Verb(_interpolate, _row, "sample the way from one seed or image to another"),
+    "variations": Verb(_variations, _image_first, "sample variations of an image"),
     "animate": Verb(
         _animate,
+        _one_frame,
         "show a sample on its way from noise, or an image on its way to noise",
         "animation.gif",
         animation_format,
     ),
 }
-STRENGTHS = {"stylize": 0.5, "invert": 1.0, "translate": 0.4}
-"""The verbs that walk a part of the grid, and how much of it by default."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -230,60 +269,8 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument(
             "--convert", action="store_true", help="fit images to the bundle's size and mode"
         )
-        _add_images(name, own)
-        _add_labels(name, own)
-        _add_own(name, own)
+        add_editing(name, own)
     return parser
-
-
-def _add_images(verb: str, parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    if verb == "interpolate":
-        add("first", metavar="FIRST", help="an image, or a seed")
-        add("last", metavar="LAST", help="an image, or a seed")
-    elif verb == "variations":
-        add("pictures", metavar="IMAGE", help="the image")
-    else:
-        count = "*" if verb == "animate" else "+"
-        add("pictures", nargs=count, metavar="IMAGE", help="images, all of the bundle's size")
-
-
-def _add_labels(verb: str, parser: argparse.ArgumentParser) -> None:
-    several = "repeat it for several in turn"
-    if verb == "translate":
-        for option, name, what in (
-            ("--from", "source", "the label that the images have"),
-            ("--to", "target", "the label that they get"),
-        ):
-            parser.add_argument(
-                option,
-                dest=name,
-                action="append",
-                required=True,
-                metavar="LABEL",
-                help=f"{what}; {several}",
-            )
-    else:
-        more = "" if verb in ("interpolate", "variations") else f"; {several}"
-        text = f"a label's name or number{more} [the null label]"
-        parser.add_argument("--label", action="append", help=text)
-
-
-def _add_own(verb: str, parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    if verb in ("interpolate", "variations", "animate"):
-        count = 1 if verb == "animate" else 8
-        add("--n", type=int, default=count, help=f"the number of samples [{count}]")
-    if verb in STRENGTHS:
-        strength = STRENGTHS[verb]
-        text = f"the share of the grid that is walked, 0 to 1 [{strength:g}]"
-        add("--strength", type=float, default=strength, help=text)
-    if verb == "variations":
-        text = "0: the image itself, 1: nothing of it [0.3]"
-        add("--amount", type=float, default=0.3, help=text)
-    if verb == "inpaint":
-        text = "an image of the same size: white is kept, black is painted"
-        add("--mask", required=True, help=text)
 
 
 if __name__ == "__main__":

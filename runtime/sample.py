@@ -27,7 +27,7 @@ def sample(given: argparse.Namespace) -> str:
             or f"{bundle.name} has no labels"
         )
     integer("n", given.n, 1)
-    check_out(given, bundle)
+    check_out(given, bundle, given.n)
     begun = time.perf_counter()
     with progress("sampling", sampler) as count:
         # `run` instead of `sample`, for the timings of a device.

@@ -138,11 +138,7 @@ def _not_offered(
 ) -> UnnoiseError:
     """Make the error that says why a bundle cannot be opened with a precision on a backend."""
     # From the most general reason to the most special one: the first that holds is the message.
-    known = sorted(
-        {p for kind in BACKENDS.values() for p in kind.folders} | set(bundle.precisions) | set(GPU)
-    )
-    if precision not in known:
-        return unknown("precision", precision, ["auto", *known])
+    check_precision(bundle, precision)
     if precision not in BACKENDS[backend].folders:
         why = f"{backend} does not compute {precision}" + (
             ", which is for GPUs" if precision in GPU else ""
@@ -163,6 +159,13 @@ def _not_offered(
     return RequestError(
         f"precision {precision!r} cannot be had on {backend}: {why}. This bundle runs as: {there}."
     )
+
+
+def check_precision(bundle: Bundle, precision: str) -> None:
+    """Raise RequestError, with the nearest name, unless the bundle or a backend has a precision."""
+    names = {p for kind in BACKENDS.values() for p in kind.folders} | {*bundle.precisions, *GPU}
+    if precision not in ("auto", *names):
+        raise unknown("precision", precision, ["auto", *sorted(names)])
 
 
 GPU = ("fp16", "int8-trt")

@@ -30,7 +30,7 @@ class Facts:
     bundle: str
     shape: tuple[int, ...]
     solver: str
-    steps: int | None
+    steps: int
     grid: str | tuple[float, ...] | None
     calls: int
     guided_calls: int
@@ -90,7 +90,8 @@ def facts_of(
         bundle=bundle.name,
         shape=bundle.sample_shape,
         solver=options.solver,
-        steps=options.steps,
+        # A grid that is given by its times has its own number of steps.
+        steps=len(options.grid or ()) if options.steps is None else options.steps,
         grid=options.grid,
         calls=len(workload.table),
         guided_calls=int(workload.table.guided.sum()),

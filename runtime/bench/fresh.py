@@ -7,10 +7,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ..engine.request import Request
 from ..errors import BackendError
 from ..terminal.progress import Progress
 from .results import Cold, Result
@@ -22,10 +24,11 @@ import json, sys, time
 begun = time.perf_counter()
 from runtime.sampler import Sampler
 imported = time.perf_counter()
-path, backend, precision, threads, keywords = json.loads(sys.argv[1])
+from runtime.engine.request import Request
+path, backend, precision, threads, request = json.load(sys.stdin)
 sampler = Sampler.load(path, backend, precision, threads)
 loaded = time.perf_counter()
-sampler.sample(1, **keywords)
+sampler.sample_requests([Request.from_json(request)])
 sampled = time.perf_counter()
 times = {"import_s": imported - begun, "load_s": loaded - imported, "sample_s": sampled - loaded}
 print(json.dumps(times), flush=True)
@@ -38,7 +41,7 @@ def cold(
     path: Path,
     result: Result,
     threads: int | None,
-    keywords: Mapping[str, object],
+    request: Request,
     runs: int,
     bar: Progress | None = None,
 ) -> Cold:
@@ -47,26 +50,43 @@ def cold(
     Args:
         path: The bundle's folder.
         threads: Of the inference library; None for one a core.
-        keywords: Of `Sampler.sample`, which JSON can hold.
+        request: The sample that each of them makes.
         runs: The number of processes that are counted.
 
     Raises:
         BackendError: A process fails.
     """
     arguments = json.dumps(
-        [str(path.resolve()), result.backend, result.precision, threads, dict(keywords)]
+        [str(path.resolve()), result.backend, result.precision, threads, request.to_json()]
     )
+    found = []
+    for _ in range(runs + 1):
+        found.append(_first_image(result.name, arguments))
+        if bar:
+            bar.advance(note=f"{result.name}, fresh process")
+    # The first process may have filled the cache of compiled models, and the system's of files.
+    counted = found[1:]
+    known = [run["peak_mib"] for run in counted if run["peak_mib"] is not None]
+    times = {k: statistics.median(run[k] for run in counted) for k in counted[0] if k != "peak_mib"}
+    return Cold(**times, peak_mib=statistics.median(known) if known else None)
+
+
+def _first_image(name: str, arguments: str) -> dict[str, Any]:
+    """Run a process. Returns its times and its peak memory, by their names in `Cold`."""
     # The child must import this package, wherever the parent found it.
     here = str(Path(__file__).resolve().parents[2])
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
     }
-    found = []
-    for _ in range(runs + 1):
+    # A file: conditions may be longer than an argument, and a pipe would wait for its reader.
+    with tempfile.TemporaryFile("w+") as given:
+        given.write(arguments)
+        given.seek(0)
         begun = time.perf_counter()
         with subprocess.Popen(
-            [sys.executable, "-c", FIRST, arguments],
+            [sys.executable, "-c", FIRST],
+            stdin=given,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
@@ -76,19 +96,12 @@ def cold(
             line = child.stdout.readline()
             first = time.perf_counter() - begun
             rest = child.stdout.read()
-        if child.returncode or not line:
-            raise BackendError(
-                f"a fresh process could not sample with {result.name} (status "
-                f"{child.returncode}). Its own error is printed above."
-            )
-        found.append({"first_picture_s": first, **json.loads(line), "peak_mib": json.loads(rest)})
-        if bar:
-            bar.advance(note=f"{result.name}, fresh process")
-    # The first process may have filled the cache of compiled models, and the system's of files.
-    counted = found[1:]
-    known = [run["peak_mib"] for run in counted if run["peak_mib"] is not None]
-    times = {k: statistics.median(run[k] for run in counted) for k in counted[0] if k != "peak_mib"}
-    return Cold(**times, peak_mib=statistics.median(known) if known else None)
+    if child.returncode or not line:
+        raise BackendError(
+            f"a fresh process could not sample with {name} (status {child.returncode}). Its own "
+            "error is printed above."
+        )
+    return {"first_picture_s": first, **json.loads(line), "peak_mib": json.loads(rest)}
 
 
 def peak_mib() -> float | None:

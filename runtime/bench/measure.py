@@ -101,9 +101,10 @@ def measure(
     with Progress("measuring", units) as bar:
         # Before this process loads a library itself, whose threads would take time.
         if effort.cold:
-            keywords = {"seed": workload.seed, **workload.arguments(1)}
             for result in results:
-                result.cold = cold(bundle.path, result, effort.threads, keywords, effort.cold, bar)
+                result.cold = cold(
+                    bundle.path, result, effort.threads, workload.request, effort.cold, bar
+                )
         samplers = [
             Sampler(bundle, r.backend, r.precision, effort.threads, max(batches), effort.streams)
             for r in results
@@ -135,7 +136,8 @@ def alternate(cells: Sequence[Cell], seconds: float, bar: Progress) -> None:
         for cell in going[turn % len(going) :] + going[: turn % len(going)]:
             cell.run()
             spent = sum(cell.latency) + sum(cell.network)
-            done = min(TENTHS, int(TENTHS * min(spent / seconds, len(cell.latency) / LEAST)))
+            timed = spent / seconds if seconds else 1.0
+            done = min(TENTHS, int(TENTHS * min(timed, len(cell.latency) / LEAST)))
             bar.advance(done - shown[cell], note=f"{cell.result.name}, batch {cell.batch}")
             shown[cell] = done
         going = [cell for cell in going if shown[cell] < TENTHS]

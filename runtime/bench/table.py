@@ -179,6 +179,10 @@ def bench(given: argparse.Namespace) -> str:
     integer("pictures", given.pictures, 1)
     integer("cold", given.cold, 0)
     number("seconds", given.seconds, 0.0, 86400.0)
+    # Before a fresh process, whose error would be a traceback.
+    for name, value in (("threads", given.threads), ("streams", given.streams)):
+        if value is not None:
+            integer(name, value, 1, 1024)
     here = backends()
     pairs, left = chosen(bundle, given.backend, given.precision, here)
     if given.plot:

@@ -10,7 +10,7 @@ from ..bundle.sampling import ResolvedOptions
 from ..engine.expand import expand
 from ..engine.job import Table
 from ..engine.keywords import GuidedKeywords, LabelKeywords
-from ..engine.request import resolve
+from ..engine.request import Request, resolve
 from ..errors.arguments import enough_memory
 from ..terminal.options import in_turn
 
@@ -40,12 +40,14 @@ class Workload:
 
     Attributes:
         labels: The samples' labels, used in turn; empty for a model without labels.
+        request: Of the first sample.
         table: The program of every sample.
     """
 
     seed: int
     keywords: GuidedKeywords
     labels: Sequence[int | str]
+    request: Request
     options: ResolvedOptions
     table: Table
     bundle: Bundle
@@ -64,7 +66,7 @@ class Workload:
         options = resolve(bundle, request).options
         with enough_memory("the program", "Take fewer steps."):
             table = Table.of(bundle.program_of(options))
-        return cls(seed, keywords, labels, options, table, bundle)
+        return cls(seed, keywords, labels, request, options, table, bundle)
 
     def arguments(self, n: int) -> LabelKeywords:
         """Return the keyword arguments of `Sampler.sample` for n samples, without the seed."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..diffusion.grid import make_grid, spacing_of
+from ..diffusion.program import Program
 from ..diffusion.schedule import Schedule
 from ..errors import RequestError
 from ..errors.arguments import integer
@@ -72,6 +73,21 @@ class Distilled:
                 f"{shown(steps)}. {remedy}"
             )
         return self.levels[count]
+
+    def require_learned(self, program: Program, solver: str, model: str) -> None:
+        """Check that a program on one of these grids calls the network at its levels alone.
+
+        Raises:
+            RequestError: It does not, as a program of a solver with calls inside a step.
+        """
+        learned = {time for times in self.levels.values() for time in times}
+        others = sorted(set(program.call[:, 0].tolist()) - learned)
+        if others:
+            raise RequestError(
+                f"{solver} calls the network between the levels that {model} was distilled for, at "
+                f"the time {others[0]:g}. Take a solver with one call for each step, such as lcm "
+                "or ddim, or pass a grid of times."
+            )
 
     @classmethod
     def from_json(cls, value: Mapping[str, object], schedule: Schedule) -> Distilled:

@@ -8,14 +8,14 @@ from types import MappingProxyType
 from typing import Any, Unpack
 
 from ..diffusion.grid import Grid, make_grid, spacing_of
-from ..diffusion.program import Program
+from ..diffusion.program import Program, interval_of
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import SOLVERS, make_program, options_of
 from ..diffusion.tuned import TUNED, Tuned
 from ..errors import RequestError, nearest
 from ..errors.arguments import choice, flag, integer, number
 from ..errors.keywords import check_options
-from ..errors.messages import refused, shown
+from ..errors.messages import refused, shown, unwrapped
 from .conditioned import Conditioned
 from .distilled import Distilled
 from .labels import Labels as Labels
@@ -105,7 +105,8 @@ class ModelSpec(Conditioned):
         if not isinstance(asked.options, Mapping):
             rule = "a dict of the solver's options"
             raise refused("options", rule, asked.options, "Pass {} for none.")
-        options = dict(asked.options)
+        # Python's own numbers: JSON and the keys of cached programs know no others.
+        options = {name: unwrapped(value) for name, value in asked.options.items()}
         solver = self.defaults.solver
         # The default options belong to the default solver: another one need not know them.
         if asked.solver is None:
@@ -113,14 +114,16 @@ class ModelSpec(Conditioned):
         else:
             solver = choice("solver", asked.solver, self.solvers)
         self.check_options(solver, options, ARGUMENTS)
-        # Guidance and its interval are checked with the program, which knows its noise levels.
+        # `make_program` checks guidance.
         up = flag("up", asked.up)
         strength = number("strength", asked.strength, 0.0, 1.0)
         guidance = asked.guidance
         if guidance is None:
             # A default that the model cannot follow is dropped; only the caller's own is an error.
             guidance = self.defaults.guidance if self.can_guide else 1.0
-        steps = asked.steps
+        interval = asked.guidance_interval
+        interval = None if interval is None else interval_of(interval)
+        steps = unwrapped(asked.steps)
         grid: str | tuple[float, ...] | None = None
         if solver == TUNED:
             changed = {
@@ -137,7 +140,7 @@ class ModelSpec(Conditioned):
             steps=steps,
             grid=grid,
             guidance=guidance,
-            guidance_interval=asked.guidance_interval,
+            guidance_interval=interval,
             strength=strength,
             up=up,
             options=options,
@@ -177,7 +180,7 @@ class ModelSpec(Conditioned):
         # On the way up D is never the final image, and a clip would lose what inversion needs.
         clip = None if resolved.up else self.clip
         options: dict[str, Any] = dict(resolved.options)
-        return make_program(
+        program = make_program(
             self.schedule,
             self.prediction,
             resolved.solver,
@@ -187,6 +190,9 @@ class ModelSpec(Conditioned):
             guidance_interval=resolved.guidance_interval,
             **options,
         )
+        if self.distilled and resolved.grid in self.distilled.levels.values():
+            self.distilled.require_learned(program, resolved.solver, self.name)
+        return program
 
     def allowed_steps(self, steps: int) -> int:
         """Return the number of steps nearest to `steps` that a program of this model may have."""

@@ -120,7 +120,7 @@ def assemble(
     bound = np.full(len(alpha), np.inf if clip is None else clip)
     scale = np.full(len(alpha), guidance)
     if guidance_interval is not None:
-        low, high = _interval(guidance_interval)
+        low, high = interval_of(guidance_interval)
         # Outside the interval a guidance of 1 makes the row an unguided one, which costs half.
         rho = np.exp(-0.5 * log_snr_of(alpha, sigma))
         scale[(rho <= low) | (rho > high)] = 1.0
@@ -139,8 +139,8 @@ def assemble(
     )
 
 
-def _interval(value: object) -> tuple[float, float]:
-    """(low, high) of a guidance interval, 0 ≤ low < high ≤ inf.
+def interval_of(value: object) -> tuple[float, float]:
+    """Return the (low, high) of a guidance interval, 0 ≤ low < high ≤ inf.
 
     Raises RequestError for anything else.
     """
@@ -247,7 +247,8 @@ def run(
 
     Args:
         x: [B, *S], any float dtype, which the whole loop keeps: x_T = program.start · eps.
-        noise: noise(k) returns z [B, *S] of row k; it is called for noisy rows only.
+        noise: noise(k) returns z [B, *S] of row k; it is called for noisy rows only. None is for
+            programs without them.
         label: [B], or None for a network without labels.
         null_label: The number of the null label, for guided rows, see `denoise`.
         conditions: [B, …] each, which the network takes by name.
@@ -258,7 +259,7 @@ def run(
         x at the program's end, [B, *S].
 
     Raises:
-        RequestError: An argument is of the wrong type or shape.
+        RequestError: An argument is of the wrong type or shape, or `noise` is needed.
     """
     instance("program", program, Program, "Make one with make_program.")
     function("network", network)
@@ -266,10 +267,17 @@ def run(
         raise refused("x", "a float array [B, *S]", x)
     if label is not None and (not isinstance(label, np.ndarray) or label.shape != x.shape[:1]):
         raise refused("label", f"an array of {len(x)} labels", label)
+    noisy = program.noisy
+    if noise is not None:
+        function("noise", noise)
+    elif noisy.any():
+        raise RequestError(
+            f"solver {program.solver!r} adds noise in {noisy.sum()} of {len(noisy)} rows, got no "
+            "`noise`. Pass a function of the row."
+        )
     given = (label, null_label, conditions, null_conditions)
     state = np.zeros((len(x), R, *x.shape[1:]), x.dtype)
     state[:, 0] = x
-    noisy = program.noisy
     for k in range(len(program)):
         denoised = denoise(program.call[k], network, state[:, 0], *given)
         z = noise(k) if noise is not None and noisy[k] else None

@@ -90,7 +90,7 @@ class Batch:
     @property
     def live(self) -> int:
         """The number of samples that have rows left."""
-        return sum(not member.done for member in self._members)
+        return sum(not member.done for member in self._of_slot.values())
 
     def admit(self, job: Job) -> int:
         """Put a sample into a free slot; it starts with the next step.

@@ -48,7 +48,7 @@ class Costs:
         self._clock = clock
         self._lock = RLock()
         self._points: dict[tuple[bool, int], Point] = {}
-        self._absent: set[tuple[bool, int]] = set()
+        self._read: set[tuple[bool, int]] = set()
         self._fixed: int | None = getattr(backend, "streams", None)
         self._sizes: list[int] = [1]
         self._rough: CostCurve | None = None
@@ -146,6 +146,9 @@ class Costs:
     def lone(self, seconds: float) -> Point:
         """Return the cost of a call of one sample, measured for at most so many seconds."""
         with self._lock:
+            # Backends are compared by it: what a busy machine gave is measured again.
+            if self._known(False, 1) and not self._points[False, 1].settled:
+                del self._points[False, 1]
             return self._point(False, 1, seconds)
 
     def measure(self) -> CostCurve:
@@ -192,15 +195,12 @@ class Costs:
     def _known(self, guided: bool, size: int) -> bool:
         """Whether a size was measured with its cuts, on this machine."""
         key = guided, size
-        if key in self._points:
-            return True
         # The cache is read once for each size.
-        found = None if key in self._absent else self._load(_point, "point", *key)
-        if found is None:
-            self._absent.add(key)
-            return False
-        self._points[key] = found
-        return True
+        if key not in self._read:
+            self._read.add(key)
+            if found := self._load(_point, "point", *key):
+                self._points[key] = found
+        return key in self._points
 
     def _point(
         self,
@@ -213,9 +213,8 @@ class Costs:
         key = guided, size
         if not self._known(guided, size):
             probe = Probe(self._bundle, self._backend, self._clock, busy)
-            found, _ = probe.point(size, guided, self._clock() + seconds)
-            self._store(found, "point", *key)
-            self._points[key] = found
+            self._points[key], _ = probe.point(size, guided, self._clock() + seconds)
+            self._store(self._points[key], "point", *key)
         return self._points[key]
 
     def _load(self, read: Callable[[Any], T], *what: object) -> T | None:

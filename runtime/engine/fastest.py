@@ -10,7 +10,7 @@ from typing import Any
 
 from ..backends import cache
 from ..backends.base import Backend
-from ..backends.registry import BACKENDS, offered, open_backend
+from ..backends.registry import BACKENDS, check_precision, offered, open_backend
 from ..bundle.bundle import Bundle
 from ..errors import BackendError, RequestError
 from .costs import FORMAT, Costs, graphs_here
@@ -90,8 +90,9 @@ def proved(bundle: Bundle, wish: Wish) -> list[tuple[str, str]]:
     """List the pairs that meet a wish by the bundle's report, the most promising first.
 
     Raises:
-        RequestError: There are none.
+        RequestError: There are none, or the precision is unknown.
     """
+    check_precision(bundle, wish.precision)
     found: list[tuple[float, tuple[str, str]]] = []
     for backend, precision in offered(bundle):
         figures: Any = bundle.report.get(precision, {}).get(backend)
@@ -102,9 +103,10 @@ def proved(bundle: Bundle, wish: Wish) -> list[tuple[str, str]]:
         found.append((min(times, default=0.0), (backend, precision)))
     if not found:
         near = "" if wish.min_psnr is None else f" with a PSNR of {wish.min_psnr:g} dB or more"
+        remedy = "another precision" if wish.min_psnr is None else "a smaller min_psnr"
         raise RequestError(
             f"no pair of a backend and a precision ({wish.precision}) of {bundle.name} was "
-            f"proved{near}. Pass a smaller min_psnr, or a backend by name."
+            f"proved{near}. Pass {remedy}, or a backend by name."
         )
     return [pair for _, pair in sorted(found)]
 

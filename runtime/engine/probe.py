@@ -43,7 +43,8 @@ class Point:
         seconds: Of the fastest call, cut in the fastest way.
         streams: Into how many parts it is cut then.
         gain: The seconds of the whole call over those, at least 1.
-        settled: Whether the fastest cut was measured twice alike. If not, the machine was busy.
+        settled: Whether the fastest cut was measured twice alike, or takes long. If not, the
+            machine was busy.
         same_bytes: Whether the samples had the same bytes in every cut. If not, none is used.
     """
 
@@ -110,7 +111,7 @@ class Probe:
             for streams, times in spent.items():
                 times.append(self._call(buffers, state, guided, streams))
         fastest = {n: min(times) for n, times in spent.items()}
-        settled = _agree(_fastest(spent))
+        settled = heavy or _agree(_fastest(spent))
         most = min(fastest.values()) * (EQUAL if settled else BUSY)
         streams = max(n for n, seconds in fastest.items() if seconds <= most)
         point = Point(

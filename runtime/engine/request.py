@@ -107,10 +107,6 @@ class Request(SamplingOptions):
                 name: array_from_json(name, v) if isinstance(v, Mapping) else v
                 for name, v in conditions.items()
             }
-        # JSON has no tuples, and only a request of hashable values can share a cached program.
-        for name in ("guidance_interval", "grid"):
-            if isinstance(given.get(name), list):
-                given[name] = tuple(given[name])
         return cls(**given)
 
 

@@ -85,16 +85,18 @@ class Runner:
         outcome = Outcome()
         try:
             self._run(samples, merged)
-            outcome.stepped += samples
         except Exception:
             # No sample has moved, so each can take the same row again by itself.
             for sample in samples:
                 try:
                     self._run([sample], merged)
-                    outcome.stepped.append(sample)
                 except Exception as error:
                     outcome.failed.append((sample, error))
-        self._show(outcome)
+                else:
+                    # At once: the next run retires a sample that this one has finished.
+                    self._note([sample], outcome)
+        else:
+            self._note(samples, outcome)
         for slot, x in self._batch.finished().items():
             sample = self._of_slot[slot]
             self._forget(sample)
@@ -108,9 +110,10 @@ class Runner:
                 self._of_slot[sample.slot] = sample
         self._batch.step([s.slot for s in samples if s.slot is not None], merged)
 
-    def _show(self, outcome: Outcome) -> None:
-        """Deposit the previews that are due."""
-        due = [sample for sample in outcome.stepped if _due(sample)]
+    def _note(self, samples: Sequence[Sample], outcome: Outcome) -> None:
+        """Note samples that took their row, and deposit the previews that are due."""
+        outcome.stepped += samples
+        due = [sample for sample in samples if _due(sample)]
         if not due:
             return
         looks = self._batch.look([s.slot for s in due if s.slot is not None])

@@ -25,8 +25,9 @@ from ..backends.base import Backend
 from ..backends.forks import ForkGuard
 from ..bundle.bundle import Bundle
 from ..errors import BackendError, ClosedError, DeadlineError
-from ..errors.arguments import enough_memory, function, instance, integer, number
+from ..errors.arguments import enough_memory, function, instance, integer, number, wait_seconds
 from ..errors.keywords import named
+from ..errors.messages import refused
 from .admission import Limits
 from .cost import CostCurve
 from .costs import Costs
@@ -92,6 +93,8 @@ class Engine:
         """
         max_batch = integer("max_batch", max_batch, 1, 1024)
         limits = Limits() if limits is None else instance("limits", limits, Limits)
+        if not isinstance(getattr(sampler, "bundle", None), Bundle):
+            raise refused("sampler", "a Sampler", sampler, "Sampler.load opens a bundle.")
         self.bundle = sampler.bundle
         self.backend = sampler.backend
         self.limits = limits.checked()
@@ -205,7 +208,11 @@ class Engine:
 
         Returns:
             Whether all finished. A second call waits for the same end.
+
+        Raises:
+            RequestError: `drain_s` is not a number.
         """
+        drain_s = wait_seconds("drain_s", drain_s)
         if self._guard.forked:
             return True
         with self._changed:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.base import Float32
+from ..errors.arguments import wait_seconds
 from .loop import Cancelled
 
 T = TypeVar("T")
@@ -124,7 +125,7 @@ class Ticket:
         Returns:
             Whether it is final.
         """
-        return self._final.wait(timeout)
+        return self._final.wait(None if timeout is None else wait_seconds("timeout", timeout))
 
     def result(self, timeout: float | None = None) -> Float32:
         """Wait for the samples, float32 [samples, *S].
@@ -139,10 +140,9 @@ class Ticket:
             ClosedError: The engine was closed before it was done.
             UnnoiseError: A step failed for it.
         """
-        if not self._final.wait(timeout):
-            raise TimeoutError(f"ticket {self.id} is not done after {timeout:g} s.")
-        if self._error is not None:
-            raise self._error
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
         assert self._result is not None
         return self._result
 
@@ -152,7 +152,7 @@ class Ticket:
         Raises:
             TimeoutError: It is not final after `timeout` seconds.
         """
-        if not self._final.wait(timeout):
+        if not self.wait(timeout):
             raise TimeoutError(f"ticket {self.id} is not done after {timeout:g} s.")
         return self._error
 

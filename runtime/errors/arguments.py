@@ -9,8 +9,9 @@ import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from math import prod
+from math import inf, prod
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
@@ -73,6 +74,14 @@ def number(name: str, value: object, low: float, high: float, remedy: str = "") 
     if not low <= found <= high:  # NaN fails this too
         raise refused(name, rule, found, remedy)
     return found
+
+
+def wait_seconds(name: str, value: object) -> float:
+    """Return `value` as a time to wait, cut to the longest that the system's locks can wait.
+
+    Raises RequestError for anything but a number. Below 0 is no time.
+    """
+    return min(number(name, value, -inf, inf), TIMEOUT_MAX)
 
 
 def flag(name: str, value: object) -> bool:

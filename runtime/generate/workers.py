@@ -189,6 +189,12 @@ def _work(run: _Run, pipe: Connection) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except (UnnoiseError, OSError) as error:
-        pipe.send(Failed(error))
+        _fail(pipe, error)
     except Exception as error:  # of any type, which the parent might be unable to unpickle
-        pipe.send(Failed(BackendError(f"a worker failed: {described(error)}.")))
+        _fail(pipe, BackendError(f"a worker failed: {described(error)}."))
+
+
+def _fail(pipe: Connection, error: UnnoiseError | OSError) -> None:
+    # If another worker failed first, nobody reads the pipe.
+    with suppress(OSError):
+        pipe.send(Failed(error))

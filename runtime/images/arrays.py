@@ -75,17 +75,36 @@ def tile(pictures: UInt8, columns: int | None = None, gap: int = 2) -> UInt8:
             f"more."
         )
     gap = integer("gap", gap, 0, MAX_BYTES)
-    if columns is None:
-        columns = math.ceil(math.sqrt(n))
-    columns = integer("columns", columns, 1, MAX_BYTES)
-    rows = -(-n // columns)
-    check_size("a sheet", rows * (H + gap) + gap, columns * (W + gap) + gap, C)
-    sheet = np.full((rows * (H + gap) + gap, columns * (W + gap) + gap, C), 255, np.uint8)
+    columns = columns_of(n, columns)
+    sheet = np.full(sheet_shape(n, (H, W, C), columns, gap), 255, np.uint8)
     for i, picture in enumerate(pictures):
         y = gap + i // columns * (H + gap)
         x = gap + i % columns * (W + gap)
         sheet[y : y + H, x : x + W] = picture
     return sheet
+
+
+def columns_of(n: int, columns: int | None) -> int:
+    """Return the number of images to a row of a sheet of n images, see `tile`."""
+    if columns is None:
+        return math.ceil(math.sqrt(n))
+    return integer("columns", columns, 1, MAX_BYTES)
+
+
+def sheet_shape(
+    n: int, picture: tuple[int, int, int], columns: int | None = None, gap: int = 2
+) -> tuple[int, int, int]:
+    """Return the shape [H', W', C] of the sheet that `tile` makes of n images [H, W, C].
+
+    Raises:
+        RequestError: The sheet would be too large.
+    """
+    H, W, C = picture
+    columns = columns_of(n, columns)
+    rows = -(-n // columns)
+    shape = (rows * (H + gap) + gap, columns * (W + gap) + gap, C)
+    check_size("a sheet", *shape)
+    return shape
 
 
 def value_range(low: object, high: object) -> tuple[float, float]:

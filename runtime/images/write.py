@@ -135,11 +135,21 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _enlarged(picture: UInt8, least: int) -> UInt8:
-    """Return [H, W, C] at least `least` wide; [H, W] if C is 1, as Pillow wants grey images."""
-    H, W, C = picture.shape
+def enlargement(shape: tuple[int, ...], least: int) -> int:
+    """Return the whole factor that makes an image [H, W, C] at least `least` pixels wide.
+
+    Raises:
+        RequestError: The enlarged image would be too large.
+    """
+    H, W, C = shape
     # A whole factor keeps pixels square and their values exact.
     factor = max(1, -(-integer("least", least, 0, MAX_BYTES) // W))
     check_size("an image", H * factor, W * factor, C)
+    return factor
+
+
+def _enlarged(picture: UInt8, least: int) -> UInt8:
+    """Return [H, W, C] at least `least` wide; [H, W] if C is 1, as Pillow wants grey images."""
+    factor = enlargement(picture.shape, least)
     enlarged = picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    return enlarged[..., 0] if C == 1 else enlarged
+    return enlarged[..., 0] if picture.shape[2] == 1 else enlarged

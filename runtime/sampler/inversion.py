@@ -13,6 +13,7 @@ from ..backends.base import Float32
 from ..bundle.bundle import Bundle
 from ..diffusion.noise import MAX_SEED
 from ..diffusion.slerp import slerp
+from ..diffusion.tuned import TUNED
 from ..engine.expand import MAX_SAMPLES, expand
 from ..engine.job import begin
 from ..engine.loop import Result, StepCallback
@@ -63,14 +64,15 @@ class Inverting(ABC):
     ) -> Inversion:
         """Find the noise that images come from, by running the sampler upwards.
 
-        `sample(n, start=noise)` with the same `how` returns to the images.
+        `sample(n, start=noise, …)` with the same `how` returns to the images. Pass solver, grid and
+        guidance too: here their defaults are "dpmpp_2m", "log_snr" and 1, and not the bundle's.
 
         Args:
             pictures: n images.
             convert: Fit images to the bundle's size and mode, see `runtime.images.read`.
-            how: Arguments of `sample`; guidance is 1 by default. The solver must be deterministic;
-                higher orders return more nearly. With `strength`, the noise is an x [n, *S] at the
-                level where that share of the grid begins.
+            how: Arguments of `sample`. The solver must be deterministic; higher orders return more
+                nearly. With `strength`, the noise is an x [n, *S] at the level where that share of
+                the grid begins. The share must hold a level above the least noisy one.
 
         Raises:
             RequestError: An argument cannot be used.
@@ -78,7 +80,7 @@ class Inverting(ABC):
         Source: Song et al., Denoising diffusion implicit models, 2021, section 4.3.
         """
         x = self._read(pictures, convert)
-        settings = {**inverting(self.bundle), **how, "convert": convert}
+        settings = {**inverting(self.bundle, how), **how, "convert": convert}
         noise = self._climb(x, settings)
         # The way back shows how much of the images the noise holds.
         back = self._sample(len(x), with_own(settings, start=noise))
@@ -104,8 +106,8 @@ class Inverting(ABC):
             pictures: n images.
             source: The label that the images have, one or n.
             target: The label that they get, one or n.
-            strength: 0 … 1, how far up the grid; 1 is pure noise. A larger share gives more of the
-                target and keeps less of the image.
+            strength: Up to 1, how far up the grid; 1 is pure noise. A larger share gives more of
+                the target and keeps less of the image. It must hold 2 steps of the default grid.
             guidance: Of the way back. None is 3, or 1 if the bundle cannot be guided.
             convert: See `invert`.
             how: See `invert`.
@@ -119,7 +121,8 @@ class Inverting(ABC):
         Source: Su et al., Dual diffusion implicit bridges, 2023.
         """
         x = self._read(pictures, convert)
-        settings = {**inverting(self.bundle), "strength": strength, **how, "convert": convert}
+        defaults = {**inverting(self.bundle, how), "strength": strength}
+        settings = {**defaults, **how, "convert": convert}
         if guidance is None:
             guidance = 3.0 if self.bundle.can_guide else 1.0
         noise = self._climb(x, with_own(settings, label=source))
@@ -137,7 +140,8 @@ class Inverting(ABC):
     ) -> Float32:
         """Sample n steps from `first` to `second`, both ends included.
 
-        The noise of the two ends is interpolated on the sphere.
+        The noise of the two ends is interpolated on the sphere. A solver that adds noise draws that
+        of the seed `first` for all samples, so only this end is its seed's own sample.
 
         Args:
             first: A seed, or an image, which is inverted.
@@ -155,11 +159,15 @@ class Inverting(ABC):
         Source: Song et al., Denoising diffusion implicit models, 2021, equation 67.
         """
         n = integer("n", n, 2, MAX_SAMPLES)
-        settings = {**inverting(self.bundle), **how, "convert": convert}
+        settings = {**inverting(self.bundle, how), **how, "convert": convert}
         a = self._noise_of(first, convert, settings)
         b = self._noise_of(second, convert, settings)
         starts = [slerp(a, b, t) for t in np.linspace(0.0, 1.0, n)]
-        return self._sample(n, with_own(settings, start=np.stack(starts)))
+        # Samples whose steps draw different noise would be unrelated to their neighbours. No step
+        # draws noise if `first` is an image, because a solver that does cannot invert it.
+        seed = unwrapped(first)
+        seeds = [seed if isinstance(seed, int) else 0] * n
+        return self._sample(n, with_own(settings, start=np.stack(starts)), seeds)
 
     def variations(
         self,
@@ -191,7 +199,7 @@ class Inverting(ABC):
         n = integer("n", n, 1, MAX_SAMPLES)
         amount = number("amount", amount, 0.0, 1.0)
         seed = integer("seed", seed, 0, MAX_SEED - n + 1)
-        settings = {**inverting(self.bundle), **how, "convert": convert}
+        settings = {**inverting(self.bundle, how), **how, "convert": convert}
         own = self._noise_of(self._read(picture, convert), convert, settings)
         # Along the arc the noise keeps its variance, which the network expects.
         starts = [slerp(own, self._noise_of(seed + i, convert, settings), amount) for i in range(n)]
@@ -236,12 +244,22 @@ class Inverting(ABC):
         return self.run(expand(self.bundle, n, seed, given), on_step).samples
 
 
-def inverting(bundle: Bundle) -> Mapping[str, object]:
+def inverting(bundle: Bundle, how: Mapping[str, object] | None = None) -> Mapping[str, object]:
     """Return how samples are inverted and made again from their noise, unless the caller says so.
 
-    A network that was distilled has levels of its own, and makes samples from noise alone.
+    A network that was distilled has levels of its own, and makes samples from noise alone. A tuned
+    solver has levels of its own, too.
+
+    Args:
+        how: What the caller says.
     """
-    return {} if bundle.distilled else INVERTING
+    if bundle.distilled:
+        return {}
+    solver = {**INVERTING, **(how or {})}["solver"]
+    solver = bundle.defaults.solver if solver is None else solver
+    if isinstance(solver, str) and solver == TUNED:
+        return {name: value for name, value in INVERTING.items() if name != "grid"}
+    return INVERTING
 
 
 def with_own(settings: Mapping[str, object], **own: object) -> dict[str, object]:

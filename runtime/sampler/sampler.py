@@ -206,7 +206,7 @@ class Sampler(Animating):
         """
         settings = {
             "label": label,
-            "conditions": conditions or {},
+            "conditions": conditions,
             "convert": convert,
             "guidance": guidance,
             "guidance_interval": guidance_interval,

@@ -25,7 +25,7 @@ from ..errors import RequestError
 from ..errors.arguments import integer
 from ..errors.messages import reason, shown
 from ..files import replacing
-from ..images import is_image, picture_format, save, tile, to_uint8
+from ..images import enlargement, is_image, picture_format, save, sheet_shape, tile, to_uint8
 from ..sampler import Sampler
 from .output import say
 from .progress import Progress
@@ -225,15 +225,22 @@ def write(path: Path, samples: Float32, sampler: Sampler, columns: int | None, w
 
 
 def check_out(
-    given: argparse.Namespace, bundle: Bundle, format_of: Callable[[Path], str] = picture_format
+    given: argparse.Namespace,
+    bundle: Bundle,
+    n: int,
+    columns: int | None = None,
+    format_of: Callable[[Path], str] = picture_format,
 ) -> None:
-    """Check the output options before anything is sampled.
+    """Check the output options before anything is sampled, for n images on a sheet.
+
+    columns: Images to a row, unless the command line says so.
 
     Raises:
         RequestError: `write` could not write the file or the sheet, or the samples are not images.
     """
     if given.columns is not None:
-        integer("columns", given.columns, 1)
+        columns = integer("columns", given.columns, 1)
+    width = integer("width", given.width, 0)
     if given.out.suffix == ".npy":
         return
     shape = bundle.sample_shape
@@ -243,6 +250,8 @@ def check_out(
             f"or 3 channels by height by width. Write the samples themselves: --out samples.npy."
         )
     format_of(given.out)
+    C, H, W = shape
+    enlargement(sheet_shape(n, (H, W, C), columns), width)
 
 
 def in_turn(given: Sequence[Label] | None, n: int) -> Label | list[Label] | None:
@@ -275,11 +284,13 @@ def integers(text: str) -> tuple[int, ...]:
 def assignment(text: str) -> tuple[str, object]:
     """Parse NAME=VALUE, for argparse.
 
-    The value is JSON, a number that Python reads and JSON does not (".5", "nan"), or else text.
+    The value is JSON, what Python reads and JSON does not (".5", "nan", "True"), or else text.
     """
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {shown(text)}")
+    if value in ("True", "False"):
+        return name, value == "True"
     for parse in (json.loads, int, float):
         try:
             return name, parse(value)

@@ -48,6 +48,7 @@ def test_labels_are_listed(tiny_bundle: Path, capsys: pytest.CaptureFixture) -> 
         ("--option eta=7 --solver ddim", "`eta` must be a number from 0 to 1"),
         ("--out grid.txt", "use a name that ends in .png"),
         ("--columns 0", "`columns` must be at least 1"),
+        ("--width -1", "`width` must be at least 0, got -1"),
         ("--seed -1", "`seed` must be 0 to"),
     ],
 )
@@ -65,6 +66,18 @@ def test_wrong_input_is_one_line_and_status_2(
     assert error.startswith("error: ")
     assert message in error
     assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+@pytest.mark.parametrize("arguments", ["--width 100000", "--n 4 --columns 100000000"])
+def test_a_sheet_that_is_too_large_is_refused_before_anything_is_sampled(
+    arguments: str,
+    tiny_bundle: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Sampler, "run", lambda *_, **__: pytest.fail("sampled"))
+    assert main([str(tiny_bundle), *arguments.split()]) == 2
+    assert "bytes is too large" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -89,6 +89,8 @@ def repaint(grid: Grid, jump: int = 5, resample: int = 4, eta: float = 1.0) -> U
     """
     jump = integer("jump", jump, 1)
     resample = integer("resample", resample, 1, 1000)
+    if resample > 1:
+        fresh(intervals(grid))  # which refuses a grid that climbs
     n = len(grid)
     # The blocks' bounds; the noisiest block takes what `jump` does not divide.
     bounds = [0, *range(n % jump or jump, n + 1, jump)] if jump < n else [0, n]

@@ -144,7 +144,9 @@ def lms(grid: Grid, order: int = 4) -> Update:
     """
     order = integer("order", order, 1, 4)
     rho = _rho(grid)
+    # On a flow, ρ = 1 is a level of its own too. That of pure noise has no weights.
     step = np.diff(rho)[:, None]
+    step[step == 0] = 1.0
     # ∫ u^i du over (0, 1) = 1/(i+1): in ρ the ODE has no other weight.
     moments = np.broadcast_to(1 / np.arange(2.0, order + 1), (len(grid), order - 1))
     nodes = (past(rho[:-1], order - 1) - rho[:-1, None]) / step

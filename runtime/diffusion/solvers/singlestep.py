@@ -13,7 +13,7 @@ from ...errors.arguments import number
 from ..arrays import Float64
 from ..grid import Grid
 from ..update import Update
-from .steps import singlestep
+from .steps import fresh, intervals, singlestep
 
 
 def heun(grid: Grid) -> Update:
@@ -51,6 +51,7 @@ def edm(
     gamma = min(churn / len(grid), math.sqrt(2) - 1)
     if gamma == 0:
         return heun(grid)
+    fresh(intervals(grid))  # which refuses a grid that climbs
     rho = np.exp(-0.5 * grid.log_snr)
     noisiest = grid.noisiest
     # In log-SNR the lift is a shift by -2·log(1 + γ). Levels that it does not move stay as they

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import Sampler
+from runtime import Request, Sampler
 from runtime.bench import measure as timing
 from runtime.bench import table as bench
 from runtime.bench.fresh import cold as measure_cold
@@ -66,7 +66,7 @@ def test_the_parts_of_the_first_picture_are_no_more_than_the_whole(found: dict) 
 def test_memory_is_the_childs_own(precise: Path) -> None:
     """A child inherits getrusage's peak from its parent; this value must not be inherited."""
     ballast = np.ones(2**27)  # 1 GiB, touched
-    cold = measure_cold(precise, Result("onnxruntime", "fp32"), 1, {"seed": 0, "steps": 1}, 1)
+    cold = measure_cold(precise, Result("onnxruntime", "fp32"), 1, Request(0, steps=1), 1)
     assert cold.peak_mib is not None
     assert 20 < cold.peak_mib < ballast.nbytes / 2**20
 
@@ -130,6 +130,29 @@ def test_a_table_for_people_and_a_page_to_look_at(
         assert part in text
     with Image.open(out) as page:
         assert page.size[0] > 1000
+
+
+def test_a_bundle_with_conditions_is_measured(
+    second_format: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A fresh process gets the drawn conditions too; no time at all is 5 calls."""
+    given = ["--seconds", "0", "--grid", "15,5", "--pictures", "1", "--batch", "1"]
+    arguments = [str(second_format / "bundle"), *given, "--cold", "1", "--json"]
+    assert bench.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == 2
+    (run,) = found["runs"]
+    assert run["cold"]["sample_s"] > 0
+    assert run["batches"][0]["timed"] == timing.LEAST
+
+
+@pytest.mark.parametrize("option", ["--threads", "--streams"])
+def test_what_a_fresh_process_would_refuse_is_refused_before_it_starts(
+    option: str, tiny_bundle: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("measured"))
+    assert bench.main([str(tiny_bundle), option, "0"]) == 2
+    assert f"`{option[2:]}` must be 1 to 1024, got 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

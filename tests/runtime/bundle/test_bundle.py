@@ -1,13 +1,16 @@
 """A bundle is read complete and unchanged, or raises an error that says what to do."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runtime import Bundle, BundleError, Sampler
+from runtime import Bundle, BundleError, RequestError, Sampler
+from runtime.bundle.distilled import Distilled
 from runtime.bundle.format import MANIFEST
+from runtime.diffusion.solvers import SOLVERS
 
 
 def test_the_bundle_says_what_it_is(tiny_bundle: Path) -> None:
@@ -18,6 +21,23 @@ def test_the_bundle_says_what_it_is(tiny_bundle: Path) -> None:
     assert bundle.labels.names == tuple("0123456789")
     assert len(bundle.schedule) == 1000
     assert bundle.provenance["config"]["data"] == "digits"
+
+
+def test_a_network_that_was_distilled_is_called_at_its_levels_alone(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    times = tuple(bundle.schedule.time[[999, 738, 500]].tolist())
+    student = replace(bundle, distilled=Distilled({1: times[:1], 3: times}, {}))
+    for solver in SOLVERS:
+        called = bundle.program(solver, grid=times).call[:, 0].tolist()
+        if set(called) <= set(times):
+            assert student.program(solver, 3).call[:, 0].tolist() == called
+        else:
+            with pytest.raises(RequestError, match=f"{solver} calls the network between"):
+                student.program(solver, 3)
+            # Times of one's own are taken as they are.
+            student.program(solver, grid=times[:2])
+    with pytest.raises(RequestError, match="between the levels"):
+        student.program("dpmpp_2s", 3)
 
 
 def test_every_file_is_listed_and_reads_back(tiny_bundle: Path) -> None:

@@ -187,6 +187,15 @@ def test_noise_is_asked_for_on_noisy_rows_only() -> None:
     assert asked == []
 
 
+def test_a_program_that_adds_noise_needs_some() -> None:
+    program = make_program(SCHEDULES["cosine"], "v", "ddpm", 5)
+    network = lambda x, t: np.zeros_like(x)  # noqa: E731
+    with pytest.raises(RequestError, match="'ddpm' adds noise in 4 of 5 rows, got no `noise`"):
+        run(program, network, np.ones((1, 2)))
+    with pytest.raises(RequestError, match="`noise` must be a function"):
+        run(program, network, np.ones((1, 2)), np.ones((1, 2)))  # type: ignore[arg-type]
+
+
 def test_guidance_is_fc_plus_g_minus_1_times_the_difference_and_1_asks_once() -> None:
     calls: list[list[int]] = []
 

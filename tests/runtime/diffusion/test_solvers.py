@@ -259,3 +259,23 @@ def test_a_way_up_to_pure_noise_ends_there(solver: str, schedule: str) -> None:
     alpha, sigma = program.level[0].astype(np.float32)
     end = run(program, lambda x, *_: np.broadcast_to(x0, x.shape), alpha * x0 + sigma * eps)
     np.testing.assert_allclose(end, eps * np.float32(found.sigma[-1]), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("solver", "options"), [("edm", {"churn": 10.0}), ("repaint", {"eta": 0.0, "resample": 2})]
+)
+def test_a_solver_that_its_options_make_noisy_cannot_climb(solver: str, options: dict) -> None:
+    schedule = make_schedule("cosine")
+    up = make_grid(schedule, "log_snr", 8).climbing()
+    with pytest.raises(RequestError, match="use a deterministic solver"):
+        make_program(schedule, "x0", solver, grid=up, **options)
+    quiet = {"edm": {"churn": 0.0}, "repaint": {"eta": 0.0, "resample": 1}}[solver]
+    assert not make_program(schedule, "x0", solver, grid=up, **quiet).noisy.any()
+
+
+def test_lms_climbs_past_the_level_whose_rho_is_that_of_pure_noise() -> None:
+    """A flow's middle has ρ = 1, which stands for pure noise too, of no weights."""
+    schedule = make_schedule("flow")
+    up = make_grid(schedule, "trailing", 2).climbing()
+    assert up.alpha[-2] == up.sigma[-2]
+    assert np.isfinite(make_program(schedule, "v", "lms", grid=up).update).all()

@@ -127,6 +127,21 @@ def test_only_some_of_the_samples_step_and_have_the_same_bytes(
     assert len(batch) == 0
 
 
+def test_live_counts_samples_that_are_parked_or_not_seated_yet(
+    sampler: Sampler, jobs: list[Job]
+) -> None:
+    batch = Batch(sampler.backend.bind(2), SHAPE, 4, 2)
+    slots = [batch.admit(job) for job in jobs[:4]]
+    assert batch.live == 4
+    batch.step(slots[:2])
+    batch.step(slots[2:])
+    finished: dict = {}
+    while batch.live:
+        batch.step([slot for slot in slots if slot not in finished][:2])
+        finished |= batch.finished()
+    assert sorted(finished) == sorted(slots)
+
+
 def test_a_step_of_the_wrong_samples_is_refused(sampler: Sampler, jobs: list[Job]) -> None:
     batch = Batch(sampler.backend.bind(2), SHAPE, 3, 2)
     slots = [batch.admit(max(jobs, key=lambda job: len(job.table))) for _ in range(3)]

@@ -38,6 +38,7 @@ class Opened:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.backends: list[StreamedBackend] = []
+        self.growth = 1.0
 
     def clock(self) -> float:
         return 0.5 * len(self.backends) + sum(backend.now for backend in self.backends)
@@ -47,7 +48,7 @@ class Opened:
         self.names.append(pair)
         if pair not in MS:
             raise BackendError(f"{name} cannot be imported: install it.")
-        backend = StreamedBackend(bundle, {1: MS[pair]})
+        backend = StreamedBackend(bundle, {1: MS[pair]}, growth=self.growth)
         backend.name = name
         backend.precision = precision
         self.backends.append(backend)
@@ -72,6 +73,15 @@ def test_the_pairs(bundle: Bundle) -> None:
         proved(bundle, Wish("int8", 50))
 
 
+def test_a_wish_that_nothing_meets_says_what_to_pass(bundle: Bundle) -> None:
+    with pytest.raises(RequestError, match=r"'int7'\. Did you mean 'int8'"):
+        proved(bundle, Wish("int7"))
+    with pytest.raises(RequestError, match="Pass another precision, or a backend by name"):
+        proved(bundle, Wish("bf16"))
+    with pytest.raises(RequestError, match="Pass a smaller min_psnr, or a backend by name"):
+        proved(bundle, Wish("int8", 50))
+
+
 def test_the_fastest_is_chosen_and_kept(bundle: Bundle, opened: Opened) -> None:
     choice, backend = fastest(bundle, Wish(), opened.clock)
     assert (backend.name, backend.precision) == ("openvino", "fp32")
@@ -80,6 +90,33 @@ def test_the_fastest_is_chosen_and_kept(bundle: Bundle, opened: Opened) -> None:
     again, _ = fastest(bundle, Wish(), opened.clock)
     assert (again.backend, again.ms) == (choice.backend, choice.ms)
     assert opened.names[2:] == ["openvino fp32"]
+
+
+def test_a_time_of_a_busy_machine_is_measured_again(
+    bundle: Bundle, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next process chooses rightly, and the one after it does not measure."""
+    with monkeypatch.context() as patch:
+        # Each call takes longer than the one before it.
+        patch.setitem(MS, "openvino fp32", 0.04)
+        patch.setattr(opened, "growth", 1.3)
+        choice, _ = fastest(bundle, Wish(), opened.clock)
+        assert (choice.backend, choice.settled) == ("onnxruntime", False)
+    choice, _ = fastest(bundle, Wish(), opened.clock)
+    assert (choice.backend, choice.settled) == ("openvino", True)
+    before = len(opened.names)
+    assert fastest(bundle, Wish(), opened.clock)[0].ms == choice.ms
+    assert opened.names[before:] == ["openvino fp32"]
+
+
+def test_a_long_call_is_measured_once(
+    bundle: Bundle, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LIMIT_S", 60)
+    monkeypatch.setitem(MS, "onnxruntime fp32", 1.5)
+    monkeypatch.setitem(MS, "openvino fp32", 1.2)
+    choice, _ = fastest(bundle, Wish(), opened.clock)
+    assert (choice.backend, choice.settled) == ("openvino", True)
 
 
 def test_it_ends_in_time(bundle: Bundle, opened: Opened) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, Request, RequestError, Sampler, SamplingOptions, resolve
+from runtime.engine.request import Planner
 
 IMAGE = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8)
 REQUESTS = [
@@ -47,6 +48,24 @@ def test_numpy_values_go_to_json() -> None:
         "steps": 4,
         "grid": "karras",
     }
+
+
+def test_numpy_values_resolve_to_pythons_and_share_a_program(sampler: Sampler) -> None:
+    plain = {"steps": 3, "guidance": 2.0, "guidance_interval": (0.5, 3.0), "options": {"eta": 0.5}}
+    numpy = {
+        "steps": np.int64(3),
+        "guidance": np.array(2.0),
+        "guidance_interval": np.array([0.5, 3.0]),
+        "options": {"eta": np.float64(0.5)},
+    }
+    bundle = sampler.bundle
+    one = Request(0, label=1, solver="ddim", **plain)  # type: ignore[arg-type]
+    two = Request(0, label=1, solver="ddim", **numpy)  # type: ignore[arg-type]
+    assert json.dumps(resolve(bundle, two).to_json()) == json.dumps(resolve(bundle, one).to_json())
+    planner = Planner(bundle)
+    assert planner.job(two).table is planner.job(one).table
+    # A list from JSON as well.
+    assert planner.job(Request.from_json(one.to_json())).table is planner.job(one).table
 
 
 def test_what_is_not_said_is_the_bundles(

@@ -270,6 +270,29 @@ def test_a_request_that_fails_fails_alone(rigged: Callable[..., Rig]) -> None:
     assert rig.engine.stats().failed == 1
 
 
+def test_previews_survive_a_call_that_fails(rigged: Callable[..., Rig]) -> None:
+    """Each sample takes its row again alone, which retires those that finished just before."""
+    rig = rigged(shut=True)
+    rig.backend.broken = 2
+    opening = rig.engine.submit(request(9, steps=1))
+    rig.gate.arrive()
+    good = [request(seed, steps=1) for seed in range(2)]
+    tickets = [rig.engine.submit(r, on_preview=True) for r in good]
+    guilty = rig.engine.submit(request(8, label=2), on_preview=True)
+    rig.gate.release()
+    for ticket, asked in zip(tickets, good, strict=True):
+        x = ticket.result(WAIT_S)
+        assert x.tobytes() == rig.alone(asked)
+        preview = ticket.preview()
+        assert preview is not None
+        assert preview.x.tobytes() == x.tobytes()
+    with pytest.raises(BackendError, match="a broken label"):
+        guilty.result(WAIT_S)
+    assert guilty.preview() is None
+    assert opening.result(WAIT_S) is not None
+    assert rig.engine.stats().accepting
+
+
 def test_a_cancelled_ticket_leaves_the_batch_within_one_tick(rigged: Callable[..., Rig]) -> None:
     rig = rigged(shut=True)
     stays = rig.engine.submit(request(0, steps=20))
@@ -571,6 +594,23 @@ def test_result_waits_no_longer_than_it_is_told_to(rigged: Callable[..., Rig]) -
         ticket.exception(0)
 
 
+@pytest.mark.parametrize("endless", [float("inf"), 1e10])
+def test_a_wait_may_be_longer_than_a_lock_can_wait(
+    endless: float, rigged: Callable[..., Rig]
+) -> None:
+    rig = rigged()
+    ticket = rig.engine.submit(request(0))
+    assert ticket.wait(endless)
+    assert len(ticket.result(endless)) == 1
+    assert ticket.exception(endless) is None
+    with pytest.raises(RequestError, match="`timeout` must be a number"):
+        ticket.result("x")
+    with pytest.raises(RequestError, match="`drain_s` must be a number"):
+        rig.engine.close("x")
+    assert rig.engine.stats().accepting
+    assert rig.engine.close(endless)
+
+
 def test_arguments_are_checked(rigged: Callable[..., Rig]) -> None:
     rig = rigged()
     for bad in (
@@ -593,4 +633,6 @@ def test_arguments_are_checked(rigged: Callable[..., Rig]) -> None:
         Engine(rig.sampler, max_batch=0)
     with pytest.raises(RequestError, match="limits"):
         Engine(rig.sampler, {"live": 3})
+    with pytest.raises(RequestError, match="`sampler` must be a Sampler, got 'bundles/emoji32'"):
+        Engine("bundles/emoji32")
     assert rig.engine.stats().accepted == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -341,6 +343,19 @@ def test_the_error_of_a_worker_reaches_the_caller(
     record.write_text(json.dumps({**value, "sha256": "0" * 64}))
     with pytest.raises(BackendError, match="its bytes differ"):
         make(count=2)
+
+
+def test_a_worker_that_fails_after_another_ends_in_silence(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent ended with the first error, and reads no second one."""
+    here, there = multiprocessing.Pipe()
+    here.close()
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    settings = Settings(bundle=bundle, plan=Plan.from_json(PLAN), out=tmp_path, n=3, shard=3)
+    for error in (BackendError("no memory"), RuntimeError("a bug")):
+        monkeypatch.setattr(workers, "Maker", Mock(side_effect=error))
+        workers._work(workers._Run(settings, {}), there)
 
 
 def test_a_worker_that_is_killed_is_replaced(

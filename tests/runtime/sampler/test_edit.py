@@ -3,6 +3,7 @@ bytes."""
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from runtime import Request, RequestError, Sampler, Stream, noise
 from runtime.backends.onnxruntime import OnnxRuntimeBuffers
 from runtime.diffusion.slerp import slerp
+from runtime.diffusion.tuned import Tuned
 from runtime.edit import VERBS, main
 
 LABELS = [3, 1, 4, 1, 5]
@@ -273,6 +275,26 @@ def test_interpolation_has_both_ends_and_stays_on_the_sphere(
     assert mixed[0].tobytes() == backs[0].tobytes()
 
 
+def test_interpolation_draws_the_same_noise_for_all_samples(sampler: Sampler) -> None:
+    """Only the starts differ, so neighbours are alike and the first end is its seed's sample."""
+    how = {"solver": "ddpm", "grid": "trailing", "steps": 6, "label": 3, "guidance": 1.0}
+    found = sampler.interpolate(5, 900, 5, **how)
+    assert found[0].tobytes() == sampler.sample(1, 5, **how).tobytes()
+    last = noise(900, Stream.INITIAL, 0, (1, 8, 8))
+    assert found[-1].tobytes() == sampler.sample(1, 5, start=last[None], **how).tobytes()
+
+
+def test_a_tuned_solver_interpolates_seeds_on_its_own_levels(sampler: Sampler) -> None:
+    spec = sampler.bundle
+    tuned = Tuned(spec.schedule.time[[999, 400]], np.zeros((2, 3)), {})
+    with_tuned = Sampler(replace(spec, tuned={2: tuned}), sampler.backend)
+    found = with_tuned.interpolate(1, 2, 2, solver="tuned", label=3)
+    expected = with_tuned.sample(2, 1, solver="tuned", label=3, guidance=1.0)
+    assert found.tobytes() == expected.tobytes()
+    with pytest.raises(RequestError, match="takes no options, got a way up"):
+        with_tuned.invert(ZEROS, solver="tuned")
+
+
 def test_slerp_turns_at_an_even_rate() -> None:
     a, b = noise(1, Stream.INITIAL, 0, (3, 40, 40)), noise(2, Stream.INITIAL, 0, (3, 40, 40))
 
@@ -413,6 +435,8 @@ ZEROS = np.zeros((8, 8), np.uint8)
         (lambda s: s.variations(ZEROS, strength=0.5), "`strength` is for images"),
         (lambda s: s.interpolate(True, 2), "`seed` must be an integer, .* got True"),
         (lambda s: s.interpolate(ZEROS, 2, 3, label=[1, 2, 3]), "`label` must be one value, got 3"),
+        (lambda s: s.sample(1, conditions=np.zeros(3)), "`conditions` must be a dict by name, got an "
+        "array"),
         (lambda s: s.inpaint(ZEROS, None), "the mask must be a path"),
         (lambda s: s.inpaint(ZEROS, np.full((8, 8), "x")), "`mask` must be an array of bool or "
         "numbers"),
@@ -547,7 +571,17 @@ def test_wrong_words_end_in_a_line_that_says_why(
 
 
 @pytest.mark.parametrize(
-    "words", ["animate {} --out a.bmp", "stylize {} 0.png --out a.xyz", "animate {} --columns 0"]
+    "words",
+    [
+        "animate {} --out a.bmp",
+        "stylize {} 0.png --out a.xyz",
+        "animate {} --columns 0",
+        "animate {} --width 100000",
+        "translate {} 0.png --from 1 --to 2 --width 100000",
+        "interpolate {} 1 2 --n 30000000",
+        "variations {} 0.png --n 3 --width 100000",
+        "interpolate {} 1 2 --n 3 --label 1 --label 2",
+    ],
 )
 def test_what_cannot_be_written_is_refused_before_anything_is_sampled(
     words: str, files: Path, tiny_bundle: Path, monkeypatch, capsys
@@ -555,7 +589,8 @@ def test_what_cannot_be_written_is_refused_before_anything_is_sampled(
     monkeypatch.chdir(files)
     monkeypatch.setattr(OnnxRuntimeBuffers, "run", lambda *_: pytest.fail("sampled"))
     assert main(words.format(tiny_bundle).split()) == 2
-    assert re.search("cannot write|`columns` must be", capsys.readouterr().err)
+    message = "cannot write|`columns` must be|bytes is too large|takes one label, got 2"
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_every_verb_of_the_command_is_a_method(sampler: Sampler) -> None:

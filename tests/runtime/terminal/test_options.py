@@ -18,6 +18,8 @@ from runtime.terminal.progress import Progress
     ("text", "value"),
     [
         ("corrector=false", False),
+        ("corrector=False", False),
+        ("corrector=True", True),
         ("order=2", 2),
         ("eta=0.5", 0.5),
         ("eta=.5", 0.5),
