@@ -18,7 +18,7 @@ SHAPE = (1, 8, 8)
 def random_request(generator: np.random.Generator, seed: int) -> Request:
     """Any solver, guided or not, with a mask or a start, of 1 to 100 steps; mostly few."""
     solver = str(generator.choice(sorted(SOLVERS)))
-    steps = int(generator.choice([1, 2, 3, 4, 5, 8, 12, 100], p=[0.1, *[0.15] * 5, 0.14, 0.01]))
+    steps = int(generator.choice([1, 2, 3, 4, 5, 8, 12, 100], p=[0.1, *[0.15] * 5, 0.11, 0.04]))
     guidance = float(generator.choice([1.0, 1.0, 2.5]))
     settings: dict = {"label": int(generator.integers(10)), "guidance": guidance}
     image = generator.uniform(-1, 1, SHAPE).astype(np.float32)
@@ -66,29 +66,36 @@ def alone(sampler: Sampler, jobs: list[Job]) -> list[bytes]:
 def test_500_interleavings_give_the_bytes_that_each_job_gives_alone(
     sampler: Sampler, jobs: list[Job], alone: list[bytes]
 ) -> None:
-    """One batch after another from the same buffers, as in a service, for 500 jobs."""
+    """One batch after another from the same buffers, as in a service, for 500 jobs.
+
+    A fifth of them are cancelled, each at a row of its own.
+    """
+    assert max(len(job.table.call) for job in jobs) >= 100
     generator = np.random.Generator(np.random.Philox(key=8))
     batch = Batch(sampler.backend.bind(CAPACITY), SHAPE, CAPACITY)
     order = [int(i) for i in generator.integers(len(jobs), size=INTERLEAVINGS)]
     under_way: dict[int, int] = {}
+    left: dict[int, int] = {}
     compared = cancelled = 0
     while order or under_way:
         while order and len(batch) < CAPACITY and generator.random() < 0.7:
             job = order.pop()
-            under_way[batch.admit(jobs[job])] = job
-        batch.step()
-        if under_way and generator.random() < CANCELLED / 4:
-            slot = int(generator.choice(sorted(under_way)))
+            slot = batch.admit(jobs[job])
+            under_way[slot] = job
+            if generator.random() < CANCELLED:
+                left[slot] = int(generator.integers(len(jobs[job].table.call)))
+        for slot in [slot for slot, rows in left.items() if not rows]:
             batch.cancel(slot)
-            del under_way[slot]
+            del under_way[slot], left[slot]
             cancelled += 1
+        batch.step()
+        left = {slot: rows - 1 for slot, rows in left.items()}
         for slot, x in batch.finished().items():
             job = under_way.pop(slot)
             assert x.tobytes() == alone[job], f"job {job}"
             compared += 1
     assert compared + cancelled == INTERLEAVINGS
-    assert compared > INTERLEAVINGS / 2
-    assert cancelled > INTERLEAVINGS / 20
+    assert 0.15 * INTERLEAVINGS < cancelled < 0.25 * INTERLEAVINGS
 
 
 def test_only_some_of_the_samples_step_and_have_the_same_bytes(
