@@ -6,12 +6,13 @@ import argparse
 import asyncio
 import contextlib
 import ipaddress
+import os
 import socket
 import sys
 from pathlib import Path
 from threading import Thread
 
-from runtime.errors import RequestError
+from runtime.errors import ClosedError, RequestError
 from runtime.errors.arguments import integer
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
@@ -50,15 +51,19 @@ def serve(given: argparse.Namespace) -> int:
     # 5 ms each time while the event loop is busy with refusals.
     sys.setswitchinterval(SWITCH_S)
     asyncio.run(server.serve([listener]))
-    # A bundle that cannot be opened has stopped the server.
-    failure = server.service.models.failure
-    if failure is not None:
+    # A bundle that cannot be opened has stopped the server, unless a signal has.
+    failure = models.failure
+    if failure is not None and not isinstance(failure, ClosedError):
         raise failure
+    if failure is None and not models.opened:
+        # A signal came while a bundle was opened. The thread that does this cannot be stopped, and
+        # an inference library aborts if Python ends around it.
+        os._exit(0)
     return 0
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises OSError if the address cannot be used."""
+    """Return a socket that listens. Raises RequestError if the address cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's delay of 40 ms off only for sockets that name their protocol.
     found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -67,9 +72,12 @@ def listen(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
         found.listen(2048)
-    except BaseException:
+    except OSError as error:
         found.close()
-        raise
+        raise RequestError(
+            f"cannot listen at {host}, port {port} ({error.strerror or error}). Pass another "
+            "--host or --port; port 0 is a free one."
+        ) from error
     return found
 
 

@@ -20,6 +20,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from threading import Thread
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,7 +30,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from runtime.errors import UnnoiseError
+from runtime.errors import ClosedError, UnnoiseError
 
 from . import edits, health, job_endpoints, log, openai, openapi, protocol, samples
 from .middleware import Gate, Observe
@@ -127,12 +128,13 @@ def _entered(path: str, methods: Mapping[str, Endpoint]) -> Endpoint:
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     """Open the models in a thread, while probes are answered; close them at the end."""
     service: Service = app.state.service
-    # uvicorn listens only once this has yielded, so opening must not hold it up.
-    opening = asyncio.create_task(asyncio.to_thread(_open, service))
+    # uvicorn listens only once this has yielded, and no shutdown may wait for a large bundle.
+    # `close` ends the thread after the bundle that it is at. It is no daemon, because a process
+    # that ends inside an inference library aborts.
+    Thread(target=_open, args=(service,), name="unnoise-open").start()
     try:
         yield
     finally:
-        await opening
         await asyncio.to_thread(service.close)
 
 
@@ -140,5 +142,8 @@ def _open(service: Service) -> None:
     try:
         service.models.open()
         log.write("ready", models=list(service.models.all))
+    except ClosedError:
+        # The service ends, and the log says why.
+        return
     except Exception as error:
         log.write("failed", logging.ERROR, error=str(error))

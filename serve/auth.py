@@ -32,7 +32,7 @@ def read_tokens(path: Path) -> dict[str, str]:
         RequestError: The file cannot be read, or holds no token.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"{shown_path(path)} cannot be read: {reason}.") from None
@@ -47,6 +47,17 @@ def read_tokens(path: Path) -> dict[str, str]:
     if not tokens:
         raise RequestError(f"{shown_path(path)} holds no token. Write one a line.")
     return tokens
+
+
+def check(headers: Headers, method: str, path: str, settings: Settings) -> str | None:
+    """Return the user of a request, see `user_of`.
+
+    Raises:
+        Problem: The request is for another host, of another origin, or of a stranger.
+    """
+    check_host(headers, path, settings)
+    check_origin(headers, method, settings)
+    return user_of(headers, path, settings.tokens)
 
 
 def user_of(headers: Headers, path: str, tokens: Mapping[str, str]) -> str | None:
@@ -101,8 +112,16 @@ def check_origin(headers: Headers, method: str, settings: Settings) -> None:
     if origin is None or settings.cors or method in SAFE_METHODS:
         return
     # Browsers send the Origin of a page with every request that may change something.
-    if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+    if _place(origin) != headers.get("host", "").lower():
         raise Problem(403, "pages of other origins may not use this service. See --cors.")
+
+
+def _place(origin: str) -> str | None:
+    """Return the host and port in an Origin header; None if it is not a URL."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def host_name(host: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import warnings
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from PIL import Image
@@ -53,10 +53,15 @@ async def read_json(request: Request, settings: Settings) -> object:
 
 @dataclass(frozen=True)
 class Form:
-    """A multipart body: its files by name, and its texts by name."""
+    """A multipart body: its files by name, and its texts with their names, in order."""
 
     files: Mapping[str, bytes]
-    texts: Mapping[str, str]
+    texts: Sequence[tuple[str, str]]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all its parts."""
+        return [*self.files, *(name for name, _ in self.texts)]
 
 
 class _InMemory(MultiPartParser):
@@ -77,7 +82,7 @@ async def read_form(request: Request, settings: Settings, texts: int) -> Form:
 
     Raises:
         Problem: It is of another type (415), too large (413), or takes too long (408).
-        RequestError: It is not multipart/form-data, has too many parts, or a part twice.
+        RequestError: It is not multipart/form-data, has too many parts, or a file twice.
         ClientGone: The client left.
     """
     _check_type(request, "multipart/form-data")
@@ -86,27 +91,30 @@ async def read_form(request: Request, settings: Settings, texts: int) -> Form:
         request.stream(),
         max_files=settings.parts,
         max_fields=texts,
-        max_part_size=settings.json_bytes,
+        # The whole body is counted as it arrives, and texts are measured below.
+        max_part_size=settings.upload_bytes,
     )
     async with _in_time(settings):
         try:
             # `receive` counts the bytes and raises the 413.
             form = await parser.parse()
-        except MultiPartException as error:
-            raise RequestError(f"the multipart body cannot be read: {error.message}") from None
+        except (MultiPartException, ValueError) as error:  # also text that its charset refuses
+            raise RequestError(f"the multipart body cannot be read: {_plain(error)}.") from None
         except ClientDisconnect:
             raise ClientGone from None
     found_files: dict[str, bytes] = {}
-    found_texts: dict[str, str] = {}
+    found_texts: list[tuple[str, str]] = []
     try:
         for name, value in form.multi_items():
-            # Which of two would count is anybody's guess.
-            if name in found_files or name in found_texts:
+            # Which of two would count is anybody's guess. A text may be an entry of a list.
+            if name in found_files or (not isinstance(value, str) and name in dict(found_texts)):
                 raise RequestError(f"the part {name[:60]!r} is given twice. Send it once.")
-            if isinstance(value, str):
-                found_texts[name] = value
-            else:
+            if not isinstance(value, str):
                 found_files[name] = await value.read()
+            elif len(value) > settings.json_bytes:
+                raise too_large(f"the text {name[:60]!r}", settings.json_bytes)
+            else:
+                found_texts.append((name, value))
     finally:
         parser.close()
     return Form(found_files, found_texts)
@@ -123,15 +131,35 @@ def decode(name: str, data: bytes, settings: Settings) -> Image.Image:
     Raises:
         RequestError: It is no such file, damaged, or has too many pixels.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            # It reads the header alone.
-            image = Image.open(io.BytesIO(data), formats=IMAGE_KINDS)
-        if image.width * image.height > settings.pixels:
-            raise _too_many_pixels(name, settings)
+    with _readable(name, settings):
+        image = _opened(name, data, settings)
         # Pixels from here on.
         image.load()
+    return image
+
+
+def pixels_of(name: str, data: bytes, settings: Settings) -> int:
+    """Return the pixels of an uploaded image, from its header alone. See `decode`."""
+    with _readable(name, settings):
+        image = _opened(name, data, settings)
+    return image.width * image.height
+
+
+def _opened(name: str, data: bytes, settings: Settings) -> Image.Image:
+    """Open an image that is small enough, and read its header alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data), formats=IMAGE_KINDS)
+    if image.width * image.height > settings.pixels:
+        raise _too_many_pixels(name, settings)
+    return image
+
+
+@contextmanager
+def _readable(name: str, settings: Settings) -> Iterator[None]:
+    """Raise what Pillow raises as a RequestError."""
+    try:
+        yield
     except RequestError:
         raise
     except Image.DecompressionBombError:
@@ -140,13 +168,12 @@ def decode(name: str, data: bytes, settings: Settings) -> Image.Image:
         raise RequestError(
             f"`{name}` cannot be read as PNG, JPEG or WebP: {_plain(error)}. Send another file."
         ) from None
-    return image
 
 
 def _plain(error: Exception) -> str:
     # Pillow's sentence for an unknown file shows the object that it was read from.
     unknown = type(error).__name__ == "UnidentifiedImageError"
-    return "it is no such file" if unknown else reason(error)
+    return "it is no such file" if unknown else reason(error).rstrip(".")
 
 
 def too_large(what: str, most: int) -> Problem:
@@ -159,8 +186,13 @@ def _too_many_pixels(name: str, settings: Settings) -> RequestError:
     return RequestError(f"`{name}` has more than {settings.pixels} pixels. Send a smaller image.")
 
 
+def media_type(request: Request) -> str:
+    """Return the type of a body, without its parameters. It has no case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def _check_type(request: Request, kind: str) -> None:
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given = media_type(request)
     if given != kind:
         # A page of another origin can send any other type without asking first.
         raise Problem(415, f"the Content-Type must be {kind}, got {given[:60] or 'none'!r}.")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-
-from PIL.Image import Image
+from typing import cast
 
 from runtime import Bundle
 from runtime.bundle.conditions import MAX_CONDITIONS, Condition
-from runtime.diffusion.arrays import Float32
+from runtime.engine.conditions import spread
 from runtime.engine.json_arrays import array_from_json
 from runtime.errors import RequestError
+from runtime.errors.arguments import many
 from runtime.errors.messages import refused
 from runtime.images import read
 
-from .bodies import decode
+from .bodies import decode, pixels_of
 from .schema import Field, Kind, array_schema, flag, named
 from .settings import Settings
 
@@ -54,6 +54,9 @@ def _checked(name: str, value: object, depth: int = 0) -> object:
     image = value.get("image")
     if not isinstance(image, str):
         return array_from_json(name, value)
+    # Images come one for all samples or one each; only numbers are nested deeper.
+    if depth > 1:
+        raise refused(name, RULE, value)
     try:
         return base64.b64decode(image, validate=True)
     except (binascii.Error, ValueError):
@@ -79,13 +82,16 @@ def conditions_of(
 ) -> dict[str, object]:
     """Return the conditions of a request as `Sampler` takes them, their images decoded.
 
+    No image is decoded before all of them are known to be usable.
+
     Args:
         bundle: Of the model; it checks the values.
         given: The checked fields of the request.
         files: The parts of its form.
+        settings: The bounds. `pixels` holds for all images together, too.
 
     Raises:
-        RequestError: An image cannot be used, or a condition is given twice.
+        RequestError: A condition is unknown or given twice, or an image cannot be used.
     """
     values = given.get("conditions")
     found: dict[str, object] = dict(values) if isinstance(values, Mapping) else {}
@@ -96,27 +102,43 @@ def conditions_of(
         if name in found:
             raise RequestError(f"the condition {name[:60]!r} is given twice. Send it once.")
         found[name] = data
+    n = cast("int", given.get("n", 1))
     convert = bool(given.get("convert", True))
+    # It refuses unknown names; the values are checked when the requests are made.
+    spread(bundle, dict.fromkeys(found), n, convert)
     known = {c.name: c for c in bundle.conditions}
-    return {
-        name: _decoded(name[:60], value, known.get(name), convert, settings)
-        for name, value in found.items()
-    }
+    _check_images(found, known, n, settings)
+    return {name: _decoded(value, known[name], convert, settings) for name, value in found.items()}
 
 
-def _decoded(
-    name: str, value: object, of: Condition | None, convert: bool, settings: Settings
-) -> object:
+def _check_images(
+    found: Mapping[str, object], known: Mapping[str, Condition], n: int, settings: Settings
+) -> None:
+    """Check the images of conditions by their number and their headers. Raises RequestError."""
+    pixels = 0
+    for name, value in found.items():
+        entries = value if isinstance(value, list) else [value]
+        images = [entry for entry in entries if isinstance(entry, bytes)]
+        if not images:
+            continue
+        if not known[name].is_image:
+            raise RequestError(f"the condition {known[name]} takes no image. Send its values.")
+        if len(entries) > 1:
+            many(name, entries, n)
+        pixels += sum(pixels_of(name, image, settings) for image in images)
+    if pixels > settings.pixels:
+        raise RequestError(
+            f"the images of all conditions may have at most {settings.pixels} pixels together, "
+            f"got {pixels}. Send smaller images."
+        )
+
+
+def _decoded(value: object, of: Condition, convert: bool, settings: Settings) -> object:
     """Return a value with each image, which is bytes, as an array [*shape]."""
     if isinstance(value, list):
-        return [_decoded(name, entry, of, convert, settings) for entry in value]
+        return [_decoded(entry, of, convert, settings) for entry in value]
     if not isinstance(value, bytes):
         return value
-    image = decode(name, value, settings)
-    return image if of is None or of.range is None else _fitted(name, image, of, convert)
-
-
-def _fitted(name: str, image: Image, of: Condition, convert: bool) -> Float32:
-    """Return an image as the array [*shape] of a condition."""
     low, high = of.range or (-1.0, 1.0)
-    return read(image, of.shape, low, high, convert, name)[0]
+    # The image itself is much larger than the array, and is dropped before the next one.
+    return read(decode(of.name, value, settings), of.shape, low, high, convert, of.name)[0]

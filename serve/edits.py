@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from PIL import Image
+import numpy as np
+from PIL.Image import Image
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from runtime import Cancelled, Inversion, SamplingOptions
+from runtime.engine.expand import expand
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
 from runtime.images import read
+from runtime.images.mask import read_mask
 from runtime.sampler.animation import Animating
 from runtime.sampler.edits import PAINTING
 from runtime.sampler.inversion import inverting
@@ -31,7 +34,7 @@ from .pictures import Float32
 from .problems import Problem
 from .results import Output
 from .runs import Run
-from .samples import how_of, options_of
+from .samples import how_of
 from .schema import check_all
 from .service import Service, flow_of, service_of
 from .settings import Settings
@@ -46,7 +49,7 @@ class Edit:
 
     Attributes:
         given: The fields of `params`.
-        images: [1, *S] each, by part.
+        images: [n, *S] each, by part; the mask is 0 … 1.
         how: What the method of `Sampler` takes by keyword.
         rows: A bound of the rows of one sample's program.
     """
@@ -54,7 +57,6 @@ class Edit:
     verb: str
     given: Mapping[str, object]
     images: Mapping[str, Float32]
-    mask: Image.Image | None
     how: Mapping[str, object]
     rows: int
 
@@ -69,7 +71,7 @@ async def create(request: Request) -> ASGIApp:
     # An upload holds up to 8 MiB, so their number bounds the memory.
     async with service.uploads:
         form = await read_form(request, service.settings, texts=1)
-        given = params_of(verb, form)
+        given = params_of(verb, form, service.settings)
         model = service.models.get(cast("str | None", given.get("model")))
         output = Output.of(request, model, given)
         edit = await service.encode(plan, verb, given, form.files, model, service.settings)
@@ -122,11 +124,14 @@ async def begin(
     return await accepted(request.receive, run)
 
 
-def params_of(verb: str, form: Form) -> dict[str, object]:
-    """Check the parts of a form, and return the fields of `params`. Raises RequestError."""
+def params_of(verb: str, form: Form, settings: Settings) -> dict[str, object]:
+    """Check the parts of a form, and return the fields of `params`.
+
+    Raises RequestError, and Problem (413).
+    """
     parts = EDIT_PARTS[verb]
     # A text in the place of a file is refused here: it would be a path to `Sampler`.
-    for name in (*form.files, *form.texts):
+    for name in form.names:
         known_part = name in parts or name.startswith(PART)
         if name != "params" and not (known_part and name in form.files):
             known = ", ".join(parts)
@@ -137,7 +142,7 @@ def params_of(verb: str, form: Form) -> dict[str, object]:
     for name, required in parts.items():
         if required and name not in form.files:
             raise RequestError(f"{verb} needs the file `{name}`. Send it as a part of that name.")
-    return check_all("`params`", edit_fields(verb), samples.params_of(form))
+    return check_all("`params`", edit_fields(verb), samples.params_of(form, settings))
 
 
 def plan(
@@ -147,39 +152,79 @@ def plan(
     model: Model,
     settings: Settings,
 ) -> Edit:
-    """Check what an edit costs, then decode its images. Raises RequestError."""
+    """Check all passes of an edit, then decode its images. Raises RequestError."""
     chosen = {name: given[name] for name in SETTINGS if name in given}
     if verb == "translate":
         chosen.pop("label", None)
     how = how_of(chosen)
     n = integer("n", given.get("n", 1), 1, settings.samples)
-    # Before any image is decoded.
-    rows = check_cost(verb, given, model, settings)
-    if verb == "animate":
-        limits.check_frames(model.bundle, n, rows, settings)
-    convert = bool(given["convert"])
     bundle = model.bundle
-    parts = EDIT_PARTS[verb]
-    decoded = {name: decode(name, files[name], settings) for name in parts if name in files}
-    images = {
-        name: read(image, bundle.sample_shape, *bundle.sample_range, convert=convert)
-        for name, image in decoded.items()
-        if name != "mask"
-    }
     if conditions := conditions_of(bundle, given, files, settings):
         how["conditions"] = conditions
-    return Edit(verb, given, images, decoded.get("mask"), how, rows)
+    asked = {**how, "strength": given["strength"]} if "strength" in given else dict(how)
+    if verb == "translate":
+        asked["label"] = given["target"]
+    # Before any other image is decoded.
+    noised = verb == "animate" and "image" in files
+    check = check_noising if noised else check_passes
+    rows = check(verb, asked, n, model, settings)
+    if verb == "animate":
+        limits.check_frames(bundle, n, rows, settings)
+    convert = bool(given["convert"])
+    images: dict[str, Float32] = {}
+    for part in EDIT_PARTS[verb]:
+        if part in files:
+            image = decode(part, files[part], settings)
+            # The image itself may be much larger, and the edit may wait for long.
+            fit = fit_mask if part == "mask" else fit_image
+            images[part] = fit(image, model, convert)
+    return Edit(verb, given, images, how, rows)
 
 
-def check_cost(verb: str, given: Mapping[str, object], model: Model, settings: Settings) -> int:
-    """Bound the rows of a verb's program. Raises RequestError if there are too many."""
+def fit_image(image: Image, model: Model, convert: bool) -> Float32:
+    """Return an image as samples [1, *S]. Raises RequestError."""
+    bundle = model.bundle
+    return read(image, bundle.sample_shape, *bundle.sample_range, convert=convert)
+
+
+def fit_mask(image: Image, model: Model, convert: bool) -> Float32:
+    """Return a mask as [1, *S], 0 … 1. Raises RequestError."""
+    return read_mask(image, 1, model.bundle.sample_shape, convert)
+
+
+def check_passes(
+    verb: str, asked: Mapping[str, object], n: int, model: Model, settings: Settings
+) -> int:
+    """Check the last pass of an edit, which has most rows, before the first one runs.
+
+    Args:
+        asked: What the method of `Sampler` takes by keyword, without images.
+        n: Samples of the last pass.
+
+    Returns:
+        A bound of the rows of one sample's program.
+
+    Raises:
+        RequestError: A field cannot be used, or there are too many rows.
+    """
+    bundle = model.bundle
     defaults = {"stylize": {}, "animate": {}, "inpaint": PAINTING}.get(
-        verb, inverting(model.bundle)
+        verb, inverting(bundle, asked)
     )
-    names = ("solver", "steps", "grid", "strength")
-    asked: dict[str, Any] = {**defaults, **{name: given[name] for name in names if name in given}}
-    options = SamplingOptions(**asked, options=options_of(given))
-    return limits.checked_rows(model.bundle.resolve(options), settings)
+    how = {**defaults, **asked}
+    # What the samples start from changes no row.
+    if "strength" in how:
+        how["start"] = np.zeros((n, *bundle.sample_shape), np.float32)
+    resolved, _ = limits.checked(bundle, expand(bundle, n, 0, how), settings)
+    return limits.rows_of(resolved[0].options)
+
+
+def check_noising(
+    verb: str, asked: Mapping[str, object], n: int, model: Model, settings: Settings
+) -> int:
+    """Do what `check_passes` does for images that are noised, which needs no network."""
+    own: dict[str, Any] = {name: asked[name] for name in ("steps", "grid") if name in asked}
+    return limits.checked_rows(model.bundle.resolve(SamplingOptions(**own)), settings)
 
 
 def perform(editing: Animating, edit: Edit) -> Float32 | Inversion:
@@ -194,9 +239,7 @@ def perform(editing: Animating, edit: Edit) -> Float32 | Inversion:
         last = _end(edit, "image2", "last")
         return editing.interpolate(first, last, **chosen, **how)
     if edit.verb == "inpaint":
-        convert = bool(given["convert"])
-        mask: Any = edit.mask
-        return editing.inpaint(image, mask, convert=convert, **chosen, **how)
+        return editing.inpaint(image, edit.images["mask"], **chosen, **how)
     if edit.verb == "animate":
         return editing.animate(pictures=image, **chosen, **how)
     method = getattr(editing, edit.verb)

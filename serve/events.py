@@ -9,6 +9,9 @@ from typing import TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from runtime import Cancelled
+from runtime.engine.ticket import TicketStatus
+
 from .pictures import Float32, previews_as_json
 from .problems import ClientGone, problem_of, to_bytes
 from .runs import Run
@@ -160,15 +163,11 @@ async def run_events(
 def status_json(run: Run) -> dict[str, object]:
     """Return the state of a run, as JSON. From any thread: predicting its end takes long."""
     status = run.status()
+    found = {"state": _state(run, status), "stage": run.stage}
     if status is None:
-        state = "done" if run.done and run.future.exception() is None else "waiting"
-        if run.done and run.future.exception() is not None:
-            state = "failed"
-        return {"state": state, "stage": run.stage}
+        return found
     return {
-        # An edit that takes several tickets is not done with the first.
-        "state": status.state if run.done or status.state != "done" else "running",
-        "stage": run.stage,
+        **found,
         "rows": status.rows,
         "rows_left": status.rows_left,
         "ahead": status.ahead,
@@ -176,3 +175,14 @@ def status_json(run: Run) -> dict[str, object]:
         "queue_seconds": round(status.queue_seconds, 3),
         "run_seconds": round(status.run_seconds, 3),
     }
+
+
+def _state(run: Run, status: TicketStatus | None) -> str:
+    """The state of a run. That of its newest ticket says nothing of the passes of an edit."""
+    if not run.done:
+        waiting = status is None or status.state == "waiting"
+        return "waiting" if waiting else "running"
+    error = run.future.exception()
+    if error is None:
+        return "done"
+    return "cancelled" if isinstance(error, Cancelled) else "failed"

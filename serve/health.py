@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from . import auth
 from .fields import FORMATS
 from .models import version
+from .paths import path_of
 from .problems import Problem
 from .service import service_of
 
@@ -65,7 +66,7 @@ async def info(request: Request) -> Response:
 
 async def page(request: Request) -> Response:
     """A file of the page."""
-    name, kind = PAGE[request.url.path]
+    name, kind = PAGE[path_of(request.scope)]
     # One of the names in PAGE, so nothing of the request is in the path.
     return Response(_file(name), headers={"cache-control": "no-cache"}, media_type=kind)
 

@@ -21,6 +21,7 @@ class Job:
         owner: Whose it is; to others it does not exist.
         kind: The format of its result, if the reader does not choose another.
         last: Makes the data of the last event, see `events.run_events`.
+        path: Its path, with the prefix that clients use.
         ended: In seconds of time.monotonic; None while it runs.
     """
 
@@ -31,6 +32,7 @@ class Job:
         kind: str,
         columns: int | None,
         last: Last,
+        prefix: str = "",
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.owner = owner
@@ -38,14 +40,10 @@ class Job:
         self.kind = kind
         self.columns = columns
         self.last = last
+        self.path = f"{prefix}/v1/jobs/{self.id}"
         self.created = time.time()
         self.ended: float | None = None
         self.cancelled = False
-
-    @property
-    def path(self) -> str:
-        """Its path."""
-        return f"/v1/jobs/{self.id}"
 
     @property
     def bytes(self) -> int:

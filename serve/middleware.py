@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import auth, log
 from .bodies import too_large
+from .paths import path_of
 from .problems import GONE, Problem, respond
 from .service import Service
 
@@ -116,7 +117,8 @@ class Gate:
         settings = self._service.settings
         headers = Headers(scope=scope)
         # A busy service must still be able to say so.
-        probe = scope["path"] in PROBES
+        path = path_of(scope)
+        probe = path in PROBES
         if settings.cors and _is_preflight(scope["method"], headers):
             raw = [(name.encode(), value.encode()) for name, value in PREFLIGHT.items()]
             await send({"type": "http.response.start", "status": 204, "headers": raw})
@@ -124,9 +126,7 @@ class Gate:
             return
         try:
             # The cheapest checks come first, and nothing is read before them.
-            auth.check_host(headers, scope["path"], settings)
-            auth.check_origin(headers, scope["method"], settings)
-            scope["state"]["user"] = auth.user_of(headers, scope["path"], settings.tokens)
+            scope["state"]["user"] = auth.check(headers, scope["method"], path, settings)
             if self._inside >= settings.connections and not probe:
                 raise Problem(429, "too many requests are under way. Try again.", 1.0)
             _check_length(headers, settings.upload_bytes)

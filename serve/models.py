@@ -18,7 +18,7 @@ from runtime.diffusion.grid import GRIDS
 from runtime.diffusion.solvers import SOLVERS
 from runtime.engine.request import Planner
 from runtime.engine.stats import TickReport
-from runtime.errors import BackendError, RequestError, unknown
+from runtime.errors import BackendError, ClosedError, RequestError, unknown
 from runtime.images import is_image
 
 from .problems import Problem
@@ -182,6 +182,7 @@ class Models:
         self._lock = Lock()
         self._models: dict[str, Model] = {}
         self._own: list[Sampler] = []
+        self._closed = False
         self.opened = False
         self.failure: BaseException | None = None
 
@@ -195,6 +196,7 @@ class Models:
         """Open all, unless that was done before; a second caller waits for the first.
 
         Raises:
+            ClosedError: `close` was called.
             UnnoiseError: A bundle cannot be served.
         """
         with self._lock:
@@ -202,14 +204,36 @@ class Models:
                 raise self.failure
             try:
                 for source in self._sources[len(self._models) :]:
+                    self._check_open()
                     self._open(source)
+                self._check_open()
                 self.opened = True
             except BaseException as error:
                 self.failure = error
                 raise
+            finally:
+                # `close` does not wait for this, and so may have missed the last model.
+                if self._closed:
+                    self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the service was closed while it opened its bundles.")
 
     def _open(self, source: Source) -> None:
-        sampler = self._sampler(source)
+        sampler = source if isinstance(source, Sampler) else self._load(source)
+        try:
+            model = self._model(sampler)
+        except BaseException:
+            if sampler is not source:
+                sampler.close()
+            raise
+        # Only now may `close` reach it: a backend must not be closed while it is measured.
+        self._models[model.name] = model
+        if sampler is not source:
+            self._own.append(sampler)
+
+    def _model(self, sampler: Sampler) -> Model:
         name = sampler.bundle.name
         # Requests name a model by its bundle.
         if name in self._models:
@@ -220,13 +244,16 @@ class Models:
             if self.on_tick is not None:
                 self.on_tick(name, report)
 
-        self._models[name] = Model(sampler, self.settings, ticked)
+        return Model(sampler, self.settings, ticked)
 
     def close(self) -> None:
-        """Stop all engines, and close the samplers that were opened here."""
+        """Stop all engines, and close the samplers that were opened here. It opens no more."""
+        self._closed = True
+        # Read first: `open` adds a model before its sampler, so every one has its engine closed.
+        own = tuple(self._own)
         for model in self.all.values():
             model.close()
-        for sampler in self._own:
+        for sampler in own:
             sampler.close()
 
     def unready(self) -> str:
@@ -258,11 +285,9 @@ class Models:
             raise unknown("model", name, self._models)
         return self._models[name]
 
-    def _sampler(self, source: Source) -> Sampler:
-        if isinstance(source, Sampler):
-            return source
+    def _load(self, source: str | Path) -> Sampler:
         settings = self.settings
-        sampler = Sampler.load(
+        return Sampler.load(
             source,
             settings.backend,
             settings.precision,
@@ -270,5 +295,3 @@ class Models:
             streams=settings.streams,
             min_psnr=settings.min_psnr,
         )
-        self._own.append(sampler)
-        return sampler

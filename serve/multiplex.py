@@ -7,13 +7,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from runtime.errors import RequestError, unknown
 
+from . import auth
 from .problems import Problem, respond
 from .service import Service
+from .settings import Settings
 
 HEADER = "serve_multiplexed_model_id"
 """The header in which a request names its bundle. Ray sends it to a replica that has it open."""
@@ -69,6 +72,7 @@ class Multiplexed:
         names: Sequence[str],
         named: Callable[[], str],
         opened: Callable[[str], Awaitable[Opened]],
+        settings: Settings,
     ) -> None:
         """Take what finds the service of a request.
 
@@ -76,10 +80,12 @@ class Multiplexed:
             names: Of the bundles.
             named: Returns the bundle that the present request names, or "".
             opened: Opens a bundle, or returns it if it is open.
+            settings: Of the services.
         """
         self._names = names
         self._named = named
         self._opened = opened
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -87,6 +93,8 @@ class Multiplexed:
             await _lifespan(receive, send)
             return
         try:
+            # Of a service some paths are open to strangers. Here every path opens a bundle.
+            auth.check(Headers(scope=scope), scope["method"], "", self._settings)
             app = await self._app()
         except Problem as problem:
             app = respond(Request(scope), problem)

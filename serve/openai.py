@@ -19,17 +19,16 @@ from starlette.types import ASGIApp
 from runtime.diffusion.noise import MAX_SEED
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
-from runtime.images import read
 
 from . import edits, limits, openai_responses
 from .bodies import decode, read_form, read_json
 from .edits import Edit
 from .events import accepted
-from .fields import OPENAI, OPENAI_EDITS, OPENAI_PARTS, SOLVING_NAMES
+from .fields import MOST_URL_TIMES, OPENAI, OPENAI_EDITS, OPENAI_PARTS, SOLVING_NAMES
 from .models import Model
 from .openai_responses import Asked, size_of
 from .problems import Problem
-from .samples import how_of, requests_of, url_of, value_of
+from .samples import fields_of, has_url, how_of, requests_of, url_of
 from .schema import check_all
 from .service import Service, flow_of, service_of
 
@@ -64,7 +63,7 @@ async def generations(request: Request) -> ASGIApp:
     how = {**_how(given), "label": _label(model, given)}
     requests = requests_of(model, cast("int", given["n"]), seed, how)
     work = await service.runs.plan(model, requests)
-    urls = [url_of(model, entry) for entry in work.resolved]
+    urls = [url_of(model, entry) if has_url(entry) else None for entry in work.resolved]
     asked = Asked("image_generation", given, model, seed, urls)
     deadline = cast("float | None", given.get("deadline"))
     every = _every(given, limits.rows_of(work.resolved[0].options))
@@ -78,9 +77,10 @@ async def edit(request: Request) -> ASGIApp:
     service = service_of(request)
     service.check_accepting()
     async with service.uploads:
-        form = await read_form(request, service.settings, texts=len(OPENAI_EDITS))
-        texts = {name: value_of(name, text) for name, text in form.texts.items()}
-        given = check_all("the form", OPENAI_EDITS, texts)
+        # Every entry of a list is a text of its own.
+        most = len(OPENAI_EDITS) + MOST_URL_TIMES
+        form = await read_form(request, service.settings, texts=most)
+        given = check_all("the form", OPENAI_EDITS, fields_of(form.texts))
         model = _model_of(service, given)
         if given.get("response_format") == "url":
             raise RequestError("edited images have no URL. Ask for b64_json.")
@@ -117,17 +117,16 @@ def _plan_edit(
         raise RequestError("`mask` must have transparent places, which are painted.")
     verb = "stylize" if mask is None else "inpaint"
     label = _label(model, given)
-    how = {**_how(given), **({} if label is None else {"label": label})}
+    how = how_of({**_how(given), **({} if label is None else {"label": label})})
     # An inpainting walks the whole grid.
     own = {"strength": given["strength"]} if verb == "stylize" else {}
-    rows = edits.check_cost(verb, {**how, **own}, model, settings)
-    bundle = model.bundle
-    # Without its holes, which `read` would fill with white.
+    rows = edits.check_passes(verb, {**how, **own}, n, model, settings)
+    # Without its holes, which would be filled with white.
     flat = image.convert("RGB") if mask is not None else image
-    x = read(flat, bundle.sample_shape, *bundle.sample_range, convert=True)
-    chosen = {"seed": seed, "convert": True, **own}
-    images = {"image": np.repeat(x, n, axis=0)}
-    return Edit(verb, chosen, images, mask, how_of(how), rows)
+    images = {"image": np.repeat(edits.fit_image(flat, model, True), n, axis=0)}
+    if mask is not None:
+        images["mask"] = edits.fit_mask(mask, model, True)
+    return Edit(verb, {"seed": seed, **own}, images, how, rows)
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from .events import HEARTBEAT, EventStream, event, unless_gone
 from .models import Model
+from .paths import prefix_of
 from .pictures import as_base64
 from .problems import openai_shape, problem_of
 from .runs import Run
@@ -55,7 +56,8 @@ async def respond(request: Request, service: Service, run: Run, asked: Asked) ->
     finally:
         end()
     # From the Host header: the address that the client used.
-    base = str(request.base_url).rstrip("/")
+    address = request.url
+    base = f"{address.scheme}://{address.netloc}{prefix_of(request.scope)}"
     data = [_image(asked, i, image, base) for i, image in enumerate(images)]
     body = {"created": int(time.time()), "data": data, "output_format": asked.kind}
     return JSONResponse({**body, "size": size_of(asked.model), "usage": _usage(run)})

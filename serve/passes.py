@@ -62,6 +62,7 @@ class Passes:
         self._end = None if deadline is None else time.monotonic() + deadline
         self._every = every
         self._passes = 0
+        self._on_step: StepCallback | None = None
 
     def submit(self, requests: list[Request], on_step: StepCallback | None) -> Float32:
         """Run one pass, in the edit's thread. Returns its samples [n, *S].
@@ -83,7 +84,7 @@ class Passes:
                 # The first pass is refused like any request; later ones were promised.
                 if not self._passes or not left:
                     raise
-                self._run.stopped.wait(error.retry_after)
+                self._run.roused.wait(error.retry_after)
         raise AssertionError
 
     def _once(self, requests: list[Request], on_step: StepCallback | None) -> Float32:
@@ -91,7 +92,8 @@ class Passes:
         shown: bool | Callable[[Ticket], object] = run.note if self._every else False
         every = self._every or 1
         if on_step is not None:
-            shown = self._watching(on_step)
+            self._on_step = on_step
+            shown = self._watch
             every = 1
         # What is left of the deadline of all passes.
         deadline = None if self._end is None else max(self._end - time.monotonic(), 0.0)
@@ -99,34 +101,35 @@ class Passes:
         self._passes += 1
         # Runs belong to the event loop, and this is the edit's thread.
         run.call(run.attach, ticket)
-        return ticket.result()
+        try:
+            return ticket.result()
+        finally:
+            # A job keeps its ticket for minutes, and this holds the frames of an animation.
+            self._on_step = None
 
-    def _watching(self, on_step: StepCallback) -> Callable[[Ticket], object]:
-        """A function for `Engine.submit` that hands every step to `on_step`."""
-
-        def watch(ticket: Ticket) -> None:
-            # The engine calls it after every deposit, so the mailbox has lost none.
-            found = ticket.preview()
-            if found is None:
-                return
-            for i, (step, steps) in enumerate(zip(found.step, found.steps, strict=True)):
-                one = slice(i, i + 1)
-                on_step(
-                    Preview(
-                        found.samples[one],
-                        int(step),
-                        int(steps),
-                        found.denoised[one],
-                        found.x[one],
-                    )
+    def _watch(self, ticket: Ticket) -> None:
+        """Hand every step to `on_step`; for `Engine.submit`."""
+        on_step = self._on_step
+        # The engine calls it after every deposit, so the mailbox has lost none.
+        found = ticket.preview()
+        if on_step is None or found is None:
+            return
+        for i, (step, steps) in enumerate(zip(found.step, found.steps, strict=True)):
+            one = slice(i, i + 1)
+            on_step(
+                Preview(
+                    found.samples[one],
+                    int(step),
+                    int(steps),
+                    found.denoised[one],
+                    found.x[one],
                 )
-            # Of these, readers of the run see those that they asked for.
-            if self._every:
-                due = (found.step % self._every == 0) | (found.step == found.steps)
-                if due.any():
-                    self._run.call(self._run.show, _chosen(found, due))
-
-        return watch
+            )
+        # Of these, readers of the run see those that they asked for.
+        if self._every:
+            due = (found.step % self._every == 0) | (found.step == found.steps)
+            if due.any():
+                self._run.call(self._run.show, _chosen(found, due))
 
 
 def _chosen(found: TicketPreview, due: NDArray[np.bool_]) -> TicketPreview:

@@ -14,6 +14,8 @@ from starlette.responses import Response
 from runtime.engine.loop import Cancelled
 from runtime.errors import ClosedError, DeadlineError, Overloaded, RequestError, UnnoiseError
 
+from .paths import path_of
+
 GONE = 499
 """The status in the log of a request whose client left; nobody receives it."""
 TITLES = {GONE: "Client Closed Request"}
@@ -112,7 +114,7 @@ def _sentence(error: HTTPException) -> str:
 def respond(request: Request, error: BaseException) -> Response:
     """Return the response to an error, in the shape of the API that was called."""
     problem = problem_of(error)
-    path = request.scope["path"]
+    path = path_of(request.scope)
     # Clients of other people's APIs read errors in the shape of these.
     if path.startswith(("/v1/images", "/v1/models")):
         return _response(problem, "application/json", openai_shape(problem))

@@ -163,6 +163,6 @@ def _many(arguments: Arguments, settings: Settings) -> type:
 
         # Ray's decorator keeps the function's type, but does not say so.
         keeper = cast("Callable[[str], Awaitable[Opened]]", opened)
-        return Multiplexed([*sources], ray_serve.get_multiplexed_model_id, keeper)
+        return Multiplexed([*sources], ray_serve.get_multiplexed_model_id, keeper, settings)
 
     return cast(type, ray_serve.ingress(build)(ManyReplica))

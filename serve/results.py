@@ -17,6 +17,7 @@ from .events import EventStream, Last, run_events, unless_gone
 from .jobs import Job
 from .limits import check_job
 from .models import Model
+from .paths import prefix_of
 from .pictures import Float32
 from .problems import to_bytes
 from .runs import Run
@@ -114,7 +115,8 @@ async def start_job(
 ) -> Response:
     """Keep a run as a job, and return where it is."""
     # The job takes over the request's part in the run.
-    job = Job(flow_of(request), run, output.kind, output.columns, last)
+    prefix = prefix_of(request.scope)
+    job = Job(flow_of(request), run, output.kind, output.columns, last, prefix)
     try:
         service.jobs.add(job)
     except BaseException:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from runtime import Inversion, Overloaded, Request, Ticket
 from runtime.engine.ticket import TicketPreview, TicketStatus
+from runtime.errors import UnnoiseError
 
 from .models import Model
 from .settings import Settings
@@ -36,7 +37,7 @@ class Run:
         ticket: The newest ticket; None before the engine has accepted one.
         views: The newest preview of each sample.
         version: Counts changes of `views`.
-        stopped: Set when its last user has left before it was done.
+        roused: Ends an edit's wait for room: its last user has left, or the engine is closed.
         stage: Counts its tickets; an edit may take several, one after another.
         inversion: What an edit found that inverts images.
         animated: Whether its result is frames [K, n, *S].
@@ -49,13 +50,14 @@ class Run:
         self.ticket: Ticket | None = None
         self.views: dict[int, SampleView] = {}
         self.version = 0
-        self.stopped = threading.Event()
+        self.roused = threading.Event()
         self.users = 0
         self.stage = 0
         self.inversion: Inversion | None = None
         self.animated = False
+        self._stopped = False
         self._loop = loop
-        # Events of asyncio are for the loop's thread; `stopped` is read in an edit's thread too.
+        # Events of asyncio are for the loop's thread; an edit's thread waits for `roused`.
         self.started = asyncio.Event()
         self._changed = asyncio.Event()
         self._noted = False
@@ -72,7 +74,7 @@ class Run:
     @property
     def cancelled(self) -> bool:
         """Whether its last user has left before it was done. From any thread."""
-        return self.stopped.is_set()
+        return self._stopped
 
     def status(self) -> TicketStatus | None:
         """Return where its newest ticket stands; None before there is one."""
@@ -87,8 +89,13 @@ class Run:
         """Stop being a user. The last one cancels unfinished work."""
         self.users -= 1
         # Anyone else who waits for the same work keeps it alive.
-        if not self.users and not self.done:
-            self.stopped.set()
+        if self.users:
+            return
+        # A job keeps the run for minutes, and nobody reads these any more.
+        self.views.clear()
+        if not self.done:
+            self._stopped = True
+            self.roused.set()
             if self.ticket is not None:
                 self.ticket.cancel()
 
@@ -140,7 +147,9 @@ class Run:
         if self.future.done():
             return
         if error is not None:
-            self.future.set_exception(error)
+            # A job keeps the error for minutes, whose frames hold an edit's images.
+            plain = isinstance(error, UnnoiseError)
+            self.future.set_exception(error.with_traceback(None) if plain else error)
         elif samples is not None:
             # Several responses and the kept results read the same array.
             samples.flags.writeable = False
@@ -154,6 +163,9 @@ class Run:
 
     def show(self, preview: TicketPreview) -> None:
         """Show a preview to the readers of the run."""
+        # The last one of cancelled work may come late.
+        if not self.users:
+            return
         self.version += 1
         each = zip(*preview[:4], strict=True)
         for sample, step, steps, denoised in each:
@@ -213,12 +225,12 @@ class Runs:
             run = Run(loop, work.model).join()
             run.settle(kept)
             return run
-        # The same request is under way. One with other previews is another run.
-        shared = self._shared.get((work.key, every))
+        # The same request is under way. One with other previews is another run; one with a
+        # deadline may be refused or ended for it.
+        shared = self._shared.get((work.key, every)) if deadline is None else None
         if shared is not None and not shared.cancelled and not shared.done:
             return shared.join()
         self._refusals.check(work, flow)
-        # A run with a deadline may be ended for it, which nobody else asked for.
         run = self.open(work.model).join()
         if deadline is None:
             self._share((work.key, every), run)
@@ -235,6 +247,11 @@ class Runs:
         self._live.add(run)
         run.future.add_done_callback(lambda _: self._ended(run))
         return run
+
+    def rouse(self) -> None:
+        """Have edits that wait for room find their engine closed. From any thread."""
+        for run in tuple(self._live):
+            run.roused.set()
 
     def _ended(self, run: Run) -> None:
         self._live.discard(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 from urllib.parse import urlencode
 
@@ -14,27 +14,31 @@ from starlette.types import ASGIApp
 
 import runtime
 from runtime.engine.expand import ARGUMENTS, expand
+from runtime.engine.tensors import setting_of
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer
 from runtime.files import from_json
 
 from . import pictures, results
-from .bodies import Form, read_form, read_json
+from .bodies import Form, media_type, read_form, read_json, too_large
 from .conditions import PART, conditions_of
 from .events import accepted
-from .fields import MOST_URL_TIMES, ONE_SAMPLE, SAMPLES
+from .fields import IGNORED, MOST_URL_TIMES, ONE_SAMPLE, SAMPLES
 from .models import Model
+from .paths import prefix_of
 from .pictures import Float32
 from .results import Output
 from .schema import check_all
 from .service import Service, flow_of, service_of
-from .work import Work
+from .settings import Settings
 
 NOT_SAMPLING = ("model", "n", "seed", "format", "columns", "stream", "every", "deadline")
 NOT_SAMPLING += ("convert", "conditions")
 """Fields of a body that `Sampler.requests` does not take by keyword."""
-TEXTS = ("model", "label", "format", "solver", "prompt", "size", "output_format", "user")
+TEXTS = ("model", "label", "format", "solver", "prompt", "size", "output_format", *IGNORED)
 """Fields whose text is never read as a number."""
+OPTION = re.compile(r"options(?:\.(.*)|\[(.+)\])")
+"""The name of a text that holds one of a solver's options."""
 
 
 async def create(request: Request) -> ASGIApp:
@@ -54,13 +58,18 @@ async def create(request: Request) -> ASGIApp:
     requests = requests_of(model, n, given["seed"], given, conditions)
     work = await service.runs.plan(model, requests)
 
+    prefix = prefix_of(request.scope)
+    # A job keeps these for minutes. Requests with a URL hold no arrays.
+    linked = [entry if has_url(entry) else None for entry in work.resolved]
+
     def last(samples: Float32) -> dict[str, object]:
-        urls = [url_of(model, entry) for entry in work.resolved]
+        urls = [entry and prefix + url_of(model, entry) for entry in linked]
         return {**pictures.as_json(model, samples), "urls": urls}
 
     run = service.runs.start(work, flow_of(request), output.deadline, output.preview_every)
     await accepted(request.receive, run)
-    headers = _location(model, work) if n == 1 else {}
+    first = linked[0]
+    headers = {"content-location": prefix + url_of(model, first)} if n == 1 and first else {}
     return await results.respond(request, service, run, output, last, headers)
 
 
@@ -87,27 +96,29 @@ async def show(request: Request) -> Response:
 
 async def _read(request: Request, service: Service) -> tuple[dict[str, object], dict[str, bytes]]:
     """Return the fields of a JSON body, or of the part `params` of a form, and the form's files."""
-    kind = request.headers.get("content-type", "")
-    if not kind.startswith("multipart/form-data"):
+    if media_type(request) != "multipart/form-data":
         body = await read_json(request, service.settings)
         return check_all("the body", SAMPLES, body), {}
     async with service.uploads:
         form = await read_form(request, service.settings, texts=1)
     files = {name: data for name, data in form.files.items() if name != "params"}
-    for name in (*files, *form.texts):
+    for name in form.names:
         if name != "params" and not (name in files and name.startswith(PART)):
             raise RequestError(
                 f"unexpected part {name[:60]!r}: send images as files named {PART}NAME, and the "
                 "text `params`."
             )
-    return check_all("`params`", SAMPLES, params_of(form)), files
+    return check_all("`params`", SAMPLES, params_of(form, service.settings)), files
 
 
-def params_of(form: Form) -> object:
-    """Return the JSON value of the part `params`. Raises RequestError."""
+def params_of(form: Form, settings: Settings) -> object:
+    """Return the JSON value of the part `params`. Raises RequestError, and Problem (413)."""
+    # A browser sends JSON with a type of its own as a file.
+    text = form.files.get("params") or dict(form.texts).get("params", "{}")
+    if len(text) > settings.json_bytes:
+        raise too_large("`params`", settings.json_bytes)
     try:
-        # A browser sends JSON with a type of its own as a file.
-        return from_json(form.files.get("params") or form.texts.get("params", "{}"))
+        return from_json(text)
     except ValueError:
         raise RequestError("`params` must be a JSON object.") from None
 
@@ -151,21 +162,47 @@ def options_of(given: Mapping[str, object]) -> Mapping[str, object]:
 
 def query_of(request: Request) -> dict[str, object]:
     """Return the query as the fields of a body. Raises RequestError for a name given twice."""
+    return fields_of(request.query_params.multi_items())
+
+
+def fields_of(texts: Iterable[tuple[str, str]]) -> dict[str, object]:
+    """Return texts with their names as the fields of a body.
+
+    An option of a solver is options.NAME or options[NAME], and an entry of a list is NAME[], as
+    OpenAI's client sends them. Raises RequestError for a name given twice.
+    """
     found: dict[str, object] = {}
     options: dict[str, object] = {}
-    for name, text in request.query_params.multi_items():
-        place = options if name.startswith("options.") else found
-        name = name.removeprefix("options.")
-        if name in place:
-            raise RequestError(f"`{name[:60]}` is given twice. Give it once.")
-        place[name] = value_of(name, text)
-    return {**found, "options": options} if options else found
+    lists: dict[str, list[object]] = {}
+    for name, text in texts:
+        if name.endswith("[]"):
+            lists.setdefault(name.removesuffix("[]"), []).append(value_of("", text))
+            continue
+        option = OPTION.fullmatch(name)
+        place = found if option is None else options
+        key = name if option is None else option[1] or option[2] or ""
+        _check_once(key, place)
+        place[key] = value_of(key, text)
+    grouped = {**lists, **({"options": options} if options else {})}
+    for name in grouped:
+        _check_once(name, found)
+    return {**found, **grouped}
+
+
+def _check_once(name: str, found: Mapping[str, object]) -> None:
+    if name in found:
+        raise RequestError(f"`{name[:60]}` is given twice. Give it once.")
 
 
 def value_of(name: str, text: str) -> object:
-    """Read a text field: a number, true or false, a list of these, or else a string."""
+    """Read a text field: a number, true or false, a list of these, JSON, or else a string.
+
+    Raises RequestError if it begins like a list or an object, and is not JSON.
+    """
     if name in TEXTS:
         return text
+    if text.startswith(("[", "{")):
+        return setting_of(name, text)
     if "," in text or (name == "grid" and not text[:1].isalpha()):
         return [value_of("", part) for part in text.split(",")]
     if re.fullmatch(r"-?[0-9.eE+-]{1,40}", text) or text in ("true", "false"):
@@ -176,16 +213,17 @@ def value_of(name: str, text: str) -> object:
     return text
 
 
-def url_of(model: Model, entry: runtime.ResolvedRequest) -> str | None:
-    """Return where a sample is found again; None if its request does not fit in a URL."""
+def has_url(entry: runtime.ResolvedRequest) -> bool:
+    """Whether a request fits in a URL: numbers and names, no arrays and no endless lists."""
+    grid = entry.options.grid
+    arrays = (entry.start, entry.picture, entry.known)
+    short = not isinstance(grid, tuple) or len(grid) <= MOST_URL_TIMES
+    return short and not entry.conditions and all(part is None for part in arrays)
+
+
+def url_of(model: Model, entry: runtime.ResolvedRequest) -> str:
+    """Return where the sample of a request that has a URL is found again."""
     options = entry.options
-    # A URL holds numbers and names, no arrays and no endless lists.
-    if any(part is not None for part in (entry.start, entry.picture, entry.known)):
-        return None
-    if entry.conditions:
-        return None
-    if isinstance(options.grid, tuple) and len(options.grid) > MOST_URL_TIMES:
-        return None
     query: dict[str, object] = {"model": model.name, "seed": entry.seed}
     labels = model.bundle.labels
     if labels is not None and entry.label < len(labels.names):
@@ -207,11 +245,6 @@ def url_of(model: Model, entry: runtime.ResolvedRequest) -> str | None:
 
 def _joined(numbers: Sequence[float]) -> str:
     return ",".join(repr(float(value)) for value in numbers)
-
-
-def _location(model: Model, work: Work) -> dict[str, str]:
-    url = url_of(model, work.resolved[0])
-    return {} if url is None else {"content-location": url}
 
 
 def _matches(header: str, tag: str) -> bool:

@@ -71,14 +71,18 @@ class Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's protocol, which closes a connection that sends no request in time."""
+    """uvicorn's protocol, which closes a connection that sends no next request in time."""
 
     headers_s = 10.0
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
         super().connection_made(transport)
-        self._timer = self.loop.call_later(self.headers_s, self._check)
+        self._restart()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._restart()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -86,8 +90,14 @@ class _Protocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
 
+    def _restart(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(self.headers_s, self._check)
+
     def _check(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        waiting = self.cycle is None or self.cycle.response_complete
+        if waiting and not self.transport.is_closing():
             self.transport.close()
 
 

@@ -74,14 +74,19 @@ class Service:
         while self.runs.live and time.monotonic() < end:
             await asyncio.sleep(0.02)
         # It fails what is left, and may wait for a network call.
-        await asyncio.to_thread(self.models.close)
+        await asyncio.to_thread(self._stop)
 
     def close(self) -> None:
         """Stop everything at once."""
         self.draining = True
-        self.models.close()
+        self._stop()
         for pool in (self.planning, self.encoding, self.editing):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _stop(self) -> None:
+        """Close the engines, and wake the edits that wait for room in one."""
+        self.models.close()
+        self.runs.rouse()
 
 
 def service_of(request: Request) -> Service:

@@ -35,7 +35,8 @@ class Settings:
         edits: Most edits under way; each holds a thread.
         connections: Most requests under way.
         body_s: Seconds in which a body must arrive.
-        headers_s: Seconds in which the first request line and its headers must arrive.
+        headers_s: Seconds in which a request line and its headers must arrive, from the connection
+            or the last response on.
         heartbeat_s: Seconds between signs of life on an event stream.
         job_s: Seconds that the result of a job is kept.
         job_bytes: Most bytes of all kept results together.

@@ -81,7 +81,7 @@ def client_of(
     """A client of an application that is ready."""
     app = create_app(samplers, settings)
     with TestClient(app, base_url="http://localhost", **options) as client:  # type: ignore[arg-type]
-        until(lambda: app.state.service.models.opened or app.state.service.models.failure)
+        until(lambda: ready(app))
         yield client
 
 
@@ -93,12 +93,21 @@ def running(app: Starlette) -> Iterator[str]:
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     try:
-        until(lambda: server.started and app.state.service.models.opened)
+        until(lambda: server.started and ready(app))
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(WAIT_S)
         assert not thread.is_alive()
+
+
+def ready(app: Starlette) -> bool:
+    """Whether the models of an application are open, or cannot be opened."""
+    models = app.state.service.models
+    gated = [m for m in models.all.values() if isinstance(m.sampler.backend, GatedBackend)]
+    # An idle engine measures network calls. One that waits at a shut gate would hold up work.
+    learning = any(model.engine._costs.learning for model in gated)
+    return bool(models.opened or models.failure) and not learning
 
 
 def until(condition: object, seconds: float = WAIT_S) -> None:

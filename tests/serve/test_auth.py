@@ -90,7 +90,7 @@ def test_a_health_check_needs_no_name(small: Sampler) -> None:
 
 
 def test_another_origin_is_refused(small: Sampler, client: TestClient) -> None:
-    for origin in ("https://evil.example", "null", "http://localhost:81"):
+    for origin in ("https://evil.example", "null", "http://localhost:81", "http://[", ""):
         got = client.post("/v1/samples", json={}, headers={"origin": origin})
         assert got.status_code == 403
     same = {"origin": "http://localhost"}
@@ -124,6 +124,9 @@ def test_a_token_file(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"# users\nalice {ALICE}\n\n{BOB}  # of a machine\n")
     assert auth.read_tokens(file) == {ALICE: "alice", BOB: "token 4"}
+    # Editors of Windows put a byte order mark first.
+    file.write_text(f"alice {ALICE}", encoding="utf-8-sig")
+    assert auth.read_tokens(file) == {ALICE: "alice"}
     for text in ("", "# none", "a b c"):
         file.write_text(text)
         with pytest.raises(RequestError):

@@ -18,6 +18,7 @@ from runtime import Sampler
 from runtime.engine.json_arrays import array_to_json
 
 from .services import client_of
+from .test_limits import png_bomb
 
 HOW: dict[str, Any] = {"n": 2, "seed": 3, "steps": 3, "label": 1, "guidance": 2.0}
 
@@ -118,7 +119,7 @@ def test_edits_take_conditions(server: TestClient, given: dict[str, Any]) -> Non
         ({"low_res": {"image": "?"}}, "must be a number"),
         ({"low_res": in_base64(b"no image")}, "cannot be read as PNG, JPEG or WebP"),
         ({"low_res": {"shape": [1], "float32": "AAAAAA=="}}, "of shape (1, 8, 8)"),
-        ({"text": in_base64(png(3))}, "of shape (3, 4)"),
+        ({"text": in_base64(png(3))}, "takes no image"),
         ({"text": [[[[[[[[1]]]]]]]]}, "must be a number"),
     ],
 )
@@ -128,6 +129,30 @@ def test_what_cannot_be_used_is_a_400(
     lists = {name: values.tolist() for name, values in given.items()}
     body = {name: value for name, value in {**lists, **changed}.items() if value is not ...}
     found = server.post("/v1/samples", json={**HOW, "conditions": body})
+    assert found.status_code == 400
+    assert message in found.json()["detail"]
+
+
+BLACK = in_base64(png(0))
+LARGE = in_base64(png_bomb(3000, 3000))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"lowres": BLACK}, "Did you mean 'low_res'?"),
+        ({"text": BLACK}, "takes no image"),
+        ({"style": [BLACK, BLACK]}, "takes no image"),
+        ({"low_res": [BLACK] * 3}, "must be one value or 2 of them, got 3"),
+        ({"low_res": [[BLACK, BLACK]]}, "must be a number"),
+        ({"low_res": [LARGE, LARGE]}, "at most 16000000 pixels together, got 18000000"),
+    ],
+)
+def test_images_that_cannot_be_used_are_never_decoded(
+    server: TestClient, monkeypatch: pytest.MonkeyPatch, conditions: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("serve.conditions.decode", lambda *_: pytest.fail("an image was decoded"))
+    found = server.post("/v1/samples", json={**HOW, "conditions": conditions})
     assert found.status_code == 400
     assert message in found.json()["detail"]
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from runtime import Sampler
+from runtime import Engine, Overloaded, Sampler, Ticket
+from serve import Settings
+from serve.edits import plan
 
-from .services import events_of, gate_of, until
+from .services import client_of, events_of, gate_of, until
 from .test_samples import npy
 
 
@@ -157,6 +161,82 @@ def test_nonsense_is_refused(
     got = edit(client, verb, parts, params)
     assert got.status_code == 400, got.text
     assert sentence in got.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "parts", "params", "sentence"),
+    [
+        ("translate", {"image": IMAGE}, {"source": "one", "target": "tow"}, "Did you mean 'two'"),
+        ("translate", {"image": IMAGE}, {"source": 0, "target": [1, 2]}, "must be one value"),
+        ("variations", {"image": IMAGE}, {"n": 11, "steps": 10}, "at most 100 rows"),
+        ("interpolate", {"image": IMAGE}, {"n": 11, "steps": 10, "last": 1}, "at most 100 rows"),
+        (
+            "variations",
+            {"image": IMAGE},
+            {"n": 6, "steps": 10, "label": 0, "guidance": 2},
+            "at most 100 rows",
+        ),
+    ],
+)
+def test_an_edit_whose_last_pass_is_refused_runs_no_first_one(
+    small: Sampler, verb: str, parts: dict, params: dict, sentence: str
+) -> None:
+    with client_of([small], Settings(request_rows=100)) as client:
+        calls = gate_of(small).calls
+        got = edit(client, verb, parts, params, headers={"prefer": "respond-async"})
+        assert got.status_code == 400, got.text
+        assert sentence in got.json()["detail"]
+        assert gate_of(small).calls == calls
+
+
+def test_an_edit_that_just_fits_runs(small: Sampler) -> None:
+    with client_of([small], Settings(request_rows=100)) as client:
+        for params in ({"n": 10}, {"n": 5, "label": 0, "guidance": 2}, {"n": 10, "guidance": 2}):
+            got = edit(client, "variations", {"image": IMAGE}, {**params, "steps": 10})
+            assert got.status_code == 200, got.text
+
+
+def test_an_animated_image_needs_no_rows_of_the_network(small: Sampler) -> None:
+    with client_of([small], Settings(request_rows=1)) as client:
+        got = edit(client, "animate", {"image": IMAGE}, {"steps": 5, "format": "npy"})
+        expected = small.animate(pictures=IMAGE, steps=5)
+        assert npy(got.content).tobytes() == expected.tobytes()
+
+
+def test_a_planned_edit_keeps_no_large_image(client: TestClient) -> None:
+    model = client.app.state.service.models.get("small")  # type: ignore[attr-defined]
+    large = png(np.full((64, 64), 255, np.uint8))
+    files = {"image": large, "mask": large}
+    planned = plan("inpaint", {"convert": True}, files, model, Settings())
+    assert {name: array.shape for name, array in planned.images.items()} == {
+        "image": (1, 1, 4, 4),
+        "mask": (1, 1, 4, 4),
+    }
+
+
+def test_an_edit_that_waits_for_room_ends_with_the_engine(
+    small: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+    real = Engine.submit
+
+    def full(self: Engine, *arguments: Any) -> Ticket:
+        if self.stats().accepted >= 2 and self.stats().accepting:
+            waits.set()
+            raise Overloaded("full.", 60.0)
+        return real(self, *arguments)
+
+    with client_of([small], Settings(drain_s=0.0)) as client, ThreadPoolExecutor(1) as pool:
+        # The first ticket is the check at the start, the second the first pass.
+        monkeypatch.setattr(Engine, "submit", full)
+        params = {"n": 2, "steps": 3, "stream": True}
+        waiting = pool.submit(edit, client, "variations", {"image": IMAGE}, params)
+        until(waits.is_set)
+        assert client.portal is not None
+        client.portal.call(client.app.state.service.drain)  # type: ignore[attr-defined]
+        until(waiting.done, 20)
+        events = events_of(waiting.result().text)  # type: ignore[attr-defined]
+        assert json.loads(events[-1][1])["status"] == 503
 
 
 def test_an_unknown_verb(client: TestClient) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import weakref
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 from starlette.testclient import TestClient
 
-from runtime import Sampler
+from runtime import Cancelled, Sampler
+from runtime.engine.json_arrays import array_to_json
+from runtime.engine.ticket import TicketPreview, TicketStatus
+from runtime.errors import RequestError
 from serve import Settings
+from serve.events import status_json
+from serve.passes import Passes
+from serve.runs import Run
+from serve.work import Work
 
 from .services import client_of, events_of, gate_of, until
 from .test_samples import npy
@@ -157,3 +170,116 @@ def test_an_unknown_job(client: TestClient) -> None:
     got = client.get("/v1/jobs/nothing")
     assert got.status_code == 404
     assert "no such job" in json.loads(got.text)["detail"]
+
+
+def used_run() -> Run:
+    """A run with one user, in the running loop."""
+    return Run(asyncio.get_running_loop(), SimpleNamespace(name="small")).join()  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(None, "done"), (RequestError("no."), "failed"), (Cancelled("stopped."), "cancelled")],
+)
+def test_the_state_is_not_that_of_the_first_pass(error: Exception | None, state: str) -> None:
+    async def states() -> list[object]:
+        run = used_run()
+        found = [status_json(run)["state"]]
+        ticket: Any = SimpleNamespace(status=lambda: TicketStatus("done", 4, 0, 0, 0.0, 0.0, 0.0))
+        run.attach(ticket)
+        found.append(status_json(run)["state"])
+        run.settle(None if error else np.zeros((1, 1, 4, 4), np.float32), error)
+        return [*found, status_json(run)["state"]]
+
+    assert asyncio.run(states()) == ["waiting", "running", state]
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_previews_are_dropped_with_the_last_reader(done: bool) -> None:
+    async def use() -> None:
+        run = used_run().join()
+        one = np.zeros((1, 1, 4, 4), np.float32)
+        preview = TicketPreview(np.array([0]), np.array([1]), np.array([5]), one, one)
+        run.show(preview)
+        if done:
+            run.settle(one)
+        run.leave()
+        assert run.views
+        run.leave()
+        # The last preview of cancelled work comes late.
+        run.show(preview)
+        assert not run.views
+
+    asyncio.run(use())
+
+
+def test_an_error_keeps_nothing_of_an_edit() -> None:
+    kept = []
+
+    def fail() -> None:
+        image = np.zeros(4)
+        kept.append(weakref.ref(image))
+        raise RequestError("no.")
+
+    async def use() -> None:
+        run = used_run()
+        try:
+            fail()
+        except RequestError as error:
+            run.settle(None, error)
+        assert kept[0]() is None
+        with pytest.raises(RequestError, match="no"):
+            await run.result()
+
+    asyncio.run(use())
+
+
+def test_a_ticket_keeps_no_frames_of_an_animation(small: Sampler) -> None:
+    class Step:
+        def __call__(self, _: object) -> bool:
+            return True
+
+    async def use() -> None:
+        run = used_run()
+        shown: list[object] = []
+
+        def submit(*arguments: object) -> Any:
+            shown.append(arguments[3])
+            return SimpleNamespace(result=lambda: np.zeros(1))
+
+        model: Any = SimpleNamespace(bundle=small.bundle, engine=SimpleNamespace(submit=submit))
+        run.model = model
+        step = Step()
+        kept = weakref.ref(step)
+        Passes(run, Settings(), "", None, 0).submit([], step)
+        del step
+        assert shown
+        assert kept() is None
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_job_does_not_keep_its_input(
+    client: TestClient, small: Sampler, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    kept: list[weakref.ref] = []
+    plan = service.runs.plan
+
+    async def spy(*arguments: Any) -> Work:
+        work = await plan(*arguments)
+        kept.extend(map(weakref.ref, [work, *work.requests, *work.resolved]))
+        return work
+
+    monkeypatch.setattr(service.runs, "plan", spy)
+    gate_of(small).shut()
+    values = np.full((1, 4, 4), float(cancelled), np.float32)
+    path = start(client, {"n": 2, "steps": 3, "start": array_to_json(values)})
+    if cancelled:
+        client.delete(path)
+    gate_of(small).open()
+    until(lambda: not service.runs.live)
+    assert len(kept) == 5
+    until(lambda: gc.collect() >= 0 and not any(ref() for ref in kept), 20)
+    assert client.get(path).json()["state"] == ("cancelled" if cancelled else "done")

@@ -130,6 +130,18 @@ def test_json_may_have_64_kib(client: TestClient) -> None:
     assert client.post("/v1/samples", content=chunks, headers=JSON).status_code == 413
 
 
+@pytest.mark.parametrize("path", ["/v1/samples", "/v1/edits/animate"])
+@pytest.mark.parametrize("as_file", [True, False])
+def test_params_may_have_64_kib(client: TestClient, path: str, as_file: bool) -> None:
+    def sent(size: int) -> int:
+        params = b'{"steps": 2}'.ljust(size)
+        files = {"params": ("p", params)} if as_file else {"params": (None, params)}
+        return client.post(path, files=files).status_code
+
+    assert sent(64 * 1024) == 200
+    assert sent(64 * 1024 + 1) == 413
+
+
 MULTIPART = {"content-type": "multipart/form-data; boundary=B"}
 HEAD = b'--B\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
 
@@ -226,6 +238,13 @@ def test_other_types_of_bodies(client: TestClient, path: str, kind: str) -> None
     assert got.status_code == 415
 
 
+def test_the_type_of_a_body_has_no_case(client: TestClient) -> None:
+    form = b'--B\r\nContent-Disposition: form-data; name="params"\r\n\r\n{}\r\n--B--\r\n'
+    for kind, body in (("Multipart/Form-Data; boundary=B", form), ("Application/JSON", b"{}")):
+        got = client.post("/v1/samples", content=body, headers={"content-type": kind})
+        assert got.status_code == 200, got.text
+
+
 def test_broken_multipart(client: TestClient) -> None:
     bodies = [
         (b"", "multipart/form-data"),
@@ -235,6 +254,7 @@ def test_broken_multipart(client: TestClient) -> None:
         (HEAD * 9, "multipart/form-data; boundary=B"),
         (HEAD, "multipart/form-data; boundary=" + "B" * 3000),
         (HEAD, "multipart/form-data; boundary=\u00e9"),
+        (HEAD, "multipart/form-data; boundary=B; charset=undefined"),
     ]
     for body, kind in bodies:
         raw = [(b"content-type", kind.encode("latin-1"))]
@@ -273,6 +293,21 @@ def test_a_deadline_that_cannot_be_kept_gets_422(small: Sampler) -> None:
         got = client.post("/v1/samples", json=body)
         assert got.status_code == 422
         assert "the deadline is 0 s" in got.json()["detail"]
+
+
+def test_a_deadline_holds_while_equal_work_is_under_way(small: Sampler) -> None:
+    with client_of([small]) as client, ThreadPoolExecutor(2) as pool:
+        gate_of(small).shut()
+        body = {"steps": 50, "seed": 3}
+        service = client.app.state.service  # type: ignore[attr-defined]
+        first = pool.submit(client.post, "/v1/samples", json=body)
+        until(lambda: service.runs.live)
+        (run,) = service.runs._live
+        second = pool.submit(client.post, "/v1/samples", json={**body, "deadline": 0})
+        until(lambda: second.done() or run.users == 2)
+        gate_of(small).open()
+        assert second.result().status_code == 422
+        assert first.result().status_code == 200
 
 
 def test_a_deadline_that_passes_gets_504(small: Sampler) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from runtime import BundleError, RequestError, Sampler
-from serve import create_app
+from serve import Settings, create_app
 from serve.multiplex import HEADER, Multiplexed, Opened, named_sources
 
 from .services import WAIT_S, gate_of, small_sampler, until
 
 SAMPLE = {"format": "npy", "seed": 4, "label": 1, "steps": 3}
+TOKEN = "t" * 20
 Client = httpx.AsyncClient
 
 
@@ -29,12 +30,13 @@ def samplers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sampler]:
 class Host:
     """Keeps one bundle open, as a replica with models=1 does."""
 
-    def __init__(self, samplers: dict[str, Sampler]) -> None:
+    def __init__(self, samplers: dict[str, Sampler], settings: Settings | None = None) -> None:
         self._samplers = samplers
         self._open: dict[str, Opened] = {}
         self.opened: list[str] = []
         self.named = ""
-        self.app = Multiplexed([*samplers, "broken"], lambda: self.named, self.open)
+        names = [*samplers, "broken"]
+        self.app = Multiplexed(names, lambda: self.named, self.open, settings or Settings())
 
     async def open(self, name: str) -> Opened:
         if name == "broken":
@@ -57,9 +59,9 @@ class Host:
             await opened.close()
 
 
-def hosted(samplers: dict[str, Sampler], use: Callable) -> Host:
+def hosted(samplers: dict[str, Sampler], use: Callable, settings: Settings | None = None) -> Host:
     """Call use(host, client) in an event loop."""
-    host = Host(samplers)
+    host = Host(samplers, settings)
 
     async def main() -> None:
         transport = httpx.ASGITransport(host.app)
@@ -99,6 +101,30 @@ def test_a_bundle_is_closed_after_its_requests(samplers: dict[str, Sampler]) -> 
         assert (await waiting).status_code == 200
 
     hosted(samplers, use)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": f"Bearer {TOKEN}", "host": "evil.example"}, 421),
+        ({"authorization": f"Bearer {TOKEN}", "origin": "https://evil.example"}, 403),
+    ],
+)
+def test_a_stranger_opens_no_bundle(
+    samplers: dict[str, Sampler], headers: dict[str, str], status: int
+) -> None:
+    async def use(host: Host, client: Client) -> None:
+        host.named = "one"
+        assert (await client.post("/v1/samples", headers=headers)).status_code == status
+        # A service answers these to everybody, but here they would open it.
+        if status == 401:
+            for path in ("/", "/livez", "/readyz"):
+                assert (await client.get(path, headers=headers)).status_code == 401
+
+    settings = Settings(tokens={TOKEN: "alice"}, hosts=("localhost",))
+    assert hosted(samplers, use, settings).opened == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from runtime import Engine, Sampler, Ticket
 from runtime.engine.ticket import TicketPreview
@@ -127,6 +129,46 @@ def test_edit_paints_what_is_transparent(
     expected = small.to_uint8(small.inpaint(IMAGE, Image.fromarray(MASK), 5, label=2, steps=4))
     assert found.data is not None
     assert (image_of(found.data[0].b64_json) == expected[0]).all()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_edit_takes_all_that_samples_take(
+    service: openai.OpenAI, small: Sampler, as_json: bool
+) -> None:
+    times = small.bundle.schedule.time[[150, 80, 10]].tolist()
+    how: dict[str, Any] = {"grid": times, "guidance_interval": [0.1, 5.0], "options": {"eta": 0.5}}
+    shown = {name: json.dumps(value) for name, value in how.items()} if as_json else how
+    found = service.images.edit(
+        image=("a.png", png(IMAGE)),
+        prompt="one",
+        user="x,y",
+        extra_body={"seed": 5, "solver": "ddim", "guidance": 2.0, "strength": 0.6, **shown},
+    )
+    given = {"solver": "ddim", "guidance": 2.0, "grid": times, "guidance_interval": (0.1, 5.0)}
+    expected = small.to_uint8(small.stylize(IMAGE, 0.6, 5, label="one", eta=0.5, **given))
+    assert found.data is not None
+    assert (image_of(found.data[0].b64_json) == expected[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        ([("steps", "3"), ("steps", "4")], "`steps` is given twice"),
+        ([("options.eta", "1"), ("options[eta]", "1")], "`eta` is given twice"),
+        ([("options", '{"eta": 1}'), ("options[eta]", "1")], "`options` is given twice"),
+        ([("grid", "karras"), ("grid[]", "1")], "`grid` is given twice"),
+        ([("grid", "[1, 2")], "cannot be read as JSON"),
+        ([("sizes[]", "1")], "unknown option of the form: 'sizes'"),
+    ],
+)
+def test_a_form_that_nobody_can_read(
+    client: TestClient, texts: list[tuple[str, str]], sentence: str
+) -> None:
+    files: Any = [("image", ("a.png", png(IMAGE)))]
+    files += [(name, (None, text)) for name, text in (("prompt", "one"), *texts)]
+    got = client.post("/v1/images/edits", files=files)
+    assert got.status_code == 400
+    assert sentence in got.json()["error"]["message"]
 
 
 def test_a_stream_of_edits(service: openai.OpenAI) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,13 +18,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
 
 from runtime import Sampler
+from runtime.errors import ClosedError
 from serve import Settings, create_app
 from serve.__main__ import listen, main
+from serve.app import app_of
+from serve.models import Models
 from serve.server import Server
 
-from .services import WAIT_S, events_of, gate_of, running, until
+from .services import WAIT_S, events_of, gate_of, running, small_sampler, until
 from .test_edits import IMAGE, png
 
 
@@ -133,6 +140,18 @@ def test_a_connection_that_sends_no_headers_is_closed(small: Sampler) -> None:
         assert slow.recv(100) == b""
 
 
+def test_a_connection_that_sends_half_of_a_second_request_is_closed(small: Sampler) -> None:
+    with running(create_app([small], Settings(headers_s=0.1))) as address, dial(address) as slow:
+        slow.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in slow.recv(2000)
+        slow.settimeout(20)
+        # On a busy machine it may be closed before the half is sent.
+        with contextlib.suppress(ConnectionError):
+            slow.sendall(b"GET / HTTP/1.1\r\nHost: loc")
+            while slow.recv(2000):
+                pass
+
+
 def test_a_body_that_does_not_come_gets_408(small: Sampler) -> None:
     with running(create_app([small], Settings(body_s=0.1))) as address, dial(address) as slow:
         head = b"POST /v1/samples HTTP/1.1\r\nHost: localhost\r\n"
@@ -200,6 +219,71 @@ def test_a_drain_that_takes_too_long_ends_every_stream(small: Sampler) -> None:
     thread.join(WAIT_S)
     assert not thread.is_alive()
     loop.close()
+
+
+def test_a_signal_ends_a_service_that_opens_a_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading = threading.Event()
+    closed = threading.Event()
+
+    class Slow(Sampler):
+        def close(self) -> None:
+            super().close()
+            closed.set()
+
+    slow = small_sampler(tmp_path)
+    slow.__class__ = Slow
+
+    def load(*_: object, **__: object) -> Sampler:
+        assert loading.wait(WAIT_S)
+        return slow
+
+    monkeypatch.setattr(Sampler, "load", load)
+    models = Models(["slow", "never opened"], Settings())
+    server = Server(app_of(models))
+    listener = listen("127.0.0.1", 0)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([listener])))
+    thread.start()
+    try:
+        until(lambda: server.started)
+        loop.call_soon_threadsafe(server.drain)
+        thread.join(20)
+        assert not thread.is_alive()
+    finally:
+        loading.set()
+        thread.join(WAIT_S)
+    # What was opened too late is closed again.
+    until(closed.is_set, 20)
+    assert isinstance(models.failure, ClosedError)
+    loop.close()
+
+
+def test_the_service_works_under_a_prefix(small: Sampler) -> None:
+    token = "t" * 20
+    inner = create_app([small], Settings(tokens={token: "alice"}))
+    outer = Starlette(
+        routes=[Mount("/unnoise", inner)],
+        lifespan=lambda _: inner.router.lifespan_context(inner),  # type: ignore[arg-type]
+    )
+    with TestClient(outer, base_url="http://localhost") as client:
+        until(lambda: inner.state.service.models.opened)
+        for path in ("", "style.css", "livez", "readyz"):
+            assert client.get(f"/unnoise/{path}").status_code == 200
+        client.headers["authorization"] = f"Bearer {token}"
+        assert "error" in client.get("/unnoise/v1/models/large").json()
+        body = {"steps": 3, "label": 1}
+        sample = client.post("/unnoise/v1/samples", json=body)
+        assert client.get(sample.headers["content-location"]).content == sample.content
+        job = client.post("/unnoise/v1/samples", json=body, headers={"prefer": "respond-async"})
+        assert job.headers["location"] == job.json()["self"]
+        events = events_of(client.get(job.json()["events"]).text)
+        (url,) = json.loads(events[-1][1])["urls"]
+        asked = {"prompt": "one", "response_format": "url", "steps": 3, "seed": 0}
+        made = client.post("/unnoise/v1/images/generations", json=asked).json()["data"][0]
+        for link in (url, job.json()["result"], made["url"]):
+            assert client.get(link).content == sample.content
 
 
 @contextmanager
@@ -276,6 +360,37 @@ def test_sigterm_ends_eight_live_requests_that_take_longer_than_the_drain(root: 
     assert sum(line.get("endpoint") == "/v1/samples" for line in ended) == 8
 
 
+SLOW = """
+import sys, time
+from runtime import Sampler
+from serve.__main__ import main
+
+Sampler.load = lambda *_, **__: time.sleep(1e6)
+sys.exit(main([sys.argv[1], "--port", "0"]))
+"""
+
+
+def test_the_command_obeys_a_signal_while_it_opens_a_bundle(root: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        until(lambda: httpx.get(f"{address}/livez").status_code == 200, 60)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert "draining" in log
+        assert "Traceback" not in log
+    finally:
+        process.kill()
+
+
 def test_a_bundle_that_cannot_be_opened_ends_the_command(tmp_path: Path, root: Path) -> None:
     command = [sys.executable, "-m", "serve", str(tmp_path), "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -291,7 +406,9 @@ def test_a_port_that_is_taken(root: Path, capsys: pytest.CaptureFixture) -> None
         taken.listen()
         bundle = str(root / "bundles" / "emoji32")
         assert main([bundle, "--port", str(taken.getsockname()[1])]) == 2
-    assert "error" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "cannot listen at 127.0.0.1, port" in told
+    assert "Pass another --host or --port" in told
 
 
 @pytest.mark.parametrize("port", ["70000", "-1"])
