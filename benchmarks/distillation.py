@@ -5,8 +5,8 @@ and as many training images, with the data's labels; for the teacher by several 
 guidance and with the student's. Precision, recall, and how far samples of one label differ from
 each other. A sheet shows the same seeds and labels by 1, 2 and 4 calls of the student and 50 of the
 teacher, with the student's guidance.
-Without a student, the teacher's tuned solvers against `unipc` on `log_snr(6)`, without guidance and
-with the bundle's own.
+Without a student, the teacher's tuned solvers against `unipc` on the best of a few grids, without
+guidance and with the bundle's own.
 Results are kept in out/distillation, so that a stopped measurement continues. --write refreshes
 docs/distillation.md and its two images, or docs/tuned-solvers.md. Takes half an hour on two cores.
 """
@@ -35,16 +35,19 @@ from trainer.data.sources import load
 from trainer.quality.judge import Judge
 
 SAMPLES = 1024
-CALLS: Mapping[str, tuple[int, ...]] = {
-    "unipc": (2, 5, 10, 50),
-}
+COARSE = "unipc, log_snr(4)"
+MIDDLE = "unipc, log_snr(5)"
+FINE = "unipc, log_snr(6)"
+CALLS: Mapping[str, tuple[int, ...]] = {COARSE: (2, 4), MIDDLE: (5,), FINE: (2, 5, 10, 50)}
 """The teacher's numbers of steps without guidance; `tuned` has those of the bundle."""
-CALLS_GUIDED: Mapping[str, tuple[int, ...]] = {"unipc": (5, 10)}
-UNTUNED = (4, 6, 20)
-"""Steps of the untuned solver that tuned ones are compared with."""
+CALLS_GUIDED: Mapping[str, tuple[int, ...]] = {COARSE: (4,), MIDDLE: (5,), FINE: (5, 10)}
+UNTUNED: Mapping[str, tuple[int, ...]] = {COARSE: (4,), MIDDLE: (6,), FINE: (4, 6, 20)}
+"""Steps of the untuned solvers that tuned ones are compared with."""
 SOLVERS: Mapping[str, Mapping[str, Any]] = {
     "tuned": {"solver": "tuned"},
-    "unipc": {"solver": "unipc", "grid": "log_snr(6)"},
+    COARSE: {"solver": "unipc", "grid": "log_snr(4)", "variant": "bh1"},
+    MIDDLE: {"solver": "unipc", "grid": "log_snr(5)"},
+    FINE: {"solver": "unipc", "grid": "log_snr(6)"},
 }
 ALIKE = 64
 """Samples of one label whose distances from each other are measured."""
@@ -88,7 +91,8 @@ def ways(teacher: Sampler, student: Sampler) -> Iterator[Way]:
 
 def tuned_ways(teacher: Sampler) -> Iterator[Way]:
     for guidance in (1.0, teacher.bundle.defaults.guidance):
-        for solver, numbers in {"tuned": sorted(teacher.bundle.tuned), "unipc": UNTUNED}.items():
+        every = {"tuned": tuple(sorted(teacher.bundle.tuned)), **UNTUNED}
+        for solver, numbers in every.items():
             for calls in numbers:
                 yield Way("teacher", solver, calls, guidance)
 
@@ -166,12 +170,22 @@ def table(found: Mapping[Way, Any]) -> str:
 def tuned_table(found: Mapping[Way, Any]) -> str:
     """The Fréchet distance by steps and guidance, tuned and untuned next to each other."""
     guidances = sorted({way.guidance for way in found})
-    columns = [(solver, guidance) for guidance in guidances for solver in ("tuned", "unipc")]
     rows = []
     for steps in sorted({way.calls for way in found}):
-        cells = [found.get(Way("teacher", solver, steps, g)) for solver, g in columns]
-        rows.append([str(steps), *(f"{cell['frechet']:.2f}" if cell else "–" for cell in cells)])
-    return markdown(["steps", *(f"`{s}`, guidance {g:g}" for s, g in columns)], rows)
+        cells = []
+        for guidance in guidances:
+            same = {w: v for w, v in found.items() if (w.calls, w.guidance) == (steps, guidance)}
+            for is_tuned in (True, False):
+                way = best(
+                    {w: v for w, v in same.items() if (w.solver == "tuned") == is_tuned},
+                    steps,
+                    guidance,
+                )
+                name = "" if is_tuned or way is None else f" on `{way.solver.split()[1]}`"
+                cells.append(f"{found[way]['frechet']:.2f}{name}" if way else "–")
+        rows.append([str(steps), *cells])
+    names = [f"`{name}`, guidance {g:g}" for g in guidances for name in ("tuned", "unipc")]
+    return markdown(["steps", *names], rows)
 
 
 def draw(path: Path, found: Mapping[Way, Any], name: str) -> None:
@@ -242,7 +256,8 @@ def main() -> None:
     every = ways(samplers["teacher"], samplers["student"])
     found = measure(judge, samplers, every, Path("out/distillation"))
     text = (
-        f"{table(found)}\n\nThe teacher's rows are its best solver at that number of steps. "
+        f"{table(found)}\n\nThe teacher's rows are the best of {len(SOLVERS)} solvers at that "
+        "number of steps: `tuned`, and `unipc` on three grids. "
         f"{source}\n\n"
         "![Fréchet distance against network calls](distillation.png)\n\n"
         "![The same seeds and labels: the student's calls from few to many, then 50 of the "

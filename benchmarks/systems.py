@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import itertools
 import logging
+import multiprocessing
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,6 +39,7 @@ from export import build_bundle
 from export.proof.plan import QUICK
 from export.sources.bundle import from_bundle
 from runtime import Bundle, Sampler
+from runtime.backends.processor import usable_cores
 from runtime.diffusion.noise import Stream, noises
 
 Float32 = NDArray[np.float32]
@@ -171,6 +174,10 @@ class Systems:
                     lambda b=backend, p=precision: self.ours(batch, steps, b, p, 1),
                 )
         yield EAGER, self.lazily(lambda: diffusers_loop(n, n.module, batch, steps))
+        yield (
+            "diffusers, a process per core",
+            self.lazily(lambda: processes_loop(n, batch, steps)),
+        )
         last = torch.channels_last
         yield (
             "diffusers, channels_last",
@@ -304,9 +311,23 @@ def diffusers_loop(
     use_clipped_model_output: with clipping, the sampler of the paper, and the one whose images can
     be compared.
     """
-    steps_of = scheduler(network.bundle, kind, steps)
-    x_T = torch.from_numpy(network.start(batch)).to(memory_format=layout)
-    labels = network.labels(batch)
+    start = (network.start(batch), network.labels(batch))
+    return _looped(network.bundle, module, *start, steps, layout, autocast, kind)
+
+
+def _looped(
+    bundle: Bundle,
+    module: Any,
+    start: Float32,
+    labels: NDArray[np.int64] | None,
+    steps: int,
+    layout: torch.memory_format = torch.contiguous_format,
+    autocast: bool = False,
+    kind: str = "ddim",
+) -> Make:
+    batch = len(start)
+    steps_of = scheduler(bundle, kind, steps)
+    x_T = torch.from_numpy(start).to(memory_format=layout)
     extra = [] if labels is None else [torch.from_numpy(labels)]
     options = {"use_clipped_model_output": True} if kind == "ddim" else {}
 
@@ -321,6 +342,43 @@ def diffusers_loop(
         return x.float().contiguous().numpy()
 
     return make
+
+
+def processes_loop(network: Network, batch: int, steps: int) -> Make:
+    """Eager diffusers in a process of one thread for each core, with its part of the batch."""
+    cores = usable_cores()
+    if batch < cores:
+        raise ValueError("there are fewer samples than cores")
+    labels = network.labels(batch)
+    context = multiprocessing.get_context("spawn")
+    pipes: list[Connection] = []
+    for part in np.array_split(np.arange(batch), cores):
+        ours, theirs = context.Pipe()
+        own = (network.start(batch)[part], None if labels is None else labels[part])
+        given = (theirs, network.bundle, network.module, *own, steps)
+        context.Process(target=_part, args=given, daemon=True).start()
+        pipes.append(ours)
+
+    def make() -> Float32:
+        for pipe in pipes:
+            pipe.send(True)
+        return np.concatenate([pipe.recv() for pipe in pipes])
+
+    return make
+
+
+def _part(
+    pipe: Connection,
+    bundle: Bundle,
+    module: torch.nn.Module,
+    start: Float32,
+    labels: NDArray[np.int64] | None,
+    steps: int,
+) -> None:
+    torch.set_num_threads(1)
+    make = _looped(bundle, module, start, labels, steps)
+    while pipe.recv():
+        pipe.send(make())
 
 
 def own_times(steps: int, T: int = 1000) -> list[float]:

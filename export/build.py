@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST, REPORT_IMAGE
-from runtime.errors import unknown
+from runtime.errors import RequestError, unknown
 from runtime.errors.arguments import choice, file_path, flag, instance
 from runtime.errors.keywords import check_options, option_names
 from runtime.errors.messages import refused
@@ -173,6 +173,12 @@ def build_bundle(
     described_by = _source_of(module)
     known = [*option_names(described_by, 1)[:-1], *option_names(fields_of, 0)]
     check_options("build_bundle", described, known, option_names(build_bundle, 1)[:-1])
+    # A file has the shape itself.
+    needed = ("prediction", "schedule", *(() if described_by is from_onnx else ("sample_shape",)))
+    if missing := [name for name in needed if name not in described]:
+        raise RequestError(
+            f"build_bundle needs {', '.join(missing)}, got none. Pass what they are."
+        )
     for name, value, kind in (
         ("bounds", bounds, Bounds),
         ("plan", plan, Plan),

@@ -19,9 +19,10 @@ from .errors import RequestError
 from .errors.arguments import integer
 from .images import animation_format, picture_format, read, save_animation, tile
 from .sampler import Sampler
-from .terminal.editing import ONE_LABEL, add_editing
-from .terminal.options import add_options, check_out, in_turn, load, progress, settings, write
+from .terminal.editing import DEFAULTS, ONE_LABEL, add_editing
+from .terminal.options import add_options, in_turn, load, progress, settings
 from .terminal.output import say
+from .terminal.sheets import check_out, write
 from .terminal.verbs import program, run_verb
 
 
@@ -265,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         own = verbs.add_parser(name, help=verb.help, description=verb.help)
-        add_options(own, verb.out)
+        add_options(own, verb.out, DEFAULTS.get(name))
         own.add_argument(
             "--convert", action="store_true", help="fit images to the bundle's size and mode"
         )

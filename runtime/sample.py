@@ -7,8 +7,9 @@ import sys
 import time
 
 from .errors.arguments import integer
-from .terminal.options import add_options, check_out, in_turn, load, progress, settings, write
+from .terminal.options import add_options, in_turn, load, progress, settings
 from .terminal.output import say
+from .terminal.sheets import check_out, write
 from .terminal.verbs import program, run_verb
 
 

@@ -70,8 +70,11 @@ def choose(order: Order) -> Chosen:
     """Return the first library of the order that can build here.
 
     Raises:
+        RequestError: The order is for none.
         BackendError: None can. The message says why, for each.
     """
+    if order.engine == NONE:
+        raise RequestError(f"--engine {NONE} builds nothing. Pass one of {', '.join(LIBRARIES)}.")
     names = [
         n
         for n in LIBRARIES

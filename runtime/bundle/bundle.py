@@ -132,6 +132,11 @@ class Bundle(ModelSpec):
         """Pickle the absolute path and the text of bundle.json, which unpickling checks again."""
         return _restored, (str(self.path.absolute()), to_json(self.to_json()))
 
+    def __repr__(self) -> str:
+        """Return a line: the fields hold the schedule and all figures of the proof."""
+        sizes = "×".join(map(str, self.sample_shape))
+        return f"<Bundle {self.name}: {sizes}, {', '.join(self.precisions)}, at {self.path}>"
+
     # Immutable, so a copy is the bundle itself.
     def __copy__(self) -> Bundle:
         return self

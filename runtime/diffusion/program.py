@@ -187,6 +187,9 @@ def denoise(
         null_label: the number of the null label; None keeps the label for F_u.
         conditions: [B, …] each, which the network takes by name.
         null_conditions: for F_u, [*shape] each; other conditions are kept.
+
+    Raises:
+        RequestError: The network's output has another shape than x.
     """
     # Rounded to the dtype of x once, so that nothing below is computed in another.
     rows = np.broadcast_to(call, (len(x), call.shape[-1])).astype(x.dtype)
@@ -197,6 +200,9 @@ def denoise(
     given = () if label is None else (label,)
     named = dict(conditions or {})
     F = network(scaled, time, *given, **named)
+    # Any other shape may broadcast, to numbers that look right.
+    if getattr(F, "shape", None) != x.shape:
+        raise refused("network", f"a function that returns F of x's shape {list(x.shape)}", F)
     guided = np.flatnonzero(rows[:, GUIDANCE] != 1)
     # Without a label or a null value there is nothing to guide away from.
     if len(guided) and (given or null_conditions):
@@ -274,6 +280,12 @@ def run(
         raise RequestError(
             f"solver {program.solver!r} adds noise in {noisy.sum()} of {len(noisy)} rows, got no "
             "`noise`. Pass a function of the row."
+        )
+    guided = bool((program.call[:, GUIDANCE] != 1).any())
+    if guided and (label is None or null_label is None) and not null_conditions:
+        raise RequestError(
+            "the program is guided, and there is nothing to guide away from. Pass label and "
+            "null_label, or null_conditions; or make a program with guidance 1."
         )
     given = (label, null_label, conditions, null_conditions)
     state = np.zeros((len(x), R, *x.shape[1:]), x.dtype)

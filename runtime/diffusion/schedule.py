@@ -121,9 +121,10 @@ class Schedule:
         """
         time = _floats("time", time)
         # Written so that NaN, which no comparison holds for, is refused too.
-        if not ((time >= self.time[0]) & (time <= self.time[-1])).all():
+        inside = (time >= self.time[0]) & (time <= self.time[-1])
+        if not inside.all():
             raise RequestError(
-                f"time {shown(time)} is outside the schedule {self.name!r}, "
+                f"time {shown(time[~inside][0])} is outside the schedule {self.name!r}, "
                 f"which runs from {self.time[0]} to {self.time[-1]}."
             )
         return self._curve.level(time)
@@ -138,9 +139,10 @@ class Schedule:
         knots = self.log_snr
         # Levels computed from knots may leave the range by a rounding; np.clip takes it back.
         slack = 1e-9
-        if not ((log_snr >= knots[-1] - slack) & (log_snr <= knots[0] + slack)).all():
+        inside = (log_snr >= knots[-1] - slack) & (log_snr <= knots[0] + slack)
+        if not inside.all():
             raise RequestError(
-                f"log-SNR {shown(log_snr)} is outside the schedule {self.name!r}, "
+                f"log-SNR {shown(log_snr[~inside][0])} is outside the schedule {self.name!r}, "
                 f"which runs from {knots[0]:.4g} down to {knots[-1]:.4g}."
             )
         return np.clip(self._curve.time(log_snr), self.time[0], self.time[-1])

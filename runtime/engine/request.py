@@ -159,6 +159,7 @@ def resolve(bundle: Bundle, request: Request) -> ResolvedRequest:
     Raises:
         RequestError: A field cannot be used; the message names it, the rule and the value.
     """
+    instance("bundle", bundle, Bundle, "Pass a Bundle, such as Sampler.bundle.")
     instance("request", request, Request, "Pass runtime.Request(seed=…).")
     label = bundle.label_number(request.label)
     conditions = resolved_conditions(bundle, request.conditions)

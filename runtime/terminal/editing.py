@@ -6,6 +6,15 @@ import argparse
 
 STRENGTHS = {"stylize": 0.5, "invert": 1.0, "translate": 0.4}
 """The verbs that walk a part of the grid, and how much of it by default."""
+_INVERTED = {"solver": "dpmpp_2m", "grid": "log_snr", "guidance": "1"}
+DEFAULTS = {
+    "invert": _INVERTED,
+    "interpolate": _INVERTED,
+    "variations": _INVERTED,
+    "translate": {**_INVERTED, "guidance": "3 on the way back"},
+    "inpaint": {"solver": "repaint"},
+}
+"""What a verb does without an option, if that is not what the bundle says."""
 ONE_LABEL = ("interpolate", "variations")
 """The verbs that take one label for all samples."""
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
 
-from ..backends.base import Float32
-from ..bundle.bundle import Bundle
 from ..diffusion.arrays import Array
 from ..diffusion.grid import GRIDS
 from ..diffusion.solvers import SOLVERS
@@ -22,10 +20,7 @@ from ..engine.expand import ARGUMENTS
 from ..engine.keywords import GuidedKeywords
 from ..engine.loop import Preview, StepCallback
 from ..errors import RequestError
-from ..errors.arguments import integer
 from ..errors.messages import reason, shown
-from ..files import replacing
-from ..images import enlargement, is_image, picture_format, save, sheet_shape, tile, to_uint8
 from ..sampler import Sampler
 from .output import say
 from .progress import Progress
@@ -34,16 +29,22 @@ from .verbs import add_bundle
 Label = TypeVar("Label", str, int | str)
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the bundle, and the options that decide its samples, apart from their labels."""
+def add_sampling(
+    parser: argparse.ArgumentParser, defaults: Mapping[str, str] | None = None
+) -> None:
+    """Add the bundle, and the options that decide its samples, apart from their labels.
+
+    defaults: What the command does without an option, for the help; else the bundle's.
+    """
     add_bundle(parser)
+    default = dict.fromkeys(("solver", "grid", "guidance"), "the bundle's") | dict(defaults or {})
     add = parser.add_argument
     add("--seed", type=int, default=0, help="seed of the first; the next ones follow [0]")
     add("--steps", type=int, help="grid intervals [the bundle's]")
     add(
         "--solver",
         metavar="NAME",
-        help=f"{', '.join(SOLVERS)}, or tuned if the bundle has it [the bundle's]",
+        help=f"{', '.join(SOLVERS)}, or tuned if the bundle has it [{default['solver']}]",
     )
     add(
         "--option",
@@ -53,8 +54,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="an option of the solver, such as eta=0.5",
     )
-    add("--grid", help=f"{', '.join(GRIDS)}, or times with commas between [the bundle's]")
-    add("--guidance", type=float, help="classifier-free guidance scale, 1 is none [the bundle's]")
+    add("--grid", help=f"{', '.join(GRIDS)}, or times with commas between [{default['grid']}]")
+    guidance = f"classifier-free guidance scale, 1 is none [{default['guidance']}]"
+    add("--guidance", type=float, help=guidance)
     add(
         "--condition",
         type=condition,
@@ -71,9 +73,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+def add_options(
+    parser: argparse.ArgumentParser, out: str, defaults: Mapping[str, str] | None = None
+) -> None:
     """Add the bundle, and every option that all commands with an output file have."""
-    add_sampling(parser)
+    add_sampling(parser, defaults)
     add = parser.add_argument
     add(
         "--out",
@@ -213,45 +217,6 @@ def progress(title: str, sampler: Sampler) -> Iterator[StepCallback | None]:
     finally:
         if bars:
             bars[-1].__exit__()
-
-
-def write(path: Path, samples: Float32, sampler: Sampler, columns: int | None, width: int) -> None:
-    """Write samples [n, *S] as one sheet of images, or unchanged into an .npy file."""
-    if path.suffix == ".npy":
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, samples)
-    else:
-        save(path, tile(to_uint8(samples, *sampler.bundle.sample_range), columns), width)
-
-
-def check_out(
-    given: argparse.Namespace,
-    bundle: Bundle,
-    n: int,
-    columns: int | None = None,
-    format_of: Callable[[Path], str] = picture_format,
-) -> None:
-    """Check the output options before anything is sampled, for n images on a sheet.
-
-    columns: Images to a row, unless the command line says so.
-
-    Raises:
-        RequestError: `write` could not write the file or the sheet, or the samples are not images.
-    """
-    if given.columns is not None:
-        columns = integer("columns", given.columns, 1)
-    width = integer("width", given.width, 0)
-    if given.out.suffix == ".npy":
-        return
-    shape = bundle.sample_shape
-    if not is_image(shape):
-        raise RequestError(
-            f"the samples of {bundle.name} are {'×'.join(map(str, shape))}, and an image has 1 "
-            f"or 3 channels by height by width. Write the samples themselves: --out samples.npy."
-        )
-    format_of(given.out)
-    C, H, W = shape
-    enlargement(sheet_shape(n, (H, W, C), columns), width)
 
 
 def in_turn(given: Sequence[Label] | None, n: int) -> Label | list[Label] | None:

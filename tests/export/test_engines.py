@@ -265,6 +265,8 @@ def test_a_plan_in_a_bundle_is_never_read(small: Bundle, place: Path, bundle_cop
 def test_what_is_asked_for_and_cannot_be_built_is_an_error(
     small: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(RequestError, match="--engine none builds nothing"):
+        choose(Order("none"))
     with pytest.raises(RequestError, match=r"unknown engine 'tensort'. Did you mean"):
         Order("tensort")
     with pytest.raises(RequestError, match="rising numbers"):

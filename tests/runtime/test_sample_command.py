@@ -103,4 +103,4 @@ def test_a_place_that_cannot_be_written(
         )
         == 2
     )
-    assert "Nothing half-written was left" in capsys.readouterr().err
+    assert "file is not a folder" in capsys.readouterr().err

@@ -6,14 +6,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from runtime.errors import unknown
 
 from . import Config
 from .options import Options
 from .validation import flag
+
+T = TypeVar("T")
 
 DATA: Mapping[str, Mapping[str, Any]] = {
     "emoji": {},
@@ -95,11 +97,19 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
+    return _listed(text, int, "whole numbers")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(",") if part.strip())
+    return _listed(text, float, "numbers")
+
+
+def _listed(text: str, kind: Callable[[str], T], what: str) -> tuple[T, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        rule = f"must be {what} with commas between, got {text[:40]!r}"
+        raise argparse.ArgumentTypeError(rule) from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -67,7 +67,8 @@ def report(run: Path) -> str:
     log = curves.read(run / "log.csv")
     quality = curves.read(run / "quality.csv")
     starts, fault = _starts(run)
-    shown = sections(config, log, quality, rest["data_record"]["pictures"])
+    images = rest["data_record"]["pictures"]
+    shown = sections(config, log, quality, images if type(images) is int else 0)
     # Each chart is drawn into the element of this id.
     targets = iter(f"chart-{i}" for i in range(sum(len(s.charts) for s in shown)))
     panels = [(s.title, [(next(targets), chart) for chart in s.charts]) for s in shown]

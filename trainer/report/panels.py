@@ -31,7 +31,10 @@ def best_row(quality: Log) -> int | None:
 
 
 def sections(config: Config, log: Log, quality: Log, images: int) -> list[Section]:
-    """Return the charts that have something to show, by heading. images: how many the data has."""
+    """Return the charts that have something to show, by heading.
+
+    images: How many the data has, 0 if that is unknown.
+    """
     every = [
         Section("Quality", _quality(config, quality, images)),
         Section("Learning", _learning(config, log)),
@@ -48,7 +51,8 @@ def _quality(config: Config, log: Log, images: int) -> tuple[Chart, ...]:
     def chart(title: str, unit: str, lines: dict[str, Values], note: str) -> Chart:
         return Chart(title, unit, log.step, config.batch, lines, note, by_images=True, best=best)
 
-    of = f"{min(config.quality_samples, images):,} samples compared with as many images."
+    samples = min(config.quality_samples, images or config.quality_samples)
+    of = f"{samples:,} samples compared with as many images."
     star = (
         ""
         if best is None

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle.conditions import Condition
+from runtime.bundle.shipped import shipped_folders
+from runtime.errors import nearest
 from runtime.files import from_json, is_temporary, lock, replacing, to_json, write_text
 
 from ..config import Config
@@ -62,8 +64,9 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
         _check_rest(rest)
         return Config.from_json(record), rest
     except (FileNotFoundError, NotADirectoryError) as error:
+        hint = nearest(folder.name[:60], list(shipped_folders()))
         raise CheckpointError(
-            f"{folder} is not a run: it has no config.json. python -m trainer.fit makes runs."
+            f"{folder} is not a run: it has no config.json.{hint} python -m trainer.fit makes runs."
         ) from error
     except KeyError as error:
         raise CheckpointError(f"{path} is damaged: it has no {error}. {_remedy(folder)}") from error

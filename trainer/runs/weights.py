@@ -137,7 +137,7 @@ def widened(
 
     Args:
         other: The network to begin as.
-        wanted: The weights of the network that begins.
+        wanted: The weights of the network that begins; its first layer's are [width, channels, …].
         channels: Of an image without conditions.
         conditions: Of the network that begins.
 
@@ -148,8 +148,8 @@ def widened(
     lost = [c.name for c in other.conditions if has.get(c.name) != _seen(c)]
     if lost:
         raise CheckpointError(
-            f"the network of --start-from is conditioned on {', '.join(lost)}, and this run is not. "
-            "Start from another one, or train with the same conditions."
+            f"the network of --start-from is conditioned on {', '.join(lost)}, and this run is "
+            "not. Start from another one, or train with the same conditions."
         )
     more = dict(other.weights)
     first = more.get(FIRST)

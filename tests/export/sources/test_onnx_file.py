@@ -176,6 +176,13 @@ def test_wrong_settings_are_named(
         from_onnx(folder / "batch.onnx", **{**KIND, **changed})
 
 
+def test_what_a_network_is_must_be_said(folder: Path) -> None:
+    with pytest.raises(RequestError, match="needs schedule, got none"):
+        build_bundle(folder / "batch.onnx", prediction="v")
+    with pytest.raises(RequestError, match="needs prediction, schedule, sample_shape, got none"):
+        build_bundle(Network())
+
+
 def test_files_that_are_no_networks_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="there is no such file"):
         from_onnx(tmp_path / "none.onnx", **KIND)

@@ -40,6 +40,10 @@ def test_a_network_that_was_distilled_is_called_at_its_levels_alone(tiny_bundle:
         student.program("dpmpp_2s", 3)
 
 
+def test_a_bundle_is_a_line_in_a_notebook(tiny_bundle: Path) -> None:
+    assert repr(Bundle.load(tiny_bundle)) == f"<Bundle tiny: 1×8×8, fp32, at {tiny_bundle}>"
+
+
 def test_every_file_is_listed_and_reads_back(tiny_bundle: Path) -> None:
     bundle = Bundle.load(tiny_bundle)
     on_disk = {p.relative_to(tiny_bundle).as_posix() for p in tiny_bundle.rglob("*") if p.is_file()}

@@ -90,7 +90,7 @@ def test_an_explicit_grid_takes_any_falling_times() -> None:
         ([1, 2], None, "strictly falling times"),
         ([5, 5], None, "strictly falling times"),
         ([[5]], None, "strictly falling times"),
-        ([1000], None, "outside the schedule"),
+        ([1000], None, "time 1000.0 is outside the schedule"),
         ([5, float("nan")], None, "strictly falling times"),
         (["a"], None, "a name .* or a list of strictly falling times"),
         (None, 5, "strictly falling times"),

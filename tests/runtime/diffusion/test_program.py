@@ -196,6 +196,22 @@ def test_a_program_that_adds_noise_needs_some() -> None:
         run(program, network, np.ones((1, 2)), np.ones((1, 2)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("output", [np.zeros((1, 2)), np.zeros(5), np.float64(0), (1, 2)])
+def test_an_output_of_another_shape_is_refused(output: object) -> None:
+    """It may broadcast, to samples that look right."""
+    program = make_program(SCHEDULES["cosine"], "v", "ddim", 5)
+    with pytest.raises(RequestError, match=r"returns F of x's shape \[5, 2\]"):
+        run(program, lambda x, t: output, np.ones((5, 2)))
+
+
+def test_guidance_needs_something_to_guide_away_from() -> None:
+    program = make_program(SCHEDULES["cosine"], "v", "ddim", 5, guidance=3.0)
+    network = lambda x, t, *_: np.zeros_like(x)  # noqa: E731
+    for given in ({}, {"label": np.zeros(2, np.int64)}):
+        with pytest.raises(RequestError, match="nothing to guide away from"):
+            run(program, network, np.ones((2, 3)), **given)
+
+
 def test_guidance_is_fc_plus_g_minus_1_times_the_difference_and_1_asks_once() -> None:
     calls: list[list[int]] = []
 

@@ -23,6 +23,7 @@ from runtime import (
     Sampler,
 )
 from runtime.engine.cost import CostCurve
+from runtime.engine.request import resolve
 from runtime.engine.stats import TickReport
 from runtime.engine.ticket import Ticket
 
@@ -622,6 +623,8 @@ def test_arguments_are_checked(rigged: Callable[..., Rig]) -> None:
     ):
         with pytest.raises(RequestError, match=next(iter(bad))):
             rig.engine.submit(request(0), **bad)
+    with pytest.raises(RequestError, match="`bundle` must be"):
+        resolve(Sampler, request(0))  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="Request"):
         rig.engine.submit([{"seed": 3}])
     for bad in (3, None, {"seed": 3}, "12"):

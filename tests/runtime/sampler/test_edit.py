@@ -16,6 +16,9 @@ from runtime.backends.onnxruntime import OnnxRuntimeBuffers
 from runtime.diffusion.slerp import slerp
 from runtime.diffusion.tuned import Tuned
 from runtime.edit import VERBS, main
+from runtime.sampler.edits import PAINTING
+from runtime.sampler.inversion import INVERTING
+from runtime.terminal.editing import DEFAULTS
 
 LABELS = [3, 1, 4, 1, 5]
 
@@ -581,6 +584,8 @@ def test_wrong_words_end_in_a_line_that_says_why(
         "interpolate {} 1 2 --n 30000000",
         "variations {} 0.png --n 3 --width 100000",
         "interpolate {} 1 2 --n 3 --label 1 --label 2",
+        "stylize {} 0.png --out .",
+        "stylize {} 0.png --out 0.png/a.png",
     ],
 )
 def test_what_cannot_be_written_is_refused_before_anything_is_sampled(
@@ -589,8 +594,22 @@ def test_what_cannot_be_written_is_refused_before_anything_is_sampled(
     monkeypatch.chdir(files)
     monkeypatch.setattr(OnnxRuntimeBuffers, "run", lambda *_: pytest.fail("sampled"))
     assert main(words.format(tiny_bundle).split()) == 2
-    message = "cannot write|`columns` must be|bytes is too large|takes one label, got 2"
+    message = "cannot write|`columns` must be|bytes is too large|takes one label, got 2|is "
+    message += "a folder. Name a file|0.png is not a folder"
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_help_of_a_verb_has_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, own in DEFAULTS.items():
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        told = " ".join(capsys.readouterr().out.split())
+        assert all(f"[{default}]" in told for default in own.values())
+    assert {k: str(v) for k, v in DEFAULTS["invert"].items()} == {
+        name: f"{value:g}" if isinstance(value, float) else value
+        for name, value in INVERTING.items()
+    }
+    assert DEFAULTS["inpaint"] == PAINTING
 
 
 def test_every_verb_of_the_command_is_a_method(sampler: Sampler) -> None:

@@ -104,6 +104,15 @@ def test_an_option_sets_its_field(option: str, field: str, value: object) -> Non
     assert getattr(resolve(option), field) == value
 
 
+@pytest.mark.parametrize("option", ["--channels=16,x", "--ema-power=0.05,x"])
+def test_a_list_of_other_things_than_numbers_is_refused(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        resolve(option)
+    assert "numbers with commas between, got" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
