@@ -154,7 +154,7 @@ def main() -> None:
     source = (
         f"The old version is commit {revision}. Medians of {given.rounds} rounds by "
         f"`benchmarks/versions.py` on {machine()}. "
-        f"What is not here cannot run on this machine.{note}"
+        f"Pairs that are missing cannot run on this machine.{note}"
     )
     text = f"{markdown(head, rows)}\n\n{source}"
     print(text)
