@@ -27,6 +27,7 @@ from runtime.terminal.progress import track
 
 CASES = (
     ("emoji32", "onnxruntime", "fp32", (1, 4, 16)),
+    ("emoji32", "onnxruntime", "int8", (1, 16)),
     ("emoji32", "openvino", "fp32", (1, 4, 16)),
     ("emoji32", "openvino", "bf16", (1, 4, 16)),
     ("emoji32", "openvino", "int8", (1, 4, 16)),

@@ -27,7 +27,9 @@ from .streams import StreamBuffers
 LEAST_ROUNDED = 2
 """The smallest batch without guidance in int8. A lone sample runs next to an empty one: its
 convolutions would be cut among the threads, which sum in another order. Graphs in float32 are
-written so that they are not cut (`export.graph.rounding`)."""
+written so that they are not cut (`export.graph.rounding`). One thread cuts nothing."""
+FEW_THREADS = 2
+"""One of so many threads computes a lone sample sooner than all of them compute two."""
 
 
 class OnnxRuntime:
@@ -62,8 +64,12 @@ class OnnxRuntime:
         self._lock = Lock()
         self._heavy = is_heavy(bundle, precision)
         self.streams = streams
+        few = (self.threads or usable_cores()) <= FEW_THREADS
+        # The smallest batch without guidance, and the threads of a lone sample.
+        self.least = 1 if few or precision == "fp32" else LEAST_ROUNDED
+        self.alone = 1 if few and precision != "fp32" else self.threads
         # Opened at once, for its errors; whether it has been used.
-        self._sessions = {(False, self.threads): self.open(False, self.threads)}
+        self._sessions = {(False, self.alone): self.open(False, self.alone)}
         self._used = False
 
     @cached_property
@@ -116,7 +122,7 @@ class OnnxRuntime:
         # Other threads may ask for the same session at the same time.
         with self._lock:
             key = guided, threads
-            first = False, self.threads
+            first = False, self.alone
             if key == first:
                 self._used = True
             elif not guided and not self._used:
@@ -176,13 +182,14 @@ class OnnxRuntimeBuffers(StreamBuffers):
         self._backend = backend
 
     def _least(self, guided: bool) -> int:
-        # A guided graph runs two rows a sample. One thread cuts nothing.
-        exact = self._backend.precision == "fp32" or self._threads == 1
-        return 1 if guided or exact else LEAST_ROUNDED
+        # A guided graph runs two rows a sample.
+        return 1 if guided else self._backend.least
 
     def _bind_part(self, part: Call) -> Callable[[], object]:
         backend = self._backend
         threads = backend.threads if part.streams == 1 else self.threads_of(part.streams)
+        if part.count == 1 and not part.guided and part.streams == 1:
+            threads = backend.alone
         session = backend.session(part.guided, threads)
         # The spare sample of the allocation fills the batch next to a single one.
         arrays = self._arrays(replace(part, count=max(part.count, self._least(part.guided))))

@@ -63,11 +63,11 @@ def fill(buffers: Buffers, bundle: Bundle, count: int, guided: bool) -> None:
 def test_the_bytes_are_those_of_one_stream(
     precise: Path, name: str, precision: str, guided: bool
 ) -> None:
-    """Over 1 to 3 streams, 1 and 2 threads, and several batches."""
+    """Over 1 to 3 streams, 1 to 3 threads, and several batches."""
     pytest.importorskip(name)
     bundle = Bundle.load(precise)
     expected: dict[int, bytes] = {}
-    for threads, cuts in ((1, (1,)), (2, (1, 2, 3))):
+    for threads, cuts in ((1, (1,)), (2, (1, 2, 3)), (3, (1,))):
         try:
             backend = open_backend(bundle, name, precision, threads)
         except (BackendError, RequestError) as error:
@@ -259,6 +259,21 @@ def test_only_batches_hold_the_weights_once(precise: Path) -> None:
     assert list(backend._sessions) == [(False, 1)]
     buffers.run(False, 0, 1)
     assert list(backend._sessions) == [(False, 1), (False, 2)]
+
+
+def test_a_lone_sample_in_int8_takes_one_thread_of_two_and_an_empty_one_beside_more(
+    precise: Path,
+) -> None:
+    """Several threads would cut its convolutions, and sum in another order."""
+    bundle = Bundle.load(precise)
+    two = OnnxRuntime(bundle, "int8", 2)
+    two.bind(4).run(False, 0, 1)
+    assert list(two._sessions) == [(False, 1)]
+    three = OnnxRuntime(bundle, "int8", 3, streams=2)
+    assert [three.bind(4)._least(guided) for guided in (False, True)] == [2, 1]
+    # So two samples are no two streams there.
+    assert three.bind(4).streams(False, 2) == 1
+    assert OnnxRuntime(bundle, "int8", 2, streams=2).bind(4).streams(False, 2) == 2
 
 
 def test_a_gpu_has_one_stream(precise: Path) -> None:
