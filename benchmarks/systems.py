@@ -8,6 +8,7 @@ its images are checked. A system that cannot run is named and left out.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -377,8 +378,9 @@ def _part(
 ) -> None:
     torch.set_num_threads(1)
     make = _looped(bundle, module, start, labels, steps)
-    while pipe.recv():
-        pipe.send(make())
+    with contextlib.suppress(EOFError):  # the benchmark has ended
+        while pipe.recv():
+            pipe.send(make())
 
 
 def own_times(steps: int, T: int = 1000) -> list[float]:
