@@ -20,6 +20,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from threading import Thread
 
 from starlette.applications import Starlette
@@ -30,7 +31,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from runtime.errors import ClosedError, UnnoiseError
+from runtime import Sampler
+from runtime.errors import ClosedError, RequestError, UnnoiseError
+from runtime.errors.messages import refused
 
 from . import edits, health, job_endpoints, log, openai, openapi, protocol, samples
 from .middleware import Gate, Observe
@@ -77,9 +80,15 @@ def create_app(bundles: Iterable[Source], settings: Settings | None = None) -> S
         settings: None is `Settings()`.
 
     Raises:
-        RequestError: There is no bundle.
+        RequestError: There is no bundle, or one is passed without a list.
     """
-    return app_of(Models(bundles, settings or Settings()))
+    # A string is a list, too: of its characters.
+    if isinstance(bundles, (str, Path, Sampler)):
+        raise refused("bundles", "a list", bundles, "Pass [bundle] for one.")
+    sources = list(bundles)
+    if not sources:
+        raise RequestError("there is no bundle to serve. Pass at least one.")
+    return app_of(Models(sources, settings or Settings()))
 
 
 def app_of(models: Models) -> Starlette:

@@ -98,7 +98,7 @@ def check_host(headers: Headers, path: str, settings: Settings) -> None:
     # A container's health check calls an address and knows no name. /readyz holds no user's data.
     if not settings.hosts or path == READY_PATH:
         return
-    if host_name(headers.get("host", "")) not in settings.hosts:
+    if host_name(headers.get("host", "")) not in map(host_name, settings.hosts):
         raise Problem(421, "the Host header names another host. Pass --host-name NAME to allow it.")
 
 
@@ -125,8 +125,11 @@ def _place(origin: str) -> str | None:
 
 
 def host_name(host: str) -> str:
-    """Return the name in a Host header, without the port."""
+    """Return the name in a Host header, without the port; or a name that it may have."""
     host = host.strip().lower()
     if host.startswith("["):
         return host.partition("]")[0] + "]"
+    # An address of IPv6 has brackets in the header, and none on a command line.
+    if host.count(":") > 1:
+        return f"[{host}]"
     return host.partition(":")[0]

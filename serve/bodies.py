@@ -23,6 +23,9 @@ from .settings import KIB, MIB, Settings
 IMAGE_KINDS = ("PNG", "JPEG", "WEBP")
 """Pillow's names of the formats that are decoded; no other decoder is tried."""
 
+MOST_SIDE = 65_535
+"""Pixels of an image's longer side, the most that JPEG allows."""
+
 
 async def read_json(request: Request, settings: Settings) -> object:
     """Return the JSON value of a body; {} for an empty one.
@@ -152,6 +155,11 @@ def _opened(name: str, data: bytes, settings: Settings) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=IMAGE_KINDS)
     if image.width * image.height > settings.pixels:
         raise _too_many_pixels(name, settings)
+    # Pillow takes seconds for millions of rows of one pixel, in a file of some KiB.
+    if max(image.size) > MOST_SIDE:
+        raise RequestError(
+            f"`{name}` has more than {MOST_SIDE} pixels a side. Send a smaller image."
+        )
     return image
 
 

@@ -27,7 +27,7 @@ from . import limits, results, samples
 from .bodies import Form, decode, read_form
 from .conditions import PART, conditions_of
 from .events import accepted
-from .fields import EDIT_PARTS, SOLVING_NAMES, edit_fields
+from .fields import EDIT_PARTS, SOLVING_NAMES, edit_fields, formats_of
 from .models import Model
 from .passes import EngineEditing, Passes
 from .pictures import Float32
@@ -73,8 +73,12 @@ async def create(request: Request) -> ASGIApp:
         form = await read_form(request, service.settings, texts=1)
         given = params_of(verb, form, service.settings)
         model = service.models.get(cast("str | None", given.get("model")))
-        output = Output.of(request, model, given)
+        output = Output.of(request, model, given, formats_of(verb))
         edit = await service.encode(plan, verb, given, form.files, model, service.settings)
+        if output.is_job and verb == "animate":
+            # Its result is frames.
+            count = cast("int", given["n"]) * (edit.rows + 1)
+            limits.check_job(model.bundle, count, service.settings)
     run = await begin(request, service, model, edit, output.deadline, output.preview_every)
 
     def last(samples: Float32) -> dict[str, object]:

@@ -45,6 +45,8 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
         # If both came at once, the work counts: it may hold what must be given back.
         if task.done():
             return task.result()
+        # It raises if a body came that is too large.
+        gone.result()
         raise ClientGone
     finally:
         for started in (task, gone):

@@ -195,6 +195,11 @@ def formats_of(verb: str) -> Sequence[str]:
     return (*FORMATS, "gif") if verb == "animate" else FORMATS
 
 
+def result_fields(animated: bool) -> Sequence[Field]:
+    """The query of GET /v1/jobs/{id}/result."""
+    return (_format(*formats_of("animate" if animated else "stylize")),)
+
+
 IGNORED = ("background", "complexity", "input_fidelity", "moderation", "output_compression")
 IGNORED += ("quality", "safety_identifier", "style", "user")
 """Fields of OpenAI's API that are accepted and change nothing."""

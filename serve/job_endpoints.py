@@ -8,12 +8,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from runtime.errors.arguments import choice
-
-from . import results
-from .fields import FORMATS, formats_of
+from . import pictures, results
+from .events import EventStream, run_events
+from .fields import result_fields
 from .jobs import Job
-from .service import flow_of, service_of
+from .pictures import Float32
+from .samples import query_of
+from .schema import check_all
+from .service import flow_of, note_facts, service_of
 
 NO_STORE = {"cache-control": "no-store"}
 
@@ -44,27 +46,34 @@ async def events(request: Request) -> ASGIApp:
 
     After a reconnection, Last-Event-ID keeps previews from being sent twice.
     """
+    service = service_of(request)
     job = _job(request)
     if job.cancelled:
         job.check_result()
-    last = request.headers.get("last-event-id", "")
+    seen = request.headers.get("last-event-id", "")
     # Anything else than our own number starts from the beginning.
-    after = int(last) if re.fullmatch(r"[0-9]{1,15}", last) else 0
-    # The stream uses the run as the job does, and may end without it.
-    job.run.join()
-    return results.stream(request, service_of(request), job.run, job.last, after)
+    after = int(seen) if re.fullmatch(r"[0-9]{1,15}", seen) else 0
+
+    def last(samples: Float32) -> dict[str, object]:
+        # The run of a cancelled job may have continued for others.
+        job.check_result()
+        return job.last(samples)
+
+    # A reader does not use the run: its work must end if the job is cancelled.
+    heartbeat_s = service.settings.heartbeat_s
+    stream = run_events(job.run, service.encoding, heartbeat_s, last, after)
+    return EventStream(stream, lambda: note_facts(request, job.run))
 
 
 async def result(request: Request) -> Response:
     """Return a job's result, in a format of the reader's choice."""
     service = service_of(request)
     job = _job(request)
+    given = check_all("the query", result_fields(job.run.animated), query_of(request))
     job.check_result()
     kind = job.kind
-    if "format" in request.query_params:
-        known = formats_of("animate") if job.run.animated else FORMATS
-        kind = choice("format", request.query_params["format"], known)
-        kind = results.pictures.format_of(kind, "", job.run.model)
+    if "format" in given:
+        kind = pictures.format_of(given["format"], "", job.run.model)
     samples = await job.run.result()
     body, media = await service.encode(results.encode, job.run, samples, kind, job.columns)
     return Response(body, headers=NO_STORE, media_type=media)

@@ -93,6 +93,9 @@ class Jobs:
     def add(self, job: Job) -> None:
         """Keep a job. It uses its run until that has ended, or it is cancelled."""
         self._sweep()
+        # The oldest results make room: only jobs that run can be too many.
+        while self._ended and len(self._jobs) >= MOST_JOBS:
+            self.forget(self._jobs[next(iter(self._ended))])
         if len(self._jobs) >= MOST_JOBS:
             raise Problem(429, "too many jobs are kept. Try again later.", 10.0)
         self._jobs[job.id] = job

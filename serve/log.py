@@ -80,5 +80,7 @@ def to_stderr() -> None:
     handler.setFormatter(_OneLine())
     logging.getLogger().addHandler(handler)
     LOGGER.setLevel(logging.INFO)
+    # Pillow warns of damaged files: these lines must be JSON, too.
+    logging.captureWarnings(True)
     # It warns of every broken body. The response to the client already reports it.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)

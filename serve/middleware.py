@@ -37,7 +37,8 @@ PREFLIGHT = {
     **CORS,
     "access-control-allow-methods": "GET, POST, DELETE",
     "access-control-allow-headers": "authorization, content-type, prefer, if-none-match, "
-    "last-event-id, x-request-id",
+    # The star stands for all but authorization: OpenAI's client for browsers sends its own.
+    "last-event-id, x-request-id, *",
     "access-control-max-age": "3600",
 }
 
@@ -108,7 +109,6 @@ class Gate:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
-        self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -127,18 +127,18 @@ class Gate:
         try:
             # The cheapest checks come first, and nothing is read before them.
             scope["state"]["user"] = auth.check(headers, scope["method"], path, settings)
-            if self._inside >= settings.connections and not probe:
+            if self._service.inside >= settings.connections and not probe:
                 raise Problem(429, "too many requests are under way. Try again.", 1.0)
             _check_length(headers, settings.upload_bytes)
         except Problem as problem:
             await respond(Request(scope), problem)(scope, receive, send)
             return
-        self._inside += not probe
+        self._service.inside += not probe
         try:
             # `receive` is passed on, wrapped in a plain object, so that a disconnect gets through.
             await self._app(scope, _Counted(receive, settings.upload_bytes), send)
         finally:
-            self._inside -= not probe
+            self._service.inside -= not probe
 
 
 class _Counted:

@@ -86,6 +86,8 @@ async def edit(request: Request) -> ASGIApp:
             raise RequestError("edited images have no URL. Ask for b64_json.")
         # The official client names the files of a list so.
         files = {name.removesuffix("[]"): data for name, data in form.files.items()}
+        if len(files) < len(form.files):
+            raise RequestError("a file is given twice, also as NAME[]. Send it once.")
         seed = _seed(given)
         planned = await service.encode(_plan_edit, model, given, files, seed, service)
     asked = Asked("image_edit", given, model, seed, [None] * cast("int", given["n"]))
@@ -166,7 +168,11 @@ def _label(model: Model, given: Mapping[str, object]) -> str | None:
     if not prompt:
         return None
     labels = model.bundle.labels
-    for name in labels.names if labels else ():
+    names = labels.names if labels else ()
+    # Two names may differ in their case alone.
+    if prompt in names:
+        return prompt
+    for name in names:
         if name.lower() == prompt.lower():
             return name
     return prompt

@@ -121,7 +121,7 @@ def size_of(model: Model) -> str:
 
 def _usage(run: Run) -> dict[str, object]:
     """Network rows, in the place of tokens."""
-    rows = run.ticket.rows if run.ticket else 0
+    rows = sum(ticket.rows for ticket in run.tickets)
     details = {"image_tokens": 0, "text_tokens": 0}
     return {
         "input_tokens": 0,

@@ -20,6 +20,7 @@ from .fields import (
     SAMPLES,
     edit_fields,
     formats_of,
+    result_fields,
 )
 from .models import version
 from .pictures import MEDIA_TYPES
@@ -176,7 +177,14 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/v1/jobs/{id}", "Where a job stands.", errors=JOB_ERRORS),
     Operation("DELETE", "/v1/jobs/{id}", "Cancel a job.", errors=JOB_ERRORS),
     Operation("GET", "/v1/jobs/{id}/events", "Its events.", (EVENTS,), errors=JOB_ERRORS),
-    Operation("GET", "/v1/jobs/{id}/result", "Its result.", IMAGES, errors=JOB_ERRORS),
+    Operation(
+        "GET",
+        "/v1/jobs/{id}/result",
+        "Its result.",
+        [MEDIA_TYPES[kind] for kind in formats_of("animate")],
+        query=result_fields(animated=True),
+        errors=JOB_ERRORS,
+    ),
     Operation(
         "POST",
         "/v1/images/generations",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import Cancelled, Overloaded, Request, Ticket
+from runtime import Cancelled, DeadlineError, Overloaded, Request, Ticket
 from runtime.engine.loop import Preview, Result, StepCallback
 from runtime.engine.ticket import TicketPreview
 from runtime.sampler.animation import Animating
@@ -80,6 +80,11 @@ class Passes:
                 raise Cancelled("the edit was cancelled.")
             try:
                 return self._once(requests, on_step)
+            except DeadlineError:
+                # A 422 is for requests that ask for too much, and this one was accepted.
+                if not self._passes:
+                    raise
+                raise DeadlineError("the deadline passed before the edit was done.") from None
             except Overloaded as error:
                 # The first pass is refused like any request; later ones were promised.
                 if not self._passes or not left:

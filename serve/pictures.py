@@ -34,13 +34,14 @@ GAP = 2
 """Pixels between the images of a sheet."""
 
 
-def format_of(given: object, accept: str, model: Model) -> str:
+def format_of(given: object, accept: str, model: Model, formats: Sequence[str] = FORMATS) -> str:
     """Choose the format of a response.
 
     Args:
         given: What the request says; it decides.
         accept: The Accept header.
         model: One whose samples are no images has no image formats.
+        formats: Those that the response may have.
 
     Raises:
         RequestError: The samples are no images, and an image was asked for.
@@ -51,7 +52,7 @@ def format_of(given: object, accept: str, model: Model) -> str:
         # A browser accepts several kinds of images: the service's own order decides then.
         wanted = accept.lower()
         # Media types are compared as text; weights (q=) are not.
-        by_header = [name for name in FORMATS if MEDIA_TYPES[name] in wanted]
+        by_header = [name for name in formats if MEDIA_TYPES[name] in wanted]
         chosen = (by_header or ["png" if model.shows_images else "npy"])[0]
     if chosen in ANIMATION_FORMATS and not model.shows_images:
         shape = "×".join(map(str, model.bundle.sample_shape))
@@ -82,8 +83,7 @@ def encode(
     if kind == "json":
         return to_bytes(as_json(model, samples)), MEDIA_TYPES[kind]
     pixels = to_uint8(samples, *model.bundle.sample_range)
-    picture = pixels[0] if len(pixels) == 1 else tile(pixels, columns, GAP)
-    return image_bytes(picture, kind), MEDIA_TYPES[kind]
+    return image_bytes(_sheet(pixels, columns), kind), MEDIA_TYPES[kind]
 
 
 def as_json(model: Model, samples: Float32) -> dict[str, object]:
@@ -150,8 +150,7 @@ def encode_animation(
     if kind == "npy":
         return encode(model, frames, kind)
     pixels = model.sampler.to_uint8(frames)
-    each = [sheet[0] if len(sheet) == 1 else tile(sheet, columns, GAP) for sheet in pixels]
-    return animation_bytes(each, kind), MEDIA_TYPES[kind]
+    return animation_bytes([_sheet(frame, columns) for frame in pixels], kind), MEDIA_TYPES[kind]
 
 
 def animation_as_json(model: Model, frames: Float32) -> dict[str, object]:
@@ -162,6 +161,15 @@ def animation_as_json(model: Model, frames: Float32) -> dict[str, object]:
         samples = [animation_bytes(list(pixels[:, i]), "png") for i in range(pixels.shape[1])]
         found["images"] = [base64.b64encode(sample).decode() for sample in samples]
     return found
+
+
+def _sheet(pictures: UInt8, columns: int | None) -> UInt8:
+    """Return images [n, H, W, C] as one image, a sheet if there are several."""
+    n = len(pictures)
+    if n == 1:
+        return pictures[0]
+    # More columns than images would be blank, and could fill the memory in every frame.
+    return tile(pictures, columns and min(columns, n), GAP)
 
 
 def _check_side(picture: UInt8, kind: str) -> None:

@@ -6,6 +6,7 @@ replica share its batches. A client that leaves cancels its work, as without Ray
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from starlette.applications import Starlette
 from runtime.errors import RequestError
 from runtime.errors.arguments import integer, number
 from runtime.errors.keywords import check_options
+from runtime.errors.messages import shown
 
 from .app import create_app
 from .auth import read_tokens
@@ -78,10 +80,12 @@ class Arguments:
 def _converted(cls: type[Arguments], name: str, value: object) -> object:
     """Return a value of the type of its field: a command line gives text."""
     kind = type(getattr(cls, name, ""))
-    try:
-        return kind(cast("str", value))
-    except (TypeError, ValueError):
-        raise RequestError(f"`{name}` must be of type {kind.__name__}, got {value!r}.") from None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        found = kind(cast("str", value))
+        # int(2.5) is 2, and str takes anything.
+        if isinstance(value, str) or (found == value and not isinstance(value, bool)):
+            return found
+    raise RequestError(f"`{name}` must be of type {kind.__name__}, got {shown(value)}.")
 
 
 class Replica:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,6 +14,7 @@ from runtime.engine.json_arrays import array_to_json
 
 from . import pictures
 from .events import EventStream, Last, run_events, unless_gone
+from .fields import FORMATS
 from .jobs import Job
 from .limits import check_job
 from .models import Model
@@ -47,20 +48,33 @@ class Output:
         return self.every if self.stream or self.is_job else 0
 
     @classmethod
-    def of(cls, request: Request, model: Model, given: Mapping[str, object]) -> Output:
+    def of(
+        cls,
+        request: Request,
+        model: Model,
+        given: Mapping[str, object],
+        formats: Sequence[str] = FORMATS,
+    ) -> Output:
         """Read the fields `fields.OUTPUT` and the headers Accept and Prefer.
+
+        Args:
+            request: With the headers.
+            model: Of the request.
+            given: The checked fields.
+            formats: Those that the result may have.
 
         Raises:
             RequestError: The samples are no images, and an image was asked for; or a job's result
                 is larger than what is kept.
         """
         accept = request.headers.get("accept", "")
-        is_job = "respond-async" in request.headers.get("prefer", "")
+        # A list, which may come on several lines; its words have no case (RFC 7240, section 2).
+        is_job = "respond-async" in ",".join(request.headers.getlist("prefer")).lower()
         if is_job:
             n = cast("int", given.get("n", 1))
             check_job(model.bundle, n, service_of(request).settings)
         return cls(
-            kind=pictures.format_of(given.get("format"), accept, model),
+            kind=pictures.format_of(given.get("format"), accept, model, formats),
             columns=cast("int | None", given.get("columns")),
             stream=bool(given.get("stream")) or "text/event-stream" in accept,
             every=cast("int", given.get("every", 1)),
@@ -99,9 +113,9 @@ async def finish(
     return Response(body, headers={**headers, **timing}, media_type=kind)
 
 
-def stream(request: Request, service: Service, run: Run, last: Last, after: int = 0) -> EventStream:
+def stream(request: Request, service: Service, run: Run, last: Last) -> EventStream:
     """Return the events of a run. It leaves the run at their end."""
-    events = run_events(run, service.encoding, service.settings.heartbeat_s, last, after)
+    events = run_events(run, service.encoding, service.settings.heartbeat_s, last)
 
     def end() -> None:
         note_facts(request, run)

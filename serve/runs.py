@@ -35,6 +35,7 @@ class Run:
     Attributes:
         future: Its samples, float32 [n, *S].
         ticket: The newest ticket; None before the engine has accepted one.
+        tickets: All of them.
         views: The newest preview of each sample.
         version: Counts changes of `views`.
         roused: Ends an edit's wait for room: its last user has left, or the engine is closed.
@@ -48,6 +49,7 @@ class Run:
         self.model = model
         self.future: asyncio.Future[Float32] = loop.create_future()
         self.ticket: Ticket | None = None
+        self.tickets: list[Ticket] = []
         self.views: dict[int, SampleView] = {}
         self.version = 0
         self.roused = threading.Event()
@@ -107,8 +109,7 @@ class Run:
     async def change(self, version: int, timeout: float) -> bool:
         """Wait until it is done or has a version after `version`, at most `timeout` seconds.
 
-        Returns:
-            Whether that came.
+        Returns whether that came.
         """
         while not self.done and self.version <= version:
             # A new event is made at every change, so that no waiter can miss one.
@@ -123,6 +124,7 @@ class Run:
     def attach(self, ticket: Ticket) -> None:
         """Follow a ticket: the first, or the next of an edit that takes several."""
         self.ticket = ticket
+        self.tickets.append(ticket)
         self.stage += 1
         self.started.set()
         # The client may have left while the engine planned.
@@ -157,8 +159,7 @@ class Run:
 
     def _look(self, ticket: Ticket) -> None:
         self._noted = False
-        preview = ticket.preview()
-        if preview is not None:
+        if (preview := ticket.preview()) is not None:
             self.show(preview)
 
     def show(self, preview: TicketPreview) -> None:
@@ -220,8 +221,7 @@ class Runs:
         """
         loop = asyncio.get_running_loop()
         # The same request was answered before.
-        kept = self._results.get(work.key)
-        if kept is not None:
+        if (kept := self._results.get(work.key)) is not None:
             run = Run(loop, work.model).join()
             run.settle(kept)
             return run

@@ -3,6 +3,7 @@ is checked."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -91,7 +92,8 @@ def scalar() -> Kind:
     def check(name: str, value: object) -> object:
         if isinstance(value, str) and len(value) <= MOST_TEXT:
             return value
-        if isinstance(value, (bool, int, float)):
+        # Text that holds JSON may hold NaN, too.
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             return value
         raise refused(name, rule, value)
 

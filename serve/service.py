@@ -24,6 +24,7 @@ class Service:
 
     Attributes:
         draining: Whether it accepts no new work, because the process is to end.
+        inside: Requests under way, without those of probes.
         planning: Plans requests and predicts their ends, which takes milliseconds.
         encoding: Encodes and decodes images.
         editing: Runs edits, which wait for the engine in their own threads.
@@ -38,6 +39,7 @@ class Service:
         self.encoding = ThreadPoolExecutor(2, "unnoise-encode")
         self.editing = ThreadPoolExecutor(settings.edits, "unnoise-edit")
         self.edits = 0
+        self.inside = 0
         self.uploads = asyncio.Semaphore(settings.uploads)
         self.metrics = Metrics()
         self.models = models
@@ -70,8 +72,9 @@ class Service:
         """Accept nothing new, let what was accepted finish, and stop the engines."""
         self.draining = True
         end = time.monotonic() + self.settings.drain_s
-        # Readiness says 503 meanwhile, so the listener must stay open.
-        while self.runs.live and time.monotonic() < end:
+        # Readiness says 503 meanwhile, so the listener must stay open. A request ends later than
+        # its run: the result is encoded and sent.
+        while (self.runs.live or self.inside) and time.monotonic() < end:
             await asyncio.sleep(0.02)
         # It fails what is left, and may wait for a network call.
         await asyncio.to_thread(self._stop)
@@ -110,11 +113,13 @@ def note_facts(request: Request, run: Run) -> dict[str, str]:
     if ticket is None:
         facts["rows"] = 0
         return {"server-timing": "cached"}
-    facts["rows"] = ticket.rows
-    # Read off the ticket: its status would predict the end of all tickets, which takes long.
-    if ticket.started is None or ticket.ended is None:
+    # An edit may have taken several passes.
+    first = run.tickets[0]
+    facts["rows"] = sum(each.rows for each in run.tickets)
+    # Read off the tickets: a status would predict the end of all tickets, which takes long.
+    if first.started is None or ticket.ended is None:
         return {}
-    queue_s = ticket.started - ticket.submitted
-    run_s = ticket.ended - ticket.started
+    queue_s = first.started - first.submitted
+    run_s = ticket.ended - first.started
     facts |= {"queue_s": round(queue_s, 4), "run_s": round(run_s, 4)}
     return {"server-timing": f"queue;dur={1000 * queue_s:.1f}, run;dur={1000 * run_s:.1f}"}

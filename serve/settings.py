@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -93,6 +94,11 @@ class Settings:
             number(name, getattr(self, name), 0.01, 1e6)
         for name in ("job_s", "drain_s"):
             number(name, getattr(self, name), 0.0, 1e6)
+        if not all(re.fullmatch("[!-~]+", token) for token in self.tokens):
+            raise RequestError(
+                "a token may have ASCII characters alone, without spaces: clients cannot send "
+                "others. Choose another one."
+            )
         if any(len(token) < LEAST_TOKEN for token in self.tokens):
             raise RequestError(
                 f"a token must have at least {LEAST_TOKEN} characters. Make one with: "

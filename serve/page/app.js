@@ -228,7 +228,7 @@ async function editBody(made, count) {
   return body;
 }
 
-// What should be a number and is none goes to the service as it is, which says what is wrong.
+// What is no number goes to the service as it is, which says what is wrong.
 function paramsOf(values, count) {
   const params = { model: model.name, ...values, stream: true };
   for (const name of NUMBERS) {
@@ -343,7 +343,7 @@ function showRunning(count) {
 
 function showStopped() {
   running = null;
-  // A button that is hidden would lose the focus to the top of the page.
+  // A hidden button would lose the focus to the top of the page.
   const held = document.activeElement === $("cancel");
   $("cancel").hidden = true;
   $("progress").hidden = true;
@@ -573,7 +573,7 @@ function listen() {
   }
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    submit();
+    model ? submit() : location.reload();
   });
   form.addEventListener("change", (event) => {
     if (event.target.name === "verb") chooseVerb(event.target.value);

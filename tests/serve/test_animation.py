@@ -53,6 +53,36 @@ def test_the_formats_of_an_animation(client: TestClient, small: Sampler, kind: s
         np.testing.assert_array_equal(found, expected[..., 0])
 
 
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_columns_without_images_take_no_memory(client: TestClient, kind: str) -> None:
+    sizes = set()
+    for columns in (2, 10_000):
+        params = {"n": 2, "steps": 3, "format": kind, "columns": columns}
+        got = edit(client, "animate", {}, params)
+        assert got.status_code == 200, got.text
+        sheet = client.post("/v1/samples", json=params)
+        assert sheet.status_code == 200, sheet.text
+        for content in (got.content, sheet.content):
+            with Image.open(io.BytesIO(content)) as image:
+                sizes.add(image.size)
+    assert len(sizes) == 1
+
+
+def test_the_accept_header_may_ask_for_a_gif(client: TestClient) -> None:
+    got = edit(client, "animate", {}, {"steps": 3}, headers={"accept": "image/gif"})
+    assert got.headers["content-type"] == "image/gif"
+
+
+def test_the_frames_of_a_job_are_bounded(small: Sampler) -> None:
+    # 4 bytes of 16 values in 10 frames.
+    size = 4 * 16 * 10
+    for most, status in [(size, 202), (size - 1, 400)]:
+        with client_of([small], Settings(job_bytes=most)) as client:
+            params = {"steps": 9, "solver": "ddim"}
+            got = edit(client, "animate", {}, params, headers={"prefer": "respond-async"})
+            assert got.status_code == status, got.text
+
+
 def test_an_animation_as_json(client: TestClient, small: Sampler) -> None:
     expected = small.animate(2, steps=4)
     body = edit(client, "animate", {}, {"n": 2, "steps": 4, "format": "json"}).json()

@@ -80,6 +80,23 @@ def test_another_host_is_refused(small: Sampler, host: str) -> None:
             assert client.get(path, headers={"host": host}).status_code == 421
 
 
+def test_the_names_of_hosts_are_read_as_the_header_is(small: Sampler) -> None:
+    hosts = ("Example.ORG", "2001:DB8::1", "::1")
+    with client_of([small], Settings(hosts=hosts)) as client:
+        for name in ("example.org:80", "[2001:db8::1]:8000", "[::1]"):
+            assert client.get("/livez", headers={"host": name}).status_code == 200
+        for name in ("", "2001", "example.com"):
+            assert client.get("/livez", headers={"host": name}).status_code == 421
+    given = _parser().parse_args(["b", "--host-name", "2001:DB8::1"])
+    assert "[2001:db8::1]" in settings_of(given).hosts
+
+
+@pytest.mark.parametrize("token", ["\u00fc" * 20, "two words of a token"])
+def test_a_token_that_no_client_can_send_is_refused(token: str) -> None:
+    with pytest.raises(RequestError, match="ASCII characters"):
+        Settings(tokens={token: "me"})
+
+
 def test_a_health_check_needs_no_name(small: Sampler) -> None:
     """A container's health check calls 127.0.0.1, independent of --host-name."""
     with client_of([small], Settings(hosts=("localhost",))) as client:
@@ -101,7 +118,12 @@ def test_another_origin_is_refused(small: Sampler, client: TestClient) -> None:
         assert got.status_code == 200
         assert got.headers["access-control-allow-origin"] == "*"
         headers["access-control-request-method"] = "POST"
-        assert other.options("/v1/samples", headers=headers).status_code == 204
+        headers["access-control-request-headers"] = "authorization, x-stainless-lang"
+        got = other.options("/v1/samples", headers=headers)
+        assert got.status_code == 204
+        assert {"authorization", "*"} <= {
+            name.strip() for name in got.headers["access-control-allow-headers"].split(",")
+        }
 
 
 def test_every_response_has_the_headers_of_security(client: TestClient) -> None:

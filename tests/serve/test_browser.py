@@ -298,6 +298,19 @@ def test_the_page_asks_for_a_token_and_keeps_it(browser: Any, small: Sampler) ->
         page.wait_for_selector("body[data-ready]")
 
 
+def test_a_page_without_a_token_asks_again(browser: Any, small: Sampler) -> None:
+    settings = Settings(tokens={TOKEN: "someone"})
+    with running(create_app([small], settings)) as address, browser.new_page() as page:
+        page.goto(address)
+        page.click("#ask button[value='']")
+        page.wait_for_selector("#error:has-text('this service needs a token')")
+        page.click("#submit")
+        page.fill("#token", TOKEN)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("body[data-ready]")
+        generate(page, steps="3")
+
+
 @pytest.mark.parametrize("width", [320, 1280])
 def test_nothing_is_wider_than_the_screen(open_page: Open, width: int) -> None:
     for path in ("/", "/#inpaint", "/#interpolate"):

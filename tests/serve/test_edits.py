@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -237,6 +239,37 @@ def test_an_edit_that_waits_for_room_ends_with_the_engine(
         until(waiting.done, 20)
         events = events_of(waiting.result().text)  # type: ignore[attr-defined]
         assert json.loads(events[-1][1])["status"] == 503
+
+
+def test_the_rows_of_all_passes_are_logged(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "unnoise.serve")
+    stats = client.app.state.service.models.get("small").engine.stats  # type: ignore
+    before = stats().rows
+    got = edit(client, "invert", {"image": IMAGE}, {"steps": 6, "label": "one"})
+    line = json.loads(caplog.records[-1].getMessage())
+    assert line["rows"] == stats().rows - before
+    queue, run = re.findall(r"dur=([\d.]+)", got.headers["server-timing"])  # type: ignore
+    assert float(queue) >= 0
+    assert float(run) >= 0
+
+
+def test_a_deadline_that_passes_between_two_passes_gets_504(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Engine.submit
+    passes = []
+
+    def late(self: Engine, requests: Any, flow: str, deadline: float, *more: Any) -> Ticket:
+        passes.append(deadline)
+        return real(self, requests, flow, 0.0 if len(passes) > 1 else deadline, *more)
+
+    monkeypatch.setattr(Engine, "submit", late)
+    got = edit(client, "invert", {"image": IMAGE}, {"steps": 6, "deadline": 1e6})
+    assert len(passes) == 2
+    assert got.status_code == 504
+    assert got.json()["detail"] == "the deadline passed before the edit was done."
 
 
 def test_an_unknown_verb(client: TestClient) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -17,13 +20,13 @@ from runtime import Cancelled, Sampler
 from runtime.engine.json_arrays import array_to_json
 from runtime.engine.ticket import TicketPreview, TicketStatus
 from runtime.errors import RequestError
-from serve import Settings
+from serve import Settings, create_app
 from serve.events import status_json
 from serve.passes import Passes
 from serve.runs import Run
 from serve.work import Work
 
-from .services import client_of, events_of, gate_of, until
+from .services import WAIT_S, client_of, events_of, gate_of, running, until
 from .test_samples import npy
 
 ASYNC = {"prefer": "respond-async"}
@@ -87,6 +90,28 @@ def test_cancelling_one_of_two_equal_jobs(client: TestClient, small: Sampler) ->
     assert client.get(first).json()["state"] == "cancelled"
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_cancelling_a_job_ends_its_events(client: TestClient, small: Sampler, shared: bool) -> None:
+    gate_of(small).shut()
+    body = {"seed": 41, "steps": 9}
+    path = start(client, body)
+    other = start(client, body) if shared else None
+    service = client.app.state.service  # type: ignore[attr-defined]
+    engine = service.models.get("small").engine
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(client.get, f"{path}/events")
+        until(lambda: service.inside == 1)
+        assert client.delete(path).json()["state"] == "cancelled"
+        cancelled = engine.stats().cancelled
+        gate_of(small).open()
+        name, data = events_of(reading.result().text)[-1]
+    assert name == "error"
+    assert json.loads(data)["status"] == 409
+    assert cancelled == (not shared)
+    if other is not None:
+        assert events_of(client.get(f"{other}/events").text)[-1][0] == "done"
+
+
 def test_a_job_that_keeps_its_deadline(client: TestClient) -> None:
     path = start(client, {"steps": 5, "deadline": 1e6})
     assert events_of(client.get(f"{path}/events").text)[-1][0] == "done"
@@ -112,6 +137,41 @@ def test_a_reconnection_gets_no_event_twice(client: TestClient) -> None:
     again = client.get(f"{path}/events", headers={"last-event-id": "10000"}).text
     names = [name for name, _ in events_of(again)]
     assert names == ["status", "done"]
+
+
+def test_a_reconnection_gets_no_preview_twice(
+    small: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = threading.Semaphore(0)
+    with running(create_app([small], Settings(heartbeat_s=0.02))) as address:
+        monkeypatch.setattr(gate_of(small), "wait", lambda: calls.acquire(timeout=WAIT_S))
+        path = httpx.post(f"{address}/v1/samples", json={"steps": 6}, headers=ASYNC).json()[
+            "events"
+        ]
+        calls.release(3)
+        with httpx.stream("GET", address + path, timeout=WAIT_S) as got:
+            lines = got.iter_lines()
+            number = ""
+            for line in lines:
+                number = line.removeprefix("id: ") if line.startswith("id: ") else number
+                if line.startswith("data: ") and '"step":3' in line:
+                    break
+        headers = {"last-event-id": number}
+        with httpx.stream("GET", address + path, headers=headers, timeout=WAIT_S) as got:
+            lines = got.iter_lines()
+            begun = []
+            # Signs of life say that nothing else is to come.
+            for line in lines:
+                begun.append(line)
+                if line.startswith(":"):
+                    break
+            assert [line for line in begun if line.startswith("event: ")] == ["event: status"]
+            calls.release(1000)
+            rest = "\n".join(lines)
+    found = [json.loads(data) for name, data in events_of(rest) if name == "preview"]
+    steps = [entry["step"] for data in found for entry in data["previews"]]
+    assert steps == sorted({*steps} - {1, 2, 3})
+    assert events_of(rest)[-1][0] == "done"
 
 
 def test_a_job_belongs_to_its_user(small: Sampler) -> None:
@@ -162,6 +222,38 @@ def test_the_oldest_results_are_dropped_first(small: Sampler) -> None:
         assert jobs._held == 3 * one
         client.delete(paths[1])
         assert jobs._held == 2 * one
+
+
+def test_results_make_room_for_other_jobs(
+    client: TestClient, small: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.jobs.MOST_JOBS", 2)
+    jobs = client.app.state.service.jobs  # type: ignore[attr-defined]
+    paths = []
+    for seed in range(3):
+        paths.append(start(client, {"steps": 3, "seed": seed}))
+        until(lambda: all(job.ended for job in jobs._jobs.values()))
+    assert [client.get(path).status_code for path in paths] == [404, 200, 200]
+    gate_of(small).shut()
+    for seed in (3, 4):
+        start(client, {"steps": 3, "seed": seed})
+    assert client.post("/v1/samples", json={"seed": 5}, headers=ASYNC).status_code == 429
+
+
+def test_a_misspelled_query_of_a_result(client: TestClient) -> None:
+    path = start(client, {"steps": 3})
+    assert events_of(client.get(f"{path}/events").text)[-1][0] == "done"
+    got = client.get(f"{path}/result?fromat=npy")
+    assert got.status_code == 400
+    assert "Did you mean 'format'?" in got.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "lines", [["wait=9", "respond-async"], ["wait=9, Respond-Async"], ["respond-async"]]
+)
+def test_the_header_of_a_job_is_a_list(client: TestClient, lines: list[str]) -> None:
+    headers = [("prefer", line) for line in lines]
+    assert client.post("/v1/samples", json={"steps": 3}, headers=headers).status_code == 202
 
 
 def test_an_unknown_job(client: TestClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import io
@@ -16,13 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 import runtime.diffusion.solvers as solvers
 from runtime import Limits, Overloaded, Request, Sampler, resolve
 from runtime.diffusion.solvers import SOLVERS
 from runtime.errors import RequestError
 from serve import Settings, limits
-from serve.bodies import decode
+from serve.bodies import decode, too_large
+from serve.events import unless_gone
+from serve.problems import Problem
 from serve.work import LEAST_WAIT_S, Refusals, Work
 
 from .services import client_of, gate_of, until
@@ -204,6 +208,29 @@ def test_a_png_bomb_is_never_decoded(
     got = client.post("/v1/edits/stylize", files=files)
     assert got.status_code == 400
     assert "more than 16000000 pixels" in got.json()["detail"]
+
+
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+def test_an_image_of_one_pixel_a_row_is_never_decoded(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
+    files = {"image": ("a.png", png_bomb(*size))}
+    got = client.post("/v1/edits/stylize", files=files)
+    assert got.status_code == 400
+    assert "more than 65535 pixels a side" in got.json()["detail"]
+
+
+def test_a_body_that_grows_too_large_while_work_runs_gets_413() -> None:
+    async def receive() -> Message:
+        raise too_large("a body", 8)
+
+    async def use() -> None:
+        await unless_gone(receive, asyncio.sleep(1000))
+
+    with pytest.raises(Problem) as raised:
+        asyncio.run(use())
+    assert raised.value.status == 413
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "PPM", "ICO", "TGA", "PDF"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import httpx
 import numpy as np
@@ -163,3 +166,28 @@ def test_bundles_are_named_by_their_folders() -> None:
     assert named_sources(given) == {"emoji32": given[0], "digits": given[1], "cats": given[2]}
     with pytest.raises(RequestError, match="two bundles are named 'digits'"):
         named_sources(["/a/digits", "/b/digits"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"replicas": 2.5}, "`replicas` must be of type int, got 2.5"),
+        ({"replicas": True}, "`replicas` must be of type int, got True"),
+        ({"gpus": False}, "`gpus` must be of type float"),
+        ({"bundles": ["emoji32"]}, "`bundles` must be of type str"),
+        ({"token_file": None}, "`token_file` must be of type str"),
+        ({"replicas": float("inf")}, "`replicas` must be of type int"),
+    ],
+)
+def test_arguments_of_a_serve_config_are_taken_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, object], message: str
+) -> None:
+    for name in ("ray", "ray.serve", "ray.serve.config"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    monkeypatch.delitem(sys.modules, "serve.ray", raising=False)
+    arguments = importlib.import_module("serve.ray").Arguments
+    del sys.modules["serve.ray"]  # the real one may be imported later
+    read = arguments.read({"bundles": "emoji32", "replicas": 2.0, "gpus": 1, "threads": "3"})
+    assert (read.replicas, read.gpus, read.threads) == (2, 1.0, 3)
+    with pytest.raises(RequestError, match=message):
+        arguments.read({"bundles": "emoji32", **given})

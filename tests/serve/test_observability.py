@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from runtime import Sampler
-from serve import Settings
+from serve import Settings, log
 from serve.health import PAGE
 
 from .services import client_of, gate_of, until
@@ -93,6 +94,26 @@ def test_one_line_of_log_for_each_request(
     assert {"seconds", "queue_s", "run_s", "client", "method", "path", "time"} <= first.keys()
     assert second["code"] == 404
     assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+def test_a_warning_of_a_library_is_a_line_of_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root = logging.getLogger()
+    before = [*root.handlers]
+    level = log.LOGGER.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        try:
+            log.to_stderr()
+            warnings.warn("Corrupt EXIF data.\nTwice.", stacklevel=1)
+        finally:
+            logging.captureWarnings(False)
+            log.LOGGER.setLevel(level)
+            for handler in {*root.handlers} - {*before}:
+                root.removeHandler(handler)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Corrupt EXIF data" in json.loads(line)["message"]
 
 
 def test_an_unforeseen_error_stays_in_the_log(

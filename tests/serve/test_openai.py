@@ -7,6 +7,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from starlette.testclient import TestClient
 from runtime import Engine, Sampler, Ticket
 from runtime.engine.ticket import TicketPreview
 from serve import Settings, create_app, openai_responses
+from serve import openai as openai_module
 from serve.openai_responses import Asked
 from serve.runs import Run
 
@@ -68,6 +70,20 @@ def test_generate(service: openai.OpenAI, small: Sampler) -> None:
     ]
     assert found.usage is not None
     assert found.usage.total_tokens == 20
+
+
+def test_a_prompt_is_the_label_of_its_own_case_first(small: Sampler) -> None:
+    labels = replace(small.bundle.labels, names=("A", "a", "B"))
+    model: Any = SimpleNamespace(bundle=SimpleNamespace(labels=labels))
+    for prompt, label in (("A", "A"), ("a", "a"), ("b", "B"), ("2", "2"), (" a ", "a")):
+        assert openai_module._label(model, {"prompt": prompt}) == label
+
+
+def test_a_file_under_both_of_its_names(client: TestClient) -> None:
+    files: Any = [(name, ("a.png", png(IMAGE))) for name in ("image", "image[]")]
+    got = client.post("/v1/images/edits", files=files, data={"prompt": "one"})
+    assert got.status_code == 400
+    assert "given twice" in got.json()["error"]["message"]
 
 
 def test_a_url(service: openai.OpenAI, small: Sampler) -> None:

@@ -158,6 +158,19 @@ def test_nonsense_gets_the_librarys_own_sentence(
     assert sentence in problem["detail"]
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_text_that_holds_json_holds_no_other_numbers(client: TestClient, number: str) -> None:
+    options = f'{{"eta": {number}}}'
+    got = client.get("/v1/samples", params={"solver": "ddim", "options": options})
+    assert got.status_code == 400
+    assert "`options.eta` must be" in got.json()["detail"]
+    seed = {"name": "seed", "datatype": "INT64", "shape": [1], "data": [1]}
+    body = {"inputs": [seed], "parameters": {"solver": "ddim", "options": options}}
+    got = client.post("/v2/models/small/infer", json=body)
+    assert got.status_code == 400
+    assert "`options.eta` must be" in got.json()["error"]
+
+
 def test_equal_requests_share_one_run(small: Sampler) -> None:
     with client_of([small]) as client, ThreadPoolExecutor(8) as pool:
         gate = gate_of(small)

@@ -23,14 +23,14 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from runtime import Sampler
-from runtime.errors import ClosedError
-from serve import Settings, create_app
+from runtime.errors import ClosedError, RequestError
+from serve import Settings, create_app, results
 from serve.__main__ import listen, main
 from serve.app import app_of
 from serve.models import Models
 from serve.server import Server
 
-from .services import WAIT_S, events_of, gate_of, running, small_sampler, until
+from .services import WAIT_S, client_of, events_of, gate_of, running, small_sampler, until
 from .test_edits import IMAGE, png
 
 
@@ -194,6 +194,37 @@ def test_a_drain_finishes_what_was_accepted(small: Sampler) -> None:
         gate_of(small).open()
         assert [found.result().status_code for found in streams] == [200] * 4
         assert events_of(streams[3].result().text)[-1][0] == "done"
+
+
+def test_a_drain_waits_for_results_that_are_encoded(
+    small: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    encoding = threading.Event()
+    going = threading.Event()
+    real = results.encode
+
+    def slow(*arguments: object) -> tuple[bytes, str]:
+        encoding.set()
+        assert going.wait(WAIT_S)
+        order.append("encoded")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(results, "encode", slow)
+    with client_of([small]) as client, ThreadPoolExecutor(2) as pool:
+        service = client.app.state.service  # type: ignore[attr-defined]
+        stop = service._stop
+        monkeypatch.setattr(service, "_stop", lambda: order.append("stopped") or stop())
+        asked = pool.submit(client.post, "/v1/samples", json={"steps": 3})
+        assert encoding.wait(WAIT_S)
+        assert not service.runs.live
+        assert client.portal is not None
+        draining = pool.submit(client.portal.call, service.drain)
+        until(lambda: service.draining)
+        threading.Timer(0.2, going.set).start()
+        assert asked.result().status_code == 200
+        draining.result()
+        assert order == ["encoded", "stopped"]
 
 
 def test_a_drain_that_takes_too_long_ends_every_stream(small: Sampler) -> None:
@@ -415,3 +446,16 @@ def test_a_port_that_is_taken(root: Path, capsys: pytest.CaptureFixture) -> None
 def test_a_port_that_is_none(root: Path, capsys: pytest.CaptureFixture, port: str) -> None:
     assert main([str(root / "bundles" / "emoji32"), f"--port={port}"]) == 2
     assert "`port` must be 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "no bundle to serve"),
+        ("emoji32", "`bundles` must be a list, got 'emoji32'"),
+        (Path("emoji32"), "`bundles` must be a list"),
+    ],
+)
+def test_an_application_needs_a_list_of_bundles(given: object, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        create_app(given)  # type: ignore[arg-type]
