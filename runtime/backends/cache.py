@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -23,6 +25,9 @@ Buffer: TypeAlias = bytes | memoryview
 LIMIT = 4 * 2**30
 """Bytes that the folder may hold; beyond that the least recently used entries are removed."""
 SUFFIX = ".compiled"
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}")
+_ABANDONED_S = 3600.0
+"""After this time a temporary file counts as left by a process that was killed."""
 _DIGEST = 32
 
 
@@ -61,7 +66,9 @@ def load(name: str) -> list[UInt8] | None:
             raise ValueError
         with contextlib.suppress(OSError):  # a cache that cannot be written to is of use as well
             path.touch()  # the time of its last use, for _prune
-    except (OSError, ValueError, MemoryError):
+    except (OSError, MemoryError):  # as with too many open files: the entry may be whole
+        return None
+    except ValueError:
         forget(name)
         return None
     return parts
@@ -128,3 +135,7 @@ def _prune(place: Path) -> None:
         total += size
         if total > LIMIT:
             entry.unlink(missing_ok=True)
+    for path in place.glob(".*"):
+        # Other files may lie here, too.
+        if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > _ABANDONED_S:
+            path.unlink(missing_ok=True)

@@ -45,12 +45,7 @@ class ForkGuard:
         self._pid = os.getpid()
         _install_hook()
         self._global = _GLOBAL.get(name, "")
-        if self._global == "CUDA" and self._global in _inherited:
-            raise BackendError(
-                f"{name} cannot be opened: CUDA was started before this process was forked, "
-                "and does not survive a fork. Load the first bundle after the fork, "
-                "or start the workers with multiprocessing's `spawn`."
-            )
+        check_inherited(name)
         _started.add(self._global)
         self.keep(owner)
 
@@ -75,6 +70,17 @@ class ForkGuard:
             # OpenVINO works again in a fork, but when it destroys a model it waits for its thread
             # pool, which is one for the process and lost its threads in the fork.
             _leak(owner)
+
+
+def check_inherited(name: str) -> None:
+    """Raise BackendError if a backend needs CUDA, and CUDA was started before a fork."""
+    # Before CUDA is asked for anything: its own error would only say that it does not start.
+    if _GLOBAL.get(name) == "CUDA" and "CUDA" in _inherited:
+        raise BackendError(
+            f"{name} cannot be opened: CUDA was started before this process was forked, "
+            "and does not survive a fork. Load the first bundle after the fork, "
+            "or start the workers with multiprocessing's `spawn`."
+        )
 
 
 def _leak(owner: object) -> None:

@@ -90,10 +90,10 @@ class HostBuffers:
         """
         self._guard.check()
         call = Call(guided, self._current, first, count, self.streams(guided, count))
-        if call not in self._bound:
-            self._make_room()
-            self._bound[call] = self._bind(call)
         try:
+            if call not in self._bound:
+                self._make_room()
+                self._bound[call] = self._bind(call)
             self._bound[call]()
         except UnnoiseError:
             raise

@@ -54,6 +54,9 @@ class OnnxRuntime:
     ) -> None:
         try:
             import onnxruntime
+
+            # To uninstall one of its two packages leaves a folder that imports, without its files.
+            from onnxruntime import InferenceSession  # noqa: F401
         except ImportError as error:
             raise missing("onnxruntime", "cpu", error) from error
         self.bundle = bundle

@@ -78,6 +78,7 @@ Provider: TypeAlias = str | tuple[str, Mapping[str, str]]
 class OnnxRuntimeLibrary(Protocol):
     """The module onnxruntime. Its classes are functions here."""
 
+    __version__: str
     cuda_version: str
     """That it was built with; empty without CUDA."""
 

@@ -129,6 +129,7 @@ class OpenVino:
     ) -> None:
         try:
             import openvino
+            from openvino import Core  # noqa: F401  a folder without its files imports, too
         except ImportError as error:
             raise missing("openvino", "openvino", error) from error
         self.bundle = bundle
@@ -258,6 +259,7 @@ class OpenVino:
         cpu = (
             self._core.get_property("CPU", "FULL_DEVICE_NAME"),
             sorted(capabilities(self._library)),
+            sorted(flags()),
         )
         made_by = CACHED, self.name, self._library.__version__, cpu
         configs = self._configs(len(PARTS), streams)

@@ -145,9 +145,11 @@ def _not_offered(
         )
     elif BACKENDS[backend].folders[precision] not in bundle.precisions:
         why = f"{bundle.name} has no {precision}; export it with --{precision}"
-    elif backend in bundle.report.get(precision, {}):
+    elif _checked(bundle, precision, backend) is not None:
+        # A GPU is offered what was checked on onnxruntime, see `offered`.
+        where = backend if backend in bundle.report[precision] else "onnxruntime"
         why = (
-            f"{precision} of {bundle.name} missed its bounds on {backend} when it was exported "
+            f"{precision} of {bundle.name} missed its bounds on {where} when it was exported "
             "(see report.json)"
         )
     else:

@@ -47,21 +47,23 @@ class Workers:
 
     def at_once(self, calls: Sequence[Callable[[], object]]) -> None:
         """Run calls at once. If some raise, the first error is raised when all have ended."""
-        from concurrent.futures import Future, ThreadPoolExecutor, wait
+        from concurrent.futures import ThreadPoolExecutor, wait
 
         if self._pool is None or self._room < len(calls) - 1:
             self._room = len(calls) - 1
             self._pool = ThreadPoolExecutor(self._room, "unnoise-stream")
-        here = [calls[0]]
-        others: list[Future[object]] = []
-        for call in calls[1:]:
-            try:
-                others.append(self._pool.submit(call))
-            except RuntimeError:  # the interpreter is ending, and starts nothing new
-                here.append(call)
         try:
-            for call in here:
+            others = [self._pool.submit(call) for call in calls[1:]]
+        except RuntimeError:  # the interpreter is ending, or the system allows no more threads
+            # A call that was refused may lie in the queue all the same, and would run during a
+            # later step. To run one twice changes nothing: none writes what another reads.
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+            for call in calls:
                 call()
+            return
+        try:
+            calls[0]()
         finally:
             wait(others)
         for other in others:

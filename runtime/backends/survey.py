@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from importlib import metadata
 from importlib.util import find_spec
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from ..errors import BackendError
+from ..errors.messages import described
+from .onnxruntime_api import OnnxRuntimeLibrary
 from .processor import flags, processor_name, usable_cores
 from .registry import BACKENDS
 
@@ -54,7 +56,9 @@ def backends() -> dict[str, BackendState]:
 def _backend(name: str) -> BackendState:
     kind = BACKENDS[name]
     install = f"pip install 'unnoise[{kind.extra}]'"
-    if find_spec(kind.module) is None:
+    spec = find_spec(kind.module)
+    # A folder that an uninstalled package left behind can be imported, and holds nothing.
+    if spec is None or spec.origin is None:
         return {"version": None, "precisions": [], "missing": install}
     version = _version(name)
     # onnxruntime-gpu brings a module of the same name as onnxruntime: only the version shows which
@@ -66,13 +70,18 @@ def _backend(name: str) -> BackendState:
     if kind.gpu and (lacking := _no_gpu(name)):
         precisions = []
     if name == "openvino":
-        import openvino
+        try:
+            import openvino
 
-        from .openvino import lacks
+            from .openvino import lacks
 
-        said = {precision: lacks(precision, openvino) for precision in precisions}
+            said = {precision: lacks(precision, openvino) for precision in precisions}
+        # The module is there, and what it loads is not. Its own errors share no base class.
+        except Exception as error:
+            said = dict.fromkeys(precisions, f"it does not start: {described(error)}")
         precisions = [precision for precision in precisions if not said[precision]]
-        lacking = "; ".join(one.partition(" (")[0] for one in said.values() if one) or None
+        found = dict.fromkeys(one.partition(" (")[0] for one in said.values() if one)
+        lacking = "; ".join(found) or None
     return {"version": version or "?", "precisions": precisions, "missing": lacking}
 
 
@@ -105,4 +114,14 @@ def _no_gpu(name: str) -> str | None:
         Cuda(api)
     except BackendError as error:
         return str(error).partition(". ")[0].rstrip(".")
-    return None
+    if name != "onnxruntime-cuda":
+        return None
+    # The package for CPUs may have been installed over the one for GPUs: both are listed then.
+    try:
+        import onnxruntime
+
+        from .nvidia.onnxruntime_cuda import lacks
+
+        return lacks(cast(OnnxRuntimeLibrary, onnxruntime)).partition(". ")[0] or None
+    except Exception as error:
+        return f"it does not start: {described(error)}"

@@ -75,17 +75,16 @@ def _first_image(name: str, arguments: str) -> dict[str, Any]:
     """Run a process. Returns its times and its peak memory, by their names in `Cold`."""
     # The child must import this package, wherever the parent found it.
     here = str(Path(__file__).resolve().parents[2])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
-    }
+    paths = [here, os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     # A file: conditions may be longer than an argument, and a pipe would wait for its reader.
     with tempfile.TemporaryFile("w+") as given:
         given.write(arguments)
         given.seek(0)
         begun = time.perf_counter()
         with subprocess.Popen(
-            [sys.executable, "-c", FIRST],
+            # -P: modules in the working directory are not those that are meant.
+            [sys.executable, "-P", "-c", FIRST],
             stdin=given,
             stdout=subprocess.PIPE,
             text=True,

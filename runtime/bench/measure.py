@@ -184,7 +184,8 @@ def distance(
         The median of the samples' peak signal-to-noise ratios, in dB, at most 200; and the root of
         the mean square of all differences.
     """
-    square = np.square(found.astype(np.float64) - expected).reshape(len(found), -1).mean(1)
+    with np.errstate(invalid="ignore"):  # of infinities
+        square = np.square(found.astype(np.float64) - expected).reshape(len(found), -1).mean(1)
     span = data_range[1] - data_range[0]
     # Equal samples have an infinite ratio, which JSON cannot hold. One with NaN has none: -inf.
     each = -10 * np.log10(np.maximum(square / span**2, 1e-20))

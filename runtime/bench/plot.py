@@ -14,6 +14,7 @@ import numpy as np
 
 from ..backends.base import missing
 from ..errors import RequestError
+from ..errors.messages import shown_path
 from ..files import replacing
 from ..images import is_image, to_uint8
 from .facts import Facts
@@ -52,7 +53,7 @@ def check(path: Path) -> None:
     """Check, before anything is measured, that the page can be drawn.
 
     Raises:
-        RequestError: The file's name has an unsupported ending.
+        RequestError: The file's name has an unsupported ending, or no file can be written there.
         BackendError: matplotlib is missing.
     """
     if path.suffix.lower() not in ENDINGS:
@@ -60,6 +61,9 @@ def check(path: Path) -> None:
             f"--plot writes {', '.join(ENDINGS)}, got {path.name!r}. Use a name that ends in "
             f"one of these."
         )
+    place = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
+        raise RequestError(f"--plot {shown_path(path)} cannot be written. Name another file.")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -91,7 +95,8 @@ def draw(
     quality(axes[1], results, styles)
     if cold:
         first(axes[2], results, styles)
-    figure.suptitle(f"{facts.sampled}\n", fontsize=13, x=0.01, ha="left")
+    # A bundle's name may hold dollars, which are no formula.
+    figure.suptitle(f"{facts.sampled}\n", fontsize=13, x=0.01, ha="left", parse_math=False)
     figure.text(0.01, 0.97, facts.measured_on, fontsize=8.5, color="#666666", va="top")
     with replacing(path) as temporary:
         # Without the version of matplotlib, the same figures give the same bytes.
@@ -240,7 +245,8 @@ def sheet(
     for (words, axis), r in zip(axes, results, strict=True):
         assert r.samples is not None
         # One image for the whole row, with white lines between: axes for each would be slow.
-        images = to_uint8(r.samples[:SHOWN], *data_range)
+        # NaN is black: the figures say that it is there.
+        images = to_uint8(np.nan_to_num(r.samples[:SHOWN], nan=data_range[0]), *data_range)
         row = np.concatenate(
             [np.pad(i, ((0, 0), (0, 2), (0, 0)), constant_values=255) for i in images], axis=1
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+
+import numpy as np
 
 from ..backends.base import Float32
 
@@ -71,15 +74,27 @@ class Result:
         """How close the samples are to the reference's, in a few characters."""
         if self.psnr_db is None:
             return "reference"
+        if not math.isfinite(self.psnr_db):
+            return "not finite"
         return "the same" if self.rms == 0 else f"{self.psnr_db:.1f} dB"
 
     def to_json(self) -> dict[str, object]:
-        """Return the JSON value, without the samples."""
+        """Return the JSON value, without the samples.
+
+        A distance from or to samples that are not finite is null.
+        """
+        finite = self.samples is None or bool(np.isfinite(self.samples).all())
         return {
             "backend": self.backend,
             "precision": self.precision,
-            "psnr_db": self.psnr_db,
-            "rms": self.rms,
+            "finite": finite,
+            "psnr_db": _number(self.psnr_db),
+            "rms": _number(self.rms),
             "cold": self.cold and asdict(self.cold),
             "batches": [asdict(speed) for speed in self.speeds],
         }
+
+
+def _number(value: float | None) -> float | None:
+    """A value that JSON can hold."""
+    return value if value is not None and math.isfinite(value) else None

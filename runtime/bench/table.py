@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from ..backends.registry import BACKENDS, offered
+from ..backends.registry import BACKENDS, check_precision, offered
 from ..backends.survey import BackendState, backends
 from ..bundle.bundle import Bundle
+from ..engine.expand import MAX_SAMPLES
 from ..errors import BackendError, RequestError
 from ..errors.arguments import choice, integer, number
 from ..errors.messages import shown
@@ -51,7 +52,11 @@ FRESH_HEADS: tuple[str, ...] = (
 
 
 def chosen(
-    bundle: Bundle, backend: str, precision: str, here: Mapping[str, BackendState]
+    bundle: Bundle,
+    backend: str,
+    precision: str,
+    here: Mapping[str, BackendState],
+    for_cpus: str = "",
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Find the pairs of backend and precision that a command line names.
 
@@ -59,6 +64,7 @@ def chosen(
         backend: Names with commas between. "all" is all that this machine runs, "auto" onnxruntime.
         precision: Likewise; "auto" is fp32.
         here: What `backends.survey.backends` returned.
+        for_cpus: An option of the command line that GPUs do not have; "" for none.
 
     Returns:
         The pairs; and for each that was left out, its name and why.
@@ -73,6 +79,9 @@ def chosen(
     for name in names:
         if name not in ("all", *BACKENDS):
             choice("backend", name, ["all", "auto", *BACKENDS])  # raises, with the nearest name
+    for kind in kinds:
+        if kind != "all":
+            check_precision(bundle, kind)
     # "all" precisions are those that are offered on each backend.
     wanted = list(product(list(BACKENDS) if "all" in names else names, kinds))
     wanted = [
@@ -84,7 +93,9 @@ def chosen(
     runs = []
     left = []
     for b, p in wanted:
-        if (b, p) in every and p in here[b]["precisions"]:
+        if for_cpus and BACKENDS[b].gpu:
+            left.append(f"{b} {p}: {for_cpus} is for CPUs")
+        elif (b, p) in every and p in here[b]["precisions"]:
             runs.append((b, p))
         elif not several:
             Sampler(bundle, b, p)  # raises, with the reason
@@ -172,19 +183,20 @@ def as_json(facts: Facts, results: Sequence[Result], left: Sequence[str]) -> str
     return json.dumps(found, ensure_ascii=False, allow_nan=False)
 
 
-def bench(given: argparse.Namespace) -> str:
-    """Run the command line; return what to print."""
+def bench(given: argparse.Namespace) -> None:
+    """Run the command line."""
     bundle = Bundle.load(given.bundle)
     batches = sizes(given.batch)
-    integer("pictures", given.pictures, 1)
+    integer("pictures", given.pictures, 1, MAX_SAMPLES)
     integer("cold", given.cold, 0)
     number("seconds", given.seconds, 0.0, 86400.0)
     # Before a fresh process, whose error would be a traceback.
     for name, value in (("threads", given.threads), ("streams", given.streams)):
         if value is not None:
             integer(name, value, 1, 1024)
+    for_cpus = "--threads" if given.threads else "--streams" if given.streams else ""
     here = backends()
-    pairs, left = chosen(bundle, given.backend, given.precision, here)
+    pairs, left = chosen(bundle, given.backend, given.precision, here, for_cpus)
     if given.plot:
         bench_plot.check(given.plot)
     labels = given.label or range(bundle.num_classes)
@@ -192,13 +204,14 @@ def bench(given: argparse.Namespace) -> str:
     workload = Workload.of(bundle, given.seed, settings(given), labels)
     facts = facts_of(bundle, workload, effort, here)
     results = measure(bundle, pairs, batches, workload, effort)
+    # First, so that a disk that is full costs the page alone.
+    say(as_json(facts, results, left) if given.json else describe(facts, results, left), flush=True)
     if given.plot:
         bench_plot.draw(given.plot, facts, results, bundle.sample_range)
-    return as_json(facts, results, left) if given.json else describe(facts, results, left)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_verb(_parser(), lambda given: say(bench(given)), arguments)
+    return run_verb(_parser(), bench, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import numpy as np
 from ..backends.base import Buffers, Float32
 from ..diffusion.noise import Stream, noises
 from ..errors import RequestError
+from ..errors.arguments import instance, integer
 from ..errors.keywords import named
 from .job import Job, Parked, begin, blend
 
@@ -73,9 +74,12 @@ class Batch:
             sample_shape: S.
             capacity: Number of slots.
             room: Most samples of one step, 1 … capacity; None is `capacity`.
+
+        Raises:
+            RequestError: `capacity` or `room` is out of range.
         """
-        self.capacity = capacity
-        self.room = capacity if room is None else room
+        self.capacity = integer("capacity", capacity, 1)
+        self.room = self.capacity if room is None else integer("room", room, 1, self.capacity)
         self._shape = sample_shape
         self._buffers = buffers
         self._members: list[_Member] = []
@@ -99,8 +103,9 @@ class Batch:
             The slot, 0 … capacity - 1.
 
         Raises:
-            RequestError: No slot is free.
+            RequestError: No slot is free, or `job` is none.
         """
+        instance("job", job, Job, "Planner.job makes one of a Request.")
         if not self._free:
             raise RequestError(
                 f"a batch holds at most {self.capacity} samples, and all its slots are in use. "
@@ -155,9 +160,7 @@ class Batch:
         Raises:
             RequestError: The slot is free.
         """
-        if slot in self._results:
-            del self._results[slot]
-        else:
+        if self._results.pop(slot, None) is None:
             self._remove(self._member(slot))
         self._free.append(slot)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from ..backends import cache
 from ..backends.base import Backend, Float32
-from ..backends.processor import processor_name, usable_cores
+from ..backends.processor import flags, processor_name, usable_cores
 from ..backends.registry import BACKENDS
 from ..bundle.bundle import Bundle
 from ..errors import BackendError
@@ -258,7 +258,8 @@ def _size(count: int) -> int:
 def graphs_here(bundle: Bundle) -> tuple[object, ...]:
     """Return what all costs of a bundle depend on: its graphs, and the processor."""
     files = sorted((name, file.sha256) for name, file in bundle.files.items())
-    return files, processor_name(), usable_cores()
+    # Processors of one name may differ in instructions: a virtual machine shows what it likes.
+    return files, processor_name(), sorted(flags()), usable_cores()
 
 
 def depends(bundle: Bundle, backend: Backend) -> tuple[object, ...]:

@@ -17,7 +17,8 @@ from .costs import FORMAT, Costs, graphs_here
 from .probe import Clock
 
 LIMIT_S = 2.0
-"""Seconds for all pairs. One that would not be done by then is left out; the first never is."""
+"""Seconds for all pairs. One that would not be done by then is left out; the first never is. The
+next process measures those that were left out, so after some of them all are measured."""
 PAIR_S = 0.1
 """Seconds for the calls of one pair."""
 
@@ -128,6 +129,7 @@ def _measured(
     clock: Clock,
 ) -> Choice:
     """Time a lone sample on each pair, and keep the open backends in `opened`."""
+    from_before = {pair: _kept_ms(_entry(bundle, pair, wish)) for pair in pairs}
     begun = clock()
     ms: dict[str, float] = {}
     left_out: dict[str, str] = {}
@@ -135,10 +137,13 @@ def _measured(
     longest = 0.0
     for pair in pairs:
         name = " ".join(pair)
+        if kept := from_before[pair]:
+            ms[name] = kept
+            continue
         started = clock()
-        if ms and started + longest - begun > LIMIT_S:
+        if opened and started + longest - begun > LIMIT_S:
             left_out[name] = f"after {LIMIT_S:g} s"
-            settled = False  # the next process takes up here, as the costs of a pair are kept
+            settled = False  # the next process takes up here, as the times of the others are kept
             continue
         try:
             backend = open_backend(bundle, *pair, wish.threads, wish.streams)
@@ -149,12 +154,31 @@ def _measured(
         opened[pair] = backend
         ms[name] = 1e3 * point.seconds
         settled &= point.settled
+        if point.settled:
+            cache.store(_entry(bundle, pair, wish), [json.dumps(ms[name]).encode()])
         longest = max(longest, clock() - started)
     if not ms:
         whys = "; ".join(f"{pair}: {why}" for pair, why in left_out.items())
         raise BackendError(f"this machine runs none of the proved pairs of {bundle.name}: {whys}.")
-    backend_name, precision = min(opened, key=lambda pair: ms[" ".join(pair)])
+    timed = [pair for pair in pairs if " ".join(pair) in ms]
+    backend_name, precision = min(timed, key=lambda pair: ms[" ".join(pair)])
     return Choice(backend_name, precision, ms, left_out, settled)
+
+
+def _entry(bundle: Bundle, pair: tuple[str, str], wish: Wish) -> str:
+    """The name of the cached time of a pair."""
+    given = wish.threads, wish.streams
+    return cache.key("fastest ms", FORMAT, _depends(bundle, [pair]), given)
+
+
+def _kept_ms(name: str) -> float:
+    """The cached time of a pair; 0 if there is none."""
+    parts = cache.load(name)
+    try:
+        ms = float(json.loads(parts[0].tobytes())) if parts else 0.0
+    except (ValueError, TypeError):
+        return 0.0
+    return ms if 0 < ms < float("inf") else 0.0
 
 
 def _read(name: str, pairs: list[tuple[str, str]]) -> Choice | None:

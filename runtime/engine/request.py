@@ -74,13 +74,13 @@ class Request(SamplingOptions):
             value = getattr(self, entry.name)
             if entry.name in ARRAYS:
                 if value is not None:
-                    found[entry.name] = array_to_json(value)
+                    found[entry.name] = _to_json(entry.name, value, array=True)
             elif entry.name in MAPPINGS:
                 if value:
-                    found[entry.name] = {name: _to_json(v) for name, v in value.items()}
+                    found[entry.name] = {name: _to_json(name, v) for name, v in value.items()}
             elif getattr(value, "ndim", 0) or (value is not None and value != entry.default):
                 # numpy scalars and arrays have `tolist`; a grid's times may be any sequence.
-                many = getattr(value, "tolist", lambda v=value: list(v))
+                many = getattr(value, "tolist", lambda v=value: [*map(unwrapped, v)])
                 found[entry.name] = value if isinstance(value, (int, float, str)) else many()
         return found
 
@@ -110,10 +110,18 @@ class Request(SamplingOptions):
         return cls(**given)
 
 
-def _to_json(value: object) -> object:
-    """Return an option or a condition as JSON."""
+def _to_json(name: str, value: object, array: bool = False) -> object:
+    """Return a value of a request as JSON. array: Whether it must be an array."""
     plain = unwrapped(value)
-    return array_to_json(plain) if isinstance(plain, np.ndarray) else plain
+    if isinstance(plain, (list, tuple)) and not array:
+        plain = [*map(unwrapped, plain)]
+        array = any(getattr(part, "shape", None) for part in plain)
+    if not (array or getattr(plain, "shape", None)):
+        return plain
+    try:
+        return array_to_json(array_of(plain))
+    except Exception:  # the value is the caller's class, or a tensor that needs a gradient
+        raise refused(name, "an array of numbers", value) from None
 
 
 FIELDS = tuple(entry.name for entry in fields(Request) if entry.name != "options")

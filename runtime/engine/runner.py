@@ -120,7 +120,9 @@ class Runner:
         for sample, denoised, x in zip(due, *looks, strict=True):
             step = sample.work.row + 1
             steps = len(sample.work.guided)
-            outcome.dropped += sample.ticket.deposit(sample.index, step, steps, denoised, x)
+            # Copies: a view that nobody takes would keep the arrays of everybody's samples.
+            own = denoised.copy(), x.copy()
+            outcome.dropped += sample.ticket.deposit(sample.index, step, steps, *own)
         for ticket in dict.fromkeys(sample.ticket for sample in due):
             ticket.notify()
 

@@ -24,7 +24,7 @@ import numpy as np
 from ..backends.base import Backend
 from ..backends.forks import ForkGuard
 from ..bundle.bundle import Bundle
-from ..errors import BackendError, ClosedError, DeadlineError
+from ..errors import BackendError, ClosedError, DeadlineError, RequestError
 from ..errors.arguments import enough_memory, function, instance, integer, number, wait_seconds
 from ..errors.keywords import named
 from ..errors.messages import refused
@@ -101,8 +101,11 @@ class Engine:
         self._guard = ForkGuard(self.backend.name, self)
         self._guard.check()
         self._costs = Costs(self.bundle, self.backend)
+        if curve is not None:
+            curve = instance("curve", curve, CostCurve, "Leave it out to measure it.")
+        self._clock = function("clock", clock)
         self.curve = curve or self._costs.curve(max_batch)
-        self._clock = clock
+        self._learned: CostCurve | None = None
         self._on_tick = on_tick if on_tick is None else function("on_tick", on_tick)
         self._planner = Planner(self.bundle)
         self._ledger = Ledger(self.curve, self.limits)
@@ -111,6 +114,7 @@ class Engine:
         self._keys = itertools.count()
         self._begun: float | None = None
         self._stopped = False
+        self._all_finished = True
         self._changed = threading.Condition()
         # A daemon, so that an engine that nobody closes cannot keep the process alive; closed at
         # exit, so that no network call is cut off there.
@@ -173,7 +177,8 @@ class Engine:
         return order.ticket
 
     def cancel(self, ticket: Ticket) -> bool:
-        """Stop a ticket, see `Ticket.cancel`."""
+        """Stop a ticket, see `Ticket.cancel`. Raises RequestError for another engine's ticket."""
+        self._check_own(ticket)
         with self._changed:
             order = self._ledger.orders.get(ticket.id)
             endings = [] if order is None else [self._ledger.end(order, "cancelled")]
@@ -182,7 +187,8 @@ class Engine:
         return ticket.state == "cancelled"
 
     def status(self, ticket: Ticket) -> TicketStatus:
-        """Return where a ticket stands, see `Ticket.status`."""
+        """Return where a ticket stands, see `Ticket.status`. Raises as `cancel` does."""
+        self._check_own(ticket)
         with self._changed:
             found = self._ledger.status(ticket, self._clock())
             # Nothing is left to predict, so the queue need not be copied.
@@ -196,6 +202,11 @@ class Engine:
         with self._changed:
             return self._ledger.stats(self._running())
 
+    def _check_own(self, ticket: Ticket) -> None:
+        # Another engine's ticket has a number of the same row, which is somebody else's here.
+        if not instance("ticket", ticket, Ticket).is_of(self):
+            raise RequestError(f"ticket {ticket.id} is another engine's. Ask the ticket itself.")
+
     def _running(self) -> float:
         """Seconds that the present network call has taken, 0 between calls. With the lock held."""
         return 0.0 if self._begun is None else self._clock() - self._begun
@@ -205,9 +216,11 @@ class Engine:
 
         Args:
             drain_s: Seconds that accepted tickets have to finish. The rest fail with `ClosedError`.
+                It is no time at all in the inference thread, such as in a ticket's callback:
+                nothing would run meanwhile.
 
         Returns:
-            Whether all finished. A second call waits for the same end.
+            Whether none had to fail. If several calls wait, the shortest wait decides for all.
 
         Raises:
             RequestError: `drain_s` is not a number.
@@ -215,15 +228,17 @@ class Engine:
         drain_s = wait_seconds("drain_s", drain_s)
         if self._guard.forked:
             return True
+        outside = threading.current_thread() is not self._thread
         with self._changed:
             self._ledger.closing = True
-            self._changed.wait_for(lambda: not self._ledger.orders, timeout=drain_s)
+            if outside:
+                self._changed.wait_for(lambda: not self._ledger.orders, timeout=drain_s)
             endings = self._fail_all(ClosedError("the engine was closed before it was done."))
         self._tell(endings)
-        if threading.current_thread() is not self._thread:
+        if outside:
             self._thread.join(JOIN_S)
         atexit.unregister(self.close)
-        return not endings
+        return self._all_finished
 
     def __enter__(self) -> Engine:
         return self
@@ -265,12 +280,13 @@ class Engine:
             self._tell(endings)
             raise
 
-    def _adopt(self, curve: CostCurve) -> None:
-        """Use another curve, unless work has come."""
+    def _adopt(self) -> None:
+        """Use the curve that was learned, unless work has come. Then it is kept for later."""
         with self._changed:
-            if not self._wanted():
-                self.curve = curve
-                self._ledger.adopt(curve)
+            if self._learned is not None and not self._wanted():
+                self.curve = self._learned
+                self._learned = None
+                self._ledger.adopt(self.curve)
                 self._runner = self._new_runner()
 
     def _new_runner(self) -> Runner:
@@ -286,9 +302,9 @@ class Engine:
 
     def _tick(self) -> bool:
         """Wait for work and run one network call. Returns False if the engine is to stop."""
-        while self._costs.learning and not self._wanted():
-            if found := self._costs.learn(self._wanted):
-                self._adopt(found)
+        while (self._learned or self._costs.learning) and not self._wanted():
+            self._learned = self._learned or self._costs.learn(self._wanted)
+            self._adopt()
         with self._changed:
             ledger = self._ledger
             self._changed.wait_for(self._wanted)
@@ -326,6 +342,7 @@ class Engine:
         self._stopped = True
         self._changed.notify_all()
         orders = [*self._ledger.orders.values()]
+        self._all_finished &= not orders
         return [self._ledger.end(order, "failed", error) for order in orders]
 
     def _tell(self, endings: Sequence[Ending]) -> None:

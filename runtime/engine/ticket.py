@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.base import Float32
-from ..errors.arguments import wait_seconds
+from ..errors.arguments import function, wait_seconds
 from .loop import Cancelled
 
 T = TypeVar("T")
@@ -190,12 +191,20 @@ class Ticket:
         It is called in the thread that finished the ticket, mostly the inference thread, so it
         must be quick: in asyncio pass one that calls `loop.call_soon_threadsafe`. What it raises
         goes to `threading.excepthook` and changes nothing else.
+
+        Raises:
+            RequestError: `callback` is not a function.
         """
+        function("callback", callback)
         with self._lock:
             if not self._final.is_set():
                 self._callbacks.append(callback)
                 return
         guarded(callback, self)
+
+    def is_of(self, owner: Owner) -> bool:
+        """Whether this engine made it. For the engine."""
+        return self._owner is owner
 
     def start(self, now: float) -> None:
         """Note the first step. For the engine."""
@@ -207,17 +216,21 @@ class Ticket:
     def deposit(self, sample: int, step: int, steps: int, denoised: Float32, x: Float32) -> bool:
         """Put a sample's newest step, D and x [*S], into the mailbox. For the engine.
 
+        It does nothing if the ticket is final, such as one that was cancelled during the step.
+
         Returns:
             Whether one that nobody had taken was replaced.
         """
         with self._lock:
+            if self._final.is_set():
+                return False
             replaced = sample in self._mailbox
             self._mailbox[sample] = (step, steps, denoised, x)
         return replaced
 
     def notify(self) -> None:
         """Call the preview callback, if there is one. For the engine."""
-        if self._on_preview is not None:
+        if self._on_preview is not None and not self._final.is_set():
             guarded(self._on_preview, self)
 
     def settle(
@@ -249,7 +262,11 @@ def guarded(callback: Callable[[T], object], value: T) -> None:
     """Call somebody's function so that what it raises cannot stop the engine."""
     try:
         callback(value)
-    except Exception as error:
+    # Also SystemExit, and asyncio's CancelledError, which is no Exception.
+    except BaseException as error:
         thread = threading.current_thread()
+        if isinstance(error, KeyboardInterrupt) and thread is threading.main_thread():
+            raise
         details = (type(error), error, error.__traceback__, thread)
-        threading.excepthook(threading.ExceptHookArgs(details))
+        with contextlib.suppress(Exception):  # of a hook of the user's, or of a closed stderr
+            threading.excepthook(threading.ExceptHookArgs(details))

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, Self, TypeVar
 from ...bundle.bundle import Bundle
 from ...errors import BackendError, GpuMemoryError, RequestError
 from ..base import Float32, Rows, Timing
-from ..forks import ForkGuard
+from ..forks import ForkGuard, check_inherited
 from .cuda import Cuda
 from .cuda_api import Stream
 from .device_buffers import DeviceBuffers
@@ -46,6 +46,7 @@ class DeviceBackend(Generic[Opened]):
 
     Raises:
         RequestError: `threads` is given.
+        BackendError: CUDA was started before this process was forked.
     """
 
     kept = "engines"
@@ -56,6 +57,7 @@ class DeviceBackend(Generic[Opened]):
             raise RequestError(
                 f"threads are a CPU backend's, {name} runs on the GPU: leave them out."
             )
+        check_inherited(name)
         self.name = name
         self.precision = precision
         self.bundle = bundle

@@ -32,6 +32,23 @@ LEAST = (1, 31)
 graph that frees memory whenever the graph is launched."""
 
 
+def lacks(library: OnnxRuntimeLibrary) -> str:
+    """Say what the module onnxruntime lacks; "" if nothing."""
+    if PROVIDER not in library.get_available_providers():
+        return (
+            "the onnxruntime that is installed has no CUDA: pip uninstall onnxruntime, then "
+            "pip install 'unnoise[cuda]'. "
+            "The two are one module and cannot be installed together."
+        )
+    version = tuple(int(n) for n in re.findall(r"\d+", library.__version__)[:2])
+    if version < LEAST:
+        return (
+            f"onnxruntime-gpu {library.__version__} cannot run in a CUDA graph; "
+            f"{'.'.join(map(str, LEAST))} can. Install it: pip install 'unnoise[cuda]'."
+        )
+    return ""
+
+
 class OnnxRuntimeCuda(DeviceBackend[Engine]):
     """Sessions of the step graphs; batches are padded to powers of two.
 
@@ -47,21 +64,12 @@ class OnnxRuntimeCuda(DeviceBackend[Engine]):
         super().__init__("onnxruntime-cuda", bundle, precision, threads)
         try:
             import onnxruntime
+            from onnxruntime import InferenceSession  # noqa: F401  see `OnnxRuntime`
         except ImportError as error:
             raise missing("onnxruntime", "cuda", error) from error
-        if PROVIDER not in onnxruntime.get_available_providers():
-            raise BackendError(
-                "the onnxruntime that is installed has no CUDA: pip uninstall onnxruntime, then "
-                "pip install 'unnoise[cuda]'. "
-                "The two are one module and cannot be installed together."
-            )
-        version = tuple(int(n) for n in re.findall(r"\d+", onnxruntime.__version__)[:2])
-        if version < LEAST:
-            raise BackendError(
-                f"onnxruntime-gpu {onnxruntime.__version__} cannot run in a CUDA graph; "
-                f"{'.'.join(map(str, LEAST))} can. Install it: pip install 'unnoise[cuda]'."
-            )
         self._ort = cast(OnnxRuntimeLibrary, onnxruntime)
+        if lacking := lacks(self._ort):
+            raise BackendError(lacking)
         cuda = ready(self._ort)
         try:
             self._start(cuda)

@@ -10,13 +10,13 @@ import numpy as np
 
 from ...bundle.bundle import Bundle
 from ...bundle.format import step_file
-from ...errors import GpuError, GpuMemoryError, RequestError
+from ...errors import EngineError, GpuError, GpuMemoryError, RequestError
 from . import engine_cache as engines
 from .cuda import Cuda, cudart
 from .device_backend import DeviceBackend
 from .device_loop import DeviceLoop
 from .device_space import Space
-from .engine_cache import LIBRARIES
+from .engine_cache import LIBRARIES, Entry
 from .exclusive import exclusive
 from .tensorrt_api import NativeRuntime
 from .tensorrt_engine import Engine
@@ -69,7 +69,8 @@ class TensorRt(DeviceBackend[Engine]):
         """Load a step graph's engine.
 
         Raises:
-            EngineError: There is none, or it does not load.
+            EngineError: There is none, it does not load, or it is for other batches than the plain
+                graph's.
         """
         assert self._runtime is not None, "closed"
         found = engines.find(
@@ -80,6 +81,8 @@ class TensorRt(DeviceBackend[Engine]):
             self._trt.__version__,
             self._gpu,
         )
+        if guided:
+            self._check_buckets(found)
         return Engine(
             self._trt,
             self._runtime,
@@ -90,6 +93,19 @@ class TensorRt(DeviceBackend[Engine]):
             self._gpu,
             self._owner,
         )
+
+    def _check_buckets(self, guided: Entry) -> None:
+        """Raise EngineError unless the guided graph's engine takes the batches of the plain one."""
+        plain = self._engines[False].buckets
+        if guided.recipe.buckets != plain:
+            sizes = ",".join(map(str, plain))
+            other = ",".join(map(str, guided.recipe.buckets))
+            raise EngineError(
+                f"the engine of {self.bundle.name} {self.precision} for guided rows is for batches "
+                f"{other}, and the one for other rows for batches {sizes}: a build may have been "
+                f"interrupted. Build both: python -m export.engines build {self.bundle.path} "
+                f"--engine {self.name} --precision {self.precision} --batch-buckets {sizes}"
+            )
 
     def bucket(self, batch: int) -> int:
         """Return the smallest batch size of the engine that holds so many samples.

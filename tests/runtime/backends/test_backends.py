@@ -1,15 +1,20 @@
 """The ONNX Runtime backend: exact identity rows, buffers bound once, clear errors."""
 
+import dataclasses
 import sys
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from runtime import BackendError, Bundle, RequestError, Sampler
-from runtime.backends import processor
+from runtime.backends import processor, survey
+from runtime.backends.nvidia import cuda
 from runtime.backends.registry import open_backend
+from runtime.engine import costs
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -112,3 +117,62 @@ def test_a_container_s_quota_bounds_the_cores(
     assert processor.quota(tmp_path) == cores
     monkeypatch.setattr(processor, "quota", lambda: 1)
     assert processor.usable_cores() == 1
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-cuda", "openvino"])
+def test_what_an_uninstalled_library_leaves_counts_as_missing(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """To uninstall one of ONNX Runtime's two packages leaves a folder of the other one."""
+    module = name.partition("-")[0]
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    with pytest.raises(BackendError, match=r"cannot be imported .* Install it: pip install"):
+        open_backend(Bundle.load(tiny_bundle), name)
+    monkeypatch.setattr(survey, "find_spec", lambda name: ModuleSpec(name, None))
+    found = survey.backends()[name]
+    assert (found["version"], found["precisions"]) == (None, [])
+    assert str(found["missing"]).startswith("pip install")
+
+
+def test_a_library_that_does_not_start_is_one_line_of_the_survey(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    spec = ModuleSpec("openvino", None, origin="openvino/__init__.py")
+    monkeypatch.setattr(survey, "find_spec", lambda name: spec if name == "openvino" else None)
+    found = survey.backends()["openvino"]
+    assert found["precisions"] == []
+    assert str(found["missing"]).startswith("it does not start: ModuleNotFoundError")
+
+
+def test_the_survey_sees_which_of_the_two_packages_of_onnxruntime_was_installed_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both are listed as installed, and the later one has overwritten the module."""
+    monkeypatch.setattr(survey, "_version", lambda name: "1.32.0")
+    monkeypatch.setattr(cuda, "cudart", lambda extra: None)
+    monkeypatch.setattr(cuda, "Cuda", lambda api: api)
+    found = survey.backends()["onnxruntime-cuda"]
+    assert found["precisions"] == []
+    assert "the onnxruntime that is installed has no CUDA" in str(found["missing"])
+
+
+def test_a_precision_that_missed_its_bounds_on_onnxruntime_is_said_so_for_a_gpu(
+    tiny_bundle: Path,
+) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    files = {**bundle.files, "fp16/step.onnx": bundle.files["fp32/step.onnx"]}
+    report = {**bundle.report, "fp16": {"onnxruntime": {"missed": 1}}}
+    bundle = dataclasses.replace(bundle, files=files, report=report)
+    with pytest.raises(RequestError, match="fp16 of tiny missed its bounds on onnxruntime"):
+        open_backend(bundle, "tensorrt", "fp16")
+
+
+def test_what_is_cached_depends_on_the_instructions(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Virtual machines of one name have them or not."""
+    bundle = Bundle.load(tiny_bundle)
+    before = costs.graphs_here(bundle)
+    monkeypatch.setattr(costs, "flags", lambda: frozenset({"sse2"}))
+    assert costs.graphs_here(bundle) != before

@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,30 @@ def test_several_processes_write_and_read_at_once(root: Path) -> None:
         subprocess.Popen([sys.executable, "-c", code, letter], cwd=root) for letter in "wxyz"
     ]
     assert [process.wait() for process in running] == [0] * 4
+
+
+def test_what_a_killed_process_left_goes_in_time(place: Path) -> None:
+    cache.store("a", PARTS)
+    for name, age in ((".0123456789abcdef", 7200), (".fedcba9876543210", 0), (".other", 7200)):
+        (place / name).write_bytes(b"half")
+        os.utime(place / name, (0, time.time() - age))
+    cache.store("b", PARTS)
+    assert {e.name for e in place.iterdir()} == {
+        *("a.compiled", "b.compiled"),
+        *(".fedcba9876543210", ".other"),
+    }
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_an_entry_that_cannot_be_read_now_stays(
+    place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    cache.store("a", PARTS)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert cache.load("a") is None
+    assert cache.load("a")

@@ -403,3 +403,12 @@ def test_what_missed_its_bounds_is_not_offered(precise: Path) -> None:
         RequestError, match=r"int8 of tiny missed its bounds on openvino when it was exported"
     ):
         open_backend(bundle, "openvino", "int8")
+
+
+def test_compiled_models_depend_on_the_instructions(
+    precise: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = OpenVino(Bundle.load(precise), "fp32", 1)
+    before = backend._key("step.onnx", 1, 1)
+    monkeypatch.setattr(openvino_backend, "flags", lambda: frozenset({"sse2"}))
+    assert backend._key("step.onnx", 1, 1) != before

@@ -17,6 +17,7 @@ from runtime.backends.streams import fixed, whole
 from runtime.diffusion.program import GUIDANCE, Program
 from runtime.diffusion.solvers import SOLVERS
 from runtime.engine.costs import Costs
+from runtime.engine.ticket import Ticket
 
 from ...small_bundle import write_small_bundle
 from ...small_streams import StreamedBackend
@@ -282,3 +283,64 @@ def test_a_gpu_has_one_stream(precise: Path) -> None:
     for wrong in (0, 2000, 1.5):
         with pytest.raises(RequestError, match="streams"):
             Sampler.load("emoji32", streams=wrong)
+
+
+def test_a_thread_that_cannot_start_leaves_no_call_for_later(
+    small: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool queues a call before it starts the thread for it."""
+    backend = StreamedBackend(small)
+    buffers = backend.bind(4)
+    buffers.cut = fixed(2)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    buffers.state[:] = 8
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        buffers.run(False, 0, 4)
+    assert sorted(backend.ran) == [(0, 2, 2), (2, 2, 2)]
+    buffers.turn()
+    backend.ran.clear()
+    buffers.run(False, 0, 4)
+    assert threading.Thread.start is start
+    assert sorted(backend.ran) == [(0, 2, 2), (2, 2, 2)]
+    buffers.turn()
+    assert (buffers.state == 2).all()
+
+
+def test_what_a_library_raises_when_memory_is_bound_is_typed(small: Bundle) -> None:
+    buffers = StreamedBackend(small).bind(2)
+
+    def refuse(part: Call) -> None:
+        raise RuntimeError("no room for the request")
+
+    buffers._bind_part = refuse
+    with pytest.raises(BundleError, match="failed on a batch of 2: no room for the request"):
+        buffers.run(False, 0, 2)
+
+
+def test_a_curve_that_was_learned_when_work_came_is_used_later(small: Bundle) -> None:
+    backend = StreamedBackend(small)
+    with Engine(Sampler(small, backend), max_batch=4) as engine:
+        request = Request(label=0, guidance=1.0, seed=0)
+        learn = engine._costs.learn
+        tickets: list[Ticket] = []
+
+        def busy(wanted):
+            found = learn(wanted)
+            if found is not None:
+                tickets.append(engine.submit(request))
+            return found
+
+        engine._costs.learn = busy
+        end = time.monotonic() + WAIT_S
+        while not tickets and time.monotonic() < end:
+            time.sleep(0.01)
+        tickets[0].result(WAIT_S)
+        while engine._learned and time.monotonic() < end:
+            time.sleep(0.01)
+        assert engine.curve is engine._ledger.curve
+        assert len(engine.curve.plain) == 3

@@ -5,12 +5,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import Request, Sampler
+from runtime import Bundle, Request, RequestError, Sampler
+from runtime.backends.registry import BACKENDS
 from runtime.bench import measure as timing
 from runtime.bench import table as bench
 from runtime.bench.fresh import cold as measure_cold
@@ -168,7 +170,9 @@ def test_what_a_fresh_process_would_refuse_is_refused_before_it_starts(
         ("--plot page.txt", "--plot writes .png"),
         ("--solver dimm", "Did you mean 'ddim'"),
         ("--label 12", "out of range"),
-        ("--pictures 0", "`pictures` must be at least 1"),
+        ("--precision fp32,itn8", "Did you mean 'int8'"),
+        ("--pictures 1000001", "`pictures` must be 1 to 1000000"),
+        ("--pictures 0", "`pictures` must be 1 to"),
         ("--seconds nan", "`seconds` must be a number"),
         ("--threads 0", "`threads` must be 1 to"),
     ],
@@ -212,3 +216,84 @@ def test_a_plot_without_matplotlib_says_how_to_get_it_before_anything_is_measure
 def test_it_needs_neither_torch_nor_onnx_nor_matplotlib(root: Path) -> None:
     code = "import sys, runtime.bench; assert not {'torch', 'onnx', 'onnxruntime', 'openvino', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_samples_that_are_not_finite_are_null_in_json_and_said_in_the_table(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = timing.measure
+
+    def spoiled(*arguments: Any) -> list[Result]:
+        results = measured(*arguments)
+        expected = results[0].samples
+        assert expected is not None
+        found = Result("openvino", "fp32", results[0].speeds, samples=expected * np.inf)
+        found.psnr_db, found.rms = timing.distance(found.samples, expected, (-1.0, 1.0))
+        return [*results, found]
+
+    monkeypatch.setattr(bench, "measure", spoiled)
+    arguments = [str(tiny_bundle), *QUICK, "--batch", "1", "--cold", "0"]
+    assert bench.main([*arguments, "--json"]) == 0
+    fine, spoilt = json.loads(capsys.readouterr().out)["runs"]
+    assert (fine["finite"], spoilt["finite"]) == (True, False)
+    assert spoilt["psnr_db"] is spoilt["rms"] is None
+    assert bench.main(arguments) == 0
+    assert "not finite" in capsys.readouterr().out
+
+
+def test_a_page_that_cannot_be_written_costs_no_figures(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: Any
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    arguments = [str(tiny_bundle), *QUICK, "--batch", "1", "--cold", "0", "--plot"]
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "measure", lambda *_: pytest.fail("measured"))
+        for place in (tmp_path / "folder.png", Path(__file__) / "a.png"):
+            assert bench.main([*arguments, str(place)]) == 2
+            assert "cannot be written" in capsys.readouterr().err
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bench.bench_plot, "draw", full)
+    assert bench.main([*arguments, str(tmp_path / "page.png")]) == 2
+    found = capsys.readouterr()
+    assert "No space left" in found.err
+    assert "ms a call" in found.out
+
+
+def test_a_name_with_dollars_is_no_formula(
+    bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    manifest = bundle_copy / "bundle.json"
+    value = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**value, "name": r"a $\nothing$"}))
+    out = tmp_path / "page.png"
+    arguments = [*QUICK, "--batch", "1", "--cold", "0", "--plot", str(out)]
+    assert bench.main([str(bundle_copy), *arguments]) == 0
+    assert out.exists()
+    capsys.readouterr()
+
+
+def test_a_fresh_process_imports_nothing_of_the_working_directory(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("runtime", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('another module')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    cold = measure_cold(tiny_bundle, Result("onnxruntime", "fp32"), 1, Request(0, steps=1), 1)
+    assert cold.sample_s > 0
+
+
+def test_gpus_are_left_out_if_an_option_is_for_cpus(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    here: Any = {
+        name: {"version": "1", "precisions": ["fp32"], "missing": None} for name in BACKENDS
+    }
+    pairs, left = bench.chosen(bundle, "onnxruntime,tensorrt", "fp32", here, "--threads")
+    assert pairs == [("onnxruntime", "fp32")]
+    assert left == ["tensorrt fp32: --threads is for CPUs"]
+    with pytest.raises(RequestError, match="--streams is for CPUs"):
+        bench.chosen(bundle, "tensorrt", "fp32", here, "--streams")
+    assert len(bench.chosen(bundle, "all", "fp32", here)[0]) == len(BACKENDS)

@@ -231,3 +231,14 @@ def test_memory_grows_with_the_largest_batch_alone(sampler: Sampler) -> None:
         expected = sampler.sample(n, label=1, steps=2)
         assert counted.sample(n, label=1, steps=2).tobytes() == expected.tobytes()
     assert made == []
+
+
+def test_wrong_arguments_are_refused_and_cost_no_slot(sampler: Sampler, jobs: list[Job]) -> None:
+    buffers = sampler.backend.bind(2)
+    for capacity, room, name in ((0, None, "capacity"), ("2", None, "capacity"), (2, 3, "room")):
+        with pytest.raises(RequestError, match=f"`{name}` must be"):
+            Batch(buffers, SHAPE, capacity, room)
+    batch = Batch(buffers, SHAPE, 1)
+    with pytest.raises(RequestError, match=r"`job` must be a Job.* Planner\.job makes one"):
+        batch.admit(Request(0))  # type: ignore[arg-type]
+    assert batch.admit(jobs[0]) == 0

@@ -144,3 +144,19 @@ def test_a_sampler_says_what_it_chose(tmp_path: Path, monkeypatch: pytest.Monkey
         Sampler.load("emoji32", min_psnr=40)
     with pytest.raises(RequestError, match="min_psnr"):
         Sampler.load("emoji32", "fastest", min_psnr=-1)
+
+
+def test_the_next_process_takes_up_where_there_was_no_time(
+    bundle: Bundle, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With networks that take seconds to open, each process tries one more pair."""
+    monkeypatch.setattr(module, "LIMIT_S", 0.4)
+    wish = Wish(min_psnr=10)
+    for i in range(1, 5):
+        choice, backend = fastest(bundle, wish, opened.clock)
+        assert len(choice.ms) == min(i, 3)  # one pair of four cannot be opened
+        assert f"{backend.name} {backend.precision}" == min(choice.ms, key=choice.ms.__getitem__)
+    assert choice.settled
+    before = len(opened.names)
+    assert fastest(bundle, wish, opened.clock)[0].ms == choice.ms
+    assert opened.names[before:] == ["openvino int8"]

@@ -140,3 +140,26 @@ def test_a_request_shows_what_it_says() -> None:
     assert repr(Request(3, solver="ddim", start=IMAGE)) == (
         "Request(seed=3, solver='ddim', start=an array of float32 with shape (1, 8, 8))"
     )
+
+
+def test_lists_and_numpy_numbers_go_to_json(sampler: Sampler) -> None:
+    """Lists instead of arrays, and numpy's numbers inside of tuples."""
+    numbers = (np.float32(0.25), np.float32(3))
+    one = Request(2, label=1, picture=IMAGE, strength=0.5, steps=4, guidance_interval=(0.25, 3.0))
+    two = Request(
+        2,
+        label=1,
+        picture=IMAGE.tolist(),
+        strength=0.5,
+        steps=4,
+        guidance_interval=numbers,  # type: ignore[arg-type]
+    )
+    assert json.dumps(two.to_json()) == json.dumps(one.to_json())
+    vector = [np.float32(0.5), np.float32(1)]
+    found = Request(0, conditions={"a": vector, "b": [IMAGE[0], IMAGE[0]], "c": None}).to_json()
+    again = Request.from_json(json.loads(json.dumps(found)))
+    assert again.conditions["a"] == [0.5, 1.0]
+    assert again.conditions["b"].tobytes() == IMAGE[0].tobytes() * 2
+    assert again.conditions["c"] is None
+    with pytest.raises(RequestError, match="`start` must be an array of numbers, got 'x'"):
+        Request(0, start="x").to_json()

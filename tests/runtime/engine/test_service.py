@@ -1,6 +1,7 @@
 """The engine: a sample has the same bytes alone and with others, which may join or leave. The
 failure, cancellation or slowness of one request does not affect others."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -636,6 +637,108 @@ def test_arguments_are_checked(rigged: Callable[..., Rig]) -> None:
         Engine(rig.sampler, max_batch=0)
     with pytest.raises(RequestError, match="limits"):
         Engine(rig.sampler, {"live": 3})
+    with pytest.raises(RequestError, match="`curve` must be a CostCurve"):
+        Engine(rig.sampler, curve={"plain": []})
+    with pytest.raises(RequestError, match="`clock` must be a function"):
+        Engine(rig.sampler, curve=SMALL, clock=3)
     with pytest.raises(RequestError, match="`sampler` must be a Sampler, got 'bundles/emoji32'"):
         Engine("bundles/emoji32")
     assert rig.engine.stats().accepted == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("raised", [SystemExit, asyncio.CancelledError, GeneratorExit])
+def test_callbacks_that_raise_no_exception_change_nothing(
+    rigged: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]
+) -> None:
+    """Not even if the hook that reports them raises, as the default one does without a stderr."""
+
+    def hook(_: object) -> None:
+        raise BrokenPipeError
+
+    def fail(_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(threading, "excepthook", hook)
+    rig = rigged(on_tick=fail)
+    ticket = rig.engine.submit(request(0, steps=3), on_preview=fail)
+    ticket.add_done_callback(fail)
+    assert ticket.result(WAIT_S).tobytes() == rig.alone(request(0, steps=3))
+    assert rig.engine.submit(request(1)).result(WAIT_S) is not None
+    assert rig.engine.stats().accepting
+    with pytest.raises(RequestError, match="`callback` must be a function"):
+        ticket.add_done_callback(3)
+
+
+def test_close_says_whether_all_finished_to_everybody(rigged: Callable[..., Rig]) -> None:
+    """A second call without time ends the wait of the first one."""
+    rig = rigged(shut=True)
+    ticket = rig.engine.submit(request(0, steps=20))
+    rig.gate.arrive()
+    found: list[bool] = []
+    waiting = threading.Thread(target=lambda: found.append(rig.engine.close(WAIT_S)))
+    waiting.start()
+    while rig.engine.stats().accepting:
+        threading.Event().wait(0.001)
+    closing = threading.Thread(target=lambda: found.append(rig.engine.close()))
+    closing.start()
+    with pytest.raises(ClosedError):
+        ticket.result(WAIT_S)
+    rig.gate.release()
+    waiting.join(WAIT_S)
+    closing.join(WAIT_S)
+    assert found == [False, False]
+    assert not rig.engine.close()
+
+
+def test_close_in_a_callback_waits_for_nothing(rigged: Callable[..., Rig]) -> None:
+    """Nothing runs while the inference thread waits."""
+    rig = rigged(shut=True)
+    first = rig.engine.submit(request(0, steps=1))
+    other = rig.engine.submit(request(1, steps=50))
+    closed: list[bool] = []
+    first.add_done_callback(lambda _: closed.append(rig.engine.close(100 * WAIT_S)))
+    rig.gate.arrive()
+    rig.gate.release()
+    with pytest.raises(ClosedError):
+        other.result(WAIT_S)
+    rig.engine._thread.join(WAIT_S)
+    assert closed == [False]
+
+
+def test_a_preview_keeps_its_own_sample_alone(rigged: Callable[..., Rig]) -> None:
+    rig = rigged()
+    many = [request(seed, steps=2) for seed in range(4)]
+    ticket = rig.engine.submit(many, on_preview=True)
+    ticket.result(WAIT_S)
+    for _, _, denoised, x in ticket._mailbox.values():
+        assert denoised.base is None
+        assert x.base is None
+
+
+def test_a_ticket_of_another_engine_is_refused(rigged: Callable[..., Rig]) -> None:
+    """Both engines count their tickets from 1."""
+    one, two = rigged(shut=True), rigged(shut=True)
+    mine = one.engine.submit(request(0, steps=20))
+    theirs = two.engine.submit(request(0, steps=20))
+    assert mine.id == theirs.id
+    for use in (one.engine.cancel, one.engine.status):
+        with pytest.raises(RequestError, match="ticket 1 is another engine's"):
+            use(theirs)
+        with pytest.raises(RequestError, match="`ticket` must be a Ticket"):
+            use(1)
+    assert not mine.final
+    assert two.engine.cancel(theirs)
+
+
+def test_there_is_no_preview_after_the_end(rigged: Callable[..., Rig]) -> None:
+    """The call that was under way still makes one."""
+    rig = rigged(shut=True)
+    called: list[Ticket] = []
+    ticket = rig.engine.submit(request(0, steps=20), on_preview=called.append)
+    rig.gate.arrive()
+    assert ticket.cancel()
+    rig.gate.release()
+    rig.engine.submit(request(1, steps=2)).result(WAIT_S)
+    assert not called
+    assert ticket.preview() is None

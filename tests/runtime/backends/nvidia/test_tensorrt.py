@@ -10,7 +10,7 @@ import gc
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from runtime import BackendError, Bundle, Cancelled, Request, RequestError, Sampler
+from runtime.backends import forks
 from runtime.backends.base import Timing
 from runtime.backends.nvidia import cuda, device_loop, device_noise, tensorrt
 from runtime.backends.nvidia import engine_cache as engines
@@ -56,10 +57,11 @@ def keep(
     gpu: Gpu,
     buckets: tuple[int, ...] = BUCKETS,
     version: str = VERSION,
+    graphs: Sequence[str] = ("step.onnx", "step_guided.onnx"),
 ) -> None:
-    """Put the fakes' engines of both graphs into the cache."""
+    """Put the fakes' engines of the graphs into the cache."""
     weights = bundle.read("fp32/weights.bin")
-    for graph in ("step.onnx", "step_guided.onnx"):
+    for graph in graphs:
         module = LIBRARIES[library]
         onnx = engines.source(bundle, "fp32", graph)
         recipe = Recipe(
@@ -776,3 +778,30 @@ def test_the_fakes_know_no_call_that_does_not_exist() -> None:
     for arguments in ((), (1, 2), ("1",)):
         with pytest.raises(AssertionError, match="is none of"):
             Right().execute_async_v3(*arguments)
+
+
+def test_a_fork_of_a_process_that_started_cuda_says_so(
+    machine: Callable[..., World],
+    library: str,
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CUDA's own error there is that it does not start, so it is asked for nothing."""
+    world = machine(library)
+    monkeypatch.setattr(forks, "_inherited", {"CUDA"})
+    with pytest.raises(BackendError, match="CUDA was started before this process was forked"):
+        Sampler(bundle, library)
+    assert not world.calls
+
+
+def test_engines_for_other_batches_are_refused(
+    machine: Callable[..., World], library: str, bundle: Bundle, sampler: Sampler
+) -> None:
+    """As a build leaves them that was interrupted between the two graphs."""
+    machine(library)
+    keep(bundle, library, Gpu("Fake L4", "8.9", "CUDA 13.0"), (1, 3, 4), graphs=["step.onnx"])
+    with Sampler(bundle, library) as found:
+        way = {"n": 3, "label": 1, "steps": 2, "guidance": 1.0}
+        assert found.sample(**way).tobytes() == sampler.sample(**way).tobytes()
+        with pytest.raises(EngineError, match=r"batches 1,2,4, .* --batch-buckets 1,3,4"):
+            found.sample(**way | {"guidance": 2.0})
