@@ -8,6 +8,7 @@ writes RUN-ema-0.070, a run like any other: to be evaluated, sampled and exporte
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 import sys
 from dataclasses import replace
@@ -27,7 +28,12 @@ from .errors import CheckpointError
 from .runs import checkpoint as checkpoints
 from .runs.checkpoint import Tensors
 from .runs.folder import EXAMPLES, read_run
-from .training.averages import combination, exponent
+from .training.averages import combination, exponent, misfit
+
+log = logging.getLogger(__name__)
+
+MISFIT = 0.2
+"""Error of an average's profile above which the user is warned."""
 
 
 def stored(run: Path) -> dict[tuple[int, float], Path]:
@@ -59,7 +65,18 @@ def post_hoc(run: Path, width: float, step: int) -> Tensors:
             f"{run} has no snapshots up to step {step}: train with --ema-power 0.05,0.1, which "
             f"keeps some in {run / 'snapshots'}."
         )
-    weights = combination([(s, exponent(w)) for s, w in found], step, exponent(width))
+    profiles = [(s, exponent(w)) for s, w in found]
+    weights = combination(profiles, step, exponent(width))
+    if (error := misfit(profiles, weights, step, exponent(width))) > MISFIT:
+        log.warning(
+            "%s: the average of width %g after step %d is %.0f %% off, since snapshots are few. "
+            "Choose a width nearer to those of --ema-power, train up to the next snapshot, or use "
+            "a smaller --snapshot-every.",
+            run,
+            width,
+            step,
+            100 * error,
+        )
     total: dict[str, Tensor] = {}
     for weight, path in zip(weights.tolist(), found.values(), strict=True):
         try:

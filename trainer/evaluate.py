@@ -25,7 +25,7 @@ from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
 from .config import Config
-from .data.sources import load
+from .data.sources import load, require_same_data
 from .data.tasks import task_of
 from .parallel.processes import join
 from .quality.judge import Judge
@@ -74,12 +74,14 @@ def of_run(run: Path, best: bool, device: str, changes: Changes | None = None) -
 
     Raises:
         CheckpointError: `run` is not a run, or has no such checkpoint.
+        DataError: The data has other classes now.
     """
-    config, _ = read_run(run)
+    config, rest = read_run(run)
     # In float32 on any device, so that a run and its bundle give the same samples but for rounding.
     config = dataclasses.replace(config, device=device, precision="fp32")
     config = (changes or Changes()).applied(config)
     dataset = load(config)
+    require_same_data(run, dataset, rest["data_record"], rest["classes"])
     trainer = Trainer(config, dataset)
     checkpoint = checkpoints.required(
         run / ("best" if best else "checkpoints"),
@@ -98,6 +100,7 @@ def of_bundle(
 
     Raises:
         RequestError: The bundle was not made from a run.
+        DataError: The data has other classes now.
     """
     from runtime.sampler import Sampler  # needs an inference library, which training does not
 
@@ -110,6 +113,10 @@ def of_bundle(
         )
     config = (changes or Changes()).applied(Config.from_json(record))
     dataset = load(config)
+    labels = sampler.bundle.labels
+    require_same_data(
+        folder, dataset, sampler.bundle.provenance.get("data"), labels.names if labels else ()
+    )
     task = task_of(config, dataset) if config.conditioned else None
 
     def sample(n: int, seed: int, label: NDArray[np.int64]) -> NDArray[np.uint8]:

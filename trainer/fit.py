@@ -10,8 +10,9 @@ import argparse
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -32,6 +33,9 @@ STOPPED = 130
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Yield whether Ctrl-C or a termination signal has come. A second Ctrl-C raises at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals reach the main thread alone
+        return
     asked = False
 
     def note(number: int, _: FrameType | None) -> None:
@@ -40,10 +44,13 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked = True
-        print(
-            "\nstopping after this step; once more to stop at once, without a checkpoint",
-            file=sys.stderr,
-        )
+        # Ctrl-C also ends `| tee`, which would have read this. Nothing may be raised here: the run
+        # would end without its checkpoint.
+        with suppress(OSError, ValueError, RuntimeError):
+            print(
+                "\nstopping after this step; once more to stop at once, without a checkpoint",
+                file=sys.stderr,
+            )
 
     before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

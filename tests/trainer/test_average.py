@@ -21,6 +21,7 @@ from trainer.training.averages import (
     combination,
     exponent,
     inner_products,
+    misfit,
     power_decay,
 )
 from trainer.training.step import Trainer
@@ -136,3 +137,24 @@ def test_all_of_them_are_in_the_checkpoint_and_come_back(run: Path) -> None:
     trainer = Trainer(replace(CONFIG, ema_half_life=(100, 500)), data.digits())
     with pytest.raises(CheckpointError, match="not those of this config"):
         trainer.state.resume(checkpoint)
+
+
+def test_a_width_that_the_snapshots_do_not_give_is_warned_of(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = [(50.0, 4.0), (100.0, 4.0), (50.0, 9.0), (100.0, 9.0)]
+    # The profile itself, none at all, and another one, whose distance is an integral.
+    exact = combination(kept, 100.0, 9.0)
+    assert misfit(kept, exact, 100.0, 9.0) == pytest.approx(0, abs=1e-5)
+    assert misfit(kept, np.zeros(4), 100.0, 9.0) == pytest.approx(1)
+    tau = (np.arange(200_000) + 0.5) / 200_000
+    narrow, wide = 10 * tau**9, 5 * tau**4
+    expected = np.sqrt(((narrow - wide) ** 2).mean() / (narrow**2).mean())
+    assert misfit([(100.0, 4.0)], np.ones(1), 100.0, 9.0) == pytest.approx(expected, rel=1e-3)
+
+    post_hoc(run, 0.07, 120)
+    assert caplog.text == ""
+    post_hoc(run, 0.07, 20)  # after one snapshot of each width
+    assert caplog.text == ""
+    post_hoc(run, 0.25, 20)
+    assert "the average of width 0.25 after step 20 is" in caplog.text

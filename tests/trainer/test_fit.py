@@ -1,15 +1,20 @@
 """Re-running the same command resumes a run, however it stopped, and ends with the same bytes."""
 
+import contextlib
 import csv
+import errno
 import hashlib
+import io
 import itertools
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,10 +28,11 @@ from trainer.data.loader import batch_indices
 from trainer.errors import CheckpointError, TrainingError
 from trainer.fit import fit, main
 from trainer.objectives.forward import ForwardProcess
+from trainer.parallel.processes import Processes
 from trainer.runs import checkpoint as checkpoints
 from trainer.runs.checkpoint import PARTS
 from trainer.runs.log import TIME_COLUMNS
-from trainer.runs.weights import fitting
+from trainer.runs.weights import STEP, WEIGHTS, fitting, weights_of
 from trainer.training.averages import half_life_decay
 from trainer.training.step import Trainer, learning_rate
 
@@ -216,6 +222,14 @@ def test_another_network_is_refused_before_anything_is_written(whole: Path, tmp_
     with pytest.raises(CheckpointError, match="nothing to start from"):
         fit(replace(TINY, start_from=str(tmp_path / "nowhere")), tmp_path)
     assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("step", [b"no graph", b"\x3a\x05\x2a\x03\x08\x07\x10"])
+def test_a_bundle_whose_graph_cannot_be_read_is_no_start(step: bytes) -> None:
+    pytest.importorskip("onnx")
+    bundle = SimpleNamespace(read={STEP: step, WEIGHTS: b""}.get)
+    with pytest.raises(CheckpointError, match=r"step\.onnx of the bundle cannot be read"):
+        weights_of(bundle)  # pyright: ignore[reportArgumentType]
 
 
 # --- the promise
@@ -428,6 +442,30 @@ def test_a_second_signal_of_a_launcher_does_not(
     assert checkpoint_names(tmp_path / "digits") == ["step-00000003"]
 
 
+def test_a_stop_whose_message_nobody_reads_leaves_a_checkpoint_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends every program of `trainer.fit … 2>&1 | tee log`, so the pipe is broken."""
+
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    def stop(_: Trainer) -> None:
+        with contextlib.redirect_stderr(Broken()):
+            signal.raise_signal(signal.SIGINT)
+
+    at_step(monkeypatch, 3, stop)
+    assert not fit(TINY, tmp_path)
+    assert checkpoint_names(tmp_path / "digits") == ["step-00000003"]
+
+
+def test_a_run_may_be_trained_in_a_thread(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(fit, replace(TINY, steps=2, sample_every=0), tmp_path).result()
+    assert checkpoint_names(tmp_path / "digits") == ["step-00000002"]
+
+
 def test_the_signal_handlers_are_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -567,6 +605,14 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
     assert main([*command_line(TINY, tmp_path), "--dry-run"]) == 0
     assert "for all 20 steps; nothing was written" in capsys.readouterr().out
     assert files(tmp_path) == []
+
+
+def test_a_dry_run_of_many_processes_prints_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Processes, "main", property(lambda _: False))
+    assert main([*command_line(TINY, tmp_path), "--dry-run"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

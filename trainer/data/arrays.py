@@ -73,7 +73,7 @@ def _arrays(path: Path, vectors: str = "") -> Arrays:
 
 
 def _vectors(path: Path, name: str, arrays: Arrays, count: int) -> NDArray[np.float32]:
-    if name not in arrays or len(arrays[name]) != count:
+    if name not in arrays or not arrays[name].ndim or len(arrays[name]) != count:
         raise DataError(
             f"{path} needs an array {name!r} of a vector for each of {count} images. Name another "
             "one with --condition-column."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import UnnoiseError
+from runtime.errors import RequestError, UnnoiseError
 from runtime.images import eight_bits
 
 from ..config.text import printable
@@ -143,7 +143,10 @@ class Decoding:
         if not self.mode:
             return image
         # Pillow's own conversion of 16 bits cuts values off at 255.
-        image = eight_bits(image, name)
+        try:
+            image = eight_bits(image, printable(name))
+        except RequestError as error:  # a worker reports errors of the data alone
+            raise DataError(str(error)) from error
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -105,11 +105,18 @@ def _reader(shards: list[Path], where: np.ndarray) -> Callable[[int], bytes]:
     def fetch(i: int) -> bytes:
         shard, offset, size = where[i].tolist()
         key = (os.getpid(), shard)
-        if key not in opened:
-            if len(opened) >= MOST_OPEN:
-                os.close(opened.pop(next(iter(opened))))
-            opened[key] = os.open(shards[shard], os.O_RDONLY)
-        return os.pread(opened[key], size, offset)
+        try:
+            if key not in opened:
+                if len(opened) >= MOST_OPEN:
+                    os.close(opened.pop(next(iter(opened))))
+                opened[key] = os.open(shards[shard], os.O_RDONLY)
+            return os.pread(opened[key], size, offset)
+        except OSError as error:
+            # Not one unreadable image: the file itself is gone.
+            raise DataError(
+                f"{shards[shard]} cannot be read any more ({error.strerror}). Put it back, and "
+                "re-run the same command."
+            ) from error
 
     return fetch
 

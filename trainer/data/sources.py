@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..config import Config
+from ..errors import DataError
 from . import folder as folders
 from .arrays import npz
 from .builtin import digits, emoji
 from .dataset import Dataset
+from .decode import describe
 from .labels import class_name, listed, unused
 from .memory import Pictures
 from .pairs import pairs
@@ -47,12 +50,8 @@ def load(config: Config) -> Dataset:
 
 def _load(config: Config) -> Dataset:
     kind, _, place = config.data.partition(":")
-    if kind == "digits":
-        return digits()
-    if kind == "emoji":
-        return emoji(config.split, paired=config.task == "restyle")
-    if kind == "npz":
-        return npz(Path(place), config.size, config.mode, config.condition_column)
+    if kind in ("digits", "emoji", "npz"):
+        return _as_they_are(kind, place, config)
     if kind == "pairs":
         return pairs(Path(place), config)
     # Imported if asked for, because few runs need them.
@@ -65,6 +64,25 @@ def _load(config: Config) -> Dataset:
 
         return stream(place, config)
     return folder(Path(place), config)
+
+
+def _as_they_are(kind: str, place: str, config: Config) -> Pictures:
+    """Return images that are not files of their own, and warn of options for files."""
+    if kind == "npz":
+        found = npz(Path(place), config.size, config.mode, config.condition_column)
+    elif kind == "emoji":
+        found = emoji(config.split, paired=config.task == "restyle")
+    else:
+        found = digits()
+    C, H, W = found.sample_shape
+    wanted = (config.size or H, config.size or W, {"RGB": 3, "L": 1}.get(config.mode, C))
+    if wanted != (H, W, C) or config.crop != "centre":
+        log.warning(
+            "%s: --size, --mode and --crop are for image files, and these images stay %s",
+            config.data,
+            describe((H, W, C)),
+        )
+    return found
 
 
 def folder(path: Path, config: Config) -> Dataset:
@@ -93,3 +111,32 @@ def folder(path: Path, config: Config) -> Dataset:
     left_out = f", {bad} unreadable ones left out" if bad else ""
     note = f"{len(pixels)} pictures of a local folder{left_out}"
     return Pictures(path.name, pixels, labels, listing.classes, "not stated", note)
+
+
+def require_same_data(
+    place: Path, dataset: Dataset, record: object, classes: Sequence[str]
+) -> None:
+    """Check that labels mean what they meant in training, and warn if the images are others.
+
+    Args:
+        place: The run or the bundle.
+        dataset: As it is now.
+        record: What the run or the bundle states about the data that it was trained on.
+        classes: Those that it was trained with.
+
+    Raises:
+        DataError: The data has other classes now.
+    """
+    if tuple(classes) != dataset.classes:
+        raise DataError(
+            f"{place} was trained with the classes {listed(classes) or 'none'}, and its data "
+            f"has {listed(dataset.classes) or 'none'} now. Put the old data back."
+        )
+    fingerprint = record.get("fingerprint") if isinstance(record, Mapping) else None
+    if fingerprint != dataset.fingerprint():
+        log.warning(
+            "the data of %s has changed since training: it is compared with the %d images that are "
+            "there now",
+            place,
+            len(dataset),
+        )

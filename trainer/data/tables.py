@@ -169,7 +169,8 @@ def _opened(place: str) -> Any:
     path = Path(place)
     try:
         if path.is_dir() and (path / "dataset_info.json").exists():
-            return datasets.load_from_disk(place)
+            # A format that was saved with it would turn labels into tensors, and hide columns.
+            return datasets.load_from_disk(place).with_format(None)
         if path.is_file() or (path.is_dir() and any(path.glob("*.parquet"))):
             files = [str(path)] if path.is_file() else _train_files(path)
             return datasets.load_dataset("parquet", data_files=files, split="train")

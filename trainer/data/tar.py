@@ -51,6 +51,14 @@ class Index:
     def leave_out(self, kind: str, name: str) -> None:
         self.left_out.setdefault(kind, []).append(name)
 
+    def add_label(self, key: str, label: str, shard: Path) -> None:
+        """Give an image its class. Raises DataError if it has another one."""
+        if (other := self.labels.setdefault(key, label)) != label:
+            raise DataError(
+                f"{shard}: {key!a} has two classes, {other!r} and {label!r}. Name the ending, or "
+                "the entry, that counts with --label-column."
+            )
+
 
 def indexed(number: int, shard: Path, config: Config) -> Index:
     """Read a shard's headers and labels.
@@ -83,7 +91,7 @@ def indexed(number: int, shard: Path, config: Config) -> Index:
                         data, ending, config.label_column, f"{shard}, member {member.name!a}"
                     )
                     if label is not None:
-                        index.labels[key] = label
+                        index.add_label(key, label, shard)
                     others.append((key, member.name))
                 else:
                     others.append((key, member.name))

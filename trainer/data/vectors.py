@@ -18,13 +18,15 @@ from .labels import listed
 
 MOST = 4096
 """Numbers of a vector."""
+TAKEN = (LABEL, *RESERVED, "self", "file", "allow_pickle")
+"""Arguments of networks, of methods that take conditions by name, and of numpy.savez."""
 
 
 def condition_name(column: str) -> str:
     """Return the name of a column or an array as a condition can have it."""
     plain = re.sub(r"\W+", "_", column, flags=re.ASCII).strip("_")
     # A network keeps the layers of vectors in a ModuleDict, whose attributes are no keys.
-    is_free = plain not in (LABEL, *RESERVED) and not hasattr(nn.ModuleDict(), plain)
+    is_free = plain not in TAKEN and not hasattr(nn.ModuleDict(), plain)
     return plain if re.match("[A-Za-z]", plain) and is_free else f"given_{plain}"
 
 
@@ -39,7 +41,11 @@ def vectors_of(values: Sequence[object], where: str) -> NDArray[np.float32]:
         DataError: They are not finite numbers, or not as many for each.
     """
     try:
-        found = np.asarray(values, np.float32)
+        plain = np.asarray(values)
+        # numpy would read text as numbers.
+        if plain.dtype.kind not in "biufO":
+            raise TypeError(f"they have the type {plain.dtype}")
+        found = plain.astype(np.float32)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{where} must be numbers, or lists of numbers of one length ({error})."

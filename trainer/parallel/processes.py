@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def join(device: str) -> Processes:
         )
     try:
         plugin = sharding.asked()
-        count = next((int(os.environ[name]) for name in COUNTS if name in os.environ), 1)
+        count = next(filter(None, map(_number_in, COUNTS)), 1)
         if count == 1:
             return Processes(0, 1, torch.device("cuda" if cuda else "cpu"))
         from accelerate import PartialState
@@ -172,7 +173,7 @@ def join(device: str) -> Processes:
         raise RequestError(
             "training in many processes needs accelerate: pip install 'unnoise[train]'."
         ) from error
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = _number_in("LOCAL_WORLD_SIZE")
     if cuda and here > torch.cuda.device_count():
         raise RequestError(
             f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: start one for "
@@ -191,6 +192,21 @@ def join(device: str) -> Processes:
         )
     place = cast("torch.device", state.device)
     return Processes(state.process_index, state.num_processes, place, plugin)
+
+
+def _number_in(variable: str) -> int:
+    """Return the number in a launcher's variable, 0 if it is empty or not set.
+
+    Raises:
+        RequestError: It holds something else.
+    """
+    text = os.environ.get(variable, "").strip()
+    if text and not re.fullmatch("[0-9]{1,9}", text):
+        raise RequestError(
+            f"{variable} must be a number of processes, got {text[:80]!r}. Unset it, or start with "
+            "accelerate launch or torchrun."
+        )
+    return int(text or 0)
 
 
 def leave() -> None:

@@ -42,15 +42,20 @@ class Grid:
 
 def grids(folder: Path) -> list[Grid]:
     """Return grids of a run's folder `samples`, evenly spaced in time. Other files are skipped."""
-    paths = [path for path in sorted(folder.glob("step-*.png")) if NAME.fullmatch(path.name)]
+    paths = [path for path in folder.glob("step-*.png") if NAME.fullmatch(path.name)]
+    paths.sort(key=_step)
     files = [(path, data) for path in chosen(paths, MOST) if (data := _small(path))]
     return [
         Grid(
-            int(path.stem.partition("-")[2]),
+            _step(path),
             f"data:image/png;base64,{base64.b64encode(data).decode()}",
         )
         for path, data in _fitting(files)
     ]
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
 
 
 def chosen(values: Sequence[T], most: int) -> list[T]:

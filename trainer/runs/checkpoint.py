@@ -31,6 +31,7 @@ Tensors = dict[str, Tensor]
 Environment = Mapping[str, str | int]
 """What decides the last bit of a training step besides the config, by name."""
 PARTS = ("weights", "ema", "optimizer")
+NAME = re.compile(r"step-[0-9]{8,}")
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,12 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 def found(folder: Path) -> list[Path]:
     """Return the checkpoints under `folder`, oldest first.
 
-    Temporary folders that a kill left behind are not among them: their names begin with a dot.
+    Folders with other names are not among them, such as a copy that the user made, or a temporary
+    one that a kill left behind.
     """
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    paths = (p for p in folder.glob("step-*") if NAME.fullmatch(p.name) and p.is_dir())
+    # By number: a step beyond eight digits would come first as text.
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def read(path: Path) -> Checkpoint:
@@ -200,8 +204,14 @@ def newest(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: It is damaged.
     """
-    paths = found(folder)
-    return read(paths[-1]) if paths else None
+    while paths := found(folder):
+        try:
+            return read(paths[-1])
+        except CheckpointError:
+            # A run that trains meanwhile may have replaced it, and removed it.
+            if found(folder)[-1:] == paths[-1:]:
+                raise
+    return None
 
 
 def required(folder: Path, otherwise: str) -> Checkpoint:

@@ -128,7 +128,7 @@ def open_run(
             _remove(folder / left)
     if changed or not path.exists():
         write_text(path, to_json(record))
-    for place in (folder, *(folder / name for name in ("samples", "snapshots", "best"))):
+    for place in (folder, *(place for pattern in WRITTEN for place in folder.glob(pattern))):
         _sweep(place)
 
 
@@ -145,6 +145,8 @@ def _require_empty(folder: Path) -> None:
 
 
 LOCK = "lock"
+WRITTEN = ("samples", "snapshots", "snapshots/*", "best", "trajectories/*")
+"""Folders in which a kill may leave a file half-written."""
 KEPT = ("checkpoints", "best", "snapshots")
 """The entries of a run that hold its results."""
 LEFT = (

@@ -4,7 +4,6 @@ for."""
 from __future__ import annotations
 
 import csv
-import importlib.util
 import itertools
 import logging
 import math
@@ -48,31 +47,34 @@ class Table:
     must not keep a run from resuming.
 
     Attributes:
-        rows: Those that are in the file.
+        rows: Those that are in the file, if `keeps` is set: a long run has very many.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], step: int, keeps: bool = False) -> None:
         self.columns = columns
+        self.keeps = keeps
         try:
             rows = read(path)
         except CheckpointError as error:
             rows = []
             move_aside(path, str(error))
-        self.rows = [row for row in rows if int(row["step"]) <= step]
+        rows = [row for row in rows if int(row["step"]) <= step]
+        self.rows = rows if keeps else []
         with (
             replacing(path) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(rows)
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, columns, restval="")
 
     def row(self, values: Mapping[str, float]) -> None:
         """Write a row. Columns without a value stay empty."""
         row = {k: _text(values[k]) for k in self.columns if k in values}
-        self.rows.append(row)
+        if self.keeps:
+            self.rows.append(row)
         self._writer.writerow(row)
         self._file.flush()  # a kill then loses no row
 
@@ -131,7 +133,7 @@ class Log:
 
         self.steps = Table(folder / "log.csv", COLUMNS, step)
         self.quality = (
-            Table(folder / "quality.csv", QUALITY_COLUMNS, step)
+            Table(folder / "quality.csv", QUALITY_COLUMNS, step, keeps=True)
             if config["quality_every"]
             else None
         )
@@ -180,10 +182,12 @@ class Log:
 
 def _wandb(folder: Path, config: Mapping[str, Any]) -> Any:
     """Return a run of Weights & Biases if it is installed and WANDB_PROJECT is set, else None."""
-    if not os.environ.get("WANDB_PROJECT") or importlib.util.find_spec("wandb") is None:
+    if not os.environ.get("WANDB_PROJECT"):
         return None
-    import wandb  # pyright: ignore[reportMissingImports]
-
-    return wandb.init(
+    try:
+        from wandb import init  # pyright: ignore[reportMissingImports]
+    except ImportError:  # a folder of this name, which its runs leave, can be imported, too
+        return None
+    return init(
         name=folder.name, id=folder.name, resume="allow", dir=str(folder), config=dict(config)
     )

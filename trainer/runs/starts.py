@@ -29,6 +29,8 @@ def commit() -> str | None:
         ).stdout.strip()
 
     try:
+        # Another repository may hold this folder, such as one with a virtual environment in it.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + (
             "+" if git("status", "--porcelain", "--untracked-files=no") else ""
         )

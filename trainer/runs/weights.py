@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.bundle.bundle import MANIFEST, Bundle
@@ -21,6 +22,9 @@ from ..parallel.sharding import whole
 from . import checkpoint as checkpoints
 from .folder import CONDITIONS, read_run
 from .starts import read_starts
+
+if TYPE_CHECKING:  # which only the weights of bundles need
+    import onnx
 
 STEP = "fp32/step.onnx"
 WEIGHTS = "fp32/weights.bin"
@@ -75,12 +79,17 @@ def start_of(place: Path) -> Other:
 
 
 def started_from(run: Path) -> list[str]:
-    """Return the identities of the weights that a run began with; none if nothing says so."""
+    """Return the identities of the weights that a run began with; none if nothing says so.
+
+    A start at step 0 is a beginning: the starts before it have left nothing in the weights.
+    """
     try:
         starts = read_starts(run)
     except CheckpointError:  # the next start moves the damaged file aside, with a warning
         return []
-    return [entry[SHA256] for entry in starts if SHA256 in entry]
+    known = [entry for entry in starts if SHA256 in entry]
+    begun = max((i for i, entry in enumerate(known) if entry["step"] == 0), default=0)
+    return [entry[SHA256] for entry in known[begun:]]
 
 
 def weights_of(bundle: Bundle) -> dict[str, Tensor]:
@@ -90,7 +99,7 @@ def weights_of(bundle: Bundle) -> dict[str, Tensor]:
     from the network's by axes of 1; see `as_like`.
 
     Raises:
-        CheckpointError: onnx is missing.
+        CheckpointError: onnx is missing, or the graph cannot be read.
         BundleError: The bundle is damaged.
     """
     try:
@@ -99,23 +108,31 @@ def weights_of(bundle: Bundle) -> dict[str, Tensor]:
         raise CheckpointError(
             "a bundle's weights are read with onnx: pip install 'unnoise[export]'."
         ) from None
-    graph = onnx.load_model_from_string(bundle.read(STEP)).graph
+    step = bundle.read(STEP)
     blob = bundle.read(WEIGHTS)
-    found = {}
-    for tensor in graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT:
-            continue
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            offset = next(
-                (int(entry.value) for entry in tensor.external_data if entry.key == "offset"), 0
-            )
-            array = np.frombuffer(blob, np.float32, math.prod(tensor.dims), offset)
-        else:
-            array = onnx.numpy_helper.to_array(tensor)
-        found[tensor.name.removeprefix(NETWORK)] = torch.from_numpy(
-            array.reshape(tuple(tensor.dims)).copy()
-        )
-    return found
+    try:
+        tensors = onnx.load_model_from_string(step).graph.initializer
+        return {
+            tensor.name.removeprefix(NETWORK): torch.from_numpy(_array(tensor, blob))
+            for tensor in tensors
+            if tensor.data_type == onnx.TensorProto.FLOAT
+        }
+    except Exception as error:  # onnx, protobuf and numpy raise a dozen kinds
+        raise CheckpointError(
+            f"{STEP} of the bundle cannot be read ({type(error).__name__}: {error}). Fetch or "
+            "export the bundle again."
+        ) from error
+
+
+def _array(tensor: onnx.TensorProto, blob: bytes) -> NDArray[np.float32]:
+    """Return a float32 constant of a graph. blob: The file of those that are not in the graph."""
+    import onnx
+
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return onnx.numpy_helper.to_array(tensor).copy()
+    offset = next((int(entry.value) for entry in tensor.external_data if entry.key == "offset"), 0)
+    array = np.frombuffer(blob, np.float32, math.prod(tensor.dims), offset)
+    return array.reshape(tuple(tensor.dims)).copy()
 
 
 def as_like(value: Tensor | None, like: Tensor) -> Tensor | None:

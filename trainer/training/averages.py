@@ -113,3 +113,21 @@ def combination(snapshots: Sequence[tuple[float, float]], t: float, gamma: float
     A[n, n] = 0
     b = np.append(inner_products(snapshots, [(t, gamma)]), 1)
     return np.linalg.lstsq(A, b, rcond=1e-12)[0][:n].astype(np.float64)
+
+
+def misfit(
+    snapshots: Sequence[tuple[float, float]], weights: Float64, t: float, gamma: float
+) -> float:
+    """Return how far weighted snapshots are from the average (t, gamma), relative to its profile.
+
+    0 is the average itself, and 1 is as far from it as no average at all.
+
+    Args:
+        snapshots: Their profiles (t, gamma).
+        weights: What each weighs, [len(snapshots)]; see `combination`.
+    """
+    wanted = [(t, gamma)]
+    square = inner_products(wanted, wanted)[0, 0]
+    found = weights @ inner_products(snapshots, snapshots) @ weights
+    both = weights @ inner_products(snapshots, wanted)[:, 0]
+    return float(np.sqrt(max(0.0, found - 2 * both + square) / square))

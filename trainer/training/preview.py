@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from runtime.diffusion.noise import noises
 from runtime.diffusion.program import run
-from runtime.images import tile, to_uint8
+from runtime.errors import RequestError
+from runtime.images import sheet_shape, tile, to_uint8
 
 from ..config import Config
 from ..data.tasks import Task
@@ -26,6 +27,8 @@ COMPARED = 24
 """Images of a grid that shows conditions."""
 ACROSS = 3
 """Images to a row of that grid, with what belongs to each."""
+GAP = 2
+"""Pixels between the images of a grid."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ class Preview:
         if self.task and self.task.conditions:
             return self._compared(weights)
         shown = 1 < self.num_classes <= MOST_CLASSES_SHOWN
-        count = SEEDS_PER_CLASS * self.num_classes if shown else UNLABELLED_GRID
+        C, H, W = self.sample_shape
+        wanted = SEEDS_PER_CLASS * self.num_classes if shown else UNLABELLED_GRID
+        count = fitting(wanted, (H, W, C))
         classes = max(1, self.num_classes)
         size = self.config.quality_batch
         # As many at once as in measurements, which the memory is known to hold.
@@ -120,18 +125,39 @@ class Preview:
     def _compared(self, weights: Mapping[str, Tensor]) -> NDArray[np.uint8]:
         """Return one sheet: conditions that are images, samples, and the data's own images."""
         assert self.task is not None
-        images, _, given = self.task.shown(COMPARED)
         _, H, W = self.sample_shape
+        seen = [condition for condition in self.task.conditions if condition.is_image]
+        width = (len(seen) + 2) * (W + GAP)
+        count = fitting(COMPARED, (H, width, 3), ACROSS)
+        images, _, given = self.task.shown(count)
         columns = []
-        for condition in self.task.conditions:
-            if condition.is_image:
-                small = to_uint8(given[condition.name], *(condition.range or (-1, 1)))
-                large = small.repeat(H // small.shape[1], 1).repeat(W // small.shape[2], 2)
-                columns.append(large)
-        columns += [self.sample(COMPARED, weights), images]
+        for condition in seen:
+            small = to_uint8(given[condition.name], *(condition.range or (-1, 1)))
+            large = small.repeat(H // small.shape[1], 1).repeat(W // small.shape[2], 2)
+            columns.append(large)
+        columns += [self.sample(count, weights), images]
         # A grey image next to a coloured one.
         C = max(column.shape[3] for column in columns)
         shown = [np.broadcast_to(column, (*column.shape[:3], C)) for column in columns]
         # What belongs together stands side by side.
         each = np.stack(shown, axis=1)
-        return tile(each.reshape(-1, *each.shape[2:]), columns=len(columns) * ACROSS)
+        return tile(each.reshape(-1, *each.shape[2:]), columns=len(columns) * min(ACROSS, count))
+
+
+def fitting(wanted: int, image: tuple[int, int, int], across: int | None = None) -> int:
+    """Return how many images a sheet holds, of those wanted: all, unless they are very large.
+
+    Args:
+        wanted: How many.
+        image: (H, W, C) of each.
+        across: Images to a row; None makes the sheet as square as possible.
+    """
+    count = wanted
+    while count > 1:
+        try:
+            sheet_shape(count, image, across and min(across, count), GAP)
+        except RequestError:
+            count //= 2
+        else:
+            break
+    return count

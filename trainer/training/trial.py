@@ -71,7 +71,8 @@ def try_out(config: Config) -> None:
     with TemporaryDirectory() as folder:
         # One folder for all processes, which share the paths out among them.
         teach(trainer, Path(processes.gather(folder)[0]))
-        describe(asked, trainer, spent)
+        if processes.main:
+            describe(asked, trainer, spent)
         begun = time.perf_counter()
         trainer.source.prepare(lambda: False)
         made = paths_of(config)
@@ -81,6 +82,8 @@ def try_out(config: Config) -> None:
         losses = [trainer.train_step()["loss"] for _ in range(TIMED)]
         step_s = (time.perf_counter() - begun) / TIMED
         trainer.source.close()
+    if not processes.main:
+        return
     print(
         f"dry run: loss {losses[-1]:.4f}, {config.batch / step_s:.0f} pictures/s, "
         f"{clock(step_s * asked.steps)} for all {asked.steps} steps"

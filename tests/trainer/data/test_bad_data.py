@@ -433,6 +433,19 @@ def test_the_built_in_data_is_not_warned_of(data: str, caplog: pytest.LogCapture
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize(
+    ("data", "option"),
+    [("emoji", {"size": 64}), ("emoji", {"mode": "L"}), ("digits", {"crop": "random"})],
+)
+def test_options_for_files_that_change_nothing_are_warned_of(
+    data: str, option: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    load(Config(data=data, **option))
+    size = "32x32 RGB" if data == "emoji" else "8x8 L"
+    assert f"{data}: --size, --mode and --crop are for image files" in caplog.text
+    assert f"these images stay {size}" in caplog.text
+
+
 # --- tar files
 
 
@@ -488,6 +501,19 @@ def test_a_damaged_label_in_a_tar_file_is_refused_with_its_member(
     told = refusal(f"wds:{tar(tmp_path / 'a.tar', {**FOUR, **more})}")
     assert str(tmp_path / "a.tar") in told
     assert next(iter(more)) in told
+
+
+def test_two_classes_of_one_image_are_refused_in_any_order(tmp_path: Path) -> None:
+    both = {"0.cls": b"3", "0.json": b'{"label": "dog"}'}
+    for members in ({**FOUR, **both}, {**dict(reversed(both.items())), **FOUR}):
+        path = tar(tmp_path / "a.tar", members)
+        assert "'0' has two classes" in refusal(f"wds:{path}")
+    (tmp_path / "a.tar").unlink()
+    every = {f"{i}.{ending}": text for i in range(4) for ending, text in (
+        ("png", png(i)), ("cls", b"3"), ("json", b'{"label": 3, "name": "dog"}'))}  # fmt: skip
+    path = tar(tmp_path / "a.tar", every)
+    assert load(config_for(f"wds:{path}")).classes == ("3",)
+    assert load(config_for(f"wds:{path}", label_column="name")).classes == ("dog",)
 
 
 def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:

@@ -198,6 +198,16 @@ def test_a_picture_of_another_size_ends_the_run_with_the_remedy(
         fit(config_for(f"folder:{folder}", workers=workers), tmp_path / "runs")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_of_32_bits_ends_the_run_in_one_line(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(folder / "class1" / "99.tif")
+    with pytest.raises(DataError, match=r"99\.tif has mode F, 32 bits a pixel") as refused:
+        fit(config_for(f"folder:{folder}", mode="L", workers=workers), tmp_path / "runs")
+    assert "\n" not in str(refused.value)
+
+
 # --- classes
 
 
@@ -318,6 +328,19 @@ def test_more_shards_than_files_may_be_open(
     before = len(opened) - len(closed)
     assert len(found.gather(np.arange(N))[0]) == N
     assert len(opened) - len(closed) <= before + 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_is_gone_ends_the_run_with_its_name(tmp_path: Path, workers: int) -> None:
+    # The first image is read at the start, and its shard stays open.
+    shard(tmp_path / "a-0.tar", range(1), lambda i: {})
+    shard(tmp_path / "a-1.tar", range(1, N), lambda i: {})
+    config = config_for(f"wds:{tmp_path}/a-{{0..1}}.tar", workers=workers, cache_mb=0)
+    reader = load(config).reader(config, ALONE)
+    (tmp_path / "a-1.tar").unlink()
+    with pytest.raises(DataError, match=r"a-1\.tar cannot be read any more \(No such file"):
+        reader.take(0)
+    reader.close()
 
 
 def test_remote_tar_files_are_fetched_once_and_go_on_within_a_shard(
@@ -444,3 +467,12 @@ def test_every_kind_of_data_has_a_fingerprint_that_its_classes_change(
     (folder / "class0" / "00.png").rename(folder / "class1" / "00.png")
     assert load(config_for(f"folder:{folder}")).fingerprint() != before
     assert data.digits().fingerprint() != before
+
+
+@pytest.mark.parametrize("saved", ["torch", "numpy", "pandas"])
+def test_the_format_that_a_dataset_was_saved_with_changes_nothing(
+    table, tmp_path: Path, saved: str
+) -> None:
+    table.with_format(saved, columns=["kind"]).save_to_disk(str(tmp_path / "table"))
+    found = load(config_for(f"hf:{tmp_path / 'table'}", label_column="kind"))
+    assert_holds_all(found, [i % 3 for i in range(N)])

@@ -11,14 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
+from runtime.bundle.conditions import Condition
 from runtime.errors import RequestError
 from runtime.files import to_json
+from runtime.images import sheet_shape
+from runtime.images.arrays import MAX_BYTES
 from trainer.config import Config
 from trainer.data.builtin import emoji
 from trainer.data.sources import load
 from trainer.data.tasks import Task, task_of
+from trainer.data.vectors import condition_name
 from trainer.errors import DataError
 from trainer.networks.cost import make_network
+from trainer.runs.folder import write_examples
+from trainer.training.called import Called
+from trainer.training.preview import fitting
 from trainer.training.step import Trainer
 
 TINY: dict[str, Any] = {"channels": (8, 16), "attention": ()}
@@ -166,6 +173,25 @@ def test_vectors_come_from_json_and_from_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.float32(3), "needs an array 'v' of a vector for each of 3 images"),
+        (np.arange(2.0), "needs an array 'v' of a vector for each of 3 images"),
+        (np.array(["1.5", "2", "3"]), "must be numbers, or lists of numbers"),
+        (np.array([1, 2, 3j]), "must be numbers, or lists of numbers"),
+        (np.array([1, 2, np.nan]), "finite numbers for each image"),
+        (np.zeros((3, 2, 2)), "finite numbers for each image"),
+    ],
+    ids=str,
+)
+def test_what_is_no_vector_is_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:
+    arrays = tmp_path / "data.npz"
+    np.savez(arrays, images=np.zeros((3, 8, 8), np.uint8), v=values)
+    with pytest.raises(DataError, match=message):
+        task(data=f"npz:{arrays}", condition_column="v")
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"task": "superres", "factor": 3}, "--factor must divide the images' sides"),
@@ -226,9 +252,32 @@ def test_a_column_may_have_any_name(tmp_path: Path, column: str) -> None:
     make_network(made.config, (1, 8, 8), 1, made.conditions)
 
 
+@pytest.mark.parametrize("column", ["self", "file", "allow_pickle"])
+def test_a_condition_is_not_named_like_an_argument_of_what_takes_it(
+    tmp_path: Path, column: str
+) -> None:
+    name = condition_name(column)
+    vector = Condition(name, (2,))
+    net = make_network(Config(data="digits", **TINY), (1, 8, 8), 0, [vector])
+    called = Called(net, torch.autocast("cpu", enabled=False), torch.contiguous_format)
+    called(torch.zeros(1, 1, 8, 8), torch.ones(1), torch.zeros(1), **{name: torch.ones(1, 2)})
+    write_examples(tmp_path, {name: np.ones((1, 2), np.float32)})
+    with np.load(tmp_path / "examples.npz") as file:
+        assert file.files == [name]
+
+
 def test_two_conditions_of_one_name_are_refused(tmp_path: Path) -> None:
     arrays = tmp_path / "data.npz"
     images = np.zeros((3, 8, 8), np.uint8)
     np.savez(arrays, images=images, low_res=np.arange(3.0))
     with pytest.raises(RequestError, match="makes a condition 'low_res', and the data gives one"):
         task(data=f"npz:{arrays}", condition_column="low_res", task="superres")
+
+
+def test_a_grid_of_large_images_has_fewer_of_them() -> None:
+    assert fitting(64, (8, 8, 1)) == 64
+    assert fitting(24, (1024, 4 * 1026, 3), across=3) == 12
+    for side in (1300, 5000, 2**14):
+        count = fitting(64, (side, side, 3))
+        assert 1 <= count < 64
+        assert count == 1 or np.prod(sheet_shape(count, (side, side, 3))) <= MAX_BYTES

@@ -413,6 +413,14 @@ def test_processes_that_mpirun_started_are_one_run(root: Path) -> None:
     assert "MASTER_ADDR" in lost
 
 
+def test_a_launcher_s_variable_is_a_number_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert join("cpu").count == 1
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(RequestError, match="WORLD_SIZE must be a number of processes, got 'two'"):
+        join("cpu")
+
+
 def test_deepspeed_is_refused_and_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(RequestError, match="DeepSpeed is not supported"):

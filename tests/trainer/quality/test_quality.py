@@ -15,6 +15,7 @@ from runtime.files import from_json
 from trainer.config import Config
 from trainer.data import sources as data
 from trainer.data.memory import Pictures
+from trainer.errors import DataError
 from trainer.evaluate import Changes, evaluate, main
 from trainer.fit import fit
 from trainer.quality import distances as quality
@@ -304,6 +305,26 @@ def test_a_bundle_is_sampled_at_the_scale_that_is_given(
     monkeypatch.setattr(features, "STEPS", 2)
     with pytest.raises(RequestError, match="seen"):
         evaluate(tiny_bundle, False, given, "cpu", Changes())
+
+
+def test_data_that_changed_since_training_is_named(
+    run: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    digits = data.digits()
+    monkeypatch.setattr(features, "STEPS", 2)
+    few = Changes(quality_samples=8, sample_steps=1)
+    evaluate(run, False, None, "cpu", few)
+    assert "has changed" not in caplog.text
+    monkeypatch.setattr(data, "digits", lambda: replace(digits, images=255 - digits.images))
+    for what in (run, tiny_bundle):
+        caplog.clear()
+        evaluate(what, False, None, "cpu", few)
+        assert f"the data of {what} has changed since training" in caplog.text
+    names = (*digits.classes[:9], "ten")
+    monkeypatch.setattr(data, "digits", lambda: replace(digits, classes=names))
+    for what in (run, tiny_bundle):
+        with pytest.raises(DataError, match="was trained with the classes 0, 1, 2, 3, 4 and 5"):
+            evaluate(what, False, None, "cpu", few)
 
 
 def test_a_bundle_has_no_best_checkpoint(tiny_bundle: Path) -> None:

@@ -2,6 +2,7 @@
 names it; a run that fails leaves nothing."""
 
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,8 +23,11 @@ from trainer.data import workers
 from trainer.errors import CheckpointError, DataError, TrainingError
 from trainer.fit import fit, main
 from trainer.quality import features
+from trainer.runs import starts
 from trainer.runs.folder import claim
 from trainer.runs.log import read
+from trainer.runs.starts import note_start
+from trainer.runs.weights import SHA256, started_from
 from trainer.training.step import Trainer
 
 TINY = Config(
@@ -200,6 +204,43 @@ def test_files_that_are_not_a_runs_are_left_alone(run: Path, tmp_path: Path) -> 
     assert (run / ".gitignore").exists()
     assert (run / "samples" / ".keep").exists()
     assert not (run / ".log.csv.0123456789ab").exists()
+
+
+def test_what_a_kill_left_of_snapshots_and_paths_goes_with_the_next_start(copy: Path) -> None:
+    left = [
+        copy / "snapshots" / "step-00000002" / ".power-0.1.safetensors.0123456789ab",
+        copy / "trajectories" / "0123456789abcdef" / ".00000.npy.0123456789ab",
+    ]
+    own = left[0].with_name(".notes")
+    for path in (*left, own):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert fit(TINY, copy.parent)
+    assert [path.exists() for path in (*left, own)] == [False, False, True]
+
+
+def test_what_a_run_began_with_is_what_its_last_beginning_had(tmp_path: Path) -> None:
+    """A start that was killed before the first checkpoint has left nothing in the weights."""
+    for step, identity in ((0, "a"), (0, "b"), (7, "b")):
+        note_start(tmp_path, step, {}, {SHA256: identity})
+    assert started_from(tmp_path) == ["b", "b"]
+
+
+def test_a_commit_is_that_of_this_code_and_of_no_repository_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / ".venv" / "starts.py"
+    installed.parent.mkdir()
+    installed.touch()
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), (*identity, "commit", "-q", "--allow-empty", "-m", "mine")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(starts, "__file__", str(installed))
+    assert starts.commit() is None
+    subprocess.run(["git", "add", str(installed)], cwd=tmp_path, check=True)
+    found = starts.commit()
+    assert found is not None
+    assert len(found.rstrip("+")) == 40
 
 
 def test_a_file_in_place_of_the_run_is_refused(tmp_path: Path) -> None:

@@ -185,3 +185,41 @@ def test_the_one_that_was_just_written_stays_even_if_others_are_of_later_steps(
     assert names(tmp_path) == ["step-00000010", "step-00000020", "step-00000030"]
     write(tmp_path, make(5), keep=1)
     assert names(tmp_path) == ["step-00000005"]
+
+
+def test_folders_of_other_names_are_left_alone(tmp_path: Path) -> None:
+    copy = write(tmp_path, make(1), keep=3).rename(tmp_path / "step-00000001-good")
+    for step in (1, 2, 3):
+        write(tmp_path, make(step), keep=1)
+    assert names(tmp_path) == [copy.name, "step-00000003"]
+    checkpoint = newest(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.step == 3
+
+
+def test_steps_beyond_eight_digits_are_newer(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000, 100_000_001):
+        write(tmp_path, make(step), keep=2)
+    assert names(tmp_path) == ["step-100000000", "step-100000001"]
+    write(tmp_path, make(99_999_998), keep=3)
+    checkpoint = newest(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.step == 100_000_001
+
+
+def test_one_that_is_replaced_while_it_is_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run keeps its best checkpoint alone, and another command may read it meanwhile."""
+    write(tmp_path, make(1), keep=1)
+    read_bytes = Path.read_bytes
+
+    def replaced(path: Path) -> bytes:
+        if path.parent.name == "step-00000001" and path.name == "ema.safetensors":
+            write(tmp_path, make(2), keep=1)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", replaced)
+    checkpoint = newest(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.step == 2

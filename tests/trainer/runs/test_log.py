@@ -73,3 +73,24 @@ def test_weights_and_biases_is_told_where_it_is_asked_for(
             {int(row["step"]): float(row["loss"]) for row in rows}, rel=1e-4
         )
         assert any("samples" in values for _, values in recorder.rows)
+
+
+def test_a_folder_called_wandb_is_not_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs leave such a folder, which Python imports as a package without anything in it."""
+    wandb = types.ModuleType("wandb")
+    wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert fit(replace(CONFIG, sample_every=0), tmp_path)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_rows_that_nobody_reads_again_do_not_fill_the_memory(tmp_path: Path, keeps: bool) -> None:
+    for step in (4, 8):
+        table = Table(tmp_path / "log.csv", ("step",), step, keeps)
+        table.row({"step": step + 1})
+        assert len(table.rows) == (keeps and (1 if step == 4 else 2))
+        table.close()
+    assert [row["step"] for row in read(tmp_path / "log.csv")] == ["5", "9"]
