@@ -36,7 +36,7 @@ def edit(given: argparse.Namespace) -> None:
     verb = VERBS[given.verb]
     n, columns = verb.sheet(given)
     check_out(given, sampler.bundle, n, columns, verb.format_of)
-    with progress(given.verb, sampler) as on_step:
+    with sampler, progress(given.verb, sampler) as on_step:
         note = verb.act(
             Edit(sampler, given, How(**settings(given), convert=given.convert), on_step)
         )
@@ -191,7 +191,8 @@ def _animate(run: Edit) -> str:
     if given.out.suffix == ".npy":
         run.write(frames)
     else:
-        sheets = [tile(sheet, given.columns) for sheet in run.sampler.to_uint8(frames)]
+        # Frame by frame: all at once need several times the memory.
+        sheets = [tile(run.sampler.to_uint8(frame), given.columns) for frame in frames]
         save_animation(given.out, np.stack(sheets), given.width)
     return f"{len(frames)} frames"
 
@@ -223,14 +224,14 @@ class Verb(NamedTuple):
         sheet: How many images it writes on a sheet, and how many to a row; None is square.
         help: Its line in the help.
         out: Its default output file.
-        format_of: What that file's ending selects.
+        format_of: What that file's ending selects, for images of so many channels.
     """
 
     act: Callable[[Edit], str]
     sheet: Callable[[argparse.Namespace], tuple[int, int | None]]
     help: str
     out: str = "edited.png"
-    format_of: Callable[[Path], str] = picture_format
+    format_of: Callable[[Path, int], str] = picture_format
 
 
 VERBS: Mapping[str, Verb] = {

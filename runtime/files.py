@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}(\.old)?", re.DOTALL)
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextlib.contextmanager
@@ -115,13 +116,23 @@ def from_json(text: str | bytes) -> Any:
     """Parse strict JSON.
 
     Raises:
-        ValueError: The text is not JSON, holds NaN, an infinity or a number that overflows, or
-            gives a name twice in one object.
+        ValueError: The text is not JSON, holds NaN, an infinity, a number that overflows or half of
+            a surrogate pair, or gives a name twice in one object.
     """
     try:
-        return json.loads(
+        # json.loads alone lets halves of surrogate pairs through, which no file can hold.
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text))
+        else:
+            text.encode()
+        value = json.loads(
             text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique
         )
+        if _ESCAPED_HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half of a surrogate pair") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -130,14 +141,17 @@ def _remove_folder(path: Path) -> None:
     # Here, because sampling never needs it, and importing it takes time.
     from shutil import rmtree
 
+    if path.is_symlink() or path.is_file():
+        path.unlink()
     rmtree(path, ignore_errors=True)
 
 
 def _sibling(path: Path) -> Path:
     """Return an unused hidden name alongside `path`, and make its parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename across file systems would be a copy.
-    return path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    # In the same folder, because a rename across file systems would be a copy. Cut, because a name
+    # of 255 bytes has no room for more, and a character may take four.
+    return path.with_name(f".{path.name[:40]}.{os.urandom(6).hex()}")
 
 
 def _refuse(constant: str) -> NoReturn:

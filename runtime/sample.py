@@ -7,7 +7,7 @@ import sys
 import time
 
 from .errors.arguments import integer
-from .terminal.options import add_options, in_turn, load, progress, settings
+from .terminal.options import add_options, in_turn, labels_of, load, progress, settings
 from .terminal.output import say
 from .terminal.sheets import check_out, write
 from .terminal.verbs import program, run_verb
@@ -19,14 +19,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def sample(given: argparse.Namespace) -> str:
     """Run the command line, and return what to print."""
+    if given.labels:
+        return labels_of(given)
     sampler, loaded = load(given)
     bundle = sampler.bundle
-    if given.labels:
-        names = bundle.labels.names if bundle.labels else ()
-        return (
-            "\n".join(f"{i:3d}  {name}" for i, name in enumerate(names))
-            or f"{bundle.name} has no labels"
-        )
     integer("n", given.n, 1)
     check_out(given, bundle, given.n)
     begun = time.perf_counter()

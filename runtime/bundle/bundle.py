@@ -8,6 +8,8 @@ who can write matching ones.
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +27,8 @@ from .conditions import Condition
 from .format import MANIFEST, STEP, null_file
 from .hub import discard, hub_folder, is_hub_name, stores
 from .manifest import File, Manifest, Report, read_manifest
+from .rules import MAX_MANIFEST
+from .sampling import SamplingOptions
 from .shipped import bundle_folder
 from .spec import ModelSpec
 
@@ -68,6 +72,10 @@ class Bundle(ModelSpec):
         path = hub_folder(given) if is_hub_name(given) else bundle_folder(given)
         manifest = path / MANIFEST
         try:
+            if (size := _size(path, MANIFEST)) > MAX_MANIFEST:
+                raise BundleError(
+                    f"{manifest} has {size} bytes, at most {MAX_MANIFEST} expected. {_AGAIN}"
+                )
             value = from_json(manifest.read_bytes())
         except FileNotFoundError:
             raise BundleError(
@@ -80,7 +88,7 @@ class Bundle(ModelSpec):
         bundle = cls.from_json(path.absolute(), value)
         # Defaults that cannot be sampled with would fail in every later call, less clearly.
         try:
-            bundle.program()
+            bundle.program_of(bundle.resolve(SamplingOptions()))
         except (RequestError, TypeError) as error:
             raise BundleError(
                 f"{manifest}: its 'defaults' cannot be sampled with: {error} {_AGAIN}"
@@ -173,16 +181,9 @@ class Bundle(ModelSpec):
             )
         path = self.path / name
         expected = self.files[name]
-        # bundle.json confines names, but a symbolic link in the folder may still lead elsewhere.
-        roots = (self.path, *stores(self.path))
-        if not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
-            raise BundleError(
-                f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use "
-                "it."
-            )
         try:
             # The size is compared first, so that a huge file is never read.
-            size = path.stat().st_size
+            size = _size(self.path, name)
             if size != expected.size:
                 discard(self.path, path)
                 raise BundleError(f"{path} has {size} bytes, {expected.size} expected. {_AGAIN}")
@@ -199,6 +200,29 @@ class Bundle(ModelSpec):
                 f"damaged. {_AGAIN}"
             )
         return data
+
+
+def _size(folder: Path, name: str) -> int:
+    """Return the size of a file of a bundle.
+
+    Raises:
+        BundleError: It leads out of the folder, or is a pipe, a device or a folder.
+        OSError: It is missing, or cannot be reached.
+    """
+    path = folder / name
+    # bundle.json confines names, but a symbolic link in the folder may still lead elsewhere. Links
+    # in a circle lead to themselves here, and have no size.
+    target = Path(os.path.realpath(path))
+    roots = (Path(os.path.realpath(folder)), *stores(folder))
+    if not any(target.is_relative_to(root) for root in roots):
+        raise BundleError(
+            f"{path} leads out of the bundle's folder, which a bundle may not do. Do not use it."
+        )
+    found = path.stat()
+    # Reading anything else might never end.
+    if not stat.S_ISREG(found.st_mode):
+        raise BundleError(f"{path} is not a regular file. {_AGAIN}")
+    return found.st_size
 
 
 def _restored(path: str, text: str) -> Bundle:

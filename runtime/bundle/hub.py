@@ -86,8 +86,15 @@ def hub_folder(path: Path) -> Path:
 
 def _downloaded(hub: ModuleType, name: HubName) -> Path:
     manifest = Path(_fetched(hub, name.repo, MANIFEST, name.revision))
-    files = read_manifest(manifest, from_json(manifest.read_bytes())).files
     folder = manifest.parent
+    try:
+        value = from_json(manifest.read_bytes())
+    except ValueError as error:
+        discard(folder, manifest)
+        raise BundleError(
+            f"{manifest} cannot be read as JSON ({error}). Load the bundle again."
+        ) from error
+    files = read_manifest(manifest, value).files
     for file, expected in files.items():
         # A snapshot of a commit never changes, so a file that is there needs no network.
         if not (folder / file).exists() or (folder / file).stat().st_size != expected.size:
@@ -142,4 +149,5 @@ def stores(folder: Path) -> tuple[Path, ...]:
     if not is_snapshot(folder):
         return ()
     repo = folder.resolve().parents[1]
+    # These folders may not be links themselves: a bundle of somebody else would lead anywhere.
     return repo / "blobs", repo.parent / "blobs"

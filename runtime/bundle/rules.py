@@ -10,6 +10,8 @@ MAX_STEPS = 1_000_000
 MAX_RANK = 4
 MAX_SIZE = 65536
 MAX_ELEMENTS = 2**28
+MAX_MANIFEST = 2**28
+"""The most bytes of a bundle.json; a schedule of a million knots takes 100 MB."""
 # The limits keep a damaged or hostile bundle from asking for terabytes of memory.
 
 
@@ -50,16 +52,29 @@ def is_sha256(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
+FIGURES = ("answer", "next_state", "trajectory", "psnr_db", "missed")
+"""Figures of a report that are one number each."""
+TIMES = "ms_a_call"
+"""The figure that is numbers by the size of the batch."""
+
+
 def is_report(value: dict[str, object]) -> bool:
-    """Return whether this is {precision: {backend: {figure: number, or numbers by name}}}."""
+    """Return whether this is {precision: {backend: {figure: number, or numbers by name}}}.
+
+    Readers compute with the figures that are known, so each must be of its own kind.
+    """
     for backends in value.values():
         if not isinstance(backends, dict):
             return False
         for figures in backends.values():
             if not isinstance(figures, dict):
                 return False
-            for figure in figures.values():
-                numbers = figure.values() if isinstance(figure, dict) else [figure]
-                if not all(map(is_finite, numbers)):
-                    return False
+            if not all(_is_figure(name, figure) for name, figure in figures.items()):
+                return False
     return True
+
+
+def _is_figure(name: str, value: object) -> bool:
+    if isinstance(value, dict):
+        return name not in FIGURES and all(map(is_finite, value.values()))
+    return name != TIMES and is_finite(value)

@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Any, Unpack
 
 from ..diffusion.grid import Grid, make_grid, spacing_of
-from ..diffusion.program import Program, interval_of
+from ..diffusion.guidance import interval_of
+from ..diffusion.program import Program
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import SOLVERS, make_program, options_of
 from ..diffusion.tuned import TUNED, Tuned

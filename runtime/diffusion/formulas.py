@@ -145,6 +145,8 @@ def edm(
 
     The network is conditioned on ln(sigma)/4. Karras et al. 2022, eq. 5 and table 1.
     """
+    # With none, a network of the prediction edm would have no say in D.
+    number("sigma_data", sigma_data, 1e-6, 1e6)
     ramp = np.linspace(0.0, 1.0, T)
     low = sigma_min ** (1 / rho)
     high = sigma_max ** (1 / rho)

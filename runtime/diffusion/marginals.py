@@ -52,7 +52,8 @@ def _require(
     scale: The size of the terms of a; its own if not given.
     """
     size = (np.abs(a) if scale is None else scale) + np.abs(b) + np.abs(declared)
-    wrong = np.abs(a + b - declared) > 1e-12 * size
+    # Written so that NaN is wrong too.
+    wrong = ~(np.abs(a + b - declared) <= 1e-12 * size)
     if wrong.any():
         row = int(np.argwhere(wrong)[0, 0])
         raise RequestError(

@@ -18,13 +18,14 @@ from typing import TypeAlias
 import numpy as np
 
 from ..errors import RequestError
-from ..errors.arguments import function, instance, is_many, many, number
+from ..errors.arguments import choice, function, instance
 from ..errors.messages import refused
 from .arrays import Array, Bool, Float64, Int64
+from .guidance import guidance_scales
 from .marginals import prove
 from .precondition import PREDICTIONS as PREDICTIONS
 from .precondition import precondition
-from .schedule import Schedule, log_snr_of
+from .schedule import Schedule
 from .update import D, R, Update, Z
 
 TIME, C_IN, C_SKIP, C_OUT, CLIP, GUIDANCE = range(6)
@@ -118,12 +119,7 @@ def assemble(
     alpha, sigma = update.moments[:-1, 0].T
     c, answer = precondition(prediction, alpha, sigma, schedule.parameters.get("sigma_data", 0.5))
     bound = np.full(len(alpha), np.inf if clip is None else clip)
-    scale = np.full(len(alpha), guidance)
-    if guidance_interval is not None:
-        low, high = interval_of(guidance_interval)
-        # Outside the interval a guidance of 1 makes the row an unguided one, which costs half.
-        rho = np.exp(-0.5 * log_snr_of(alpha, sigma))
-        scale[(rho <= low) | (rho > high)] = 1.0
+    scale = guidance_scales(guidance, guidance_interval, alpha, sigma)
     call = np.column_stack([update.time, c, bound, scale])
     # The network must be asked at the time of the level that x is at.
     at_time = np.stack(schedule.level(update.time), -1)
@@ -137,23 +133,6 @@ def assemble(
     return Program(
         solver, call, update.M, update.moments, update.excess, update.bias, answer, start
     )
-
-
-def interval_of(value: object) -> tuple[float, float]:
-    """Return the (low, high) of a guidance interval, 0 ≤ low < high ≤ inf.
-
-    Raises RequestError for anything else.
-    """
-    rule = "two noise levels (low, high) of sigma/alpha"
-    if not is_many(value) or len(value) != 2:
-        raise refused("guidance_interval", rule, value)
-    entries = many("guidance_interval", value, 2)
-    low, high = (number("guidance_interval", level, 0.0, np.inf) for level in entries)
-    if not low < high:
-        raise RequestError(
-            f"`guidance_interval` must rise from low to high, got ({low:g}, {high:g})."
-        )
-    return low, high
 
 
 Network: TypeAlias = Callable[..., Array]
@@ -199,10 +178,7 @@ def denoise(
     scaled = c_in * x
     given = () if label is None else (label,)
     named = dict(conditions or {})
-    F = network(scaled, time, *given, **named)
-    # Any other shape may broadcast, to numbers that look right.
-    if getattr(F, "shape", None) != x.shape:
-        raise refused("network", f"a function that returns F of x's shape {list(x.shape)}", F)
+    F = _like(x, "network", "F", network(scaled, time, *given, **named))
     guided = np.flatnonzero(rows[:, GUIDANCE] != 1)
     # Without a label or a null value there is nothing to guide away from.
     if len(guided) and (given or null_conditions):
@@ -211,10 +187,19 @@ def denoise(
         without = {name: array[guided] for name, array in named.items()}
         for name, value in (null_conditions or {}).items():
             without[name] = np.broadcast_to(value, without[name].shape)
-        F_u = network(scaled[guided], time[guided], *null, **without)
+        unguided = network(scaled[guided], time[guided], *null, **without)
+        F_u = _like(x[guided], "network", "F", unguided)
         F = F.copy()  # the network's own output may be memory that it uses again
         F[guided] += (guidance[guided] - 1) * (F[guided] - F_u)
     return np.clip(c_skip * x + c_out * F, -bound, bound)
+
+
+def _like(x: Array, name: str, what: str, value: Array) -> Array:
+    """Return what the caller's function returned. Raises RequestError unless it has x's shape."""
+    # Any other shape may broadcast, to numbers that look right.
+    if getattr(value, "shape", None) != x.shape:
+        raise refused(name, f"a function that returns {what} of x's shape {list(x.shape)}", value)
+    return value
 
 
 def advance(M: Array, state: Array, denoised: Array, z: Array | None = None) -> Array:
@@ -273,6 +258,33 @@ def run(
         raise refused("x", "a float array [B, *S]", x)
     if label is not None and (not isinstance(label, np.ndarray) or label.shape != x.shape[:1]):
         raise refused("label", f"an array of {len(x)} labels", label)
+    _check_conditions(conditions, null_conditions, len(x))
+    contrasts = (label is not None and null_label is not None) or bool(null_conditions)
+    _check_needs(program, noise, contrasts)
+    given = (label, null_label, conditions, null_conditions)
+    state = np.zeros((len(x), R, *x.shape[1:]), x.dtype)
+    state[:, 0] = x
+    for k, noisy in enumerate(program.noisy):
+        denoised = denoise(program.call[k], network, state[:, 0], *given)
+        z = _like(x, "noise", "z", noise(k)) if noise is not None and noisy else None
+        state = advance(program.update[k], state, denoised, z)
+        if on_step is not None:
+            on_step(k, denoised)
+    return state[:, 0].copy()
+
+
+def _check_conditions(given: object, null: object, count: int) -> None:
+    """Raise RequestError unless conditions are `count` values each, and null values are of them."""
+    known: Mapping[str, Array] = instance("conditions", {} if given is None else given, Mapping)
+    for name, values in known.items():
+        if not isinstance(values, np.ndarray) or values.shape[:1] != (count,):
+            raise refused(f"conditions[{name!r}]", f"an array of {count} values", values)
+    for name in instance("null_conditions", {} if null is None else null, Mapping):
+        choice("null_conditions", name, known, "condition")
+
+
+def _check_needs(program: Program, noise: object, contrasts: bool) -> None:
+    """Raise RequestError if a program needs noise, or something to guide away from, without any."""
     noisy = program.noisy
     if noise is not None:
         function("noise", noise)
@@ -281,19 +293,8 @@ def run(
             f"solver {program.solver!r} adds noise in {noisy.sum()} of {len(noisy)} rows, got no "
             "`noise`. Pass a function of the row."
         )
-    guided = bool((program.call[:, GUIDANCE] != 1).any())
-    if guided and (label is None or null_label is None) and not null_conditions:
+    if not contrasts and (program.call[:, GUIDANCE] != 1).any():
         raise RequestError(
             "the program is guided, and there is nothing to guide away from. Pass label and "
             "null_label, or null_conditions; or make a program with guidance 1."
         )
-    given = (label, null_label, conditions, null_conditions)
-    state = np.zeros((len(x), R, *x.shape[1:]), x.dtype)
-    state[:, 0] = x
-    for k in range(len(program)):
-        denoised = denoise(program.call[k], network, state[:, 0], *given)
-        z = noise(k) if noise is not None and noisy[k] else None
-        state = advance(program.update[k], state, denoised, z)
-        if on_step is not None:
-            on_step(k, denoised)
-    return state[:, 0].copy()

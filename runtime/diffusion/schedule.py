@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import RequestError
-from ..errors.arguments import MAX_LENGTH, array_of, choice, numbers
+from ..errors.arguments import MAX_LENGTH, array_of, choice, flag, instance, numbers
 from ..errors.keywords import bind
 from ..errors.messages import reason, refused, shown
 from .arrays import Float64, Parameters
@@ -86,6 +86,11 @@ class Schedule:
         except RequestError as error:
             raise self._refused(f"{name} must be finite real numbers: {error}") from None
 
+    def __reduce__(self) -> tuple[type[Schedule], tuple[object, ...]]:
+        """Pickle the fields: the frozen mapping cannot be pickled."""
+        arrays = (self.alpha, self.sigma, self.time)
+        return type(self), (self.name, *arrays, dict(self.parameters))
+
     def __len__(self) -> int:
         return self.alpha.size
 
@@ -151,7 +156,13 @@ class Schedule:
     def _curve(self) -> Curve:
         # Rescaled to zero terminal SNR, a schedule no longer follows its formula.
         if self.name in CURVES and not self.parameters.get("zero_terminal_snr"):
-            return CURVES[self.name](**self.parameters)
+            try:
+                return CURVES[self.name](**self.parameters)
+            except TypeError as error:  # one that was made by hand
+                raise self._refused(
+                    f"its parameters are not those of its formula ({reason(error)}); make it with "
+                    f"make_schedule"
+                ) from None
         return interpolated(self.time, self.log_snr)
 
     def zero_terminal_snr(self) -> Schedule:
@@ -200,12 +211,14 @@ class Schedule:
             raise RequestError(
                 f"a schedule must be an object with {', '.join(fields)}, got {shown(value)}."
             )
-        found = cls(*(value[name] for name in fields))
-        # A stored schedule is both its name and its numbers: the two must agree.
-        parameters = dict(found.parameters)
-        zero = parameters.pop("zero_terminal_snr", False)
-        named = _named(found.name, parameters)
+        parameters = dict(instance("parameters", value["parameters"], Mapping))
+        zero = flag("zero_terminal_snr", parameters.pop("zero_terminal_snr", False))
+        named = _named(value["name"], parameters)
         named = named.zero_terminal_snr() if zero else named
+        # The formula knows the parameters that are not stored, because they are its defaults.
+        arrays = (value["alpha"], value["sigma"], value["time"])
+        found = cls(value["name"], *arrays, named.parameters)
+        # A stored schedule is both its name and its numbers: the two must agree.
         for name in ("alpha", "sigma", "time"):
             stored = getattr(found, name)
             formula = getattr(named, name)

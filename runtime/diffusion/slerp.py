@@ -36,7 +36,7 @@ def slerp(a: Float32, b: Float32, t: float) -> Float32:
     if a.shape != b.shape:
         raise RequestError(f"`a` and `b` must have one shape, got {a.shape} and {b.shape}.")
     if t in (0.0, 1.0):
-        return b if t else a
+        return (b if t else a).astype(np.float32)
     # The angle, in float64: float32 loses half of its digits near 0 and π.
     x, y = (v.astype(np.float64).ravel() for v in (a, b))
     norms = np.sqrt((x @ x) * (y @ y))

@@ -41,12 +41,19 @@ class Manifest:
     @classmethod
     def of(cls, settings: Settings, series: Series, environment: Environment) -> Manifest:
         """Return the manifest of a run."""
-        sampling = series.resolved[0].options.to_json()
+        try:
+            plan = from_json(to_json(settings.plan.to_json()))
+            # As read back from JSON, which has no tuples.
+            sampling = from_json(to_json(series.resolved[0].options.to_json()))
+        except (TypeError, ValueError) as error:
+            raise RequestError(
+                f"the plan cannot be written as JSON ({error}). Use finite Python numbers, strings "
+                "and tuples."
+            ) from error
         return cls(
             bundle={"name": settings.bundle.name, "sha256": settings.bundle.sha256},
-            plan=settings.plan.to_json(),
-            # As read back from JSON, which has no tuples.
-            sampling=from_json(to_json(sampling)),
+            plan=plan,
+            sampling=sampling,
             n=settings.n,
             shard=settings.shard,
             format=settings.format,

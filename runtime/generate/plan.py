@@ -106,7 +106,7 @@ class Plan:
             labels = [{"label": part.label, "share": part.share} for part in self.labels]
         found: dict[str, object] = {"seed": self.seed, "labels": labels}
         for name in OPTIONS:
-            value = getattr(self.options, name)
+            value = unwrapped(getattr(self.options, name))
             if value is not None and value != {}:
                 found[name] = list(value) if isinstance(value, tuple) else value
         if self.conditions:

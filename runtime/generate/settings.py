@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ..bundle.bundle import Bundle
 from ..errors import RequestError
-from ..errors.arguments import choice, file_path, instance, integer
+from ..errors.arguments import choice, elements, file_path, flag, instance, integer
+from ..errors.messages import refused
 from ..images import is_image
 from .formats import FORMATS
-from .layout import Layout
+from .layout import MAX_SAMPLES, Layout
 from .plan import Plan
 
 
@@ -49,10 +50,17 @@ class Settings:
         instance("plan", self.plan, Plan, "Plan.from_json takes a JSON value.")
         # A worker may have another current folder.
         object.__setattr__(self, "out", file_path("out", self.out).absolute())
+        # numpy's integers overflow, and JSON has none.
+        for name in ("n", "shard"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), 1, MAX_SAMPLES))
+        flag("other_versions", self.other_versions)
         instance("backend", self.backend, str, "Pass a name.")
         choice("format", self.format, FORMATS)
-        parts = integer("parts", self.part[1], 1, 1_000_000)
-        integer("part", self.part[0], 1, parts)
+        rule = "two integers (k, parts)"
+        part = elements("part", self.part, rule)
+        if len(part) != 2:
+            raise refused("part", rule, self.part)
+        integer("part", part[0], 1, integer("parts", part[1], 1, 1_000_000))
         shape = self.bundle.sample_shape
         if FORMATS[self.format].images and not is_image(shape):
             raise RequestError(

@@ -31,7 +31,7 @@ class Table:
         """Return the rows, [rows, *shape], which stay on the disk. Raises RequestError."""
         try:
             rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # damaged files raise many kinds of errors inside numpy
             raise _unreadable(self.name, self.path, error) from error
         if not isinstance(rows, np.ndarray) or rows.ndim < 1 or not len(rows):
             raise refused(self.name, "an array with a row for each sample", rows)

@@ -46,7 +46,8 @@ def to_uint8(samples: np.ndarray, low: float = -1.0, high: float = 1.0) -> UInt8
         )
     with enough_memory(f"an image of each of {len(samples)} samples", "Convert fewer at a time."):
         unit = (np.asarray(samples, np.float64) - low) / (high - low)
-    return np.round(np.clip(unit, 0.0, 1.0) * 255.0).astype(np.uint8).transpose(0, 2, 3, 1)
+        pixels = np.round(np.clip(unit, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return pixels.transpose(0, 2, 3, 1)
 
 
 def from_uint8(pictures: UInt8, low: float = -1.0, high: float = 1.0) -> Float32:

@@ -21,6 +21,11 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | PillowImage | np.ndarray"
 ImageSources: TypeAlias = "ImageSource | Sequence[ImageSource]"
 """One image or several: an `ImageSource`, a sequence of these, or one array of all [n, …]."""
 
+ORIENTATION = 0x0112
+"""The tag of EXIF that says how an image is turned."""
+TURNED = range(2, 9)
+"""Its values for images that are not upright."""
+
 
 def read(
     pictures: ImageSources,
@@ -35,7 +40,7 @@ def read(
     Args:
         pictures: A path, a Pillow image, an array, or a sequence of these. uint8 arrays are images
             ([H, W], [H, W, C] or [n, H, W, C]); float arrays are samples (`shape` or
-            [n, *shape]).
+            [n, *shape]). Of an animation the first frame is read.
         shape: The shape of one sample, [C, H, W] unless all images are float arrays.
         low: The sample's value for black.
         high: The sample's value for white.
@@ -44,7 +49,8 @@ def read(
         what: What the images are called in messages.
 
     Raises:
-        RequestError: There is no image; or `convert` is false and one has another size or mode.
+        RequestError: There is no image; or `convert` is false and one has another size or mode, is
+            transparent, or is stored turned.
     """
     convert = flag("convert", convert)
     low, high = value_range(low, high)
@@ -189,5 +195,11 @@ def _fitting(image: PillowImage, name: str, shape: tuple[int, ...], convert: boo
         raise RequestError(
             f"{name} is {image.width}×{image.height} {image.mode}, {size[0]}×{size[1]} {mode} "
             f"expected: change it, or convert it (convert=True, --convert)."
+        )
+    # A key colour of the mode itself, or an orientation: the pixels alone would be another image.
+    if not convert and (image.has_transparency_data or image.getexif().get(ORIENTATION) in TURNED):
+        raise RequestError(
+            f"{name} is transparent or stored turned (EXIF): change it, or convert it "
+            "(convert=True, --convert)."
         )
     return np.asarray(image).reshape(shape[1], shape[2], shape[0])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import RequestError
-from ..errors.arguments import integer, path_of
+from ..errors.arguments import enough_memory, integer, path_of
 from ..errors.messages import reason, refused, shown, shown_path
 from ..files import replacing
 from .arrays import MAX_BYTES, UInt8, check_size, images_of
@@ -19,31 +21,53 @@ LAST_MS = 1500
 """How long an animation shows each frame, and its last one."""
 
 
-def picture_format(path: str | Path) -> str:
+ICONS = ("ICO", "ICNS")
+"""Formats that have sizes of their own, to which Pillow would resize an image."""
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's names for images of so many channels."""
+
+
+def picture_format(path: str | Path, channels: int = 3) -> str:
     """Return Pillow's name for the format that a file name's ending selects.
 
     Raises:
-        RequestError: Pillow cannot write a file of that ending.
+        RequestError: Pillow cannot write a file of that ending, or not with so many channels.
     """
     from PIL import Image
 
     path = path_of("path", path)
+    mode = MODES[integer("channels", channels, 1, 4)]
     # Pillow knows the endings of its plugins only after they are loaded.
     Image.init()
     found = Image.EXTENSION.get(path.suffix.lower())
-    if found is None or found not in Image.SAVE:
+    if found is None or found in ICONS or not _is_written(found, mode):
         ending = shown_path(path.suffix) or shown(path.name)
-        raise RequestError(f"cannot write images as {ending}: use a name that ends in .png.")
+        of_mode = f" of mode {mode}" if found in Image.SAVE and mode != "RGB" else ""
+        raise RequestError(
+            f"cannot write images{of_mode} as {ending}: use a name that ends in .png."
+        )
     return found
 
 
-def animation_format(path: str | Path) -> str:
+@cache
+def _is_written(kind: str, mode: str) -> bool:
+    """Whether Pillow writes a format, tried with a small image: a plugin may only seem to."""
+    from PIL import Image
+
+    try:
+        Image.new(mode, (16, 16)).save(io.BytesIO(), kind)
+    except Exception:  # plugins raise many kinds of errors
+        return False
+    return True
+
+
+def animation_format(path: str | Path, channels: int = 3) -> str:
     """Return the `picture_format` of a file that can hold an animation.
 
     Raises:
         RequestError: The format cannot hold one.
     """
-    kind = picture_format(path)
+    kind = picture_format(path, channels)
     if kind not in ("GIF", "PNG", "WEBP"):
         ending = path_of("path", path).suffix
         raise RequestError(
@@ -67,8 +91,9 @@ def save(path: str | Path, picture: UInt8, least: int = 0) -> None:
 
     path = path_of("path", path)
     # The format is passed on, because the temporary file has another ending.
-    kind = picture_format(path)
-    image = Image.fromarray(_enlarged(_image_of(picture), least))
+    picture = _image_of(picture)
+    kind = picture_format(path, picture.shape[2])
+    image = Image.fromarray(_enlarged(picture, least))
     with replacing(path) as temporary, _writing(path):
         image.save(temporary, kind)
 
@@ -95,12 +120,13 @@ def save_animation(
     from PIL import Image
 
     path = path_of("path", path)
-    kind = animation_format(path)
     if len(images_of(frames, "frames")) == 0:
         raise RequestError("an animation needs at least 1 frame, got none.")
+    kind = animation_format(path, _image_of(frames[0]).shape[2])
     frame_ms = integer("frame_ms", frame_ms, 1, 60_000)
     last_ms = integer("last_ms", last_ms, 1, 60_000)
-    images = [Image.fromarray(_enlarged(_image_of(frame), least)) for frame in frames]
+    with enough_memory(f"an animation of {len(frames)} frames", "Write fewer or smaller ones."):
+        images = [Image.fromarray(_enlarged(_image_of(frame), least)) for frame in frames]
     times = [frame_ms] * (len(images) - 1) + [last_ms]
     with replacing(path) as temporary, _writing(path):
         images[0].save(
@@ -126,9 +152,10 @@ def _writing(path: Path) -> Iterator[None]:
     """Turn what Pillow raises while it writes into a RequestError."""
     try:
         yield
-    except OSError:  # a full disk is not the request's fault
-        raise
     except Exception as error:
+        # A full disk is not the request's fault. Pillow's own errors have no number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise RequestError(
             f"{shown_path(path)} cannot be written: {reason(error)}. Use another format, such as "
             f".png, or a smaller image."

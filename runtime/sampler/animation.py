@@ -46,7 +46,7 @@ class Animating(Editing):
             pictures: Images that are noised step by step with q(x_t|x_{t-1}), which needs no
                 network.
             convert: See `stylize`.
-            on_step: See `sample`.
+            on_step: See `sample`; images, which need no network, do not call it.
             how: Arguments of `sample`; with images only `steps` and `grid`.
 
         Returns:

@@ -12,6 +12,8 @@ from typing import TypeVar, cast
 
 import numpy as np
 
+from ..bundle.bundle import Bundle
+from ..bundle.sampling import SolverOptions
 from ..diffusion.arrays import Array
 from ..diffusion.grid import GRIDS
 from ..diffusion.solvers import SOLVERS
@@ -20,6 +22,7 @@ from ..engine.expand import ARGUMENTS
 from ..engine.keywords import GuidedKeywords
 from ..engine.loop import Preview, StepCallback
 from ..errors import RequestError
+from ..errors.keywords import check_options
 from ..errors.messages import reason, shown
 from ..sampler import Sampler
 from .output import say
@@ -133,10 +136,12 @@ def settings(given: argparse.Namespace) -> GuidedKeywords:
 
 
 def _options(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return the solver's options. Raises RequestError for the name of an argument."""
+    """Return the solver's options. Raises RequestError for names that no solver has."""
     for name, _ in pairs:
         if name in ARGUMENTS:
             raise RequestError(f"--option {name} is not an option of a solver. Leave it out.")
+    # The sampler checks them, too, but its methods have arguments of their own.
+    check_options("a solver", dict(pairs), sorted(SolverOptions.__optional_keys__))
     return dict(pairs)
 
 
@@ -154,15 +159,19 @@ def condition(text: str) -> tuple[str, ConditionValue]:
     try:
         numbers = [json.loads(part) for part in value.split(",")]
         return name, numbers[0] if len(numbers) == 1 else numbers
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
 
 
 def _numbers_of(path: Path) -> Array:
     """Return the array in an .npy file."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            found.close()
+            raise ValueError("it is an archive of arrays")
+        return found
+    except Exception as error:  # damaged files raise many kinds of errors inside numpy
         raise argparse.ArgumentTypeError(f"{path} cannot be read: {reason(error)}") from error
 
 
@@ -174,6 +183,16 @@ def _conditions(pairs: list[tuple[str, ConditionValue]]) -> Conditions:
     # The sampler checks names and shapes, and reads images.
     found = {name: given[0] if len(given) == 1 else given for name, given in values.items()}
     return cast(Conditions, found)
+
+
+def labels_of(given: argparse.Namespace) -> str:
+    """Return the labels of a bundle, one a line. This needs no inference library."""
+    bundle = Bundle.load(given.bundle)
+    names = bundle.labels.names if bundle.labels else ()
+    return (
+        "\n".join(f"{i:3d}  {name}" for i, name in enumerate(names))
+        or f"{bundle.name} has no labels"
+    )
 
 
 def load(given: argparse.Namespace) -> tuple[Sampler, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ SPELLED = {
     "µ": "u",
 }
 """How our own messages read in an encoding that lacks these characters."""
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+"""Characters that a terminal may take for commands; not tabs and the ends of lines."""
 
 
 def escape(error: UnicodeError) -> tuple[str, int]:
@@ -102,6 +106,8 @@ def say(*parts: object, end: str = "\n", flush: bool = False, error: bool = Fals
     if stream is None or getattr(stream, "closed", False):
         return
     text = " ".join(map(str, parts)) + end
+    # A name in a bundle of somebody else may hold commands for the terminal.
+    text = CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     # A stream that an application set up is not configured by `be_robust`.
     try:
         stream.write(text)

@@ -33,7 +33,7 @@ def check_out(
     bundle: Bundle,
     n: int,
     columns: int | None = None,
-    format_of: Callable[[Path], str] = picture_format,
+    format_of: Callable[[Path, int], str] = picture_format,
 ) -> None:
     """Check the output options before anything is sampled, for n images on a sheet.
 
@@ -54,8 +54,8 @@ def check_out(
             f"the samples of {bundle.name} are {'×'.join(map(str, shape))}, and an image has 1 "
             f"or 3 channels by height by width. Write the samples themselves: --out samples.npy."
         )
-    format_of(given.out)
     C, H, W = shape
+    format_of(given.out, C)
     enlargement(sheet_shape(n, (H, W, C), columns), width)
 
 

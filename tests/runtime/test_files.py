@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.files import from_json, replacing, replacing_folder, to_json, write_text
+from runtime.files import (
+    from_json,
+    is_temporary,
+    replacing,
+    replacing_folder,
+    to_json,
+    write_text,
+)
 
 FAILURES = [OSError("disk full"), KeyboardInterrupt()]
 
@@ -178,3 +185,42 @@ def test_json_is_not_written_for_numbers_that_it_lacks(value: float) -> None:
 def test_what_is_not_strict_json_is_refused(text: str | bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_json(text)
+
+
+@pytest.mark.parametrize(
+    "text", [b'"\\ud800"', b'{"\\uDFFF": 1}', b'"\xed\xa0\x80"', '"\ud800"', '["\\ud83d "]']
+)
+def test_half_of_a_surrogate_pair_is_refused(text: str | bytes) -> None:
+    """It cannot be written to a file."""
+    with pytest.raises(ValueError, match=r"surrogate|can't decode"):
+        from_json(text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_whole_pair_is_a_character_in_every_encoding(encoding: str) -> None:
+    assert from_json('["\\ud83d\\ude42", "🙂", "\\\\ud800"]'.encode(encoding)) == [
+        "🙂",
+        "🙂",
+        "\\ud800",
+    ]
+
+
+def test_a_folder_replaces_a_link_and_a_file_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "file").write_text("old")
+    for name in ("link", "file"):
+        with replacing_folder(tmp_path / name) as temporary:
+            (temporary / "a").write_text("new")
+        assert (tmp_path / name / "a").read_text() == "new"
+    assert names(tmp_path) == ["file", "link", "real"]
+    assert names(tmp_path / "real") == []
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".txt", "写" * 83 + ".txt"])
+def test_a_name_as_long_as_the_file_system_allows_is_written(name: str, tmp_path: Path) -> None:
+    write_text(tmp_path / name, "new")
+    assert names(tmp_path) == [name]
+    with replacing_folder(tmp_path / name) as temporary:
+        assert is_temporary(temporary)
+    assert names(tmp_path) == [name]

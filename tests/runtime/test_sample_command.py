@@ -32,7 +32,10 @@ def test_labels_in_turn_options_and_explicit_grids(
     assert np.load(out).tobytes() == expected.tobytes()
 
 
-def test_labels_are_listed(tiny_bundle: Path, capsys: pytest.CaptureFixture) -> None:
+def test_labels_are_listed_without_an_inference_library(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sampler, "load", lambda *_: pytest.fail("opened"))
     assert main([str(tiny_bundle), "--labels"]) == 0
     assert capsys.readouterr().out.split() == [text for i in range(10) for text in (str(i), str(i))]
 
@@ -47,6 +50,9 @@ def test_labels_are_listed(tiny_bundle: Path, capsys: pytest.CaptureFixture) -> 
         ("--grid 1,x", "times with commas between"),
         ("--option eta=7 --solver ddim", "`eta` must be a number from 0 to 1"),
         ("--out grid.txt", "use a name that ends in .png"),
+        ("--out grid.h5", "cannot write images of mode L as .h5"),
+        ("--option self=1", "unknown option of a solver: 'self'"),
+        ("--option etta=1", "Did you mean 'eta'"),
         ("--columns 0", "`columns` must be at least 1"),
         ("--width -1", "`width` must be at least 0, got -1"),
         ("--seed -1", "`seed` must be 0 to"),

@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 
-from ...errors.arguments import choice, instance, number
+from ...errors import RequestError
+from ...errors.arguments import choice, instance, integer, number
 from ...errors.keywords import bind, check_options, option_names
-from ..grid import Grid, make_grid
+from ...errors.messages import shown
+from ..grid import Grid, make_grid, spacing_of
 from ..program import PREDICTIONS, Program, Update, assemble
 from ..schedule import Schedule
 from .ancestral import ddim, ddpm, euler, euler_ancestral, lcm, repaint
@@ -27,6 +29,8 @@ SOLVERS: Mapping[str, Callable[..., Update]] = {
     )
 }
 
+STEPS = 50
+"""Intervals of a grid that is given by its name alone, if the schedule has so many knots."""
 LEAST_CLIP = 1e-300
 """The least bound on |D|, which must be above 0."""
 ARGUMENTS = ("solver", "steps", "grid", "clip", "guidance", "guidance_interval")
@@ -42,7 +46,7 @@ def make_program(
     schedule: Schedule,
     prediction: str,
     solver: str = "ddim",
-    steps: int | None = 50,
+    steps: int | None = None,
     grid: str | Sequence[float] | Grid = "trailing",
     *,
     clip: float | None = None,
@@ -54,7 +58,9 @@ def make_program(
 
     Args:
         prediction: What the network predicts, see `precondition`.
-        grid: A name, falling times, or a `Grid`, which has its own number of steps.
+        steps: None is the number of the times or of the `Grid`; for a name, 50 or all knots of a
+            schedule with fewer.
+        grid: A name, falling times, or a `Grid`.
         clip: The bound on |D|; None for no bound.
         guidance: The classifier-free guidance scale; 1 is none.
         guidance_interval: The noise levels (low, high] of sigma/alpha at which guidance holds; None
@@ -71,8 +77,7 @@ def make_program(
     if clip is not None:
         clip = number("clip", clip, LEAST_CLIP, float("inf"), "Pass a bound above 0, or None.")
     guidance = number("guidance", guidance, -1e3, 1e3)
-    if not isinstance(grid, Grid):
-        grid = make_grid(schedule, grid, steps)
+    grid = _grid_of(schedule, grid, steps)
     # The solver's update holds for any network; `assemble` adds what depends on this one.
     update = bind(f"solver {solver!r}", SOLVERS[solver], (grid,), options)
     return assemble(
@@ -84,6 +89,21 @@ def make_program(
         guidance=guidance,
         guidance_interval=guidance_interval,
     )
+
+
+def _grid_of(schedule: Schedule, grid: str | Sequence[float] | Grid, steps: int | None) -> Grid:
+    """Return the grid of `make_program`. Raises RequestError if it has another number of steps."""
+    if not isinstance(grid, Grid):
+        spacing = spacing_of(grid)
+        if steps is None and isinstance(spacing, str):
+            steps = min(STEPS, len(schedule))
+        return make_grid(schedule, spacing, steps)
+    if steps is not None and integer("steps", steps, 1) != len(grid):
+        raise RequestError(
+            f"grid {grid.name!r} has {len(grid)} steps, got steps={shown(steps)}. Leave `steps` "
+            "out."
+        )
+    return grid
 
 
 CALLS = {"heun": 2, "edm": 2, "kdpm2": 2, "dpmpp_2s": 2, "dpmpp_3s": 3, "dpmpp_2s_sde": 2}

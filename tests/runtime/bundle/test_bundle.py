@@ -3,13 +3,16 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from runtime import Bundle, BundleError, RequestError, Sampler
+from runtime.bundle import hub
 from runtime.bundle.distilled import Distilled
 from runtime.bundle.format import MANIFEST
+from runtime.bundle.rules import MAX_MANIFEST
 from runtime.diffusion.solvers import SOLVERS
 
 
@@ -223,3 +226,86 @@ def test_a_bundle_of_the_first_release_gives_the_samples_that_it_gave(
         # On the machine that made them the bytes are equal. Elsewhere kernels round differently:
         # two libraries on that machine differ by 8e-7, and other noise or another program by 0.1.
         np.testing.assert_allclose(samples, stored[solver], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"),
+    [("ms_a_call", 5), ("answer", {"1": 0.5}), ("psnr_db", {}), ("missed", {})],
+)
+def test_a_figure_of_another_kind_is_damage(edited, figure: str, value: object) -> None:
+    """`runtime.info` and backend="fastest" compute with it."""
+    with pytest.raises(BundleError, match=r"'report' is .* figures by precision and backend"):
+        Bundle.load(edited(_set("report", "fp32", "onnxruntime", figure, to=value)))
+
+
+def test_a_default_guidance_that_cannot_be_is_found_at_once(edited) -> None:
+    with pytest.raises(BundleError, match=r"'defaults' cannot be sampled with: `guidance` must be"):
+        Bundle.load(edited(_set("defaults", "guidance", to=5000)))
+
+
+@pytest.mark.parametrize("half", [b'"\\ud800"', b'"\xed\xa0\x80"'])
+def test_a_name_that_is_no_text_is_refused(bundle_copy: Path, half: bytes) -> None:
+    """It has no bytes, and so the bundle would have no hash."""
+    manifest = bundle_copy / MANIFEST
+    manifest.write_bytes(manifest.read_bytes().replace(b'"tiny"', half))
+    with pytest.raises(BundleError, match="cannot be read as JSON"):
+        Bundle.load(bundle_copy)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "fp32/step.onnx"])
+@pytest.mark.parametrize("kind", ["circle", "pipe", "folder", "outside"])
+def test_what_is_no_file_of_the_folder_is_refused(
+    bundle_copy: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    path = bundle_copy / name
+    path.rename(tmp_path / "outside")
+    makes = {
+        "circle": lambda: path.symlink_to(path.name),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "outside": lambda: path.symlink_to(tmp_path / "outside"),
+    }
+    makes[kind]()
+    with pytest.raises(BundleError, match=r"cannot be read|not a regular file|leads out of"):
+        Bundle.load(bundle_copy).read(name)
+
+
+def test_a_bundle_json_of_any_size_is_not_read(bundle_copy: Path) -> None:
+    os.truncate(bundle_copy / MANIFEST, MAX_MANIFEST + 1)
+    with pytest.raises(BundleError, match="268435457 bytes, at most 268435456"):
+        Bundle.load(bundle_copy)
+
+
+def test_the_store_of_a_snapshot_may_not_be_a_link(bundle_copy: Path, tmp_path: Path) -> None:
+    """A file that differs from bundle.json is removed from the store: it could be any file."""
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "key").write_text("secret")
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    bundle_copy.rename(snapshot)
+    (snapshot.parents[1] / "blobs").symlink_to(private)
+    (snapshot / "fp32/weights.bin").unlink()
+    (snapshot / "fp32/weights.bin").symlink_to(private / "key")
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        Bundle.load(snapshot).read("fp32/weights.bin")
+    assert (private / "key").read_text() == "secret"
+
+
+def test_a_damaged_bundle_json_in_the_hubs_cache_is_fetched_again(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / MANIFEST).write_text("{")
+
+    def fetch(repo: str, file: str, **_: object) -> str:
+        if not (snapshot / file).exists():
+            (snapshot / file).parent.mkdir(exist_ok=True)
+            (snapshot / file).write_bytes((tiny_bundle / file).read_bytes())
+        return str(snapshot / file)
+
+    monkeypatch.setattr(hub, "hub_library", lambda: SimpleNamespace(hf_hub_download=fetch))
+    with pytest.raises(BundleError, match=r"cannot be read as JSON .* Load the bundle again"):
+        Bundle.load("hf:a/b")
+    assert Bundle.load("hf:a/b").name == "tiny"

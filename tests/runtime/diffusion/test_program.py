@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from runtime import RequestError, make_program, make_schedule, run
-from runtime.diffusion.grid import GRIDS
+from runtime.diffusion.grid import GRIDS, make_grid
 from runtime.diffusion.program import C_OUT, C_SKIP, PREDICTIONS, D, Z, precondition
 
 SCHEDULES = {
@@ -241,3 +241,44 @@ def test_a_batch_of_none_is_none() -> None:
     for shape in ((0,), (0, 3, 4)):
         found = run(program, lambda x, time: x, np.zeros(shape, np.float32))
         assert found.shape == shape
+
+
+@pytest.mark.parametrize("z", [np.ones((1, 2)), np.ones(2), 1.0, None])
+def test_noise_of_another_shape_is_refused(z: object) -> None:
+    """It may broadcast, and all samples would have the same."""
+    program = make_program(SCHEDULES["cosine"], "v", "ddpm", 5)
+    with pytest.raises(RequestError, match=r"returns z of x's shape \[3, 2\]"):
+        run(program, lambda x, t: np.zeros_like(x), np.ones((3, 2)), lambda k: z)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"conditions": 5}, "`conditions` must be a Mapping"),
+        ({"conditions": {"c": [1, 2, 3]}}, r"`conditions\['c'\]` must be an array of 3 values"),
+        ({"conditions": {"c": np.ones(2)}}, r"`conditions\['c'\]` must be an array of 3 values"),
+        ({"conditions": {"c": np.ones(3)}, "null_conditions": {"d": 0}}, "unknown condition 'd'"),
+    ],
+)
+def test_conditions_that_are_not_one_a_sample_are_refused(given: dict, message: str) -> None:
+    program = make_program(SCHEDULES["cosine"], "v", "ddim", 5)
+    with pytest.raises(RequestError, match=message):
+        run(program, lambda x, t, **_: np.zeros_like(x), np.ones((3, 2)), **given)
+
+
+def test_what_is_not_a_number_is_no_proof() -> None:
+    answer = RIGHT.answer.copy()
+    answer[4, 1] = np.nan
+    with pytest.raises(RequestError, match="the denoised estimate comes to"):
+        dataclasses.replace(RIGHT, answer=answer)
+
+
+def test_times_a_grid_and_a_schedule_of_few_knots_have_their_own_number_of_steps() -> None:
+    cosine = SCHEDULES["cosine"]
+    assert len(make_program(cosine, "v")) == 50
+    assert len(make_program(make_schedule("cosine", T=7), "v")) == 7
+    assert len(make_program(cosine, "v", grid=[900, 400, 10])) == 3
+    grid = make_grid(cosine, "trailing", 4)
+    assert len(make_program(cosine, "v", grid=grid)) == 4
+    with pytest.raises(RequestError, match=r"has 4 steps, got steps=5\. Leave `steps` out"):
+        make_program(cosine, "v", "ddim", 5, grid)

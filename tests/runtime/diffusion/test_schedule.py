@@ -2,7 +2,9 @@
 schedule."""
 
 import contextlib
+import copy
 import inspect
+import pickle
 
 import numpy as np
 import pytest
@@ -253,3 +255,37 @@ def test_a_schedule_of_one_knot_of_pure_noise() -> None:
     assert len(make_program(found, "x0", "ddim", 1, clip=None)) == 1
     with pytest.raises(RequestError, match="needs two knots"):
         make_schedule("cosine", T=1).zero_terminal_snr()
+
+
+@pytest.mark.parametrize("name", ["flow", "sigmoid", "edm", "cosine"])
+def test_stored_parameters_may_lack_the_formulas_defaults(name: str) -> None:
+    """Between the knots too, where flow and sigmoid compute with them."""
+    made = make_schedule(name)
+    value = made.to_json()
+    value["parameters"] = {"T": 1000, "zero_terminal_snr": False}
+    found = Schedule.from_json(value)
+    assert found.to_json() == made.to_json()
+    middle = float(made.time[500:502].mean())
+    np.testing.assert_array_equal(found.level(middle), made.level(middle))
+    value["parameters"]["zero_terminal_snr"] = "no"
+    with pytest.raises(RequestError, match="`zero_terminal_snr` must be True or False"):
+        Schedule.from_json(value)
+
+
+def test_a_schedule_by_hand_needs_its_formulas_parameters_between_the_knots() -> None:
+    with pytest.raises(RequestError, match=r"parameters are not those of its formula.*make_sched"):
+        Schedule("flow", [0.9, 0.5], [0.1, 0.9], [0, 1]).level(0.5)
+
+
+@pytest.mark.parametrize("sigma_data", [0, -1.0, 1e-300])
+def test_data_without_a_deviation_are_refused(sigma_data: float) -> None:
+    """The network of the prediction edm would have no weight in D."""
+    with pytest.raises(RequestError, match="`sigma_data` must be a number from 1e-06"):
+        make_schedule("edm", sigma_data=sigma_data)
+
+
+def test_a_schedule_can_be_pickled_and_copied() -> None:
+    made = make_schedule("cosine").zero_terminal_snr()
+    for found in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        assert found.to_json() == made.to_json()
+        assert not found.alpha.flags.writeable

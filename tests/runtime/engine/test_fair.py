@@ -306,12 +306,15 @@ def test_the_pace_of_the_machine_is_an_average_of_seconds_and_not_of_calls() -> 
         assert ledger.stats(0.0).pace == pytest.approx(2 - math.exp(-1), rel=1e-6)
 
 
-def test_a_flow_cannot_fill_the_whole_backlog() -> None:
-    limits = Limits(samples=20, flow_share=0.5)
+@pytest.mark.parametrize("bound", ["samples", "rows", "seconds"])
+def test_a_flow_cannot_fill_the_whole_backlog(bound: str) -> None:
     queue = queue_of(*[("greedy", PLAIN * 10)] * 10, curve=TWO_CORES)
+    held = {"samples": 10, "rows": 100, "seconds": Forecast(queue).seconds}
+    limits = Limits(**{bound: 2 * held[bound]}, flow_share=0.5)
     one_more = refusal(Forecast(queue), [Work(99, "greedy", 99, PLAIN)], limits)
     assert one_more is not None
     assert one_more.why == "flow"
+    assert f"one user may hold 50% of the {bound}" in one_more.sentence
     assert refusal(Forecast(queue), [Work(99, "other", 99, PLAIN)], limits) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -17,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from runtime import BackendError, Bundle, RequestError
@@ -497,3 +499,28 @@ def test_the_command_says_what_it_has_done(
     assert "1 shards are missing: run the other parts too" in said
     assert main(words) == 0
     assert "1 shards made, 2 kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"part": 3}, r"`part` must be two integers \(k, parts\), got 3"),
+        ({"part": "1/4"}, "`part` must be two integers"),
+        ({"plan": Plan.from_json({"guidance_interval": [1, math.inf]})}, "written as JSON"),
+        ({"n": "10"}, "`n` must be an integer"),
+        ({"other_versions": "no"}, "`other_versions` must be True or False"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(
+    make: Generate, tmp_path: Path, how: dict, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        make(**how)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_numbers_of_numpy_are_numbers(make: Generate, tmp_path: Path) -> None:
+    make("python", plan=Plan.from_json({"labels": [1], "steps": 2, "guidance": 2.0}), n=4)
+    plan = Plan.from_json({"labels": [1], "steps": np.int64(2), "guidance": np.float32(2)})
+    make("numpy", plan=plan, n=np.int64(4), shard=np.int64(3))
+    assert tree(tmp_path / "numpy") == tree(tmp_path / "python")

@@ -82,6 +82,7 @@ def test_another_table_is_another_plan_and_another_place_is_not(
         ({"low_res": "text.npy"}, "`low_res`|'low_res'"),
         ({"style": "empty.npy"}, "a row for each sample"),
         ({"style": "nothing.npy"}, "cannot be read"),
+        ({"style": "broken.npy"}, "cannot be read"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_why(
@@ -89,6 +90,8 @@ def test_a_table_that_cannot_be_used_says_why(
 ) -> None:
     np.save(plan.with_name("empty.npy"), np.zeros(0, np.int64))
     plan.with_name("nothing.npy").touch()
+    header = b"{'descr': (".ljust(117) + b"\n"
+    plan.with_name("broken.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header)
     value = json.loads(plan.read_text())
     value["conditions"] = conditions
     if isinstance(conditions, dict) and "low" not in conditions:

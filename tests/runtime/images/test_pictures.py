@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from runtime import RequestError
-from runtime.images import from_uint8, read, save, save_animation, tile, to_uint8
+from runtime.images import from_uint8, picture_format, read, save, save_animation, tile, to_uint8
 
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (-3.0, 0.5)]
 
@@ -249,3 +249,69 @@ def test_an_animation_has_its_frames_and_repeats(name: str, kind: str, tmp_path:
             assert np.abs(np.asarray(image.convert("RGB")).astype(int) - 60 * i).max() <= 3
     with pytest.raises(RequestError, match=r"cannot write an animation as \.jpg"):
         save_animation(tmp_path / "a.jpg", frames)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("a.h5", 3), ("a.wmf", 1), ("a.xbm", 3), ("a.ico", 3), ("a.jpg", 4), ("a.jpg", 2)],
+)
+def test_a_format_that_cannot_hold_the_image_is_refused_and_leaves_nothing(
+    name: str, channels: int, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=r"cannot write images.* use a name that ends in \.png"):
+        picture_format(name, channels)
+    with pytest.raises(RequestError, match="cannot write images"):
+        save(tmp_path / name, np.zeros((2, 2, channels), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_that_is_too_wide_for_its_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"a\.jpg cannot be written: .* or a smaller image"):
+        save(tmp_path / "a.jpg", np.zeros((1, 70_000, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pixels_that_are_not_what_a_viewer_shows_need_convert(tmp_path: Path) -> None:
+    """The right size and mode, and yet another image: on its side, or with a colour that is none."""
+    turned = Image.Exif()
+    for orientation, is_turned in ((1, False), (6, True), (99, False)):
+        turned[0x0112] = orientation
+        Image.fromarray(COLOUR[:5]).save(tmp_path / "turned.png", exif=turned)
+        if is_turned:
+            with pytest.raises(RequestError, match=r"transparent or stored turned .* --convert"):
+                read(tmp_path / "turned.png", (3, 5, 5))
+            upright = np.rot90(COLOUR[:5], -1)
+            found = read(tmp_path / "turned.png", (3, 5, 5), convert=True)
+            assert found.tobytes() == from_uint8(upright[None]).tobytes()
+        else:
+            assert read(tmp_path / "turned.png", (3, 5, 5)).shape == (1, 3, 5, 5)
+    Image.new("RGB", (5, 5), "red").save(tmp_path / "clear.png", transparency=(255, 0, 0))
+    with pytest.raises(RequestError, match=r"clear\.png is transparent"):
+        read(tmp_path / "clear.png", (3, 5, 5))
+    assert (read(tmp_path / "clear.png", (3, 5, 5), convert=True) == 1).all()
+
+
+@pytest.mark.parametrize("function", ["clip", "round"])
+def test_samples_without_memory_for_their_pixels_are_refused(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = np.zeros((1, 3, 2, 2), np.float32)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, function, fail)
+    with pytest.raises(RequestError, match=r"does not fit in .* Convert fewer at a time"):
+        to_uint8(samples)
+
+
+def test_an_animation_without_memory_for_its_frames_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "fromarray", fail)
+    with pytest.raises(RequestError, match="an animation of 2 frames does not fit"):
+        save_animation(tmp_path / "a.gif", np.zeros((2, 4, 4, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []

@@ -310,6 +310,7 @@ def test_slerp_turns_at_an_even_rate() -> None:
         assert angle(a, middle) == pytest.approx(t * angle(a, b), abs=0.02)
     assert slerp(a, b, 0.0).tobytes() == a.tobytes()
     assert slerp(a, b, 1.0).tobytes() == b.tobytes()
+    assert {slerp(a.astype(np.float64), b, t).dtype for t in (0, 0.5)} == {np.dtype(np.float32)}
     np.testing.assert_allclose(slerp(a, a, 0.5), a, rtol=1e-6)
 
 
@@ -614,3 +615,21 @@ def test_the_help_of_a_verb_has_its_own_defaults(capsys: pytest.CaptureFixture[s
 
 def test_every_verb_of_the_command_is_a_method(sampler: Sampler) -> None:
     assert all(callable(getattr(sampler, verb)) for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "translate {} 0.png --from 1 --to 2 --option source=1",
+        "variations {} 0.png --option amount=1",
+        "interpolate {} 1 2 --option first=1",
+        "stylize {} 0.png --option pictures=1",
+        "animate {} --option self=1",
+    ],
+)
+def test_an_argument_of_a_method_is_no_option_of_a_solver(
+    words: str, files: Path, tiny_bundle: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(files)
+    assert main(words.format(tiny_bundle).split()) == 2
+    assert "unknown option of a solver: " in capsys.readouterr().err

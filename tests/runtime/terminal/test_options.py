@@ -1,6 +1,7 @@
 """runtime.terminal.options: what the commands' options mean."""
 
 import argparse
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,7 +11,7 @@ import pytest
 import runtime.terminal.options
 from runtime import Sampler
 from runtime.engine.loop import Preview
-from runtime.terminal.options import assignment, progress
+from runtime.terminal.options import assignment, condition, progress
 from runtime.terminal.progress import Progress
 
 
@@ -69,3 +70,30 @@ def test_each_pass_has_a_bar_of_its_own(
             for step in range(1, steps + 1):
                 on_step(Preview(np.arange(1), step, steps, nothing, nothing))
     assert [(b.done, b.total) for b in made] == bars
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': (",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000,)}",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000000000,)}",
+    ],
+)
+def test_a_damaged_array_of_a_condition_is_named(header: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    text = header.ljust(117) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"a\.npy cannot be read"):
+        condition(f"low_res={path}")
+
+
+def test_an_archive_of_arrays_is_no_array(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    with pytest.raises(argparse.ArgumentTypeError, match="it is an archive of arrays"):
+        condition(f"low_res={tmp_path / 'a.npy'}")
+
+
+def test_brackets_without_an_end_are_a_path() -> None:
+    assert condition("low_res=" + "[" * 100_000) == ("low_res", "[" * 100_000)

@@ -160,3 +160,10 @@ def test_ctrl_c_is_130(capsys: pytest.CaptureFixture) -> None:
 
     assert status(interrupted) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_name_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    output.say("a\x1b]0;title\x07\x9b2J\rb\tc\r\nσ")
+    assert stream.getvalue() == "a\\u001b]0;title\\u0007\\u009b2J\\u000db\tc\r\nσ\n"
