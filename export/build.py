@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.format import MANIFEST, REPORT_IMAGE
+from runtime.bundle.format import MANIFEST, REPORT_IMAGE, SAMPLES_IMAGE, TUNED_IMAGE
 from runtime.errors import RequestError, unknown
 from runtime.errors.arguments import choice, file_path, flag, instance
 from runtime.errors.keywords import check_options, option_names
@@ -28,7 +29,7 @@ from runtime.terminal.verbs import program, run_verb
 from . import engines
 from .errors import ExportError
 from .graph.calibrate import QUICK_CALIBRATION, Calibration
-from .graph.convert import batched, converted
+from .graph.convert import INT8, batched, converted
 from .proof.budget import MINUTES, fitting
 from .proof.card import proof_lines
 from .proof.check import check
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp16", "int8")
 """What can be asked for alongside fp32."""
+OWN = ("fp16", *INT8, "nulls", SAMPLES_IMAGE, TUNED_IMAGE)
+"""What an earlier bundle may have that this one lacks."""
 HELP = {
     "fp16": "also the network in float16, for GPUs; norms, softmax and the time embedding stay "
     "float32",
@@ -70,7 +73,7 @@ def build(
 
     Args:
         model: What is exported.
-        out: The bundle's folder. A bundle that is there is replaced.
+        out: The bundle's folder. A bundle that is there is replaced; other files there stay.
         bounds: The largest differences from PyTorch that pass.
         plan: How much is compared. The report states both. None is what fits `proof_minutes`.
         precisions: "fp16" and "int8", alongside fp32, which every bundle has. int8 is written for
@@ -98,8 +101,9 @@ def build(
         model, whole_inputs(model, batched(model)), bounds.answer, fitted.independent
     )
     model = replace(model, tuned=model.tuned or kept(model, out))
-    # A hidden sibling of `out`, renamed at the end: a failure leaves the old folder unchanged.
-    with replacing_folder(out) as folder:
+    # A hidden sibling, renamed at the end: a failure leaves the old folder unchanged.
+    place = out.resolve()  # a link, or ".", is the folder that it leads to
+    with replacing_folder(place) as folder:
         say("converting", flush=True)
         # In a function of its own: the graphs, with their weights, are gone when the proof begins.
         made, faster = converted(folder, model, precisions, bounds.psnr, calibration, winograd)
@@ -111,16 +115,31 @@ def build(
             if faster:
                 raise _with_advice(error) from error
             raise
-        write_documents(out.name, model, bundle, proof)
-    written = Bundle.load(out)
-    _say_result(written, bounds, out, time.perf_counter() - begun)
-    return written
+        write_documents(place.name, model, bundle, proof)
+        _keep_others(place, folder)
+    return _said(Bundle.load(place), bounds, out, time.perf_counter() - begun)
 
 
-def _say_result(bundle: Bundle, bounds: Bounds, out: Path, seconds: float) -> None:
+def _keep_others(old: Path, new: Path) -> None:
+    """Copy what a folder holds besides a bundle, such as .git, into the one that replaces it."""
+    if not old.exists():
+        return
+    own = {*OWN, *(path.name for path in new.iterdir())}
+    shutil.copytree(
+        old,
+        new,
+        symlinks=True,
+        ignore=lambda at, _: own if Path(at) == old else (),
+        dirs_exist_ok=True,
+    )
+
+
+def _said(bundle: Bundle, bounds: Bounds, out: Path, seconds: float) -> Bundle:
+    """Print the result, and return the bundle."""
     say(proof_lines(bundle, bounds))
     megabytes = sum(file.size for file in bundle.files.values()) / 1e6
     say(f"{out}: {megabytes:.1f} MB in {seconds:.0f} s; see {out / REPORT_IMAGE}")
+    return bundle
 
 
 def _check_request(out: Path, precisions: Collection[str]) -> None:

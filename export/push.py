@@ -73,12 +73,20 @@ def push(upload: Upload) -> str:
         api = hub.HfApi(library_name="unnoise")
         # One commit for all files: nobody can download half a bundle.
         api.create_repo(upload.repo, private=upload.private, exist_ok=True)
+        # The Hub leaves a repository that exists as it is.
+        if upload.private and not api.model_info(upload.repo).private:
+            raise ExportError(
+                f"{upload.repo} exists and is public, so nothing was uploaded. Make it private in "
+                "its settings, or leave out --private."
+            )
         commit = api.create_commit(
             upload.repo,
             operations,
             commit_message=f"{upload.bundle.name} {upload.bundle.sha256[:12]}",
             revision=upload.branch,
         )
+    except ExportError:
+        raise
     except Exception as error:  # its HTTP library, and so its errors, differ by version
         raise ExportError(
             f"{upload.repo} cannot be uploaded: {reason(error)} Log in with `hf auth login`, and "

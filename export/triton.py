@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.backends.registry import BACKENDS
+from runtime.backends.registry import BACKENDS, offered
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.format import MANIFEST, STEP, STEP_GUIDED, WEIGHTS, inside
 from runtime.diffusion.program import R
@@ -29,6 +29,9 @@ sys.path[:0] = {paths!r}
 from serve.triton import TritonPythonModel  # noqa: E402, F401
 """
 CONFIG_FILE = "config.pbtxt"
+VERSION = "1"
+BUNDLE = "bundle"
+"""The folder of the copy in that of its version."""
 CONFIG = """\
 name: "{name}"
 backend: "python"
@@ -78,6 +81,11 @@ class Repository:
     steps: bool = False
     max_batch: int = 64
 
+    @property
+    def graphs(self) -> str:
+        """The bundle's folder that the backend reads."""
+        return BACKENDS[self.backend].folders[self.precision]
+
 
 def write_repository(repository: Repository, out: Path) -> list[str]:
     """Write a model repository, or add a model to one. Returns the names of its models.
@@ -89,11 +97,19 @@ def write_repository(repository: Repository, out: Path) -> list[str]:
     bundle = repository.bundle
     backend = choice("backend", repository.backend, BACKENDS)
     folders = BACKENDS[backend].folders
-    folder = folders[choice("precision", repository.precision, folders)]
-    if folder not in bundle.precisions:
+    choice("precision", repository.precision, folders)
+    if repository.graphs not in bundle.precisions:
         raise RequestError(
             f"{bundle} has no {repository.precision}. It has: {', '.join(bundle.precisions)}."
         )
+    if (backend, repository.precision) not in offered(bundle):
+        raise RequestError(
+            f"{bundle} cannot be opened in {repository.precision} on {backend}: it missed its "
+            "bounds there when it was exported, or was not checked. Choose another backend."
+        )
+    integer("max_batch", repository.max_batch, 1, 1024)
+    if repository.threads is not None:
+        integer("threads", repository.threads, 1, 1024)
     # The name becomes a folder and a part of URLs.
     if any(not character.isalnum() and character not in "-_." for character in bundle.name):
         raise RequestError(
@@ -104,22 +120,24 @@ def write_repository(repository: Repository, out: Path) -> list[str]:
     steps = {
         f"{bundle.name}_{Path(file).stem}": file
         for file in (STEP, STEP_GUIDED)
-        if repository.steps and inside(repository.precision, file) in bundle.files
+        if repository.steps and inside(repository.graphs, file) in bundle.files
     }
-    names = [bundle.name, *steps]
-    for place in (out / name for name in names):
-        if place.exists() and not (place / CONFIG_FILE).is_file():
+    # What each model has in its version's folder.
+    parts = {bundle.name: f"{BUNDLE}/{MANIFEST}", **steps}
+    for name, part in parts.items():
+        place = out / name
+        if place.exists() and not (place / VERSION / part).is_file():
             raise RequestError(
-                f"{shown_path(place)} is no model of Triton, so it is not replaced. Choose another "
-                "folder with --out."
+                f"{shown_path(place)} was not written by this command, so it is not replaced. "
+                "Choose another folder with --out."
             )
     # A server that polls the repository sees a whole model or none.
-    with replacing_folder(out / bundle.name) as folder:
+    with replacing_folder((out / bundle.name).resolve()) as folder:
         _write_model(repository, folder)
     for name, file in steps.items():
-        with replacing_folder(out / name) as folder:
+        with replacing_folder((out / name).resolve()) as folder:
             _write_step(repository, name, file, folder)
-    return names
+    return [*parts]
 
 
 def _write_model(repository: Repository, folder: Path) -> None:
@@ -142,19 +160,18 @@ def _write_model(repository: Repository, folder: Path) -> None:
         threads=repository.threads or "",
     )
     (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
-    version = folder / "1"
+    version = folder / VERSION
     version.mkdir()
-    code = MODEL.format(paths=list(repository.python_path))
+    code = MODEL.format(paths=[str(path) for path in repository.python_path])
     (version / "model.py").write_text(code, encoding="utf-8")
     # What the backend reads, and nothing else of the bundle.
-    read = BACKENDS[repository.backend].folders[repository.precision]
     for name in bundle.files:
-        if not name.startswith(f"{read}/"):
+        if not name.startswith(f"{repository.graphs}/"):
             continue
-        path = version / "bundle" / name
+        path = version / BUNDLE / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bundle.read(name))
-    (version / "bundle" / MANIFEST).write_bytes((bundle.path / MANIFEST).read_bytes())
+    (version / BUNDLE / MANIFEST).write_bytes((bundle.path / MANIFEST).read_bytes())
 
 
 def _write_step(repository: Repository, name: str, file: str, folder: Path) -> None:
@@ -177,16 +194,16 @@ def _write_step(repository: Repository, name: str, file: str, folder: Path) -> N
     outputs = [_port("next_state", "FP32", [R, *S]), _port("denoised", "FP32", list(S))]
     config = STEP_CONFIG.format(
         name=name,
-        batch=integer("max_batch", repository.max_batch, 1, 1024),
+        batch=repository.max_batch,
         file=file,
         inputs=",\n".join(inputs),
         outputs=",\n".join(outputs),
     )
     (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
-    version = folder / "1"
+    version = folder / VERSION
     version.mkdir()
     for part in (file, WEIGHTS):
-        (version / part).write_bytes(bundle.read(inside(repository.precision, part)))
+        (version / part).write_bytes(bundle.read(inside(repository.graphs, part)))
 
 
 def _port(

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.format import REPORT
+from runtime.bundle.format import CARD, REPORT, TUNED_IMAGE
 from runtime.bundle.hub import is_snapshot
 from runtime.bundle.shipped import INSTALLED
 from runtime.diffusion.program import Network
@@ -69,6 +69,7 @@ def tune(
         ExportError: The bundle was distilled or has conditions, the network is not the bundle's, or
             a solver is no nearer to the teacher on held-out samples than the best untuned one.
             Nothing is written.
+        BundleError: The bundle's report is missing or damaged.
     """
     _check_tunable(bundle)
     settings = settings or Settings()
@@ -117,6 +118,8 @@ def _check_tunable(bundle: Bundle) -> None:
             f"{bundle.path} was distilled: it has no paths of many calls to fit a solver to. Tune "
             "the network that it came from."
         )
+    # It gets the solvers' figures; a damaged one fails now, not after the search.
+    bundle.read(REPORT)
 
 
 def helps(tuned: Tuned) -> bool:
@@ -140,11 +143,12 @@ def write(bundle: Bundle, tuned: Mapping[int, Tuned]) -> Bundle:
         found = dataclasses.replace(bundle, path=folder, tuned=tuned)
         checks = tuned_checks(found)
         # The proof is not repeated: its part of the report stays as it was read.
-        report = from_json((folder / REPORT).read_bytes())
+        report = from_json(bundle.read(REPORT))
         write_report(folder, {**report, "tuned": checks_to_json(checks)})
         draw_tuned(folder, found.name, checks)
         write_card(folder, card(dataclasses.replace(found, name=bundle.path.name)))
-        write_manifest(found)
+        # Others are listed as before: a user's own files are not, and a damaged one stays so.
+        write_manifest(found, (CARD, REPORT, TUNED_IMAGE))
     return Bundle.load(bundle.path)
 
 

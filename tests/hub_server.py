@@ -104,8 +104,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        """/USER/NAME/resolve/REVISION/FILE"""
-        repo, slash, rest = self._path().removeprefix("/").partition("/resolve/")
+        """/USER/NAME/resolve/REVISION/FILE, or /api/models/USER/NAME"""
+        path = self._path()
+        if path.startswith("/api/models/"):
+            name = path.removeprefix("/api/models/")
+            return self._json({"id": name, "private": name in self.state.private})
+        repo, slash, rest = path.removeprefix("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
         hub = self.state
         if not slash or repo not in hub.commits:

@@ -15,8 +15,10 @@ from runtime.bundle.spec import ModelSpec
 from runtime.diffusion.noise import Stream, noises
 from runtime.diffusion.program import Program, R
 from runtime.engine.job import Table
+from runtime.errors.arguments import integer
 from runtime.terminal.progress import Progress
 
+from ..sources.model import checked_ways, steps_of
 from .edit import copy_of
 from .quantization import Range, layers
 
@@ -37,6 +39,9 @@ class Calibration:
         judged: Images by which a choice of layers is compared with fp32.
         ranked: Images by which the damage of one layer is measured.
         ways: The (solver, steps) of the judged images.
+
+    Raises:
+        RequestError: A number is below 1, or there is no way.
     """
 
     pictures: int = 16
@@ -44,6 +49,12 @@ class Calibration:
     judged: int = 16
     ranked: int = 4
     ways: tuple[tuple[str, int], ...] = (("dpmpp_2m", 20), ("ddim", 50))
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "steps", "judged", "ranked"):
+            integer(name, getattr(self, name), 1, KEPT)
+        # Frozen, so that checked values can only be set this way.
+        object.__setattr__(self, "ways", checked_ways(self.ways))
 
 
 QUICK_CALIBRATION = Calibration(pictures=2, steps=10, judged=2, ranked=1, ways=(("dpmpp_2m", 10),))
@@ -72,6 +83,9 @@ class Trajectories:
         self.label = np.resize(known, pictures).astype(np.int64)
         self.seeds = range(first_seed, first_seed + pictures)
         drawn = spec.draw_conditions(pictures, first_seed)
+        # The last sample has the null values: guidance computes them, too.
+        for name, null in spec.null_conditions().items() if pictures > 1 else ():
+            drawn[name][-1] = null
         self.conditions = {c.port: drawn[c.name] for c in spec.conditions}
         self.start = noises(self.seeds, Stream.INITIAL, 0, spec.sample_shape)
 
@@ -147,7 +161,7 @@ def observe(
     Values have any shape, with the batch of the trajectories among its axes.
     """
     names = list(dict.fromkeys(names))
-    program = spec.program("ddim", spec.allowed_steps(calibration.steps), guidance=1.0)
+    program = spec.program("ddim", steps_of(spec, calibration.steps), guidance=1.0)
     with Progress("observing", len(program)) as bar:
 
         def every(*values: Float32) -> None:
@@ -170,7 +184,7 @@ def ranges(
     kept: dict[str, list[Float32]] = {name: [] for name in names}
     extremes: dict[str, Range] = {}
     generator = np.random.Generator(np.random.Philox(key=0))
-    rows = spec.allowed_steps(calibration.steps)
+    rows = steps_of(spec, calibration.steps)
 
     def see(name: str, value: Float32) -> None:
         # All values of all rows do not fit in memory: a sample of each row, and its extremes.

@@ -10,6 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from runtime.bundle.format import NETWORK
 
+from ..sources.onnx_file.read import graphs_of
 from .dims import Dims
 from .edit import drop_unused, with_inner
 from .weights import is_outside
@@ -39,19 +40,18 @@ def clean(
     del proto.metadata_props[:]
     graph = proto.graph
     graph.name = "step"
-    graph.doc_string = ""
-    del graph.metadata_props[:]
     # Shapes first: what computed them is then unused and goes.
     _freeze_shapes(proto)
     drop_unused(graph)
     for i, (node, module) in enumerate(zip(graph.node, (modules or _modules)(graph), strict=True)):
         node.name = f"{module}/{node.op_type}_{i}"
     # Stack traces hold paths and source lines of the machine that traced the module.
-    for item in [*graph.node, *graph.input, *graph.output, *graph.initializer]:
-        item.doc_string = ""
-        del item.metadata_props[:]
-    # The shapes that the tracer noted name its symbols; libraries infer their own.
-    del graph.value_info[:]
+    for part in graphs_of(graph):
+        for item in [part, *part.node, *part.input, *part.output, *part.initializer]:
+            item.doc_string = ""
+            del item.metadata_props[:]
+        # The shapes that the tracer noted name its symbols; libraries infer their own.
+        del part.value_info[:]
     return proto
 
 

@@ -123,7 +123,7 @@ def _for_cpus(steps: Mapping[str, ModelProto]) -> dict[str, ModelProto]:
         step = steps.get(step_file(guided))
         variant = pixels_first(step) if step else None
         if variant:
-            variants[step_file(guided, pixels=True)] = fold_upsampling(variant)
+            variants[step_file(guided, pixels=True)] = same_alone(fold_upsampling(variant))
     return variants
 
 

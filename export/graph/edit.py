@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 
 def copy_of(model: ModelProto) -> ModelProto:
@@ -43,15 +43,6 @@ def read_inside(graph: GraphProto) -> set[str]:
         if inner is not node
         for name in inner.input
     }
-
-
-def constants_of(graph: GraphProto) -> Iterator[TensorProto]:
-    """Yield the initializers of a graph and of the graphs inside its nodes."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                yield from constants_of(attribute.g)
 
 
 def drop_unused(graph: GraphProto) -> None:

@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from runtime.bundle.format import NETWORK
 
-from .edit import copy_of, drop_unused, read_inside
+from .edit import copy_of, drop_unused, read_inside, with_inner
 
 HALF = frozenset(
     (
@@ -53,7 +53,8 @@ def network_nodes(graph: GraphProto) -> list[NodeProto]:
     reached = {"state"}
     found = []
     for node in graph.node:
-        if reached.intersection(node.input):
+        # A branch reads values by their names, too.
+        if any(reached.intersection(reader.input) for reader in with_inner(node)):
             reached.update(node.output)
             if f"{scope(node)}.".startswith(NETWORK):
                 found.append(node)

@@ -12,7 +12,7 @@ from runtime.bundle.spec import ModelSpec
 from runtime.terminal.progress import Progress
 
 from ..errors import ExportError
-from ..sources.model import ways_of
+from ..sources.model import steps_of, ways_of
 from .calibrate import FIRST_SEED, Calibration, Float32, Trajectories, session
 from .quantization import Layer, Range, layers, quantize
 
@@ -120,7 +120,7 @@ class Judge:
         # Not the seeds of the observed trajectories, on which the ranges were chosen.
         self.few = Trajectories(spec, calibration.ranked, FIRST_SEED + 1000)
         self.many = Trajectories(spec, calibration.judged, FIRST_SEED + 2000)
-        self.short = spec.program("dpmpp_2m", spec.allowed_steps(8), guidance=1.0)
+        self.short = spec.program("dpmpp_2m", steps_of(spec, 8), guidance=1.0)
         self.expected_few = self.few.run(reference, self.short)
         self.expected = {
             name: self.many.run(reference, program) for name, program in self.programs.items()

@@ -7,7 +7,7 @@ import hashlib
 
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from .edit import constants_of, copy_of
+from .edit import copy_of
 
 LARGE = 2**16
 """Bytes of a constant that is taken out. No change of a float32 graph reads the values of one."""
@@ -27,7 +27,8 @@ class Weights:
 
     def take(self, model: ModelProto) -> ModelProto:
         """Move the large constants of a model here, and return the same model."""
-        for tensor in constants_of(model.graph):
+        # Those of branches stay, as `write` leaves them there.
+        for tensor in model.graph.initializer:
             if tensor.ByteSize() < LARGE:
                 continue
             raw = numpy_helper.to_array(tensor).tobytes()
@@ -41,7 +42,7 @@ class Weights:
     def put_back(self, model: ModelProto) -> ModelProto:
         """Return a copy of a model with the constants inside."""
         copy = copy_of(model)
-        for tensor in constants_of(copy.graph):
+        for tensor in copy.graph.initializer:
             if is_outside(tensor):
                 raw = self.values(tensor)
                 clear(tensor)

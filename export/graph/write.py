@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from runtime.bundle.format import STEP, STEP_GUIDED, WEIGHTS, sampler_file
 
 from ..errors import ExportError
-from .edit import constants_of, copy_of
+from .edit import copy_of
 from .loop import loop
 from .weights import Weights, clear
 
@@ -61,7 +61,7 @@ def write(models: Mapping[str, ModelProto], folder: Path, outside: Weights) -> N
     end = 0
     with (folder / WEIGHTS).open("wb") as weights:
         for model in copies.values():
-            for tensor in constants_of(model.graph):
+            for tensor in _movable(model.graph):
                 # The graphs share nearly all weights: one copy on disk, and in the page cache.
                 raw = outside.values(tensor)
                 if len(raw) < INLINE:
@@ -81,6 +81,15 @@ def write(models: Mapping[str, ModelProto], folder: Path, outside: Weights) -> N
             onnx.checker.check_model(str(path))
         except onnx.checker.ValidationError as error:
             raise ExportError(f"{name} is not valid ONNX: {error}") from error
+
+
+def _movable(graph: GraphProto) -> Iterator[TensorProto]:
+    """Yield the constants that libraries can read from another file: not those of branches."""
+    yield from graph.initializer
+    for node in graph.node:
+        # Of a sampler, whose body is a step graph.
+        if node.op_type == "Loop":
+            yield from node.attribute[0].g.initializer
 
 
 def _make_external(tensor: TensorProto, offset: int, length: int) -> None:

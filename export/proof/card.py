@@ -66,9 +66,12 @@ def proof_lines(bundle: Bundle, bounds: Bounds) -> str:
     lines: list[str] = []
     for precision, entries in bundle.report.items():
         for backend, worst in entries.items():
+            original = compared_with(bundle)
+            found = f"agrees with {original}, largest differences:"
+            if worst["missed"]:
+                found = f"not offered, because it missed bounds. Differences from {original}:"
             lines.append(
-                f"{precision} on {backend}: {in_words(worst['ms_a_call'])} ms a call; agrees with "
-                f"{compared_with(bundle)}, largest differences:"
+                f"{precision} on {backend}: {in_words(worst['ms_a_call'])} ms a call; {found}"
             )
             # Other precisions differ from PyTorch on purpose; only their images have a bound.
             if precision == "fp32":
@@ -192,8 +195,10 @@ def _checked(bundle: Bundle) -> list[str]:
     for precision, entries in bundle.report.items():
         for backend, worst in entries.items():
             psnr = "–" if precision == "fp32" else format(worst["psnr_db"], ".1f")
+            note = " (not offered: missed bounds)" if worst.get("missed") else ""
             lines.append(
-                f"| {precision} | {backend} | {worst['answer']:.1e} | {worst['next_state']:.1e} | "
+                f"| {precision} | {backend}{note} | "
+                f"{worst['answer']:.1e} | {worst['next_state']:.1e} | "
                 f"{worst['trajectory']:.1e} | {psnr} |"
             )
     return [*lines, ""]

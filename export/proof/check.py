@@ -25,7 +25,7 @@ from ..sources.model import Model
 from .examples import Examples
 from .plan import Bounds, Plan
 from .report import Conversion, PrecisionCheck, Report, StepCheck
-from .steps import check_steps, graphs_of, identity_holds
+from .steps import check_steps, filled, graphs_of, identity_holds
 from .trajectories import (
     Compared,
     Float32,
@@ -249,10 +249,11 @@ def _compare(
 
 def _ms_a_call(sampler: Sampler, plan: Plan) -> dict[str, float]:
     """Return the time of a call by batch size: of one sample, and of the largest batch."""
-    spent = {"1": milliseconds(bind(sampler.backend, 1, whole))}
+    bundle = sampler.bundle
+    spent = {"1": milliseconds(filled(bind(sampler.backend, 1, whole), bundle))}
     largest = max(plan.batches)
     if largest > 1:
         # How calls are cut is measured, unless they are too heavy to be cut at all.
         cut = whole if spent["1"] > 1e3 * HEAVY_S else sampler.costs.streams
-        spent[str(largest)] = milliseconds(bind(sampler.backend, largest, cut))
+        spent[str(largest)] = milliseconds(filled(bind(sampler.backend, largest, cut), bundle))
     return spent

@@ -24,7 +24,7 @@ from runtime.diffusion.program import (
     run,
 )
 
-from ..sources.model import Model
+from ..sources.model import Model, steps_of
 from .plan import Plan
 
 ROUNDING = 4 * 2.0**-24
@@ -115,7 +115,7 @@ class Examples:
 
     def _images(self) -> NDArray[np.float32]:
         """Return samples [n, *S] of the model itself, in the data's range."""
-        program = self.bundle.program("ddim", self.bundle.allowed_steps(min(10, self.plan.steps)))
+        program = self.bundle.program("ddim", steps_of(self.bundle, min(10, self.plan.steps)))
         samples = run(
             program,
             self.network,

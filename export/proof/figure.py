@@ -30,20 +30,19 @@ CHANNELS = 4
 
 def draw(path: Path, bundle: Bundle, proof: Proof) -> None:
     """Draw a proof into the file `path`."""
-    import matplotlib
-
-    # Without a display, and before pyplot chooses a backend that needs one.
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    # Without pyplot, which belongs to the caller and may need a display.
+    from matplotlib.figure import Figure
 
     report = proof.report
     rows = len(report.checks)
-    figure, axes = plt.subplot_mosaic(
-        [["step", "strip"], ["table", "lines"]],
+    figure = Figure(
         figsize=(14, 5.2 + 0.25 * rows + 0.6 * len(report.precisions)),
+        layout="constrained",
+    )
+    axes = figure.subplot_mosaic(
+        [["step", "strip"], ["table", "lines"]],
         width_ratios=(1.2, 1),
         height_ratios=(4, 0.6 + 0.25 * rows),
-        layout="constrained",
     )
     _draw_steps(axes["step"], bundle.name, report)
     _draw_samples(axes["strip"], bundle, report, proof.images)
@@ -51,7 +50,6 @@ def draw(path: Path, bundle: Bundle, proof: Proof) -> None:
     _draw_table(axes["table"], report)
     # Without matplotlib's version in it, so that the same figures give the same bytes.
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
 
 
 def compared_with(bundle: Bundle) -> str:
@@ -83,10 +81,10 @@ def _draw_steps(axes: Axes, name: str, report: Report) -> None:
     for style, label in [*markers, ("-", "F"), (":", "next_state")]:
         axes.plot([], [], style, color="black", markersize=3, linewidth=1, label=label)
     bound = report.bounds.answer
-    axes.axhline(bound, color="black", linewidth=1)
+    axes.axhline(max(bound, LEAST), color="black", linewidth=1)
     axes.annotate(
         f"bound of F in fp32: {bound:g}",
-        (0.99, bound),
+        (0.99, max(bound, LEAST)),
         xycoords=("axes fraction", "data"),
         ha="right",
         va="bottom",
@@ -121,9 +119,10 @@ def _draw_images(
     names = [compared_with(bundle)]
     for precision in precisions:
         # Differences are invisible unless enlarged; the label says by how much.
-        delta = images[precision] - reference
+        found = np.nan_to_num(images[precision])
+        delta = found - reference
         largest = float(np.abs(delta).max())
-        rows += [images[precision], delta * (0.8 / max(largest, 1e-12))]
+        rows += [found, delta * (0.8 / max(largest, 1e-12))]
         names += [f"ONNX {precision}", f"difference,\nlargest {largest:.1e}"]
     strips = [np.concatenate(list(to_uint8(row, *bundle.sample_range)), axis=1) for row in rows]
     sheet = np.concatenate(strips)

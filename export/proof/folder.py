@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,13 +67,19 @@ def write_card(folder: Path, card: str) -> None:
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def write_manifest(bundle: Bundle) -> None:
+def write_manifest(bundle: Bundle, changed: Collection[str] | None = None) -> None:
     """Write bundle.json over the files that are in the bundle's folder, and read it back.
+
+    Args:
+        changed: The files that are new; the others keep their hashes. None for all that are there.
 
     Raises:
         BundleError: A user could not load it.
     """
     # Read back, because a bundle that its own runtime refuses must not be renamed into place.
-    complete = replace(bundle, files=listed(bundle.path))
+    files = listed(bundle.path)
+    if changed is not None:
+        files = {**bundle.files, **{name: files[name] for name in changed}}
+    complete = replace(bundle, files=files)
     (bundle.path / MANIFEST).write_text(to_json(complete.to_json()), encoding="utf-8")
     Bundle.load(bundle.path)

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
-from runtime.bundle.spec import ModelSpec
 from runtime.diffusion.arrays import Array
 from runtime.errors.messages import described
 
 from ..errors import ExportError
 from ..graph.calibrate import session
 from ..graph.edit import copy_of
+from ..sources.model import Model
 
 Float32 = NDArray[np.float32]
 BATCH = 4
@@ -101,7 +101,7 @@ Network = Callable[[Inputs], Float32]
 """F [n, *S] of inputs."""
 
 
-def whole_inputs(model: ModelSpec, module: Callable[..., Float32]) -> Network:
+def whole_inputs(model: Model, module: Callable[..., Float32]) -> Network:
     """Return a network of `runtime.run` as one of whole inputs.
 
     Args:
@@ -159,7 +159,7 @@ def _of_condition(name: str) -> tuple[str, str]:
     return f"the condition {name} of other samples", cause
 
 
-def draw(model: ModelSpec, key: int, count: int = BATCH) -> Inputs:
+def draw(model: Model, key: int, count: int = BATCH) -> Inputs:
     """Return samples: noise of variance 1, times across the schedule, labels in turn.
 
     Args:
@@ -175,7 +175,7 @@ def draw(model: ModelSpec, key: int, count: int = BATCH) -> Inputs:
     knots = (np.arange(count) * 5 + 3 * key + 1) % (2 * count) / (2 * count - 1)
     time = schedule.time[np.round(knots * (len(schedule) - 1)).astype(int)].astype(np.float32)
     label = (np.arange(count, dtype=np.int64) + key) % labels if labels else None
-    return Inputs(x, time, label, model.draw_conditions(count, key * count))
+    return Inputs(x, time, label, model.draw_different(count, key * count))
 
 
 def neighbours(
@@ -212,7 +212,7 @@ def largest(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
 
 def require_independent(
-    model: ModelSpec, network: Network, tolerance: float, count: int = BATCH
+    model: Model, network: Network, tolerance: float, count: int = BATCH
 ) -> None:
     """Check the PyTorch module before anything is converted.
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from ..errors import ExportError
+from runtime.errors import unknown
+from runtime.errors.arguments import elements, instance, integer, number
+from runtime.errors.messages import refused
+
+from ..sources.model import checked_ways
+
+SIZES = ("batches", "sizes", "quantized_sizes")
+"""Settings that are lists of batch sizes."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Plan:
         ways: The (solver, steps) of these images.
 
     Raises:
-        ExportError: A number is below 1.
+        RequestError: A number is below 1, or there is none.
     """
 
     batches: tuple[int, ...] = (1, 3, 16)
@@ -38,13 +45,18 @@ class Plan:
     ways: tuple[tuple[str, int], ...] = (("dpmpp_2m", 20), ("ddim", 50))
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        # Frozen, so that checked values can only be set this way.
+        for name, value in dict(vars(self)).items():
             if name == "ways":
-                continue
-            # An empty tuple compares nothing, and so does a 0.
-            least = min(value, default=0) if isinstance(value, tuple) else value
-            if least < 1:
-                raise ExportError(f"a plan needs {name} of at least 1, got {value}.")
+                found: object = checked_ways(value)
+            elif name in SIZES:
+                entries = elements(name, value, "a list of batch sizes, not empty")
+                found = tuple(integer(name, entry, 1) for entry in entries)
+            else:
+                found = integer(name, value, 1)
+            if not found:
+                raise refused(name, "a list of batch sizes, not empty", value)
+            object.__setattr__(self, name, found)
 
     def to_json(self) -> dict[str, object]:
         """Return the plan as the report states it."""
@@ -123,6 +135,9 @@ class Bounds:
         psnr: By precision, the least median PSNR in dB of final images compared with fp32's.
             Differences at single steps are reported for these precisions and never fail an export.
             Precisions that are left out have the defaults.
+
+    Raises:
+        RequestError: A bound is not a number from 0 on, or the precision of one is unknown.
     """
 
     answer: float = 1e-4
@@ -131,8 +146,15 @@ class Bounds:
     psnr: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Frozen, so that it can only be set this way.
-        object.__setattr__(self, "psnr", {**PSNR, **self.psnr})
+        # Frozen, so that checked values can only be set this way.
+        for name in ("answer", "next_state", "trajectory"):
+            object.__setattr__(self, name, number(name, getattr(self, name), 0.0, 1e30))
+        psnr = instance("psnr", self.psnr, Mapping, "Pass decibels by precision.")
+        for precision in psnr:
+            if precision not in PSNR:
+                raise unknown("precision in psnr", str(precision), PSNR)
+        given = {name: number(f"psnr[{name!r}]", db, -1e3, 1e3) for name, db in psnr.items()}
+        object.__setattr__(self, "psnr", {**PSNR, **given})
 
     def to_json(self) -> dict[str, object]:
         """Return the bounds as the report states them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,16 @@ class Worst:
 
     def __or__(self, other: Worst) -> Worst:
         """Return the one that is nearer to its bound or further beyond it; NaN is beyond all."""
-        return max(self, other, key=lambda w: np.inf if np.isnan(w.error) else w.error / w.bound)
+        return max(self, other, key=Worst._share)
+
+    def _share(self) -> float:
+        """Return the share of the bound that the error takes; NaN is beyond all."""
+        if np.isnan(self.error):
+            return np.inf
+        # A bound of 0 is for equal numbers.
+        if not self.bound:
+            return np.inf if self.error else 0.0
+        return self.error / self.bound
 
     @property
     def passes(self) -> bool:
@@ -30,6 +40,8 @@ class Worst:
         return self.error <= self.bound
 
 
+LOST = 1e9
+"""The figure that stands for NaN and infinity, which JSON lacks."""
 NONE = Worst(0.0, 1.0, "nowhere")
 
 
@@ -188,7 +200,7 @@ class Report:
 
     def to_json(self) -> dict[str, object]:
         """Return the value of report.json."""
-        return {
+        value = {
             "bounds": self.bounds.to_json(),
             "plan": self.plan.to_json(),
             "precisions": _by_backend((check, check.to_json()) for check in self.checks),
@@ -197,10 +209,24 @@ class Report:
             "versions": dict(self.versions),
             **({"tuned": checks_to_json(self.tuned)} if self.tuned else {}),
         }
+        return {name: _finite(entry) for name, entry in value.items()}
 
     def summary(self) -> dict[str, dict[str, dict[str, object]]]:
         """Return the report in a few numbers by precision and backend, for bundle.json."""
-        return _by_backend((check, check.summary()) for check in self.checks)
+        figures = ((check, check.summary()) for check in self.checks)
+        return _by_backend(
+            (check, {name: _finite(figure) for name, figure in entry.items()})
+            for check, entry in figures
+        )
+
+
+def _finite(value: object) -> object:
+    """Return a JSON value with numbers for NaN and infinities, which a backend may compute."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else math.copysign(LOST, value)
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    return [*map(_finite, value)] if isinstance(value, (list, tuple)) else value
 
 
 def _by_backend(

@@ -249,10 +249,18 @@ def _run(buffers: Buffers, example: Example, who: NDArray[np.int64], guided: boo
     return Output(state, buffers.denoised.copy())
 
 
+def filled(buffers: Buffers, bundle: Bundle) -> Buffers:
+    """Return buffers with conditions, because a network need not take zeros."""
+    for condition in bundle.conditions:
+        array = buffers.conditions[condition.port]
+        array[:] = bundle.draw_conditions(len(array))[condition.name]
+    return buffers
+
+
 def identity_holds(bundle: Bundle, backend: Backend) -> bool:
     """Whether an identity row returns every register bit for bit, in every graph."""
     for guided in graphs_of(bundle):
-        buffers = backend.bind(3)
+        buffers = filled(backend.bind(3), bundle)
         generator = np.random.Generator(np.random.Philox(key=0))
         # Random registers, because zeros would survive many faults.
         state = generator.standard_normal(buffers.state.shape).astype(np.float32)

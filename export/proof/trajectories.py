@@ -23,7 +23,7 @@ from runtime.diffusion.program import GUIDANCE, Program, run
 from runtime.sampler import Sampler
 
 from ..graph.sensitivity import median_psnr
-from ..sources.model import Model, ways_of
+from ..sources.model import Model, steps_of, ways_of
 from .plan import Plan
 from .report import TrajectoryCheck
 from .steps import difference
@@ -61,7 +61,7 @@ def trajectories(bundle: Bundle, plan: Plan) -> list[Trajectory]:
     A network that was distilled also runs its own solver with each number of steps.
     """
     # DDIM adds up errors without noise to hide them; DDPM checks the noise itself.
-    steps = bundle.allowed_steps(plan.steps)
+    steps = steps_of(bundle, plan.steps)
     default = bundle.defaults
     options = {"ddim": {}, "ddpm": {}, default.solver: default.options}
     runs = [Trajectory(solver, steps, 1.0, given) for solver, given in options.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from runtime.bundle.format import step_name
 from runtime.terminal.output import say
 
 from ..errors import ExportError
@@ -11,6 +12,10 @@ from .report import PrecisionCheck, Report
 
 REFERENCE = "onnxruntime"
 """The backend whose misses fail an export. Another backend that misses is not offered."""
+SLACK = 4
+LOOP_SLACK = 10
+"""Allowances for rounding in precisions other than fp32: of F under guidance, and of the loop
+graph, whose bound is that of fp32."""
 NO_SAME_BYTES = (
     "The network treats samples alike; the inference library rounds them differently. If you can "
     "do without the same bytes for a seed in any batch, export with --no-same-bytes "
@@ -68,7 +73,8 @@ def _wrong_values(check: PrecisionCheck, report: Report) -> list[str]:
         misses.append(f"{lost} values of F are not finite")
     if check.precision == "fp32":
         return misses + _far_from_pytorch(check)
-    return misses + _far_from_fp32(check, report.bounds.psnr[check.precision])
+    misses += _far_from_fp32(check, report.bounds.psnr[check.precision])
+    return misses + _far_from_step(check, report.bounds.answer)
 
 
 def _far_from_pytorch(check: PrecisionCheck) -> list[str]:
@@ -95,6 +101,33 @@ def _far_from_fp32(check: PrecisionCheck, least: float) -> list[str]:
         for name, psnr in check.psnr_db.items()
         if not psnr >= least
     ]
+
+
+def _far_from_step(check: PrecisionCheck, least: float) -> list[str]:
+    """Return where the guided graph or the loop graph is not what the plain step graph is.
+
+    All of them round alike, so one that is further from it than rounding takes it is wrong.
+    """
+    misses: list[str] = []
+    plain = check.steps.get(step_name(guided=False))
+    guided = check.steps.get(step_name(guided=True))
+    if plain and guided:
+        # F_c + (g - 1)·(F_c - F_u) has the errors of F g times and g - 1 times.
+        times = 2 * guided.guidance - 1
+        bound = SLACK * times * max(plain.answer.error, least)
+        if not guided.answer.error <= bound:
+            misses.append(
+                f"answer under guidance {guided.guidance:g}: {guided.answer.error:.3g} > "
+                f"{bound:.3g}, {SLACK} times what rounding makes of it, at {guided.answer.where}"
+            )
+    for trajectory in check.trajectories:
+        error = trajectory.loop_graph
+        if error is not None and not error <= LOOP_SLACK * trajectory.bound:
+            misses.append(
+                f"loop_graph of the trajectory {trajectory.trajectory}: {error:.3g} > "
+                f"{LOOP_SLACK * trajectory.bound:.3g}"
+            )
+    return misses
 
 
 def _unlike(check: PrecisionCheck, same_bytes: bool) -> list[str]:

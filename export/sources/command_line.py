@@ -33,6 +33,7 @@ ACCEPTS = {
         "schedule",
         "schedule_option",
         "prediction",
+        "clip",
         "null_label",
         "label_names",
         "variant",

@@ -6,15 +6,20 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from runtime.bundle.conditioned import Conditioned
 from runtime.bundle.conditions import LABEL, LEARNED, MAX_CONDITIONS, Condition
 from runtime.diffusion.arrays import Array
+from runtime.engine.conditions import resolved_conditions
 from runtime.errors import RequestError, unknown
 from runtime.errors.arguments import array_of, elements
 from runtime.errors.messages import reason, refused, shown
+
+if TYPE_CHECKING:
+    from runtime.bundle.bundle import Bundle
 
 SETTINGS = ("dtype", "range", "meaning", "null", "examples")
 """What `--condition NAME:SHAPE` may be followed by."""
@@ -98,7 +103,17 @@ def _array(what: str, value: object, condition: Condition, many: bool) -> Array:
     fits = array.shape[1:] == condition.shape if many else array.shape == condition.shape
     if array.ndim != len(sizes) or not fits or not array.size or not np.isfinite(array).all():
         raise refused(what, rule, value)
+    if many:
+        _require_taken(condition, array)
     return array
+
+
+def _require_taken(condition: Condition, array: Array) -> None:
+    """Raises RequestError for examples [m, *shape] that no request could have."""
+    alone = cast("Bundle", Conditioned(name="examples", labels=None, conditions=(condition,)))
+    for end in (array.min(), array.max()):
+        full = np.full(condition.shape, end, condition.kind)
+        resolved_conditions(alone, {condition.name: full})
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +168,7 @@ def declared(text: str) -> Declared:
             LEARNED if array is not None else _null(null),
         )
         return Declared(condition, array, None if examples is None else _loaded(examples))
-    except (RequestError, OSError, ValueError) as error:
+    except Exception as error:  # numpy raises a dozen kinds for damaged files
         raise argparse.ArgumentTypeError(
             f"must be NAME:SHAPE, such as low_res:3,32,32:range=-1,1:null=0, got {shown(text)} "
             f"({reason(error)})"
@@ -166,6 +181,8 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if key not in SETTINGS or not equals:
             raise unknown("setting", pair, [f"{name}=" for name in SETTINGS])
+        if key in found:
+            raise RequestError(f"{key} must be given once, got it twice. Remove one.")
         found[key] = value
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 import sys
@@ -60,6 +61,16 @@ class Model(ModelSpec):
         taken = {name: found[turns % len(found)] for name, found in self.examples.items()}
         return {**super().draw_conditions(count, first), **taken}
 
+    def draw_different(self, count: int, first: int = 0) -> dict[str, Array]:
+        """Return conditions [count, *shape] by name, no two the same as far as that can be.
+
+        Samples that have the same one would hide that a network mixes them, so few examples are
+        not enough: two draws of so many need twice as many.
+        """
+        few = [name for name, found in self.examples.items() if len(found) < 2 * count]
+        random = super().draw_conditions(count, first)
+        return self.draw_conditions(count, first) | {name: random[name] for name in few}
+
 
 Way = tuple[str, int]
 """A solver and its number of steps."""
@@ -74,7 +85,35 @@ def ways_of(spec: ModelSpec, ways: Sequence[Way]) -> tuple[Way, ...]:
     """
     if spec.distilled:
         return tuple((spec.defaults.solver, count) for count in sorted(spec.distilled.levels))
-    return tuple((solver, spec.allowed_steps(steps)) for solver, steps in ways)
+    return tuple((solver, steps_of(spec, steps)) for solver, steps in ways)
+
+
+def steps_of(spec: ModelSpec, steps: int) -> int:
+    """Return the most steps, up to `steps`, that the model's own grid has.
+
+    Not every grid has every number: leading(1) has none of as many steps as there are knots.
+    """
+    most = spec.allowed_steps(steps)
+    if spec.distilled:
+        return most
+    for count in range(most, 0, -1):
+        with contextlib.suppress(RequestError):
+            return len(spec.grid(count))
+    return spec.defaults.steps
+
+
+def checked_ways(ways: object) -> tuple[Way, ...]:
+    """Return the ways in which images are sampled, checked. Raises RequestError."""
+    rule = 'a list of (solver, steps), such as [("ddim", 50)]'
+    found: list[Way] = []
+    for way in elements("ways", ways, rule):
+        pair = elements("ways", way, rule)
+        if len(pair) != 2 or not isinstance(pair[0], str):
+            raise refused("ways", rule, ways)
+        found.append((pair[0], integer("ways", pair[1], 1)))
+    if not found:
+        raise refused("ways", f"{rule}, not empty", ways)
+    return tuple(found)
 
 
 def bundle_name(name: str) -> str:

@@ -85,12 +85,6 @@ def _add_module_options(group: argparse._ArgumentGroup) -> None:
         metavar="LOW,HIGH",
         help="of the data [-1,1]; write --sample-range=LOW,HIGH",
     )
-    add(
-        "--clip",
-        type=float,
-        metavar="BOUND",
-        help="on the denoised estimate; 1 for images [none]",
-    )
     add("--num-classes", type=int, metavar="N", help="without the null label [0, no labels]")
     add_condition_option(group)
     add(
@@ -126,6 +120,12 @@ def _pair(text: str) -> tuple[str, str]:
 def _add_network_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--prediction", metavar="KIND", help="what F is: epsilon, v, x0, flow or edm")
+    add(
+        "--clip",
+        type=float,
+        metavar="BOUND",
+        help="on the denoised estimate; 1 for images [none; 1 for a UNet2DModel]",
+    )
     add("--schedule", metavar="NAME", help=", ".join(sorted(set(SCHEDULES) - {"from_betas"})))
     add(
         "--schedule-option",

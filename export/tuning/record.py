@@ -126,13 +126,11 @@ def checks_to_json(checks: Mapping[int, TunedCheck]) -> dict[str, object]:
 
 def draw_tuned(folder: Path, name: str, checks: Mapping[int, TunedCheck]) -> None:
     """Draw the held-out error against network calls, one colour per guidance scale."""
-    import matplotlib
+    # Without pyplot, which belongs to the caller and may need a display.
+    from matplotlib.figure import Figure
 
-    # Without a display, and before pyplot chooses a backend that needs one.
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    axis = figure.subplots()
     calls = list(checks)
     every = list(checks.values())
     for i, g in enumerate(every[0].tuned.guidance):
@@ -155,7 +153,6 @@ def draw_tuned(folder: Path, name: str, checks: Mapping[int, TunedCheck]) -> Non
     axis.legend(fontsize=8)
     # Without matplotlib's version in it, so that the same figures give the same bytes.
     figure.savefig(folder / TUNED_IMAGE, dpi=110, metadata={"Software": None})
-    plt.close(figure)
 
 
 def tuned_lines(bundle: Bundle) -> list[str]:

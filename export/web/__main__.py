@@ -31,8 +31,10 @@ def _run(given: argparse.Namespace) -> None:
         webgpu=not given.no_webgpu,
         package=given.library,
     )
-    programs = write_site(site, given.out)
-    size = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
+    # Writing replaces the current folder, if it is that one.
+    out = given.out.resolve()
+    programs = write_site(site, out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     say(
         f"{site.bundle.name} {given.precision} with {len(programs.entries)} programs, "
         f"{size / 1e6:.1f} MB: {given.out}\n"

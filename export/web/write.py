@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.format import WEIGHTS, inside, step_file
+from runtime.bundle.format import STEPS, WEIGHTS, inside, step_file
 from runtime.diffusion.program import R
 from runtime.errors import RequestError
 from runtime.errors.arguments import choice
@@ -28,6 +29,8 @@ ORT = "ort"
 WORKER = "sw.js"
 """The service worker, which keeps the site for offline use."""
 PRECISIONS = ("fp32", "fp16", "int8")
+OWN = (*STEPS, ORT)
+"""What an earlier site may have that this one lacks."""
 HEADERS = """\
 /*
   Cross-Origin-Opener-Policy: same-origin
@@ -56,7 +59,7 @@ class Site:
 
 
 def write_site(site: Site, out: Path) -> Menu:
-    """Write a site into a folder, which is replaced if an earlier site is in it.
+    """Write a site into a folder, in place of an earlier site. Other files there stay.
 
     Raises:
         RequestError: The bundle or the folder cannot be used.
@@ -72,10 +75,22 @@ def write_site(site: Site, out: Path) -> Menu:
     files[MODEL] = to_json(_model(site, programs)).encode()
     files[WORKER] = _worker(files)
     files["_headers"] = HEADERS.encode()
-    with replacing_folder(out) as folder:
+    # A link, or ".", is the folder that it leads to.
+    place = out.resolve()
+    with replacing_folder(place) as folder:
         (folder / ORT).mkdir()
         for name, data in files.items():
             (folder / name).write_bytes(data)
+        if place.exists():
+            # The rest, such as .git or CNAME, is the user's.
+            own = {*OWN, *files}
+            shutil.copytree(
+                place,
+                folder,
+                symlinks=True,
+                ignore=lambda at, _: own if Path(at) == place else (),
+                dirs_exist_ok=True,
+            )
     return programs
 
 

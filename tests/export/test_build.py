@@ -17,18 +17,25 @@ from PIL import Image
 from export import build as building
 from export.build import build, main
 from export.errors import ExportError
-from export.graph import trace
+from export.graph import convert, trace, write
 from export.proof import documents
-from export.proof.card import card
+from export.proof.card import card, proof_lines
 from export.proof.check import Proof
 from export.proof.plan import QUICK, Bounds, Plan
-from export.proof.report import NONE, PrecisionCheck, Report, StepCheck, Worst
+from export.proof.report import (
+    NONE,
+    PrecisionCheck,
+    Report,
+    StepCheck,
+    TrajectoryCheck,
+    Worst,
+)
 from export.proof.steps import difference
 from export.proof.verdict import judge
 from export.sources.run import from_run, newest_run
 from runtime import Bundle, Sampler, run
 from runtime.diffusion.noise import Stream, noise
-from runtime.files import from_json
+from runtime.files import from_json, to_json
 
 from ..traces import Traces
 
@@ -275,3 +282,96 @@ def test_where_another_backend_misses_it_is_not_offered_and_the_build_goes_on(
     assert "not offered: fp32 on openvino" in capsys.readouterr().out
     with pytest.raises(ExportError, match="bytes depend on the batch"):
         judge(report_of(step, "onnxruntime"))
+
+
+def test_a_bound_of_zero_is_for_equal_numbers() -> None:
+    assert (NONE | Worst(1e-9, 0.0, "here")).where == "here"
+    assert (Worst(1.0, 2.0, "there") | Worst(0.0, 0.0, "here")).where == "there"
+    assert Worst(0.0, 0.0, "here").passes
+
+
+def test_another_backend_that_computes_nan_is_not_offered() -> None:
+    lost = StepCheck(answer=Worst(float("nan"), 1e-4, "here"), next_state=NONE, not_finite=5)
+    right = report_of(StepCheck(answer=NONE, next_state=NONE), "onnxruntime")
+    whole = TrajectoryCheck("ddim", 0.0, 1e-3, 100.0)
+    checks = (
+        replace(right.checks[0], trajectories=(whole,), psnr_db={"ddim": 200.0}),
+        PrecisionCheck("bf16", "openvino", {"step": lost}, (whole,), True, {"ddim": -np.inf}),
+    )
+    judged = judge(replace(right, checks=checks))
+    # Strict JSON, and numbers alone in bundle.json.
+    assert from_json(to_json(judged.to_json()))["precisions"]["bf16"]["openvino"]["missed"]
+    figures = from_json(to_json(judged.summary()))["bf16"]["openvino"]
+    assert figures["answer"] == 1e9
+    assert figures["psnr_db"] == -1e9
+    assert figures["missed"] == 2
+
+
+def test_what_missed_its_bounds_is_not_said_to_agree(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    worst = bundle.report["fp32"]["onnxruntime"]
+    report = {"fp32": {"onnxruntime": worst, "openvino": {**worst, "missed": 1}}}
+    reported = replace(bundle, report=report)
+    lines = [line for line in proof_lines(reported, Bounds()).splitlines() if " ms a call" in line]
+    assert ["agrees" in line for line in lines] == [True, False]
+    assert "openvino (not offered: missed bounds)" in card(reported)
+
+
+@pytest.mark.parametrize("broken", ["guided", "loop"])
+def test_a_wrong_graph_in_another_precision_fails_the_build(
+    tiny_run: Path, traced: Traces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Their final images are compared without guidance, and by the step graph alone."""
+    half = convert.to_float16
+    right = write.loop
+
+    def guided(step: ModelProto) -> ModelProto:
+        proto = half(step)
+        for node in proto.graph.node:
+            # The contrast is added once, and not times g - 1.
+            if "step.more" in node.output:
+                node.op_type = "Add"
+        return proto
+
+    def loop(step: ModelProto, shape: tuple[int, ...]) -> ModelProto:
+        proto = right(step, shape)
+        if any(tensor.name.endswith(".half") for tensor in step.graph.initializer):
+            proto.graph.node[-1].input[0] = "start"
+        return proto
+
+    monkeypatch.setattr(
+        *((convert, "to_float16", guided) if broken == "guided" else (write, "loop", loop))
+    )
+    message = {"guided": "fp16 .*answer under guidance 2", "loop": "fp16 .*loop_graph of the traj"}
+    with pytest.raises(ExportError, match=message[broken]):
+        build(from_run(tiny_run, 2.0), tmp_path / "out", plan=QUICK, precisions=["fp16"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("way", ["link", "dot"])
+def test_a_link_and_the_current_folder_are_replaced_and_other_files_stay(
+    tiny_run: Path,
+    traced: Traces,
+    bundle_copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    (bundle_copy / "bundle.json").write_bytes((bundle_copy / "bundle.json").read_bytes() + b"\n")
+    before = (bundle_copy / "bundle.json").read_bytes()
+    (bundle_copy / ".git").mkdir()
+    (bundle_copy / ".git" / "HEAD").write_text("mine")
+    (bundle_copy / "int8").mkdir()
+    (tmp_path / "link").symlink_to(bundle_copy)
+    monkeypatch.chdir(bundle_copy)
+    out = Path(".") if way == "dot" else tmp_path / "link"
+    build(from_run(tiny_run, 2.0), out, plan=QUICK)
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "link"]
+    assert (bundle_copy / "bundle.json").read_bytes() != before
+    assert 'Sampler.load("copy")' in (bundle_copy / "README.md").read_text()
+    assert (bundle_copy / ".git" / "HEAD").read_text() == "mine"
+    # A precision that is exported no more is the bundle's, and goes.
+    assert not (bundle_copy / "int8").exists()
+    assert not [name for name in Bundle.load(bundle_copy).files if ".git" in name]

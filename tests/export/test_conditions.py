@@ -95,7 +95,9 @@ def test_calibration_runs_under_the_examples() -> None:
     model = modeled(examples=EXAMPLES)
     way = Trajectories(model, 3, 1_000_000)
     taken = [1_000_000 % 5, 1_000_001 % 5, 1_000_002 % 5]
-    np.testing.assert_array_equal(way.conditions["condition_low_res"], EXAMPLES["low_res"][taken])
+    # The last one has the null values.
+    found = way.conditions["condition_low_res"][:-1]
+    np.testing.assert_array_equal(found, EXAMPLES["low_res"][taken[:-1]])
     assert way.conditions["condition_style"].dtype == np.int64
 
 
@@ -104,6 +106,21 @@ def test_a_module_that_uses_the_conditions_of_others_is_refused(name: str, tmp_p
     with pytest.raises(ExportError, match=f"depends on the condition {name} of other samples"):
         build_bundle(net(fault=name), tmp_path / "out", **described())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_few_examples_do_not_hide_a_condition_of_others(count: int, tmp_path: Path) -> None:
+    examples = {"low_res": EXAMPLES["low_res"][:count]}
+    with pytest.raises(ExportError, match="depends on the condition low_res of other samples"):
+        build_bundle(net(fault="low_res"), tmp_path / "out", **described(examples=examples))
+
+
+def test_calibration_sees_the_null_values() -> None:
+    """Guidance computes them, and they may be far from real values."""
+    way = Trajectories(modeled(), 3, 0)
+    np.testing.assert_array_equal(way.conditions["condition_text"][-1], NULL)
+    assert not (way.conditions["condition_text"][:-1] == NULL).all(axis=(1, 2)).any()
+    assert Trajectories(modeled(), 1, 0).conditions["condition_low_res"].any()
 
 
 @pytest.mark.parametrize(
@@ -120,6 +137,7 @@ def test_a_module_that_uses_the_conditions_of_others_is_refused(name: str, tmp_p
         ({"nulls": [NULL]}, "`nulls` must be a dict"),
         ({"examples": {"text": NULL}}, r"finite numbers of shape \[m, 3, 4\]"),
         ({"examples": {"style": np.ones(3)}}, "in int64"),
+        ({"examples": {"style": np.array([1, 7])}}, r"`style` must be .* in 0 … 4, got 7"),
     ],
 )
 def test_what_cannot_be_declared_is_refused(changed: dict[str, Any], message: str) -> None:
@@ -173,7 +191,18 @@ def test_the_command_declares_conditions(tmp_path: Path, monkeypatch: pytest.Mon
     assert model.conditions == CONDITIONS
     np.testing.assert_array_equal(model.nulls["text"], NULL)
     np.testing.assert_array_equal(model.examples["low_res"], EXAMPLES["low_res"])
-    for bad in ("x:1", "a:1,b", "a:1:rang=0,1", "a:1:null=none.npy", "a:1:null=b", "a:1:range=1"):
+    (tmp_path / "empty.npy").touch()
+    empty = f"a:1:examples={tmp_path}/empty.npy"
+    for bad in (
+        empty,
+        "x:1",
+        "a:1,b",
+        "a:1:rang=0,1",
+        "a:1:null=none.npy",
+        "a:1:null=b",
+        "a:1:range=1",
+        "a:1:null=0:null=1",
+    ):
         with pytest.raises(SystemExit):
             main([*words, "--condition", bad])
 
@@ -181,3 +210,23 @@ def test_the_command_declares_conditions(tmp_path: Path, monkeypatch: pytest.Mon
 def test_no_solver_is_fitted_yet(second_format: Path) -> None:
     with pytest.raises(ExportError, match=r"has conditions \(low_res, text, style\)"):
         tune(Bundle.load(second_format / "bundle"), [4])
+
+
+class Years(nn.Module):
+    """A network conditioned on a year, which is never 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+        self.table = nn.Embedding(11, 1)
+
+    def forward(self, x: Tensor, time: Tensor, year: Tensor) -> Tensor:
+        shift = self.table(year - 2000) + time[:, None] / 1000
+        return self.layer(x) + shift[:, :, None, None]
+
+
+def test_zero_need_not_be_a_condition(tmp_path: Path) -> None:
+    year = Condition("year", (), "int64", (2000, 2010))
+    given = described(conditions=[year], nulls=None)
+    bundle = build_bundle(Years().eval(), tmp_path / "out", **given)
+    assert bundle.report["fp32"]["onnxruntime"]["missed"] == 0

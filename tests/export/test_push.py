@@ -208,6 +208,17 @@ def test_a_repository_is_private_if_asked_and_a_second_upload_adds_a_commit(
     assert len(manifests) == 1
 
 
+def test_a_public_repository_gets_nothing_that_is_to_be_private(
+    hub: Hub, command: Command, source: Path
+) -> None:
+    words = ("-m", "export.push", str(source), "someone/open")
+    assert command(*words).returncode == 0
+    ended = command(*words, "--private")
+    assert ended.returncode == 2
+    assert "someone/open exists and is public, so nothing was uploaded" in ended.stderr
+    assert len(hub.commits["someone/open"]) == 1
+
+
 def test_without_a_login_the_upload_says_so(command: Command, source: Path) -> None:
     words = ("-m", "export.push", str(source), "someone/else")
     ended = command(*words, HF_TOKEN="", HF_HUB_DISABLE_IMPLICIT_TOKEN="1")

@@ -18,8 +18,10 @@ import subprocess
 import sys
 import sysconfig
 import time
+import types
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,15 +62,15 @@ def test_the_repository_holds_the_bundle_and_its_tensors(bundle: Bundle, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_step"])
-def test_what_is_no_model_of_triton_is_not_replaced(
+def test_what_another_program_wrote_is_not_replaced(
     bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
     repository = Repository(bundle=bundle, steps=True)
     (tmp_path / name).mkdir()
-    (tmp_path / name / "bundle.json").write_text("precious")
-    with pytest.raises(RequestError, match=f"{name} is no model of Triton, so it is not replaced"):
+    (tmp_path / name / "config.pbtxt").write_text("precious")
+    with pytest.raises(RequestError, match=f"{name} was not written by this command"):
         write_repository(repository, tmp_path)
-    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")] == [f"{name}/bundle.json"]
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")] == [f"{name}/config.pbtxt"]
     shutil.rmtree(tmp_path / name)
     assert write_repository(repository, tmp_path) == write_repository(repository, tmp_path)
 
@@ -83,6 +85,33 @@ def test_conditions_have_their_shapes(second_format: Path, tmp_path: Path) -> No
     assert 'name: "condition_text", data_type: TYPE_FP32, dims: [3, 4] }' in step
     style = 'name: "condition_style", data_type: TYPE_INT64, dims: [1], reshape: { shape: [] } }'
     assert style in step
+
+
+def test_step_graphs_are_those_that_the_precision_is_computed_from(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """bf16 is computed from the fp32 graphs."""
+    repository = Repository(bundle=bundle, backend="openvino", precision="bf16", steps=True)
+    assert write_repository(repository, tmp_path) == ["digits", "digits_step", "digits_step_guided"]
+    assert (tmp_path / "digits_step" / "1" / "step.onnx").is_file()
+
+
+def test_nothing_is_written_with_a_wrong_setting(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="`max_batch` must be 1 to 1024"):
+        write_repository(Repository(bundle=bundle, steps=True, max_batch=0), tmp_path)
+    missed = {"fp32": {"onnxruntime": {"missed": 0}, "openvino": {"missed": 1}}}
+    reported = replace(bundle, report=missed)
+    with pytest.raises(RequestError, match="missed its bounds there"):
+        write_repository(Repository(bundle=reported, backend="openvino"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_of_python_are_code(bundle: Bundle, tmp_path: Path) -> None:
+    write_repository(Repository(bundle=bundle, python_path=[Path("/opt/it's")]), tmp_path)
+    code = (tmp_path / "digits" / "1" / "model.py").read_text()
+    found: dict[str, Any] = {"sys": types.SimpleNamespace(path=[])}
+    exec(code.replace("import sys\n", "").partition("from serve")[0], found)
+    assert found["sys"].path == ["/opt/it's"]
 
 
 def test_step_graphs_take_a_batch_in_front(bundle: Bundle, tmp_path: Path) -> None:
@@ -101,6 +130,7 @@ def test_step_graphs_take_a_batch_in_front(bundle: Bundle, tmp_path: Path) -> No
         ("--backend triton", "unknown backend 'triton'"),
         ("--precision fp64", "unknown precision 'fp64'"),
         ("--precision int8", "has no int8. It has: fp32"),
+        ("--threads 0", "`threads` must be 1 to 1024"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(

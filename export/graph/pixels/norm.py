@@ -25,37 +25,38 @@ def normalized(writer: Writer, m: Map, groups: int) -> Map:
 
     The writer's node is the norm.
 
-    The variance is the mean of squares less the square of the mean, which is exact enough because
-    values in networks are centred near zero.
+    The variance of a channel is the mean of its squares less the square of its mean. That is exact
+    enough, because a convolution without its bias is centred near zero.
     """
     emit = writer.emit
     epsilon = next((a.f for a in writer.node.attribute if a.name == "epsilon"), 1e-5)
-    # The mean and the mean square of each channel of the tensor alone, [B, C].
+    # The mean and the variance of each channel of the tensor alone, [B, C].
     mean = emit("ReduceMean", m.tensor, writer.constant([0]), keepdims=0)
     squares = emit("Mul", m.tensor, m.tensor)
     square = emit("ReduceMean", squares, writer.constant([0]), keepdims=0)
+    spread = emit("Sub", square, emit("Mul", mean, mean))
+    # Rounding may leave less than nothing of a channel whose pixels are all alike.
+    spread = emit("Max", spread, writer.constant(0, np.float32))
 
-    # From the tensor's to the map's: E(a·x) = a·E(x); E((x + b)²) = E(x²) + b·(2·E(x) + b).
+    # From the tensor's to the map's.
     if m.scale:
         mean = emit("Mul", mean, m.scale)
-        square = emit("Mul", square, emit("Mul", m.scale, m.scale))
-    if m.shift:
-        twice = emit("Add", emit("Add", mean, mean), m.shift)
-        square = emit("Add", square, emit("Mul", m.shift, twice))
-        mean = emit("Add", mean, m.shift)
+        spread = emit("Mul", spread, emit("Mul", m.scale, m.scale))
+    shifted = emit("Add", mean, m.shift) if m.shift else mean
 
     # From channels to groups: a product with a block matrix averages each group and repeats it.
+    # A shift that all channels of a group share cancels before anything is squared; twice, because
+    # the average of large equal numbers is a little off.
     average = writer.constant(_averages(groups, m.channels), np.float32)
-    mean = emit("MatMul", mean, average)
-    square = emit("MatMul", square, average)
+    off = emit("Sub", shifted, emit("MatMul", shifted, average))
+    off = emit("Sub", off, emit("MatMul", off, average))
+    variance = emit("MatMul", emit("Add", spread, emit("Mul", off, off)), average)
 
     # (scale·x + shift - mean) / deviation is again a scale and a shift of the tensor.
-    variance = emit("Sub", square, emit("Mul", mean, mean))
     deviation = emit("Sqrt", emit("Add", variance, writer.constant(epsilon, np.float32)))
     inverse = emit("Reciprocal", deviation)
     scale = emit("Mul", m.scale, inverse) if m.scale else inverse
-    centre = emit("Sub", m.shift, mean) if m.shift else emit("Neg", mean)
-    return replace(m, scale=scale, shift=emit("Mul", centre, inverse))
+    return replace(m, scale=scale, shift=emit("Mul", emit("Sub", off, mean), inverse))
 
 
 def _averages(groups: int, channels: int) -> NDArray[np.float64]:

@@ -235,7 +235,7 @@ class _Rewriter:
         m = self.maps.get(name)
         if m is None or shape is None or shape[0] != -1:
             return False
-        if len(shape) == 3 and self._is_norm(out, m):
+        if len(shape) == 3 and m.channels % shape[1] == 0 and self._is_norm(out, m):
             self.grouped[out] = m, shape[1]
             return True
         if shape == [-1, m.channels, m.pixels]:

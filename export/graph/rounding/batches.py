@@ -108,19 +108,24 @@ def _small_power(node: NodeProto, shape: list[int] | None, emit: Emitter) -> int
 
 
 def _summed_axes(node: NodeProto, shape: list[int] | None, emit: Emitter) -> range:
-    """Return the axes that a node sums over if samples begin unaligned and the axes are in a row.
+    """Return the axes that a node sums over if they are in a row, and not all alike in any batch.
 
-    Other nodes stay as they are: the range is empty.
+    They are if samples begin aligned and the axes are the last ones. Such nodes, and others, stay
+    as they are: the range is empty.
     """
     none = range(0)
-    if shape is None or node.op_type not in SUMS or _per_sample(shape) % LANES == 0:
+    if shape is None or node.op_type not in SUMS:
         return none
+    aligned = _per_sample(shape) % LANES == 0
     if node.op_type == "InstanceNormalization":
-        return range(2, len(shape))
+        return none if aligned else range(2, len(shape))
     axes = emit.constants.get(node.input[1]) if len(node.input) > 1 else None
     if axes is None:
         return none
     summed = sorted(int(axis) % len(shape) for axis in numpy_helper.to_array(axes).ravel())
     block = range(summed[0], summed[-1] + 1) if summed else none
+    # Sums over other axes, such as channels, are cut among threads by the size of the batch.
+    if aligned and block.stop == len(shape):
+        return none
     # A sum over the batch itself mixes samples, which no rewrite mends.
     return block if list(block) == summed and shape.index(-1) not in block else none

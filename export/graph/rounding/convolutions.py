@@ -6,6 +6,7 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, helper
 
+from ..dims import Dims
 from ..edit import copy_of, drop_unused
 from .emitter import Emitter
 
@@ -25,8 +26,9 @@ def same_alone(step: ModelProto) -> ModelProto:
     proto = copy_of(step)
     graph = proto.graph
     emit = Emitter(graph)
+    dims = Dims(proto)
     for node in list(graph.node):
-        shape = _kernel(node, emit)
+        shape = _kernel(node, emit, dims)
         if shape is None or (len(shape) == 4 and _in_blocks(shape)):
             emit.nodes.append(node)
         else:
@@ -37,12 +39,16 @@ def same_alone(step: ModelProto) -> ModelProto:
     return proto
 
 
-def _kernel(node: NodeProto, emit: Emitter) -> tuple[int, ...] | None:
+def _kernel(node: NodeProto, emit: Emitter, dims: Dims) -> tuple[int, ...] | None:
     """Return the shape of a convolution's weights; None for other nodes and for several groups."""
-    if node.op_type != "Conv" or node.input[1] not in emit.constants:
-        return None
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-    return tuple(emit.constants[node.input[1]].dims) if groups == 1 else None
+    if node.op_type != "Conv" or groups != 1:
+        return None
+    if node.input[1] in emit.constants:
+        return tuple(emit.constants[node.input[1]].dims)
+    # Such as normalized ones, which libraries compute once.
+    shape = dims.but_for_the_batch(node.input[1]) or [-1]
+    return None if -1 in shape else tuple(shape)
 
 
 def _in_blocks(shape: tuple[int, ...]) -> bool:

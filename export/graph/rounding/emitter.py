@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ..edit import with_inner
+
 
 class Emitter:
     """Collects nodes. Those of a rewrite are named after the node that they replace."""
@@ -18,6 +20,11 @@ class Emitter:
         self._name = ""
         self._value = ""
         self._count = 0
+        # The names of a file may have the form of new ones.
+        self._taken = {
+            *(value.name for value in graph.input),
+            *(name for node in graph.node for inner in with_inner(node) for name in inner.output),
+        }
 
     def begin(self, replaced: NodeProto) -> None:
         """Start the rewrite of a node."""
@@ -28,6 +35,8 @@ class Emitter:
     def __call__(self, op: str, *inputs: str, into: str = "", **attributes: Any) -> str:
         """Add a node, and return the name of its output; `into`: the name that it must have."""
         self._count += 1
+        while f"{self._value}.{self._count}" in self._taken:
+            self._count += 1
         output = into or f"{self._value}.{self._count}"
         name = f"{self._name}.{self._count}"
         self.nodes.append(helper.make_node(op, [*inputs], [output], name=name, **attributes))

@@ -20,7 +20,8 @@ def reduce(node: NodeProto, shape: list[int], axes: range, emit: Emitter) -> Non
     after = shape[axes.stop :]
     if after:
         # As rows [count, what follows], of which a row of ones makes one.
-        size = (*shape[: axes.start], count, math.prod(after))
+        rest = -1 if -1 in after else math.prod(after)
+        size = (*shape[: axes.start], count, rest)
         rows = emit("Reshape", node.input[0], emit.integers(*size))
         total = emit("MatMul", emit.ones(1, count), rows)
     else:

@@ -23,7 +23,7 @@ from ..module import from_module
 from ..torch_model import TorchModel
 from .config import Config
 from .folder import Folder, existing_folder, parts_of
-from .network import load_network, network_of, sample_shape, texts_of, wrapped
+from .network import CONDITIONAL, load_network, network_of, sample_shape, texts_of, wrapped
 from .scheduler import PIPELINE_STEPS, Scheduler, most_steps, scheduler_of
 
 
@@ -33,6 +33,7 @@ def from_diffusers(
     name: str | None = None,
     schedule: Schedule | str | None = None,
     prediction: str | None = None,
+    clip: float | None = None,
     null_label: int | None = None,
     label_names: Sequence[str] | None = None,
     variant: str | None = None,
@@ -48,16 +49,15 @@ def from_diffusers(
     """Read the network and the scheduler that `save_pretrained` wrote.
 
     Args:
-        folder: It has model_index.json, unet/ and scheduler/; or config.json, the weights and
-            scheduler_config.json side by side. Or it is a UNet2DModel alone, such as unet/ or
-            unet_ema/ of a diffusers training checkpoint.
+        folder: With model_index.json, unet/ and scheduler/; or config.json, the weights and
+            scheduler_config.json. Or a network alone, such as unet/ of a training checkpoint.
         name: The bundle's name [the folder's].
         schedule, prediction: For a network alone, whose files say neither.
-        null_label, label_names: As in `from_module`, among num_class_embeds.
+        clip: For a network alone, see `from_module` [1; none for a UNet2DConditionModel].
+        null_label, label_names, guidance, provenance: As in `from_module`.
         variant: As in diffusers, such as "fp16". The network is computed in float32.
         conditions, nulls, examples: encoder_hidden_states, if the network takes it [77 tokens].
         solver, steps, grid: The bundle's defaults [the scheduler's].
-        guidance, provenance: As in `from_module`.
 
     Raises:
         ExportError: A file or a setting cannot be exported. The message names it.
@@ -69,7 +69,7 @@ def from_diffusers(
     network = network_of(parts)
     shape = sample_shape(network)
     texts = texts_of(network, declared_conditions(conditions))
-    config, read = scheduler_of(parts, schedule, prediction)
+    config, read = scheduler_of(parts, schedule, prediction, clip, network.kind == CONDITIONAL)
     classes = _classes(parts, network, null_label, label_names)
     # After all checks of settings, because it takes longest.
     unet, version = load_network(parts.unet, variant, network.kind)

@@ -49,14 +49,23 @@ class Scheduler(NamedTuple):
 
 
 def scheduler_of(
-    parts: Folder, schedule: Schedule | str | None, prediction: str | None
+    parts: Folder,
+    schedule: Schedule | str | None,
+    prediction: str | None,
+    clip: float | None,
+    is_latent: bool,
 ) -> tuple[Config | None, Scheduler]:
-    """Read the scheduler's config, or take what the caller says of a network alone."""
+    """Read the scheduler's config, or take what the caller says of a network alone.
+
+    is_latent: Whether samples are latents, which have no bound, and not images.
+    """
     if parts.scheduler is None:
-        return None, _own_scheduler(parts.path, schedule, prediction)
-    if schedule is not None or prediction is not None:
+        bound = 1.0 if clip is None and not is_latent else clip
+        return None, _own_scheduler(parts.path, schedule, prediction, bound)
+    if schedule is not None or prediction is not None or clip is not None:
         raise RequestError(
-            f"{parts.path} has a scheduler, which says schedule and prediction: leave them out."
+            f"{parts.path} has a scheduler, which says schedule, prediction and clip: leave them "
+            "out."
         )
     path = parts.scheduler
     found = read_json(path)
@@ -184,7 +193,7 @@ def most_steps(grid: str, T: int, most: int) -> int:
 
 
 def _own_scheduler(
-    folder: Path, schedule: Schedule | str | None, prediction: str | None
+    folder: Path, schedule: Schedule | str | None, prediction: str | None, clip: float | None
 ) -> Scheduler:
     """Return what the caller says of a network alone. Raises ExportError if it says nothing."""
     if schedule is None or prediction is None:
@@ -193,4 +202,4 @@ def _own_scheduler(
             "--schedule linear_raw --prediction epsilon is what DDPMScheduler is by default."
         )
     made = schedule_of(schedule)
-    return Scheduler(made, prediction, 1.0, "ddim", {}, "trailing", min(50, len(made)))
+    return Scheduler(made, prediction, clip, "ddim", {}, "trailing", min(50, len(made)))

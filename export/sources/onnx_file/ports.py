@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, TensorProto, ValueInfoProto
 
-from runtime.bundle.conditions import LABEL
+from runtime.bundle.conditions import LABEL, Condition
 from runtime.errors import RequestError, unknown
 from runtime.errors.messages import printable, refused
 
@@ -121,6 +121,11 @@ def find_ports(
     free = [p for p in free if p != chosen[TIME]]
     if labelled and LABEL not in chosen:
         chosen[LABEL] = _find_label(free, where)
+    if LABEL in chosen and not labelled:
+        raise RequestError(
+            f"{where}: {chosen[LABEL]} is the class label, so say how many classes there are: "
+            "--num-classes N."
+        )
     others = {name: port for name, port in chosen.items() if name not in ROLES}
     for port in free:
         if port not in chosen.values():
@@ -130,6 +135,7 @@ def find_ports(
                     f"{where}: the inputs {others[name].name!r} and {port.name!r} would both be "
                     f"the condition {name!r}. Name one of them: --input NAME={port.name}."
                 )
+            _check_name(name, port, where)
             others[name] = port
     found = Ports(
         x=chosen[X],
@@ -140,6 +146,17 @@ def find_ports(
     )
     _check(found, where)
     return found
+
+
+def _check_name(name: str, port: Port, where: str) -> None:
+    """Raises ExportError if an input's name cannot be that of a condition."""
+    try:
+        Condition(name)
+    except RequestError as error:
+        raise ExportError(
+            f"{where}: the input {printable(port.name)!r} would be the condition {name!r}, a name "
+            f"that none may have. Give another: --input NAME={printable(port.name)}."
+        ) from error
 
 
 def _port(value: ValueInfoProto) -> Port:
@@ -220,6 +237,11 @@ def _find_output(x: Port, outputs: Mapping[str, Port], output: str | None, where
 
 def _check(ports: Ports, where: str) -> None:
     """Raises ExportError for an input that is not as a network's is."""
+    if not ports.x.is_float or len(ports.x.dims) < 2:
+        raise ExportError(
+            f"{where}: x must be float32 or float16 with the batch as its first axis of several, "
+            f"got {ports.x}. Name another input, --input x=NAME, or export it again with its shape."
+        )
     batch = ports.x.dims[0]
     if batch > 1:
         raise ExportError(

@@ -66,11 +66,12 @@ def read(path: Path) -> OnnxFile:
     """
     where = printable(path)
     proto = _loaded(path, where)
-    _require_standard(proto, where)
     opset = next((o.version for o in proto.opset_import if o.domain in STANDARD), 1)
     # Functions are inlined first: the converter of opsets does not look into them.
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
+    _require_standard(proto, where)
+    _drop_absent(proto)
     proto = _in_new_opset(proto, opset, where)
     _constants_stored(proto.graph)
     _plain_group_norms(proto)
@@ -118,14 +119,21 @@ def _loaded(path: Path, where: str) -> ModelProto:
 
 def _require_standard(proto: ModelProto, where: str) -> None:
     """Raises ExportError for operators that ONNX itself does not define."""
-    own = {(f.domain, f.name) for f in proto.functions}
     for graph in graphs_of(proto.graph):
         for node in graph.node:
-            if node.domain not in STANDARD and (node.domain, node.op_type) not in own:
+            if node.domain not in STANDARD:
                 raise ExportError(
                     f"{where} uses {node.op_type} of {node.domain}, an operator of one library. "
                     "Export again without that library's optimizations or quantization."
                 )
+
+
+def _drop_absent(proto: ModelProto) -> None:
+    """Remove the empty names of absent inputs at the end of nodes, which mean nothing."""
+    for graph in graphs_of(proto.graph):
+        for node in graph.node:
+            while node.input and not node.input[-1]:
+                del node.input[-1]
 
 
 def _in_new_opset(proto: ModelProto, opset: int, where: str) -> ModelProto:

@@ -110,6 +110,10 @@ export function graphsOf(ort, options, read) {
       externalData: [{ path: "weights.bin", data: weights }],
     });
   }
-  const session = (name) => (made[name] ??= open(name));
+  const forget = (name) => (error) => {
+    made[name] = shared = null; // so that a later call fetches again
+    throw error;
+  };
+  const session = (name) => (made[name] ??= open(name).catch(forget(name)));
   return { plain: () => session("step.onnx"), guided: () => session("step_guided.onnx") };
 }

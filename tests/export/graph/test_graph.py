@@ -10,14 +10,17 @@ import torch
 from onnx import numpy_helper
 
 from export.graph import fuse
-from export.graph.edit import constants_of
 from export.graph.trace import OPSET, traced
 from export.graph.write import write_all
 from export.proof.trajectories import run_loop_graph
+from export.sources.module import from_module
+from export.sources.onnx_file.read import graphs_of
 from export.sources.torch_model import TorchModel
 from runtime import Bundle, Sampler, make_schedule
 from runtime.bundle.spec import Defaults
 from runtime.diffusion.noise import Stream, noise
+
+from ...traces import traced_step
 
 GRAPHS = ("step.onnx", "step_guided.onnx", "sampler.onnx", "sampler_guided.onnx")
 
@@ -28,6 +31,11 @@ def _nodes(proto: onnx.GraphProto):
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from _nodes(attribute.g)
+
+
+def _constants(proto: onnx.GraphProto):
+    for graph in graphs_of(proto):
+        yield from graph.initializer
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -97,7 +105,7 @@ def test_the_weights_lie_in_one_file_once(tiny_bundle: Path) -> None:
     places: dict[str, set[tuple[int, int]]] = {}
     for name in GRAPHS:
         model = onnx.load(tiny_bundle / "fp32" / name, load_external_data=False)
-        for tensor in constants_of(model.graph):
+        for tensor in _constants(model.graph):
             entry = {e.key: e.value for e in tensor.external_data}
             if entry:
                 assert entry["location"] == "weights.bin"
@@ -172,3 +180,24 @@ def test_samples_of_another_rank_without_labels_export_too(tmp_path: Path) -> No
         2,
         3,
     )
+
+
+class Branching(torch.nn.Module):
+    """A network with a branch, which is a graph inside its graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv1d(2, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        h = self.layer(x) + time[:, None, None] / 1000
+        return torch.cond(x.max() > 3, lambda h: torch.sin(h), lambda h: h * 2, (h,))
+
+
+def test_branches_reveal_nothing_of_the_build_machine_either() -> None:
+    described = {"sample_shape": (2, 16), "prediction": "v", "schedule": "cosine"}
+    step = traced_step(from_module(Branching().eval().requires_grad_(False), **described), False)
+    assert "If" in [node.op_type for node in step.graph.node]
+    data = step.SerializeToString()
+    for leak in (b".py", b"stack_trace", b"name_scopes"):
+        assert leak not in data

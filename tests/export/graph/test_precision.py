@@ -218,7 +218,7 @@ def test_float16_of_a_norm_a_transpose_and_a_product_runs() -> None:
             make("Pad", ["product", "pads", "half"], ["padded"]),
             make("Tanh", ["padded"], ["h"]),
             make("If", ["yes"], ["branch"], then_branch=branch, else_branch=branch),
-            make("Neg", ["branch"], ["y"]),
+            make("Abs", ["branch"], ["y"]),
         ],
         constants,
     )
@@ -243,6 +243,21 @@ def test_values_that_are_not_float32_are_not_observed() -> None:
         {"zero": np.array(0, np.float32)},
     )
     assert list(tensors(step)) == ["w", "y"]
+
+
+def test_what_follows_a_branch_is_the_network_too() -> None:
+    make = onnx.helper.make_node
+    value = onnx.helper.make_tensor_value_info("inside", TensorProto.FLOAT, None)
+    branch = onnx.helper.make_graph([make("Relu", ["state"], ["inside"])], "branch", [], [value])
+    step = small_step(
+        [
+            make("If", ["yes"], ["a"], then_branch=branch, else_branch=branch),
+            make("MatMul", ["a", "matrix"], ["y"]),
+        ],
+        {"yes": np.array(True), "matrix": np.zeros((6, 5), np.float32)},
+        rank=2,
+    )
+    assert [layer.weight for layer in layers(step)] == ["matrix"]
 
 
 def test_products_with_stacks_and_vectors_are_not_quantized() -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from export import ExportError, build_bundle
-from export.proof.plan import Plan
+from export.graph.calibrate import Calibration
+from export.proof.plan import Bounds, Plan
 from export.sources.loading import load_module, load_weights
 from export.sources.model import make_labels
 from export.sources.module import from_module
@@ -454,7 +455,32 @@ def test_names_of_labels_without_names_never_name_another_number(
     assert (labels and labels.names) == names
 
 
-@pytest.mark.parametrize("changes", [{"times": 0}, {"batches": ()}, {"batches": (0, 1)}])
-def test_a_plan_compares_something(changes: dict) -> None:
-    with pytest.raises(ExportError, match="a plan needs"):
-        Plan(**changes)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (Plan, {"times": 0}),
+        (Plan, {"times": 2.5}),
+        (Plan, {"batches": ()}),
+        (Plan, {"batches": (0, 1)}),
+        (Plan, {"sizes": 3}),
+        (Plan, {"ways": ()}),
+        (Plan, {"ways": ("ddim", 4)}),
+        (Plan, {"ways": [("ddim", 0)]}),
+        (Bounds, {"answer": -1.0}),
+        (Bounds, {"trajectory": "0.1"}),
+        (Bounds, {"psnr": {"int8_trt": 30.0}}),
+        (Bounds, {"psnr": {"int8": float("nan")}}),
+        (Bounds, {"psnr": 30.0}),
+        (Calibration, {"pictures": 0}),
+        (Calibration, {"ways": [["ddim"]]}),
+    ],
+    ids=str,
+)
+def test_what_is_compared_is_checked_before_anything_is_done(kind: Any, changes: dict) -> None:
+    (name,) = changes
+    with pytest.raises(RequestError, match=name):
+        kind(**changes)
+
+
+def test_sizes_of_a_plan_may_be_a_list() -> None:
+    assert Plan(batches=[1, 3], ways=[["ddim", 4]]) == Plan(batches=(1, 3), ways=(("ddim", 4),))

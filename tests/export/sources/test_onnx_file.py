@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ from export.graph.fuse import batched
 from export.proof.independence import require_independent, whole_inputs
 from export.sources.onnx_file.model import OnnxModel, from_onnx
 from export.sources.onnx_file.read import read
-from runtime import Bundle, RequestError, Sampler
+from runtime import Bundle, RequestError, Sampler, make_schedule
+from runtime.files import from_json
 
 from ...conditioned import PLAN
 from ...onnx_files import SHAPE, Network, halved, write
@@ -268,3 +270,133 @@ def test_inputs_of_one_name_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "net.onnx", more=more)
     with pytest.raises(ExportError, match=r"'low\.res' and 'low/res' would both be the condition"):
         from_onnx(path, **KIND)
+
+
+make = onnx.helper.make_node
+value = onnx.helper.make_tensor_value_info
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def saved(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, np.ndarray] | None = None,
+    inputs: dict[str, list[Any] | None] | None = None,
+    **more: Any,
+) -> Path:
+    """A file whose F is `y`, of x and t, which `nodes` may read as `h` too: x and the time."""
+    named = {"x": ["batch", *SHAPE], "t": ["batch"], **(inputs or {})}
+    column = {"axes": np.array([1, 2, 3]), "scale": np.float32(1e-3), **(constants or {})}
+    graph = onnx.helper.make_graph(
+        [
+            make("Unsqueeze", ["t", "axes"], ["column"]),
+            make("Mul", ["column", "scale"], ["time"]),
+            make("Add", ["x", "time"], ["h"]),
+            *nodes,
+        ],
+        "network",
+        [value(name, FLOAT, shape) for name, shape in named.items()],
+        [value("y", FLOAT, ["batch", *SHAPE])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in column.items()],
+    )
+    opsets = more.pop("opset_imports", [onnx.helper.make_opsetid("", 20)])
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9, **more)
+    onnx.save(model, str(path))
+    return path
+
+
+def branch(name: str, array: np.ndarray) -> onnx.GraphProto:
+    """h and a constant of the branch's own."""
+    return onnx.helper.make_graph(
+        [make("Add", ["h", name], [f"{name}.sum"])],
+        name,
+        [],
+        [value(f"{name}.sum", FLOAT, None)],
+        [onnx.numpy_helper.from_array(array, name)],
+    )
+
+
+def test_branches_may_have_weights_of_their_own(tmp_path: Path) -> None:
+    """No library reads them from another file."""
+    array = np.random.default_rng(0).standard_normal((1, 300, *SHAPE[1:])).astype(np.float32)
+    nodes = [
+        make("Greater", ["scale", "zero"], ["yes"]),
+        make("If", ["yes"], ["z"], then_branch=branch("a", array), else_branch=branch("b", -array)),
+        make("ReduceMean", ["z", "one"], ["y"], keepdims=1),
+    ]
+    constants = {"zero": np.float32(0), "one": np.array([1])}
+    path = saved(tmp_path / "net.onnx", nodes, constants)
+    bundle = build_bundle(path, tmp_path / "out", plan=PLAN, steps=4, **KIND)
+    assert bundle.report["fp32"]["onnxruntime"]["missed"] == 0
+    graph = onnx.load(bundle.path / "fp32" / "step.onnx", load_external_data=False).graph
+    assert sum(node.op_type == "If" for node in graph.node) == 1
+
+
+def test_operators_inside_functions_are_looked_at(tmp_path: Path) -> None:
+    own = onnx.helper.make_opsetid("com.microsoft", 1)
+    imports = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("local", 1), own]
+    inner = [make("QuickGelu", ["a"], ["b"], domain="com.microsoft")]
+    function = onnx.helper.make_function("local", "Act", ["a"], ["b"], inner, [imports[0], own])
+    path = saved(
+        tmp_path / "net.onnx",
+        [make("Act", ["h"], ["y"], domain="local")],
+        functions=[function],
+        opset_imports=imports,
+    )
+    with pytest.raises(ExportError, match=r"QuickGelu of com\.microsoft, an operator of one"):
+        from_onnx(path, **KIND)
+
+
+def test_an_absent_input_may_have_an_empty_name(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    constants = {
+        "first": generator.standard_normal((17, 1, 3, 3)).astype(np.float32),
+        "last": 0.1 * generator.standard_normal((1, 17, 3, 3)).astype(np.float32),
+    }
+    nodes = [
+        make("Conv", ["h", "first", ""], ["g"], pads=[1, 1, 1, 1]),
+        make("Conv", ["g", "last", ""], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    path = saved(tmp_path / "net.onnx", nodes, constants)
+    bundle = build_bundle(path, tmp_path / "out", plan=PLAN, steps=4, **KIND)
+    assert bundle.report["fp32"]["onnxruntime"]["missed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "given", "error", "message"),
+    [
+        (
+            {"x": None},
+            {"inputs": {"x": "x"}, "output": "y"},
+            ExportError,
+            r"x must be .*got x \[\]",
+        ),
+        ({"1": ["batch"]}, {}, ExportError, r"input '1' would be .*--input NAME=1"),
+        ({"y2": ["batch"]}, {"inputs": {"label": "y2"}}, RequestError, "--num-classes N"),
+    ],
+)
+def test_an_input_that_cannot_be_what_it_is_taken_for_is_named(
+    tmp_path: Path,
+    inputs: dict[str, Any],
+    given: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    path = saved(tmp_path / "net.onnx", [make("Neg", ["h"], ["y"])], inputs=inputs)
+    with pytest.raises(error, match=message):
+        from_onnx(path, **{**KIND, **given, "inputs": {"time": "t", **given.get("inputs", {})}})
+
+
+def test_a_grid_that_lacks_a_number_of_steps_has_fewer(tmp_path: Path) -> None:
+    """Such as leading(1), which diffusers' configs have: it has no 20 steps on 20 knots."""
+    path = saved(tmp_path / "net.onnx", [make("Neg", ["h"], ["y"])])
+    schedule = make_schedule("linear_raw", T=20, beta_start=1e-3, beta_end=0.2)
+    kind = {**KIND, "schedule": schedule, "grid": "leading(1)", "steps": 10}
+    plan = dataclasses.replace(PLAN, steps=50)
+    bundle = build_bundle(path, tmp_path / "out", plan=plan, **kind)
+    report = from_json((bundle.path / "report.json").read_bytes())
+    trajectories = report["precisions"]["fp32"]["onnxruntime"]["trajectories"]
+    assert [t["trajectory"] for t in trajectories] == [
+        "ddim, 19 steps, guidance 1",
+        "ddpm, 19 steps, guidance 1",
+    ]

@@ -253,7 +253,7 @@ def test_weights_that_can_run_code_are_not_opened(
         (["RUN", "--weights", "emma"], "Did you mean 'ema'?"),
         (
             ["RUN", "--clip", "1"],
-            "--clip is for --module and --onnx, and this is a run: leave it out",
+            "--clip is for a diffusers folder and --module and --onnx, and this is a run",
         ),
         (
             ["FOLDER", "--weights", "ema"],

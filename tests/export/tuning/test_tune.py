@@ -13,7 +13,7 @@ from export.errors import ExportError
 from export.proof.trajectories import run_loop_graph
 from export.sources.bundle import from_bundle
 from export.sources.run import from_run
-from export.tune import helps, main, tune
+from export.tune import helps, main, tune, write
 from export.tuning import search as tuning
 from export.tuning.candidates import even_programs, named_programs
 from export.tuning.gauss_newton import (
@@ -27,7 +27,7 @@ from export.tuning.gauss_newton import (
     rms,
     step,
 )
-from export.tuning.record import kept, tuned_checks
+from export.tuning.record import draw_tuned, kept, tuned_checks
 from export.tuning.reference import Walker, draw, network_of, probe, same, taught
 from export.tuning.search import Settings
 from runtime.bundle.bundle import Bundle
@@ -129,6 +129,33 @@ def test_solvers_for_other_numbers_of_calls_stay(copied: Path, tuned: Bundle, wo
     found = tune(Bundle.load(copied), [2], settings=FEW, work=work)
     assert sorted(found.tuned) == [2, 3, 5]
     assert found.tuned[5].to_json() == tuned.tuned[5].to_json()
+
+
+def test_files_of_the_user_stay_and_damaged_ones_stay_damaged(copied: Path, tuned: Bundle) -> None:
+    bundle = Bundle.load(copied)
+    (copied / ".DS_Store").write_text("mine")
+    weights = copied / "fp32" / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    found = write(bundle, tuned.tuned)
+    assert {*found.files} == {*tuned.files}
+    assert (copied / ".DS_Store").read_text() == "mine"
+    with pytest.raises(BundleError, match="sha256"):
+        found.read("fp32/weights.bin")
+
+
+def test_a_damaged_report_is_found_before_the_search(copied: Path, work: Path) -> None:
+    (copied / "report.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"report\.json has 2 bytes"):
+        tune(Bundle.load(copied), [4], settings=FEW, work=work)
+
+
+def test_figures_are_drawn_without_pyplot(tuned: Bundle, tmp_path: Path) -> None:
+    """Its backend is the caller's, such as a notebook's."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    draw_tuned(tmp_path, "tiny", tuned_checks(tuned))
+    assert matplotlib.get_backend() == "svg"
 
 
 def test_where_it_does_not_help_nothing_is_written(

@@ -238,6 +238,47 @@ def test_a_folder_of_other_files_is_not_replaced(shipped: Bundle, tmp_path: Path
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("way", ["folder", "link", "dot"])
+def test_files_of_the_user_stay_in_a_site(
+    shipped: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(write, "library", lambda *_: {"ort.wasm.min.mjs": b""})
+    out = tmp_path / "site"
+    site = Site(bundle=shipped, solvers=["ddim"], steps=[4])
+    write_site(site, out)
+    (out / ".git").mkdir()
+    (out / ".git" / "HEAD").write_text("mine")
+    (out / "CNAME").write_text("mine")
+    (out / "ort" / "ort.webgpu.min.mjs").write_text("of the last site")
+    (tmp_path / "link").symlink_to(out)
+    monkeypatch.chdir(out)
+    write_site(site, {"folder": out, "link": tmp_path / "link", "dot": Path(".")}[way])
+    assert (out / ".git" / "HEAD").read_text() == (out / "CNAME").read_text() == "mine"
+    assert [path.name for path in (out / "ort").iterdir()] == ["ort.wasm.min.mjs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "site"]
+    assert (tmp_path / "link").is_symlink()
+
+
+FETCHES = """
+import { graphsOf } from "./sampler.js";
+let calls = 0;
+const read = async (name) => {
+  if (++calls <= 2) throw new Error("no network");
+  return new Uint8Array(1);
+};
+const ort = { InferenceSession: { create: async () => "a session" } };
+const graphs = graphsOf(ort, {}, read);
+const first = await graphs.guided().catch((error) => error.message);
+console.log(first, "-", await graphs.guided());
+"""
+
+
+def test_a_graph_that_could_not_be_fetched_is_fetched_again(node: str) -> None:
+    command = [node, "--input-type=module", "--eval", FETCHES]
+    run = subprocess.run(command, cwd=PAGE, capture_output=True, text=True, timeout=HANGING_S)
+    assert run.stdout == "no network - a session\n", run.stderr
+
+
 def test_without_npm_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries.shutil, "which", lambda _: None)
     with pytest.raises(ExportError, match=r"npm is not installed\..* --library"):

@@ -14,11 +14,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from export import build_bundle
+from export.graph.convert import _for_cpus
+from export.graph.folding import fold_upsampling
 from export.graph.pixels.rewrite import pixels_first
 from export.graph.pixels.winograd import TILE, winograd
+from export.graph.rounding.convolutions import same_alone
 from export.proof.plan import Plan
 from export.sources.module import from_module
 from runtime import Bundle, Sampler
+from runtime.bundle.format import STEP, step_file
 from trainer.networks.unet import UNet
 
 from ....traces import answer, traced_step
@@ -139,16 +143,16 @@ def test_many_channels_need_more_pixels(side: int, channels: int, gained: int) -
     assert bool(made) == bool(gained)
 
 
-def normed(rank: int = 4, **reader: object) -> onnx.ModelProto:
+def normed(rank: int = 4, groups: int = 96, **reader: object) -> onnx.ModelProto:
     """A large convolution, a norm without epsilon, and a reader of the norm's result."""
     generator = np.random.default_rng(0)
     weight = generator.normal(size=(96, 96, 3, 3), scale=0.03).astype(np.float32)
     constants = {
         "w": weight,
-        "rows": np.array([0, 96, 256]),
+        "rows": np.array([0, groups, -1]),
         "map": np.array([0, 96, 16, 16]),
-        "ones": np.ones(96, np.float32),
-        "zeros": np.zeros(96, np.float32),
+        "ones": np.ones(groups, np.float32),
+        "zeros": np.zeros(groups, np.float32),
     }
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["h"], name="network.a/Conv_0", pads=[1, 1, 1, 1]),
@@ -174,8 +178,9 @@ def normed(rank: int = 4, **reader: object) -> onnx.ModelProto:
     [
         {"op_type": "Reshape", "inputs": ["n", "map"]},
         {"op_type": "Transpose", "inputs": ["n"], "perm": [0, 2, 1], "rank": 3},
+        {"op_type": "Reshape", "inputs": ["n", "map"], "groups": 192},
     ],
-    ids=["as a map", "as rows"],
+    ids=["as a map", "as rows", "of halves of channels"],
 )
 def test_a_norms_result_may_be_read_in_any_form(reader: dict[str, object]) -> None:
     step = normed(**reader)
@@ -223,3 +228,80 @@ def test_a_bundle_has_both_forms_and_onnxruntime_runs_the_faster(tmp_path: Path)
         pictures.append(Sampler(Bundle.load(tmp_path / name)).sample(2, 0, steps=3))
     assert not np.array_equal(*pictures)
     np.testing.assert_allclose(*pictures, rtol=0, atol=1e-3)
+
+
+class Mixed(nn.Module):
+    """Large convolutions, and others of 97 channels, which are no whole blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 97, 3, padding=1)
+        self.large = nn.Conv2d(97, 97, 3, padding=1)
+        self.down = nn.Conv2d(97, 97, 3, stride=2, padding=1)
+        self.up = nn.Conv2d(97, 97, 3, padding=1)
+        self.last = nn.Conv2d(97, 2, 1)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        h = F.silu(self.large(F.silu(self.first(x) + time[:, None, None, None] / 1000)))
+        low = F.silu(self.down(h))
+        return self.last(h + self.up(F.interpolate(low, scale_factor=2)))
+
+
+def test_convolutions_that_stay_round_a_lone_sample_as_in_a_batch() -> None:
+    step = step_of(Mixed, (2, 32, 32))
+    made = _for_cpus({STEP: step})[step_file(guided=False, pixels=True)]
+    generator = np.random.default_rng(0)
+    feeds = {
+        "state": generator.standard_normal((3, 4, 2, 32, 32)).astype(np.float32),
+        "noise": np.zeros((3, 2, 32, 32), np.float32),
+        "call": np.tile(np.float32([3, 1, 0, 1, np.inf, 1]), (3, 1)),
+        "update": np.zeros((3, 4, 6), np.float32),
+    }
+    first = {name: array[:1] for name, array in feeds.items()}
+    options = onnxruntime.SessionOptions()
+    # Two threads cut a sample in halves, which happen to round alike.
+    options.intra_op_num_threads = 3
+    for proto in (made, same_alone(fold_upsampling(step))):
+        running = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+        whole = running.run(["denoised"], feeds)[0]
+        np.testing.assert_array_equal(running.run(["denoised"], first)[0], whole[:1])
+
+
+class Shifted(nn.Module):
+    """A norm of maps far from zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 96, 3, padding=1, bias=False)
+        self.large = nn.Conv2d(96, 96, 3, padding=1)
+        self.norm = nn.GroupNorm(8, 96)
+        self.last = nn.Conv2d(96, 2, 3, padding=1)
+        nn.init.constant_(self.large.bias, 100.0)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.large(self.first(x))))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0])
+def test_a_norm_of_maps_far_from_zero_is_finite_and_right(scale: float) -> None:
+    torch.manual_seed(0)
+    described = {**DESCRIBED, "sample_shape": (2, 16, 16)}
+    model = from_module(Shifted().eval().requires_grad_(False), **described)
+    made = pixels_first(traced_step(model, False))
+    assert made is not None
+    x = scale * np.random.default_rng(0).standard_normal((2, 2, 16, 16)).astype(np.float32)
+    state = np.zeros((2, 4, 2, 16, 16), np.float32)
+    state[:, 0] = x
+    feeds = {
+        "state": state,
+        "noise": np.zeros_like(x),
+        "call": np.tile(np.float32([3, 1, 0, 1, np.inf, 1]), (2, 1)),
+        "update": np.zeros((2, 4, 6), np.float32),
+    }
+    running = onnxruntime.InferenceSession(made.SerializeToString())
+    found = running.run(["denoised"], feeds)[0]
+    with torch.inference_mode():
+        wide = torch.from_numpy(x.astype(np.float64))
+        expected = model.module.double()(wide, torch.zeros(2).double()).numpy()
+    # If all pixels are nearly alike, ONNX Runtime's own norm is off by 3e-3.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-3)

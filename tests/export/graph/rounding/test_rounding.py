@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from scipy import special
 
 from export.graph.rounding.batches import same_in_any_batch
@@ -145,6 +145,9 @@ def test_a_sum_is_the_same_in_any_batch(op: str, keepdims: int) -> None:
         ((7, 8), (1,)),
         ((3, 5, 7), (2, 3)),
         ((3, 5, 7), (1, 3)),
+        ((64, 8, 8), (1,)),
+        ((32, 16), (1,)),
+        ((12, 4, 8), (1, 2)),
     ]:
         x = generator.uniform(0, 3, (BATCH, *dims)).astype(np.float32)
         proto = graph_of(op, dims, np.array(axes), keepdims=keepdims)
@@ -234,6 +237,80 @@ def test_a_convolution_rounds_a_lone_sample_as_in_a_batch(
     bias = generator.standard_normal(outputs).astype(np.float32)
     proto.graph.initializer.append(numpy_helper.from_array(bias, "bias"))
     proto.graph.node[0].input.append("bias")
+    expected = runner(proto, 1)(x)
+    for threads in (2, 3):
+        found = assert_same_in_any_batch(same_alone(proto), x, threads)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def model_of(
+    nodes: list[NodeProto], dims: tuple[int, ...], constants: dict[str, np.ndarray]
+) -> ModelProto:
+    """A graph from x to y."""
+    graph = helper.make_graph(
+        nodes,
+        "step",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *dims])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceSum"])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_a_sum_over_an_axis_before_the_batch(op: str, keepdims: int) -> None:
+    """As in networks of sequences that have the tokens first."""
+    make = helper.make_node
+    proto = model_of(
+        [
+            make("Transpose", ["x"], ["t"], name="step/t", perm=[1, 0, 2]),
+            make(op, ["t", "axes"], ["s"], name="step/s", keepdims=keepdims),
+            make("Reshape", ["s", "shape"], ["y"], name="step/y"),
+        ],
+        (5, 3),
+        {"axes": np.array([0]), "shape": np.array([-1, 3])},
+    )
+    x = np.random.Generator(np.random.Philox(key=7)).uniform(0, 3, (BATCH, 5, 3))
+    found = assert_same_in_any_batch(proto, x.astype(np.float32))
+    np.testing.assert_allclose(found, REDUCE[op](x, axis=1, keepdims=False), rtol=1e-6)
+
+
+def test_values_of_a_file_may_have_numbers_in_their_names() -> None:
+    """As those of TorchScript: input, input.1, input.2."""
+    make = helper.make_node
+    proto = model_of(
+        [
+            make("Elu", ["x"], ["input"], name="step/elu"),
+            make("Neg", ["input"], ["input.1"], name="step/neg"),
+            make("Add", ["input.1", "x"], ["y"], name="step/add"),
+        ],
+        (3,),
+        {},
+    )
+    x = np.random.Generator(np.random.Philox(key=8)).uniform(-3, 3, (BATCH, 3)).astype(np.float32)
+    found = assert_same_in_any_batch(proto, x)
+    names = [name for node in proto.graph.node for name in node.output]
+    assert len(names) == len({*names})
+    np.testing.assert_allclose(found, x - elu(x), rtol=0, atol=1e-6)
+
+
+def test_a_convolution_with_computed_weights_rounds_a_lone_sample_as_in_a_batch() -> None:
+    """As weights that are normalized."""
+    generator = np.random.Generator(np.random.Philox(key=9))
+    make = helper.make_node
+    proto = model_of(
+        [
+            make("Mul", ["weight", "norm"], ["normal"], name="step/mul"),
+            make("Conv", ["x", "normal"], ["y"], name="step/conv", pads=[1, 1, 1, 1]),
+        ],
+        (33, 16, 16),
+        {
+            "weight": generator.standard_normal((17, 33, 3, 3)).astype(np.float32),
+            "norm": generator.uniform(0, 0.1, (17, 1, 1, 1)).astype(np.float32),
+        },
+    )
+    x = generator.standard_normal((16, 33, 16, 16)).astype(np.float32)
     expected = runner(proto, 1)(x)
     for threads in (2, 3):
         found = assert_same_in_any_batch(same_alone(proto), x, threads)

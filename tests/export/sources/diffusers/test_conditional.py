@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,20 @@ def test_texts_have_77_tokens_and_no_null_value_unless_declared(folder: Path) ->
     (texts,) = model.conditions
     assert (texts.name, texts.shape, texts.null) == (TEXTS, (77, 12), None)
     assert model.schedule.name == "scaled_linear"
+
+
+def test_latents_of_a_network_alone_are_not_clipped(folder: Path, tmp_path: Path) -> None:
+    """Such as unet/ of Stable Diffusion. Latents are larger than 1; images are not."""
+    alone = tmp_path / "unet"
+    alone.mkdir()
+    for path in folder.glob("*"):
+        if not path.name.startswith("scheduler"):
+            shutil.copy(path, alone)
+    given: dict[str, Any] = {"schedule": "scaled_linear", "prediction": "epsilon"}
+    assert from_diffusers(alone, **given).clip is None
+    assert from_diffusers(alone, clip=4.0, **given).clip == 4.0
+    with pytest.raises(RequestError, match="has a scheduler, which says schedule, prediction and"):
+        from_diffusers(folder, clip=1.0)
 
 
 @pytest.mark.parametrize(
