@@ -42,6 +42,19 @@ class Table(NamedTuple):
         return len(self.call)
 
 
+CLEAN = np.array([1.0, 0.0], np.float32)
+"""The level (alpha, sigma) of an image without noise."""
+
+
+def lifted(x: Float32 | None, low: Float32, high: Float32, seed: int) -> Float32 | None:
+    """Return x [*S] of one level (alpha, sigma) with the seed's noise up to a noisier one."""
+    if x is None or (low == high).all():
+        return x
+    ratio = high[0] / low[0]
+    missing = np.sqrt(high[1] ** 2 - (ratio * low[1]) ** 2)
+    return ratio * x + missing * noise(seed, Stream.ENCODE, 0, x.shape)
+
+
 class Known(NamedTuple):
     """The part of an image that inpainting keeps.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from threading import Lock
 from typing import Self
 
@@ -13,13 +13,13 @@ from ..backends.base import Float32
 from ..bundle.bundle import Bundle
 from ..bundle.sampling import ResolvedOptions, SamplingOptions
 from ..diffusion.arrays import Array
-from ..diffusion.noise import MAX_SEED, Stream, noise
+from ..diffusion.noise import MAX_SEED
 from ..errors import RequestError
 from ..errors.arguments import array_of, instance, integer, number
 from ..errors.keywords import check_options
 from ..errors.messages import refused, shown, unwrapped
 from .conditions import contrasts, resolved_conditions
-from .job import Job, Known, Table
+from .job import CLEAN, Job, Known, Table, lifted
 from .json_arrays import array_from_json, array_to_json
 
 ARRAYS = ("start", "picture", "known", "mask")
@@ -255,10 +255,13 @@ class Planner:
         """
         resolved = resolve(self.bundle, request)
         table = self._table(resolved.options)
-        start = resolved.start
+        start, low = resolved.start, table.level
         if resolved.picture is not None:
-            eps = noise(resolved.seed, Stream.ENCODE, 0, self.bundle.sample_shape)
-            start = table.level[0] * resolved.picture + table.level[1] * eps
+            start, low = resolved.picture, CLEAN
+        elif start is not None and resolved.options.solver == "edm":
+            # Its first lift is the start's own noise; heun begins at the grid's level.
+            low = self._table(replace(resolved.options, solver="heun", options={})).level
+        start = lifted(start, low, table.level, resolved.seed)
         ports = {c.name: c.port for c in self.bundle.conditions}
         conditions = {ports[name]: value for name, value in resolved.conditions.items()}
         return Job(resolved.seed, resolved.label, table, start, resolved.known, conditions)

@@ -163,3 +163,25 @@ def test_lists_and_numpy_numbers_go_to_json(sampler: Sampler) -> None:
     assert again.conditions["c"] is None
     with pytest.raises(RequestError, match="`start` must be an array of numbers, got 'x'"):
         Request(0, start="x").to_json()
+
+
+def test_edm_lifts_the_start_of_a_request_to_its_first_level(tiny_bundle: Path) -> None:
+    """It began at the grid's level, and the network was told another one."""
+    options = {"solver": "edm", "steps": 8, "strength": 0.5, "guidance": 1.0}
+    bundle = Bundle.load(tiny_bundle)
+    planner = Planner(bundle)
+    x = np.zeros(bundle.sample_shape, np.float32)
+    found = [
+        planner.job(Request(seed, start=x, options={"churn": 4.0}, **options)) for seed in range(99)
+    ]
+    plain = planner.job(Request(0, start=x, options={"churn": 0.0}, **options))
+    assert plain.x is not None
+    assert not plain.x.any()
+    low, high = plain.table.level, found[0].table.level
+    assert high[1] > low[1]
+    # x is 0, so that all of it is the noise that lacks: sigma'² - (alpha'/alpha·sigma)².
+    wanted = high[1] ** 2 - (high[0] / low[0] * low[1]) ** 2
+    np.testing.assert_allclose(np.var([job.x for job in found]), wanted, rtol=0.05)
+    np.testing.assert_array_equal(
+        planner.job(Request(0, start=x + 1, options={"churn": 0.0}, **options)).x, x + 1
+    )
