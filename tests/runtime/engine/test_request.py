@@ -166,7 +166,7 @@ def test_lists_and_numpy_numbers_go_to_json(sampler: Sampler) -> None:
 
 
 def test_edm_lifts_the_start_of_a_request_to_its_first_level(tiny_bundle: Path) -> None:
-    """It began at the grid's level, and the network was told another one."""
+    """It began at the grid's level, and the network was given another one."""
     options = {"solver": "edm", "steps": 8, "strength": 0.5, "guidance": 1.0}
     bundle = Bundle.load(tiny_bundle)
     planner = Planner(bundle)
