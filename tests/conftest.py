@@ -106,6 +106,15 @@ def own_cache(run_folder: Path) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_proxy() -> Iterator[None]:
+    """Tests talk to servers of this machine, also where a proxy leads to all others."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("NO_PROXY", "no_proxy"):
+            patched.setenv(name, "127.0.0.1,localhost")
+        yield
+
+
 @pytest.fixture(scope="session")
 def made_once(run_folder: Path) -> Make:
     """made_once(name, make): a folder that make(folder) fills, once for all processes of a run."""

@@ -126,9 +126,13 @@ def test_what_is_uploaded_is_the_bundle_with_the_hubs_metadata(
 def test_a_bundle_is_loaded_by_branch_and_by_commit_and_then_without_a_network(
     hub: Hub, command: Command, pushed: str, expected: str
 ) -> None:
+    hub.asked.clear()
     ended = command("-c", LOAD, f"hf:{REPO}")
     assert ended.returncode == 0, ended.stderr
     folder, digest = ended.stdout.split()
+    # All other files come by the commit: the branch may move meanwhile.
+    by_branch = {path.partition("/resolve/main/")[2] for path in hub.asked if "/main/" in path}
+    assert by_branch == {"bundle.json"}
     assert Path(folder).parts[-3:] == ("models--someone--digits", "snapshots", pushed)
     assert digest == expected
     # A commit that is in the cache needs no request, and a branch one alone.

@@ -215,6 +215,11 @@ def test_the_open_inference_protocol_takes_conditions(
     wrong = tensors({"low_res": np.ones((2, 1, 8, 7), np.float32)})
     refused = server.post(f"/v2/models/{name}/infer", json={"inputs": [seed, *wrong]})
     assert "must have shape [2, 1, 8, 8]" in refused.json()["error"]
+    few = tensors(given)
+    del few[0]["data"][-1]
+    refused = server.post(f"/v2/models/{name}/infer", json={"inputs": [seed, *few]})
+    assert refused.status_code == 400
+    assert "entries" in refused.json()["error"]
     for inputs in (tensors(given), tensors(given)):
         large = inputs[-1]
         large["data"] = [10**400] * len(large["data"])

@@ -13,12 +13,13 @@ from unittest.mock import MagicMock
 import httpx
 import numpy as np
 import pytest
+from starlette.applications import Starlette
 
 from runtime import BundleError, RequestError, Sampler
 from serve import Settings, create_app
 from serve.multiplex import HEADER, Multiplexed, Opened, named_sources
 
-from .services import WAIT_S, gate_of, small_sampler, until
+from .services import WAIT_S, gate_of, ready, small_sampler, until
 
 SAMPLE = {"format": "npy", "seed": 4, "label": 1, "steps": 3}
 TOKEN = "t" * 20
@@ -52,6 +53,9 @@ class Host:
             self.opened.append(name)
             await self._open[name].open()
         return self._open[name]
+
+    def opened_app(self, name: str) -> Starlette:
+        return self._open[name].app
 
     async def ask(self, client: Client, name: str, **body: object) -> httpx.Response:
         self.named = name
@@ -91,6 +95,9 @@ def test_each_request_reaches_the_bundle_that_it_names(samplers: dict[str, Sampl
 def test_a_bundle_is_closed_after_its_requests(samplers: dict[str, Sampler]) -> None:
     async def use(host: Host, client: Client) -> None:
         assert (await host.ask(client, "one")).status_code == 200
+        # An engine that measures calls would wait at the gate with one of them.
+        while not ready(host.opened_app("one")):
+            await asyncio.sleep(0.005)
         gate = gate_of(samplers["one"])
         gate.shut()
         waiting = asyncio.create_task(host.ask(client, "one", seed=99))

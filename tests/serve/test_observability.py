@@ -8,6 +8,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -16,7 +17,7 @@ from runtime import Sampler
 from serve import Settings, log
 from serve.health import PAGE
 
-from .services import client_of, gate_of, until
+from .services import GatedBuffers, client_of, gate_of, until
 
 SECRET = "a user's own words"
 
@@ -163,6 +164,22 @@ def test_an_engine_that_returns_other_bytes_is_not_served(
     with client_of([small]) as client:
         failure = client.app.state.service.models.failure  # type: ignore[attr-defined]
         assert "returned other bytes" in str(failure)
+        assert client.get("/readyz").status_code == 503
+
+
+def test_a_network_that_returns_nan_is_not_served(
+    small: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = GatedBuffers.run
+
+    def broken(self: GatedBuffers, guided: bool, first: int, count: int) -> None:
+        run(self, guided, first, count)
+        self.next_state[first : first + count] = np.nan
+
+    monkeypatch.setattr(GatedBuffers, "run", broken)
+    with client_of([small]) as client:
+        failure = client.app.state.service.models.failure  # type: ignore[attr-defined]
+        assert "small returned NaN" in str(failure)
         assert client.get("/readyz").status_code == 503
 
 

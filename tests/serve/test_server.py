@@ -30,7 +30,7 @@ from serve.app import app_of
 from serve.models import Models
 from serve.server import Server
 
-from .services import WAIT_S, client_of, events_of, gate_of, running, small_sampler, until
+from .services import WAIT_S, client_of, events_of, gate_of, ready, running, small_sampler, until
 from .test_edits import IMAGE, png
 
 
@@ -135,13 +135,18 @@ def test_a_slow_reader_misses_previews_and_slows_nobody(small: Sampler) -> None:
 
 
 def test_a_connection_that_sends_no_headers_is_closed(small: Sampler) -> None:
-    with running(create_app([small], Settings(headers_s=0.1))) as address, dial(address) as slow:
+    # On a busy machine it may be closed before anything is sent.
+    with (
+        running(create_app([small], Settings(headers_s=0.1))) as address,
+        dial(address) as slow,
+        contextlib.suppress(ConnectionError),
+    ):
         slow.sendall(b"GET / HTTP/1.1\r\nHost: loc")
         assert slow.recv(100) == b""
 
 
 def test_a_connection_that_sends_half_of_a_second_request_is_closed(small: Sampler) -> None:
-    with running(create_app([small], Settings(headers_s=0.1))) as address, dial(address) as slow:
+    with running(create_app([small], Settings(headers_s=1.0))) as address, dial(address) as slow:
         slow.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 200 " in slow.recv(2000)
         slow.settimeout(20)
@@ -234,7 +239,7 @@ def test_a_drain_that_takes_too_long_ends_every_stream(small: Sampler) -> None:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([listener])))
     thread.start()
-    until(lambda: app.state.service.models.opened)
+    until(lambda: ready(app))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/samples"
     gate_of(small).shut()
     with ThreadPoolExecutor(2) as pool:

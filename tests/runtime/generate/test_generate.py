@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -229,6 +230,19 @@ def test_a_run_with_other_settings_is_refused(
     before = tree(tmp_path / "out")
     with pytest.raises(RequestError, match=message):
         make(**how)
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_run_with_another_bundle_is_refused(
+    make: Generate, tmp_path: Path, bundle: Bundle
+) -> None:
+    make()
+    before = tree(tmp_path / "out")
+    other = dataclasses.replace(bundle, provenance={"step": 7})
+    plan = Plan.from_json(PLAN)
+    settings = Settings(bundle=other, out=tmp_path / "out", plan=plan, n=10, shard=3)
+    with pytest.raises(RequestError, match="samples with another bundle"):
+        generate(settings)
     assert tree(tmp_path / "out") == before
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from runtime.files import from_json, to_json
 from trainer.errors import CheckpointError
 from trainer.runs.checkpoint import (
     PARTS,
@@ -223,3 +224,20 @@ def test_one_that_is_replaced_while_it_is_read_is_not_called_damaged(
     checkpoint = newest(tmp_path)
     assert checkpoint is not None
     assert checkpoint.step == 2
+
+
+@pytest.mark.parametrize("part", ["../../secret", "/tmp/secret", "..", "A"])
+def test_a_part_that_is_no_plain_name_is_never_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """state.json may come from anywhere, and a part's name becomes a path."""
+    path = write(tmp_path, make(), keep=3)
+    state = from_json((path / "state.json").read_bytes())
+    state["sha256"][part] = "0" * 64
+    (path / "state.json").write_text(to_json(state))
+    opened: list[str] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda p: opened.append(p.stem) or read_bytes(p))
+    with pytest.raises(CheckpointError, match="is not the name of a part"):
+        read(path)
+    assert {*opened} <= {"state", *PARTS}

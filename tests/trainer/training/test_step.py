@@ -94,3 +94,40 @@ def test_a_step_has_no_gradients_left_and_counts_itself() -> None:
     trainer.train_step()
     assert trainer.state.step == 1
     assert all(w.grad is None for w in trainer.state.weights.values())
+
+
+@pytest.mark.parametrize("clip", [1e-3, 100.0])
+def test_the_gradient_of_a_step_is_no_longer_than_asked_for(
+    clip: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(replace(CONFIG, gradient_clip=clip), digits())
+    state = trainer.state
+    taken: list[float] = []
+    take = state.optimizer.step
+
+    def step(*given: object) -> object:
+        gradients = [w.grad.norm() for w in state.weights.values() if w.grad is not None]
+        taken.append(torch.stack(gradients).norm().item())
+        return take(*given)
+
+    monkeypatch.setattr(state.optimizer, "step", step)
+    norm = trainer.train_step()["grad_norm"]
+    assert 1e-3 < norm < 100.0
+    assert taken == [pytest.approx(min(clip, norm), rel=1e-3)]
+
+
+def test_a_resumed_state_takes_the_steps_of_an_unbroken_one() -> None:
+    """With dropout, whose draws depend on the step alone; and nothing that is counted is lost."""
+    config = replace(CONFIG, dropout=0.5)
+    whole = Trainer(config, digits())
+    expected = [whole.train_step() for _ in range(4)]
+    first = Trainer(config, digits())
+    assert [first.train_step() for _ in range(2)] == expected[:2]
+    first.state.seconds = 7.5
+    first.state.bad = {3, 1}
+    second = Trainer(config, digits())
+    second.state.resume(first.state.to_checkpoint())
+    torch.rand(5)  # draws elsewhere do not matter
+    assert (second.state.seconds, second.state.bad) == (7.5, {1, 3})
+    assert [second.train_step() for _ in range(2)] == expected[2:]
+    assert torch.equal(second.state.bucket_losses, whole.state.bucket_losses)
