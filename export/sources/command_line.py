@@ -11,6 +11,7 @@ from runtime.bundle.shipped import named_folder
 from runtime.diffusion.schedule import Schedule, make_schedule
 from runtime.errors import RequestError, unknown
 from runtime.errors.messages import printable
+from runtime.terminal.options import together
 from runtime.terminal.output import say
 
 from .conditions import described
@@ -121,7 +122,7 @@ def _module(given: argparse.Namespace) -> Model:
     source = printable(weights) if weights else "with the weights that it comes with"
     say(f"the network of {printable(given.module)}, {source}")
     name = options.pop("name", bundle_name(given.module.rpartition(":")[2]))
-    options["options"] = _together("--option", options.pop("option", ()))
+    options["options"] = together("--option", options.pop("option", ()))
     options |= described(options.pop("condition", ()))
     return from_module(module.requires_grad_(False), schedule=schedule or "", name=name, **options)
 
@@ -131,8 +132,8 @@ def _onnx(given: argparse.Namespace) -> Model:
     schedule = _schedule(options)
     _require(ONNX, ("prediction",), options, schedule, ONNX_EXAMPLE)
     say(f"the network in {printable(given.onnx)}")
-    options["options"] = _together("--option", options.pop("option", ()))
-    options["inputs"] = _together("--input", options.pop("input", ()))
+    options["options"] = together("--option", options.pop("option", ()))
+    options["inputs"] = together("--input", options.pop("input", ()))
     options |= described(options.pop("condition", ()))
     return from_onnx(given.onnx, schedule=schedule or "", **options)
 
@@ -172,19 +173,9 @@ _EVERY = {key for keys in ACCEPTS.values() for key in keys}
 def _schedule(options: dict[str, Any]) -> Schedule | None:
     """Take --schedule and its options out of the others."""
     name = options.pop("schedule", None)
-    parameters = _together("--schedule-option", options.pop("schedule_option", ()))
+    parameters = together("--schedule-option", options.pop("schedule_option", ()))
     if name is None:
         if parameters:
             raise RequestError("--schedule-option needs --schedule.")
         return None
     return make_schedule(name, **parameters)
-
-
-def _together(flag: str, assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Return NAME=VALUE options as one mapping. Raises RequestError for a name given twice."""
-    values: dict[str, Any] = {}
-    for name, value in assignments:
-        if name in values:
-            raise RequestError(f"{flag} must give each name once, got {name!r} twice. Remove one.")
-        values[name] = value
-    return values

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -135,14 +135,25 @@ def settings(given: argparse.Namespace) -> GuidedKeywords:
     return cast(GuidedKeywords, {**found, **_options(given.option)})
 
 
+def together(flag: str, assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return NAME=VALUE options as one mapping. Raises RequestError for a name given twice."""
+    values: dict[str, Any] = {}
+    for name, value in assignments:
+        if name in values:
+            raise RequestError(f"{flag} must give each name once, got {name!r} twice. Remove one.")
+        values[name] = value
+    return values
+
+
 def _options(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Return the solver's options. Raises RequestError for names that no solver has."""
-    for name, _ in pairs:
+    found = together("--option", pairs)
+    for name in found:
         if name in ARGUMENTS:
             raise RequestError(f"--option {name} is not an option of a solver. Leave it out.")
     # The sampler checks them, too, but its methods have arguments of their own.
-    check_options("a solver", dict(pairs), sorted(SolverOptions.__optional_keys__))
-    return dict(pairs)
+    check_options("a solver", found, sorted(SolverOptions.__optional_keys__))
+    return found
 
 
 def condition(text: str) -> tuple[str, ConditionValue]:

@@ -52,6 +52,7 @@ def test_labels_are_listed_without_an_inference_library(
         ("--out grid.txt", "use a name that ends in .png"),
         ("--out grid.h5", "cannot write images of mode L as .h5"),
         ("--option self=1", "unknown option of a solver: 'self'"),
+        ("--option eta=0 --option eta=1", "'eta' twice"),
         ("--option etta=1", "Did you mean 'eta'"),
         ("--columns 0", "`columns` must be at least 1"),
         ("--width -1", "`width` must be at least 0, got -1"),
