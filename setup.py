@@ -19,6 +19,8 @@ SHIPPED = {"emoji32": ("fp32", "int8")}
 """The bundles in the wheel, and the precisions of each: those that CPU backends load."""
 REPORT_IMAGE = "report.png"
 """Left out: it shows all precisions, and is large."""
+TUNED_IMAGE = "tuned.png"
+"""Left out, too: the card has its figures."""
 COMPUTED_FROM = {"bf16": "fp32"}
 """Precisions without files of their own, and whose files they are computed from."""
 
@@ -45,7 +47,7 @@ def reduce(source: Path, target: Path, precisions: tuple[str, ...]) -> None:
     shutil.rmtree(target, ignore_errors=True)
     value = json.loads((source / "bundle.json").read_bytes())
     left_out = {name.split("/")[0] for name in value["files"] if "/" in name} - {*precisions}
-    unwanted = {*left_out, REPORT_IMAGE}
+    unwanted = {*left_out, REPORT_IMAGE, TUNED_IMAGE}
     files = [name for name in value["files"] if name.split("/")[0] not in unwanted]
     for name in files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +77,7 @@ def _card(text: str, precisions: tuple[str, ...], left_out: set[str]) -> str:
     """Return the card without the rows of the other precisions, and with a line that says so."""
     rows = tuple(f"| {precision} |" for precision in left_out)
     text = text.replace(f"see `report.json` and `{REPORT_IMAGE}`", "see `report.json`")
+    text = text.replace(f" (`{TUNED_IMAGE}`)", "")
     lines = [line for line in text.splitlines() if not line.startswith(rows)]
     note = (
         f"This copy comes with the package and has {', '.join(precisions)}. The project's "
