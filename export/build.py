@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -22,7 +21,7 @@ from runtime.errors import RequestError, unknown
 from runtime.errors.arguments import choice, file_path, flag, instance
 from runtime.errors.keywords import check_options, option_names
 from runtime.errors.messages import refused
-from runtime.files import replacing_folder
+from runtime.files import copy_others, replacing_folder
 from runtime.terminal.output import say
 from runtime.terminal.verbs import program, run_verb
 
@@ -116,22 +115,8 @@ def build(
                 raise _with_advice(error) from error
             raise
         write_documents(place.name, model, bundle, proof)
-        _keep_others(place, folder)
+        copy_others(place, folder, OWN)
     return _said(Bundle.load(place), bounds, out, time.perf_counter() - begun)
-
-
-def _keep_others(old: Path, new: Path) -> None:
-    """Copy what a folder holds besides a bundle, such as .git, into the one that replaces it."""
-    if not old.exists():
-        return
-    own = {*OWN, *(path.name for path in new.iterdir())}
-    shutil.copytree(
-        old,
-        new,
-        symlinks=True,
-        ignore=lambda at, _: own if Path(at) == old else (),
-        dirs_exist_ok=True,
-    )
 
 
 def _said(bundle: Bundle, bounds: Bounds, out: Path, seconds: float) -> Bundle:

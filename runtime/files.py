@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import isinf
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -135,6 +135,28 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("a text holds half of a surrogate pair") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def copy_others(old: Path, new: Path, own: Iterable[str]) -> None:
+    """Copy a user's own files, such as .git, from a folder into the one that is to replace it.
+
+    Args:
+        old: It may be missing.
+        new: What has a name of one of its entries is not copied.
+        own: Further names of entries that are not the user's.
+    """
+    from shutil import copytree
+
+    if not old.exists():
+        return
+    left = {*own, *(path.name for path in new.iterdir())}
+    copytree(
+        old,
+        new,
+        symlinks=True,
+        ignore=lambda at, _: left if Path(at) == old else (),
+        dirs_exist_ok=True,
+    )
 
 
 def _remove_folder(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from runtime.diffusion.program import R
 from runtime.errors import RequestError
 from runtime.errors.arguments import choice
 from runtime.errors.messages import shown_path
-from runtime.files import replacing_folder, to_json
+from runtime.files import copy_others, replacing_folder, to_json
 from runtime.images import is_image
 
 from .libraries import VERSION, library
@@ -81,16 +80,7 @@ def write_site(site: Site, out: Path) -> Menu:
         (folder / ORT).mkdir()
         for name, data in files.items():
             (folder / name).write_bytes(data)
-        if place.exists():
-            # The rest, such as .git or CNAME, is the user's.
-            own = {*OWN, *files}
-            shutil.copytree(
-                place,
-                folder,
-                symlinks=True,
-                ignore=lambda at, _: own if Path(at) == place else (),
-                dirs_exist_ok=True,
-            )
+        copy_others(place, folder, OWN)
     return programs
 
 

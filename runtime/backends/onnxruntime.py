@@ -180,7 +180,7 @@ class OnnxRuntimeBuffers(StreamBuffers):
 
     def __init__(self, backend: OnnxRuntime, batch: int) -> None:
         threads = backend.threads or usable_cores()
-        spare = LEAST_ROUNDED - 1
+        spare = backend.least - 1
         super().__init__(backend.bundle, backend.guard, batch, threads, backend.streams, spare)
         self._backend = backend
 
